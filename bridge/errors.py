@@ -1,0 +1,79 @@
+"""Every error the bridge raises.
+
+::
+
+    BridgeError
+    ├── SettingsError       a setting is unknown, missing or contradicts another
+    ├── HandlerInvalid      @on_event was used in a way that cannot work
+    ├── EventInvalid        an event breaks the wire format or a limit
+    ├── EventLoop           tasks and events feed each other beyond ``max_hops``
+    ├── BusUnavailable      Redis did not do what was asked, after bounded retries
+    └── JournalLost         the journal or its consumer group is gone from Redis
+
+All of them take positional arguments only and can be pickled, because Celery carries exceptions from
+one process to another.
+"""
+
+from __future__ import annotations
+
+
+class BridgeError(Exception):
+    """Root of the tree above."""
+
+
+class SettingsError(BridgeError):
+    """A setting is unknown, missing or contradicts another one."""
+
+
+class HandlerInvalid(BridgeError, TypeError):
+    """``@on_event`` was used in a way that cannot work."""
+
+
+class EventInvalid(BridgeError):
+    """An event breaks the wire format or one of its limits.
+
+    Arguments:
+        reason: Stable short name, used as the reason of a dead letter and as a metric, e.g. ``non_finite``.
+        field: The offending field as a path, e.g. ``payload.items[3].price``; empty for the whole message.
+        detail: What is wrong with it, for a person.
+    """
+
+    def __init__(self, reason: str, field: str, detail: str) -> None:
+        super().__init__(reason, field, detail)
+        self.reason = reason
+        self.field = field
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.field or 'event'}: {self.detail} [{self.reason}]"
+
+
+class EventLoop(BridgeError):
+    """An event would be more than ``max_hops`` publications away from the one that started the chain.
+
+    Arguments:
+        event_type: Type of the event that was refused.
+        hops: Distance it would have had.
+        max_hops: The limit.
+    """
+
+    def __init__(self, event_type: str, hops: int, max_hops: int) -> None:
+        super().__init__(event_type, hops, max_hops)
+        self.event_type = event_type
+        self.hops = hops
+        self.max_hops = max_hops
+
+    def __str__(self) -> str:
+        return (
+            f"{self.event_type!r} would be hop {self.hops} of a chain, the limit is {self.max_hops}. "
+            "Look for a handler that publishes a type which leads back to itself; "
+            "raise bridge_max_hops if the chain is meant to be this long."
+        )
+
+
+class BusUnavailable(BridgeError, ConnectionError):
+    """Redis could not be reached, or refused, after bounded retries. The text names the cause."""
+
+
+class JournalLost(BridgeError):
+    """The journal or its consumer group is gone from Redis (FLUSHALL, DEL, XGROUP DESTROY)."""

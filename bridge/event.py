@@ -1,0 +1,242 @@
+"""The event: one frozen value, its wire format, and how one event follows from another.
+
+Wire format, fixed because other programs speak it: one JSON object with ``id``, ``type``, ``payload``,
+``timestamp`` (ms since the epoch), and optionally ``source``, ``metadata``, ``correlationId``. ``eventId`` and
+``eventType`` are read as ``id`` and ``type``. Unknown fields are kept and passed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from typing_extensions import TypeVar
+
+from bridge import wire
+from bridge.errors import EventInvalid
+from bridge.keys import RESERVED_TYPES
+
+PayloadT = TypeVar("PayloadT", default=Any)
+
+#: The existing TypeScript bus drops every message that carries this source, so no event of ours may.
+UNHEARD_SOURCE = "RedisEventBus"
+
+#: Ids become parts of Redis keys: no glob, no brace (it would move the key to another Cluster slot), no space.
+_ID = re.compile(r"[A-Za-z0-9._:@+-]{1,200}")
+_TYPE = re.compile(r"[A-Za-z0-9_-]+(?:[.:/][A-Za-z0-9_-]+)*")
+_MAX_TYPE_LENGTH = 200
+
+_ALIASES = {"eventId": "id", "eventType": "type", "correlation_id": "correlationId"}
+_ORDER = ("id", "type", "payload", "timestamp", "source", "metadata", "correlationId")
+#: Validation context of data that came through ``wire.loads`` and so is plain JSON already.
+_FROM_WIRE = {"from_wire": True}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What a consequence needs to know of the event behind it; travels in the headers of Celery messages."""
+
+    event_id: str
+    correlation_id: str
+    hops: int
+
+
+class Event(BaseModel, Generic[PayloadT]):
+    """One event. ``Event[DreamCreated]`` has its payload validated as that pydantic model.
+
+    Arguments:
+        type: What happened, e.g. ``dream.created``; case counts.
+        payload: Any JSON; pydantic models, datetimes, UUIDs and Decimals are converted.
+        id: Unique id, the idempotency key of the event; a random UUID unless given.
+        timestamp: When it happened, ms since the epoch; now unless given. Foreign values that are no such
+            number are kept as they came, see :attr:`occurred_at`.
+        source: Program that published it.
+        metadata: JSON object about the event. The bridge uses ``causationId`` and ``hops``.
+        correlation_id: Id shared by all events of one chain.
+
+    Raises:
+        EventInvalid: A field breaks the wire format or a limit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    id: str = Field(default_factory=lambda: str(uuid.uuid4()))
+    type: str
+    payload: PayloadT = Field(default=None, validate_default=False)  # type: ignore[assignment]  # null when missing
+    timestamp: int | float | str | bool | None = Field(default_factory=lambda: time.time_ns() // 1_000_000)
+    source: str | None = None
+    metadata: dict[str, Any] | None = None
+    correlation_id: str | None = Field(default=None, alias="correlationId")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _validate(cls, data: Any, build: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        if isinstance(data, Event):
+            data = data.to_dict()
+        if not isinstance(data, dict):
+            raise EventInvalid("not_object", "", f"an event is a JSON object, not {type(data).__name__}")
+        fields = _renamed(data)
+        if info.context is not _FROM_WIRE:
+            fields = {name: wire.jsonable(value, name) for name, value in fields.items()}
+        try:
+            event = build(fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            path = ".".join(str(part) for part in first["loc"])
+            raise EventInvalid(path.partition(".")[0] or "event", path, first["msg"]) from error
+        _check_id(event.id)
+        _check_type(event.type)
+        return event
+
+    @classmethod
+    def decode(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> Event:
+        """Read an event from the bytes another program sent.
+
+        Arguments:
+            data: One JSON object in UTF-8.
+            max_bytes: Largest size accepted.
+            channel_type: The type that the channel names, if it came on one. Stands in for a missing type.
+
+        Raises:
+            EventInvalid: With the reason; among others ``no_id``, and ``type_mismatch`` when message and channel
+                disagree, which would let a publisher that may only use one channel pass for another.
+        """
+        fields = wire.loads(data, max_bytes)
+        if not isinstance(fields, dict):
+            raise EventInvalid("not_object", "", f"an event is a JSON object, not {type(fields).__name__}")
+        fields = _renamed(fields)
+        if fields.get("id") is None:
+            raise EventInvalid("no_id", "id", "missing")
+        if type(fields["id"]) is int:
+            fields["id"] = str(fields["id"])
+        if fields.get("type") is None and channel_type is not None:
+            fields["type"] = channel_type
+        fields.setdefault("timestamp", None)  # the moment is unknown: invent none
+        event: Event = cls.model_validate(fields, context=_FROM_WIRE)
+        if channel_type is not None and event.type != channel_type:
+            raise EventInvalid("type_mismatch", "type", f"{event.type!r} came on the channel of {channel_type!r}")
+        return event
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Event[PayloadT]:
+        """Rebuild an event from :meth:`to_dict`, e.g. from the argument of a task message."""
+        return cls.model_validate(fields, context=_FROM_WIRE)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event in its wire form as plain JSON types; absent optional fields stay absent."""
+        payload = self.payload
+        known = {
+            "id": self.id,
+            "type": self.type,
+            "payload": wire.jsonable(payload, "payload") if isinstance(payload, BaseModel) else payload,
+            "timestamp": self.timestamp,
+            "source": self.source,
+            "metadata": self.metadata,
+            "correlationId": self.correlation_id,
+        }
+        optional = _ORDER[3:]
+        present = {name: known[name] for name in _ORDER if name not in optional or known[name] is not None}
+        return present | (self.__pydantic_extra__ or {})
+
+    __json__ = to_dict  # kombu's JSON encoder asks for this name: an Event can be an argument of any task
+
+    def encode(self, *, max_bytes: int) -> bytes:
+        """Return the event as it goes over the wire.
+
+        Raises:
+            EventInvalid: It is larger than *max_bytes*; ``field`` is the largest field.
+        """
+        fields = self.to_dict()
+        data = wire.dumps(fields)
+        if len(data) > max_bytes:
+            largest = max(fields, key=lambda name: len(wire.dumps(fields[name])))
+            raise EventInvalid("size", largest, f"the event has {len(data)} bytes, the limit is {max_bytes}")
+        return data
+
+    @property
+    def digest(self) -> str:
+        """Hash of type and payload: two events with one id and different digests are a conflict.
+
+        Source, timestamp and metadata do not count: the copies that one publisher writes to the key and to the
+        channel may differ in them.
+        """
+        content = wire.dumps([self.type, self.to_dict()["payload"]], sort_keys=True)
+        return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+    @property
+    def occurred_at(self) -> datetime | None:
+        """The timestamp as a time, or None when it is not a plausible number of milliseconds."""
+        if isinstance(self.timestamp, bool) or not isinstance(self.timestamp, int | float):
+            return None
+        try:
+            return datetime.fromtimestamp(self.timestamp / 1000, UTC)
+        except (OverflowError, ValueError, OSError):
+            return None
+
+    @property
+    def hops(self) -> int:
+        """Publications between the first event of the chain (0) and this one."""
+        hops = (self.metadata or {}).get("hops")
+        return hops if type(hops) is int and hops > 0 else 0
+
+    @property
+    def cause(self) -> Cause:
+        """This event as the cause of what follows from it."""
+        return Cause(self.id, self.correlation_id or self.id, self.hops)
+
+    def child(self, type: str, payload: Any = None, **fields: Any) -> Event:
+        """Return a new event that this one caused.
+
+        It carries the correlation id on (the first event of a chain lends its own id) and records the cause
+        in ``metadata.causationId`` and the length of the chain in ``metadata.hops``.
+
+        Arguments:
+            type, payload: Of the new event.
+            fields: Any other field of :class:`Event`; what is given wins.
+        """
+        return caused_by(self.cause, type, payload, **fields)
+
+    def __repr__(self) -> str:
+        short = self.id if len(self.id) <= 12 else f"{self.id[:8]}..."
+        return f"<Event {self.type} {short}>"
+
+    __str__ = __repr__
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+def caused_by(cause: Cause | None, type: str, payload: Any = None, **fields: Any) -> Event:
+    """Return a new event with its place in the chain of *cause*; without a cause it starts a chain."""
+    if cause is not None:
+        fields.setdefault("correlation_id", cause.correlation_id)
+        chain = {"causationId": cause.event_id, "hops": cause.hops + 1}
+        fields["metadata"] = chain | (fields.get("metadata") or {})
+    return Event(type=type, payload=payload, **fields)
+
+
+def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
+    renamed = dict(fields)
+    for alias, name in _ALIASES.items():
+        if alias in renamed and name not in renamed:
+            renamed[name] = renamed.pop(alias)
+    return renamed
+
+
+def _check_id(event_id: str) -> None:
+    if not _ID.fullmatch(event_id):
+        raise EventInvalid("id", "id", f"{event_id[:80]!r} is not 1 to 200 of A-Z a-z 0-9 . _ : @ + -")
+
+
+def _check_type(event_type: str) -> None:
+    if len(event_type) > _MAX_TYPE_LENGTH or not _TYPE.fullmatch(event_type):
+        raise EventInvalid("type", "type", f"{event_type[:80]!r} is not words of A-Z a-z 0-9 _ - joined by . : /")
+    if RESERVED_TYPES.match(event_type):
+        raise EventInvalid("type", "type", f"{event_type!r} is reserved for the bridge's own keys")

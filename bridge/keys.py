@@ -1,0 +1,83 @@
+"""The name of every key and channel the bridge uses in Redis. Nothing else spells them out.
+
+The event key and the channels are part of the wire format and belong to every program on the bus. The
+bridge's own keys carry the prefix as a hash tag, ``{prefix}``, so that in a Redis Cluster all of them share
+one slot and scripts that touch several stay atomic.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: Event types that would read like one of the bridge's own keys below the same prefix.
+RESERVED_TYPES = re.compile(r"(?:event|seen|dead|parked|inflight|done|heartbeat):|journal\Z|heartbeat\Z")
+
+_GLOB_SPECIAL = re.compile(r"([\\*?\[\]^])")
+
+
+def escape_glob(literal: str) -> str:
+    """Quote *literal* so that a Redis glob pattern matches exactly it."""
+    return _GLOB_SPECIAL.sub(r"\\\1", literal)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names below one channel prefix.
+
+    Arguments:
+        prefix: The channel prefix, e.g. ``dreamnet:events:``; not empty, without braces.
+    """
+
+    prefix: str
+
+    # Wire format: shared with programs in other languages.
+
+    def channel(self, event_type: str) -> str:
+        """Channel on which events of *event_type* are broadcast."""
+        return self.prefix + event_type
+
+    def event(self, event_id: str) -> str:
+        """String key that holds one event as JSON, with a TTL."""
+        return f"{self.prefix}event:{event_id}"
+
+    @property
+    def all_channels(self) -> str:
+        """PSUBSCRIBE pattern for every event of this bus."""
+        return escape_glob(self.prefix) + "*"
+
+    @property
+    def all_events(self) -> str:
+        """SCAN pattern for every event key of this bus."""
+        return escape_glob(self.prefix) + "event:*"
+
+    # The bridge's own.
+
+    def _own(self, name: str) -> str:
+        return "{" + self.prefix + "}" + name
+
+    @property
+    def journal(self) -> str:
+        """Stream of every event, appended once per id; consumer groups read it."""
+        return self._own("journal")
+
+    @property
+    def heartbeat(self) -> str:
+        """Channel on which a subscriber hears itself, to notice a connection that died in silence."""
+        return self._own("heartbeat")
+
+    def seen(self, event_id: str) -> str:
+        """String key: this event id is in the journal. Value ``<digest>:<attempt>``."""
+        return self._own(f"seen:{event_id}")
+
+    def done(self, task_id: str) -> str:
+        """String key: this task has had its effect."""
+        return self._own(f"done:{task_id}")
+
+    def dead(self, group: str) -> str:
+        """Stream of the dead letters of one consumer group."""
+        return self._own(f"dead:{group}")
+
+    def parked(self, group: str, mark: str) -> str:
+        """String key: the dead letter identified by *mark* was written a moment ago."""
+        return self._own(f"parked:{group}:{mark}")

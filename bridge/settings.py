@@ -1,0 +1,211 @@
+"""All settings of the bridge, and the only reader of the environment and of ``celeryconfig.py``.
+
+Precedence: explicit argument, then environment (``BRIDGE_REDIS_URL``, ...; ``REDIS_URL`` too), then ``bridge_*``
+names of the Celery configuration, then the default. A misspelt ``BRIDGE_*`` or ``bridge_*`` name is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self
+from urllib.parse import quote
+
+from celery import Celery
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from bridge.errors import SettingsError
+from bridge.event import UNHEARD_SOURCE
+
+_ENV_PREFIX = "BRIDGE_"
+_CONF_PREFIX = "bridge_"
+_ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
+_URL_SCHEMES = ("redis", "rediss", "unix")
+
+
+class BridgeSettings(BaseSettings):
+    """What one process needs to know. Build it with :meth:`load`; durations carry their unit in the name."""
+
+    model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, extra="forbid", frozen=True, populate_by_name=True)
+
+    #: The bus, e.g. ``rediss://user:secret@redis.internal:6380/0``. Wins over the three parts below.
+    redis_url: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices(f"{_ENV_PREFIX}REDIS_URL", "REDIS_URL")
+    )
+    redis_host: str = "localhost"
+    redis_port: int = Field(default=6379, ge=1, le=65535)
+    redis_password: SecretStr | None = None
+    #: How long one command may take before the connection counts as dead. Blocking reads add to it.
+    socket_timeout_s: float = Field(default=10.0, ge=1)
+    #: Tries of one publication or look-up, the first included, before :class:`BusUnavailable`.
+    publish_attempts: int = Field(default=4, ge=1)
+
+    #: Channel ``{prefix}{type}`` and key ``{prefix}event:{id}``.
+    channel_prefix: str = "dreamnet:events:"
+    #: Write the event key and the journal entry when publishing.
+    enable_persistence: bool = True
+    #: Broadcast when publishing, listen when subscribing.
+    enable_pubsub: bool = True
+    #: Who publishes; the name of the Celery application unless set.
+    source: str = ""
+    #: Lifetime of an event key and of a journal entry.
+    event_ttl_s: int = Field(default=24 * 3600, ge=1)
+    #: Lifetime of the marks that recognise a repeated event or task; one hour over the event unless set, so that
+    #: catch-up never takes an old event for a new one.
+    dedup_ttl_s: int = Field(default=0, ge=0)
+    #: Largest event, encoded, that is published or accepted.
+    max_event_bytes: int = Field(default=1024 * 1024, ge=1)
+    #: Longest chain of events that cause each other.
+    max_hops: int = Field(default=16, ge=1)
+    #: Events an in-process bus keeps for ``get_event`` when Redis has none.
+    local_events: int = Field(default=1000, ge=0)
+
+    #: Consumer group: names one Celery application. Each group gets every event once.
+    group: str = ""
+    #: Where a new group begins: the oldest retained event, or only what comes after its creation.
+    start: Literal["earliest", "latest"] = "earliest"
+    #: Most events read, dispatched or written to the journal in one step.
+    batch_size: int = Field(default=500, ge=1, le=5000)
+    #: Longest wait of one read of the journal. Bounds how fast a stop is noticed.
+    block_ms: int = Field(default=1000, ge=1, le=2000)
+    #: Entries that a consumer has held for this long are taken over by another. Must exceed the longest dispatch.
+    claim_idle_s: float = Field(default=60.0, gt=0)
+    #: Pause between two rounds of upkeep: claim from dead consumers, trim by age.
+    upkeep_interval_s: float = Field(default=15.0, gt=0)
+    #: Pause between two heartbeats on the bridge's own channel; three missed ones mean a dead connection.
+    heartbeat_interval_s: float = Field(default=5.0, gt=0)
+    #: Dead letters kept per group; older ones make room.
+    max_dead_letters: int = Field(default=10_000, ge=1)
+    #: Options for sending tasks by event type, first match wins: ``{"billing.*": {"queue": "billing"}}``.
+    routes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @classmethod
+    def load(cls, app: Celery | None = None, **explicit: Any) -> BridgeSettings:
+        """Read the settings for *app*, or for a program without Celery.
+
+        Arguments:
+            app: Its configuration supplies ``bridge_*`` names, its name the default of ``group`` and ``source``.
+            explicit: Settings that win over everything else, by their names here.
+
+        Raises:
+            SettingsError: A name is unknown (the text proposes the right one) or a value does not fit.
+        """
+        conf = {name: app.conf[name] for name in app.conf if _is_ours(name)} if app is not None else {}
+        _refuse_unknown(explicit, "", "argument")
+        _refuse_unknown((name for name in os.environ if name.startswith(_ENV_PREFIX)), _ENV_PREFIX, "environment")
+        _refuse_unknown(conf, _CONF_PREFIX, "Celery configuration")
+        if _ADDRESS_PARTS & explicit.keys():
+            explicit.setdefault("redis_url", None)  # an explicit host wins over REDIS_URL of the environment
+        name = (app.main if app is not None else None) or "bridge"
+        below_env = {"group": name, "source": name} | {key.removeprefix(_CONF_PREFIX): conf[key] for key in conf}
+        try:
+            return _reading(below_env)(**explicit)
+        except ValidationError as error:
+            raise SettingsError(_describe(error)) from None  # the original would print values, secrets among them
+
+    @field_validator("channel_prefix")
+    @classmethod
+    def _usable_prefix(cls, prefix: str) -> str:
+        if not prefix:
+            raise ValueError("must not be empty: the subscription would hear every channel of the server")
+        if re.search(r"[{}\s]", prefix):
+            raise ValueError("must hold no braces (they choose the Redis Cluster slot) and no white space")
+        return prefix
+
+    @field_validator("source")
+    @classmethod
+    def _heard_source(cls, source: str) -> str:
+        if source == UNHEARD_SOURCE:
+            raise ValueError(f"{UNHEARD_SOURCE!r} is what the TypeScript bus drops; no one would hear our events")
+        return source
+
+    @field_validator("group")
+    @classmethod
+    def _usable_group(cls, group: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9._@-]{1,100}", group):
+            raise ValueError("is 1 to 100 of A-Z a-z 0-9 . _ @ -; it becomes part of key names")
+        return group
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        scheme = self.url.partition("://")[0]
+        if scheme not in _URL_SCHEMES:
+            raise ValueError(f"redis_url: scheme {scheme!r} is not one of {', '.join(_URL_SCHEMES)}")
+        if self.dedup_ttl_s and self.dedup_ttl_s <= self.event_ttl_s:
+            raise ValueError("dedup_ttl_s must exceed event_ttl_s, or catch-up would dispatch old events again")
+        return self
+
+    @property
+    def url(self) -> str:
+        """Address of the bus, with its password: never log it, see :attr:`redacted_url`."""
+        if self.redis_url is not None:
+            return self.redis_url.get_secret_value()
+        password = self.redis_password.get_secret_value() if self.redis_password else ""
+        login = f":{quote(password, safe='')}@" if password else ""
+        return f"redis://{login}{self.redis_host}:{self.redis_port}/0"
+
+    @property
+    def redacted_url(self) -> str:
+        """Address of the bus for logs and errors: no user, no password, no query."""
+        return re.sub(r"://.*@", "://", self.url.partition("?")[0])
+
+    @property
+    def event_ttl_ms(self) -> int:
+        """Lifetime of an event key and of a journal entry, in ms."""
+        return self.event_ttl_s * 1000
+
+    @property
+    def dedup_ttl_ms(self) -> int:
+        """Lifetime of the seen and done marks, in ms."""
+        return (self.dedup_ttl_s or self.event_ttl_s + 3600) * 1000
+
+    @property
+    def client_name(self) -> str:
+        """How our connections appear in CLIENT LIST."""
+        return f"bridge:{self.group}:{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}:{os.getpid()}"
+
+
+def _reading(below_env: Mapping[str, Any]) -> type[BridgeSettings]:
+    """Return the settings class with *below_env* as its source between the environment and the defaults."""
+
+    class Reader(BridgeSettings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[Any, ...]:
+            return init_settings, env_settings, lambda: dict(below_env)
+
+    Reader.__name__ = BridgeSettings.__name__
+    return Reader
+
+
+def _is_ours(name: object) -> bool:
+    return isinstance(name, str) and name.startswith(_CONF_PREFIX)
+
+
+def _refuse_unknown(names: Iterable[str], prefix: str, where: str) -> None:
+    known = BridgeSettings.model_fields
+    for name in names:
+        short = name.removeprefix(prefix).lower()
+        if short not in known:
+            guess = difflib.get_close_matches(short, known, n=1, cutoff=0.5)
+            spelt = [prefix + (key.upper() if prefix.isupper() else key) for key in guess or sorted(known)]
+            hint = f"did you mean {spelt[0]}?" if guess else f"known are {', '.join(spelt)}."
+            raise SettingsError(f"{where}: there is no setting {name}; {hint}")
+
+
+def _describe(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(str(part) for part in problem["loc"]).removeprefix(_ENV_PREFIX).lower()
+        problems.append(f"{name}: {problem['msg']}" if name else problem["msg"])
+    return "; ".join(problems)

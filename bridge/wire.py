@@ -1,0 +1,163 @@
+"""JSON as it travels: the one encoder, the one decoder, and the limits both hold.
+
+Parsers disagree at the edges of JSON: some turn ``2**70`` into a float, some accept ``NaN``, some crash on deep
+nesting. What passes here reads the same in every language; everything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from bridge.errors import EventInvalid
+
+#: Levels of objects and arrays, the event itself being the first. Far above real events, far below what
+#: makes any known parser overflow its stack.
+MAX_DEPTH = 64
+
+#: Integers outside signed 64 bits become floats, or errors, in other languages.
+MIN_INT, MAX_INT = -(2**63), 2**63 - 1
+
+
+def jsonable(value: Any, field: str, depth: int = 2) -> Any:
+    """Return *value* as plain JSON types; models, datetimes, UUIDs, Decimals and enums are converted.
+
+    Arguments:
+        value: What the caller wants to send.
+        field: Path of the value, for the error text.
+        depth: Level of the value when it is a container; a field of an event is at level 2.
+
+    Raises:
+        EventInvalid: A part of it is not JSON, or breaks a limit; ``field`` is the path of that part.
+    """
+    if isinstance(value, str):
+        return _checked_text(value, field)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return _checked_int(value, field)
+    if isinstance(value, float):
+        return _checked_float(value, field)
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="python", by_alias=True)
+    if isinstance(value, Mapping):
+        _check_depth(depth, field)
+        return {
+            _checked_name(name, field): jsonable(item, f"{field}.{name}", depth + 1) for name, item in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        _check_depth(depth, field)
+        return [jsonable(item, f"{field}[{index}]", depth + 1) for index, item in enumerate(value)]
+    try:
+        converted = to_jsonable_python(value)
+    except (PydanticSerializationError, UnicodeDecodeError) as error:
+        raise EventInvalid("json", field, f"{type(value).__name__} has no JSON form; convert it first") from error
+    return jsonable(converted, field, depth)
+
+
+def dumps(value: Any, *, sort_keys: bool = False) -> bytes:
+    """Encode plain JSON types as compact UTF-8.
+
+    Raises:
+        EventInvalid: A string holds half a surrogate pair, which UTF-8 cannot carry, or a number is not finite.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise EventInvalid("surrogate", "", "a string holds half a surrogate pair") from error
+    except ValueError as error:
+        raise EventInvalid("non_finite", "", "NaN and infinities are not JSON") from error
+
+
+def loads(data: bytes, max_bytes: int) -> Any:
+    """Decode one JSON text from the wire. Duplicate names: the last one wins.
+
+    Arguments:
+        data: The bytes as received.
+        max_bytes: Largest size that is parsed at all.
+
+    Raises:
+        EventInvalid: It is no JSON that every reader would take the same way; ``reason`` says why.
+    """
+    if len(data) > max_bytes:
+        raise EventInvalid("size", "", f"{len(data)} bytes, the limit is {max_bytes} (bridge_max_event_bytes)")
+    if not data.strip():
+        raise EventInvalid("empty", "", "no content")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise EventInvalid("encoding", "", f"not UTF-8: {error.reason} at byte {error.start}") from error
+    if text[0] == "\ufeff":
+        raise EventInvalid("encoding", "", "starts with a byte order mark")
+    try:
+        value = _decoder.decode(text)
+    except RecursionError as error:
+        raise EventInvalid("depth", "", f"nested deeper than {MAX_DEPTH} levels") from error
+    except ValueError as error:
+        raise EventInvalid("json", "", f"not JSON: {error}") from error
+    # Brackets bound the depth from above: only suspicious messages pay for the walk.
+    if text.count("{") + text.count("[") > MAX_DEPTH:
+        _check_nesting(value)
+    return value
+
+
+def _check_nesting(value: Any) -> None:
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        _check_depth(depth, "")
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+
+
+def _check_depth(depth: int, field: str) -> None:
+    if depth > MAX_DEPTH:
+        raise EventInvalid("depth", field[:200], f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _checked_int(value: int, field: str) -> int:
+    if not MIN_INT <= value <= MAX_INT:
+        raise EventInvalid("integer", field, "does not fit into 64 bits; send it as a string")
+    return int(value)
+
+
+def _checked_float(value: float, field: str) -> float:
+    if not math.isfinite(value):
+        raise EventInvalid("non_finite", field, f"{value} is not JSON; send null or a string")
+    return float(value)
+
+
+def _checked_text(value: str, field: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise EventInvalid("surrogate", field, "holds half a surrogate pair") from error
+    return str(value)
+
+
+def _checked_name(name: Any, field: str) -> str:
+    if not isinstance(name, str):
+        raise EventInvalid("json", field, f"object names are strings, {name!r} is {type(name).__name__}")
+    return _checked_text(name, field)
+
+
+def _parse_int(text: str) -> int:
+    if len(text) > 20:  # int() of thousands of digits is slow, or refused with a bare ValueError
+        raise EventInvalid("integer", "", f"a number of {len(text)} digits does not fit into 64 bits")
+    return _checked_int(int(text), "")
+
+
+def _parse_float(text: str) -> float:
+    return _checked_float(float(text), "")
+
+
+def _refuse_constant(text: str) -> Any:
+    raise EventInvalid("non_finite", "", f"{text} is not JSON")
+
+
+_decoder = json.JSONDecoder(parse_int=_parse_int, parse_float=_parse_float, parse_constant=_refuse_constant)
