@@ -92,7 +92,7 @@ class Event(BaseModel, Generic[PayloadT]):
             path = ".".join(str(part) for part in first["loc"])
             raise EventInvalid(path.partition(".")[0] or "event", path, first["msg"]) from error
         _check_id(event.id)
-        _check_type(event.type)
+        check_type(event.type)
         return event
 
     @classmethod
@@ -147,15 +147,15 @@ class Event(BaseModel, Generic[PayloadT]):
 
     __json__ = to_dict  # kombu's JSON encoder asks for this name: an Event can be an argument of any task
 
-    def encode(self, *, max_bytes: int) -> bytes:
-        """Return the event as it goes over the wire.
+    def encode(self, *, max_bytes: int | None = None) -> bytes:
+        """Return the event as it goes over the wire; without *max_bytes*, of any size.
 
         Raises:
             EventInvalid: It is larger than *max_bytes*; ``field`` is the largest field.
         """
         fields = self.to_dict()
         data = wire.dumps(fields)
-        if len(data) > max_bytes:
+        if max_bytes is not None and len(data) > max_bytes:
             largest = max(fields, key=lambda name: len(wire.dumps(fields[name])))
             raise EventInvalid("size", largest, f"the event has {len(data)} bytes, the limit is {max_bytes}")
         return data
@@ -235,7 +235,8 @@ def _check_id(event_id: str) -> None:
         raise EventInvalid("id", "id", f"{event_id[:80]!r} is not 1 to 200 of A-Z a-z 0-9 . _ : @ + -")
 
 
-def _check_type(event_type: str) -> None:
+def check_type(event_type: str) -> None:
+    """Raise :class:`EventInvalid` unless *event_type* is one that events may have."""
     if len(event_type) > _MAX_TYPE_LENGTH or not _TYPE.fullmatch(event_type):
         raise EventInvalid("type", "type", f"{event_type[:80]!r} is not words of A-Z a-z 0-9 _ - joined by . : /")
     if RESERVED_TYPES.match(event_type):

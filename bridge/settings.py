@@ -24,6 +24,8 @@ from bridge.event import UNHEARD_SOURCE
 _ENV_PREFIX = "BRIDGE_"
 _CONF_PREFIX = "bridge_"
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
+#: Names of Celery applications that nobody chose.
+_NAMELESS = (None, "default", "__main__")
 _URL_SCHEMES = ("redis", "rediss", "unix")
 
 
@@ -39,8 +41,8 @@ class BridgeSettings(BaseSettings):
     redis_host: str = "localhost"
     redis_port: int = Field(default=6379, ge=1, le=65535)
     redis_password: SecretStr | None = None
-    #: How long one command may take before the connection counts as dead. Blocking reads add to it.
-    socket_timeout_s: float = Field(default=10.0, ge=1)
+    #: How long one command may take before the connection counts as dead. Blocking reads take up to 2 s of it.
+    socket_timeout_s: float = Field(default=10.0, ge=5)
     #: Tries of one publication or look-up, the first included, before :class:`BusUnavailable`.
     publish_attempts: int = Field(default=4, ge=1)
 
@@ -100,7 +102,7 @@ class BridgeSettings(BaseSettings):
         _refuse_unknown(conf, _CONF_PREFIX, "Celery configuration")
         if _ADDRESS_PARTS & explicit.keys():
             explicit.setdefault("redis_url", None)  # an explicit host wins over REDIS_URL of the environment
-        name = (app.main if app is not None else None) or "bridge"
+        name = app.main if app is not None and app.main not in _NAMELESS else "bridge"
         below_env = {"group": name, "source": name} | {key.removeprefix(_CONF_PREFIX): conf[key] for key in conf}
         try:
             return _reading(below_env)(**explicit)

@@ -101,6 +101,8 @@ def loads(data: bytes, max_bytes: int) -> Any:
         raise EventInvalid("depth", "", f"nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
         raise EventInvalid("json", "", f"not JSON: {error}") from error
+    if b"\\ud" in data.lower():  # an escape that may be half a pair: only then pay for the check
+        dumps(value)
     # Brackets bound the depth from above: only suspicious messages pay for the walk.
     if text.count("{") + text.count("[") > MAX_DEPTH:
         _check_nesting(value)

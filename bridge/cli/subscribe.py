@@ -1,0 +1,49 @@
+"""``celery -A APP bus subscribe``: the subscriber without a worker around it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+
+import click
+from celery.bin.base import LOG_LEVEL
+
+from bridge.errors import BridgeError
+from bridge.settings import BridgeSettings
+from bridge.subscriber import Subscriber
+
+
+@click.command()
+@click.option("-l", "--loglevel", type=LOG_LEVEL, default="INFO", show_default=True, help="Logging level.")
+@click.pass_context
+def subscribe(ctx: click.Context, loglevel: int) -> None:
+    """Turn events into tasks, and run none.
+
+    For deployments that keep subscribers and task workers apart. Ends with status 0 on SIGTERM or SIGINT, after
+    the batch under way.
+
+    \b
+    Example:
+      celery -A bridge bus subscribe --loglevel WARNING
+      celery -A bridge worker --no-subscriber
+    """
+    app = ctx.obj.app
+    app.log.setup_logging_subsystem(loglevel=loglevel)
+    app.loader.import_default_modules()
+    app.finalize()
+    try:
+        settings = BridgeSettings.load(app)
+        subscriber = Subscriber(app, settings, name=f"subscribe@{socket.gethostname()}:{os.getpid()}")
+    except BridgeError as error:
+        raise click.ClickException(str(error)) from error
+
+    stop = threading.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: stop.set())
+    subscriber.start()
+    stop.wait()
+    logging.getLogger(__name__).info("stopping")
+    subscriber.stop()

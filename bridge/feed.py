@@ -1,0 +1,167 @@
+"""Listening to the event channels, and knowing when something may have been missed.
+
+A pub/sub connection can die in silence, and redis-py subscribes again without a word. So the feed hears its own
+heartbeat on the bridge's own channel, and reports every confirmation of the subscription: each one after the first
+is a gap.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from bridge.connection import back_off
+from bridge.errors import EventInvalid
+from bridge.event import UNHEARD_SOURCE, Event
+from bridge.keys import Keys
+from bridge.metrics import Counters
+from bridge.settings import BridgeSettings
+
+log = logging.getLogger(__name__)
+
+#: redis-py drops a large message that arrives in pieces when the timeout is shorter than the pauses between them.
+_WAIT_S = 1.0
+_MISSED_HEARTBEATS = 3
+#: Most bytes taken in one go; a batch may exceed it by one message.
+_BATCH_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class InvalidMessage:
+    """Bytes that are no event: where they came from, and why they were refused."""
+
+    origin: str
+    data: bytes
+    error: EventInvalid
+
+
+@dataclass
+class Heard:
+    """What arrived in one go, and whether the subscription began anew."""
+
+    events: list[Event] = field(default_factory=list)
+    invalid: list[InvalidMessage] = field(default_factory=list)
+    subscribed: bool = False
+
+
+class ChannelFeed:
+    """Every message on the event channels of one bus, read by one thread.
+
+    Arguments:
+        client: Connected to the bus; its pool supplies the subscribed connection.
+        settings: Prefix, batch size and heartbeat interval.
+        counters: Raises ``gaps`` and ``errors``.
+    """
+
+    def __init__(self, client: Redis, settings: BridgeSettings, counters: Counters) -> None:
+        self._client = client
+        self._settings = settings
+        self._keys = Keys(settings.channel_prefix)
+        self._counters = counters
+        self._subscriptions = 0
+
+    def run(self, stop: threading.Event, on_heard: Callable[[Heard], None]) -> None:
+        """Listen until *stop* is set, through lost connections; *on_heard* gets every batch.
+
+        It must not raise. Its first batch says ``subscribed``: from then on nothing is missed silently.
+        """
+        failures = 0
+        while not stop.is_set():
+            try:
+                for heard in self._listen(stop):
+                    failures = 0
+                    on_heard(heard)
+            except (RedisError, OSError) as error:
+                self._counters.add("errors")
+                if failures == 0:
+                    log.warning("lost the event channels at %s: %s", self._settings.redacted_url, error)
+                back_off(stop, failures)
+                failures += 1
+
+    def _listen(self, stop: threading.Event) -> Iterator[Heard]:
+        pubsub: Any = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py has no types here
+        try:
+            pubsub.subscribe(self._keys.heartbeat)
+            pubsub.psubscribe(self._keys.all_channels)
+            alive_at = beat_at = time.monotonic()
+            while not stop.is_set():
+                heard, any_sign = self._read(pubsub)
+                now = time.monotonic()
+                if any_sign:
+                    alive_at = now
+                interval = self._settings.heartbeat_interval_s
+                if now - alive_at > _MISSED_HEARTBEATS * interval:
+                    raise RedisConnectionError(f"nothing heard for {now - alive_at:.0f} s, not even the own heartbeat")
+                if now - max(alive_at, beat_at) > interval:
+                    self._client.publish(self._keys.heartbeat, self._settings.client_name)
+                    beat_at = now
+                if heard.events or heard.invalid or heard.subscribed:
+                    heard.events = restore_sources(self._client, self._settings, heard.events)
+                    yield heard
+        finally:
+            pubsub.close()
+
+    def _read(self, pubsub: Any) -> tuple[Heard, bool]:
+        heard, any_sign, count, size = Heard(), False, 0, 0
+        while message := pubsub.get_message(timeout=_WAIT_S):
+            any_sign = True
+            if message["type"] == "pmessage":
+                self._decode(message["channel"], message["data"], heard)
+                count += 1
+                size += len(message["data"])
+            elif message["type"] == "psubscribe":
+                self._confirmed(heard)
+            full = count >= self._settings.batch_size or size > _BATCH_BYTES
+            if full or not pubsub.connection.can_read(timeout=0):
+                break
+        return heard, any_sign
+
+    def _decode(self, channel: bytes, data: bytes, heard: Heard) -> None:
+        name = channel.decode(errors="backslashreplace")
+        event_type = name.removeprefix(self._keys.prefix)
+        try:
+            event = Event.decode(data, max_bytes=self._settings.max_event_bytes, channel_type=event_type)
+        except EventInvalid as error:
+            heard.invalid.append(InvalidMessage(name, data, error))
+        else:
+            heard.events.append(event)
+
+    def _confirmed(self, heard: Heard) -> None:
+        heard.subscribed = True
+        self._subscriptions += 1
+        if self._subscriptions > 1:
+            self._counters.add("gaps")
+            log.info("subscribed to %s again: events may have been missed", self._keys.all_channels)
+
+
+def restore_sources(client: Redis, settings: BridgeSettings, events: list[Event]) -> list[Event]:
+    """Return *events* with the real source of those the TypeScript bus broadcast, as far as their keys tell.
+
+    That bus writes its own name as the source of every broadcast and keeps the real one in the event key. Key
+    and broadcast go out on two connections, so the key may not be there yet: then the source stays.
+    """
+    hidden = [event.id for event in events if event.source == UNHEARD_SOURCE]
+    if not hidden:
+        return events
+    keys = Keys(settings.channel_prefix)
+    with client.pipeline(transaction=False) as pipe:
+        for event_id in hidden:
+            pipe.get(keys.event(event_id))
+        values = dict(zip(hidden, pipe.execute(raise_on_error=False), strict=True))
+
+    def restored(event: Event) -> Event:
+        try:
+            kept = Event.decode(values[event.id], max_bytes=settings.max_event_bytes)
+        except (KeyError, TypeError, AttributeError, EventInvalid):
+            return event
+        return event.model_copy(update={"source": kept.source}) if kept.source else event
+
+    return [restored(event) for event in events]

@@ -1,0 +1,179 @@
+"""``@on_event``: which tasks an event becomes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import threading
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from celery import shared_task
+
+from bridge.errors import EventInvalid, HandlerInvalid
+from bridge.event import Event, check_type
+from bridge.patterns import compile_pattern
+from bridge.task import EventTask
+
+#: Options that choose how a task message is sent; all others are attributes of the task.
+SEND_OPTIONS = frozenset(
+    {"queue", "exchange", "exchange_type", "routing_key", "priority", "delivery_mode", "countdown", "compression"}
+)
+_TASK_OPTIONS = frozenset(name for name in dir(EventTask) if not name.startswith("_")) - {
+    "run",
+    "abstract",
+    "event_model",
+    "send_options",
+} | {
+    "bind",
+    "autoretry_for",
+    "dont_autoretry_for",
+    "retry_kwargs",
+    "retry_backoff",
+    "retry_backoff_max",
+    "retry_jitter",
+}
+_GLOB_CHARS = frozenset("*?[]\\")
+
+#: Types are few; a program that invents new ones without end must not fill our memory.
+_MAX_CACHED_TYPES = 10_000
+
+
+@dataclass(frozen=True)
+class Handler:
+    """One registered handler.
+
+    Arguments:
+        task_name: Name of its Celery task.
+        patterns: Redis globs; the handler gets an event whose type matches any of them, once.
+        where: Predicate on the event; None accepts all.
+        send_options: Options for sending its task that the decorator gave; they win over ``bridge_routes``.
+    """
+
+    task_name: str
+    patterns: tuple[str, ...]
+    where: Callable[[Event[Any]], bool] | None = None
+    send_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def matches(self, event_type: str) -> bool:
+        """Whether one of the patterns matches."""
+        return any(compile_pattern(pattern).fullmatch(event_type) for pattern in self.patterns)
+
+
+class Registry:
+    """The handlers of one process, in the order of registration."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._handlers: dict[str, Handler] = {}
+        self._by_type: dict[str, tuple[Handler, ...]] = {}
+
+    def add(self, handler: Handler) -> None:
+        """Register *handler*; one of the same task name, from a module imported again, is replaced."""
+        with self._lock:
+            self._handlers[handler.task_name] = handler
+            self._by_type.clear()
+
+    def matching(self, event_type: str) -> tuple[Handler, ...]:
+        """Return the handlers for *event_type*, before their predicates are asked."""
+        found = self._by_type.get(event_type)
+        if found is None:
+            with self._lock:
+                found = tuple(handler for handler in self._handlers.values() if handler.matches(event_type))
+                if len(self._by_type) >= _MAX_CACHED_TYPES:
+                    self._by_type.clear()
+                self._by_type[event_type] = found
+        return found
+
+    def __iter__(self) -> typing.Iterator[Handler]:
+        return iter(tuple(self._handlers.values()))
+
+    def clear(self) -> None:
+        """Forget all handlers; for tests."""
+        with self._lock:
+            self._handlers.clear()
+            self._by_type.clear()
+
+
+#: Where ``@on_event`` registers. Like ``shared_task``, it serves every Celery application of the process.
+registry = Registry()
+
+
+def on_event(
+    *patterns: str, where: Callable[[Event[Any]], bool] | None = None, **options: Any
+) -> Callable[[Callable[..., Any]], EventTask]:
+    """Make a function the handler of events: a Celery task that runs once for each matching event.
+
+    The function takes the event as its one argument (after the task itself with ``bind=True``). Annotated
+    ``Event[Model]``, with a pydantic model, it gets the payload as that model; a payload that does not fit
+    becomes a dead letter. The result is an ordinary Celery task and can be called as a plain function.
+
+    Arguments:
+        patterns: Event types, or Redis globs over the whole type such as ``dream.*``.
+        where: Predicate on the event, asked in the subscriber before a task is sent.
+        options: Any option of a Celery task (``bind``, ``autoretry_for``, ``rate_limit``, ...) and of sending one
+            (``queue``, ``priority``, ``countdown``, ...).
+
+    Raises:
+        HandlerInvalid: It could never work as written; the text says what to change.
+    """
+    _check_patterns(patterns)
+    _check_options(options)
+
+    def register(function: Callable[..., Any]) -> EventTask:
+        send_options = {name: options[name] for name in options if name in SEND_OPTIONS}
+        task_options = {name: options[name] for name in options if name not in SEND_OPTIONS}
+        name = task_options.pop("name", None) or f"{function.__module__}.{function.__name__}"
+        model = _event_model(function, bound=bool(task_options.get("bind")))
+        ours = {"name": name, "base": EventTask, "event_model": model, "send_options": send_options}
+        make_task = cast("Any", shared_task)(**ours | task_options)
+        registry.add(Handler(name, patterns, where, send_options))
+        return cast("EventTask", make_task(function))
+
+    return register
+
+
+def _check_patterns(patterns: tuple[Any, ...]) -> None:
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise HandlerInvalid("@on_event needs one or more event types: @on_event('dream.created')")
+    for pattern in patterns:
+        try:
+            compile_pattern(pattern)
+            if not _GLOB_CHARS & set(pattern):
+                check_type(pattern)
+        except (ValueError, EventInvalid) as error:
+            raise HandlerInvalid(f"@on_event({pattern!r}) can match no event: {error}") from error
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = SEND_OPTIONS | _TASK_OPTIONS | {"base"}
+    for name in options:
+        if name not in known:
+            guess = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {guess[0]!r}?" if guess else "it is no option of a Celery task."
+            raise HandlerInvalid(f"@on_event has no option {name!r}; {hint}")
+    if "base" in options and not issubclass(options["base"], EventTask):
+        raise HandlerInvalid(f"base={options['base'].__name__} must be a subclass of bridge.EventTask")
+
+
+def _event_model(function: Callable[..., Any], *, bound: bool) -> type[Event[Any]]:
+    name = getattr(function, "__name__", repr(function))
+    if inspect.iscoroutinefunction(function):
+        raise HandlerInvalid(f"{name} is async; Celery runs plain functions: call asyncio.run() inside one")
+    signature = inspect.signature(function)
+    try:
+        arguments = signature.bind(*([None] * (1 + bound))).arguments
+    except TypeError as error:
+        wanted = "the task and the event" if bound else "the event as its one argument (or use bind=True)"
+        raise HandlerInvalid(f"{name}{signature} must take {wanted}") from error
+    try:
+        annotation = typing.get_type_hints(function).get(list(arguments)[-1], Event)
+    except NameError as error:
+        raise HandlerInvalid(
+            f"{name}: {error}; a type that a handler is annotated with is needed at run time"
+        ) from error
+    if not (isinstance(annotation, type) and issubclass(annotation, Event)):
+        raise HandlerInvalid(f"{name} gets an Event; annotate it as Event or Event[Model], not {annotation!r}")
+    return annotation

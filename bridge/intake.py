@@ -1,0 +1,140 @@
+"""Pub/sub to journal: events of programs that know nothing of the journal, each appended once.
+
+Two threads do it. One listens and appends what it hears. The other looks for what was missed, after every new
+subscription, by scanning the event keys for ids the journal has not seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from bridge.connection import back_off
+from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.errors import EventInvalid
+from bridge.event import Event
+from bridge.feed import ChannelFeed, Heard, InvalidMessage
+from bridge.journal import Journal, Record
+from bridge.keys import Keys
+from bridge.metrics import Counters
+from bridge.settings import BridgeSettings
+
+log = logging.getLogger(__name__)
+
+_SCAN_COUNT = 1000
+#: How often a waiting catch-up looks whether it should stop.
+_WAIT_S = 0.5
+
+
+class Intake:
+    """Brings foreign events into the journal of one bus.
+
+    Arguments:
+        client: Connected to the bus.
+        journal, dead_letters, counters: Its parts.
+        settings: Limits and lifetimes.
+    """
+
+    def __init__(
+        self, client: Redis, journal: Journal, dead_letters: DeadLetters, counters: Counters, settings: BridgeSettings
+    ) -> None:
+        self._client = client
+        self._journal = journal
+        self._dead_letters = dead_letters
+        self._counters = counters
+        self._settings = settings
+        self._keys = Keys(settings.channel_prefix)
+        self._gap = threading.Event()
+        #: Set once everything that was retained when we first subscribed is in the journal.
+        self.caught_up = threading.Event()
+
+    def listen(self, stop: threading.Event) -> None:
+        """Append what is broadcast until *stop* is set."""
+        feed = ChannelFeed(self._client, self._settings, self._counters)
+        feed.run(stop, lambda heard: self._on_heard(heard, stop))
+
+    def catch_up(self, stop: threading.Event) -> None:
+        """Append what was missed, after every new subscription, until *stop* is set."""
+        while not stop.is_set():
+            if self._gap.wait(_WAIT_S):
+                self._gap.clear()
+                self._until_done(lambda: self._scan(stop), stop)
+
+    def _on_heard(self, heard: Heard, stop: threading.Event) -> None:
+        if heard.subscribed:
+            self._gap.set()  # subscribed first, scan second: nothing falls between
+        self._counters.add("received", len(heard.events) + len(heard.invalid))
+        self._until_done(lambda: self._take(heard.events, heard.invalid, "appended"), stop)
+
+    def _until_done(self, do: Callable[[], None], stop: threading.Event) -> None:
+        """Repeat *do* while Redis is away: what was heard is not heard again."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                return do()
+            except (RedisError, OSError) as error:
+                self._counters.add("errors")
+                if failures == 0:
+                    log.warning("the journal at %s does not answer: %s", self._settings.redacted_url, error)
+                back_off(stop, failures)
+                failures += 1
+        return None
+
+    def _take(self, events: Sequence[Event], invalid: Sequence[InvalidMessage], counter: str) -> None:
+        looping = [event for event in events if event.hops > self._settings.max_hops]
+        records = [Record(event, event.encode()) for event in events if event not in looping]
+        outcomes = self._journal.append(records) if records else []
+        conflicts = [record for record, outcome in zip(records, outcomes, strict=True) if outcome == "conflict"]
+        for event in looping:
+            text = f"{event.hops} hops, the limit is {self._settings.max_hops}"
+            self._refuse(DeadLetter.of_message("loop", text, self._keys.channel(event.type), event.encode()))
+        for record in conflicts:
+            origin = self._keys.channel(record.event.type)
+            text = f"id {record.event.id} is taken by an event with another type or payload"
+            self._refuse(DeadLetter.of_message("id_conflict", text, origin, record.data))
+        for message in invalid:
+            self._refuse(DeadLetter.of_message(message.error.reason, str(message.error), message.origin, message.data))
+        self._counters.add(counter, outcomes.count("appended"))
+        self._counters.add("duplicate", outcomes.count("repeated"))
+
+    def _refuse(self, letter: DeadLetter) -> None:
+        if self._dead_letters.add(letter):
+            self._counters.add("invalid")
+            log.warning("dead letter (%s) from %r: %s", letter.reason, letter.origin, letter.detail)
+
+    def _scan(self, stop: threading.Event) -> None:
+        cursor = 0
+        while not stop.is_set():
+            cursor, names = self._client.scan(cursor, match=self._keys.all_events, count=_SCAN_COUNT)
+            self._take_keys(cast("list[bytes]", names))
+            if cursor == 0:
+                self.caught_up.set()
+                return
+
+    def _take_keys(self, names: Sequence[bytes]) -> None:
+        by_id = {name.decode(errors="backslashreplace").removeprefix(self._keys.event("")): name for name in names}
+        unseen = self._journal.unseen(list(by_id))
+        with self._client.pipeline(transaction=False) as pipe:
+            for event_id in unseen:
+                pipe.get(by_id[event_id])
+            values = pipe.execute(raise_on_error=False)
+        events: list[Event] = []
+        invalid: list[InvalidMessage] = []
+        for event_id, value in zip(unseen, values, strict=True):
+            origin = self._keys.event(event_id)
+            try:
+                if isinstance(value, ResponseError):
+                    raise EventInvalid("wrong_type", "", "the event key holds no string")
+                if value is not None:  # it may have expired since the scan
+                    events.append(Event.decode(value, max_bytes=self._settings.max_event_bytes))
+            except EventInvalid as error:
+                data = value if isinstance(value, bytes) else b""
+                invalid.append(InvalidMessage(origin, data, error))
+        for start in range(0, len(events), self._settings.batch_size):
+            self._take(events[start : start + self._settings.batch_size], [], "caught_up")
+        self._take([], invalid, "caught_up")

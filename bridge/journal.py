@@ -1,0 +1,217 @@
+"""The journal: a Redis stream that holds every event once, read through consumer groups.
+
+Pub/sub forgets what nobody hears; the journal does not. It gives order, a backlog that survives crashes, one copy
+per group however many subscribers run, redelivery of what a dead subscriber held, and replay.
+
+The methods raise redis-py's errors as they come: the loops that call them decide how to wait.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from bridge.connection import script
+from bridge.errors import JournalLost
+from bridge.event import Event
+from bridge.keys import Keys
+from bridge.settings import BridgeSettings
+
+#: Most entries one trim call removes; the server looks at each of them.
+_TRIM_ENTRIES = 1000
+
+Outcome = Literal["appended", "repeated", "conflict"]
+_OUTCOMES: dict[int, Outcome] = {1: "appended", 0: "repeated", -1: "conflict"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """An event with its encoded form, so that it is encoded once on its way."""
+
+    event: Event
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry as a consumer reads it; *data* is None when it was removed before it was acknowledged."""
+
+    entry_id: bytes
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """Result of :meth:`Journal.trim`; *lost* counts per group what was removed unacknowledged."""
+
+    removed: int
+    more: bool
+    lost: dict[str, int]
+
+
+class Journal:
+    """The journal of one bus, seen by one consumer group.
+
+    Arguments:
+        client: Connected to the bus.
+        settings: Prefix, group and lifetimes.
+    """
+
+    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._group = settings.group
+        self._keys = Keys(settings.channel_prefix)
+        self._key = self._keys.journal
+        self._publish = script(client, "publish")
+        self._append = script(client, "append")
+        self._trim = script(client, "trim")
+        self._leave = script(client, "leave")
+
+    # Writing
+
+    def publish(self, records: Sequence[Record], attempts: Sequence[str], *, broadcast: bool) -> list[bool]:
+        """Write event key, journal entry and broadcast of each record in one step; one round trip for all.
+
+        Arguments:
+            records: The events.
+            attempts: One token per record, the same when the call is repeated after an error. It tells a
+                repetition of this very publication from another one with the same id.
+            broadcast: Whether to PUBLISH.
+
+        Returns:
+            For each record whether it was published; False when its id had been published before.
+        """
+        if len(records) == 1:
+            return [self._publish_one(records[0], attempts[0], broadcast, None) == 1]
+        with self._client.pipeline(transaction=False) as pipe:
+            for record, token in zip(records, attempts, strict=True):
+                self._publish_one(record, token, broadcast, pipe)
+            return [reply == 1 for reply in pipe.execute()]
+
+    def _publish_one(self, record: Record, token: str, broadcast: bool, client: Any) -> Any:
+        event = record.event
+        channel = self._keys.channel(event.type) if broadcast else ""
+        ttls = (self._settings.dedup_ttl_ms, self._settings.event_ttl_ms)
+        return self._publish(
+            keys=[self._key, self._keys.seen(event.id), self._keys.event(event.id)],
+            args=[event.digest, token, *ttls, event.id, event.type, record.data, channel],
+            client=client,
+        )
+
+    def append(self, records: Sequence[Record]) -> list[Outcome]:
+        """Append each event whose id is new, in one call; safe to repeat.
+
+        Returns:
+            For each record what became of it. ``conflict``: its id is taken by an event with another type or
+            payload; the first one stays.
+        """
+        args: list[Any] = [self._settings.dedup_ttl_ms]
+        for record in records:
+            args += (record.event.digest, record.event.id, record.event.type, record.data)
+        keys = [self._key, *(self._keys.seen(record.event.id) for record in records)]
+        replies = cast("list[int]", self._append(keys=keys, args=args))
+        return [_OUTCOMES[reply] for reply in replies]
+
+    def unseen(self, event_ids: Sequence[str]) -> list[str]:
+        """Return those of *event_ids* that are not in the journal as far as the marks tell."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for event_id in event_ids:
+                pipe.exists(self._keys.seen(event_id))
+            marks = pipe.execute()
+        return [event_id for event_id, mark in zip(event_ids, marks, strict=True) if not mark]
+
+    # Reading as a consumer of the group
+
+    def create_group(self, start: Literal["earliest", "latest"]) -> bool:
+        """Create the group, and the journal with it; False when it exists already."""
+        try:
+            self._client.xgroup_create(self._key, self._group, id="0" if start == "earliest" else "$", mkstream=True)
+        except ResponseError as error:
+            if str(error).startswith("BUSYGROUP"):
+                return False
+            raise
+        return True
+
+    def group_exists(self) -> bool:
+        """Whether the group is there."""
+        try:
+            groups = self._client.xinfo_groups(self._key)
+        except ResponseError as error:
+            if "no such key" in str(error):
+                return False
+            raise
+        return self._group.encode() in [group["name"] for group in groups]
+
+    def read(self, consumer: str, count: int, block_ms: int) -> list[Entry]:
+        """Take up to *count* entries no consumer of the group has had; wait up to *block_ms* for the first.
+
+        Raises:
+            JournalLost: Journal or group are gone.
+        """
+        return self._read_group(consumer, ">", count, block_ms)
+
+    def held(self, consumer: str, count: int, after: bytes = b"0") -> list[Entry]:
+        """Return entries this consumer took and has not acknowledged, those after entry id *after*."""
+        return self._read_group(consumer, after, count, None)
+
+    def _read_group(self, consumer: str, start: bytes | str, count: int, block_ms: int | None) -> list[Entry]:
+        with _group_errors():
+            reply = self._client.xreadgroup(self._group, consumer, {self._key: start}, count=count, block=block_ms)
+        return _entries(cast("Any", reply)[0][1]) if reply else []
+
+    def claim(self, consumer: str, min_idle_ms: int, cursor: bytes, count: int) -> tuple[bytes, int]:
+        """Take over entries that another consumer has held for *min_idle_ms*; read them with :meth:`held`.
+
+        Returns:
+            The cursor of the next call, ``b"0-0"`` at the end, and how many were taken.
+        """
+        with _group_errors():
+            reply = self._client.xautoclaim(
+                self._key, self._group, consumer, min_idle_ms, start_id=cursor, count=count, justid=True
+            )
+        following, taken = cast("tuple[bytes, list[bytes]]", reply[:2] if len(reply) > 1 else (b"0-0", reply))
+        return following, len(taken)
+
+    def acknowledge(self, entry_ids: Sequence[bytes]) -> None:
+        """Drop entries from what the group still has to do; safe to repeat."""
+        if entry_ids:
+            self._client.xack(self._key, self._group, *entry_ids)
+
+    def leave(self, consumer: str) -> None:
+        """Remove *consumer* from the group unless it still holds entries."""
+        with _group_errors():
+            self._leave(keys=[self._key], args=[self._group, consumer])
+
+    # Upkeep
+
+    def trim(self) -> Trimmed:
+        """Remove entries older than the lifetime of an event; call again while ``more``."""
+        reply = cast("list[Any]", self._trim(keys=[self._key], args=[self._settings.event_ttl_ms, _TRIM_ENTRIES]))
+        lost = {group.decode(): count for group, count in zip(reply[2::2], reply[3::2], strict=True) if count}
+        return Trimmed(removed=reply[0], more=bool(reply[1]), lost=lost)
+
+
+def new_attempt() -> str:
+    """Return a token for one publication, see :meth:`Journal.publish`."""
+    return secrets.token_hex(6)
+
+
+@contextmanager
+def _group_errors() -> Iterator[None]:
+    try:
+        yield
+    except ResponseError as error:
+        if str(error).startswith(("NOGROUP", "UNBLOCKED")) or "no such key" in str(error):
+            raise JournalLost(str(error)) from error
+        raise
+
+
+def _entries(rows: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
+    return [Entry(entry_id, fields[b"event"] if fields else None) for entry_id, fields in rows]

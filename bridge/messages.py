@@ -1,0 +1,189 @@
+"""Celery task messages for events: made once per route by Celery itself, then filled in per event.
+
+An ordinary ``apply_async`` spends most of its time on work that is the same for every event of a route. So Celery
+renders one message per route into a recorder, and each event replaces what differs: ids, body and the text that
+Flower shows. Where that would not be what Celery sends, ``apply_async`` does it: when someone listens to the publish
+signals, when sent-events are on, and for routes with an ETA or expiry.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from celery import Celery
+from celery.signals import after_task_publish, before_task_publish
+from kombu import Producer
+from kombu.serialization import dumps
+
+from bridge.context import PROPAGATOR
+from bridge.errors import SettingsError
+from bridge.event import Event
+from bridge.handlers import SEND_OPTIONS, Handler
+from bridge.patterns import compile_pattern
+from bridge.settings import BridgeSettings
+from bridge.task import EventTask, describe
+
+#: Derives task ids; any fixed UUID serves, this one must never change: a repeated dispatch has the same task id.
+_TASK_IDS = uuid.UUID("2b9b1d1e-64c1-4f0f-8a52-6c5d2d7c9a10")
+
+#: kombu waits for ever for a broker that is gone, unless told; these are for Redis, where it is so.
+_REDIS_BROKER_TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0, "socket_keepalive": True}
+
+
+@dataclass(frozen=True)
+class _Template:
+    """One message of a route as Celery renders it, without what differs from event to event."""
+
+    headers: Mapping[str, Any]
+    embed: Any
+    serializer: str
+    publish: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A task message ready to go: nothing about its event can fail any more."""
+
+    task: EventTask
+    task_id: str
+    event: Event
+    options: Mapping[str, Any]
+    #: None when Celery has to make the message itself.
+    template: _Template | None
+    #: Content type, encoding and content.
+    body: tuple[str, str, Any] | None
+
+
+class Outbox:
+    """Makes task messages and sends them in batches; used by one thread.
+
+    Arguments:
+        app: The Celery application whose tasks and broker these are.
+        settings: ``group`` goes into the task ids, ``routes`` choose queues by event type.
+
+    Raises:
+        SettingsError: ``bridge_routes`` holds an option that does not concern sending.
+    """
+
+    def __init__(self, app: Celery, settings: BridgeSettings) -> None:
+        self._app = app
+        self._group = settings.group
+        self._routes = [(compile_pattern(pattern), options) for pattern, options in settings.routes.items()]
+        self._templates: dict[tuple[str, int], _Template | None] = {}
+        self._producer: Any = None  # kombu.Producer; its stubs know no batch()
+        for pattern, options in settings.routes.items():
+            if unknown := options.keys() - SEND_OPTIONS:
+                known = ", ".join(sorted(SEND_OPTIONS))
+                raise SettingsError(f"bridge_routes[{pattern!r}]: {', '.join(sorted(unknown))} is none of {known}")
+
+    def prepare(self, handler: Handler, event: Event) -> Message:
+        """Make the message that calls *handler* with *event*. Raises whatever is wrong with either."""
+        task = cast("EventTask", self._app.tasks[handler.task_name])
+        route = next((i for i, (pattern, _) in enumerate(self._routes) if pattern.fullmatch(event.type)), -1)
+        options = {**(self._routes[route][1] if route >= 0 else {}), **handler.send_options}
+        template = self._template(task, route, options)
+        task_id = task_id_for(self._group, event.id, handler.task_name)
+        body = dumps(([event.to_dict()], {}, template.embed), template.serializer) if template else None
+        return Message(task, task_id, event, options, template, body)
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """Send all *messages* through one broker batch.
+
+        An error leaves open which of them went out; sending all of them again gives them the same task ids.
+
+        Raises:
+            Exception: Whatever the broker's client raises; the connection is then made anew next time.
+        """
+        if not messages:
+            return
+        try:
+            producer = self._connected()
+            with producer.batch():
+                for message in messages:
+                    if message.template is None or message.body is None:
+                        _send_by_celery(producer, message)
+                    else:
+                        _send_filled_in(producer, message, message.template, message.body)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the broker connection; the next message opens another."""
+        if self._producer is not None:
+            connection, self._producer = self._producer.connection, None
+            connection.release()
+
+    def _template(self, task: EventTask, route: int, options: Mapping[str, Any]) -> _Template | None:
+        if self._only_celery_may_send():
+            self._app.amqp.router.route(dict(options), task.name)  # an unknown queue is the handler's fault: say so now
+            return None
+        key = (task.name, route)
+        if key not in self._templates:
+            self._templates[key] = self._render(task, options)
+        return self._templates[key]
+
+    def _render(self, task: EventTask, options: Mapping[str, Any]) -> _Template | None:
+        recorder = _Recorder(self._app.connection_for_write(), auto_declare=False)
+        task.apply_async(({},), task_id="-", argsrepr="-", producer=recorder, add_to_parent=False, **options)
+        body, publish = recorder.recorded
+        headers, serializer = publish.pop("headers"), publish.pop("serializer")
+        if not isinstance(body, tuple) or headers["eta"] or headers["expires"]:
+            return None  # task protocol 1, or moments that differ from event to event
+        del publish["correlation_id"]
+        return _Template(headers, body[2], serializer, publish | {"retry": False, "retry_policy": None})
+
+    def _only_celery_may_send(self) -> bool:
+        others = any(key[0] != PROPAGATOR for key, *_ in before_task_publish.receivers or ())
+        return bool(others or after_task_publish.receivers or self._app.conf.task_send_sent_event)
+
+    def _connected(self) -> Any:
+        if self._producer is None:
+            connection = self._app.connection_for_write()
+            if connection.transport.driver_type == "redis":
+                options = _REDIS_BROKER_TIMEOUTS | self._app.conf.broker_transport_options
+                connection = self._app.connection_for_write(transport_options=options)
+            self._producer = self._app.amqp.Producer(connection, auto_declare=False)
+        return self._producer
+
+
+def task_id_for(group: str, event_id: str, task_name: str) -> str:
+    """Return the id of the task that *task_name* of *group* runs for an event: always the same."""
+    return str(uuid.uuid5(_TASK_IDS, f"{group}:{event_id}:{task_name}"))
+
+
+def _send_filled_in(producer: Any, message: Message, template: _Template, body: tuple[str, str, Any]) -> None:
+    content_type, content_encoding, content = body
+    task_id = message.task_id
+    producer.publish(
+        content,
+        content_type=content_type,
+        content_encoding=content_encoding,
+        headers={**template.headers, "id": task_id, "root_id": task_id, "argsrepr": describe(message.event)},
+        correlation_id=task_id,
+        **template.publish,
+    )
+
+
+def _send_by_celery(producer: Any, message: Message) -> None:
+    message.task.apply_async(
+        (message.event.to_dict(),),
+        task_id=message.task_id,
+        argsrepr=describe(message.event),
+        producer=producer,
+        retry=False,
+        add_to_parent=False,
+        **message.options,
+    )
+
+
+class _Recorder(Producer):
+    """A producer that keeps what it is asked to publish instead of sending it."""
+
+    recorded: tuple[Any, dict[str, Any]]
+
+    def publish(self, body: Any, **options: Any) -> None:  # type: ignore[override]  # takes whatever Celery passes
+        self.recorded = (body, options)

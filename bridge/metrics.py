@@ -1,0 +1,29 @@
+"""Counters of one process: what ``celery inspect stats`` and Flower's worker page show.
+
+Names used: ``received`` ``duplicate`` ``appended`` ``caught_up`` ``invalid`` (intake), ``dispatched`` ``unrouted``
+``retried_batches`` ``lost`` (dispatch), ``claimed`` ``trimmed`` (upkeep), ``gaps`` ``errors`` (connection).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+
+class Counters:
+    """Named counters that several threads may raise."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: Counter[str] = Counter()
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Raise the counter *name* by *amount*."""
+        if amount:
+            with self._lock:
+                self._values[name] += amount
+
+    def snapshot(self) -> dict[str, int]:
+        """Return a copy of all counters that were ever raised."""
+        with self._lock:
+            return dict(self._values)

@@ -1,0 +1,179 @@
+"""The subscriber: intake, dispatch and upkeep of one process, started and stopped as one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from redis.exceptions import RedisError
+
+from bridge.connection import back_off, connect
+from bridge.dead_letters import DeadLetters
+from bridge.dispatcher import Dispatcher
+from bridge.errors import JournalLost
+from bridge.handlers import registry
+from bridge.intake import Intake
+from bridge.journal import Journal
+from bridge.messages import Outbox
+from bridge.metrics import Counters
+from bridge.settings import BridgeSettings
+
+log = logging.getLogger(__name__)
+
+#: Longest wait for the threads: each notices a stop within 2 s, or within the socket timeout when Redis hangs.
+_STOP_TIMEOUT_S = 10.0
+_TERMINATE_TIMEOUT_S = 2.0
+
+
+class Subscriber:
+    """Turns the events of the bus into tasks of *app*, in threads of its own, until stopped.
+
+    Starting needs neither Redis nor the broker: it waits for them. Any number may run; each event is dispatched by
+    one of those with the same group.
+
+    Arguments:
+        app: The Celery application whose handlers are called.
+        settings: Where the bus is and how to treat it.
+        name: Name of this subscriber within its group; no other live process may use it.
+
+    Raises:
+        SettingsError: ``bridge_routes`` cannot work.
+    """
+
+    def __init__(self, app: Celery, settings: BridgeSettings, name: str) -> None:
+        self.name = name
+        self.counters = Counters()
+        #: Set once this subscriber reads the journal and has brought what it missed into it.
+        self.ready = threading.Event()
+        self._settings = settings
+        self._client = connect(settings)
+        self._journal = Journal(self._client, settings)
+        dead_letters = DeadLetters(self._client, settings)
+        self._outbox = Outbox(app, settings)
+        self._dispatcher = Dispatcher(
+            self._journal, dead_letters, self._outbox, registry, self.counters, settings, consumer=name
+        )
+        self._intake = Intake(self._client, self._journal, dead_letters, self.counters, settings)
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._upkeep_at = 0.0
+        self._failures = 0
+
+    def start(self) -> None:
+        """Start the threads and return at once."""
+        jobs: dict[str, Callable[[], None]] = {"bridge-dispatch": self._dispatch}
+        if self._settings.enable_pubsub:
+            jobs["bridge-listen"] = lambda: self._intake.listen(self._stop)
+            jobs["bridge-catch-up"] = lambda: self._intake.catch_up(self._stop)
+        else:
+            self._intake.caught_up.set()
+        for name, job in jobs.items():
+            # Daemons, so that a process that dies of something else does not hang on them.
+            thread = threading.Thread(target=self._keep_running, args=(job,), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        log.info("subscriber %s of group %s at %s", self.name, self._settings.group, self._settings.redacted_url)
+
+    def stop(self) -> None:
+        """Finish the batch under way, leave the group, close the connections. May be called again."""
+        self._end(_STOP_TIMEOUT_S)
+
+    def terminate(self) -> None:
+        """Stop without waiting long; what was under way is dispatched by the next subscriber."""
+        self._end(_TERMINATE_TIMEOUT_S)
+
+    def info(self) -> dict[str, Any]:
+        """Return what ``celery inspect stats`` shows of this subscriber."""
+        state = "ready" if self.ready.is_set() else "starting"
+        return {"group": self._settings.group, "consumer": self.name, "state": state, **self.counters.snapshot()}
+
+    def _end(self, timeout_s: float) -> None:
+        self._stop.set()
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        late = [thread.name for thread in self._threads if thread.is_alive()]
+        self._threads = []
+        if late:
+            log.warning("%s still waiting for Redis or the broker; left behind", ", ".join(late))
+            return
+        try:
+            self._journal.leave(self.name)
+        except (RedisError, JournalLost, OSError) as error:
+            log.info("left group %s without a word: %s", self._settings.group, error)
+        self._outbox.close()
+        self._client.close()
+
+    def _keep_running(self, job: Callable[[], None]) -> None:
+        """Run *job* until stopped. It handles Redis and broker being away; anything else is a bug, not the end."""
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                job()
+            except Exception:  # the loop must go on whatever an event does to it
+                self.counters.add("errors")
+                log.exception("%s failed and starts again", threading.current_thread().name)
+                back_off(self._stop, failures)
+                failures += 1
+
+    def _dispatch(self) -> None:
+        group_open = False
+        while not self._stop.is_set():
+            try:
+                group_open = group_open or self._open_group()
+                if group_open:
+                    self._dispatcher.step()
+                    self._upkeep()
+                    if self._intake.caught_up.is_set():
+                        self.ready.set()
+                self._failures = 0
+            except JournalLost as error:
+                # From the beginning: better an event twice, with the same task id, than an event lost.
+                log.error("the journal or group %s was deleted, made anew: %s", self._settings.group, error)
+                self.counters.add("journal_lost")
+                self._journal.create_group("earliest")
+            except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
+                self._wait_for(error)
+
+    def _open_group(self) -> bool:
+        """Make sure that the group exists; False while that has to wait."""
+        # With "latest", what is retained must enter the journal before the group begins, or catch-up would make it new.
+        begin_late = self._settings.start == "latest" and not self._journal.group_exists()
+        if begin_late and not self._intake.caught_up.wait(self._settings.block_ms / 1000):
+            return False
+        if self._journal.create_group(self._settings.start):
+            log.info("group %s begins with the %s event", self._settings.group, self._settings.start)
+        return True
+
+    def _wait_for(self, error: Exception) -> None:
+        self.counters.add("errors")
+        if self._failures == 0:
+            log.warning("dispatch waits, the journal keeps: %s: %s", type(error).__name__, error)
+        back_off(self._stop, self._failures)
+        self._failures += 1
+
+    def _upkeep(self) -> None:
+        """Now and then: take over what dead consumers hold, and trim the journal by age."""
+        if time.monotonic() < self._upkeep_at:
+            return
+        self._upkeep_at = time.monotonic() + self._settings.upkeep_interval_s
+        cursor, min_idle_ms = b"0-0", int(self._settings.claim_idle_s * 1000)
+        while not self._stop.is_set():
+            cursor, taken = self._journal.claim(self.name, min_idle_ms, cursor, self._settings.batch_size)
+            if taken:
+                self.counters.add("claimed", taken)
+                self._dispatcher.look_at_held()
+            if cursor == b"0-0":
+                break
+        more = True
+        while more and not self._stop.is_set():
+            trimmed = self._journal.trim()
+            more = trimmed.more
+            self.counters.add("trimmed", trimmed.removed)
+            for group, count in trimmed.lost.items():
+                self.counters.add("lost", count)
+                log.error("%d events of group %s outlived their retention undispatched: lost", count, group)

@@ -1,0 +1,58 @@
+"""The bridge inside a Celery application: ``install()``, and the bootstep that runs the subscriber in a worker."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+from celery import Celery, bootsteps
+
+from bridge.context import install_propagation
+from bridge.settings import BridgeSettings
+from bridge.subscriber import Subscriber
+
+
+def install(app: Celery) -> None:
+    """Give *app* the bridge: its workers run a subscriber, its tasks hand on which event caused them.
+
+    Handlers are those of ``@on_event``; settings come from ``bridge_*`` names of the app's configuration and from
+    the environment. Installing twice is the same as once.
+    """
+    install_propagation()
+    app.steps["worker"].add(SubscriberStep)
+    options = app.user_options["worker"]
+    if not any(option.name == "no_subscriber" for option in options):
+        options.add(
+            click.Option(
+                ["--no-subscriber"],
+                is_flag=True,
+                default=False,
+                help="Run tasks only; leave the events of the bus to other workers.",
+            )
+        )
+
+
+class SubscriberStep(bootsteps.StartStopStep):
+    """Runs a subscriber beside the pool.
+
+    It hangs on the worker, not on its consumer, which starts anew whenever the broker is lost: the journal must go
+    on filling then. It requires the pool, so that no thread exists yet when the pool forks; and it is stopped
+    before the pool.
+    """
+
+    label = "Bridge"
+    requires = ("celery.worker.components:Pool", "celery.worker.components:Beat")
+
+    def __init__(self, worker: Any, no_subscriber: bool = False, **options: Any) -> None:
+        self.enabled = not no_subscriber
+        super().__init__(worker, **options)
+
+    def create(self, worker: Any) -> Subscriber:  # type: ignore[override]  # the stubs say None, Celery takes the service
+        """Return the service that :class:`StartStopStep` starts and stops. Wrong settings end the worker here."""
+        settings = BridgeSettings.load(worker.app)
+        return Subscriber(worker.app, settings, name=f"{worker.hostname}:{os.getpid()}")
+
+    def info(self, worker: Any) -> dict[str, Any]:  # type: ignore[override]  # likewise
+        """Return the section of ``celery inspect stats``."""
+        return {"bridge": self.obj.info()} if self.obj else {}

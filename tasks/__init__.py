@@ -1,0 +1,5 @@
+"""Example handlers: a small pipeline over dreams. Importing the package registers them."""
+
+from tasks import activity, dreams
+
+__all__ = ["activity", "dreams"]

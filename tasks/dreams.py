@@ -1,0 +1,53 @@
+"""From a dream to its place in the index: ``dream.created`` -> ``dream.analysed`` -> ``dream.ready``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from bridge import Event, get_bus, on_event, publish_event
+from tasks import text
+
+#: Dreams kept in the index, newest first.
+INDEX_SIZE = 1000
+INDEX_KEY = "dreams:index"
+WORDS_KEY = "dreams:words"
+
+
+class DreamCreated(BaseModel):
+    """Payload of ``dream.created``."""
+
+    dream_id: str = Field(alias="dreamId", min_length=1)
+    text: str
+
+
+@on_event("dream.created")
+def analyse(event: Event[DreamCreated]) -> dict[str, Any]:
+    """Compute statistics of the dream's text and publish them."""
+    statistics = asdict(text.analyse(event.payload.text))
+    publish_event("dream.analysed", {"dreamId": event.payload.dream_id, "statistics": statistics})
+    return statistics
+
+
+@on_event("dream.analysed", queue="index")
+def index(event: Event) -> int:
+    """Put the dream into the rolling index, which knows the newest dreams by time and by word."""
+    dream_id, statistics = event.payload["dreamId"], event.payload["statistics"]
+    redis = get_bus().client
+    with redis.pipeline() as pipe:
+        pipe.zadd(INDEX_KEY, {dream_id: event.timestamp})
+        for word in statistics["top_words"]:
+            pipe.zadd(f"{WORDS_KEY}:{word}", {dream_id: event.timestamp})
+            pipe.zremrangebyrank(f"{WORDS_KEY}:{word}", 0, -INDEX_SIZE - 1)
+        pipe.zremrangebyrank(INDEX_KEY, 0, -INDEX_SIZE - 1)
+        pipe.zrevrank(INDEX_KEY, dream_id)
+        rank = pipe.execute()[-1]
+    position = -1 if rank is None else int(rank)  # an old dream may fall out at once
+    mood = statistics["sentiment"]
+    publish_event(
+        "dream.ready",
+        {"dreamId": dream_id, "position": position, "mood": "bright" if mood > 0 else "dark" if mood < 0 else "even"},
+    )
+    return position

