@@ -47,6 +47,15 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Claimed:
+    """Result of :meth:`Journal.claim`; *removed* were no longer in the journal: their events are lost."""
+
+    cursor: bytes
+    taken: int
+    removed: int
+
+
+@dataclass(frozen=True)
 class Trimmed:
     """Result of :meth:`Journal.trim`; *lost* counts per group what was removed unacknowledged."""
 
@@ -166,18 +175,18 @@ class Journal:
             reply = self._client.xreadgroup(self._group, consumer, {self._key: start}, count=count, block=block_ms)
         return _entries(cast("Any", reply)[0][1]) if reply else []
 
-    def claim(self, consumer: str, min_idle_ms: int, cursor: bytes, count: int) -> tuple[bytes, int]:
+    def claim(self, consumer: str, min_idle_ms: int, cursor: bytes, count: int) -> Claimed:
         """Take over entries that another consumer has held for *min_idle_ms*; read them with :meth:`held`.
 
-        Returns:
-            The cursor of the next call, ``b"0-0"`` at the end, and how many were taken.
+        Arguments:
+            cursor: ``b"0-0"`` for the first call, then that of the last result until it is ``b"0-0"`` again.
         """
         with _group_errors():
-            reply = self._client.xautoclaim(
-                self._key, self._group, consumer, min_idle_ms, start_id=cursor, count=count, justid=True
+            reply: Any = self._client.xautoclaim(
+                self._key, self._group, consumer, min_idle_ms, start_id=cursor, count=count
             )
-        following, taken = cast("tuple[bytes, list[bytes]]", reply[:2] if len(reply) > 1 else (b"0-0", reply))
-        return following, len(taken)
+        removed = reply[2] if len(reply) > 2 else []  # Redis 6.2 has no such list
+        return Claimed(cursor=reply[0], taken=len(reply[1]), removed=len(removed))
 
     def acknowledge(self, entry_ids: Sequence[bytes]) -> None:
         """Drop entries from what the group still has to do; safe to repeat."""

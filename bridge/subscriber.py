@@ -45,6 +45,7 @@ class Subscriber:
     """
 
     def __init__(self, app: Celery, settings: BridgeSettings, name: str) -> None:
+        app.finalize()  # a task that cannot be made must show now, not with its first event
         self.name = name
         self.counters = Counters()
         #: Set once this subscriber reads the journal and has brought what it missed into it.
@@ -163,10 +164,12 @@ class Subscriber:
         self._upkeep_at = time.monotonic() + self._settings.upkeep_interval_s
         cursor, min_idle_ms = b"0-0", int(self._settings.claim_idle_s * 1000)
         while not self._stop.is_set():
-            cursor, taken = self._journal.claim(self.name, min_idle_ms, cursor, self._settings.batch_size)
-            if taken:
-                self.counters.add("claimed", taken)
+            claimed = self._journal.claim(self.name, min_idle_ms, cursor, self._settings.batch_size)
+            if claimed.taken:
                 self._dispatcher.look_at_held()
+            self.counters.add("claimed", claimed.taken)
+            self._lost(claimed.removed, "were removed from the journal while a dead consumer held them")
+            cursor = claimed.cursor
             if cursor == b"0-0":
                 break
         more = True
@@ -175,5 +178,9 @@ class Subscriber:
             more = trimmed.more
             self.counters.add("trimmed", trimmed.removed)
             for group, count in trimmed.lost.items():
-                self.counters.add("lost", count)
-                log.error("%d events of group %s outlived their retention undispatched: lost", count, group)
+                self._lost(count, f"of group {group} outlived their retention undispatched")
+
+    def _lost(self, count: int, how: str) -> None:
+        if count:
+            self.counters.add("lost", count)
+            log.error("%d events %s: lost", count, how)

@@ -16,14 +16,19 @@ import bridge
 from bridge import Event, current_event, get_bus, on_event, publish_event
 
 PREFIX = os.environ.get("TEST_KEY_PREFIX", "test:")
+VISIBILITY_TIMEOUT_S = float(os.environ.get("TEST_VISIBILITY_TIMEOUT_S", "3600"))
 EFFECTS = f"{PREFIX}effects"
 
 app = Celery("tests")
 app.conf.update(
     broker_url=os.environ.get("CELERY_BROKER_URL") or os.environ.get("REDIS_URL"),
     result_backend=os.environ.get("REDIS_URL"),
-    broker_transport_options={"global_keyprefix": PREFIX, "visibility_timeout": 3600, "socket_timeout": 10.0},
-    result_backend_transport_options={"global_keyprefix": PREFIX},
+    broker_transport_options={
+        "global_keyprefix": PREFIX,
+        "visibility_timeout": VISIBILITY_TIMEOUT_S,
+        "socket_timeout": 10.0,
+    },
+    result_backend_transport_options={"global_keyprefix": f"broker:{PREFIX}"},
     worker_send_task_events=True,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from redis import Redis
 
 from bridge.devserver import RedisServer
+from bridge.handlers import registry
 from bridge.settings import BridgeSettings
+from bridge.subscriber import Subscriber
+from tests.handlers import HANDLERS
 
 ROOT = Path(__file__).parent.parent
 IN_CI = bool(os.environ.get("CI"))
@@ -131,10 +140,8 @@ class Processes:
     def end(self) -> None:
         for process in self._running:
             # The whole group: a worker killed with SIGKILL leaves its pool behind.
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
 
 
@@ -151,3 +158,76 @@ def processes(tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Proc
     children = Processes(tmp_path, environment)
     yield children
     children.end()
+
+
+# In-process subscribers, whose task messages stay in the queues to be looked at.
+
+Start = Callable[..., Subscriber]
+
+
+@pytest.fixture
+def use() -> Iterator[Callable[..., None]]:
+    """Register the named handlers of ``tests/handlers.py``, and no others, for the time of the test."""
+    before = list(registry)
+    registry.clear()
+
+    def register(*names: str) -> None:
+        for name in names:
+            registry.add(HANDLERS[name])
+
+    yield register
+    registry.clear()
+    for handler in before:
+        registry.add(handler)
+
+
+@pytest.fixture
+def app(server: RedisServer, prefix: str) -> Iterator[Celery]:
+    """A Celery application whose queues carry the prefix of the test."""
+    with Celery("tests", broker=server.url, set_as_current=False) as made:
+        made.conf.broker_transport_options = {"global_keyprefix": f"broker:{prefix}"}
+        yield made
+
+
+@pytest.fixture
+def start(app: Celery, settings: BridgeSettings) -> Iterator[Start]:
+    """Start subscribers in this process; after the test none of their threads is left."""
+    started: list[Subscriber] = []
+
+    def start_one(name: str = "one", **changes: object) -> Subscriber:
+        changed = {"redis_url": settings.url, "channel_prefix": settings.channel_prefix, "group": "tests"} | changes
+        subscriber = Subscriber(app, BridgeSettings.load(**{"block_ms": 100, **changed}), name)
+        started.append(subscriber)
+        subscriber.start()
+        assert subscriber.ready.wait(10)
+        return subscriber
+
+    yield start_one
+    for subscriber in started:
+        subscriber.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("bridge-")]
+
+
+@dataclass
+class Queues:
+    """The broker's queues of this test."""
+
+    client: Redis
+    prefix: str
+
+    def messages(self, queue: str = "celery") -> list[dict[str, Any]]:
+        """The task messages waiting in a queue, first in first."""
+        return [json.loads(raw) for raw in reversed(self.client.lrange(f"broker:{self.prefix}{queue}", 0, -1))]
+
+    def length(self, queue: str = "celery") -> int:
+        return int(self.client.llen(f"broker:{self.prefix}{queue}"))
+
+    def tasks(self, queue: str = "celery") -> Counter[str]:
+        """How often each task waits with each event: ``{"t.all dream.created 7": 1}``."""
+        headers = [message["headers"] for message in self.messages(queue)]
+        return Counter(f"{header['task']} {header['argsrepr'][8:-3]}" for header in headers)
+
+
+@pytest.fixture
+def queues(client: Redis, prefix: str) -> Queues:
+    return Queues(client, prefix)

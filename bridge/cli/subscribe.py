@@ -33,7 +33,6 @@ def subscribe(ctx: click.Context, loglevel: int) -> None:
     app = ctx.obj.app
     app.log.setup_logging_subsystem(loglevel=loglevel)
     app.loader.import_default_modules()
-    app.finalize()
     try:
         settings = BridgeSettings.load(app)
         subscriber = Subscriber(app, settings, name=f"subscribe@{socket.gethostname()}:{os.getpid()}")

@@ -1,0 +1,50 @@
+"""Handlers for tests that look at task messages instead of running tasks. Made once: tasks are global to Celery."""
+
+from __future__ import annotations
+
+from bridge import Event, on_event
+from bridge.handlers import Handler, registry
+
+
+@on_event("*", name="t.all")
+def everything(event: Event) -> None: ...
+
+
+@on_event("dream.created", name="t.exact")
+def exact(event: Event) -> None: ...
+
+
+@on_event("dream.*", "dream.created", name="t.glob")
+def glob(event: Event) -> None: ...
+
+
+@on_event("*", name="t.chosen", where=lambda event: event.payload["yes"])
+def chosen(event: Event) -> None: ...
+
+
+@on_event("billing.*", name="t.plain")
+def plain(event: Event) -> None: ...
+
+
+@on_event("billing.*", name="t.own", queue="own")
+def own_queue(event: Event) -> None: ...
+
+
+@on_event("*", name="t.expiring", expires=600)
+def expiring(event: Event) -> None: ...
+
+
+@on_event("*", name="t.delayed", countdown=600)
+def delayed(event: Event) -> None: ...
+
+
+@on_event("*", name="t.limited", time_limit=30, soft_time_limit=20, ignore_result=True, priority=6, queue="limited")
+def limited(event: Event) -> None: ...
+
+
+@on_event("*", name="t.packed", compression="zlib")
+def packed(event: Event) -> None: ...
+
+
+#: By task name; a test registers those it needs.
+HANDLERS: dict[str, Handler] = {handler.task_name: handler for handler in registry if handler.task_name[:2] == "t."}

@@ -1,0 +1,281 @@
+"""``@on_event``: what it refuses, what it registers, and the task it makes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery
+from celery.contrib.testing.app import setup_default_app
+from pydantic import BaseModel
+
+from bridge import handlers
+from bridge.context import current_event
+from bridge.errors import EventInvalid, HandlerInvalid
+from bridge.event import Event
+from bridge.handlers import Handler, Registry, on_event, registry
+from bridge.task import EventTask
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+class Dream(BaseModel):
+    dream_id: int
+
+
+@pytest.fixture(autouse=True)
+def app() -> Iterator[Celery]:
+    """A current application of this test alone, and a registry without the handlers of other modules."""
+    before = list(registry)
+    registry.clear()
+    with (
+        Celery("t", set_as_current=False, broker="memory://", backend="cache+memory://") as app,
+        setup_default_app(app),
+    ):
+        yield app
+    registry.clear()
+    for handler in before:
+        registry.add(handler)
+
+
+def takes_event(event: Event) -> Event:
+    return event
+
+
+def untyped(event):  # noqa: ANN001, ANN201
+    return event
+
+
+def no_argument() -> None: ...
+
+
+def two_arguments(event: Event, other: int) -> None: ...
+
+
+def keyword_only(*, event: Event) -> None: ...
+
+
+async def coroutine(event: Event) -> None: ...
+
+
+def takes_dict(event: dict[str, Any]) -> None: ...
+
+
+def takes_optional(event: Event | None) -> None: ...
+
+
+def takes_model(event: Dream) -> None: ...
+
+
+def unknown_at_run_time(event: Event[Decimal]) -> None: ...
+
+
+class CallableObject:
+    def __call__(self, event: Event) -> None: ...
+
+
+MISUSES: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
+    "no type": ((), {}, r"needs one or more event types: @on_event\('dream.created'\)"),
+    "no parentheses": ((takes_event,), {}, r"needs one or more event types: @on_event\('dream.created'\)"),
+    "list": ((["a", "b"],), {}, "needs one or more event types"),
+    "empty type": (("a", ""), {}, r"@on_event\(''\) can match no event: an empty pattern"),
+    "set not closed": (("a[b",), {}, r"can match no event: .* not closed with '\]'"),
+    "empty set": (("a[]",), {}, "can match no event"),
+    "type with a space": (("a b",), {}, r"@on_event\('a b'\) can match no event: .* not words of"),
+    "long type": (("x" * 201,), {}, "can match no event"),
+    "reserved type": (("journal",), {}, "can match no event: .* reserved"),
+    "misspelt option": (("a",), {"quue": "q"}, r"no option 'quue'; did you mean 'queue'\?"),
+    "unlike option": (("a",), {"zzzzzz": 1}, "no option 'zzzzzz'; it is no option of a Celery task"),
+    "our own attribute": (("a",), {"event_model": Event}, "no option 'event_model'"),
+    "other base": (("a",), {"base": Celery.task_cls or object}, r"must be a subclass of bridge\.EventTask"),
+    "base no class": (("a",), {"base": "EventTask"}, r"must be a subclass of bridge\.EventTask"),
+    "where no function": (("a",), {"where": "payload.yes"}, "where"),
+}
+
+
+@pytest.mark.parametrize(("patterns", "options", "text"), MISUSES.values(), ids=list(MISUSES))
+def test_misuse(patterns: tuple[Any, ...], options: dict[str, Any], text: str) -> None:
+    """What could never work is refused when the module is imported, and the text says what to change."""
+    with pytest.raises(HandlerInvalid, match=text):
+        on_event(*patterns, **options)
+
+
+UNFIT: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "no argument": (no_argument, {}, r"no_argument\(\).* must take the event as its one argument \(or use bind=True\)"),
+    "two arguments": (two_arguments, {}, "must take the event as its one argument"),
+    "keyword only": (keyword_only, {}, "must take the event as its one argument"),
+    "bound without the task": (takes_event, {"bind": True}, "takes_event.* must take the task and the event"),
+    "async": (coroutine, {}, r"coroutine is async; .*asyncio\.run"),
+    "dict": (takes_dict, {}, r"takes_dict gets an Event; annotate it as Event or Event\[Model\], not dict"),
+    "optional": (takes_optional, {}, r"annotate it as Event or Event\[Model\]"),
+    "bare model": (takes_model, {}, r"annotate it as Event or Event\[Model\]"),
+    "name for type checkers only": (unknown_at_run_time, {}, "'Decimal' is not defined; .* needed at run time"),
+    "partial": (functools.partial(takes_event), {}, "name"),
+    "callable object": (CallableObject(), {}, "name"),
+}
+
+
+@pytest.mark.parametrize(("function", "options", "text"), UNFIT.values(), ids=list(UNFIT))
+def test_unfit_functions(function: Any, options: dict[str, Any], text: str) -> None:
+    """A function that cannot take an event is refused, and nothing is registered."""
+    with pytest.raises(HandlerInvalid, match=text):
+        on_event("a", **options)(function)
+    assert list(registry) == []
+
+
+def test_registration() -> None:
+    """One handler holds name, patterns, predicate and send options of its function."""
+
+    def yes(event: Event) -> bool:
+        return bool(event.payload)
+
+    task = on_event("dream.created", "nap.*", where=yes, queue="q", priority=3, max_retries=7, time_limit=9)(
+        takes_event
+    )
+    name = f"{__name__}.takes_event"
+    assert list(registry) == [Handler(name, ("dream.created", "nap.*"), yes, {"queue": "q", "priority": 3})]
+    assert (task.name, task.send_options) == (name, {"queue": "q", "priority": 3})
+    assert (task.max_retries, task.time_limit, task.acks_late, task.reject_on_worker_lost) == (7, 9, True, True)
+
+
+def test_task_options_win() -> None:
+    """Name, base and late acknowledgement can be chosen as for any Celery task."""
+
+    class Base(EventTask):
+        abstract = True
+        rate_limit = "1/s"
+
+    task = on_event("a", name="shop.mine", base=Base, acks_late=False, ignore_result=True)(takes_event)
+    assert isinstance(task, Base)
+    assert (task.name, task.acks_late, task.ignore_result, task.rate_limit) == ("shop.mine", False, True, "1/s")
+    assert [handler.task_name for handler in registry] == ["shop.mine"]
+
+
+def test_the_task_is_in_every_application(app: Celery) -> None:
+    """Like a shared task, a handler belongs to applications made before and after it."""
+    name = on_event("a")(takes_event).name
+    with Celery("later", set_as_current=False) as later:
+        assert name in app.tasks
+        assert name in later.tasks
+
+
+def test_matching() -> None:
+    """A type finds its handlers in order of registration, each once however many of its patterns match."""
+    known = Registry()
+    for name, patterns in {
+        "one": ("dream.*", "dream.created", "*"),
+        "two": ("nap.*",),
+        "three": ("*.created",),
+    }.items():
+        known.add(Handler(name, patterns))
+    for event_type, names in {"dream.created": ["one", "three"], "nap.x": ["one", "two"], "x": ["one"]}.items():
+        assert [handler.task_name for handler in known.matching(event_type)] == names
+    assert known.matching("x") is known.matching("x")
+
+
+def test_registry_forgets_what_it_has_to() -> None:
+    """A handler added, replaced under its name, or cleared shows at once, although matches are cached."""
+    known = Registry()
+    assert known.matching("a") == ()
+    known.add(Handler("one", ("a",)))
+    known.add(Handler("two", ("a",)))
+    assert len(known.matching("a")) == 2
+    known.add(Handler("one", ("b",)))
+    assert [handler.task_name for handler in known.matching("a")] == ["two"]
+    assert [handler.task_name for handler in known] == ["one", "two"]
+    known.clear()
+    assert (known.matching("a"), known.matching("b"), list(known)) == ((), (), [])
+
+
+def test_cached_types_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that invents types without end does not fill the memory."""
+    monkeypatch.setattr(handlers, "_MAX_CACHED_TYPES", 10)
+    known = Registry()
+    known.add(Handler("one", ("*",)))
+    for number in range(100):
+        assert len(known.matching(f"t{number}")) == 1
+        assert len(known._by_type) <= 10
+
+
+def test_registry_in_threads() -> None:
+    """No thread sees a match from before a handler that was already added."""
+    known, failures = Registry(), list[str]()
+
+    def work(name: str) -> None:
+        for number in range(100):
+            known.add(Handler(f"{name}{number}", ("a",)))
+            if f"{name}{number}" not in {handler.task_name for handler in known.matching("a")}:
+                failures.append(f"{name}{number}")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "xyz"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(known.matching("a")) == 300
+
+
+@pytest.mark.parametrize("function", [takes_event, untyped], ids=["annotated", "not annotated"])
+def test_plain_call(function: Any) -> None:
+    """A handler can be called as a function, with an event or with the dict of one."""
+    handler, event = on_event("a")(function), Event(type="a", payload={"x": 1}, source="s")
+    assert handler(event) is event
+    assert handler(event.to_dict()) == event
+    with pytest.raises(EventInvalid, match="type"):
+        handler({"type": "a b"})
+
+
+def test_bound_call() -> None:
+    """With ``bind=True`` the task comes first, called as a function or run eagerly."""
+
+    @on_event("a", bind=True, name="t.bound")
+    def bound(self: EventTask, event: Event) -> tuple[str | None, bool, str]:
+        return self.name, bool(self.request.is_eager), event.id
+
+    event = Event(type="a")
+    assert bound(event) == ("t.bound", False, event.id)
+    for argument in (event, event.to_dict()):
+        assert bound.apply(args=[argument]).get() == ("t.bound", True, event.id)
+
+
+def test_eager_retry() -> None:
+    """A handler that retries itself runs again, eagerly as well."""
+
+    @on_event("a", bind=True, name="t.retrying", max_retries=2, default_retry_delay=0)
+    def retrying(self: EventTask, event: Event) -> int:
+        if self.request.retries < 2:
+            raise self.retry()
+        return int(self.request.retries)
+
+    assert retrying.apply(args=[Event(type="a").to_dict()]).get() == 2
+
+
+def test_typed_call() -> None:
+    """``Event[Model]`` gives the payload as the model; one that does not fit never reaches the function."""
+
+    @on_event("a", name="t.typed")
+    def typed(event: Event[Dream]) -> int:
+        return event.payload.dream_id + 1
+
+    plain = Event(type="a", payload={"dream_id": 1})
+    assert [typed(given) for given in (plain, plain.to_dict(), Event[Dream].model_validate(plain))] == [2, 2, 2]
+    with pytest.raises(EventInvalid, match=r"payload\.dream_id"):
+        typed(Event(type="a", payload={"dream_id": "one"}))
+
+
+def test_current_event_inside_a_call() -> None:
+    """While the function runs its event is the current one; afterwards there is none, even if it failed."""
+
+    @on_event("a", name="t.current")
+    def current(event: Event) -> None:
+        assert current_event() is event
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        current(Event(type="a"))
+    assert current_event() is None

@@ -1,0 +1,117 @@
+"""Intake: what comes over pub/sub or lies in event keys, good and bad, cut off and caught up."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeSettings, Event
+from bridge.dead_letters import DeadLetters
+from tests.conftest import Queues, Start, eventually
+
+
+def test_killed_subscriptions_lose_nothing(use, start: Start, client: Redis, prefix: str, queues: Queues) -> None:
+    """While the subscription is cut again and again, events written to key and channel all arrive, once."""
+    use("t.all")
+    subscriber = start()
+    kills = 0
+    for number in range(600):
+        event = Event(type="a.b", id=f"n{number}")
+        with client.pipeline(transaction=False) as pipe:
+            pipe.set(f"{prefix}event:{event.id}", event.encode(), ex=3600)
+            pipe.publish(prefix + event.type, event.encode())
+            pipe.execute()
+        if number % 150 == 100:
+            for connection in client.client_list():
+                if connection["name"].startswith("bridge:tests:") and int(connection["psub"]):
+                    client.client_kill_filter(_id=connection["id"])
+                    kills += 1
+            eventually(lambda cuts=kills: subscriber.info().get("gaps", 0) >= cuts, "the gap is noticed")
+    eventually(lambda: queues.length() == 600, "all are dispatched")
+    assert kills >= 4
+    assert set(queues.tasks().values()) == {1}
+
+
+BAD_MESSAGES = {
+    "empty": b"",
+    "json": b"{'id': 1}",
+    "not_object": b"[1]",
+    "encoding": b"\xff\xfe",
+    "non_finite": b'{"id":"x","type":"a.b","payload":NaN}',
+    "surrogate": rb'{"id":"x","type":"a.b","payload":"\ud800"}',
+    "integer": b'{"id":"x","type":"a.b","payload":1180591620717411303424}',
+    "no_id": b'{"type":"a.b"}',
+    "id": b'{"id":"a b","type":"a.b"}',
+    "type_mismatch": b'{"id":"x","type":"c.d"}',
+    "id_conflict": b'{"id":"taken","type":"a.b","payload":2}',
+    "loop": b'{"id":"x","type":"a.b","metadata":{"hops":17}}',
+    "size": b'{"id":"x","type":"a.b","payload":"%s"}' % (b"x" * 2_000_000),
+    "depth": b"[" * 100_000,
+}
+
+
+def test_bad_messages_become_dead_letters_and_stop_nothing(
+    use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues
+) -> None:
+    """Each bad message is kept once, with reason and first bytes, and the good ones around it are dispatched."""
+    use("t.all")
+    subscribers = [start("one"), start("two")]
+    client.publish(f"{prefix}a.b", Event(type="a.b", id="taken", payload=1).encode())
+    for number, data in enumerate(BAD_MESSAGES.values()):
+        client.publish(f"{prefix}a.b", data)
+        client.publish(f"{prefix}a.b", Event(type="a.b", id=f"good{number}").encode())
+    sent = 1 + 2 * len(BAD_MESSAGES)
+    for subscriber in subscribers:
+        eventually(lambda one=subscriber: one.info().get("received") == sent, "both heard everything")
+    eventually(lambda: queues.length() == 1 + len(BAD_MESSAGES), "all good ones are dispatched")
+    letters = eventually(
+        lambda: len(found := DeadLetters(client, settings).latest(100)) >= len(BAD_MESSAGES) and found, "all are kept"
+    )
+    assert sorted(letter.reason for letter in letters) == sorted(BAD_MESSAGES)
+    for letter in letters:
+        assert letter.origin == f"{prefix}a.b"
+        if letter.reason not in ("id_conflict", "loop"):  # those decoded, and are kept as they read
+            data = BAD_MESSAGES[letter.reason]
+            assert (letter.size, letter.raw) == (len(data), data[:4096])
+
+
+def test_dead_letters_are_capped(client: Redis, prefix: str, use, start: Start, settings: BridgeSettings) -> None:
+    """A flood of bad messages keeps about max_dead_letters of them, the newest."""
+    use()
+    subscriber = start(max_dead_letters=200)
+    for number in range(2000):
+        client.publish(f"{prefix}a.b", b"bad %d" % number)
+    eventually(lambda: subscriber.info().get("invalid") == 2000, "all were refused")
+    letters = DeadLetters(client, settings).latest(5000)
+    assert 200 <= len(letters) <= 400  # Redis trims streams by whole nodes of 100
+    assert letters[0].raw == b"bad 1999"
+
+
+def test_corrupt_event_keys_become_dead_letters(
+    use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues
+) -> None:
+    """Catch-up reports event keys that hold no event, leaves them alone, and takes the others."""
+    use("t.all")
+    client.set(f"{prefix}event:broken", b"{")
+    client.hset(f"{prefix}event:hash", "a", "b")
+    client.set(f"{prefix}event:good", Event(type="a.b", id="good").encode())
+    start()
+    eventually(queues.length, "the good one is dispatched")
+    letters = {letter.origin: letter.reason for letter in DeadLetters(client, settings).latest(10)}
+    assert letters == {f"{prefix}event:broken": "json", f"{prefix}event:hash": "wrong_type"}
+    assert client.exists(f"{prefix}event:broken", f"{prefix}event:hash") == 2
+
+
+@pytest.mark.parametrize("prefix", ["a*b:", "a?[x]:"])
+def test_glob_characters_in_the_prefix_are_literal(
+    use, start: Start, client: Redis, prefix: str, queues: Queues
+) -> None:
+    """A prefix with glob characters hears its own channels only, and scans its own keys only."""
+    use("t.all")
+    client.set("axb:event:foreign", Event(type="a.b", id="foreign").encode(), ex=60)
+    client.set(f"{prefix}event:key", Event(type="a.b", id="key").encode(), ex=60)
+    start()
+    client.publish("axb:a.b", Event(type="a.b", id="foreign2").encode())
+    client.publish(f"{prefix}a.b", Event(type="a.b", id="heard").encode())
+    eventually(lambda: queues.length() == 2, "both own events are dispatched")
+    assert queues.tasks() == {"t.all a.b key": 1, "t.all a.b heard": 1}

@@ -1,0 +1,221 @@
+"""The journal on real servers: append once, groups, own pending entries, claims, trimming."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from bridge import BridgeSettings, Event, JournalLost
+from bridge.connection import connect
+from bridge.devserver import RedisServer
+from bridge.journal import Journal, Record, new_attempt
+from bridge.keys import Keys
+
+
+@pytest.fixture
+def redis(each_server: RedisServer) -> Iterator[Redis]:
+    with Redis.from_url(each_server.url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+def journal(each_server: RedisServer, prefix: str) -> Journal:
+    return journal_of(each_server, prefix)
+
+
+def journal_of(server: RedisServer, prefix: str, group: str = "g", **settings: object) -> Journal:
+    loaded = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group=group, **settings)
+    return Journal(connect(loaded), loaded)
+
+
+def record(event_id: str, payload: object = None) -> Record:
+    event = Event(type="a.b", id=event_id, payload=payload)
+    return Record(event, event.encode())
+
+
+def ids(entries: list) -> list[str]:
+    return [Event.decode(entry.data, max_bytes=10_000).id for entry in entries]
+
+
+def test_each_id_is_appended_once(journal: Journal, redis: Redis, prefix: str) -> None:
+    """Repetitions are recognised within a call and across calls; another payload under a known id is a conflict."""
+    assert journal.append([record("1"), record("2"), record("1")]) == ["appended", "appended", "repeated"]
+    assert journal.append([record("2"), record("2", "other"), record("3")]) == ["repeated", "conflict", "appended"]
+    assert redis.xlen(Keys(prefix).journal) == 3
+
+
+def test_concurrent_appends_in_random_order_append_once(each_server: RedisServer, redis: Redis, prefix: str) -> None:
+    """Ten thousand events, three copies each, shuffled over three writers: ten thousand entries."""
+    records = [record(str(number)) for number in range(10_000)] * 3
+    random.Random(7).shuffle(records)
+    outcomes: list[str] = []
+
+    def write(part: list[Record]) -> None:
+        journal = journal_of(each_server, prefix)
+        for start in range(0, len(part), 500):
+            outcomes.extend(journal.append(part[start : start + 500]))
+
+    threads = [threading.Thread(target=write, args=(records[number::3],)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (outcomes.count("appended"), outcomes.count("repeated")) == (10_000, 20_000)
+    assert redis.xlen(Keys(prefix).journal) == 10_000
+
+
+def test_a_repeated_publication_is_recognised_as_itself(journal: Journal, redis: Redis, prefix: str) -> None:
+    """The same attempt sent again, as after a lost reply, still counts as published, once; another attempt does not."""
+    token = new_attempt()
+    assert journal.publish([record("1")], [token], broadcast=True) == [True]
+    assert journal.publish([record("1")], [token], broadcast=True) == [True]
+    assert journal.publish([record("1")], [new_attempt()], broadcast=True) == [False]
+    assert redis.xlen(Keys(prefix).journal) == 1
+
+
+def test_scripts_survive_a_flush(journal: Journal, redis: Redis) -> None:
+    """After SCRIPT FLUSH single and pipelined calls work as before."""
+    for count in (1, 3):
+        redis.script_flush()
+        records = [record(f"{count}-{number}") for number in range(count)]
+        assert journal.publish(records, [new_attempt() for _ in records], broadcast=True) == [True] * count
+
+
+def test_a_journal_key_of_another_type_is_loud_and_marks_nothing(journal: Journal, redis: Redis, prefix: str) -> None:
+    """When the journal cannot be written, the event is not marked as seen: it is not lost after the repair."""
+    redis.set(Keys(prefix).journal, "x")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        journal.append([record("1")])
+    redis.delete(Keys(prefix).journal)
+    assert journal.append([record("1")]) == ["appended"]
+
+
+def test_every_group_gets_every_event_once(each_server: RedisServer, prefix: str) -> None:
+    """Consumers of one group share the events; another group gets all of them."""
+    first, second = journal_of(each_server, prefix, "one"), journal_of(each_server, prefix, "two")
+    first.append([record(str(number)) for number in range(10)])
+    for journal in (first, second):
+        assert journal.create_group("earliest")
+        assert not journal.create_group("earliest")
+    shared = first.read("a", 4, 10) + first.read("b", 100, 10)
+    assert ids(shared) == ids(second.read("a", 100, 10)) == [str(number) for number in range(10)]
+    assert first.read("a", 10, 10) == []
+
+
+def test_a_late_group_begins_with_the_next_event(journal: Journal) -> None:
+    """A group created at "latest" does not get what is already there."""
+    journal.append([record("before")])
+    assert not journal.group_exists()
+    journal.create_group("latest")
+    assert journal.group_exists()
+    journal.append([record("after")])
+    assert ids(journal.read("a", 10, 10)) == ["after"]
+
+
+def test_held_entries_come_back_until_acknowledged(journal: Journal) -> None:
+    """What a consumer read and did not acknowledge is its own to read again, after any reconnect."""
+    journal.create_group("earliest")
+    journal.append([record(str(number)) for number in range(3)])
+    entries = journal.read("a", 10, 10)
+    assert ids(journal.held("a", 10)) == ["0", "1", "2"]
+    assert journal.held("b", 10) == []
+    journal.acknowledge([entry.entry_id for entry in entries[:2]])
+    journal.acknowledge([entry.entry_id for entry in entries[:2]])
+    assert ids(journal.held("a", 10)) == ["2"]
+
+
+def test_claim_takes_over_from_a_dead_consumer(journal: Journal) -> None:
+    """Entries idle for long enough change hands, walking the cursor; fresh ones stay."""
+    journal.create_group("earliest")
+    journal.append([record(str(number)) for number in range(25)])
+    journal.read("dead", 100, 10)
+    assert journal.claim("b", 60_000, b"0-0", 100).taken == 0
+    taken, cursor, calls = 0, b"0-0", 0
+    while calls == 0 or cursor != b"0-0":
+        claimed = journal.claim("b", 0, cursor, 10)
+        taken, calls, cursor = taken + claimed.taken, calls + 1, claimed.cursor
+    assert (taken, calls) == (25, 3)
+    assert len(journal.held("b", 100)) == 25
+
+
+def test_claim_counts_what_was_removed_meanwhile(journal: Journal, redis: Redis, prefix: str) -> None:
+    """Entries deleted while a dead consumer held them are counted: their events are lost."""
+    journal.create_group("earliest")
+    journal.append([record(str(number)) for number in range(3)])
+    entries = journal.read("dead", 100, 10)
+    redis.xdel(Keys(prefix).journal, entries[0].entry_id)
+    claimed = journal.claim("b", 0, b"0-0", 100)
+    assert (claimed.taken, claimed.removed) == (2, 1)
+
+
+def test_removed_entries_are_reported_not_skipped(journal: Journal, redis: Redis, prefix: str) -> None:
+    """An entry deleted under a consumer that holds it is read as one without data."""
+    journal.create_group("earliest")
+    journal.append([record("1")])
+    (entry,) = journal.read("a", 10, 10)
+    redis.xdel(Keys(prefix).journal, entry.entry_id)
+    assert [(held.entry_id, held.data) for held in journal.held("a", 10)] == [(entry.entry_id, None)]
+
+
+def test_a_lost_journal_or_group_has_its_own_error(journal: Journal, redis: Redis, prefix: str) -> None:
+    """Reading, claiming and leaving say JournalLost when stream or group are gone."""
+    journal.create_group("earliest")
+    redis.delete(Keys(prefix).journal)
+    for call in (
+        lambda: journal.read("a", 1, 10),
+        lambda: journal.held("a", 1),
+        lambda: journal.claim("a", 0, b"0-0", 1),
+        lambda: journal.leave("a"),
+    ):
+        with pytest.raises(JournalLost):
+            call()
+
+
+def test_leaving_keeps_a_consumer_that_holds_entries(journal: Journal, redis: Redis, prefix: str) -> None:
+    """A consumer is removed only when it holds nothing."""
+    journal.create_group("earliest")
+    journal.append([record("1")])
+    (entry,) = journal.read("a", 10, 10)
+    journal.leave("a")
+    assert [consumer["name"] for consumer in redis.xinfo_consumers(Keys(prefix).journal, "g")] == [b"a"]
+    journal.acknowledge([entry.entry_id])
+    journal.leave("a")
+    assert redis.xinfo_consumers(Keys(prefix).journal, "g") == []
+
+
+def test_trim_goes_by_age_and_counts_what_a_group_loses(each_server: RedisServer, redis: Redis, prefix: str) -> None:
+    """Only entries beyond their lifetime go; pending and unread ones among them are counted for their group."""
+    journal = journal_of(each_server, prefix, event_ttl_s=3600)
+    idle = journal_of(each_server, prefix, "idle", event_ttl_s=3600)
+    key = Keys(prefix).journal
+    journal.create_group("earliest")
+    idle.create_group("earliest")
+    seconds, _ = redis.time()
+    for number in range(2500):
+        redis.xadd(key, {"event": b"{}"}, id=f"{(seconds - 7200) * 1000}-{number + 1}")
+    journal.append([record("young")])
+    done = journal.read("a", 2490, 10)
+    journal.acknowledge([entry.entry_id for entry in done[:-5]])
+    lost, rounds, more = {"g": 0, "idle": 0}, 0, True
+    while more:
+        trimmed = journal.trim()
+        more, rounds = trimmed.more, rounds + 1
+        for group, count in trimmed.lost.items():
+            lost[group] += count
+    assert rounds == 3
+    assert lost == {"g": 15, "idle": 2500}
+    assert [fields[b"id"] for _, fields in redis.xrange(key)] == [b"young"]
+    assert journal.held("a", 10) == []
+    assert ids(journal.read("a", 10, 10)) == ["young"]
+
+
+def test_trim_of_a_young_or_missing_journal_does_nothing(journal: Journal) -> None:
+    """Nothing to remove is no error."""
+    assert journal.trim().removed == 0
+    journal.append([record("young")])
+    assert journal.trim() == type(journal.trim())(removed=0, more=False, lost={})

@@ -1,0 +1,131 @@
+"""Patterns match as PSUBSCRIBE does; Redis itself is the judge."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from bridge.keys import Keys, escape_glob
+from bridge.patterns import compile_pattern
+
+#: Every character with a meaning in patterns, and some without.
+ALPHABET = "ab.*?[]^-\\"
+#: Two characters that sets compare with are enough for every branch; length 2 is where they interact.
+SUBJECTS = ["".join(text) for length in (1, 2) for text in itertools.product(ALPHABET, repeat=length)]
+SUBJECTS += ["aaa", "aba", "a.b", "ab.ab", "a.b.a", "ba-b", "abab", "b]a", "a^b", "ab\\", "a*b?", "[ab]"]
+
+
+def matches(pattern: str, subject: str) -> bool:
+    return compile_pattern(pattern).fullmatch(subject) is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hits", "misses"),
+    [
+        ("*", ["a", "dream.created", "a\nb"], []),
+        ("dream.created", ["dream.created"], ["dream.creates", "dreamXcreated", "dream.created.x", "Dream.created"]),
+        ("dream.*", ["dream.created", "dream.image.rendered", "dream."], ["dream", "dreams.created"]),
+        ("*.created", ["dream.created", "a.b.created"], ["dream.created.x", "created"]),
+        ("a**b", ["ab", "axxb"], ["a", "abc"]),
+        ("dream.?", ["dream.a"], ["dream.", "dream.ab"]),
+        ("[ab]x", ["ax", "bx"], ["cx", "x", "abx"]),
+        ("[a-c]", ["a", "b", "c"], ["d", "-", "A"]),
+        ("[c-a]", ["a", "b", "c"], ["d"]),
+        ("[^ab]", ["c", "^"], ["a", "b", ""]),
+        ("[^]", ["a", "]"], ["", "ab"]),
+        ("a[]", [], ["a", "a]", "a[]"]),
+        ("[a^]", ["a", "^"], ["b"]),
+        (r"[\]a]", ["]", "a"], ["\\", "b"]),
+        ("[-a]", ["-", "a"], ["b"]),
+        ("[|&~[]", ["|", "&", "~", "["], ["a"]),
+        (r"a\*", ["a*"], ["ab", "a", r"a\*"]),
+        ("a\\", ["a\\"], ["a"]),
+        ("a]", ["a]"], ["a"]),
+        ("(a+)$", ["(a+)$"], ["aa"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_table(pattern: str, hits: list[str], misses: list[str]) -> None:
+    """Each element of the syntax, on what it matches and on what it does not."""
+    assert [text for text in hits + misses if matches(pattern, text)] == hits
+
+
+@pytest.mark.parametrize("pattern", ["", "[", "a[b", "a[^", r"[a\]", "[a-]", "x["])
+def test_useless_patterns_are_refused(pattern: str) -> None:
+    """An empty pattern and an unclosed set are mistakes of who wrote them."""
+    with pytest.raises(ValueError, match="pattern"):
+        compile_pattern(pattern)
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize("pattern", ["*" * 1000 + "b", "*a" * 20 + "*b"], ids=["run", "spread"])
+def test_many_stars_answer_at_once(pattern: str) -> None:
+    """No pattern takes time that grows exponentially with its stars: types come from strangers."""
+    assert not matches(pattern, "a" * 200)
+
+
+@settings(max_examples=150, deadline=None)
+@given(literal=st.text(ALPHABET, min_size=1, max_size=8), other=st.text(ALPHABET, min_size=1, max_size=8))
+def test_escaped_text_matches_itself_only(literal: str, other: str) -> None:
+    """``escape_glob`` takes the meaning from every character."""
+    assert matches(escape_glob(literal), literal)
+    assert matches(escape_glob(literal), other) == (literal == other)
+
+
+def generated_patterns() -> list[str]:
+    """Every pattern of up to three characters, and longer random ones, that ours accepts."""
+    chance = random.Random(20)
+    patterns = ["".join(text) for length in (1, 2, 3) for text in itertools.product(ALPHABET, repeat=length)]
+    patterns += ["".join(chance.choices(ALPHABET, k=chance.randint(4, 9))) for _ in range(1500)]
+    patterns += [f"[{''.join(chance.choices(ALPHABET, k=chance.randint(1, 6)))}]" for _ in range(500)]
+    return sorted(pattern for pattern in set(patterns) if accepted(pattern))
+
+
+def accepted(pattern: str) -> bool:
+    try:
+        compile_pattern(pattern)
+    except ValueError:
+        return False
+    return True
+
+
+def heard_by_redis(client: Redis, prefix: str, patterns: list[str], subjects: list[str]) -> set[tuple[str, str]]:
+    """Return the pairs of pattern and subject that PSUBSCRIBE delivers."""
+    start, heard = Keys(prefix).all_channels[:-1], set()
+    with client.pubsub() as pubsub:
+        pubsub.psubscribe(*[start + pattern for pattern in patterns])
+        for _ in patterns:
+            assert pubsub.get_message(timeout=5) is not None
+        for subject in subjects:
+            for _ in range(client.publish(prefix + subject, "")):  # the number of deliveries, one for each pattern
+                message = pubsub.get_message(timeout=5)
+                assert message is not None
+                pattern, channel = message["pattern"].decode(), message["channel"].decode()
+                heard.add((pattern.removeprefix(start), channel.removeprefix(prefix)))
+    return heard
+
+
+def test_same_as_redis(client: Redis, prefix: str) -> None:
+    """Over patterns of all special characters, ours and Redis agree on every subject."""
+    patterns = generated_patterns()
+    heard = heard_by_redis(client, prefix, patterns, SUBJECTS)
+    ours = {(pattern, subject) for pattern in patterns for subject in SUBJECTS if matches(pattern, subject)}
+    assert (len(patterns) > 2000, len(ours) > 10_000) == (True, True)
+    assert heard - ours == set(), "only Redis matches"
+    assert ours - heard == set(), "only ours matches"
+
+
+def test_prefix_is_literal(client: Redis) -> None:
+    """Special characters in a channel prefix mean themselves in the subscription to all events."""
+    for prefix in ("a*:", "a?[b]:", "a\\:", "^-:"):
+        pattern = Keys(prefix).all_channels
+        with client.pubsub() as pubsub:
+            pubsub.psubscribe(pattern)
+            assert pubsub.get_message(timeout=5) is not None
+            assert client.publish(Keys(prefix).channel("x"), "") == 1
+            assert client.publish(Keys("a-b:").channel("x"), "") == 0

@@ -1,0 +1,149 @@
+"""The subscriber as a whole, in this process: from the bus to the messages in the broker's queues."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.connection import connect
+from bridge.dead_letters import DeadLetters
+from bridge.journal import Journal
+from bridge.keys import Keys
+from tests.conftest import Queues, Start, eventually
+
+
+def test_events_become_one_message_per_matching_handler(
+    use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues
+) -> None:
+    """Each event, ours or foreign, becomes one message for each matching handler; one without any is counted."""
+    use("t.exact", "t.glob")
+    subscriber = start()
+    with EventBus(settings) as bus:
+        bus.publish("dream.created", id="a")
+        bus.publish("other.created", id="b")
+    client.publish(f"{prefix}dream.image.rendered", Event(type="dream.image.rendered", id="c").encode())
+    eventually(lambda: queues.length() == 3, "three messages wait")
+    assert queues.tasks() == {
+        "t.exact dream.created a": 1,
+        "t.glob dream.created a": 1,
+        "t.glob dream.image.rendered c": 1,
+    }
+    eventually(lambda: subscriber.info().get("unrouted") == 1, "the event without handler is counted")
+    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged")
+
+
+def test_ten_thousand_events_in_three_copies_over_three_subscribers(
+    use, start: Start, client: Redis, prefix: str, queues: Queues
+) -> None:
+    """Copies in random order, heard by three subscribers of one group, make exactly one dispatch per event."""
+    use("t.all")
+    subscribers = [start(name) for name in ("one", "two", "three")]
+    copies = [Event(type="a.b", id=f"n{number}") for number in range(10_000)] * 3
+    random.Random(3).shuffle(copies)
+    for begin in range(0, len(copies), 500):
+        with client.pipeline(transaction=False) as pipe:
+            for event in copies[begin : begin + 500]:
+                pipe.publish(prefix + event.type, event.encode())
+            pipe.execute()
+
+    def heard() -> int:
+        return sum(subscriber.info().get("received", 0) for subscriber in subscribers)
+
+    eventually(lambda: heard() == 90_000, "every subscriber heard every copy", 50)
+    eventually(lambda: queues.length() >= 10_000, "ten thousand dispatches", 50)
+    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged")
+    counts = queues.tasks()
+    assert len(counts) == 10_000
+    assert set(counts.values()) == {1}
+
+
+def test_a_backlog_from_before_any_subscriber_is_dispatched(
+    use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues
+) -> None:
+    """A first subscriber finds the journal's backlog, and foreign events that only their keys remember."""
+    use("t.all")
+    with EventBus(settings) as bus:
+        bus.publish_many([Event(type="a.b", id=f"j{number}") for number in range(700)])
+    for number in range(1500):
+        client.set(f"{prefix}event:k{number}", Event(type="a.b", id=f"k{number}").encode(), ex=3600)
+    start()
+    eventually(lambda: queues.length() == 2200, "all are dispatched")
+    assert len(queues.tasks()) == 2200
+
+
+def test_a_group_that_begins_late_skips_what_is_retained(
+    use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues
+) -> None:
+    """With start="latest" only events after the first start are dispatched, however often it is started."""
+    use("t.all")
+    with EventBus(settings) as bus:
+        bus.publish("a.b", id="journalled")
+        client.set(f"{prefix}event:key", Event(type="a.b", id="key").encode(), ex=3600)
+        start("one", start="latest").stop()
+        bus.publish("a.b", id="between")
+        start("two", start="latest")
+        bus.publish("a.b", id="new")
+    eventually(lambda: queues.length() == 2, "the new events are dispatched")
+    assert queues.tasks() == {"t.all a.b between": 1, "t.all a.b new": 1}
+
+
+def test_where_decides_before_a_task_is_sent(
+    use, start: Start, client: Redis, settings: BridgeSettings, queues: Queues
+) -> None:
+    """Events a predicate refuses make no message; one it fails on is a dead letter; other handlers get all."""
+    use("t.chosen", "t.all")
+    start()
+    with EventBus(settings) as bus:
+        for event_id, payload in [("yes", {"yes": True}), ("no", {"yes": False}), ("odd", None)]:
+            bus.publish("a.b", payload, id=event_id)
+    eventually(lambda: queues.length() == 4, "four messages wait")
+    assert Counter(name.split()[0] for name in queues.tasks()) == {"t.all": 3, "t.chosen": 1}
+    (letter,) = DeadLetters(client, settings).latest(10)
+    assert (letter.reason, letter.event_id, letter.handler) == ("where", "odd", "t.chosen")
+
+
+def test_routes_by_event_type_yield_to_the_decorator(
+    use, start: Start, settings: BridgeSettings, queues: Queues
+) -> None:
+    """bridge_routes choose queue and priority by type, first match wins; what @on_event says wins over them."""
+    use("t.plain", "t.own")
+    start(routes={"billing.paid": {"queue": "paid", "priority": 6}, "billing.*": {"queue": "billing"}})
+    with EventBus(settings) as bus:
+        bus.publish("billing.paid", id="a")
+        bus.publish("billing.open", id="b")
+    eventually(lambda: queues.length("billing") and queues.length("own"), "both went out")
+    assert queues.tasks("paid\x06\x166") == {"t.plain billing.paid a": 1}
+    assert queues.tasks("billing") == {"t.plain billing.open b": 1}
+    assert queues.tasks("own\x06\x166") == {"t.own billing.paid a": 1}
+    assert queues.tasks("own") == {"t.own billing.open b": 1}
+
+
+def test_a_deleted_journal_heals(
+    use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues
+) -> None:
+    """When journal or group disappear, the subscriber makes them anew and goes on; it says so in a counter."""
+    use("t.all")
+    subscriber = start()
+    harms = [lambda key: client.delete(key), lambda key: client.xgroup_destroy(key, "tests")]  # noqa: PLW0108
+    with EventBus(settings) as bus:
+        for number, harm in enumerate(harms):
+            assert harm(Keys(prefix).journal)
+            eventually(lambda expected=number + 1: subscriber.info().get("journal_lost") == expected, "it is noticed")
+            bus.publish("a.b", id=f"after{number}")
+            eventually(lambda name=f"t.all a.b after{number}": queues.tasks()[name], "it goes on")
+
+
+def test_a_dead_consumers_entries_are_taken_over(use, start: Start, settings: BridgeSettings, queues: Queues) -> None:
+    """What a consumer read and never acknowledged is dispatched by another after claim_idle_s."""
+    use("t.all")
+    journal = Journal(connect(settings), settings)
+    journal.create_group("earliest")
+    with EventBus(settings) as bus:
+        bus.publish_many([Event(type="a.b", id=f"n{number}") for number in range(20)])
+    assert len(journal.read("dead", 100, 10)) == 20
+    subscriber = start(claim_idle_s=0.2, upkeep_interval_s=0.1)
+    eventually(lambda: queues.length() == 20, "all are dispatched")
+    assert subscriber.info()["claimed"] >= 20

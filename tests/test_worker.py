@@ -1,0 +1,207 @@
+"""Real workers: ``celery -A tests.app worker`` with the bridge inside, driven by events, asked and stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import psutil
+import pytest
+from redis import Redis
+
+from bridge import Event, EventBus
+from bridge.dead_letters import DeadLetters
+from bridge.devserver import RedisServer
+from bridge.keys import Keys
+from bridge.messages import task_id_for
+from bridge.settings import BridgeSettings
+from tests.conftest import ROOT, Processes, eventually
+
+
+@pytest.fixture
+def bus(server: RedisServer, prefix: str) -> Any:
+    with EventBus(redis_url=server.url, channel_prefix=prefix) as connected:
+        yield connected
+
+
+class Effects:
+    """What the handlers of ``tests/app.py`` left behind."""
+
+    def __init__(self, client: Redis, prefix: str) -> None:
+        self._client, self._key = client, f"{prefix}effects"
+
+    def all(self) -> Counter[str]:
+        return Counter(value.decode() for value in self._client.lrange(self._key, 0, -1))
+
+    def wait_for(self, *expected: str, timeout_s: float = 30) -> None:
+        eventually(lambda: set(expected) <= set(self.all()), f"effects {expected}", timeout_s)
+
+
+@pytest.fixture
+def effects(client: Redis, prefix: str) -> Effects:
+    return Effects(client, prefix)
+
+
+def stats(processes: Processes) -> dict[str, Any]:
+    """The reply of ``celery inspect stats``, by worker."""
+    command = [sys.executable, "-m", "celery", "-A", "tests.app", "inspect", "stats", "--json"]
+    environment = os.environ | processes.environment
+    output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    found = re.search(r"^\{.*\}$", output.stdout, re.MULTILINE | re.DOTALL)
+    return json.loads(found[0]) if found else {}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+def test_events_run_tasks_in_every_pool(
+    processes: Processes, bus: EventBus, effects: Effects, client: Redis, prefix: str, pool: str
+) -> None:
+    """Events published before the worker and while it runs each run their tasks; SIGTERM ends it with status 0."""
+    bus.publish("dream.created", id="early")
+    worker = processes.worker("w1", "-P", pool)
+    effects.wait_for("plain early", "glob early")
+    client.publish(f"{prefix}dream.created", Event(type="dream.created", id="foreign").encode())
+    bus.publish("slow.created", 0.3, id="slow")
+    effects.wait_for("plain foreign", "glob foreign", "slow slow")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(15) == 0
+    assert set(effects.all().values()) == {1}
+    assert client.xinfo_consumers(Keys(prefix).journal, "tests") == []  # it left the group
+    assert "Traceback" not in processes.log("w1")
+
+
+def test_typed_routed_and_bound_handlers(processes: Processes, bus: EventBus, effects: Effects) -> None:
+    """Payload models, queues by event type or decorator, and bind=True with retries work as written."""
+    processes.worker("w1", "-Q", "celery,routed,elsewhere")
+    bus.publish("typed.created", {"dreamId": "41"})
+    bus.publish("routed.created")
+    bus.publish("own.created")
+    bus.publish("routed.elsewhere")
+    effects.wait_for("typed 42", "routed routed", "routed celery", "elsewhere elsewhere")
+    bus.publish("bound.created")
+    effects.wait_for("bound 0", "bound 1", "bound 2")
+    eventually(lambda: sum(n for name, n in effects.all().items() if name.startswith("step ")) >= 1, "a step")
+    bus.publish("typed.created", {"dreamId": 1})
+    effects.wait_for("typed 2")
+    steps = [name for name in effects.all().elements() if name.startswith("step ")]
+    assert len(steps) == 1, "a retried task publishes the same event, which is dispatched once"
+
+
+def test_what_does_not_fit_or_fails_is_a_dead_letter(
+    processes: Processes, bus: EventBus, effects: Effects, server: RedisServer, prefix: str
+) -> None:
+    """A payload that does not fit its model, and a handler that fails for good, end as dead letters, once."""
+    processes.worker()
+    bus.publish("typed.created", {"dreamId": "no number"}, id="bad")
+    bus.publish("failing.created", id="failing")
+    settings = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
+    letters = DeadLetters(bus.client, settings)
+    eventually(lambda: len(letters.latest(10)) == 2, "two dead letters")
+    by_reason = {letter.reason: letter for letter in letters.latest(10)}
+    assert by_reason["payload"].event_id == "bad"
+    assert "payload.dreamId" in by_reason["payload"].detail
+    assert by_reason["failure"].detail == "RuntimeError: as intended"
+    assert by_reason["failure"].task_id == task_id_for("tests", "failing", "tests.app.failing")
+    assert json.loads(by_reason["failure"].raw)["id"] == "failing"
+
+
+def test_events_published_by_tasks_join_the_chain(processes: Processes, bus: EventBus, effects: Effects) -> None:
+    """Correlation, cause and hops reach events published by subtasks, two levels down and at the end of a chain."""
+    processes.worker()
+    bus.publish("sub.created", id="root", correlation_id="corr")
+    expected = "sub corr {'causationId': 'root', 'hops': 1}"
+    eventually(lambda: effects.all()[expected] == 3, "three events of the same chain")
+
+
+def test_loops_end(processes: Processes, bus: EventBus, effects: Effects, server: RedisServer, prefix: str) -> None:
+    """A handler that publishes what it listens to is stopped after max_hops, with a dead letter."""
+    processes.worker("w1", BRIDGE_MAX_HOPS="4")
+    bus.publish("loop.again")
+    settings = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
+    letters = DeadLetters(bus.client, settings)
+    eventually(lambda: letters.latest(10), "the dead letter of the last hop")
+    assert letters.latest(1)[0].detail.startswith("EventLoop: 'loop.again' would be hop 5")
+    assert effects.all() == {f"loop {hops}": 1 for hops in range(5)}
+
+
+def test_a_message_delivered_twice_has_one_effect(
+    processes: Processes, bus: EventBus, effects: Effects, client: Redis, prefix: str
+) -> None:
+    """A second copy of a task message is skipped, and monitors see the task as DEDUPLICATED."""
+    from celery.events.state import State
+
+    from tests.app import app
+
+    bus.publish("dream.created", id="twice")
+    processes.celery("bus", "subscribe", name="subscriber")
+    eventually(lambda: client.llen(f"broker:{prefix}celery") == 2, "both messages wait in the queue")
+    for message in client.lrange(f"broker:{prefix}celery", 0, -1):
+        client.lpush(f"broker:{prefix}celery", message)
+    app.conf.update(broker_url=processes.environment["REDIS_URL"])
+    app.conf.broker_transport_options["global_keyprefix"] = f"broker:{prefix}"
+    state = State()
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": state.event})
+        processes.worker("w1", "--no-subscriber")
+        capture = receiver.itercapture(limit=None, timeout=20, wakeup=False)
+        task_id = task_id_for("tests", "twice", "tests.app.plain")
+        while task_id not in state.tasks or state.tasks[task_id].state != "DEDUPLICATED":
+            next(capture)
+    assert state.tasks[task_id].args == "(<Event dream.created twice>,)"
+    assert effects.all() == {"plain twice": 1, "glob twice": 1}
+
+
+def test_subscriber_alone_and_worker_without(processes: Processes, bus: EventBus, effects: Effects) -> None:
+    """``bus subscribe`` dispatches and runs nothing; ``worker --no-subscriber`` runs and dispatches nothing."""
+    processes.worker("w1", "--no-subscriber")
+    eventually(lambda: "ready." in processes.log("w1"), "the worker is ready", 30)
+    assert "bridge" not in eventually(lambda: stats(processes), "the worker answers")["w1@test"]
+    subscriber = processes.celery("bus", "subscribe", name="subscriber")
+    bus.publish("dream.created", id="x")
+    effects.wait_for("plain x", "glob x")
+    subscriber.send_signal(signal.SIGTERM)
+    assert subscriber.wait(10) == 0
+    assert "Traceback" not in processes.log("subscriber")
+
+
+def test_inspect_stats_shows_the_bridge(processes: Processes, bus: EventBus, effects: Effects) -> None:
+    """``celery inspect stats``, and so Flower, shows the counters of the subscriber."""
+    processes.worker()
+    bus.publish("dream.created", id="x")
+    effects.wait_for("plain x", "glob x")
+    eventually(lambda: stats(processes).get("w1@test", {}).get("bridge", {}).get("dispatched") == 2, "two dispatches")
+    shown = stats(processes)["w1@test"]["bridge"]
+    assert shown["group"] == "tests"
+    assert shown["state"] == "ready"
+
+
+def test_misspelt_settings_end_the_worker(processes: Processes) -> None:
+    """A worker with a misspelt variable does not start, and says which name is right."""
+    worker = processes.worker("w1", BRIDGE_CHANEL_PREFIX="x:")
+    assert worker.wait(20) != 0
+    assert "did you mean BRIDGE_CHANNEL_PREFIX?" in processes.log("w1")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT], ids=["warm", "cold", "ctrl-c"])
+def test_shutdown_under_load_loses_nothing(
+    processes: Processes, bus: EventBus, effects: Effects, how: signal.Signals
+) -> None:
+    """A worker stopped in the middle of events ends in time with no process left; another one does the rest."""
+    ids = [f"n{number}" for number in range(400)]
+    bus.publish_many([Event(type="dream.made", id=event_id) for event_id in ids])
+    worker = processes.worker("w1")
+    eventually(lambda: len(effects.all()) > 20, "it is at work", 30)
+    family = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
+    worker.send_signal(how)
+    worker.wait(20)
+    eventually(lambda: not any(process.is_running() for process in family[1:]), "no process is left")
+    assert len(effects.all()) < len(ids), "it was stopped in the middle"
+    # A cold stop leaves reserved messages to the broker's visibility timeout; the test does not wait an hour.
+    processes.worker("w2", TEST_VISIBILITY_TIMEOUT_S="1")
+    effects.wait_for(*(f"glob {event_id}" for event_id in ids), timeout_s=40)
+    assert set(effects.all().values()) == {1}
