@@ -135,7 +135,7 @@ class Event(BaseModel, Generic[PayloadT]):
         known = {
             "id": self.id,
             "type": self.type,
-            "payload": wire.jsonable(payload, "payload") if isinstance(payload, BaseModel) else payload,
+            "payload": payload if type(self) is Event else wire.jsonable(payload, "payload"),
             "timestamp": self.timestamp,
             "source": self.source,
             "metadata": self.metadata,
@@ -216,9 +216,11 @@ class Event(BaseModel, Generic[PayloadT]):
 def caused_by(cause: Cause | None, type: str, payload: Any = None, **fields: Any) -> Event:
     """Return a new event with its place in the chain of *cause*; without a cause it starts a chain."""
     if cause is not None:
-        fields.setdefault("correlation_id", cause.correlation_id)
+        fields = _renamed(fields)
+        fields.setdefault("correlationId", cause.correlation_id)
         chain = {"causationId": cause.event_id, "hops": cause.hops + 1}
-        fields["metadata"] = chain | (fields.get("metadata") or {})
+        # The chain wins: a caller who passes the parent's metadata on must not switch the loop guard off.
+        fields["metadata"] = (fields.get("metadata") or {}) | chain
     return Event(type=type, payload=payload, **fields)
 
 

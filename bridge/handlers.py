@@ -121,8 +121,12 @@ def on_event(
     """
     _check_patterns(patterns)
     _check_options(options)
+    if where is not None and not callable(where):
+        raise HandlerInvalid(f"@on_event: where={where!r} must be a function of the event")
 
     def register(function: Callable[..., Any]) -> EventTask:
+        if not inspect.isroutine(function):
+            raise HandlerInvalid(f"{function!r} must be a function, with a name that its task can have")
         send_options = {name: options[name] for name in options if name in SEND_OPTIONS}
         task_options = {name: options[name] for name in options if name not in SEND_OPTIONS}
         name = task_options.pop("name", None) or f"{function.__module__}.{function.__name__}"
@@ -154,8 +158,9 @@ def _check_options(options: Mapping[str, Any]) -> None:
             guess = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {guess[0]!r}?" if guess else "it is no option of a Celery task."
             raise HandlerInvalid(f"@on_event has no option {name!r}; {hint}")
-    if "base" in options and not issubclass(options["base"], EventTask):
-        raise HandlerInvalid(f"base={options['base'].__name__} must be a subclass of bridge.EventTask")
+    base = options.get("base", EventTask)
+    if not (isinstance(base, type) and issubclass(base, EventTask)):
+        raise HandlerInvalid(f"base={base!r} must be a subclass of bridge.EventTask")
 
 
 def _event_model(function: Callable[..., Any], *, bound: bool) -> type[Event[Any]]:

@@ -19,14 +19,15 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     """
     if not pattern:
         raise ValueError("an empty pattern matches no event")
+    runs: list[str] = []  # what each star ends
     parts: list[str] = []
     position = 0
     while position < len(pattern):
         char = pattern[position]
         position += 1
         if char == "*":
-            if parts[-1:] != [".*"]:  # a run of stars means one, and would backtrack
-                parts.append(".*")
+            runs.append("".join(parts))
+            parts = []
         elif char == "?":
             parts.append(".")
         elif char == "[":
@@ -37,7 +38,11 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
                 char = pattern[position]
                 position += 1
             parts.append(re.escape(char))
-    return re.compile("".join(parts), re.DOTALL)
+    if not runs:
+        return re.compile("".join(parts), re.DOTALL)
+    # What lies between two stars is taken where it first fits, for good: no other choice could do better.
+    middle = "".join(f"(?>.*?{run})" for run in runs[1:] if run)
+    return re.compile(f"{runs[0]}{middle}.*{''.join(parts)}", re.DOTALL)
 
 
 def _set(pattern: str, position: int) -> tuple[str, int]:

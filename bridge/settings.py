@@ -15,8 +15,9 @@ from typing import Any, Literal, Self
 from urllib.parse import quote
 
 from celery import Celery
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as EnvUnreadable
 
 from bridge.errors import SettingsError
 from bridge.event import UNHEARD_SOURCE
@@ -26,18 +27,16 @@ _CONF_PREFIX = "bridge_"
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
 #: Names of Celery applications that nobody chose.
 _NAMELESS = (None, "default", "__main__")
-_URL_SCHEMES = ("redis", "rediss", "unix")
+_URL_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 class BridgeSettings(BaseSettings):
     """What one process needs to know. Build it with :meth:`load`; durations carry their unit in the name."""
 
-    model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, extra="forbid", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, extra="forbid", frozen=True)
 
     #: The bus, e.g. ``rediss://user:secret@redis.internal:6380/0``. Wins over the three parts below.
-    redis_url: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices(f"{_ENV_PREFIX}REDIS_URL", "REDIS_URL")
-    )
+    redis_url: SecretStr | None = None
     redis_host: str = "localhost"
     redis_port: int = Field(default=6379, ge=1, le=65535)
     redis_password: SecretStr | None = None
@@ -104,10 +103,18 @@ class BridgeSettings(BaseSettings):
             explicit.setdefault("redis_url", None)  # an explicit host wins over REDIS_URL of the environment
         name = app.main if app is not None and app.main not in _NAMELESS else "bridge"
         below_env = {"group": name, "source": name} | {key.removeprefix(_CONF_PREFIX): conf[key] for key in conf}
+        if any(f"{_ENV_PREFIX}{part.upper()}" in os.environ for part in _ADDRESS_PARTS):
+            below_env["redis_url"] = None  # likewise a host of the environment over an address of the configuration
+        if url := os.environ.get("REDIS_URL"):
+            below_env["redis_url"] = url
         try:
-            return _reading(below_env)(**explicit)
+            settings = _reading(below_env)(**explicit)
+        except EnvUnreadable as error:
+            raise SettingsError(str(error)) from None
         except ValidationError as error:
             raise SettingsError(_describe(error)) from None  # the original would print values, secrets among them
+        _refuse_shared_prefix(settings, app)
+        return settings
 
     @field_validator("channel_prefix")
     @classmethod
@@ -134,9 +141,8 @@ class BridgeSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        scheme = self.url.partition("://")[0]
-        if scheme not in _URL_SCHEMES:
-            raise ValueError(f"redis_url: scheme {scheme!r} is not one of {', '.join(_URL_SCHEMES)}")
+        if not self.url.startswith(_URL_SCHEMES):
+            raise ValueError("redis_url: must begin with redis://, rediss:// or unix://")  # it may hold a password
         if self.dedup_ttl_s and self.dedup_ttl_s <= self.event_ttl_s:
             raise ValueError("dedup_ttl_s must exceed event_ttl_s, or catch-up would dispatch old events again")
         return self
@@ -148,12 +154,17 @@ class BridgeSettings(BaseSettings):
             return self.redis_url.get_secret_value()
         password = self.redis_password.get_secret_value() if self.redis_password else ""
         login = f":{quote(password, safe='')}@" if password else ""
-        return f"redis://{login}{self.redis_host}:{self.redis_port}/0"
+        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
+        return f"redis://{login}{host}:{self.redis_port}/0"
 
     @property
     def redacted_url(self) -> str:
         """Address of the bus for logs and errors: no user, no password, no query."""
-        return re.sub(r"://.*@", "://", self.url.partition("?")[0])
+        scheme, _, rest = self.url.partition("://")
+        place = re.split(r"[?#]", rest, maxsplit=1)[0]
+        if "@" in rest[len(place) :]:  # of the password or of the query: not to be told apart
+            return f"{scheme}://..."
+        return f"{scheme}://{place.rpartition('@')[2]}"
 
     @property
     def event_ttl_ms(self) -> int:
@@ -203,6 +214,18 @@ def _refuse_unknown(names: Iterable[str], prefix: str, where: str) -> None:
             spelt = [prefix + (key.upper() if prefix.isupper() else key) for key in guess or sorted(known)]
             hint = f"did you mean {spelt[0]}?" if guess else f"known are {', '.join(spelt)}."
             raise SettingsError(f"{where}: there is no setting {name}; {hint}")
+
+
+def _refuse_shared_prefix(settings: BridgeSettings, app: Celery | None) -> None:
+    if app is None:
+        return
+    for name in ("broker_transport_options", "result_backend_transport_options"):
+        shared = str((app.conf[name] or {}).get("global_keyprefix") or "")
+        if shared.startswith(settings.channel_prefix):
+            raise SettingsError(
+                f"{name}['global_keyprefix'] is {shared!r}, below the channel prefix {settings.channel_prefix!r}: "
+                "Celery's own messages would be heard as events; choose another for one of them"
+            )
 
 
 def _describe(error: ValidationError) -> str:

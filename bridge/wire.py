@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic_core import to_jsonable_python
 
 from bridge.errors import EventInvalid
 
@@ -44,7 +44,7 @@ def jsonable(value: Any, field: str, depth: int = 2) -> Any:
     if isinstance(value, float):
         return _checked_float(value, field)
     if isinstance(value, BaseModel):
-        value = value.model_dump(mode="python", by_alias=True)
+        value = _converted(lambda: value.model_dump(mode="python", by_alias=True), value, field)
     if isinstance(value, Mapping):
         _check_depth(depth, field)
         return {
@@ -53,11 +53,14 @@ def jsonable(value: Any, field: str, depth: int = 2) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         _check_depth(depth, field)
         return [jsonable(item, f"{field}[{index}]", depth + 1) for index, item in enumerate(value)]
+    return jsonable(_converted(lambda: to_jsonable_python(value), value, field), field, depth)
+
+
+def _converted(convert: Any, value: Any, field: str) -> Any:
     try:
-        converted = to_jsonable_python(value)
-    except (PydanticSerializationError, UnicodeDecodeError) as error:
+        return convert()
+    except (ValueError, RecursionError) as error:  # no JSON form, no UTF-8, or an object that holds itself
         raise EventInvalid("json", field, f"{type(value).__name__} has no JSON form; convert it first") from error
-    return jsonable(converted, field, depth)
 
 
 def dumps(value: Any, *, sort_keys: bool = False) -> bytes:
@@ -101,11 +104,11 @@ def loads(data: bytes, max_bytes: int) -> Any:
         raise EventInvalid("depth", "", f"nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
         raise EventInvalid("json", "", f"not JSON: {error}") from error
-    if b"\\ud" in data.lower():  # an escape that may be half a pair: only then pay for the check
-        dumps(value)
     # Brackets bound the depth from above: only suspicious messages pay for the walk.
     if text.count("{") + text.count("[") > MAX_DEPTH:
         _check_nesting(value)
+    if b"\\ud" in data.lower():  # an escape that may be half a pair: only then pay for the check
+        dumps(value)  # after the nesting: what is too deep to encode never gets here
     return value
 
 
@@ -139,7 +142,7 @@ def _checked_text(value: str, field: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise EventInvalid("surrogate", field, "holds half a surrogate pair") from error
-    return str(value)
+    return str.__str__(value)
 
 
 def _checked_name(name: Any, field: str) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 import bridge
 from bridge import Event, current_event, get_bus, on_event, publish_event
 
-PREFIX = os.environ.get("TEST_KEY_PREFIX", "test:")
+PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "test:")
 VISIBILITY_TIMEOUT_S = float(os.environ.get("TEST_VISIBILITY_TIMEOUT_S", "3600"))
 EFFECTS = f"{PREFIX}effects"
 
@@ -24,7 +24,7 @@ app.conf.update(
     broker_url=os.environ.get("CELERY_BROKER_URL") or os.environ.get("REDIS_URL"),
     result_backend=os.environ.get("REDIS_URL"),
     broker_transport_options={
-        "global_keyprefix": PREFIX,
+        "global_keyprefix": f"broker:{PREFIX}",
         "visibility_timeout": VISIBILITY_TIMEOUT_S,
         "socket_timeout": 10.0,
     },

@@ -151,7 +151,6 @@ def processes(tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Proc
     environment = {
         "REDIS_URL": server.url,
         "BRIDGE_CHANNEL_PREFIX": prefix,
-        "TEST_KEY_PREFIX": prefix,
         "C_FORCE_ROOT": "1",
         "PYTHONWARNINGS": "ignore::celery.platforms.SecurityWarning",
     }

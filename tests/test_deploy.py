@@ -175,7 +175,6 @@ def test_image_holds_what_the_commands_need(tmp_path: Path) -> None:
     assert all(path.startswith(str(tmp_path)) for path in result.stdout.split()), result.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="kombu.transport.redis needs packaging: pyproject.toml must say kombu[redis]")
 def test_image_lacks_no_package() -> None:
     """The application, its broker and Flower load without the packages that only developers have."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -115,7 +115,7 @@ def test_same_as_redis(client: Redis, prefix: str) -> None:
     patterns = generated_patterns()
     heard = heard_by_redis(client, prefix, patterns, SUBJECTS)
     ours = {(pattern, subject) for pattern in patterns for subject in SUBJECTS if matches(pattern, subject)}
-    assert (len(patterns) > 2000, len(ours) > 10_000) == (True, True)
+    assert (len(patterns) > 2000, len(ours) > 4000) == (True, True)
     assert heard - ours == set(), "only Redis matches"
     assert ours - heard == set(), "only ours matches"
 
