@@ -129,7 +129,7 @@ def test_each_handler_runs_once_per_event_with_three_workers(
     assert counted() == expected(ids)
     assert client.xlen(Keys(prefix).journal) == 1000
     assert refused(client, prefix) == []
-    assert client.llen(f"{prefix}celery") == client.hlen(f"{prefix}unacked") == 0
+    assert client.llen(f"broker:{prefix}celery") == client.hlen(f"broker:{prefix}unacked") == 0
 
 
 def test_the_typescript_bus_hears_events_of_python(
