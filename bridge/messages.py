@@ -133,7 +133,6 @@ class Outbox:
         headers, serializer = publish.pop("headers"), publish.pop("serializer")
         if not isinstance(body, tuple) or headers["eta"] or headers["expires"]:
             return None  # task protocol 1, or moments that differ from event to event
-        del publish["correlation_id"]
         return _Template(headers, body[2], serializer, publish | {"retry": False, "retry_policy": None})
 
     def _only_celery_may_send(self) -> bool:
@@ -157,14 +156,12 @@ def task_id_for(group: str, event_id: str, task_name: str) -> str:
 
 def _send_filled_in(producer: Any, message: Message, template: _Template, body: tuple[str, str, Any]) -> None:
     content_type, content_encoding, content = body
-    task_id = message.task_id
+    task_id, argsrepr = message.task_id, describe(message.event)
+    own = {"content_type": content_type, "content_encoding": content_encoding, "correlation_id": task_id}
     producer.publish(
         content,
-        content_type=content_type,
-        content_encoding=content_encoding,
-        headers={**template.headers, "id": task_id, "root_id": task_id, "argsrepr": describe(message.event)},
-        correlation_id=task_id,
-        **template.publish,
+        headers={**template.headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr},
+        **{**template.publish, **own, "argsrepr": argsrepr},
     )
 
 

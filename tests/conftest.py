@@ -213,13 +213,16 @@ class Queues:
 
     client: Redis
     prefix: str
+    key_prefix: str = "broker:"
 
     def messages(self, queue: str = "celery") -> list[dict[str, Any]]:
         """The task messages waiting in a queue, first in first."""
-        return [json.loads(raw) for raw in reversed(self.client.lrange(f"broker:{self.prefix}{queue}", 0, -1))]
+        return [
+            json.loads(raw) for raw in reversed(self.client.lrange(f"{self.key_prefix}{self.prefix}{queue}", 0, -1))
+        ]
 
     def length(self, queue: str = "celery") -> int:
-        return int(self.client.llen(f"broker:{self.prefix}{queue}"))
+        return int(self.client.llen(f"{self.key_prefix}{self.prefix}{queue}"))
 
     def tasks(self, queue: str = "celery") -> Counter[str]:
         """How often each task waits with each event: ``{"t.all dream.created 7": 1}``."""

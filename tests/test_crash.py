@@ -1,0 +1,153 @@
+"""Crashes: subscribers, Redis and broker killed or away under load; nothing is lost."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.devserver import RedisServer
+from bridge.keys import Keys
+from bridge.subscriber import Subscriber
+from tests.conftest import Processes, Queues, eventually
+
+
+def events_of(queues: Queues) -> Counter[str]:
+    """How many messages wait for each event id."""
+    return Counter(json.loads(base64.b64decode(message["body"]))[0][0]["id"] for message in queues.messages())
+
+
+@pytest.mark.timeout(120)
+def test_subscribers_killed_at_random_moments_lose_nothing(
+    processes: Processes, client: Redis, prefix: str, server: RedisServer, queues: Queues
+) -> None:
+    """While one of two subscribers is killed with SIGKILL again and again under load, every event is dispatched."""
+    seed = random.randrange(10**6)  # shown by pytest when the test fails
+    moments = random.Random(seed)
+    fast = {"BRIDGE_CLAIM_IDLE_S": "1", "BRIDGE_UPKEEP_INTERVAL_S": "0.3", "BRIDGE_BATCH_SIZE": "50"}
+    steady = processes.celery("bus", "subscribe", name="steady", **fast)
+    published: set[str] = set()
+    stop = threading.Event()
+
+    def publish() -> None:
+        with EventBus(redis_url=server.url, channel_prefix=prefix) as bus:
+            while not stop.is_set():
+                number = len(published)
+                batch = [Event(type="dream.made", id=f"n{number + offset}") for offset in range(20)]
+                bus.publish_many(batch[:10])
+                for event in batch[10:]:  # as a program does that knows only the wire format
+                    client.set(f"{prefix}event:{event.id}", event.encode(), ex=3600)
+                    client.publish(prefix + event.type, event.encode())
+                published.update(event.id for event in batch)
+                stop.wait(0.005)
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    try:
+        for kill in range(6):
+            victim = processes.celery("bus", "subscribe", name=f"victim{kill}", **fast)
+            log = f"victim{kill}"
+            eventually(lambda name=log: "subscriber subscribe@" in processes.log(name), "it has started", 30)
+            stop.wait(moments.uniform(0, 0.8))
+            victim.send_signal(signal.SIGKILL)
+            assert victim.wait(10) == -signal.SIGKILL
+            if kill == 3:  # both are gone for a while
+                steady.send_signal(signal.SIGKILL)
+                steady.wait(10)
+                steady = processes.celery("bus", "subscribe", name="steady2", **fast)
+    finally:
+        stop.set()
+        publisher.join()
+    assert len(published) > 500
+
+    def settled() -> bool:
+        group = client.xinfo_groups(Keys(prefix).journal)[0]
+        return group["pending"] == 0 and group["lag"] == 0 and set(events_of(queues)) == published
+
+    eventually(settled, f"all {len(published)} events are dispatched (seed {seed})", 40)
+    task_ids = {message["headers"]["id"] for message in queues.messages()}
+    assert len(task_ids) == len(published), "a repeated dispatch has the same task id"
+
+
+@pytest.fixture
+def two_servers(server: RedisServer, own_server: RedisServer, prefix: str) -> tuple[Celery, BridgeSettings]:
+    """The broker on ``own_server``, which may be harmed; the bus on the shared one."""
+    made = Celery("tests", broker=own_server.url, set_as_current=False)
+    made.conf.broker_transport_options = {"socket_timeout": 5.0, "socket_connect_timeout": 1.0}
+    return made, BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests", block_ms=100)
+
+
+def test_a_broker_that_is_away_delays_and_loses_nothing(
+    use, two_servers: tuple[Celery, BridgeSettings], own_server: RedisServer, client: Redis, prefix: str
+) -> None:
+    """With the broker killed the journal keeps the events, no dead letter is written, and all go out later."""
+    use("t.all")
+    app, settings = two_servers
+    subscriber = Subscriber(app, settings, "one")
+    subscriber.start()
+    with EventBus(settings) as bus, Redis.from_url(own_server.url) as broker:
+        bus.publish("a.b", id="before")
+        eventually(lambda: broker.llen("celery") == 1, "the first is dispatched")
+        own_server.kill()
+        bus.publish_many([Event(type="a.b", id=f"n{number}") for number in range(300)])
+        eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch fails and is tried again")
+        assert client.xpending(Keys(prefix).journal, "tests")["pending"] > 0
+        own_server.start()
+        eventually(lambda: broker.llen("celery") == 301, "all are dispatched")
+    assert not client.exists(Keys(prefix).dead("tests"))
+    subscriber.stop()
+
+
+def test_stop_is_bounded_while_the_broker_hangs(
+    use, two_servers: tuple[Celery, BridgeSettings], own_server: RedisServer, client: Redis, prefix: str
+) -> None:
+    """With a broker that accepts and never answers, stop() returns within its bound and nothing is acknowledged."""
+    use("t.all")
+    app, settings = two_servers
+    subscriber = Subscriber(app, settings, "one")
+    subscriber.start()
+    assert subscriber.ready.wait(10)
+    os.kill(own_server.pid, signal.SIGSTOP)
+    try:
+        with EventBus(settings) as bus:
+            bus.publish("a.b", id="x")
+        eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 1, "it is under way")
+        before = time.monotonic()
+        subscriber.stop()
+        assert time.monotonic() - before < 11
+        assert client.xpending(Keys(prefix).journal, "tests")["pending"] == 1
+    finally:
+        os.kill(own_server.pid, signal.SIGCONT)
+
+
+def test_redis_killed_under_load_loses_no_acknowledged_event(use, own_server: RedisServer, prefix: str) -> None:
+    """With AOF always, kill -9 of Redis under load loses nothing that was published, and subscribers recover."""
+    use("t.all")
+    app = Celery("tests", broker=own_server.url, set_as_current=False)
+    settings = BridgeSettings.load(
+        redis_url=own_server.url, channel_prefix=prefix, group="tests", block_ms=100, publish_attempts=50
+    )
+    subscriber = Subscriber(app, settings, "one")
+    subscriber.start()
+    published = []
+    with EventBus(settings) as bus:
+        for number in range(200):
+            if number in (50, 120):
+                threading.Thread(target=lambda: (own_server.kill(), own_server.start())).start()
+            published.append(bus.publish("a.b", id=f"n{number}").event.id)
+        with Redis.from_url(own_server.url) as broker:
+            queues = Queues(broker, "", "")
+            eventually(lambda: set(events_of(queues)) == set(published), "all are dispatched")
+            assert broker.xlen(Keys(prefix).journal) == 200
+    subscriber.stop()
+    assert subscriber.info()["errors"] > 0
