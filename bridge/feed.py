@@ -27,8 +27,10 @@ from bridge.settings import BridgeSettings
 
 log = logging.getLogger(__name__)
 
-#: redis-py drops a large message that arrives in pieces when the timeout is shorter than the pauses between them.
-_WAIT_S = 1.0
+#: Wait for something to arrive; bounds how fast a stop is noticed.
+_IDLE_WAIT_S = 0.2
+#: Wait for the rest of a message: redis-py drops a large one whose pieces come with longer pauses than this.
+_READ_WAIT_S = 1.0
 _MISSED_HEARTBEATS = 3
 #: Most bytes taken in one go; a batch may exceed it by one message.
 _BATCH_BYTES = 4 * 1024 * 1024
@@ -111,7 +113,9 @@ class ChannelFeed:
 
     def _read(self, pubsub: Any) -> tuple[Heard, bool]:
         heard, any_sign, count, size = Heard(), False, 0, 0
-        while message := pubsub.get_message(timeout=_WAIT_S):
+        if not pubsub.connection.can_read(timeout=_IDLE_WAIT_S):
+            return heard, any_sign
+        while message := pubsub.get_message(timeout=_READ_WAIT_S):
             any_sign = True
             if message["type"] == "pmessage":
                 self._decode(message["channel"], message["data"], heard)

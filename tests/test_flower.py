@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Iterator
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
@@ -35,9 +35,8 @@ class Flower:
         try:
             with urlopen(self._address + path, timeout=10) as response:
                 return response.read().decode()
-        except URLError as error:  # an HTTPError too, which holds its connection open
-            if close := getattr(error, "close", None):
-                close()
+        except HTTPError as error:
+            error.close()
             return ""
         except OSError:
             return ""
