@@ -59,14 +59,15 @@ class Dispatcher:
             JournalLost: The group is gone.
             Exception: Redis or the broker failed. Nothing was acknowledged, so the next step does it again.
         """
-        if self._look_at_held:
-            entries = self._journal.held(self._consumer, self._settings.batch_size)
-            self._look_at_held = bool(entries)
-        else:
-            entries = self._journal.read(self._consumer, self._settings.batch_size, self._settings.block_ms)
         try:
+            if self._look_at_held:
+                entries = self._journal.held(self._consumer, self._settings.batch_size)
+                self._look_at_held = bool(entries)
+            else:
+                entries = self._journal.read(self._consumer, self._settings.batch_size, self._settings.block_ms)
             self.dispatch(entries)
         except BaseException:
+            # Also after a failed read: the server may have handed out entries whose reply was lost.
             self._look_at_held = True
             raise
         return len(entries)

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 
 import pytest
 from celery import Celery
@@ -80,22 +81,32 @@ def test_subscribers_killed_at_random_moments_lose_nothing(
 
 
 @pytest.fixture
-def two_servers(server: RedisServer, own_server: RedisServer, prefix: str) -> tuple[Celery, BridgeSettings]:
-    """The broker on ``own_server``, which may be harmed; the bus on the shared one."""
-    made = Celery("tests", broker=own_server.url, set_as_current=False)
-    made.conf.broker_transport_options = {"socket_timeout": 5.0, "socket_connect_timeout": 1.0}
-    return made, BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests", block_ms=100)
+def start_on(use) -> Iterator[Callable[..., Subscriber]]:
+    """Start a subscriber on a bus and a broker that may be harmed."""
+    use("t.all")
+    started: list[Subscriber] = []
+
+    def start(bus: RedisServer, broker: RedisServer, prefix: str) -> Subscriber:
+        app = Celery("tests", broker=broker.url, set_as_current=False)
+        app.conf.broker_transport_options = {"socket_timeout": 5.0, "socket_connect_timeout": 1.0}
+        settings = BridgeSettings.load(redis_url=bus.url, channel_prefix=prefix, group="tests", block_ms=100)
+        subscriber = Subscriber(app, settings, "one")
+        started.append(subscriber)
+        subscriber.start()
+        assert subscriber.ready.wait(10)
+        return subscriber
+
+    yield start
+    for subscriber in started:
+        subscriber.terminate()
 
 
 def test_a_broker_that_is_away_delays_and_loses_nothing(
-    use, two_servers: tuple[Celery, BridgeSettings], own_server: RedisServer, client: Redis, prefix: str
+    start_on, server: RedisServer, own_server: RedisServer, client: Redis, prefix: str
 ) -> None:
     """With the broker killed the journal keeps the events, no dead letter is written, and all go out later."""
-    use("t.all")
-    app, settings = two_servers
-    subscriber = Subscriber(app, settings, "one")
-    subscriber.start()
-    with EventBus(settings) as bus, Redis.from_url(own_server.url) as broker:
+    subscriber = start_on(server, own_server, prefix)
+    with EventBus(redis_url=server.url, channel_prefix=prefix) as bus, Redis.from_url(own_server.url) as broker:
         bus.publish("a.b", id="before")
         eventually(lambda: broker.llen("celery") == 1, "the first is dispatched")
         own_server.kill()
@@ -105,21 +116,16 @@ def test_a_broker_that_is_away_delays_and_loses_nothing(
         own_server.start()
         eventually(lambda: broker.llen("celery") == 301, "all are dispatched")
     assert not client.exists(Keys(prefix).dead("tests"))
-    subscriber.stop()
 
 
 def test_stop_is_bounded_while_the_broker_hangs(
-    use, two_servers: tuple[Celery, BridgeSettings], own_server: RedisServer, client: Redis, prefix: str
+    start_on, server: RedisServer, own_server: RedisServer, client: Redis, prefix: str
 ) -> None:
     """With a broker that accepts and never answers, stop() returns within its bound and nothing is acknowledged."""
-    use("t.all")
-    app, settings = two_servers
-    subscriber = Subscriber(app, settings, "one")
-    subscriber.start()
-    assert subscriber.ready.wait(10)
+    subscriber = start_on(server, own_server, prefix)
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
-        with EventBus(settings) as bus:
+        with EventBus(redis_url=server.url, channel_prefix=prefix) as bus:
             bus.publish("a.b", id="x")
         eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 1, "it is under way")
         before = time.monotonic()
@@ -130,24 +136,26 @@ def test_stop_is_bounded_while_the_broker_hangs(
         os.kill(own_server.pid, signal.SIGCONT)
 
 
-def test_redis_killed_under_load_loses_no_acknowledged_event(use, own_server: RedisServer, prefix: str) -> None:
+def test_redis_killed_under_load_loses_no_published_event(start_on, own_server: RedisServer, prefix: str) -> None:
     """With AOF always, kill -9 of Redis under load loses nothing that was published, and subscribers recover."""
-    use("t.all")
-    app = Celery("tests", broker=own_server.url, set_as_current=False)
-    settings = BridgeSettings.load(
-        redis_url=own_server.url, channel_prefix=prefix, group="tests", block_ms=100, publish_attempts=50
-    )
-    subscriber = Subscriber(app, settings, "one")
-    subscriber.start()
-    published = []
-    with EventBus(settings) as bus:
-        for number in range(200):
-            if number in (50, 120):
-                threading.Thread(target=lambda: (own_server.kill(), own_server.start())).start()
-            published.append(bus.publish("a.b", id=f"n{number}").event.id)
-        with Redis.from_url(own_server.url) as broker:
-            queues = Queues(broker, "", "")
-            eventually(lambda: set(events_of(queues)) == set(published), "all are dispatched")
-            assert broker.xlen(Keys(prefix).journal) == 200
-    subscriber.stop()
+    subscriber = start_on(own_server, own_server, prefix)
+    published: list[str] = []
+    with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_attempts=50) as bus:
+
+        def publish() -> None:
+            for number in range(300):
+                published.append(bus.publish("a.b", id=f"n{number}").event.id)
+
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        for reached in (50, 150):
+            eventually(lambda many=reached: len(published) >= many, "publishing goes on")
+            own_server.kill()
+            own_server.start()
+        publisher.join()
+    assert len(published) == 300
+    with Redis.from_url(own_server.url) as broker:
+        queues = Queues(broker, "", "")
+        eventually(lambda: set(events_of(queues)) == set(published), "all are dispatched", 30)
+        assert broker.xlen(Keys(prefix).journal) == 300
     assert subscriber.info()["errors"] > 0
