@@ -17,7 +17,7 @@ RUN useradd --system --no-create-home --shell /usr/sbin/nologin bridge
 COPY --from=build /venv /venv
 WORKDIR /app
 # Read from the working directory by `celery -A bridge`.
-COPY celeryconfig.py ./
+COPY celeryconfig.py flowerconfig.py ./
 COPY tasks tasks
 USER bridge
 CMD ["celery", "-A", "bridge", "worker", "--loglevel", "INFO"]

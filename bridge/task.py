@@ -12,6 +12,7 @@ from typing import Any
 
 from celery import Task
 from celery.exceptions import Ignore, Reject
+from celery.worker.request import Request
 from kombu.exceptions import OperationalError
 
 from bridge.bus import EventBus
@@ -26,10 +27,19 @@ from bridge.publishing import get_bus
 log = logging.getLogger(__name__)
 
 
+class EventRequest(Request):
+    """A message of a handler task in a worker."""
+
+    def info(self, safe: bool = False) -> Any:
+        """Return what ``inspect reserved`` and Flower show: the short text of the event, never its payload."""
+        return super().info(safe=True)
+
+
 class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
     """Base class of the tasks that ``@on_event`` makes."""
 
     abstract = True
+    Request = "bridge.task:EventRequest"
 
     #: A message is acknowledged when its task has ended, so that a killed worker loses none.
     acks_late = True
@@ -106,7 +116,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         letters = DeadLetters(bus.client, bus.settings)
         attempt(bus.settings, f"writing a dead letter for {whole!r}", lambda: letters.add(letter))
         log.warning("dead letter (%s): %s of %r", reason, self.name, whole)
-        self._announce("task-deadlettered", reason=reason)
+        self._announce("task-deadlettered", reason=reason, exception=detail)
 
     def _mark_done(self, bus: EventBus, done_mark: str) -> None:
         try:

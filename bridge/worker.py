@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from celery import Celery, bootsteps
+from pydantic import SecretStr
 
 from bridge.context import install_propagation
 from bridge.settings import BridgeSettings
@@ -46,6 +47,10 @@ class SubscriberStep(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, no_subscriber: bool = False, **options: Any) -> None:
         self.enabled = not no_subscriber
+        conf = worker.app.conf
+        if isinstance(url := conf.get("bridge_redis_url"), str):
+            # `inspect conf`, and so Flower, would show the password in it.
+            conf["bridge_redis_url"] = SecretStr(url)
         super().__init__(worker, **options)
 
     def create(self, worker: Any) -> Subscriber:  # type: ignore[override]  # the stubs say None, Celery takes the service

@@ -48,13 +48,17 @@ def effects(client: Redis, prefix: str) -> Effects:
     return Effects(client, prefix)
 
 
-def stats(processes: Processes) -> dict[str, Any]:
-    """The reply of ``celery inspect stats``, by worker."""
-    command = [sys.executable, "-m", "celery", "-A", "tests.app", "inspect", "stats", "--json"]
+def inspect(processes: Processes, what: str) -> dict[str, Any]:
+    """The reply of ``celery inspect``, by worker; empty while none answers."""
+    command = [sys.executable, "-m", "celery", "-A", "tests.app", "inspect", what, "--json"]
     environment = os.environ | processes.environment
     output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     found = re.search(r"^\{.*\}$", output.stdout, re.MULTILINE | re.DOTALL)
     return json.loads(found[0]) if found else {}
+
+
+def stats(processes: Processes) -> dict[str, Any]:
+    return inspect(processes, "stats")
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
@@ -189,6 +193,19 @@ def test_inspect_stats_shows_the_bridge(processes: Processes, bus: EventBus, eff
     shown = stats(processes)["w1@test"]["bridge"]
     assert shown["group"] == "tests"
     assert shown["state"] == "ready"
+
+
+def test_monitors_see_no_payload_and_no_password(processes: Processes, bus: EventBus) -> None:
+    """Messages waiting in a worker, and its configuration, are shown without payloads and passwords."""
+    processes.worker("w1", "-c", "1")
+    for number in range(3):
+        bus.publish("slow.created", 20, id=f"slow{number}", metadata={"note": "event-s3cret"})
+    waiting = eventually(lambda: inspect(processes, "reserved").get("w1@test"), "messages wait in the worker")
+    assert waiting[0]["args"].startswith("(<Event slow.created slow")
+    assert "s3cret" not in str(waiting)
+    conf = inspect(processes, "conf")["w1@test"]
+    assert "bridge_redis_url" in conf
+    assert "s3cret" not in str(conf)
 
 
 def test_misspelt_settings_end_the_worker(processes: Processes) -> None:
