@@ -57,19 +57,21 @@ def current_cause() -> Cause | None:
     return Cause(**header) if isinstance(header, dict) else None
 
 
-def derive_event_id(event_type: str) -> str | None:
-    """Return the id of the next event of this type that the running task publishes; None outside a task.
+@contextmanager
+def next_event_id(event_type: str) -> Iterator[str | None]:
+    """Yield the id of the next event of this type that the running task publishes; None outside a task.
 
     It follows from the task's id, the type, and how many of that type this run has published before. So a task
-    that runs again, retried or redelivered, publishes under the same ids, and the bus drops the repetitions.
+    that runs again, retried or redelivered, publishes under the same ids, and the bus drops the repetitions. Only
+    a block that ends without an error counts: a publication that failed is tried again under the same id.
     """
     request = _request()
     if request is None or request.id is None:
-        return None
+        yield None
+        return
     published: Counter[str] = request.__dict__.setdefault(_PUBLISHED, Counter())
-    order = published[event_type]
+    yield event_id_for(request.id, event_type, published[event_type])
     published[event_type] += 1
-    return event_id_for(request.id, event_type, order)
 
 
 def event_id_for(task_id: str, event_type: str, order: int) -> str:

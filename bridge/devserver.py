@@ -80,7 +80,10 @@ class RedisServer:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._directory.name, "--save", ""]
         with log.open("ab") as output:  # a file, not a pipe: nobody would read it, and a full pipe stops the server
             self._process = subprocess.Popen(  # noqa: S603
-                [self._binary or find_binary(), *options, *self._arguments], stdout=output, stderr=subprocess.STDOUT
+                [self._binary or find_binary(), *options, *self._arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the program that uses it
             )
         try:
             self._wait_until_ready()

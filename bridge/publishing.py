@@ -11,7 +11,7 @@ from celery import Celery
 from celery.app import app_or_default
 
 from bridge.bus import EventBus
-from bridge.context import current_cause, derive_event_id
+from bridge.context import current_cause, next_event_id
 from bridge.event import caused_by
 from bridge.local_bus import Publication
 from bridge.settings import BridgeSettings
@@ -55,9 +55,13 @@ def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fi
         EventLoop: The chain is longer than ``max_hops``.
         BusUnavailable: Redis did not take it, after bounded retries.
     """
-    event_id = id if id is not None else derive_event_id(type)
-    if event_id is not None:
-        fields["id"] = event_id
+    if id is not None:
+        return _publish(type, payload, fields | {"id": id})
+    with next_event_id(type) as derived_id:
+        return _publish(type, payload, fields | ({"id": derived_id} if derived_id is not None else {}))
+
+
+def _publish(type: str, payload: Any, fields: dict[str, Any]) -> Publication:
     return get_bus().publish(caused_by(current_cause(), type, payload, **fields))
 
 

@@ -51,6 +51,7 @@ class Subscriber:
         #: Set once this subscriber reads the journal and has brought what it missed into it.
         self.ready = threading.Event()
         self._settings = settings
+        self._start = settings.start
         self._client = connect(settings)
         self._journal = Journal(self._client, settings)
         dead_letters = DeadLetters(self._client, settings)
@@ -136,18 +137,18 @@ class Subscriber:
                 # From the beginning: better an event twice, with the same task id, than an event lost.
                 log.error("the journal or group %s was deleted, made anew: %s", self._settings.group, error)
                 self.counters.add("journal_lost")
-                self._journal.create_group("earliest")
+                self._start, group_open = "earliest", False
             except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
                 self._wait_for(error)
 
     def _open_group(self) -> bool:
         """Make sure that the group exists; False while that has to wait."""
         # With "latest", what is retained must enter the journal before the group begins, or catch-up would make it new.
-        begin_late = self._settings.start == "latest" and not self._journal.group_exists()
+        begin_late = self._start == "latest" and not self._journal.group_exists()
         if begin_late and not self._intake.caught_up.wait(self._settings.block_ms / 1000):
             return False
-        if self._journal.create_group(self._settings.start):
-            log.info("group %s begins with the %s event", self._settings.group, self._settings.start)
+        if self._journal.create_group(self._start):
+            log.info("group %s begins with the %s event", self._settings.group, self._start)
         return True
 
     def _wait_for(self, error: Exception) -> None:

@@ -74,8 +74,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         if self.request.is_eager or not isinstance(event, dict):
             return
         try:
-            self._park("failure", f"{type(exc).__name__}: {exc}", event, task_id)
-        except BusUnavailable as error:
+            self._park("failure", f"{type(exc).__name__}: {exc}", Event.from_dict(event), task_id)
+        except (BusUnavailable, EventInvalid) as error:
             log.error("no dead letter for %s of task %s: %s", describe(event), task_id, error)
 
     def _run(self, event: Event[Any] | dict[str, Any], run: Any) -> Any:
@@ -100,22 +100,22 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         return result
 
     def _validated(self, event: dict[str, Any], task_id: str) -> Event[Any]:
+        whole = Event.from_dict(event)  # what somebody sent by hand and is no event fails as any task does
         try:
             return self.event_model.from_dict(event)
         except EventInvalid as error:
             # No retry can mend it. The result says FAILURE to who waits for it; Ignore keeps the state that
             # the custom event gives the task in Flower.
-            self._park("payload", str(error), event, task_id)
-            self.backend.mark_as_failure(task_id, error, request=self.request)
+            self._park("payload", str(error), whole, task_id)
+            self.backend.mark_as_failure(task_id, error, request=self.request, store_result=not self.ignore_result)
             raise Ignore from error
 
-    def _park(self, reason: str, detail: str, event: dict[str, Any], task_id: str) -> None:
+    def _park(self, reason: str, detail: str, event: Event[Any], task_id: str) -> None:
         bus = get_bus()
-        whole = Event.from_dict(event)
-        letter = DeadLetter.of_event(reason, detail, whole, whole.encode(), handler=self.name, task_id=task_id)
+        letter = DeadLetter.of_event(reason, detail, event, event.encode(), handler=self.name, task_id=task_id)
         letters = DeadLetters(bus.client, bus.settings)
-        attempt(bus.settings, f"writing a dead letter for {whole!r}", lambda: letters.add(letter))
-        log.warning("dead letter (%s): %s of %r", reason, self.name, whole)
+        attempt(bus.settings, f"writing a dead letter for {event!r}", lambda: letters.add(letter))
+        log.warning("dead letter (%s): %s of %r", reason, self.name, event)
         self._announce("task-deadlettered", reason=reason, exception=detail)
 
     def _mark_done(self, bus: EventBus, done_mark: str) -> None:

@@ -15,8 +15,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # celeryconfig.py and tasks/
@@ -32,6 +33,7 @@ from bridge.messages import task_id_for  # noqa: E402
 from bridge.settings import BridgeSettings  # noqa: E402
 
 TIMEOUT_S = 45
+FLOWER_URL = "http://localhost:5555"
 DREAMS = [
     "I was flying over a golden garden. Friends waved from the warm grass, and someone sang.",
     "A shadow chased me through dark water. I could not scream, and the monster was never far.",
@@ -170,25 +172,38 @@ def tell(bus: EventBus, worker: subprocess.Popen[bytes]) -> bool:
     return complete
 
 
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
 def main() -> int:
     stay = sys.argv[1:] == ["--stay"]
-    with tempfile.TemporaryDirectory(prefix="bridge-demo-") as directory, running_redis() as url:
-        os.environ.update(REDIS_URL=url, C_FORCE_ROOT="1")
-        for name in ("broker_url", "result_backend"):
-            app.conf[name] = url
-        app.loader.import_default_modules()
-        log = Path(directory, "worker.log")
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bridge-demo-")))
+        url = stack.enter_context(running_redis())
         print(f"redis at {url}")
-        with EventBus(BridgeSettings.load(app)) as bus, celery("worker", "-l", "INFO", log=log) as worker:
-            complete = tell(bus, worker)
-            if not complete:
-                print(log.read_text(errors="replace"), file=sys.stderr)
-            elif stay:
-                with celery("flower", log=Path(directory, "flower.log")):
-                    print(f'Flower: http://localhost:5555   Publish: REDIS_URL={url} python -c "import bridge; ..."')
-                    print("Ctrl-C ends it.", flush=True)
-                    with suppress(KeyboardInterrupt):
-                        worker.wait()
+        os.environ.update(REDIS_URL=url, C_FORCE_ROOT="1")
+        app.conf.update(broker_url=url, result_backend=url)
+        app.loader.import_default_modules()
+        bus = stack.enter_context(EventBus(BridgeSettings.load(app)))
+        worker = stack.enter_context(celery("worker", "-l", "INFO", log=directory / "worker.log"))
+        if stay:
+            stack.enter_context(celery("flower", log=directory / "flower.log"))
+            wait_for(lambda: answers(f"{FLOWER_URL}/healthcheck"), worker)  # it shows what it has heard itself
+        complete = tell(bus, worker)
+        if not complete:
+            print((directory / "worker.log").read_text(errors="replace"), file=sys.stderr)
+        elif stay:
+            print(f"\nFlower: {FLOWER_URL}   Publish more, in another terminal:")
+            print(f"""  REDIS_URL={url} {sys.executable} -c 'from bridge import publish_event
+publish_event("dream.created", {{"dreamId": "mine", "text": "I could fly."}})'""")
+            print("Ctrl-C ends it.", flush=True)
+            with suppress(KeyboardInterrupt):
+                worker.wait()
     return 0 if complete else 1
 
 
