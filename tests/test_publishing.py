@@ -1,0 +1,97 @@
+"""``publish_event()``: the chain it joins, the ids it derives, the process it runs in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, _state
+from redis import Redis
+
+from bridge import BusUnavailable, Event, Publication, get_bus, publish_event
+from bridge.context import event_id_for
+from bridge.devserver import RedisServer
+from bridge.keys import Keys
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(server: RedisServer, prefix: str) -> Iterator[Run]:
+    """Run a function as a task with a given id, in this process."""
+    before = _state._tls.current_app
+    with Celery("tests", set_as_current=True) as app:
+        app.conf.update(bridge_redis_url=server.url, bridge_channel_prefix=prefix)
+
+        def run_one(function: Callable[[], Any], task_id: str = "task-1") -> Any:
+            task = app.task(name="t.run", shared=False)(function)
+            try:
+                return task.apply(task_id=task_id, throw=True).get()
+            finally:
+                app.tasks.unregister("t.run")
+
+        yield run_one
+        get_bus().close()
+    _state._set_current_app(before)
+
+
+def test_ids_follow_from_task_type_and_order(run: Run) -> None:
+    """The n-th event of a type that a task publishes has the same id in every run of the task; others differ."""
+
+    def publish() -> list[Publication]:
+        return [publish_event(name) for name in ("a.x", "a.y", "a.x")]
+
+    first, again, other = run(publish), run(publish), run(publish, "task-2")
+    ids = [publication.event.id for publication in first]
+    assert ids == [event_id_for("task-1", name, order) for name, order in (("a.x", 0), ("a.y", 0), ("a.x", 1))]
+    assert [publication.event.id for publication in again] == ids
+    assert [publication.duplicate for publication in first + again] == [False] * 3 + [True] * 3
+    assert not {publication.event.id for publication in other} & set(ids)
+
+
+def test_an_explicit_id_wins_and_does_not_count(run: Run) -> None:
+    """A given id is used as it is and shifts no derived one."""
+
+    def publish() -> list[str]:
+        return [publish_event("a.x", id="mine").event.id, publish_event("a.x").event.id]
+
+    assert run(publish) == ["mine", event_id_for("task-1", "a.x", 0)]
+
+
+def test_a_failed_publication_is_tried_under_the_same_id(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that catches BusUnavailable and publishes again uses the id of the first try."""
+
+    def publish() -> str:
+        bus = get_bus()
+        with monkeypatch.context() as patch:
+            patch.setattr(bus, "_send", lambda *_: (_ for _ in ()).throw(BusUnavailable("away")))
+            with pytest.raises(BusUnavailable):
+                publish_event("a.x")
+        return publish_event("a.x").event.id
+
+    assert run(publish) == event_id_for("task-1", "a.x", 0)
+
+
+def test_outside_a_task_ids_are_random_and_chains_begin(run: Run) -> None:
+    """Without a task each event has its own id, no cause and no correlation id."""
+    first, second = publish_event("a.x").event, publish_event("a.x").event
+    assert first.id != second.id
+    assert (first.correlation_id, first.metadata, first.hops) == (None, None, 0)
+
+
+def test_a_forked_child_publishes_on_its_own_connection(run: Run, client: Redis, prefix: str) -> None:
+    """After a fork the child's first publication works and the parent's bus goes on working."""
+    publish_event("a.parent")
+    pid = os.fork()
+    if pid == 0:  # the child must not return into pytest
+        try:
+            publish_event("a.child")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    publish_event("a.parent")
+    types = [Event.decode(fields[b"event"], max_bytes=10_000).type for _, fields in client.xrange(Keys(prefix).journal)]
+    assert types == ["a.parent", "a.child", "a.parent"]
