@@ -11,10 +11,10 @@ from typing import Any, Self
 from redis.exceptions import ResponseError
 
 from bridge.connection import attempt, connect
-from bridge.errors import BusUnavailable, EventInvalid, EventLoop
+from bridge.errors import BridgeError, BusUnavailable, EventInvalid, EventLoop
 from bridge.event import UNHEARD_SOURCE, Event
 from bridge.feed import ChannelFeed, Heard
-from bridge.journal import Journal, Record, new_attempt
+from bridge.journal import Journal, Outcome, Record, new_attempt
 from bridge.keys import Keys
 from bridge.local_bus import LocalBus, LocalHandler, Publication
 from bridge.metrics import Counters
@@ -129,6 +129,10 @@ class EventBus(LocalBus):
 
         Returns:
             A function that ends the subscription.
+
+        Raises:
+            ValueError: The pattern can match nothing.
+            BridgeError: The bus was closed.
         """
         unsubscribe = super().subscribe(pattern, handler)
         if self.settings.enable_pubsub:
@@ -140,16 +144,20 @@ class EventBus(LocalBus):
         # Noted before Redis hears of them, so that the listening thread recognises our own broadcasts.
         new = [self._remember_id(record.event.id) for record in records]
         try:
-            published = self._send(records, new)
+            outcomes = self._send(records, new)
         except BaseException:
             for record, is_new in zip(records, new, strict=True):
                 if is_new:
                     self._forget_id(record.event.id)
             raise
-        for record, done in zip(records, published, strict=True):
-            if done:
-                self._keep_and_deliver(record.event, record.data)
-        return [Publication(record.event, not done) for record, done in zip(records, published, strict=True)]
+        return [self._published(record, outcome) for record, outcome in zip(records, outcomes, strict=True)]
+
+    def _published(self, record: Record, outcome: Outcome) -> Publication:
+        if outcome == "appended":
+            self._keep_and_deliver(record.event, record.data)
+        elif outcome == "conflict":
+            log.warning("not published: the id of %r is taken by an event with another type or payload", record.event)
+        return Publication(record.event, duplicate=outcome != "appended", conflict=outcome == "conflict")
 
     def _record(self, event: Event) -> Record:
         if event.source == UNHEARD_SOURCE:
@@ -160,7 +168,7 @@ class EventBus(LocalBus):
             event = event.model_copy(update={"source": self.settings.source})
         return Record(event, event.encode(max_bytes=self.settings.max_event_bytes))
 
-    def _send(self, records: Sequence[Record], new: list[bool]) -> list[bool]:
+    def _send(self, records: Sequence[Record], new: list[bool]) -> list[Outcome]:
         settings = self.settings
         what = f"publishing {records[0].event!r}" if len(records) == 1 else f"publishing {len(records)} events"
         if settings.enable_persistence:
@@ -169,7 +177,7 @@ class EventBus(LocalBus):
             return attempt(settings, what, lambda: self._journal.publish(records, tokens, broadcast=broadcast))
         if settings.enable_pubsub:
             attempt(settings, what, lambda: self._broadcast(records, new))
-        return new
+        return ["appended" if is_new else "repeated" for is_new in new]
 
     def _broadcast(self, records: Sequence[Record], new: list[bool]) -> None:
         with self.client.pipeline(transaction=False) as pipe:
@@ -179,6 +187,8 @@ class EventBus(LocalBus):
             pipe.execute()
 
     def _listen(self) -> None:
+        if self._stop.is_set():
+            raise BridgeError("this bus was closed; make another to subscribe")
         with self._lock:
             if self._listener is None:
                 feed = ChannelFeed(self.client, self.settings, Counters())

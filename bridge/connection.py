@@ -102,7 +102,7 @@ def _advice(error: RedisError) -> str:
     if isinstance(error, NoPermissionError):
         return "Grant this user the right with ACL SETUSER."
     if isinstance(error, OutOfMemoryError):
-        return "Raise maxmemory or shorten bridge_event_ttl_s; nothing was written."
+        return "Raise maxmemory or shorten bridge_event_ttl_s."
     if isinstance(error, ReadOnlyError):
         return "The address leads to a replica; point BRIDGE_REDIS_URL at the primary."
     if isinstance(error, RedisConnectionError | RedisTimeoutError):

@@ -69,9 +69,19 @@ def next_event_id(event_type: str) -> Iterator[str | None]:
     if request is None or request.id is None:
         yield None
         return
-    published: Counter[str] = request.__dict__.setdefault(_PUBLISHED, Counter())
+    published = count_publications(request)
     yield event_id_for(request.id, event_type, published[event_type])
     published[event_type] += 1
+
+
+def count_publications(request: Any) -> Counter[str]:
+    """Return how many events of each type this run of a task has published.
+
+    Called before the handler runs, too: a task that calls itself as a function gets a copy of its request, and the
+    copy must share the count.
+    """
+    published: Counter[str] = request.__dict__.setdefault(_PUBLISHED, Counter())
+    return published
 
 
 def event_id_for(task_id: str, event_type: str, order: int) -> str:

@@ -16,6 +16,11 @@ from bridge.settings import BridgeSettings
 
 log = logging.getLogger(__name__)
 
+#: Entries of the first batch; doubled while batches are full and small.
+_FIRST_LIMIT = 32
+#: Size of the events of one batch that memory is meant for.
+_BATCH_BYTES = 4 * 1024 * 1024
+
 
 class Dispatcher:
     """One consumer of the group. Used by one thread.
@@ -47,6 +52,7 @@ class Dispatcher:
         self._settings = settings
         self._consumer = consumer
         self._look_at_held = True
+        self._limit = min(_FIRST_LIMIT, settings.batch_size)
 
     def look_at_held(self) -> None:
         """Begin the next step with the entries this consumer holds: after a failure, or a claim."""
@@ -61,15 +67,18 @@ class Dispatcher:
         """
         try:
             if self._look_at_held:
-                entries = self._journal.held(self._consumer, self._settings.batch_size)
+                entries = self._journal.held(self._consumer, self._limit)
                 self._look_at_held = bool(entries)
             else:
-                entries = self._journal.read(self._consumer, self._settings.batch_size, self._settings.block_ms)
+                entries = self._journal.read(self._consumer, self._limit, self._settings.block_ms)
             self.dispatch(entries)
         except BaseException:
             # Also after a failed read: the server may have handed out entries whose reply was lost.
             self._look_at_held = True
+            # A broker with little room takes a small batch where it refuses a large one after its first half.
+            self._limit = max(1, self._limit // 2)
             raise
+        self._adapt_limit(entries)
         return len(entries)
 
     def dispatch(self, entries: Sequence[Entry]) -> None:
@@ -78,6 +87,13 @@ class Dispatcher:
         self._outbox.send(messages)
         self._journal.acknowledge([entry.entry_id for entry in entries])
         self._counters.add("dispatched", len(messages))
+
+    def _adapt_limit(self, entries: Sequence[Entry]) -> None:
+        size = sum(len(entry.data or b"") for entry in entries)
+        if size > _BATCH_BYTES:
+            self._limit = max(1, len(entries) * _BATCH_BYTES // size)
+        elif len(entries) == self._limit:
+            self._limit = min(2 * self._limit, self._settings.batch_size)
 
     def _messages(self, entry: Entry) -> list[Message]:
         if entry.data is None:

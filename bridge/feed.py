@@ -79,8 +79,9 @@ class ChannelFeed:
         while not stop.is_set():
             try:
                 for heard in self._listen(stop):
-                    failures = 0
                     on_heard(heard)
+                    if heard.events or heard.invalid:  # more than a subscription, which a dying server grants too
+                        failures = 0
             except (RedisError, OSError) as error:
                 self._counters.add("errors")
                 if failures == 0:
@@ -99,15 +100,15 @@ class ChannelFeed:
                 now = time.monotonic()
                 if any_sign:
                     alive_at = now
+                if heard.events or heard.invalid or heard.subscribed:
+                    heard.events = restore_sources(self._client, self._settings, heard.events)
+                    yield heard
                 interval = self._settings.heartbeat_interval_s
                 if now - alive_at > _MISSED_HEARTBEATS * interval:
                     raise RedisConnectionError(f"nothing heard for {now - alive_at:.0f} s, not even the own heartbeat")
                 if now - max(alive_at, beat_at) > interval:
                     self._client.publish(self._keys.heartbeat, self._settings.client_name)
                     beat_at = now
-                if heard.events or heard.invalid or heard.subscribed:
-                    heard.events = restore_sources(self._client, self._settings, heard.events)
-                    yield heard
         finally:
             pubsub.close()
 
@@ -115,17 +116,22 @@ class ChannelFeed:
         heard, any_sign, count, size = Heard(), False, 0, 0
         if not pubsub.connection.can_read(timeout=_IDLE_WAIT_S):
             return heard, any_sign
-        while message := pubsub.get_message(timeout=_READ_WAIT_S):
-            any_sign = True
-            if message["type"] == "pmessage":
-                self._decode(message["channel"], message["data"], heard)
-                count += 1
-                size += len(message["data"])
-            elif message["type"] == "psubscribe":
-                self._confirmed(heard)
-            full = count >= self._settings.batch_size or size > _BATCH_BYTES
-            if full or not pubsub.connection.can_read(timeout=0):
-                break
+        try:
+            while message := pubsub.get_message(timeout=_READ_WAIT_S):
+                any_sign = True
+                if message["type"] == "pmessage":
+                    self._decode(message["channel"], message["data"], heard)
+                    count += 1
+                    size += len(message["data"])
+                elif message["type"] == "psubscribe":
+                    self._confirmed(heard)
+                full = count >= self._settings.batch_size or size > _BATCH_BYTES
+                if full or not pubsub.connection.can_read(timeout=0):
+                    break
+        except (RedisError, OSError):
+            if not any_sign:
+                raise
+            # What was heard goes first: nobody says it again. The next read meets the error again.
         return heard, any_sign
 
     def _decode(self, channel: bytes, data: bytes, heard: Heard) -> None:
@@ -156,10 +162,13 @@ def restore_sources(client: Redis, settings: BridgeSettings, events: list[Event]
     if not hidden:
         return events
     keys = Keys(settings.channel_prefix)
-    with client.pipeline(transaction=False) as pipe:
-        for event_id in hidden:
-            pipe.get(keys.event(event_id))
-        values = dict(zip(hidden, pipe.execute(raise_on_error=False), strict=True))
+    try:
+        with client.pipeline(transaction=False) as pipe:
+            for event_id in hidden:
+                pipe.get(keys.event(event_id))
+            values = dict(zip(hidden, pipe.execute(raise_on_error=False), strict=True))
+    except RedisError:
+        return events  # better an event without its source than no event
 
     def restored(event: Event) -> Event:
         try:

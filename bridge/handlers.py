@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from celery import shared_task
+from kombu.compression import get_encoder
+from kombu.entity import maybe_delivery_mode
 
 from bridge.errors import EventInvalid, HandlerInvalid
 from bridge.event import Event, check_type
@@ -21,12 +23,12 @@ from bridge.task import EventTask
 SEND_OPTIONS = frozenset(
     {"queue", "exchange", "exchange_type", "routing_key", "priority", "delivery_mode", "countdown", "compression"}
 )
-_TASK_OPTIONS = frozenset(name for name in dir(EventTask) if not name.startswith("_")) - {
-    "run",
-    "abstract",
-    "event_model",
-    "send_options",
-} | {
+#: Plain attributes of a task: not its methods, nor what it computes, nor what the decorator sets itself.
+_TASK_OPTIONS = {
+    name
+    for name in dir(EventTask)
+    if not name.startswith("_") and not hasattr(inspect.getattr_static(EventTask, name), "__get__")
+} - {"abstract", "event_model", "send_options"} | {
     "bind",
     "autoretry_for",
     "dont_autoretry_for",
@@ -50,12 +52,14 @@ class Handler:
         patterns: Redis globs; the handler gets an event whose type matches any of them, once.
         where: Predicate on the event; None accepts all.
         send_options: Options for sending its task that the decorator gave; they win over ``bridge_routes``.
+        defined_at: File and line of the function.
     """
 
     task_name: str
     patterns: tuple[str, ...]
     where: Callable[[Event[Any]], bool] | None = None
     send_options: Mapping[str, Any] = field(default_factory=dict)
+    defined_at: str = ""
 
     def matches(self, event_type: str) -> bool:
         """Whether one of the patterns matches."""
@@ -71,8 +75,18 @@ class Registry:
         self._by_type: dict[str, tuple[Handler, ...]] = {}
 
     def add(self, handler: Handler) -> None:
-        """Register *handler*; one of the same task name, from a module imported again, is replaced."""
+        """Register *handler*; the same one again, from a module imported twice, changes nothing.
+
+        Raises:
+            HandlerInvalid: Another function has this task name. Celery would run the first for the events of both.
+        """
         with self._lock:
+            first = self._handlers.get(handler.task_name, handler)
+            if first.defined_at != handler.defined_at:
+                raise HandlerInvalid(
+                    f"two handlers are named {handler.task_name!r}, at {first.defined_at} and {handler.defined_at}; "
+                    "rename one, or give it a name="
+                )
             self._handlers[handler.task_name] = handler
             self._by_type.clear()
 
@@ -132,11 +146,23 @@ def on_event(
         name = task_options.pop("name", None) or f"{function.__module__}.{function.__name__}"
         model = _event_model(function, bound=bool(task_options.get("bind")))
         ours = {"name": name, "base": EventTask, "event_model": model, "send_options": send_options}
+        code = inspect.unwrap(function).__code__
+        registry.add(Handler(name, patterns, where, send_options, f"{code.co_filename}:{code.co_firstlineno}"))
         make_task = cast("Any", shared_task)(**ours | task_options)
-        registry.add(Handler(name, patterns, where, send_options))
         return cast("EventTask", make_task(function))
 
     return register
+
+
+def check_send_options(options: Mapping[str, Any]) -> None:
+    """Raise :class:`HandlerInvalid` for values that the broker's client would refuse only with the first event."""
+    try:
+        if options.get("compression") is not None:
+            get_encoder(options["compression"])
+        if options.get("delivery_mode") is not None:
+            maybe_delivery_mode(options["delivery_mode"])
+    except (KeyError, AttributeError) as error:
+        raise HandlerInvalid(f"compression or delivery_mode: kombu knows no {error}") from error
 
 
 def _check_patterns(patterns: tuple[Any, ...]) -> None:
@@ -158,6 +184,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             guess = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {guess[0]!r}?" if guess else "it is no option of a Celery task."
             raise HandlerInvalid(f"@on_event has no option {name!r}; {hint}")
+    check_send_options(options)
     base = options.get("base", EventTask)
     if not (isinstance(base, type) and issubclass(base, EventTask)):
         raise HandlerInvalid(f"base={base!r} must be a subclass of bridge.EventTask")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from typing import cast
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -27,6 +28,11 @@ from bridge.settings import BridgeSettings
 log = logging.getLogger(__name__)
 
 _SCAN_COUNT = 1000
+#: Event keys read at once by catch-up, and bytes appended at once: an event may have a megabyte.
+_KEYS_AT_ONCE = 50
+_BATCH_BYTES = 4 * 1024 * 1024
+#: How long after its broadcast a program may write the key of an event.
+_LATE_KEY_S = 2.0
 #: How often a waiting catch-up looks whether it should stop.
 _WAIT_S = 0.5
 
@@ -61,9 +67,17 @@ class Intake:
     def catch_up(self, stop: threading.Event) -> None:
         """Append what was missed, after every new subscription, until *stop* is set."""
         while not stop.is_set():
-            if self._gap.wait(_WAIT_S):
-                self._gap.clear()
+            if not self._gap.wait(_WAIT_S):
+                continue
+            self._gap.clear()
+            try:
                 self._until_done(lambda: self._scan(stop), stop)
+                # Once more: a program may broadcast before it writes the key, and both may straddle the gap.
+                if not stop.wait(_LATE_KEY_S):
+                    self._until_done(lambda: self._scan(stop), stop)
+            except BaseException:
+                self._gap.set()
+                raise
 
     def _on_heard(self, heard: Heard, stop: threading.Event) -> None:
         if heard.subscribed:
@@ -74,7 +88,7 @@ class Intake:
     def _until_done(self, do: Callable[[], None], stop: threading.Event) -> None:
         """Repeat *do* while Redis is away: what was heard is not heard again."""
         failures = 0
-        while not stop.is_set():
+        while True:
             try:
                 return do()
             except (RedisError, OSError) as error:
@@ -83,12 +97,13 @@ class Intake:
                     log.warning("the journal at %s does not answer: %s", self._settings.redacted_url, error)
                 back_off(stop, failures)
                 failures += 1
-        return None
+            if stop.is_set():
+                return None
 
     def _take(self, events: Sequence[Event], invalid: Sequence[InvalidMessage], counter: str) -> None:
         looping = [event for event in events if event.hops > self._settings.max_hops]
         records = [Record(event, event.encode()) for event in events if event not in looping]
-        outcomes = self._journal.append(records) if records else []
+        outcomes = [outcome for batch in _batches(records) for outcome in self._journal.append(batch)]
         conflicts = [record for record, outcome in zip(records, outcomes, strict=True) if outcome == "conflict"]
         for event in looping:
             text = f"{event.hops} hops, the limit is {self._settings.max_hops}"
@@ -119,22 +134,53 @@ class Intake:
     def _take_keys(self, names: Sequence[bytes]) -> None:
         by_id = {name.decode(errors="backslashreplace").removeprefix(self._keys.event("")): name for name in names}
         unseen = self._journal.unseen(list(by_id))
+        for start in range(0, len(unseen), _KEYS_AT_ONCE):
+            self._take_values({event_id: by_id[event_id] for event_id in unseen[start : start + _KEYS_AT_ONCE]})
+
+    def _take_values(self, names: Mapping[str, bytes]) -> None:
         with self._client.pipeline(transaction=False) as pipe:
-            for event_id in unseen:
-                pipe.get(by_id[event_id])
-            values = pipe.execute(raise_on_error=False)
+            for name in names.values():
+                pipe.get(name)
+                pipe.pttl(name)
+            replies = pipe.execute(raise_on_error=False)
         events: list[Event] = []
         invalid: list[InvalidMessage] = []
-        for event_id, value in zip(unseen, values, strict=True):
-            origin = self._keys.event(event_id)
+        for event_id, value, ttl_ms in zip(names, replies[::2], replies[1::2], strict=True):
             try:
-                if isinstance(value, ResponseError):
-                    raise EventInvalid("wrong_type", "", "the event key holds no string")
-                if value is not None:  # it may have expired since the scan
-                    events.append(Event.decode(value, max_bytes=self._settings.max_event_bytes))
+                event = self._decode(value)
             except EventInvalid as error:
                 data = value if isinstance(value, bytes) else b""
-                invalid.append(InvalidMessage(origin, data, error))
-        for start in range(0, len(events), self._settings.batch_size):
-            self._take(events[start : start + self._settings.batch_size], [], "caught_up")
-        self._take([], invalid, "caught_up")
+                invalid.append(InvalidMessage(self._keys.event(event_id), data, error))
+            else:
+                if event is not None and not self._stale(event, ttl_ms):
+                    events.append(event)
+        self._take(events, invalid, "caught_up")
+
+    def _decode(self, value: Any) -> Event | None:
+        if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
+            raise EventInvalid("wrong_type", "", "the event key holds no string")
+        if isinstance(value, RedisError):
+            raise value
+        # It may have expired since the scan.
+        return None if value is None else Event.decode(value, max_bytes=self._settings.max_event_bytes)
+
+    def _stale(self, event: Event, ttl_ms: int) -> bool:
+        """Whether the key outlives our marks, so that only its timestamp tells that the event was taken long ago."""
+        if 0 <= ttl_ms <= self._settings.event_ttl_ms or event.occurred_at is None:
+            return False
+        stale = event.occurred_at.timestamp() < time.time() - self._settings.event_ttl_s
+        self._counters.add("stale", int(stale))
+        return stale
+
+
+def _batches(records: Sequence[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        if batch and size + len(record.data) > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(record)
+        size += len(record.data)
+    if batch:
+        yield batch

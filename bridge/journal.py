@@ -85,7 +85,7 @@ class Journal:
 
     # Writing
 
-    def publish(self, records: Sequence[Record], attempts: Sequence[str], *, broadcast: bool) -> list[bool]:
+    def publish(self, records: Sequence[Record], attempts: Sequence[str], *, broadcast: bool) -> list[Outcome]:
         """Write event key, journal entry and broadcast of each record in one step; one round trip for all.
 
         Arguments:
@@ -95,14 +95,14 @@ class Journal:
             broadcast: Whether to PUBLISH.
 
         Returns:
-            For each record whether it was published; False when its id had been published before.
+            For each record what became of it, as :meth:`append`; nothing is written unless it is ``appended``.
         """
         if len(records) == 1:
-            return [self._publish_one(records[0], attempts[0], broadcast, None) == 1]
+            return [_OUTCOMES[self._publish_one(records[0], attempts[0], broadcast, None)]]
         with self._client.pipeline(transaction=False) as pipe:
             for record, token in zip(records, attempts, strict=True):
                 self._publish_one(record, token, broadcast, pipe)
-            return [reply == 1 for reply in pipe.execute()]
+            return [_OUTCOMES[reply] for reply in pipe.execute()]
 
     def _publish_one(self, record: Record, token: str, broadcast: bool, client: Any) -> Any:
         event = record.event

@@ -26,13 +26,17 @@ _MAX_STORE_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Publication:
-    """Result of publishing: the event as it went out, and whether its id had been published before.
+    """Result of publishing.
 
-    For a duplicate nothing happens: no handler runs, nothing is written.
+    Arguments:
+        event: The event as it went out, or would have.
+        duplicate: Its id had been published before, so nothing happened: no handler ran, nothing was written.
+        conflict: The earlier event of this id has another type or payload; it stays. Known only with persistence.
     """
 
     event: Event
     duplicate: bool
+    conflict: bool = False
 
 
 class LocalBus:

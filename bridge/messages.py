@@ -3,7 +3,7 @@
 An ordinary ``apply_async`` spends most of its time on work that is the same for every event of a route. So Celery
 renders one message per route into a recorder, and each event replaces what differs: ids, body and the text that
 Flower shows. Where that would not be what Celery sends, ``apply_async`` does it: when someone listens to the publish
-signals, when sent-events are on, and for routes with an ETA or expiry.
+signals, when sent-events are on, when a routing function decides, and for routes with an ETA or expiry.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from celery import Celery
+from celery import Celery, Task
+from celery.app.routes import MapRoute
 from celery.signals import after_task_publish, before_task_publish
 from kombu import Producer
 from kombu.serialization import dumps
 
 from bridge.context import PROPAGATOR
-from bridge.errors import SettingsError
+from bridge.errors import HandlerInvalid, SettingsError
 from bridge.event import Event
-from bridge.handlers import SEND_OPTIONS, Handler
+from bridge.handlers import SEND_OPTIONS, Handler, check_send_options
 from bridge.patterns import compile_pattern
 from bridge.settings import BridgeSettings
 from bridge.task import EventTask, describe
@@ -78,13 +79,17 @@ class Outbox:
             if unknown := options.keys() - SEND_OPTIONS:
                 known = ", ".join(sorted(SEND_OPTIONS))
                 raise SettingsError(f"bridge_routes[{pattern!r}]: {', '.join(sorted(unknown))} is none of {known}")
+            try:
+                check_send_options(options)
+            except HandlerInvalid as error:
+                raise SettingsError(f"bridge_routes[{pattern!r}]: {error}") from error
 
     def prepare(self, handler: Handler, event: Event) -> Message:
         """Make the message that calls *handler* with *event*. Raises whatever is wrong with either."""
         task = cast("EventTask", self._app.tasks[handler.task_name])
         route = next((i for i, (pattern, _) in enumerate(self._routes) if pattern.fullmatch(event.type)), -1)
         options = {**(self._routes[route][1] if route >= 0 else {}), **handler.send_options}
-        template = self._template(task, route, options)
+        template = self._template(task, route, options, event)
         task_id = task_id_for(self._group, event.id, handler.task_name)
         body = dumps(([event.to_dict()], {}, template.embed), template.serializer) if template else None
         return Message(task, task_id, event, options, template, body)
@@ -117,9 +122,10 @@ class Outbox:
             connection, self._producer = self._producer.connection, None
             connection.release()
 
-    def _template(self, task: EventTask, route: int, options: Mapping[str, Any]) -> _Template | None:
-        if self._only_celery_may_send():
-            self._app.amqp.router.route(dict(options), task.name)  # an unknown queue is the handler's fault: say so now
+    def _template(self, task: EventTask, route: int, options: Mapping[str, Any], event: Event) -> _Template | None:
+        if self._only_celery_may_send() or self._differs_by_event(task):
+            # An unknown queue, or a router that fails, is the fault of this handler: say so before the batch.
+            self._router.route(dict(options), task.name, [event.to_dict()], {}, task)
             return None
         key = (task.name, route)
         if key not in self._templates:
@@ -134,6 +140,17 @@ class Outbox:
         if not isinstance(body, tuple) or headers["eta"] or headers["expires"]:
             return None  # task protocol 1, or moments that differ from event to event
         return _Template(headers, body[2], serializer, publish | {"retry": False, "retry_policy": None})
+
+    def _differs_by_event(self, task: EventTask) -> bool:
+        """Whether user code that looks at the event has a say in the message."""
+        overridden = (
+            type(task).shadow_name is not Task.shadow_name or type(task).apply_async is not EventTask.apply_async
+        )
+        return overridden or not all(isinstance(route, MapRoute) for route in self._router.routes)
+
+    @property
+    def _router(self) -> Any:  # its stubs know neither its routes nor a task instance
+        return self._app.amqp.router
 
     def _only_celery_may_send(self) -> bool:
         others = any(key[0] != PROPAGATOR for key, *_ in before_task_publish.receivers or ())

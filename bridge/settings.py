@@ -95,7 +95,7 @@ class BridgeSettings(BaseSettings):
         Raises:
             SettingsError: A name is unknown (the text proposes the right one) or a value does not fit.
         """
-        conf = {name: app.conf[name] for name in app.conf if _is_ours(name)} if app is not None else {}
+        conf = _bridge_names(app) if app is not None else {}
         _refuse_unknown(explicit, "", "argument")
         _refuse_unknown((name for name in os.environ if name.startswith(_ENV_PREFIX)), _ENV_PREFIX, "environment")
         _refuse_unknown(conf, _CONF_PREFIX, "Celery configuration")
@@ -201,8 +201,11 @@ def _reading(below_env: Mapping[str, Any]) -> type[BridgeSettings]:
     return Reader
 
 
-def _is_ours(name: object) -> bool:
-    return isinstance(name, str) and name.startswith(_CONF_PREFIX)
+def _bridge_names(app: Celery) -> dict[str, Any]:
+    """Return the ``bridge_*`` names of the configuration; with a namespace they read ``CELERY_BRIDGE_*`` there."""
+    namespace = f"{app.namespace}_".lower() if app.namespace else ""  # type: ignore[attr-defined]  # not in the stubs
+    found = {str(name).lower().removeprefix(namespace): app.conf[name] for name in app.conf}
+    return {name: value for name, value in found.items() if name.startswith(_CONF_PREFIX)}
 
 
 def _refuse_unknown(names: Iterable[str], prefix: str, where: str) -> None:

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from bridge.connection import back_off, connect
 from bridge.dead_letters import DeadLetters
 from bridge.dispatcher import Dispatcher
-from bridge.errors import JournalLost
+from bridge.errors import JournalLost, SettingsError
 from bridge.handlers import registry
 from bridge.intake import Intake
 from bridge.journal import Journal
@@ -24,6 +24,8 @@ from bridge.settings import BridgeSettings
 
 log = logging.getLogger(__name__)
 
+#: Entries claimed at once; the server sends them whole.
+_CLAIM_COUNT = 50
 #: Longest wait for the threads: each notices a stop within 2 s, or within the socket timeout when Redis hangs.
 _STOP_TIMEOUT_S = 10.0
 _TERMINATE_TIMEOUT_S = 2.0
@@ -41,10 +43,12 @@ class Subscriber:
         name: Name of this subscriber within its group; no other live process may use it.
 
     Raises:
-        SettingsError: ``bridge_routes`` cannot work.
+        SettingsError: ``bridge_routes`` or ``task_always_eager`` cannot work.
     """
 
     def __init__(self, app: Celery, settings: BridgeSettings, name: str) -> None:
+        if app.conf.task_always_eager:
+            raise SettingsError("task_always_eager runs tasks where they are called; a subscriber needs a broker")
         app.finalize()  # a task that cannot be made must show now, not with its first event
         self.name = name
         self.counters = Counters()
@@ -103,10 +107,11 @@ class Subscriber:
         if late:
             log.warning("%s still waiting for Redis or the broker; left behind", ", ".join(late))
             return
-        try:
-            self._journal.leave(self.name)
-        except (RedisError, JournalLost, OSError) as error:
-            log.info("left group %s without a word: %s", self._settings.group, error)
+        if self._failures == 0:  # otherwise Redis may hang, and we would wait for it once more
+            try:
+                self._journal.leave(self.name)
+            except (RedisError, JournalLost, OSError) as error:
+                log.info("left group %s without a word: %s", self._settings.group, error)
         self._outbox.close()
         self._client.close()
 
@@ -138,6 +143,7 @@ class Subscriber:
                 log.error("the journal or group %s was deleted, made anew: %s", self._settings.group, error)
                 self.counters.add("journal_lost")
                 self._start, group_open = "earliest", False
+                self._outbox.close()  # kombu's queue bindings may have gone with it; a new connection declares them
             except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
                 self._wait_for(error)
 
@@ -165,7 +171,7 @@ class Subscriber:
         self._upkeep_at = time.monotonic() + self._settings.upkeep_interval_s
         cursor, min_idle_ms = b"0-0", int(self._settings.claim_idle_s * 1000)
         while not self._stop.is_set():
-            claimed = self._journal.claim(self.name, min_idle_ms, cursor, self._settings.batch_size)
+            claimed = self._journal.claim(self.name, min_idle_ms, cursor, _CLAIM_COUNT)
             if claimed.taken:
                 self._dispatcher.look_at_held()
             self.counters.add("claimed", claimed.taken)

@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 
 from bridge.bus import EventBus
 from bridge.connection import attempt
-from bridge.context import handling
+from bridge.context import count_publications, handling
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.errors import BusUnavailable, EventInvalid
 from bridge.event import Event
@@ -25,6 +25,9 @@ from bridge.keys import Keys
 from bridge.publishing import get_bus
 
 log = logging.getLogger(__name__)
+
+#: Pause before a task with early acknowledgement looks for the bus again.
+_BUS_AWAY_RETRY_S = 5
 
 
 class EventRequest(Request):
@@ -93,7 +96,11 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
                 raise Ignore
             typed = self._validated(event, task_id)
         except BusUnavailable as error:
-            raise Reject(str(error), requeue=True) from error  # the message goes back; nothing has run yet
+            # Nothing has run yet: the message goes back, or, acknowledged already, out again.
+            if self.acks_late:
+                raise Reject(str(error), requeue=True) from error
+            raise self.retry(exc=error, countdown=_BUS_AWAY_RETRY_S, max_retries=None) from error
+        count_publications(self.request)
         with handling(typed):
             result = self.run(typed)
         self._mark_done(bus, done_mark)

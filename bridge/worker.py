@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import click
-from celery import Celery, bootsteps
+from celery import Celery, _state, bootsteps
 from pydantic import SecretStr
 
 from bridge.context import install_propagation
@@ -21,6 +21,10 @@ def install(app: Celery) -> None:
     the environment. Installing twice is the same as once.
     """
     install_propagation()
+    if _state.default_app is None:  # type: ignore[attr-defined]  # not in the stubs
+        # Celery's current application belongs to one thread. Without a default, publish_event() in any other thread
+        # of a web server would find an application that knows none of these settings.
+        app.set_default()
     app.steps["worker"].add(SubscriberStep)
     options = app.user_options["worker"]
     if not any(option.name == "no_subscriber" for option in options):

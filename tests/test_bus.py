@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from bridge import BusUnavailable, Event, EventBus, EventInvalid, EventLoop
+from bridge import BridgeError, BusUnavailable, Event, EventBus, EventInvalid, EventLoop
 from bridge.devserver import RedisServer
 from bridge.keys import Keys
 from tests.conftest import eventually
@@ -53,6 +53,7 @@ def test_publishing_the_same_id_again_changes_nothing(bus: EventBus) -> None:
     again = bus.publish("a.b", 2, id="same")
     elsewhere = other_process(bus).publish("a.b", 3, id="same")
     assert [first.duplicate, again.duplicate, elsewhere.duplicate] == [False, True, True]
+    assert [first.conflict, again.conflict, bus.publish("a.b", 1, id="same").conflict] == [False, True, False]
     assert bus.client.xlen(Keys(bus.settings.channel_prefix).journal) == 1
     assert bus.get_event("same").payload == 1
     assert [event.payload for event in heard] == [1]
@@ -239,4 +240,6 @@ def test_close_leaves_no_thread(bus: EventBus) -> None:
     assert any(thread.name == "bridge-bus" for thread in threading.enumerate())
     bus.close()
     bus.close()
+    with pytest.raises(BridgeError, match="closed"):
+        bus.subscribe("*", lambda event: None)
     assert not any(thread.name == "bridge-bus" for thread in threading.enumerate())

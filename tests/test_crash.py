@@ -159,3 +159,23 @@ def test_redis_killed_under_load_loses_no_published_event(start_on, own_server: 
         eventually(lambda: set(events_of(queues)) == set(published), "all are dispatched", 30)
         assert broker.xlen(Keys(prefix).journal) == 300
     assert subscriber.info()["errors"] > 0
+
+
+def test_a_broker_short_of_memory_makes_progress(
+    start_on, server: RedisServer, own_server: RedisServer, client: Redis, prefix: str
+) -> None:
+    """A broker that has room for a part of a batch takes smaller batches; each event is dispatched, with few copies."""
+    start_on(server, own_server, prefix)
+    consumed: list[str] = []
+    with EventBus(redis_url=server.url, channel_prefix=prefix) as bus, Redis.from_url(own_server.url) as broker:
+        own_server_used = int(broker.info("memory")["used_memory"])
+        broker.config_set("maxmemory", own_server_used + 1_000_000)
+        bus.publish_many([Event(type="a.b", id=f"n{number}", payload="x" * 8000) for number in range(400)])
+
+        def consume() -> bool:
+            while message := broker.rpop("celery"):
+                consumed.append(json.loads(message)["headers"]["id"])
+            return len(set(consumed)) == 400
+
+        eventually(consume, "all are dispatched", 40)
+    assert len(consumed) < 3 * 400

@@ -90,6 +90,9 @@ MISUSES: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "misspelt option": (("a",), {"quue": "q"}, r"no option 'quue'; did you mean 'queue'\?"),
     "unlike option": (("a",), {"zzzzzz": 1}, "no option 'zzzzzz'; it is no option of a Celery task"),
     "our own attribute": (("a",), {"event_model": Event}, "no option 'event_model'"),
+    "method of a task": (("a",), {"on_failure": print}, "no option 'on_failure'"),
+    "unknown compression": (("a",), {"compression": "nope"}, "kombu knows no 'nope'"),
+    "unknown delivery mode": (("a",), {"delivery_mode": "bogus"}, "kombu knows no 'bogus'"),
     "other base": (("a",), {"base": Task}, r"must be a subclass of bridge\.EventTask"),
     "base no class": (("a",), {"base": "EventTask"}, r"must be a subclass of bridge\.EventTask"),
     "where no function": (("a",), {"where": "payload.yes"}, "where='payload.yes' must be a function"),
@@ -136,7 +139,8 @@ def test_registration() -> None:
         takes_event
     )
     name = f"{__name__}.takes_event"
-    assert list(registry) == [Handler(name, ("dream.created", "nap.*"), yes, {"queue": "q", "priority": 3})]
+    place = f"{__file__}:{takes_event.__code__.co_firstlineno}"
+    assert list(registry) == [Handler(name, ("dream.created", "nap.*"), yes, {"queue": "q", "priority": 3}, place)]
     assert (task.name, task.send_options) == (name, {"queue": "q", "priority": 3})
     assert (task.max_retries, task.time_limit, task.acks_late, task.reject_on_worker_lost) == (7, 9, True, True)
 
@@ -278,3 +282,11 @@ def test_current_event_inside_a_call() -> None:
     with pytest.raises(LookupError):
         current(Event(type="a"))
     assert current_event() is None
+
+
+def test_two_functions_cannot_share_a_task_name() -> None:
+    """A second function under one task name is refused, naming both places; the same one again is not."""
+    on_event("a", name="h.shared")(takes_event)
+    on_event("b", name="h.shared")(takes_event)
+    with pytest.raises(HandlerInvalid, match=r"two handlers are named 'h.shared', at .*test_handlers.py:\d+ and "):
+        on_event("b", name="h.shared")(untyped)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event
+from bridge.connection import connect
 from bridge.dead_letters import DeadLetters
+from bridge.feed import ChannelFeed, Heard
+from bridge.metrics import Counters
 from tests.conftest import Queues, Start, eventually
 
 
@@ -115,3 +120,44 @@ def test_glob_characters_in_the_prefix_are_literal(
     client.publish(f"{prefix}a.b", Event(type="a.b", id="heard").encode())
     eventually(lambda: queues.length() == 2, "both own events are dispatched")
     assert queues.tasks() == {"t.all a.b key": 1, "t.all a.b heard": 1}
+
+
+def test_what_was_heard_before_a_cut_is_not_lost(client: Redis, prefix: str, settings: BridgeSettings) -> None:
+    """Messages already received when the connection dies are handed on, though no key remembers them."""
+    heard: list[str] = []
+    cut, stop = threading.Event(), threading.Event()
+
+    def on_heard(batch: Heard) -> None:
+        heard.extend(event.id for event in batch.events)
+        if batch.events:
+            cut.wait(10)  # busy with the first, while more arrive and the connection is killed
+
+    feed = ChannelFeed(connect(settings), settings, Counters())
+    listener = threading.Thread(target=feed.run, args=(stop, on_heard))
+    listener.start()
+    try:
+        eventually(lambda: client.publish(f"{prefix}a.b", Event(type="a.b", id="first").encode()), "it listens")
+        eventually(lambda: heard == ["first"], "it is busy")
+        for number in range(10):
+            client.publish(f"{prefix}a.b", Event(type="a.b", id=f"n{number}").encode())
+        assert client.client_kill_filter(_type="pubsub") >= 1
+        cut.set()
+        eventually(lambda: heard == ["first", *(f"n{number}" for number in range(10))], "the others are handed on")
+    finally:
+        cut.set()
+        stop.set()
+        listener.join()
+
+
+def test_keys_that_outlive_the_marks_are_not_taken_again(
+    use, start: Start, client: Redis, prefix: str, queues: Queues
+) -> None:
+    """A key without TTL counts as taken when its event is older than the marks live; a young one is taken."""
+    use("t.all")
+    young, old = Event(type="a.b", id="young"), Event(type="a.b", id="old", timestamp=1_700_000_000_000)
+    for event in (young, old):
+        client.set(f"{prefix}event:{event.id}", event.encode())
+    subscriber = start()
+    eventually(queues.length, "the young one is dispatched")
+    eventually(lambda: subscriber.info().get("stale"), "the old one is counted")
+    assert queues.tasks() == {"t.all a.b young": 1}

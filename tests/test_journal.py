@@ -72,9 +72,10 @@ def test_concurrent_appends_in_random_order_append_once(each_server: RedisServer
 def test_a_repeated_publication_is_recognised_as_itself(journal: Journal, redis: Redis, prefix: str) -> None:
     """The same attempt sent again, as after a lost reply, still counts as published, once; another attempt does not."""
     token = new_attempt()
-    assert journal.publish([record("1")], [token], broadcast=True) == [True]
-    assert journal.publish([record("1")], [token], broadcast=True) == [True]
-    assert journal.publish([record("1")], [new_attempt()], broadcast=True) == [False]
+    assert journal.publish([record("1")], [token], broadcast=True) == ["appended"]
+    assert journal.publish([record("1")], [token], broadcast=True) == ["appended"]
+    assert journal.publish([record("1")], [new_attempt()], broadcast=True) == ["repeated"]
+    assert journal.publish([record("1", "other")], [new_attempt()], broadcast=True) == ["conflict"]
     assert redis.xlen(Keys(prefix).journal) == 1
 
 
@@ -83,7 +84,7 @@ def test_scripts_survive_a_flush(journal: Journal, redis: Redis) -> None:
     for count in (1, 3):
         redis.script_flush()
         records = [record(f"{count}-{number}") for number in range(count)]
-        assert journal.publish(records, [new_attempt() for _ in records], broadcast=True) == [True] * count
+        assert journal.publish(records, [new_attempt() for _ in records], broadcast=True) == ["appended"] * count
 
 
 def test_a_journal_key_of_another_type_is_loud_and_marks_nothing(journal: Journal, redis: Redis, prefix: str) -> None:

@@ -14,6 +14,7 @@ from celery.signals import before_task_publish
 
 from bridge import BridgeSettings, Event, SettingsError
 from bridge.messages import Message, Outbox, task_id_for
+from bridge.subscriber import Subscriber
 from tests.conftest import Queues
 from tests.handlers import HANDLERS
 
@@ -125,3 +126,26 @@ def test_an_unknown_queue_is_the_handlers_fault(app: Celery, settings: BridgeSet
     with pytest.raises(Exception, match="own"):
         Outbox(app, settings).prepare(HANDLERS["t.own"], EVENT)
     assert queues.length() == 0
+
+
+def test_routing_functions_see_the_event(app: Celery, settings: BridgeSettings, queues: Queues) -> None:
+    """A function in task_routes decides for each event, with its arguments, as Celery has it."""
+    app.conf.task_routes = (lambda name, args, *_, **__: {"queue": args[0]["payload"]["queue"]},)
+    app.finalize()
+    outbox = Outbox(app, settings)
+    outbox.send([outbox.prepare(HANDLERS["t.plain"], Event(type="a.b", payload={"queue": q})) for q in ("x", "y", "x")])
+    assert (queues.length("x"), queues.length("y")) == (2, 1)
+    outbox.close()
+
+
+def test_unsendable_options_of_a_route_fail_at_start(app: Celery, settings: BridgeSettings) -> None:
+    """A compression nobody knows is an error before any event comes, not an outage of all handlers."""
+    with pytest.raises(SettingsError, match="nope"):
+        Outbox(app, settings.model_copy(update={"routes": {"a.*": {"compression": "nope"}}}))
+
+
+def test_a_subscriber_needs_a_broker(app: Celery, settings: BridgeSettings) -> None:
+    """With task_always_eager there is nowhere to send to."""
+    app.conf.task_always_eager = True
+    with pytest.raises(SettingsError, match="task_always_eager"):
+        Subscriber(app, settings, "one")

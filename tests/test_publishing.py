@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, _state
+from celery import Celery
+from celery.contrib.testing.app import setup_default_app
 from redis import Redis
 
 from bridge import BusUnavailable, Event, Publication, get_bus, publish_event
@@ -21,8 +24,8 @@ Run = Callable[..., Any]
 @pytest.fixture
 def run(server: RedisServer, prefix: str) -> Iterator[Run]:
     """Run a function as a task with a given id, in this process."""
-    before = _state._tls.current_app
-    with Celery("tests", set_as_current=True) as app:
+    with Celery("tests", set_as_current=False) as app, setup_default_app(app):
+        app.set_current()
         app.conf.update(bridge_redis_url=server.url, bridge_channel_prefix=prefix)
 
         def run_one(function: Callable[[], Any], task_id: str = "task-1") -> Any:
@@ -34,7 +37,6 @@ def run(server: RedisServer, prefix: str) -> Iterator[Run]:
 
         yield run_one
         get_bus().close()
-    _state._set_current_app(before)
 
 
 def test_ids_follow_from_task_type_and_order(run: Run) -> None:
@@ -95,3 +97,25 @@ def test_a_forked_child_publishes_on_its_own_connection(run: Run, client: Redis,
     publish_event("a.parent")
     types = [Event.decode(fields[b"event"], max_bytes=10_000).type for _, fields in client.xrange(Keys(prefix).journal)]
     assert types == ["a.parent", "a.child", "a.parent"]
+
+
+def test_threads_of_a_web_server_use_the_installed_application(server: RedisServer, prefix: str) -> None:
+    """publish_event() in another thread than the one that made the application finds its settings."""
+    program = f"""
+import threading
+from celery import Celery
+import bridge
+app = Celery("shop")
+app.conf.update(bridge_redis_url={server.url!r}, bridge_channel_prefix={prefix!r})
+bridge.install(app)
+thread = threading.Thread(target=lambda: print(bridge.publish_event("a.b").event.source, end=""))
+thread.start()
+thread.join()
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("BRIDGE_", "REDIS_"))}
+    output = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert output.stdout == "shop"
+    with Redis.from_url(server.url) as client:
+        assert client.xlen(Keys(prefix).journal) == 1

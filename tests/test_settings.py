@@ -242,3 +242,20 @@ def test_client_name_suits_redis() -> None:
     assert name.startswith("bridge:tests:")
     assert name.endswith(f":{os.getpid()}")
     assert not set(name) & set(" \n")
+
+
+def test_a_namespaced_configuration_is_read_and_checked() -> None:
+    """With a namespace, as Django projects have it, names read CELERY_BRIDGE_*, and misspelt ones are refused."""
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object({"CELERY_BRIDGE_GROUP": "mine", "CELERY_TASK_ACKS_LATE": True}, namespace="CELERY")
+    assert load(app).group == "mine"
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object({"CELERY_BRIDGE_GRUOP": "mine"}, namespace="CELERY")
+    with pytest.raises(SettingsError, match="did you mean bridge_group"):
+        load(app)
+
+
+def test_a_prefix_shared_with_celery_is_refused() -> None:
+    """Celery's own channels below the channel prefix would be heard as events."""
+    with pytest.raises(SettingsError, match="would be heard as events"):
+        load(app_with(broker_transport_options={"global_keyprefix": "dreamnet:events:celery:"}))

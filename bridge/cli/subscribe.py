@@ -30,6 +30,9 @@ def subscribe(ctx: click.Context, loglevel: int) -> None:
       celery -A bridge bus subscribe --loglevel WARNING
       celery -A bridge worker --no-subscriber
     """
+    stop = threading.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: stop.set())
     app = ctx.obj.app
     app.log.setup_logging_subsystem(loglevel=loglevel)
     app.loader.import_default_modules()
@@ -39,9 +42,6 @@ def subscribe(ctx: click.Context, loglevel: int) -> None:
     except BridgeError as error:
         raise click.ClickException(str(error)) from error
 
-    stop = threading.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda *_: stop.set())
     subscriber.start()
     stop.wait()
     logging.getLogger(__name__).info("stopping")

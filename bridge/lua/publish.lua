@@ -6,8 +6,8 @@
 -- event_key  string   the JSON, expires after event_ttl_ms
 -- channel    where the JSON is broadcast; empty: nowhere
 --
--- Returns 1 when this attempt published the event (also when it did so earlier and the reply was lost),
--- 0 when another publication of the same id came first; then nothing is written.
+-- Returns 1 when this attempt published the event (also when it did so earlier and the reply was lost). When another
+-- publication of the same id came first nothing is written: 0 if it had the same type and payload, else -1.
 --
 -- A script that fails keeps what it wrote. The entry comes first: an error there leaves nothing behind, and an
 -- error later leaves an event that is dispatched rather than one that is marked as seen and lost.
@@ -15,7 +15,10 @@
 local mark = ARGV[1] .. ":" .. ARGV[2]
 local first = redis.call("GET", KEYS[2])
 if first then
-    return first == mark and 1 or 0
+    if first == mark then
+        return 1
+    end
+    return string.sub(first, 1, #ARGV[1] + 1) == ARGV[1] .. ":" and 0 or -1
 end
 redis.call("XADD", KEYS[1], "*", "id", ARGV[5], "type", ARGV[6], "event", ARGV[7])
 redis.call("SET", KEYS[2], mark, "PX", ARGV[3])
