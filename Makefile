@@ -24,7 +24,7 @@ dev: install ## The same, running on, with Flower on port 5555
 	$(BIN)/python scripts/demo.py --stay
 
 test: install ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install ## Check style and types
 	$(BIN)/ruff check .
