@@ -21,11 +21,10 @@ from bridge.journal import Journal
 from bridge.messages import Outbox
 from bridge.metrics import Counters
 from bridge.settings import BridgeSettings
+from bridge.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
-#: Entries claimed at once; the server sends them whole.
-_CLAIM_COUNT = 50
 #: Longest wait for the threads: each notices a stop within 2 s, or within the socket timeout when Redis hangs.
 _STOP_TIMEOUT_S = 10.0
 _TERMINATE_TIMEOUT_S = 2.0
@@ -55,7 +54,7 @@ class Subscriber:
         #: Set once this subscriber reads the journal and has brought what it missed into it.
         self.ready = threading.Event()
         self._settings = settings
-        self._start = settings.start
+        self._group_start = settings.start
         self._client = connect(settings)
         self._journal = Journal(self._client, settings)
         dead_letters = DeadLetters(self._client, settings)
@@ -63,10 +62,10 @@ class Subscriber:
         self._dispatcher = Dispatcher(
             self._journal, dead_letters, self._outbox, registry, self.counters, settings, consumer=name
         )
+        self._upkeep = Upkeep(self._journal, self._dispatcher, self.counters, settings, consumer=name)
         self._intake = Intake(self._client, self._journal, dead_letters, self.counters, settings)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._upkeep_at = 0.0
         self._failures = 0
 
     def start(self) -> None:
@@ -134,7 +133,7 @@ class Subscriber:
                 group_open = group_open or self._open_group()
                 if group_open:
                     self._dispatcher.step()
-                    self._upkeep()
+                    self._upkeep.step(self._stop)
                     if self._intake.caught_up.is_set():
                         self.ready.set()
                 self._failures = 0
@@ -142,7 +141,7 @@ class Subscriber:
                 # From the beginning: better an event twice, with the same task id, than an event lost.
                 log.error("the journal or group %s was deleted, made anew: %s", self._settings.group, error)
                 self.counters.add("journal_lost")
-                self._start, group_open = "earliest", False
+                self._group_start, group_open = "earliest", False
                 self._outbox.close()  # kombu's queue bindings may have gone with it; a new connection declares them
             except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
                 self._wait_for(error)
@@ -150,11 +149,11 @@ class Subscriber:
     def _open_group(self) -> bool:
         """Make sure that the group exists; False while that has to wait."""
         # With "latest", what is retained must enter the journal before the group begins, or catch-up would make it new.
-        begin_late = self._start == "latest" and not self._journal.group_exists()
+        begin_late = self._group_start == "latest" and not self._journal.group_exists()
         if begin_late and not self._intake.caught_up.wait(self._settings.block_ms / 1000):
             return False
-        if self._journal.create_group(self._start):
-            log.info("group %s begins with the %s event", self._settings.group, self._start)
+        if self._journal.create_group(self._group_start):
+            log.info("group %s begins with the %s event", self._settings.group, self._group_start)
         return True
 
     def _wait_for(self, error: Exception) -> None:
@@ -163,31 +162,3 @@ class Subscriber:
             log.warning("dispatch waits, the journal keeps: %s: %s", type(error).__name__, error)
         back_off(self._stop, self._failures)
         self._failures += 1
-
-    def _upkeep(self) -> None:
-        """Now and then: take over what dead consumers hold, and trim the journal by age."""
-        if time.monotonic() < self._upkeep_at:
-            return
-        self._upkeep_at = time.monotonic() + self._settings.upkeep_interval_s
-        cursor, min_idle_ms = b"0-0", int(self._settings.claim_idle_s * 1000)
-        while not self._stop.is_set():
-            claimed = self._journal.claim(self.name, min_idle_ms, cursor, _CLAIM_COUNT)
-            if claimed.taken:
-                self._dispatcher.look_at_held()
-            self.counters.add("claimed", claimed.taken)
-            self._lost(claimed.removed, "were removed from the journal while a dead consumer held them")
-            cursor = claimed.cursor
-            if cursor == b"0-0":
-                break
-        more = True
-        while more and not self._stop.is_set():
-            trimmed = self._journal.trim()
-            more = trimmed.more
-            self.counters.add("trimmed", trimmed.removed)
-            for group, count in trimmed.lost.items():
-                self._lost(count, f"of group {group} outlived their retention undispatched")
-
-    def _lost(self, count: int, how: str) -> None:
-        if count:
-            self.counters.add("lost", count)
-            log.error("%d events %s: lost", count, how)

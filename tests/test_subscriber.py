@@ -147,3 +147,21 @@ def test_a_dead_consumers_entries_are_taken_over(use, start: Start, settings: Br
     subscriber = start(claim_idle_s=0.2, upkeep_interval_s=0.1)
     eventually(lambda: queues.length() == 20, "all are dispatched")
     assert subscriber.info()["claimed"] >= 20
+
+
+def test_old_entries_are_trimmed_and_young_ones_stay(
+    use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues
+) -> None:
+    """Upkeep removes entries beyond their lifetime from the journal, and only those."""
+    use("t.all")
+    key = Keys(prefix).journal
+    subscriber = start(upkeep_interval_s=0.1)
+    client.delete(key)  # a stream takes no ids before its last one
+    eventually(lambda: subscriber.info().get("journal_lost"), "the journal is made anew")
+    client.delete(key)
+    client.xadd(key, {"event": Event(type="a.b", id="old").encode()}, id="1000000000000-1")
+    with EventBus(settings) as bus:
+        bus.publish("a.b", id="young")
+    eventually(lambda: subscriber.info().get("trimmed") == 1, "the old one is removed")
+    eventually(lambda: queues.tasks()["t.all a.b young"] == 1, "the young one is dispatched")
+    assert [fields[b"id"] for _, fields in client.xrange(key)] == [b"young"]
