@@ -122,6 +122,24 @@ def loop(event: Event) -> None:
     publish_event("loop.again")
 
 
+@on_event("deep.created")
+def deep(event: Event) -> None:
+    """Calls itself as a plain function; every level publishes."""
+    if event.payload:
+        deep(event.child(event.type, event.payload - 1))
+    publish_event("deep.published", event.payload)
+
+
+@on_event("deep.published")
+def after_deep(event: Event) -> None:
+    effect("deep", str(event.payload))
+
+
+@on_event("early.created", acks_late=False)
+def early(event: Event) -> None:
+    effect("early", event.id)
+
+
 @on_event("slow.created")
 def slow(event: Event) -> None:
     time.sleep(float(event.payload))

@@ -122,6 +122,35 @@ def test_events_published_by_tasks_join_the_chain(processes: Processes, bus: Eve
     eventually(lambda: effects.all()[expected] == 3, "three events of the same chain")
 
 
+def test_a_handler_that_calls_itself_publishes_once_per_level(
+    processes: Processes, bus: EventBus, effects: Effects
+) -> None:
+    """Calls of handlers as plain functions belong to the run of the task: their events have ids of their own."""
+    processes.worker()
+    bus.publish("deep.created", 2)
+    effects.wait_for("deep 0", "deep 1", "deep 2")
+    assert effects.all() == {"deep 0": 1, "deep 1": 1, "deep 2": 1}
+
+
+def test_tasks_wait_for_a_bus_that_is_away(processes: Processes, own_server: RedisServer, prefix: str) -> None:
+    """A task whose bus does not answer does not run unguarded: its message waits, acknowledged early or late."""
+    environment = {"BRIDGE_REDIS_URL": own_server.url}
+    subscriber = processes.celery("bus", "subscribe", name="subscriber", **environment)
+    with EventBus(redis_url=own_server.url, channel_prefix=prefix) as bus:
+        bus.publish("early.created", id="x")
+        bus.publish("dream.made", id="y")
+    with Redis.from_url(processes.environment["REDIS_URL"]) as broker:
+        eventually(lambda: broker.llen(f"broker:{prefix}celery") == 2, "both messages wait in the queue")
+    subscriber.kill()
+    own_server.kill()
+    processes.worker("w1", "--no-subscriber", **environment, BRIDGE_PUBLISH_ATTEMPTS="2")
+    eventually(lambda: "Retry in" in processes.log("w1"), "the early one is sent again", 30)
+    own_server.start()
+    with Redis.from_url(own_server.url) as client:
+        Effects(client, prefix).wait_for("early x", "glob y")
+        assert Effects(client, prefix).all() == {"early x": 1, "glob y": 1}
+
+
 def test_loops_end(processes: Processes, bus: EventBus, effects: Effects, server: RedisServer, prefix: str) -> None:
     """A handler that publishes what it listens to is stopped after max_hops, with a dead letter."""
     processes.worker("w1", BRIDGE_MAX_HOPS="4")
