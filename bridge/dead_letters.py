@@ -92,6 +92,6 @@ class DeadLetters:
 
 
 def _letter(fields: dict[bytes, bytes]) -> DeadLetter:
-    raw = fields.pop(b"raw")
-    texts = {name.decode(): value.decode() for name, value in fields.items()}
-    return DeadLetter(**texts | {"raw": raw, "size": int(texts["size"]), "at_ms": int(texts["at_ms"])})  # type: ignore[arg-type]
+    texts = {name.decode(): value.decode() for name, value in fields.items() if name != b"raw"}
+    size, at_ms = int(texts.pop("size")), int(texts.pop("at_ms"))
+    return DeadLetter(raw=fields[b"raw"], size=size, at_ms=at_ms, **texts)

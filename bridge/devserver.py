@@ -110,7 +110,11 @@ class RedisServer:
             self._process = None
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self._directory.cleanup()
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
