@@ -139,7 +139,7 @@ def on_event(
         raise HandlerInvalid(f"@on_event: where={where!r} must be a function of the event")
 
     def register(function: Callable[..., Any]) -> EventTask:
-        if not inspect.isroutine(function):
+        if not inspect.isfunction(inspect.unwrap(function)):
             raise HandlerInvalid(f"{function!r} must be a function, with a name that its task can have")
         send_options = {name: options[name] for name in options if name in SEND_OPTIONS}
         task_options = {name: options[name] for name in options if name not in SEND_OPTIONS}
