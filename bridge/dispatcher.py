@@ -12,14 +12,12 @@ from bridge.handlers import Handler, Registry
 from bridge.journal import Entry, Journal
 from bridge.messages import Message, Outbox, task_id_for
 from bridge.metrics import Counters
-from bridge.settings import BridgeSettings
+from bridge.settings import BATCH_BYTES, BridgeSettings
 
 log = logging.getLogger(__name__)
 
 #: Entries of the first batch; doubled while batches are full and small.
 _FIRST_LIMIT = 32
-#: Size of the events of one batch that memory is meant for.
-_BATCH_BYTES = 4 * 1024 * 1024
 
 
 class Dispatcher:
@@ -90,8 +88,8 @@ class Dispatcher:
 
     def _adapt_limit(self, entries: Sequence[Entry]) -> None:
         size = sum(len(entry.data or b"") for entry in entries)
-        if size > _BATCH_BYTES:
-            self._limit = max(1, len(entries) * _BATCH_BYTES // size)
+        if size > BATCH_BYTES:
+            self._limit = max(1, len(entries) * BATCH_BYTES // size)
         elif len(entries) == self._limit:
             self._limit = min(2 * self._limit, self._settings.batch_size)
 

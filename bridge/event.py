@@ -131,11 +131,10 @@ class Event(BaseModel, Generic[PayloadT]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event in its wire form as plain JSON types; absent optional fields stay absent."""
-        payload = self.payload
         known = {
             "id": self.id,
             "type": self.type,
-            "payload": payload if type(self) is Event else wire.jsonable(payload, "payload"),
+            "payload": self._json_payload,
             "timestamp": self.timestamp,
             "source": self.source,
             "metadata": self.metadata,
@@ -167,8 +166,13 @@ class Event(BaseModel, Generic[PayloadT]):
         Source, timestamp and metadata do not count: the copies that one publisher writes to the key and to the
         channel may differ in them.
         """
-        content = wire.dumps([self.type, self.to_dict()["payload"]], sort_keys=True)
+        content = wire.dumps([self.type, self._json_payload], sort_keys=True)
         return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+    @property
+    def _json_payload(self) -> Any:
+        # Only Event[Model] holds something else than plain JSON types.
+        return self.payload if type(self) is Event else wire.jsonable(self.payload, "payload")
 
     @property
     def occurred_at(self) -> datetime | None:
@@ -199,7 +203,7 @@ class Event(BaseModel, Generic[PayloadT]):
 
         Arguments:
             type, payload: Of the new event.
-            fields: Any other field of :class:`Event`; what is given wins.
+            fields: Any other field of :class:`Event`. They win, but for causationId and hops in the metadata.
         """
         return caused_by(self.cause, type, payload, **fields)
 

@@ -23,7 +23,7 @@ from bridge.errors import EventInvalid
 from bridge.event import UNHEARD_SOURCE, Event
 from bridge.keys import Keys
 from bridge.metrics import Counters
-from bridge.settings import BridgeSettings
+from bridge.settings import BATCH_BYTES, BridgeSettings
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,6 @@ _IDLE_WAIT_S = 0.2
 #: Wait for the rest of a message: redis-py drops a large one whose pieces come with longer pauses than this.
 _READ_WAIT_S = 1.0
 _MISSED_HEARTBEATS = 3
-#: Most bytes taken in one go; a batch may exceed it by one message.
-_BATCH_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class ChannelFeed:
                     size += len(message["data"])
                 elif message["type"] == "psubscribe":
                     self._confirmed(heard)
-                full = count >= self._settings.batch_size or size > _BATCH_BYTES
+                full = count >= self._settings.batch_size or size > BATCH_BYTES
                 if full or not pubsub.connection.can_read(timeout=0):
                     break
         except (RedisError, OSError):

@@ -23,14 +23,13 @@ from bridge.feed import ChannelFeed, Heard, InvalidMessage
 from bridge.journal import Journal, Record
 from bridge.keys import Keys
 from bridge.metrics import Counters
-from bridge.settings import BridgeSettings
+from bridge.settings import BATCH_BYTES, BridgeSettings
 
 log = logging.getLogger(__name__)
 
 _SCAN_COUNT = 1000
-#: Event keys read at once by catch-up, and bytes appended at once: an event may have a megabyte.
+#: Event keys read at once by catch-up, whatever their size.
 _KEYS_AT_ONCE = 50
-_BATCH_BYTES = 4 * 1024 * 1024
 #: How long after its broadcast a program may write the key of an event.
 _LATE_KEY_S = 2.0
 #: How often a waiting catch-up looks whether it should stop.
@@ -101,12 +100,13 @@ class Intake:
                 return None
 
     def _take(self, events: Sequence[Event], invalid: Sequence[InvalidMessage], counter: str) -> None:
-        looping = [event for event in events if event.hops > self._settings.max_hops]
-        records = [Record(event, event.encode()) for event in events if event not in looping]
+        max_hops = self._settings.max_hops
+        looping = [event for event in events if event.hops > max_hops]
+        records = [Record(event, event.encode()) for event in events if event.hops <= max_hops]
         outcomes = [outcome for batch in _batches(records) for outcome in self._journal.append(batch)]
         conflicts = [record for record, outcome in zip(records, outcomes, strict=True) if outcome == "conflict"]
         for event in looping:
-            text = f"{event.hops} hops, the limit is {self._settings.max_hops}"
+            text = f"{event.hops} hops, the limit is {max_hops}"
             self._refuse(DeadLetter.of_message("loop", text, self._keys.channel(event.type), event.encode()))
         for record in conflicts:
             origin = self._keys.channel(record.event.type)
@@ -177,7 +177,7 @@ def _batches(records: Sequence[Record]) -> Iterator[list[Record]]:
     batch: list[Record] = []
     size = 0
     for record in records:
-        if batch and size + len(record.data) > _BATCH_BYTES:
+        if batch and size + len(record.data) > BATCH_BYTES:
             yield batch
             batch, size = [], 0
         batch.append(record)

@@ -151,11 +151,10 @@ class Journal:
     def group_exists(self) -> bool:
         """Whether the group is there."""
         try:
-            groups = self._client.xinfo_groups(self._key)
-        except ResponseError as error:
-            if "no such key" in str(error):
-                return False
-            raise
+            with _group_errors():
+                groups = self._client.xinfo_groups(self._key)
+        except JournalLost:
+            return False
         return self._group.encode() in [group["name"] for group in groups]
 
     def read(self, consumer: str, count: int, block_ms: int) -> list[Entry]:
@@ -166,11 +165,15 @@ class Journal:
         """
         return self._read_group(consumer, ">", count, block_ms)
 
-    def held(self, consumer: str, count: int, after: bytes = b"0") -> list[Entry]:
-        """Return entries this consumer took and has not acknowledged, those after entry id *after*."""
-        return self._read_group(consumer, after, count, None)
+    def held(self, consumer: str, count: int) -> list[Entry]:
+        """Return up to *count* entries this consumer took and has not acknowledged, the oldest first.
 
-    def _read_group(self, consumer: str, start: bytes | str, count: int, block_ms: int | None) -> list[Entry]:
+        Raises:
+            JournalLost: Journal or group are gone.
+        """
+        return self._read_group(consumer, "0", count, None)
+
+    def _read_group(self, consumer: str, start: str, count: int, block_ms: int | None) -> list[Entry]:
         with _group_errors():
             reply = self._client.xreadgroup(self._group, consumer, {self._key: start}, count=count, block=block_ms)
         return _entries(cast("Any", reply)[0][1]) if reply else []

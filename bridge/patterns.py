@@ -15,7 +15,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Return *pattern* as a regular expression; use its ``fullmatch``.
 
     Raises:
-        ValueError: The pattern is empty or a set is not closed, so that it would match nothing.
+        ValueError: The pattern is empty, or a set is not closed (Redis would close it at the end; here it is a slip).
     """
     if not pattern:
         raise ValueError("an empty pattern matches no event")

@@ -67,7 +67,7 @@ def _publish(type: str, payload: Any, fields: dict[str, Any]) -> Publication:
 
 def _forget_parents_buses() -> None:
     # A forked child must not touch its parent's sockets, nor a lock another thread held at the fork.
-    global _lock, _buses  # noqa: PLW0603
+    global _lock, _buses  # noqa: PLW0603  # both belong to the process, and this is a new one
     _lock = threading.Lock()
     _buses = WeakKeyDictionary()
 

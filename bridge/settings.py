@@ -25,6 +25,9 @@ from bridge.event import UNHEARD_SOURCE
 _ENV_PREFIX = "BRIDGE_"
 _CONF_PREFIX = "bridge_"
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
+#: Goes with ``batch_size``: a step stops at this size too, since 500 events may have 500 megabytes. It may be exceeded
+#: by one event, and by the first batch of a backlog.
+BATCH_BYTES = 4 * 1024 * 1024
 #: Names of Celery applications that nobody chose.
 _NAMELESS = (None, "default", "__main__")
 _URL_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -234,6 +237,6 @@ def _refuse_shared_prefix(settings: BridgeSettings, app: Celery | None) -> None:
 def _describe(error: ValidationError) -> str:
     problems = []
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        name = ".".join(str(part) for part in problem["loc"]).removeprefix(_ENV_PREFIX).lower()
+        name = ".".join(str(part) for part in problem["loc"])
         problems.append(f"{name}: {problem['msg']}" if name else problem["msg"])
     return "; ".join(problems)

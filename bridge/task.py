@@ -107,10 +107,11 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         return result
 
     def _validated(self, event: dict[str, Any], task_id: str) -> Event[Any]:
-        whole = Event.from_dict(event)  # what somebody sent by hand and is no event fails as any task does
         try:
             return self.event_model.from_dict(event)
         except EventInvalid as error:
+            # What somebody sent by hand and is no event at all fails here, as any task does.
+            whole = Event.from_dict(event)
             # No retry can mend it. The result says FAILURE to who waits for it; Ignore keeps the state that
             # the custom event gives the task in Flower.
             self._park("payload", str(error), whole, task_id)

