@@ -71,12 +71,40 @@ class Keys:
         return self._own(f"seen:{event_id}")
 
     def done(self, task_id: str) -> str:
-        """String key: this task has had its effect."""
+        """String key: this task has ended."""
         return self._own(f"done:{task_id}")
+
+    def lease(self, task_id: str) -> str:
+        """Hash: this task runs, or a worker died while it ran. Fields ``token``, ``until_ms``, ``deaths``."""
+        return self._own(f"lease:{task_id}")
+
+    def inflight(self, group: str) -> str:
+        """Sorted set of the tasks of one group that were sent and have not ended, by the time they are overdue."""
+        return self._own(f"inflight:{group}")
+
+    def inflight_pairs(self, group: str) -> str:
+        """Hash beside ``inflight``: task id to what is needed to send it again."""
+        return self._own(f"inflight-pairs:{group}")
+
+    def inflight_lanes(self, group: str) -> str:
+        """Hash beside ``inflight``: queue to the time at which the newest of its tasks that has begun was sent."""
+        return self._own(f"inflight-lanes:{group}")
+
+    def upkeep(self, group: str) -> str:
+        """String key with a TTL: the consumer that does the upkeep of this group now."""
+        return self._own(f"upkeep:{group}")
 
     def dead(self, group: str) -> str:
         """Stream of the dead letters of one consumer group."""
         return self._own(f"dead:{group}")
+
+    def dead_size(self, group: str) -> str:
+        """Hash beside ``dead``: ``bytes`` it holds, letters ``dropped`` to make room."""
+        return self._own(f"dead-size:{group}")
+
+    def replay(self, group: str, name: str) -> str:
+        """Hash: how far the replay of this name has come."""
+        return self._own(f"replay:{group}:{name}")
 
     def parked(self, group: str, mark: str) -> str:
         """String key: the dead letter identified by *mark* was written a moment ago."""

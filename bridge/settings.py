@@ -82,8 +82,19 @@ class BridgeSettings(BaseSettings):
     upkeep_interval_s: float = Field(default=15.0, gt=0)
     #: Pause between two heartbeats on the bridge's own channel; three missed ones mean a dead connection.
     heartbeat_interval_s: float = Field(default=5.0, gt=0)
-    #: Dead letters kept per group; older ones make room.
+    #: Dead letters kept per group, by count and by size; older ones make room.
     max_dead_letters: int = Field(default=10_000, ge=1)
+    max_dead_letter_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    #: A task that has not ended this long after it was sent (plus its countdown) and is not known to wait or to run
+    #: is sent again.
+    redispatch_after_s: float = Field(default=3600.0, gt=0)
+    #: How often a task is begun again whose message was lost or whose worker died; then it is a dead letter.
+    max_redispatches: int = Field(default=5, ge=1)
+    #: How long a task counts as running after its worker's last sign of life; a second copy of its message waits for
+    #: that. Renewed while the task runs, so a task may take longer.
+    lease_s: float = Field(default=30.0, gt=0)
+    #: Dispatch waits while a queue is longer; the journal keeps the events. None: never.
+    max_queue_length: int | None = Field(default=None, ge=1)
     #: Options for sending tasks by event type, first match wins: ``{"billing.*": {"queue": "billing"}}``.
     routes: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
