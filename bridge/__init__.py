@@ -15,6 +15,7 @@ from bridge.errors import (
     SettingsError,
 )
 from bridge.event import Event
+from bridge.execution import mark_done
 from bridge.handlers import on_event
 from bridge.local_bus import LocalBus, Publication
 from bridge.publishing import get_bus, publish_event
@@ -39,6 +40,7 @@ __all__ = [
     "current_event",
     "get_bus",
     "install",
+    "mark_done",
     "on_event",
     "publish_event",
 ]

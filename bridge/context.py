@@ -52,7 +52,7 @@ def current_cause() -> Cause | None:
     event = current_event()
     if event is not None:
         return event.cause
-    request = _request()
+    request = current_request()
     header = getattr(request, CAUSE_HEADER, None)
     return Cause(**header) if isinstance(header, dict) else None
 
@@ -65,7 +65,7 @@ def next_event_id(event_type: str) -> Iterator[str | None]:
     that runs again, retried or redelivered, publishes under the same ids, and the bus drops the repetitions. Only
     a block that ends without an error counts: a publication that failed is tried again under the same id.
     """
-    request = _request()
+    request = current_request()
     if request is None or request.id is None:
         yield None
         return
@@ -100,7 +100,8 @@ def _propagate_cause(headers: dict[str, Any] | None = None, **_: Any) -> None:
         headers.setdefault(CAUSE_HEADER, asdict(cause))
 
 
-def _request() -> Any:
+def current_request() -> Any:
+    """Return the request of the task that runs now; None outside a worker's task."""
     # Not current_task: a handler called as a plain function inside a task belongs to that task's run.
     task = current_app.current_worker_task
     return None if task is None else task.request

@@ -45,6 +45,8 @@ class DeadLetter:
     handler: str = ""
     task_id: str = ""
     at_ms: int = 0
+    traceback: str = ""
+    attempts: int = 0
 
     @classmethod
     def of_message(cls, reason: str, detail: str, origin: str, data: bytes) -> DeadLetter:
@@ -52,9 +54,11 @@ class DeadLetter:
         return cls(reason, detail, origin, data[:_RAW_BYTES], size=len(data))
 
     @classmethod
-    def of_event(cls, reason: str, detail: str, event: Event, data: bytes, handler: str, task_id: str) -> DeadLetter:
+    def of_event(
+        cls, reason: str, detail: str, event: Event, data: bytes, handler: str, task_id: str, **more: Any
+    ) -> DeadLetter:
         """An event that *handler* cannot process."""
-        return cls(reason, detail, "journal", data, len(data), event.id, event.type, handler, task_id)
+        return cls(reason, detail, "journal", data, len(data), event.id, event.type, handler, task_id, **more)
 
     @property
     def mark(self) -> str:
@@ -77,13 +81,13 @@ class DeadLetters:
         self._keys = Keys(settings.channel_prefix)
         self._park = script(client, "park")
 
-    def add(self, letter: DeadLetter) -> bool:
+    def add(self, letter: DeadLetter, pipe: Any = None) -> bool:
         """Write *letter*; False when the same failure was written moments ago. Safe to repeat."""
         fields: dict[str, Any] = vars(letter) | {"at_ms": time.time_ns() // 1_000_000}
         flat = [part for name, value in fields.items() for part in (name, value)]
         group = self._settings.group
         keys = [self._keys.dead(group), self._keys.parked(group, letter.mark)]
-        return bool(self._park(keys=keys, args=[_MARK_TTL_MS, self._settings.max_dead_letters, *flat]))
+        return bool(self._park(keys=keys, args=[_MARK_TTL_MS, self._settings.max_dead_letters, *flat], client=pipe))
 
     def latest(self, count: int) -> list[DeadLetter]:
         """Return up to *count* letters, newest first."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 
-from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.handlers import Handler, Registry
-from bridge.journal import Entry, Journal
+from bridge.journal import Entry
+from bridge.ledger import Pair
 from bridge.messages import Message, Outbox, task_id_for
 from bridge.metrics import Counters
 from bridge.settings import BATCH_BYTES, BridgeSettings
+from bridge.stores import Stores
 
 log = logging.getLogger(__name__)
 
@@ -23,27 +26,27 @@ _FIRST_LIMIT = 32
 class Dispatcher:
     """One consumer of the group. Used by one thread.
 
-    An entry is acknowledged after its messages are at the broker. A crash between the two sends them again, with
-    the same task ids.
+    An entry is acknowledged after its messages are at the broker, in one step with listing their tasks in the
+    ledger. A crash before that sends them again, with the same task ids.
 
     Arguments:
-        journal, dead_letters, outbox, registry, counters: Its parts.
-        settings: Batch size and waiting time.
+        stores, outbox, registry, counters: Its parts.
+        settings: Batch size, waiting time and ``max_queue_length``.
         consumer: Name within the group; no other live process may use it.
     """
 
     def __init__(
         self,
-        journal: Journal,
-        dead_letters: DeadLetters,
+        stores: Stores,
         outbox: Outbox,
         registry: Registry,
         counters: Counters,
         settings: BridgeSettings,
         consumer: str,
     ) -> None:
-        self._journal = journal
-        self._dead_letters = dead_letters
+        self._journal = stores.journal
+        self._ledger = stores.ledger
+        self._dead_letters = stores.dead_letters
         self._outbox = outbox
         self._registry = registry
         self._counters = counters
@@ -51,13 +54,18 @@ class Dispatcher:
         self._consumer = consumer
         self._look_at_held = True
         self._limit = min(_FIRST_LIMIT, settings.batch_size)
+        #: The queue that is too long for another message; dispatch waits for it.
+        self.full_queue: str | None = None
 
     def look_at_held(self) -> None:
         """Begin the next step with the entries this consumer holds: after a failure, or a claim."""
         self._look_at_held = True
 
     def step(self) -> int:
-        """Dispatch one batch, or wait ``block_ms`` for the first event; return the number of entries.
+        """Dispatch one batch, or wait ``block_ms`` for the first event or a place in a queue.
+
+        Returns:
+            The number of entries dispatched.
 
         Raises:
             JournalLost: The group is gone.
@@ -69,22 +77,48 @@ class Dispatcher:
                 self._look_at_held = bool(entries)
             else:
                 entries = self._journal.read(self._consumer, self._limit, self._settings.block_ms)
-            self.dispatch(entries)
+            done = self.dispatch(entries)
         except BaseException:
             # Also after a failed read: the server may have handed out entries whose reply was lost.
             self._look_at_held = True
             # A broker with little room takes a small batch where it refuses a large one after its first half.
             self._limit = max(1, self._limit // 2)
             raise
+        if not done:
+            self._look_at_held, self._limit = True, 1  # one entry is enough to ask again
+            time.sleep(self._settings.block_ms / 1000)
+            return 0
         self._adapt_limit(entries)
         return len(entries)
 
-    def dispatch(self, entries: Sequence[Entry]) -> None:
-        """Send the messages of *entries* and acknowledge them."""
-        messages = [message for entry in entries for message in self._messages(entry)]
+    def dispatch(self, entries: Sequence[Entry]) -> bool:
+        """Send the messages of *entries* and acknowledge them; False, and nothing done, while a queue is full."""
+        sent: list[tuple[str, Pair]] = []
+        messages: list[Message] = []
+        for entry in entries:
+            for message in self._messages(entry):
+                messages.append(message)
+                sent.append((message.task_id, _pair(message, entry)))
+        if self._held_back(messages):
+            return False
         self._outbox.send(messages)
-        self._journal.acknowledge([entry.entry_id for entry in entries])
+        if entries:
+            self._ledger.sent([entry.entry_id for entry in entries], sent)
         self._counters.add("dispatched", len(messages))
+        return True
+
+    def _held_back(self, messages: Sequence[Message]) -> bool:
+        limit = self._settings.max_queue_length
+        if limit is None:
+            return False
+        queues = sorted({message.route.queue for message in messages} - {""})
+        full = next((queue for queue in queues if self._outbox.waiting(queue) >= limit), None)
+        if full is not None:
+            self._counters.add("held_back")
+            if full != self.full_queue:
+                log.warning("dispatch waits: queue %s has %d messages or more; the journal keeps", full, limit)
+        self.full_queue = full
+        return full is not None
 
     def _adapt_limit(self, entries: Sequence[Entry]) -> None:
         size = sum(len(entry.data or b"") for entry in entries)
@@ -94,6 +128,8 @@ class Dispatcher:
             self._limit = min(2 * self._limit, self._settings.batch_size)
 
     def _messages(self, entry: Entry) -> list[Message]:
+        if entry.group not in (None, self._settings.group):
+            return []  # a replay for another group
         if entry.data is None:
             self._counters.add("lost")
             log.error("journal entry %s was removed before it was dispatched: its event is lost", entry.entry_id)
@@ -103,7 +139,9 @@ class Dispatcher:
         except EventInvalid as error:
             self._park(DeadLetter.of_message(error.reason, str(error), "journal", entry.data))
             return []
-        handlers = self._registry.matching(event.type)
+        handlers: Sequence[Handler] = self._registry.matching(event.type)
+        if entry.handler is not None:
+            handlers = [handler for handler in self._registry if handler.task_name == entry.handler]
         if not handlers:
             self._counters.add("unrouted")
         return [message for handler in handlers if (message := self._message(handler, event, entry.data)) is not None]
@@ -117,7 +155,7 @@ class Dispatcher:
             reason = "message"
             return self._outbox.prepare(handler, event)
         except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
-            task_id = task_id_for(self._settings.group, event.id, handler.task_name)
+            task_id = task_id_for(self._settings.group, event.id, handler.task_name, event.replay)
             detail = f"{type(error).__name__}: {error}"
             self._park(DeadLetter.of_event(reason, detail, event, data, handler.task_name, task_id))
             return None
@@ -126,3 +164,15 @@ class Dispatcher:
         self._dead_letters.add(letter)
         self._counters.add("dead")
         log.warning("dead letter (%s): %s %s", letter.reason, letter.handler or letter.origin, letter.detail)
+
+
+def _pair(message: Message, entry: Entry) -> Pair:
+    route = message.route
+    return Pair(
+        handler=message.task.name,
+        event_id=message.event.id,
+        entry_id=entry.entry_id.decode(),
+        queue=route.queue,
+        priority=route.priority,
+        delay_ms=int(float(route.options.get("countdown") or 0) * 1000),
+    )

@@ -79,11 +79,13 @@ class Event(BaseModel, Generic[PayloadT]):
     @classmethod
     def _validate(cls, data: Any, build: Callable[[Any], Any], info: ValidationInfo) -> Any:
         if isinstance(data, Event):
-            data = data.to_dict()
+            data = data.to_dict() | {"timestamp": data.timestamp}  # an unknown moment stays unknown
         if not isinstance(data, dict):
             raise EventInvalid("not_object", "", f"an event is a JSON object, not {type(data).__name__}")
         fields = _renamed(data)
-        if info.context is not _FROM_WIRE:
+        if info.context is _FROM_WIRE:
+            fields.setdefault("timestamp", None)  # the moment is unknown: invent none
+        else:
             fields = {name: wire.jsonable(value, name) for name, value in fields.items()}
         try:
             event = build(fields)
@@ -118,10 +120,9 @@ class Event(BaseModel, Generic[PayloadT]):
             fields["id"] = str(fields["id"])
         if fields.get("type") is None and channel_type is not None:
             fields["type"] = channel_type
-        fields.setdefault("timestamp", None)  # the moment is unknown: invent none
         event: Event = cls.model_validate(fields, context=_FROM_WIRE)
         if channel_type is not None and event.type != channel_type:
-            raise EventInvalid("type_mismatch", "type", f"{event.type!r} came on the channel of {channel_type!r}")
+            raise EventInvalid("type_mismatch", "type", f"{event.type!r} came on the channel of {channel_type[:80]!r}")
         return event
 
     @classmethod
@@ -191,6 +192,13 @@ class Event(BaseModel, Generic[PayloadT]):
         return hops if type(hops) is int and hops > 0 else 0
 
     @property
+    def replay(self) -> str | None:
+        """Name of the replay that brings this event once more; None for the first time."""
+        replay = (self.metadata or {}).get("replay")
+        name = replay.get("name") if isinstance(replay, dict) else None
+        return name if isinstance(name, str) else None
+
+    @property
     def cause(self) -> Cause:
         """This event as the cause of what follows from it."""
         return Cause(self.id, self.correlation_id or self.id, self.hops)
@@ -229,9 +237,9 @@ def caused_by(cause: Cause | None, type: str, payload: Any = None, **fields: Any
 
 
 def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
-    renamed = dict(fields)
+    renamed = dict(fields)  # a null is no name, so that an alias beside it counts before and after a round trip
     for alias, name in _ALIASES.items():
-        if alias in renamed and name not in renamed:
+        if alias in renamed and renamed.get(name) is None:
             renamed[name] = renamed.pop(alias)
     return renamed
 

@@ -40,10 +40,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as a consumer reads it; *data* is None when it was removed before it was acknowledged."""
+    """One entry as a consumer reads it; *data* is None when it was removed before it was acknowledged.
+
+    A replay addresses its entries to one *group*, and may name the one *handler* it is for.
+    """
 
     entry_id: bytes
     data: bytes | None
+    group: str | None = None
+    handler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -196,10 +201,24 @@ class Journal:
         if entry_ids:
             self._client.xack(self._key, self._group, *entry_ids)
 
-    def leave(self, consumer: str) -> None:
-        """Remove *consumer* from the group unless it still holds entries."""
+    def leave(self, consumer: str, min_idle_ms: int = 0) -> bool:
+        """Remove *consumer* from the group unless it still holds entries or has read within *min_idle_ms*."""
         with _group_errors():
-            self._leave(keys=[self._key], args=[self._group, consumer])
+            return bool(self._leave(keys=[self._key], args=[self._group, consumer, min_idle_ms]))
+
+    def idle_consumers(self, min_idle_ms: int) -> list[str]:
+        """Return the consumers of the group that hold nothing and have not read for *min_idle_ms*."""
+        with _group_errors():
+            consumers: Any = self._client.xinfo_consumers(self._key, self._group)
+        return [row["name"].decode() for row in consumers if row["idle"] >= min_idle_ms and not row["pending"]]
+
+    def entries(self, entry_ids: Sequence[str]) -> dict[str, Entry]:
+        """Return those of the entries that are still retained, by id."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for entry_id in entry_ids:
+                pipe.xrange(self._key, entry_id, entry_id)
+            found = [entry for rows in pipe.execute() for entry in _entries(rows)]
+        return {entry.entry_id.decode(): entry for entry in found}
 
     # Upkeep
 
@@ -226,4 +245,14 @@ def _group_errors() -> Iterator[None]:
 
 
 def _entries(rows: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
-    return [Entry(entry_id, fields[b"event"] if fields else None) for entry_id, fields in rows]
+    return [_entry(entry_id, fields or {}) for entry_id, fields in rows]
+
+
+def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    group, handler = fields.get(b"group"), fields.get(b"handler")
+    return Entry(
+        entry_id,
+        fields.get(b"event"),
+        None if group is None else group.decode(),
+        None if handler is None else handler.decode(),
+    )

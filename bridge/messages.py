@@ -45,15 +45,24 @@ class _Template:
 
 
 @dataclass(frozen=True)
+class Route:
+    """Where the messages of one handler and event type go: options for Celery, and what comes of them."""
+
+    options: Mapping[str, Any]
+    queue: str
+    priority: int
+    #: None when Celery has to make the message itself.
+    template: _Template | None
+
+
+@dataclass(frozen=True)
 class Message:
     """A task message ready to go: nothing about its event can fail any more."""
 
     task: EventTask
     task_id: str
     event: Event
-    options: Mapping[str, Any]
-    #: None when Celery has to make the message itself.
-    template: _Template | None
+    route: Route
     #: Content type, encoding and content.
     body: tuple[str, str, Any] | None
 
@@ -73,7 +82,7 @@ class Outbox:
         self._app = app
         self._group = settings.group
         self._routes = [(compile_pattern(pattern), options) for pattern, options in settings.routes.items()]
-        self._templates: dict[tuple[str, int], _Template | None] = {}
+        self._rendered: dict[tuple[str, int], Route] = {}
         self._producer: Any = None  # kombu.Producer; its stubs know no batch()
         for pattern, options in settings.routes.items():
             if unknown := options.keys() - SEND_OPTIONS:
@@ -87,12 +96,11 @@ class Outbox:
     def prepare(self, handler: Handler, event: Event) -> Message:
         """Make the message that calls *handler* with *event*. Raises whatever is wrong with either."""
         task = cast("EventTask", self._app.tasks[handler.task_name])
-        route = next((i for i, (pattern, _) in enumerate(self._routes) if pattern.fullmatch(event.type)), -1)
-        options = {**(self._routes[route][1] if route >= 0 else {}), **handler.send_options}
-        template = self._template(task, route, options, event)
-        task_id = task_id_for(self._group, event.id, handler.task_name)
+        route = self._route(task, handler, event)
+        template = route.template
         body = dumps(([event.to_dict()], {}, template.embed), template.serializer) if template else None
-        return Message(task, task_id, event, options, template, body)
+        task_id = task_id_for(self._group, event.id, handler.task_name, event.replay)
+        return Message(task, task_id, event, route, body)
 
     def send(self, messages: Sequence[Message]) -> None:
         """Send all *messages* through one broker batch.
@@ -108,10 +116,27 @@ class Outbox:
             producer = self._connected()
             with producer.batch():
                 for message in messages:
-                    if message.template is None or message.body is None:
+                    if message.route.template is None or message.body is None:
                         _send_by_celery(producer, message)
                     else:
-                        _send_filled_in(producer, message, message.template, message.body)
+                        _send_filled_in(producer, message, message.route.template, message.body)
+        except BaseException:
+            self.close()
+            raise
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages are in *queue*, those that workers have taken not counted.
+
+        Raises:
+            Exception: Whatever the broker's client raises; the connection is then made anew next time.
+        """
+        try:
+            producer = self._connected()
+            try:
+                return int(producer.channel.queue_declare(queue, passive=True).message_count)
+            except producer.connection.channel_errors:
+                self.close()  # an AMQP channel is of no use after that
+                return 0  # there is no such queue; with Redis an empty one does not exist
         except BaseException:
             self.close()
             raise
@@ -122,24 +147,29 @@ class Outbox:
             connection, self._producer = self._producer.connection, None
             connection.release()
 
-    def _template(self, task: EventTask, route: int, options: Mapping[str, Any], event: Event) -> _Template | None:
+    def _route(self, task: EventTask, handler: Handler, event: Event) -> Route:
+        number = next((i for i, (pattern, _) in enumerate(self._routes) if pattern.fullmatch(event.type)), -1)
+        options = {**(self._routes[number][1] if number >= 0 else {}), **handler.send_options}
         if self._only_celery_may_send() or self._differs_by_event(task):
             # An unknown queue, or a router that fails, is the fault of this handler: say so before the batch.
-            self._router.route(dict(options), task.name, [event.to_dict()], {}, task)
-            return None
-        key = (task.name, route)
-        if key not in self._templates:
-            self._templates[key] = self._render(task, options)
-        return self._templates[key]
+            chosen = self._router.route(dict(options), task.name, [event.to_dict()], {}, task)
+            return _route_of(options, chosen.get("queue"), chosen.get("priority"), None)
+        key = (task.name, number)
+        if key not in self._rendered:
+            self._rendered[key] = self._render(task, options)
+        return self._rendered[key]
 
-    def _render(self, task: EventTask, options: Mapping[str, Any]) -> _Template | None:
+    def _render(self, task: EventTask, options: Mapping[str, Any]) -> Route:
         recorder = _Recorder(self._app.connection_for_write(), auto_declare=False)
         task.apply_async(({},), task_id="-", argsrepr="-", producer=recorder, add_to_parent=False, **options)
         body, publish = recorder.recorded
+        queue, priority = next(iter(publish["declare"] or ()), None), publish.get("priority")
         headers, serializer = publish.pop("headers"), publish.pop("serializer")
         if not isinstance(body, tuple) or headers["eta"] or headers["expires"]:
-            return None  # task protocol 1, or moments that differ from event to event
-        return _Template(headers, body[2], serializer, publish | {"retry": False, "retry_policy": None})
+            # task protocol 1, or moments that differ from event to event
+            return _route_of(options, queue, priority, None)
+        template = _Template(headers, body[2], serializer, publish | {"retry": False, "retry_policy": None})
+        return _route_of(options, queue, priority, template)
 
     def _differs_by_event(self, task: EventTask) -> bool:
         """Whether user code that looks at the event has a say in the message."""
@@ -166,9 +196,15 @@ class Outbox:
         return self._producer
 
 
-def task_id_for(group: str, event_id: str, task_name: str) -> str:
-    """Return the id of the task that *task_name* of *group* runs for an event: always the same."""
-    return str(uuid.uuid5(_TASK_IDS, f"{group}:{event_id}:{task_name}"))
+def task_id_for(group: str, event_id: str, task_name: str, replay: str | None = None) -> str:
+    """Return the id of the task that *task_name* of *group* runs for an event: the same until it is replayed."""
+    attempt = "" if replay is None else f":{replay}"
+    return str(uuid.uuid5(_TASK_IDS, f"{group}:{event_id}:{task_name}{attempt}"))
+
+
+def _route_of(options: Mapping[str, Any], queue: Any, priority: int | None, template: _Template | None) -> Route:
+    name = queue if isinstance(queue, str) else getattr(queue, "name", "")
+    return Route(options, name, priority or 0, template)
 
 
 def _send_filled_in(producer: Any, message: Message, template: _Template, body: tuple[str, str, Any]) -> None:
@@ -190,7 +226,7 @@ def _send_by_celery(producer: Any, message: Message) -> None:
         producer=producer,
         retry=False,
         add_to_parent=False,
-        **message.options,
+        **message.route.options,
     )
 
 

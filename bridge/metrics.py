@@ -1,8 +1,9 @@
 """Counters of one process: what ``celery inspect stats`` and Flower's worker page show.
 
 Names used: ``received`` ``duplicate`` (in the journal already, as what we published ourselves) ``appended``
-``caught_up`` ``stale`` ``invalid`` (intake), ``dispatched`` ``unrouted`` ``dead`` ``lost`` ``journal_lost`` (dispatch),
-``claimed`` ``trimmed`` (upkeep), ``gaps`` ``errors`` (connections). Dead letters that tasks write are not among them.
+``caught_up`` ``stale`` ``invalid`` (intake), ``dispatched`` ``unrouted`` ``held_back`` (waited for a full queue)
+``dead`` ``lost`` ``journal_lost`` (dispatch), ``claimed`` ``removed`` (dead consumers) ``trimmed`` ``redispatched``
+(upkeep), ``gaps`` ``errors`` (connections). Dead letters that tasks write are not among them.
 """
 
 from __future__ import annotations

@@ -12,15 +12,15 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from bridge.connection import back_off, connect
-from bridge.dead_letters import DeadLetters
 from bridge.dispatcher import Dispatcher
 from bridge.errors import JournalLost, SettingsError
 from bridge.handlers import registry
 from bridge.intake import Intake
-from bridge.journal import Journal
 from bridge.messages import Outbox
 from bridge.metrics import Counters
+from bridge.recovery import Recovery
 from bridge.settings import BridgeSettings
+from bridge.stores import Stores
 from bridge.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
@@ -56,14 +56,15 @@ class Subscriber:
         self._settings = settings
         self._group_start = settings.start
         self._client = connect(settings)
-        self._journal = Journal(self._client, settings)
-        dead_letters = DeadLetters(self._client, settings)
+        stores = Stores.of(self._client, settings)
+        self._journal = stores.journal
         self._outbox = Outbox(app, settings)
-        self._dispatcher = Dispatcher(
-            self._journal, dead_letters, self._outbox, registry, self.counters, settings, consumer=name
+        self._dispatcher = Dispatcher(stores, self._outbox, registry, self.counters, settings, consumer=name)
+        recovery = Recovery(self._client, stores, self._outbox, registry, self.counters, settings)
+        self._upkeep = Upkeep(
+            self._client, self._journal, self._dispatcher, recovery, self.counters, settings, consumer=name
         )
-        self._upkeep = Upkeep(self._journal, self._dispatcher, self.counters, settings, consumer=name)
-        self._intake = Intake(self._client, self._journal, dead_letters, self.counters, settings)
+        self._intake = Intake(self._client, self._journal, stores.dead_letters, self.counters, settings)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._failures = 0
@@ -94,6 +95,8 @@ class Subscriber:
     def info(self) -> dict[str, Any]:
         """Return what ``celery inspect stats`` shows of this subscriber."""
         state = "ready" if self.ready.is_set() else "starting"
+        if self._dispatcher.full_queue is not None:
+            state = f"waiting for room in queue {self._dispatcher.full_queue}"
         return {"group": self._settings.group, "consumer": self.name, "state": state, **self.counters.snapshot()}
 
     def _end(self, timeout_s: float) -> None:
@@ -108,6 +111,7 @@ class Subscriber:
             return
         if self._failures == 0:  # otherwise Redis may hang, and we would wait for it once more
             try:
+                self._upkeep.resign()
                 self._journal.leave(self.name)
             except (RedisError, JournalLost, OSError) as error:
                 log.info("left group %s without a word: %s", self._settings.group, error)

@@ -1,28 +1,29 @@
 """The Celery task behind a handler: its event, once, in context; a dead letter when it cannot be.
 
 Tasks run at least once: a worker may die after the effect and before its acknowledgement. The done mark makes the
-repetition harmless. It is written after the task's effect, so a crash exactly between the two runs the task again.
+repetition harmless. It is written after the task's effect, so a crash exactly between the two runs the task again,
+unless the handler makes both one transaction, see :func:`bridge.mark_done`. While a task runs it holds a lease: a
+second copy of its message waits.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
 
 from celery import Task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from kombu.exceptions import OperationalError
 
-from bridge.bus import EventBus
-from bridge.connection import attempt
 from bridge.context import count_publications, handling
-from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.dead_letters import DeadLetter
 from bridge.errors import BusUnavailable, EventInvalid
 from bridge.event import Event
-from bridge.keys import Keys
-from bridge.publishing import get_bus
+from bridge.execution import get_executions
+from bridge.ledger import Begun
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
     acks_late = True
     reject_on_worker_lost = True
 
+    #: Whether a second copy of the message must not run the task again: not after it has ended, nor while it runs.
+    idempotent = True
     #: ``Event``, or ``Event[Model]`` for a handler that wants its payload validated.
     event_model: type[Event[Any]] = Event
     #: Options of the decorator that concern sending, e.g. ``queue``. Celery frowns on them as task attributes.
@@ -73,13 +76,17 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Keep the event of a task that failed for good as a dead letter. Called by Celery after the last retry."""
-        event = args[0] if args else None
-        if self.request.is_eager or not isinstance(event, dict):
+        if self.request.is_eager:
             return
+        self.give_up("failure", f"{type(exc).__name__}: {exc}", task_id, args, str(getattr(einfo, "traceback", "")))
+
+    def give_up(self, reason: str, detail: str, task_id: str, args: Any, traceback: str = "") -> None:
+        """End a task in a dead letter; one that cannot be written now is left to the ledger, which asks again."""
         try:
-            self._park("failure", f"{type(exc).__name__}: {exc}", Event.from_dict(event), task_id)
-        except (BusUnavailable, EventInvalid) as error:
-            log.error("no dead letter for %s of task %s: %s", describe(event), task_id, error)
+            event = Event.from_dict(args[0])
+            self._fail(reason, detail, task_id, event, traceback)
+        except (BusUnavailable, EventInvalid, LookupError, TypeError) as error:
+            log.error("no dead letter for %s of task %s: %s", describe(*args or ("nothing",)), task_id, error)
 
     def _run(self, event: Event[Any] | dict[str, Any], run: Any) -> Any:
         typed = event if isinstance(event, self.event_model) else self.event_model.model_validate(event)
@@ -88,23 +95,68 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
 
     def _run_once(self, event: dict[str, Any]) -> Any:
         task_id = str(self.request.id)
-        bus = get_bus()
-        done_mark = Keys(bus.settings.channel_prefix).done(task_id)
+        executions = get_executions()
         try:
-            if attempt(bus.settings, f"checking task {task_id}", lambda: bus.client.exists(done_mark)):
-                self._announce("task-deduplicated")
+            begun = executions.begin(task_id, idempotent=self.idempotent)
+            if begun.outcome != "begun":
+                self._not_begun(begun, task_id, event)
                 raise Ignore
             typed = self._validated(event, task_id)
         except BusUnavailable as error:
             # Nothing has run yet: the message goes back, or, acknowledged already, out again.
+            executions.abandon(task_id)
             if self.acks_late:
                 raise Reject(str(error), requeue=True) from error
             raise self.retry(exc=error, countdown=_BUS_AWAY_RETRY_S, max_retries=None) from error
+        except EventInvalid:
+            executions.abandon(task_id)
+            raise
         count_publications(self.request)
-        with handling(typed):
-            result = self.run(typed)
-        self._mark_done(bus, done_mark)
+        try:
+            with handling(typed):
+                result = self.run(typed)
+        except BaseException as error:
+            _unless_away(self._left, error, task_id, event)
+            raise
+        _unless_away(executions.end, task_id)
         return result
+
+    def _left(self, error: BaseException, task_id: str, event: dict[str, Any]) -> None:
+        """Note that a run was left with *error*, which is how Celery's own outcomes come as well."""
+        executions = get_executions()
+        if isinstance(error, Retry):
+            executions.release(task_id, _delay_s(error))
+        elif isinstance(error, Reject):
+            requeue, reason = cast("Any", error).requeue, cast("Any", error).reason
+            if requeue:
+                executions.release(task_id, 0)
+            else:
+                self.give_up("rejected", str(reason), task_id, [event])
+        elif isinstance(error, Ignore):
+            executions.end(task_id)
+        else:
+            executions.abandon(task_id)  # Celery calls on_failure(), or the process dies
+
+    def _not_begun(self, begun: Begun, task_id: str, event: dict[str, Any]) -> None:
+        if begun.outcome == "ended":
+            self._announce("task-deduplicated")
+        elif begun.outcome == "running":
+            self._come_again(begun.left_ms)
+        else:
+            detail = f"its worker died {begun.deaths} times while it ran"
+            self._fail("crashed", detail, task_id, Event.from_dict(event))
+
+    def _come_again(self, left_ms: int) -> None:
+        """Send this message again for the time when the copy that runs must have shown a sign of life.
+
+        If that copy's worker has died, this one runs; it must neither be dropped nor go round in circles meanwhile.
+        """
+        request = self.request
+        try:
+            self.signature_from_request(request, countdown=left_ms / 1000, retries=request.retries).apply_async()
+        except (OperationalError, OSError) as error:
+            raise Reject(str(error), requeue=True) from error
+        log.info("task %s runs elsewhere; this copy looks again in %.1f s", request.id, left_ms / 1000)
 
     def _validated(self, event: dict[str, Any], task_id: str) -> Event[Any]:
         try:
@@ -114,28 +166,18 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             whole = Event.from_dict(event)
             # No retry can mend it. The result says FAILURE to who waits for it; Ignore keeps the state that
             # the custom event gives the task in Flower.
-            self._park("payload", str(error), whole, task_id)
+            self._fail("payload", str(error), task_id, whole)
             self.backend.mark_as_failure(task_id, error, request=self.request, store_result=not self.ignore_result)
             raise Ignore from error
 
-    def _park(self, reason: str, detail: str, event: Event[Any], task_id: str) -> None:
-        bus = get_bus()
-        letter = DeadLetter.of_event(reason, detail, event, event.encode(), handler=self.name, task_id=task_id)
-        letters = DeadLetters(bus.client, bus.settings)
-        attempt(bus.settings, f"writing a dead letter for {event!r}", lambda: letters.add(letter))
+    def _fail(self, reason: str, detail: str, task_id: str, event: Event[Any], traceback: str = "") -> None:
+        attempts = (self.request.retries or 0) + 1
+        letter = DeadLetter.of_event(
+            reason, detail, event, event.encode(), self.name, task_id, traceback=traceback, attempts=attempts
+        )
+        get_executions().fail(task_id, letter)
         log.warning("dead letter (%s): %s of %r", reason, self.name, event)
         self._announce("task-deadlettered", reason=reason, exception=detail)
-
-    def _mark_done(self, bus: EventBus, done_mark: str) -> None:
-        try:
-            attempt(
-                bus.settings,
-                f"marking task {self.request.id} as done",
-                lambda: bus.client.set(done_mark, b"1", px=bus.settings.dedup_ttl_ms),
-            )
-        except BusUnavailable as error:
-            # The effect has happened: failing the task now would be untrue.
-            log.error("task %s may run again if its message is delivered again: %s", self.request.id, error)
 
     def _announce(self, event_type: str, **fields: Any) -> None:
         """Send a custom worker event; Flower shows it as the state of the task."""
@@ -143,6 +185,20 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             self.send_event(event_type, retry=False, **fields)
         except (OperationalError, OSError) as error:
             log.warning("monitors were not told %s of task %s: %s", event_type, self.request.id, error)
+
+
+def _delay_s(retry: Retry) -> float:
+    if isinstance(retry.when, datetime):
+        return (retry.when - datetime.now(retry.when.tzinfo or UTC)).total_seconds()
+    return float(retry.when or 0)
+
+
+def _unless_away(note: Callable[..., None], *args: Any) -> None:
+    """Note how a run ended. If that fails the run stands: failing the task now would be untrue."""
+    try:
+        note(*args)
+    except BusUnavailable as error:
+        log.error("a task may run again if its message is delivered again: %s", error)
 
 
 def describe(event: Any) -> str:

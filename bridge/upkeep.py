@@ -1,4 +1,4 @@
-"""Upkeep of the journal: take over what dead consumers hold, remove what has outlived its retention."""
+"""Upkeep of a group: take over what dead consumers hold, remove what has outlived its retention, send again."""
 
 from __future__ import annotations
 
@@ -6,52 +6,87 @@ import logging
 import threading
 import time
 
+from redis import Redis
+
+from bridge.connection import script
 from bridge.dispatcher import Dispatcher
 from bridge.journal import Journal
+from bridge.keys import Keys
 from bridge.metrics import Counters
+from bridge.recovery import Recovery
 from bridge.settings import BridgeSettings
 
 log = logging.getLogger(__name__)
 
 #: Entries claimed at once; the server sends them whole.
 _CLAIM_COUNT = 50
+#: Pauses between two rounds after which an elected subscriber that is not heard of counts as gone.
+_TERM_INTERVALS = 3
 
 
 class Upkeep:
-    """What a subscriber does now and then, between two batches of its dispatcher, in the same thread.
+    """What one subscriber of a group does now and then, between two batches of its dispatcher, in the same thread.
+
+    The first to ask is elected, until it stops or is not heard of for a while; the others do nothing.
 
     Arguments:
-        journal, dispatcher, counters: Its parts.
-        settings: ``upkeep_interval_s``, ``claim_idle_s``.
+        client: Connected to the bus.
+        journal, dispatcher, recovery, counters: Its parts.
+        settings: Prefix, group, ``upkeep_interval_s``, ``claim_idle_s``.
         consumer: Who takes over.
     """
 
     def __init__(
-        self, journal: Journal, dispatcher: Dispatcher, counters: Counters, settings: BridgeSettings, consumer: str
+        self,
+        client: Redis,
+        journal: Journal,
+        dispatcher: Dispatcher,
+        recovery: Recovery,
+        counters: Counters,
+        settings: BridgeSettings,
+        consumer: str,
     ) -> None:
+        self._elect = script(client, "elect")
+        self._key = Keys(settings.channel_prefix).upkeep(settings.group)
         self._journal = journal
         self._dispatcher = dispatcher
+        self._recovery = recovery
         self._counters = counters
-        self._settings = settings
+        self._interval_s = settings.upkeep_interval_s
+        self._claim_idle_ms = int(settings.claim_idle_s * 1000)
         self._consumer = consumer
         self._due_at = 0.0
 
     def step(self, stop: threading.Event) -> None:
-        """Do it if it is due; end early when *stop* is set.
+        """Do it if it is due and this subscriber is elected; end early when *stop* is set.
 
         Raises:
             JournalLost: The group is gone.
+            Exception: Redis or the broker failed; it is due again after the usual pause.
         """
         if time.monotonic() < self._due_at:
             return
-        self._due_at = time.monotonic() + self._settings.upkeep_interval_s
-        self._claim(stop)
-        self._trim(stop)
+        self._due_at = time.monotonic() + self._interval_s
+        if self._elect(keys=[self._key], args=[self._consumer, int(_TERM_INTERVALS * self._interval_s * 1000)]):
+            self._claim(stop)
+            self._remove_dead()
+            self._trim(stop)
+            self._recovery.sweep(stop)
+
+    def resign(self) -> None:
+        """Let another subscriber be elected at once."""
+        self._elect(keys=[self._key], args=[self._consumer, 0])
+
+    def _remove_dead(self) -> None:
+        for consumer in self._journal.idle_consumers(self._claim_idle_ms):
+            if consumer != self._consumer and self._journal.leave(consumer, self._claim_idle_ms):
+                self._counters.add("removed")
+                log.info("consumer %s is gone and holds nothing: removed from the group", consumer)
 
     def _claim(self, stop: threading.Event) -> None:
-        cursor, min_idle_ms = b"0-0", int(self._settings.claim_idle_s * 1000)
+        cursor = b"0-0"
         while not stop.is_set():
-            claimed = self._journal.claim(self._consumer, min_idle_ms, cursor, _CLAIM_COUNT)
+            claimed = self._journal.claim(self._consumer, self._claim_idle_ms, cursor, _CLAIM_COUNT)
             if claimed.taken:
                 self._dispatcher.look_at_held()
             self._counters.add("claimed", claimed.taken)

@@ -26,7 +26,7 @@ LAYERS = (
     ("publishing",),
     ("bus", "context"),
     ("feed", "local_bus"),
-    ("replay", "checks"),
+    ("replay", "checks", "stores"),
     ("journal", "dead_letters", "ledger"),
     ("connection",),
     ("metrics",),

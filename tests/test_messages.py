@@ -65,7 +65,7 @@ def test_filled_in_messages_equal_celerys_own(
     settings = settings.model_copy(update={"routes": routes})
     outbox = Outbox(app, settings)
     message = outbox.prepare(HANDLERS[name], EVENT)
-    assert message.template is not None
+    assert message.route.template is not None
     outbox.send([message])
     ours = only_message(queues, where)
     queues.client.delete(f"broker:{queues.prefix}{where}")
@@ -79,7 +79,7 @@ def test_filled_in_messages_equal_celerys_own(
 def test_routes_with_moments_are_left_to_celery(outbox: Outbox, queues: Queues, name: str) -> None:
     """Expiry and countdown are computed for each event, not once per route."""
     message = outbox.prepare(HANDLERS[name], EVENT)
-    assert message.template is None
+    assert message.route.template is None
     outbox.send([message])
     headers = only_message(queues, "celery")["headers"]
     assert headers["expires"] or headers["eta"]

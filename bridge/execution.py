@@ -1,0 +1,162 @@
+"""The runs of handler tasks in this process: begun once, kept alive, ended for good or given back.
+
+A task costs two round trips: one to begin, one to end. A run that takes longer is kept alive by a thread, so that
+its lease outlives the task but not the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from weakref import WeakKeyDictionary
+
+from redis.client import Pipeline
+from redis.exceptions import RedisError
+
+from bridge.bus import EventBus
+from bridge.connection import attempt
+from bridge.context import current_request
+from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.errors import BridgeError
+from bridge.ledger import Begun, Ledger
+from bridge.publishing import get_bus
+
+log = logging.getLogger(__name__)
+
+_executions: WeakKeyDictionary[EventBus, Executions] = WeakKeyDictionary()
+
+
+class Executions:
+    """What one process runs of one bus; safe for several threads.
+
+    The methods raise :class:`BusUnavailable` when Redis does not answer, after bounded retries.
+
+    Arguments:
+        bus: Its client and settings are used.
+    """
+
+    def __init__(self, bus: EventBus) -> None:
+        self._client = bus.client
+        self._settings = bus.settings
+        self._ledger = Ledger(bus.client, bus.settings)
+        self._dead_letters = DeadLetters(bus.client, bus.settings)
+        self._lock = threading.Lock()
+        self._running: dict[str, str] = {}
+        self._keeper: threading.Thread | None = None
+
+    def begin(self, task_id: str, *, idempotent: bool) -> Begun:
+        """Ask whether a task may run; if so it counts as running until :meth:`end`, :meth:`fail` or :meth:`release`."""
+        token = secrets.token_hex(8)
+        begun = attempt(
+            self._settings,
+            f"beginning task {task_id}",
+            lambda: self._ledger.begin(task_id, token, idempotent=idempotent),
+        )
+        if begun.outcome == "begun":
+            self._keep(task_id, token)
+        return begun
+
+    def end(self, task_id: str) -> None:
+        """Note that a task has ended: it will not run again."""
+        self._forget(task_id)
+        attempt(self._settings, f"marking task {task_id} as done", lambda: self._end(task_id, None))
+
+    def fail(self, task_id: str, letter: DeadLetter) -> None:
+        """Note that a task has ended in a dead letter, in one step with writing that."""
+        self._forget(task_id)
+        attempt(self._settings, f"writing a dead letter of task {task_id}", lambda: self._end(task_id, letter))
+
+    def release(self, task_id: str, delay_s: float) -> None:
+        """Give a run up whose task comes again in *delay_s*."""
+        token = self._forget(task_id)
+        if token is not None:
+            delay_ms = max(0, int(delay_s * 1000))
+            attempt(self._settings, f"releasing task {task_id}", lambda: self._ledger.release(task_id, token, delay_ms))
+
+    def abandon(self, task_id: str) -> None:
+        """Let the lease of a run expire: how it ended is for others to say, or it died."""
+        self._forget(task_id)
+
+    def mark_done(self, task_id: str, pipe: Pipeline) -> None:
+        """Queue the end of a task on a transaction."""
+        self._ledger.end(task_id, pipe)
+
+    def _end(self, task_id: str, letter: DeadLetter | None) -> None:
+        with self._client.pipeline(transaction=True) as pipe:
+            if letter is not None:
+                self._dead_letters.add(letter, pipe)
+            self._ledger.end(task_id, pipe)
+            pipe.execute()
+
+    def _keep(self, task_id: str, token: str) -> None:
+        with self._lock:
+            self._running[task_id] = token
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._renew, name="bridge-leases", daemon=True)
+                self._keeper.start()
+
+    def _forget(self, task_id: str) -> str | None:
+        with self._lock:
+            return self._running.pop(task_id, None)
+
+    def _renew(self) -> None:
+        """Renew the leases of long runs; ends when nothing has run for one round."""
+        kept: dict[str, str] = {}
+        pause = threading.Event()
+        while True:
+            # Two tries fit into a lease before it is lost.
+            pause.wait(self._settings.lease_s / 3)
+            with self._lock:
+                if not self._running:
+                    self._keeper = None
+                    return
+                now = dict(self._running)
+            for task_id, token in now.items() & kept.items():
+                self._renew_one(task_id, token)
+            kept = now
+
+    def _renew_one(self, task_id: str, token: str) -> None:
+        try:
+            if not self._ledger.renew(task_id, token) and self._running.get(task_id) == token:
+                log.error("task %s lost its lease, as after a long freeze: another copy of it may run", task_id)
+        except (RedisError, OSError) as error:
+            log.warning("lease of task %s not renewed: %s", task_id, error)
+
+
+def get_executions() -> Executions:
+    """Return those of this process's bus for the current Celery application.
+
+    Raises:
+        SettingsError: A setting is unknown or does not fit.
+    """
+    bus = get_bus()  # another one after a fork: nothing of the parent's is used
+    return _executions.get(bus) or _executions.setdefault(bus, Executions(bus))
+
+
+def mark_done(pipe: Pipeline) -> None:
+    """Make the end of the running handler part of the transaction that has its effect.
+
+    Without it a handler's end is noted after the handler returns, and a worker killed exactly between its effect and
+    that note repeats the effect. For effects in the Redis of the bus, this closes the gap::
+
+        with get_bus().client.pipeline() as pipe:
+            pipe.incrby("balance", event.payload["amount"])
+            mark_done(pipe)
+            pipe.execute()
+
+    For effects elsewhere, write the task's id (``task.request.id``, the same for every copy and retry) as a unique
+    key in the same transaction.
+
+    Arguments:
+        pipe: A ``MULTI``/``EXEC`` pipeline of the bus's client. Nothing of the handler should come after it.
+
+    Raises:
+        BridgeError: Called outside a running task, or with a pipeline that is no transaction.
+    """
+    request = current_request()
+    if request is None or request.id is None:
+        raise BridgeError("mark_done() marks the running task; call it inside a handler that a worker runs")
+    if not pipe.transaction:  # type: ignore[truthy-function]  # an attribute of the same name hides the method
+        raise BridgeError("mark_done() needs a pipeline with transaction=True, or effect and mark could part")
+    get_executions().mark_done(str(request.id), pipe)

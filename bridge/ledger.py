@@ -1,0 +1,163 @@
+"""The in-flight ledger: every task that was sent and has not ended, so that one whose message is lost is sent again.
+
+A broker can lose a message: Redis hands it to a worker with one command and notes that with a second. So a task
+stays listed from the moment its journal entry is acknowledged until it ends. Beside the list are the marks that make
+a repetition harmless: ``done``, the task has ended, and ``lease``, it runs now.
+
+Times are those of the Redis server. The methods raise redis-py's errors as they come; all are safe to repeat.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from redis import Redis
+from redis.client import Pipeline
+
+from bridge.connection import script
+from bridge.keys import Keys
+from bridge.settings import BridgeSettings
+
+Outcome = Literal["begun", "ended", "running", "deadly"]
+_OUTCOMES: dict[int, Outcome] = {1: "begun", 0: "ended", -1: "running", -2: "deadly"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An event and a handler: one task that was sent.
+
+    Arguments:
+        handler: Name of the Celery task.
+        event_id: Of its event.
+        entry_id: Of the journal entry that holds the event.
+        queue: Where the message went; empty when Celery's router decides as it sends.
+        priority: Of the message; messages of one queue and priority are worked off in order.
+        delay_ms: How long the message holds the task back (``countdown``).
+        redispatches: How often the message was sent again.
+    """
+
+    handler: str
+    event_id: str
+    entry_id: str
+    queue: str = ""
+    priority: int = 0
+    delay_ms: int = 0
+    redispatches: int = 0
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """A task that has not ended in time; *passed*: a later one of its queue has begun, so it waits there no more."""
+
+    task_id: str
+    pair: Pair
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Answer to :meth:`Ledger.begin`.
+
+    ``begun``: run it. ``ended``: it has had its effect. ``running``: another copy runs, for *left_ms* at least.
+    ``deadly``: its worker died *deaths* times, more often than allowed.
+    """
+
+    outcome: Outcome
+    left_ms: int = 0
+    deaths: int = 0
+
+
+class Ledger:
+    """The ledger of one group, and the marks of its tasks.
+
+    Arguments:
+        client: Connected to the bus.
+        settings: Prefix, group and the times of the ledger.
+    """
+
+    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._keys = Keys(settings.channel_prefix)
+        self._inflight = self._keys.inflight(settings.group)
+        self._pairs = self._keys.inflight_pairs(settings.group)
+        self._lanes = self._keys.inflight_lanes(settings.group)
+        self._redispatch_ms = int(settings.redispatch_after_s * 1000)
+        self._lease_ms = int(settings.lease_s * 1000)
+        self._scripts = {
+            name: script(client, name) for name in ("sent", "begin", "renew", "release", "overdue", "sweep")
+        }
+
+    # Sending
+
+    def sent(self, entry_ids: Sequence[bytes], pairs: Sequence[tuple[str, Pair]]) -> None:
+        """Acknowledge journal entries and list the tasks that were sent for them, by task id, in one step."""
+        args: list[Any] = [self._settings.group, self._redispatch_ms, len(entry_ids), *entry_ids]
+        for task_id, pair in pairs:
+            args += (task_id, pair.delay_ms, json.dumps(asdict(pair)))
+        done = [self._keys.done(task_id) for task_id, _ in pairs]
+        self._scripts["sent"](keys=[self._keys.journal, self._inflight, self._pairs, *done], args=args)
+
+    # A task's run
+
+    def begin(self, task_id: str, token: str, *, idempotent: bool) -> Begun:
+        """Ask whether a task may run, and note that it does.
+
+        Arguments:
+            token: Names this run; the same when the call is repeated after an error.
+            idempotent: Whether it must not run when it has ended or runs elsewhere.
+        """
+        keys = [self._keys.done(task_id), self._keys.lease(task_id), self._inflight, self._pairs, self._lanes]
+        max_deaths = self._settings.max_redispatches
+        args: list[Any] = [task_id, token, self._lease_ms, max_deaths, self._redispatch_ms, int(idempotent)]
+        code, number = cast("list[int]", self._scripts["begin"](keys=keys, args=args))
+        outcome = _OUTCOMES[code]
+        return Begun(outcome, left_ms=number) if outcome == "running" else Begun(outcome, deaths=number)
+
+    def renew(self, task_id: str, token: str) -> bool:
+        """Prolong the lease of a run; False when it counted as dead and another has begun."""
+        args: list[Any] = [token, self._lease_ms, self._lease_ms + 2 * self._redispatch_ms]
+        return bool(self._scripts["renew"](keys=[self._keys.lease(task_id)], args=args))
+
+    def release(self, task_id: str, token: str, delay_ms: int) -> None:
+        """Give up the lease of a run whose task comes again in *delay_ms*: a retry."""
+        keys = [self._keys.lease(task_id), self._inflight, self._pairs]
+        self._scripts["release"](keys=keys, args=[task_id, token, self._redispatch_ms, delay_ms])
+
+    def end(self, task_id: str, pipe: Pipeline) -> None:
+        """Queue on *pipe*, a transaction, that a task has ended: its done mark, and that it leaves the ledger."""
+        pipe.set(self._keys.done(task_id), b"1", px=self._settings.dedup_ttl_ms)
+        pipe.delete(self._keys.lease(task_id))
+        self.strike(task_id, pipe)
+
+    # Recovery
+
+    def overdue(self, count: int) -> list[Overdue]:
+        """Return up to *count* tasks that should have ended, the longest overdue first."""
+        rows: Any = self._scripts["overdue"](keys=[self._inflight, self._pairs, self._lanes], args=[count])
+        return [Overdue(task_id.decode(), Pair(**json.loads(text)), bool(passed)) for task_id, text, passed in rows]
+
+    def sweep(self, overdue: Sequence[Overdue], waiting: Collection[str]) -> set[str]:
+        """Put off those that run, or wait in their queue, strike those that have ended; return the ids of the others.
+
+        Arguments:
+            overdue: Result of :meth:`overdue`.
+            waiting: Ids of the tasks among them that wait in their queue.
+        """
+        keys, args = [self._inflight, self._pairs], [str(self._redispatch_ms)]
+        for task in overdue:
+            keys += (self._keys.done(task.task_id), self._keys.lease(task.task_id))
+            args += (task.task_id, str(int(task.task_id in waiting)))
+        return {task_id.decode() for task_id in cast("list[bytes]", self._scripts["sweep"](keys=keys, args=args))}
+
+    def strike(self, task_id: str, pipe: Pipeline) -> None:
+        """Queue on *pipe*, a transaction, that a task leaves the ledger."""
+        pipe.zrem(self._inflight, task_id)
+        pipe.hdel(self._pairs, task_id)
+
+    def size(self) -> int:
+        """Return how many tasks were sent and have not ended."""
+        return self._client.zcard(self._inflight)

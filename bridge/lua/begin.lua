@@ -1,0 +1,54 @@
+-- begin(keys=[done, lease, inflight, pairs, lanes],
+--       args=[task_id, token, lease_ms, max_deaths, redispatch_ms, idempotent])
+--
+-- done      string  exists when the task has ended
+-- lease     hash    token: of the run under way; until_ms: when it counts as dead unless renewed; deaths: runs before
+--                   it whose worker died
+-- inflight  zset    task id -> when it is overdue, ms; put off, for the task runs
+-- pairs     hash    task id -> "<sent_ms> <pair>"
+-- lanes     hash    "<queue> <priority>" -> sent_ms of the newest task of that queue which has begun
+--
+-- Returns [outcome, number]: [1, deaths] the task may run; [0, 0] it has ended; [-1, ms] another copy of its message
+-- runs, for so long at least; [-2, deaths] too many workers died of it. The same token again gets the same answer.
+-- Unless idempotent is "1", a task that has ended or runs elsewhere may run again.
+
+local now = redis.call("TIME")
+local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+local task_id, token, idempotent = ARGV[1], ARGV[2], ARGV[6] == "1"
+
+if idempotent and redis.call("EXISTS", KEYS[1]) == 1 then
+    redis.call("ZREM", KEYS[3], task_id)
+    redis.call("HDEL", KEYS[4], task_id)
+    return {0, 0}
+end
+
+local lease = redis.call("HMGET", KEYS[2], "token", "until_ms", "deaths")
+local deaths = tonumber(lease[3] or 0)
+if lease[1] and lease[1] ~= token then
+    local left_ms = tonumber(lease[2]) - now_ms
+    if left_ms <= 0 then
+        deaths = deaths + 1
+    elseif idempotent then
+        return {-1, left_ms}
+    end
+end
+if deaths > tonumber(ARGV[4]) then
+    return {-2, deaths}
+end
+local until_ms = string.format("%.0f", now_ms + ARGV[3])
+redis.call("HSET", KEYS[2], "token", token, "until_ms", until_ms, "deaths", deaths)
+-- As long as the ledger can ask for it: a run that has died counts while its message may come again.
+redis.call("PEXPIRE", KEYS[2], ARGV[3] + 2 * ARGV[5])
+
+local pair = redis.call("HGET", KEYS[4], task_id)
+if pair then
+    redis.call("ZADD", KEYS[3], string.format("%.0f", now_ms + ARGV[3] + ARGV[5]), task_id)
+    local sent, text = string.match(pair, "^(%d+) (.*)$")
+    local fields = cjson.decode(text)
+    local lane = fields.queue .. " " .. fields.priority
+    local newest = redis.call("HGET", KEYS[5], lane)
+    if not newest or tonumber(newest) < tonumber(sent) then
+        redis.call("HSET", KEYS[5], lane, sent)
+    end
+end
+return {1, deaths}

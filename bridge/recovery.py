@@ -1,0 +1,141 @@
+"""Recovery: tasks that were sent and have not ended in time are sent again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+from redis import Redis
+
+from bridge.dead_letters import DeadLetter
+from bridge.event import Event
+from bridge.handlers import Registry
+from bridge.journal import Entry
+from bridge.ledger import Overdue, Pair
+from bridge.messages import Message, Outbox
+from bridge.metrics import Counters
+from bridge.settings import BridgeSettings
+from bridge.stores import Stores
+
+log = logging.getLogger(__name__)
+
+#: Tasks looked at in one round; an overdue one may have a megabyte.
+_SWEEP_TASKS = 100
+
+
+class Recovery:
+    """Walks the ledger of one group. Used by one thread, of one subscriber of the group at a time.
+
+    A message that waits in a long queue is not lost, and another copy would make the queue longer still. The ledger
+    knows when the newest task of each queue that has begun was sent. Queues are worked off in order, so a task sent
+    before that one has left the queue, and one sent after it waits there unless the queue is empty. Tasks that run
+    show it by their lease. What is left, neither run nor waiting, is sent again under its old task id; should the
+    first message come after all, the done mark or the lease makes it harmless.
+
+    Arguments:
+        client: Connected to the bus.
+        stores, outbox, registry, counters: Its parts.
+        settings: ``max_redispatches``.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        stores: Stores,
+        outbox: Outbox,
+        registry: Registry,
+        counters: Counters,
+        settings: BridgeSettings,
+    ) -> None:
+        self._client = client
+        self._journal = stores.journal
+        self._ledger = stores.ledger
+        self._dead_letters = stores.dead_letters
+        self._outbox = outbox
+        self._registry = registry
+        self._counters = counters
+        self._settings = settings
+
+    def sweep(self, stop: threading.Event) -> None:
+        """Deal with every overdue task; end early when *stop* is set.
+
+        Raises:
+            Exception: Redis or the broker failed; the next sweep goes on.
+        """
+        while not stop.is_set() and (overdue := self._ledger.overdue(_SWEEP_TASKS)):
+            lost = self._ledger.sweep(overdue, self._waiting(overdue))
+            self._redispatch([task for task in overdue if task.task_id in lost])
+
+    def _waiting(self, overdue: Sequence[Overdue]) -> set[str]:
+        queues = {task.pair.queue for task in overdue if not task.passed} - {""}
+        busy = {queue for queue in queues if self._outbox.waiting(queue) > 0}
+        return {task.task_id for task in overdue if not task.passed and task.pair.queue in busy}
+
+    def _redispatch(self, overdue: Sequence[Overdue]) -> None:
+        entries = self._journal.entries([task.pair.entry_id for task in overdue])
+        messages: list[Message] = []
+        sent: list[tuple[str, Pair]] = []
+        for task in overdue:
+            try:
+                messages += self._messages(task, entries.get(task.pair.entry_id))
+            except _Hopeless as reason:
+                self._give_up(task, reason)
+            else:
+                sent.append((task.task_id, replace(task.pair, redispatches=task.pair.redispatches + 1)))
+        self._outbox.send(messages)
+        if sent:
+            self._ledger.sent([], sent)
+            self._counters.add("redispatched", len(messages))
+            log.warning("%d overdue tasks neither ran nor waited in their queue: sent again", len(messages))
+
+    def _messages(self, task: Overdue, entry: Entry | None) -> list[Message]:
+        event = _event(entry)
+        if task.pair.redispatches >= self._settings.max_redispatches:
+            raise _Hopeless("unfinished", f"sent {task.pair.redispatches + 1} times and never ended", event)
+        if event is None:
+            raise _Hopeless("expired", f"journal entry {task.pair.entry_id} is gone: cannot be sent again", None)
+        handler = next((one for one in self._registry if one.task_name == task.pair.handler), None)
+        if handler is None:
+            log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, task.pair.handler)
+            return []  # another subscriber may know it; asked for again until max_redispatches
+        try:
+            return [self._outbox.prepare(handler, event)]
+        except Exception as error:
+            raise _Hopeless("message", f"{type(error).__name__}: {error}", event) from error
+
+    def _give_up(self, task: Overdue, why: _Hopeless) -> None:
+        """Move a task from the ledger to the dead letters. It has no done mark: should it come after all, it runs."""
+        handler, task_id, event = task.pair.handler, task.task_id, why.event
+        attempts = task.pair.redispatches + 1
+        if event is None:
+            letter = DeadLetter(
+                why.reason, why.detail, "ledger", b"", 0, task.pair.event_id, "", handler, task_id, attempts=attempts
+            )
+        else:
+            letter = DeadLetter.of_event(
+                why.reason, why.detail, event, event.encode(), handler, task_id, attempts=attempts
+            )
+        with self._client.pipeline(transaction=True) as pipe:
+            self._dead_letters.add(letter, pipe)
+            self._ledger.strike(task_id, pipe)
+            pipe.execute()
+        self._counters.add("dead")
+        log.error("dead letter (%s): %s of event %s: %s", why.reason, handler, task.pair.event_id, why.detail)
+
+
+class _Hopeless(Exception):
+    """A task that sending again does not help."""
+
+    def __init__(self, reason: str, detail: str, event: Event | None) -> None:
+        super().__init__(reason, detail, event)
+        self.reason = reason
+        self.detail = detail
+        self.event = event
+
+
+def _event(entry: Entry | None) -> Event | None:
+    if entry is None or entry.data is None:
+        return None
+    return Event.decode(entry.data, max_bytes=len(entry.data))  # it decoded when it was dispatched
