@@ -132,11 +132,13 @@ class Outbox:
         """
         try:
             producer = self._connected()
+            # With Redis there is nothing to declare, and kombu looks for the queue without its global_keyprefix.
+            passive = producer.connection.transport.driver_type != "redis"
             try:
-                return int(producer.channel.queue_declare(queue, passive=True).message_count)
+                return int(producer.channel.queue_declare(queue, passive=passive).message_count)
             except producer.connection.channel_errors:
                 self.close()  # an AMQP channel is of no use after that
-                return 0  # there is no such queue; with Redis an empty one does not exist
+                return 0  # there is no such queue
         except BaseException:
             self.close()
             raise

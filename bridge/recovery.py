@@ -95,7 +95,7 @@ class Recovery:
         if task.pair.redispatches >= self._settings.max_redispatches:
             raise _Hopeless("unfinished", f"sent {task.pair.redispatches + 1} times and never ended", event)
         if event is None:
-            raise _Hopeless("expired", f"journal entry {task.pair.entry_id} is gone: cannot be sent again", None)
+            raise _Hopeless("gone", f"journal entry {task.pair.entry_id} is gone: cannot be sent again", None)
         handler = next((one for one in self._registry if one.task_name == task.pair.handler), None)
         if handler is None:
             log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, task.pair.handler)

@@ -181,6 +181,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
 
     def _announce(self, event_type: str, **fields: Any) -> None:
         """Send a custom worker event; Flower shows it as the state of the task."""
+        if self.request.id is None:
+            return  # in a worker's main process, after a hard time limit or a revocation: Celery announces those
         try:
             self.send_event(event_type, retry=False, **fields)
         except (OperationalError, OSError) as error:
@@ -199,6 +201,13 @@ def _unless_away(note: Callable[..., None], *args: Any) -> None:
         note(*args)
     except BusUnavailable as error:
         log.error("a task may run again if its message is delivered again: %s", error)
+
+
+def end_revoked(sender: Any, request: Any = None, expired: bool = False, **_: Any) -> None:
+    """Keep the event of a task that was revoked, or has expired: the ledger would send it again. Called by Celery."""
+    if isinstance(sender, EventTask):
+        reason = "expired" if expired else "revoked"
+        sender.give_up(reason, f"its message was {reason}", str(request.id), request.args)
 
 
 def describe(event: Any) -> str:

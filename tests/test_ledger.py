@@ -1,0 +1,165 @@
+"""The in-flight ledger on a real Redis: who may run, what is overdue, what has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeSettings
+from bridge.devserver import RedisServer
+from bridge.keys import Keys
+from bridge.ledger import Begun, Ledger, Pair
+from tests.conftest import eventually
+
+PAIR = Pair(handler="t.all", event_id="e1", entry_id="1-1", queue="celery")
+
+MakeLedger = Callable[..., Ledger]
+
+
+@pytest.fixture
+def client(each_server: RedisServer) -> Redis:
+    return Redis.from_url(each_server.url)
+
+
+@pytest.fixture
+def make(each_server: RedisServer, client: Redis, prefix: str) -> MakeLedger:
+    """Make a ledger with some settings of its own."""
+
+    def make_one(**changes: object) -> Ledger:
+        fixed = {"redis_url": each_server.url, "channel_prefix": prefix, "group": "tests"}
+        ledger = Ledger(client, BridgeSettings.load(**fixed | changes))
+        client.xgroup_create(Keys(prefix).journal, "tests", mkstream=True)
+        return ledger
+
+    yield make_one
+    client.close()
+
+
+def end(ledger: Ledger, client: Redis, task_id: str) -> None:
+    with client.pipeline(transaction=True) as pipe:
+        ledger.end(task_id, pipe)
+        pipe.execute()
+
+
+def test_a_task_runs_once(make: MakeLedger, client: Redis, prefix: str) -> None:
+    """One run begins; a second copy is told how long the first counts as running, and after its end that it ended."""
+    ledger = make(lease_s=30)
+    ledger.sent([], [("t1", PAIR)])
+    assert ledger.begin("t1", "first", idempotent=True) == Begun("begun")
+    second = ledger.begin("t1", "second", idempotent=True)
+    assert second.outcome == "running"
+    assert 29_000 < second.left_ms <= 30_000
+    end(ledger, client, "t1")
+    assert ledger.begin("t1", "second", idempotent=True).outcome == "ended"
+    assert ledger.size() == 0
+    assert not client.exists(Keys(prefix).lease("t1"))
+
+
+def test_a_lost_reply_does_not_make_a_run_stand_in_its_own_way(make: MakeLedger) -> None:
+    """Beginning again with the same token gives the same answer."""
+    ledger = make()
+    first = ledger.begin("t1", "token", idempotent=True)
+    assert ledger.begin("t1", "token", idempotent=True) == first == Begun("begun")
+
+
+def test_a_dead_run_makes_room_and_is_counted(make: MakeLedger) -> None:
+    """When a lease has run out unrenewed the next copy runs; after max_redispatches deaths none does any more."""
+    ledger = make(lease_s=0.05, max_redispatches=2)
+    outcomes: list[Begun] = []
+
+    def begin_next() -> bool:
+        begun = ledger.begin("t1", f"run{len(outcomes)}", idempotent=True)
+        if begun.outcome != "running":
+            outcomes.append(begun)
+        return begun.outcome == "deadly"
+
+    eventually(begin_next, "too many deaths")
+    assert outcomes == [Begun("begun"), Begun("begun", deaths=1), Begun("begun", deaths=2), Begun("deadly", deaths=3)]
+
+
+def test_a_renewed_lease_holds(make: MakeLedger) -> None:
+    """Renewing prolongs a lease; once another run has taken over, the first is told so."""
+    ledger = make(lease_s=0.3)
+    ledger.begin("t1", "first", idempotent=True)
+    for _ in range(5):
+        assert ledger.renew("t1", "first")
+        assert ledger.begin("t1", "second", idempotent=True).outcome == "running"
+    eventually(lambda: ledger.begin("t1", "second", idempotent=True).outcome == "begun", "the lease runs out")
+    assert not ledger.renew("t1", "first")
+
+
+def test_opting_out_of_idempotence(make: MakeLedger, client: Redis) -> None:
+    """A task that is not idempotent=True runs also when it runs elsewhere or has ended."""
+    ledger = make()
+    assert ledger.begin("t1", "first", idempotent=False) == Begun("begun")
+    assert ledger.begin("t1", "second", idempotent=False) == Begun("begun")
+    end(ledger, client, "t1")
+    assert ledger.begin("t1", "third", idempotent=False) == Begun("begun")
+
+
+def test_a_released_run_lets_the_retry_begin(make: MakeLedger) -> None:
+    """After release the next run begins at once, without a death; only the holder of the lease can release it."""
+    ledger = make()
+    ledger.begin("t1", "first", idempotent=True)
+    ledger.release("t1", "another", 0)
+    assert ledger.begin("t1", "retry", idempotent=True).outcome == "running"
+    ledger.release("t1", "first", 0)
+    assert ledger.begin("t1", "retry", idempotent=True) == Begun("begun")
+
+
+def test_a_task_that_ended_before_it_was_listed_is_not_listed(make: MakeLedger, client: Redis) -> None:
+    """A worker may be faster than the dispatcher's note; also a repeated dispatch lists nothing that has ended."""
+    ledger = make()
+    end(ledger, client, "fast")
+    ledger.sent([], [("fast", PAIR), ("slow", PAIR)])
+    assert ledger.size() == 1
+    ledger.sent([], [("slow", PAIR)])
+    assert ledger.size() == 1
+
+
+def test_sent_acknowledges_and_lists_in_one_step(make: MakeLedger, client: Redis, prefix: str) -> None:
+    """The journal entries leave the group's pending list as their tasks enter the ledger; also twice."""
+    ledger = make()
+    journal = Keys(prefix).journal
+    entry_ids = [client.xadd(journal, {"event": b"{}"}) for _ in range(3)]
+    client.xreadgroup("tests", "one", {journal: ">"})
+    for _ in range(2):
+        ledger.sent(entry_ids[:2], [("t1", PAIR), ("t2", PAIR)])
+        assert client.xpending(journal, "tests")["pending"] == 1
+        assert ledger.size() == 2
+
+
+def test_overdue_comes_after_the_delay(make: MakeLedger) -> None:
+    """A task is overdue redispatch_after_s after it was sent, one with a countdown that much later."""
+    ledger = make(redispatch_after_s=0.05)
+    ledger.sent([], [("late", Pair("t.all", "e", "1-1", delay_ms=60_000)), ("soon", PAIR)])
+    found = eventually(lambda: ledger.overdue(10), "one is overdue")
+    assert [(task.task_id, task.pair) for task in found] == [("soon", PAIR)]
+
+
+def test_running_waiting_and_ended_tasks_are_put_off_or_struck(make: MakeLedger, client: Redis, prefix: str) -> None:
+    """A sweep leaves only tasks that neither run nor wait nor have ended; nothing of the rest is overdue after it."""
+    ledger = make(redispatch_after_s=0.2, lease_s=60)
+    ledger.sent([], [(name, PAIR) for name in ("running", "waiting", "ended", "lost")])
+    ledger.begin("running", "token", idempotent=True)
+    eventually(lambda: len(ledger.overdue(10)) == 3, "all but the running one are overdue")
+    overdue = ledger.overdue(10)
+    assert "running" not in {task.task_id for task in overdue}
+    client.set(Keys(prefix).done("ended"), b"1")  # as of a task whose end came before it was listed
+    assert ledger.sweep(overdue, {"waiting"}) == {"lost"}
+    assert {task.task_id for task in ledger.overdue(10)} <= {"lost", "waiting"}
+    assert ledger.size() == 3
+
+
+def test_a_later_task_of_the_queue_that_began_passes_an_earlier_one(make: MakeLedger) -> None:
+    """Once a task sent later has begun, earlier ones of the same queue and priority have passed."""
+    ledger = make(redispatch_after_s=0.05)
+    other = Pair("t.all", "e", "1-1", queue="celery", priority=6)
+    ledger.sent([], [("first", PAIR), ("other", other)])
+    eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
+    assert [task.passed for task in ledger.overdue(10)] == [False, False]
+    ledger.sent([], [("later", PAIR)])
+    ledger.begin("later", "token", idempotent=True)
+    assert {task.task_id: task.passed for task in ledger.overdue(10)} == {"first": True, "other": False}

@@ -1,0 +1,182 @@
+"""Recovery and back-pressure: lost messages come again, waiting ones do not, full queues hold dispatch."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.dead_letters import DeadLetters
+from bridge.keys import Keys
+from bridge.ledger import Ledger
+from bridge.messages import task_id_for
+from tests.conftest import Queues, Start, eventually
+
+#: Every task is overdue at once, and looked at several times a second.
+HASTY = {"redispatch_after_s": 0.3, "upkeep_interval_s": 0.05}
+
+
+@pytest.fixture
+def bus(settings: BridgeSettings) -> EventBus:
+    with EventBus(settings) as connected:
+        yield connected
+
+
+def publish(bus: EventBus, count: int, first: int = 0) -> None:
+    bus.publish_many([Event(type="dream.created", id=f"n{number}") for number in range(first, first + count)])
+
+
+def steal(client: Redis, prefix: str) -> str:
+    """Take the oldest message out of the queue, as a broker that loses it; return its task id."""
+    message = Queues(client, prefix).messages()[0]
+    assert client.rpop(f"broker:{prefix}celery")
+    return str(message["headers"]["id"])
+
+
+def due_times(client: Redis, prefix: str) -> dict[bytes, float]:
+    return dict(client.zrange(Keys(prefix).inflight("tests"), 0, -1, withscores=True))
+
+
+def later(due: dict[bytes, float], before: dict[bytes, float]) -> bool:
+    return all(due[task_id] > before[task_id] for task_id in before)
+
+
+def test_a_lost_message_is_sent_again(
+    use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str
+) -> None:
+    """A message that is neither in the queue nor run comes again, with the same task id, and the counter says so."""
+    use("t.exact")
+    subscriber = start(**HASTY)
+    publish(bus, 1)
+    eventually(lambda: queues.length() == 1, "the message")
+    lost = steal(client, prefix)
+    again = eventually(queues.messages, "the message again")
+    assert [message["headers"]["id"] for message in again] == [lost] == [task_id_for("tests", "n0", "t.exact")]
+    assert again[0]["headers"]["argsrepr"] == "(<Event dream.created n0>,)"
+    assert subscriber.info()["redispatched"] == 1
+
+
+def test_a_long_queue_is_not_multiplied(
+    use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str, settings: BridgeSettings
+) -> None:
+    """Overdue messages that wait in a queue nobody works off stay as they are, each once, for many sweeps."""
+    use("t.exact")
+    subscriber = start(**HASTY)
+    publish(bus, 300)
+    eventually(lambda: queues.length() == 300, "the messages")
+    for _ in range(3):  # put off three times over
+        due_before = due_times(client, prefix)
+        eventually(lambda before=due_before: later(due_times(client, prefix), before), "a sweep over all of them")
+    assert queues.length() == 300
+    assert "redispatched" not in subscriber.info()
+
+
+def test_a_message_lost_from_a_long_queue_is_sent_again_when_later_ones_begin(
+    use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str, settings: BridgeSettings
+) -> None:
+    """In a queue that never empties, a task is missed as soon as one that was sent after it has begun."""
+    use("t.exact")
+    start(**HASTY)
+    publish(bus, 1)
+    eventually(lambda: queues.length() == 1, "the first message")
+    lost = steal(client, prefix)
+    publish(bus, 20, first=1)
+    eventually(lambda: queues.length() >= 20, "the later messages")
+    begun = steal(client, prefix)
+    Ledger(client, settings).begin(begun, "token", idempotent=True)
+    eventually(lambda: lost in {message["headers"]["id"] for message in queues.messages()}, "the lost one")
+    assert begun not in {message["headers"]["id"] for message in queues.messages()}
+    assert set(queues.tasks().values()) == {1}
+
+
+def test_a_message_lost_again_and_again_becomes_a_dead_letter(
+    use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str, settings: BridgeSettings
+) -> None:
+    """After max_redispatches the event is a dead letter with handler, task id and attempts, and leaves the ledger."""
+    use("t.exact")
+    start(**HASTY, max_redispatches=2)
+    publish(bus, 1)
+    letters = DeadLetters(client, settings)
+    sent = 0
+
+    def lose() -> bool:
+        nonlocal sent
+        sent += int(client.rpop(f"broker:{prefix}celery") is not None)
+        return bool(letters.latest(1))
+
+    eventually(lose, "a dead letter")
+    assert sent == 3
+    (letter,) = letters.latest(10)
+    assert (letter.reason, letter.event_id, letter.handler, letter.attempts) == ("unfinished", "n0", "t.exact", 3)
+    assert letter.task_id == task_id_for("tests", "n0", "t.exact")
+    assert Event.decode(letter.raw, max_bytes=10_000).id == "n0"
+    assert Ledger(client, settings).size() == 0
+
+
+def test_a_lost_message_whose_event_is_gone_becomes_a_dead_letter(
+    use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str, settings: BridgeSettings
+) -> None:
+    """When the journal no longer has the event, the dead letter says which event and handler it was."""
+    use("t.exact")
+    start(**HASTY | {"redispatch_after_s": 1})
+    publish(bus, 1)
+    eventually(lambda: queues.length() == 1, "the message")
+    steal(client, prefix)
+    assert client.xtrim(Keys(prefix).journal, maxlen=0) == 1
+    letters = DeadLetters(client, settings)
+    (letter,) = eventually(lambda: letters.latest(10), "a dead letter")
+    assert (letter.reason, letter.event_id, letter.handler) == ("gone", "n0", "t.exact")
+
+
+def test_one_subscriber_does_the_upkeep_until_it_stops(use, start: Start, client: Redis, prefix: str) -> None:
+    """The first keeps the upkeep; when it stops, another has it before the term of the first is over."""
+    use("t.exact")
+    slow_term = {"upkeep_interval_s": 0.1}
+    first = start("first", **slow_term)
+    elected = Keys(prefix).upkeep("tests")
+    eventually(lambda: client.get(elected) == b"first", "the first is elected")
+    start("second", **slow_term)
+    ends = client.pexpiretime(elected)
+    eventually(lambda: client.pexpiretime(elected) > ends + 500, "some rounds")
+    assert client.get(elected) == b"first"
+    first.stop()
+    eventually(lambda: client.get(elected) == b"second", "the second is elected", 0.29)
+
+
+def test_dead_consumers_are_removed_when_they_hold_nothing(
+    use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str
+) -> None:
+    """A consumer that never stopped cleanly loses its entries to the living one first, and its place after that."""
+    use("t.exact")
+    journal = Keys(prefix).journal
+    client.xgroup_create(journal, "tests", mkstream=True)
+    publish(bus, 3)
+    client.xreadgroup("tests", "dead with entries", {journal: ">"})
+    client.xgroup_createconsumer(journal, "tests", "dead and idle")
+    subscriber = start(claim_idle_s=0.3, upkeep_interval_s=0.1)
+    eventually(lambda: [row["name"] for row in client.xinfo_consumers(journal, "tests")] == [b"one"], "one is left")
+    eventually(lambda: queues.length() == 3, "what the dead one held")
+    assert subscriber.info()["removed"] == 2
+
+
+def test_a_full_queue_holds_dispatch_and_the_journal_keeps(
+    use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str
+) -> None:
+    """A queue of max_queue_length takes no further batch; what is worked off makes room; all events arrive once."""
+    use("t.exact")
+    subscriber = start(max_queue_length=100, batch_size=50)
+    publish(bus, 1000)
+    eventually(lambda: "celery" in subscriber.info()["state"], "it waits")
+    longest, taken = 0, []
+
+    def work_off() -> bool:
+        nonlocal longest
+        longest = max(longest, queues.length())
+        taken.extend(client.rpop(f"broker:{prefix}celery", 40) or [])
+        return len(taken) >= 1000
+
+    eventually(work_off, "all of them", 40)
+    assert longest < 150
+    assert len(set(taken)) == len(taken) == 1000
+    assert subscriber.info()["held_back"] > 0
+    eventually(lambda: subscriber.info()["state"] == "ready", "it is ready again")
