@@ -7,13 +7,15 @@ prefix of the test, so that tests may run side by side on one server.
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 from celery import Celery
+from celery.exceptions import Reject
 from pydantic import BaseModel
 
 import bridge
-from bridge import Event, current_event, get_bus, on_event, publish_event
+from bridge import Event, current_event, get_bus, mark_done, on_event, publish_event
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "test:")
 VISIBILITY_TIMEOUT_S = float(os.environ.get("TEST_VISIBILITY_TIMEOUT_S", "3600"))
@@ -145,3 +147,47 @@ def slow(event: Event) -> None:
     time.sleep(float(event.payload))
     current = current_event()
     effect("slow", current.id if current else "none")
+
+
+@on_event("deadly.created")
+def deadly(event: Event) -> None:
+    effect("deadly", event.id)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@on_event("retry.created", bind=True, max_retries=3, default_retry_delay=0)
+def retrying(self: bridge.EventTask, event: Event) -> None:
+    """Fails for good after its last retry."""
+    effect("retry", str(self.request.retries))
+    raise self.retry(exc=RuntimeError("as intended"))
+
+
+@on_event("repeatable.created", idempotent=False)
+def repeatable(event: Event) -> None:
+    effect("repeatable", event.id)
+
+
+@on_event("booked.created")
+def booked(event: Event) -> None:
+    """Dies right after its effect, which carries the done mark."""
+    with get_bus().client.pipeline() as pipe:
+        pipe.rpush(EFFECTS, f"booked {event.id}")
+        mark_done(pipe)
+        pipe.execute()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@on_event("rejected.created")
+def rejected(event: Event) -> None:
+    raise Reject("not today", requeue=False)
+
+
+@on_event("expiring.created", expires=0.001)
+def expiring(event: Event) -> None:
+    effect("expiring", event.id)
+
+
+@on_event("limited.created", time_limit=1)
+def limited(event: Event) -> None:
+    effect("limited", event.id)
+    time.sleep(60)
