@@ -18,7 +18,7 @@ from bridge.bus import EventBus
 from bridge.connection import attempt
 from bridge.context import current_request
 from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, BusUnavailable
 from bridge.ledger import Begun, Ledger
 from bridge.publishing import get_bus
 
@@ -30,8 +30,6 @@ _executions: WeakKeyDictionary[EventBus, Executions] = WeakKeyDictionary()
 class Executions:
     """What one process runs of one bus; safe for several threads.
 
-    The methods raise :class:`BusUnavailable` when Redis does not answer, after bounded retries.
-
     Arguments:
         bus: Its client and settings are used.
     """
@@ -42,11 +40,18 @@ class Executions:
         self._ledger = Ledger(bus.client, bus.settings)
         self._dead_letters = DeadLetters(bus.client, bus.settings)
         self._lock = threading.Lock()
+        #: Task id to the token of its run.
         self._running: dict[str, str] = {}
+        #: Tasks whose end could not be noted yet, with their dead letters.
+        self._ends: dict[str, DeadLetter | None] = {}
         self._keeper: threading.Thread | None = None
 
     def begin(self, task_id: str, *, idempotent: bool) -> Begun:
-        """Ask whether a task may run; if so it counts as running until :meth:`end`, :meth:`fail` or :meth:`release`."""
+        """Ask whether a task may run; if so it counts as running until one of the methods below is called.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
         token = secrets.token_hex(8)
         begun = attempt(
             self._settings,
@@ -57,26 +62,37 @@ class Executions:
             self._keep(task_id, token)
         return begun
 
-    def end(self, task_id: str) -> None:
-        """Note that a task has ended: it will not run again."""
-        self._forget(task_id)
-        attempt(self._settings, f"marking task {task_id} as done", lambda: self._end(task_id, None))
+    def end(self, task_id: str, letter: DeadLetter | None = None) -> None:
+        """Note that a task has ended, and its dead letter in the same step: it will not run again.
 
-    def fail(self, task_id: str, letter: DeadLetter) -> None:
-        """Note that a task has ended in a dead letter, in one step with writing that."""
-        self._forget(task_id)
-        attempt(self._settings, f"writing a dead letter of task {task_id}", lambda: self._end(task_id, letter))
+        While Redis is away this process remembers it, and keeps the lease, until it can be noted.
+        """
+        try:
+            attempt(self._settings, f"noting the end of task {task_id}", lambda: self._end(task_id, letter))
+        except BusUnavailable as error:
+            log.warning("%s Tried again in the background.", error)
+            with self._lock:
+                self._ends[task_id] = letter
+            self._keep(task_id, self._running.get(task_id, ""))
+        else:
+            self.abandon(task_id)
 
     def release(self, task_id: str, delay_s: float) -> None:
-        """Give a run up whose task comes again in *delay_s*."""
-        token = self._forget(task_id)
+        """Give a run up whose task comes again in *delay_s*.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries. The task then waits for its own lease.
+        """
+        token = self.abandon(task_id)
         if token is not None:
             delay_ms = max(0, int(delay_s * 1000))
-            attempt(self._settings, f"releasing task {task_id}", lambda: self._ledger.release(task_id, token, delay_ms))
+            what = f"releasing task {task_id}"
+            attempt(self._settings, what, lambda: self._ledger.release(task_id, token, delay_ms))
 
-    def abandon(self, task_id: str) -> None:
-        """Let the lease of a run expire: how it ended is for others to say, or it died."""
-        self._forget(task_id)
+    def abandon(self, task_id: str) -> str | None:
+        """Let the lease of a run expire, and return its token: how it ended is for others to say."""
+        with self._lock:
+            return self._running.pop(task_id, None)
 
     def mark_done(self, task_id: str, pipe: Pipeline) -> None:
         """Queue the end of a task on a transaction."""
@@ -89,19 +105,17 @@ class Executions:
             self._ledger.end(task_id, pipe)
             pipe.execute()
 
+    # The thread that keeps leases alive
+
     def _keep(self, task_id: str, token: str) -> None:
         with self._lock:
             self._running[task_id] = token
             if self._keeper is None:
-                self._keeper = threading.Thread(target=self._renew, name="bridge-leases", daemon=True)
+                self._keeper = threading.Thread(target=self._keep_alive, name="bridge-leases", daemon=True)
                 self._keeper.start()
 
-    def _forget(self, task_id: str) -> str | None:
-        with self._lock:
-            return self._running.pop(task_id, None)
-
-    def _renew(self) -> None:
-        """Renew the leases of long runs; ends when nothing has run for one round."""
+    def _keep_alive(self) -> None:
+        """Renew the leases of long runs and note late ends; ends when nothing has run for one round."""
         kept: dict[str, str] = {}
         pause = threading.Event()
         while True:
@@ -111,17 +125,22 @@ class Executions:
                 if not self._running:
                     self._keeper = None
                     return
-                now = dict(self._running)
-            for task_id, token in now.items() & kept.items():
-                self._renew_one(task_id, token)
-            kept = now
+                running, ends = dict(self._running), dict(self._ends)
+            try:
+                for task_id, letter in ends.items():
+                    self._end(task_id, letter)
+                    with self._lock:
+                        del self._ends[task_id]
+                        self._running.pop(task_id, None)
+                for task_id, token in running.items() & kept.items() - ends.keys():
+                    self._renew(task_id, token)
+            except (RedisError, OSError) as error:
+                log.warning("leases not renewed: %s", error)
+            kept = running
 
-    def _renew_one(self, task_id: str, token: str) -> None:
-        try:
-            if not self._ledger.renew(task_id, token) and self._running.get(task_id) == token:
-                log.error("task %s lost its lease, as after a long freeze: another copy of it may run", task_id)
-        except (RedisError, OSError) as error:
-            log.warning("lease of task %s not renewed: %s", task_id, error)
+    def _renew(self, task_id: str, token: str) -> None:
+        if not self._ledger.renew(task_id, token) and self._running.get(task_id) == token:
+            log.error("task %s lost its lease, as after a long freeze: another copy of it may run", task_id)
 
 
 def get_executions() -> Executions:

@@ -75,7 +75,7 @@ class Keys:
         return self._own(f"done:{task_id}")
 
     def lease(self, task_id: str) -> str:
-        """Hash: this task runs, or a worker died while it ran. Fields ``token``, ``until_ms``, ``deaths``."""
+        """Hash: this task runs, or a worker died while it ran. Fields: see ``begin.lua``."""
         return self._own(f"lease:{task_id}")
 
     def inflight(self, group: str) -> str:

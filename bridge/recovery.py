@@ -84,6 +84,7 @@ class Recovery:
                 self._give_up(task, reason)
             else:
                 sent.append((task.task_id, replace(task.pair, redispatches=task.pair.redispatches + 1)))
+        self._outbox.close()  # a broker that lost messages may have lost queues and bindings, which kombu declares once
         self._outbox.send(messages)
         if sent:
             self._ledger.sent([], sent)

@@ -9,7 +9,7 @@ second copy of its message waits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -81,12 +81,13 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         self.give_up("failure", f"{type(exc).__name__}: {exc}", task_id, args, str(getattr(einfo, "traceback", "")))
 
     def give_up(self, reason: str, detail: str, task_id: str, args: Any, traceback: str = "") -> None:
-        """End a task in a dead letter; one that cannot be written now is left to the ledger, which asks again."""
+        """End a task in a dead letter with its event, the first of *args*."""
         try:
             event = Event.from_dict(args[0])
+        except (EventInvalid, LookupError, TypeError) as error:
+            log.error("no dead letter for task %s, which somebody sent by hand: %s", task_id, error)
+        else:
             self._fail(reason, detail, task_id, event, traceback)
-        except (BusUnavailable, EventInvalid, LookupError, TypeError) as error:
-            log.error("no dead letter for %s of task %s: %s", describe(*args or ("nothing",)), task_id, error)
 
     def _run(self, event: Event[Any] | dict[str, Any], run: Any) -> Any:
         typed = event if isinstance(event, self.event_model) else self.event_model.model_validate(event)
@@ -116,22 +117,21 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             with handling(typed):
                 result = self.run(typed)
         except BaseException as error:
-            _unless_away(self._left, error, task_id, event)
+            self._left(error, task_id, event)
             raise
-        _unless_away(executions.end, task_id)
+        executions.end(task_id)
         return result
 
     def _left(self, error: BaseException, task_id: str, event: dict[str, Any]) -> None:
         """Note that a run was left with *error*, which is how Celery's own outcomes come as well."""
         executions = get_executions()
-        if isinstance(error, Retry):
-            executions.release(task_id, _delay_s(error))
+        if isinstance(error, Retry) or (isinstance(error, Reject) and cast("Any", error).requeue):
+            try:
+                executions.release(task_id, _delay_s(error))
+            except BusUnavailable as away:
+                log.warning("the retry of task %s waits for its lease: %s", task_id, away)
         elif isinstance(error, Reject):
-            requeue, reason = cast("Any", error).requeue, cast("Any", error).reason
-            if requeue:
-                executions.release(task_id, 0)
-            else:
-                self.give_up("rejected", str(reason), task_id, [event])
+            self.give_up("rejected", str(cast("Any", error).reason), task_id, [event])
         elif isinstance(error, Ignore):
             executions.end(task_id)
         else:
@@ -175,7 +175,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         letter = DeadLetter.of_event(
             reason, detail, event, event.encode(), self.name, task_id, traceback=traceback, attempts=attempts
         )
-        get_executions().fail(task_id, letter)
+        get_executions().end(task_id, letter)
         log.warning("dead letter (%s): %s of %r", reason, self.name, event)
         self._announce("task-deadlettered", reason=reason, exception=detail)
 
@@ -189,18 +189,11 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             log.warning("monitors were not told %s of task %s: %s", event_type, self.request.id, error)
 
 
-def _delay_s(retry: Retry) -> float:
-    if isinstance(retry.when, datetime):
-        return (retry.when - datetime.now(retry.when.tzinfo or UTC)).total_seconds()
-    return float(retry.when or 0)
-
-
-def _unless_away(note: Callable[..., None], *args: Any) -> None:
-    """Note how a run ended. If that fails the run stands: failing the task now would be untrue."""
-    try:
-        note(*args)
-    except BusUnavailable as error:
-        log.error("a task may run again if its message is delivered again: %s", error)
+def _delay_s(error: BaseException) -> float:
+    when = getattr(error, "when", None)  # of a Retry: seconds, or a moment
+    if isinstance(when, datetime):
+        return (when - datetime.now(when.tzinfo or UTC)).total_seconds()
+    return float(when or 0)
 
 
 def end_revoked(sender: Any, request: Any = None, expired: bool = False, **_: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -13,9 +14,12 @@ from typing import Any
 import psutil
 import pytest
 from redis import Redis
+from redis.exceptions import RedisError
 
 from bridge import BridgeError, BridgeSettings, EventBus, mark_done
 from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.devserver import RedisServer
+from bridge.execution import Executions
 from bridge.keys import Keys
 from bridge.ledger import Ledger
 from bridge.messages import task_id_for
@@ -155,6 +159,32 @@ def test_an_effect_in_the_transaction_of_its_done_mark_is_not_repeated(site: Sit
     eventually(site.nothing_left, "nothing is left")
     assert site.effects() == {"booked e": 1}
     assert not site.letters.latest(1)
+
+
+def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, prefix: str) -> None:
+    """While Redis is away a task's end is kept, with its lease; when Redis is back no copy can run before the note."""
+    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
+    with EventBus(**explicit) as bus:
+        executions = Executions(bus)
+        assert executions.begin("t1", idempotent=True).outcome == "begun"
+        own_server.kill()
+        executions.end("t1", DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1"))
+        deadline = time.monotonic() + 1.5
+        eventually(lambda: time.monotonic() > deadline, "the lease is over")
+        own_server.start()
+        outcomes = set()
+
+        def ask() -> bool:
+            try:
+                outcomes.add(Ledger(bus.client, bus.settings).begin("t1", "copy", idempotent=True).outcome)
+            except RedisError:
+                return False
+            return "ended" in outcomes
+
+        eventually(ask, "the end is noted")
+        assert "begun" not in outcomes
+        (letter,) = DeadLetters(bus.client, bus.settings).latest(10)
+        assert letter.detail == "while Redis was away"
 
 
 def test_mark_done_says_where_it_belongs(settings: BridgeSettings, client: Redis) -> None:

@@ -2,8 +2,8 @@
 --       args=[task_id, token, lease_ms, max_deaths, redispatch_ms, idempotent])
 --
 -- done      string  exists when the task has ended
--- lease     hash    token: of the run under way; until_ms: when it counts as dead unless renewed; deaths: runs before
---                   it whose worker died
+-- lease     hash  token: of the run under way; until_ms: when it ends unless renewed; asked_ms: when another copy first
+--                 asked since the last renewal; deaths: runs before it whose worker died
 -- inflight  zset    task id -> when it is overdue, ms; put off, for the task runs
 -- pairs     hash    task id -> "<sent_ms> <pair>"
 -- lanes     hash    "<queue> <priority>" -> sent_ms of the newest task of that queue which has begun
@@ -22,13 +22,17 @@ if idempotent and redis.call("EXISTS", KEYS[1]) == 1 then
     return {0, 0}
 end
 
-local lease = redis.call("HMGET", KEYS[2], "token", "until_ms", "deaths")
+local lease = redis.call("HMGET", KEYS[2], "token", "until_ms", "deaths", "asked_ms")
 local deaths = tonumber(lease[3] or 0)
 if lease[1] and lease[1] ~= token then
-    local left_ms = tonumber(lease[2]) - now_ms
+    -- A lease cannot be renewed while this server is away. So a run is dead only when it has not renewed for a whole
+    -- lease after somebody asked, which shows that the server was there.
+    local asked_ms = tonumber(lease[4] or now_ms)
+    local left_ms = math.max(tonumber(lease[2]), asked_ms + ARGV[3]) - now_ms
     if left_ms <= 0 then
         deaths = deaths + 1
     elseif idempotent then
+        redis.call("HSET", KEYS[2], "asked_ms", string.format("%.0f", asked_ms))
         return {-1, left_ms}
     end
 end
@@ -37,6 +41,7 @@ if deaths > tonumber(ARGV[4]) then
 end
 local until_ms = string.format("%.0f", now_ms + ARGV[3])
 redis.call("HSET", KEYS[2], "token", token, "until_ms", until_ms, "deaths", deaths)
+redis.call("HDEL", KEYS[2], "asked_ms")
 -- As long as the ledger can ask for it: a run that has died counts while its message may come again.
 redis.call("PEXPIRE", KEYS[2], ARGV[3] + 2 * ARGV[5])
 
