@@ -96,6 +96,6 @@ class DeadLetters:
 
 
 def _letter(fields: dict[bytes, bytes]) -> DeadLetter:
-    texts = {name.decode(): value.decode() for name, value in fields.items() if name != b"raw"}
-    size, at_ms = int(texts.pop("size")), int(texts.pop("at_ms"))
-    return DeadLetter(raw=fields[b"raw"], size=size, at_ms=at_ms, **texts)
+    texts: dict[str, Any] = {name.decode(): value.decode() for name, value in fields.items() if name != b"raw"}
+    numbers = {name: int(texts[name]) for name in ("size", "at_ms", "attempts")}
+    return DeadLetter(raw=fields[b"raw"], **texts | numbers)

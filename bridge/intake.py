@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from redis import Redis
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _SCAN_COUNT = 1000
 #: Event keys read at once by catch-up, whatever their size.
 _KEYS_AT_ONCE = 50
+#: Characters kept of the name of a channel or key, which may have any length.
+_ORIGIN_CHARS = 500
 #: How long after its broadcast a program may write the key of an event.
 _LATE_KEY_S = 2.0
 #: How often a waiting catch-up looks whether it should stop.
@@ -55,8 +57,14 @@ class Intake:
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
         self._gap = threading.Event()
+        self._journal_lost = threading.Event()
         #: Set once everything that was retained when we first subscribed is in the journal.
         self.caught_up = threading.Event()
+
+    def refill(self) -> None:
+        """Bring what is retained back into a journal that was deleted."""
+        self._journal_lost.set()
+        self._gap.set()
 
     def listen(self, stop: threading.Event) -> None:
         """Append what is broadcast until *stop* is set."""
@@ -69,14 +77,21 @@ class Intake:
             if not self._gap.wait(_WAIT_S):
                 continue
             self._gap.clear()
+            refill = self._journal_lost.is_set()
+            self._journal_lost.clear()
             try:
-                self._until_done(lambda: self._scan(stop), stop)
-                # Once more: a program may broadcast before it writes the key, and both may straddle the gap.
-                if not stop.wait(_LATE_KEY_S):
-                    self._until_done(lambda: self._scan(stop), stop)
+                self._scan_twice(stop, refill)
             except BaseException:
                 self._gap.set()
+                if refill:
+                    self._journal_lost.set()
                 raise
+
+    def _scan_twice(self, stop: threading.Event, refill: bool) -> None:
+        self._until_done(lambda: self._scan(stop, refill), stop)
+        # Once more: a program may broadcast before it writes the key, and both may straddle the gap.
+        if not stop.wait(_LATE_KEY_S):
+            self._until_done(lambda: self._scan(stop, refill), stop)
 
     def _on_heard(self, heard: Heard, stop: threading.Event) -> None:
         if heard.subscribed:
@@ -99,11 +114,13 @@ class Intake:
             if stop.is_set():
                 return None
 
-    def _take(self, events: Sequence[Event], invalid: Sequence[InvalidMessage], counter: str) -> None:
+    def _take(
+        self, events: Sequence[Event], invalid: Sequence[InvalidMessage], counter: str, refill: bool = False
+    ) -> None:
         max_hops = self._settings.max_hops
         looping = [event for event in events if event.hops > max_hops]
         records = [Record(event, event.encode()) for event in events if event.hops <= max_hops]
-        outcomes = [outcome for batch in _batches(records) for outcome in self._journal.append(batch)]
+        outcomes = [outcome for batch in _batches(records) for outcome in self._journal.append(batch, refill=refill)]
         conflicts = [record for record, outcome in zip(records, outcomes, strict=True) if outcome == "conflict"]
         for event in looping:
             text = f"{event.hops} hops, the limit is {max_hops}"
@@ -113,7 +130,8 @@ class Intake:
             text = f"id {record.event.id} is taken by an event with another type or payload"
             self._refuse(DeadLetter.of_message("id_conflict", text, origin, record.data))
         for message in invalid:
-            self._refuse(DeadLetter.of_message(message.error.reason, str(message.error), message.origin, message.data))
+            error, origin = message.error, message.origin[:_ORIGIN_CHARS]
+            self._refuse(DeadLetter.of_message(error.reason, str(error), origin, message.data))
         self._counters.add(counter, outcomes.count("appended"))
         self._counters.add("duplicate", outcomes.count("repeated"))
 
@@ -122,39 +140,40 @@ class Intake:
             self._counters.add("invalid")
             log.warning("dead letter (%s) from %r: %s", letter.reason, letter.origin, letter.detail)
 
-    def _scan(self, stop: threading.Event) -> None:
+    def _scan(self, stop: threading.Event, refill: bool) -> None:
         cursor = 0
         while not stop.is_set():
             cursor, names = self._client.scan(cursor, match=self._keys.all_events, count=_SCAN_COUNT)
-            self._take_keys(cast("list[bytes]", names))
+            self._take_keys(cast("list[bytes]", names), refill)
             if cursor == 0:
                 self.caught_up.set()
                 return
 
-    def _take_keys(self, names: Sequence[bytes]) -> None:
-        by_id = {name.decode(errors="backslashreplace").removeprefix(self._keys.event("")): name for name in names}
-        unseen = self._journal.unseen(list(by_id))
-        for start in range(0, len(unseen), _KEYS_AT_ONCE):
-            self._take_values({event_id: by_id[event_id] for event_id in unseen[start : start + _KEYS_AT_ONCE]})
+    def _take_keys(self, names: Sequence[bytes], refill: bool) -> None:
+        ids = [name.decode(errors="backslashreplace").removeprefix(self._keys.event("")) for name in names]
+        unseen = set(ids if refill else self._journal.unseen(ids))
+        wanted = [name for name, event_id in zip(names, ids, strict=True) if event_id in unseen]
+        for start in range(0, len(wanted), _KEYS_AT_ONCE):
+            self._take_values(wanted[start : start + _KEYS_AT_ONCE], refill)
 
-    def _take_values(self, names: Mapping[str, bytes]) -> None:
+    def _take_values(self, names: Sequence[bytes], refill: bool) -> None:
         with self._client.pipeline(transaction=False) as pipe:
-            for name in names.values():
+            for name in names:
                 pipe.get(name)
                 pipe.pttl(name)
             replies = pipe.execute(raise_on_error=False)
         events: list[Event] = []
         invalid: list[InvalidMessage] = []
-        for event_id, value, ttl_ms in zip(names, replies[::2], replies[1::2], strict=True):
+        for name, value, ttl_ms in zip(names, replies[::2], replies[1::2], strict=True):
             try:
                 event = self._decode(value)
             except EventInvalid as error:
                 data = value if isinstance(value, bytes) else b""
-                invalid.append(InvalidMessage(self._keys.event(event_id), data, error))
+                invalid.append(InvalidMessage(name.decode(errors="backslashreplace"), data, error))
             else:
                 if event is not None and not self._stale(event, ttl_ms):
                     events.append(event)
-        self._take(events, invalid, "caught_up")
+        self._take(events, invalid, "caught_up", refill)
 
     def _decode(self, value: Any) -> Event | None:
         if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):

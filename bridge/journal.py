@@ -119,14 +119,18 @@ class Journal:
             client=client,
         )
 
-    def append(self, records: Sequence[Record]) -> list[Outcome]:
+    def append(self, records: Sequence[Record], *, refill: bool = False) -> list[Outcome]:
         """Append each event whose id is new, in one call; safe to repeat.
+
+        Arguments:
+            records: The events.
+            refill: Whether to append as well what was in the journal and is no longer: after its deletion.
 
         Returns:
             For each record what became of it. ``conflict``: its id is taken by an event with another type or
             payload; the first one stays.
         """
-        args: list[Any] = [self._settings.dedup_ttl_ms]
+        args: list[Any] = [self._settings.dedup_ttl_ms, int(refill)]
         for record in records:
             args += (record.event.digest, record.event.id, record.event.type, record.data)
         keys = [self._key, *(self._keys.seen(record.event.id) for record in records)]
@@ -152,6 +156,10 @@ class Journal:
                 return False
             raise
         return True
+
+    def exists(self) -> bool:
+        """Whether anything was ever written to the journal and it was not deleted since."""
+        return bool(self._client.exists(self._key))
 
     def group_exists(self) -> bool:
         """Whether the group is there."""

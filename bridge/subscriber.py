@@ -146,6 +146,7 @@ class Subscriber:
                 log.error("the journal or group %s was deleted, made anew: %s", self._settings.group, error)
                 self.counters.add("journal_lost")
                 self._group_start, group_open = "earliest", False
+                self._intake.refill()
                 self._outbox.close()  # kombu's queue bindings may have gone with it; a new connection declares them
             except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
                 self._wait_for(error)
@@ -156,6 +157,8 @@ class Subscriber:
         begin_late = self._group_start == "latest" and not self._journal.group_exists()
         if begin_late and not self._intake.caught_up.wait(self._settings.block_ms / 1000):
             return False
+        if not self._journal.exists():
+            self._intake.refill()
         if self._journal.create_group(self._group_start):
             log.info("group %s begins with the %s event", self._settings.group, self._group_start)
         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,6 +23,12 @@ MAX_DEPTH = 64
 
 #: Integers outside signed 64 bits become floats, or errors, in other languages.
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
+
+#: Celery's JSON writes datetimes and the like as objects of exactly these names. A worker that meets one it does not
+#: know throws the whole message away, and one it knows would reach the handler as another type.
+_CELERY_NAMES = {"__type__", "__value__"}
+
+_CONTAINERS = (dict, list)
 
 
 def jsonable(value: Any, field: str, depth: int = 2) -> Any:
@@ -47,9 +54,11 @@ def jsonable(value: Any, field: str, depth: int = 2) -> Any:
         value = _converted(lambda: value.model_dump(mode="python", by_alias=True), value, field)
     if isinstance(value, Mapping):
         _check_depth(depth, field)
-        return {
+        plain = {
             _checked_name(name, field): jsonable(item, f"{field}.{name}", depth + 1) for name, item in value.items()
         }
+        _check_names(plain, field)
+        return plain
     if isinstance(value, list | tuple | set | frozenset):
         _check_depth(depth, field)
         return [jsonable(item, f"{field}[{index}]", depth + 1) for index, item in enumerate(value)]
@@ -104,25 +113,34 @@ def loads(data: bytes, max_bytes: int) -> Any:
         raise EventInvalid("depth", "", f"nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
         raise EventInvalid("json", "", f"not JSON: {error}") from error
-    # Brackets bound the depth from above: only suspicious messages pay for the walk.
-    if text.count("{") + text.count("[") > MAX_DEPTH:
-        _check_nesting(value)
+    # Brackets bound the depth from above, and names may be escaped: only suspicious messages pay for the walk.
+    if text.count("{") + text.count("[") > MAX_DEPTH or "__type__" in text or "\\u00" in text:
+        _check_containers(value)
     if b"\\ud" in data.lower():  # an escape that may be half a pair: only then pay for the check
         dumps(value)  # after the nesting: what is too deep to encode never gets here
     return value
 
 
-def _check_nesting(value: Any) -> None:
-    level, depth = [value], 0
-    while level := [item for item in level if isinstance(item, dict | list)]:
+def _check_containers(value: Any) -> None:
+    level, depth = [value] if isinstance(value, _CONTAINERS) else [], 0
+    while level:
         depth += 1
         _check_depth(depth, "")
-        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+        for item in level:
+            if isinstance(item, dict):
+                _check_names(item, "")
+        children = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [child for child in chain.from_iterable(children) if isinstance(child, _CONTAINERS)]
 
 
 def _check_depth(depth: int, field: str) -> None:
     if depth > MAX_DEPTH:
         raise EventInvalid("depth", field[:200], f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_names(fields: dict[str, Any], field: str) -> None:
+    if fields.keys() == _CELERY_NAMES:
+        raise EventInvalid("reserved", field, "an object of just __type__ and __value__ means another type to Celery")
 
 
 def _checked_int(value: int, field: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
@@ -134,6 +135,36 @@ def test_a_deleted_journal_heals(
             eventually(lambda expected=number + 1: subscriber.info().get("journal_lost") == expected, "it is noticed")
             bus.publish("a.b", id=f"after{number}")
             eventually(lambda name=f"t.all a.b after{number}": queues.tasks()[name], "it goes on")
+
+
+@pytest.mark.parametrize("while_running", [True, False])
+def test_a_deleted_journal_is_filled_again(
+    use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues, while_running: bool
+) -> None:
+    """Events that were in a journal when it was deleted are dispatched from their keys, those after it once."""
+    use("t.all")
+    journal = Keys(prefix).journal
+    with EventBus(settings) as bus:
+        if while_running:
+            subscriber = start(max_queue_length=1)  # it holds back all but the first batch
+            bus.publish("a.b", id="first")
+            eventually(lambda: queues.length() == 1, "the queue is full")
+        bus.publish_many([Event(type="a.b", id=f"before{number}") for number in range(50)])
+        assert client.delete(journal)
+        bus.publish("a.b", id="after")  # the journal exists again, and the group does not
+    if while_running:
+        eventually(lambda: subscriber.info().get("journal_lost"), "it is noticed")
+    else:
+        start()
+    names: set[str] = set()
+
+    def work_off() -> bool:
+        names.update(queues.tasks())
+        client.ltrim(f"broker:{prefix}celery", 1, 0)
+        return len(names) == 51 + while_running
+
+    eventually(work_off, "all are dispatched", 30)
+    assert client.xlen(journal) == 51 + while_running
 
 
 def test_a_dead_consumers_entries_are_taken_over(use, start: Start, settings: BridgeSettings, queues: Queues) -> None:

@@ -1,20 +1,29 @@
 -- append(keys=[journal, seen_1 .. seen_n],
---        args=[dedup_ttl_ms, then for each event: digest, id, type, event])
+--        args=[dedup_ttl_ms, refill, then for each event: digest, id, type, event])
 --
 -- journal  stream  one entry per event: id, type, event (the JSON)
--- seen_i   string  "<digest>:<attempt>" of the first event with this id, expires after dedup_ttl_ms
+-- seen_i   string  "<digest>:<attempt>:<entry>" of the first event with this id, expires after dedup_ttl_ms
+--
+-- With refill "1" a mark counts only while its entry is in the journal: for a journal that was deleted.
 --
 -- Returns for each event: 1 appended, 0 a repetition of one already there, -1 the id is taken by an event with
 -- another type or payload. An error stops at that event; calling again is safe, the earlier ones are then seen.
 
 local outcome = {}
 for i = 1, #KEYS - 1 do
-    local seen, base = KEYS[i + 1], 4 * i - 2
+    local seen, base = KEYS[i + 1], 4 * i - 1
     local digest = ARGV[base]
     local first = redis.call("GET", seen)
+    if first and ARGV[2] == "1" then
+        local entry = string.match(first, ":(%d+-%d+)$")
+        if entry and #redis.call("XRANGE", KEYS[1], entry, entry) == 0 then
+            first = false
+        end
+    end
     if not first then
-        redis.call("XADD", KEYS[1], "*", "id", ARGV[base + 1], "type", ARGV[base + 2], "event", ARGV[base + 3])
-        redis.call("SET", seen, digest .. ":", "PX", ARGV[1])
+        local fields = {"id", ARGV[base + 1], "type", ARGV[base + 2], "event", ARGV[base + 3]}
+        local entry = redis.call("XADD", KEYS[1], "*", unpack(fields))
+        redis.call("SET", seen, digest .. "::" .. entry, "PX", ARGV[1])
         outcome[i] = 1
     elseif string.sub(first, 1, #digest + 1) == digest .. ":" then
         outcome[i] = 0

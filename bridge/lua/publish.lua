@@ -2,7 +2,7 @@
 --         args=[digest, attempt, dedup_ttl_ms, event_ttl_ms, id, type, event, channel])
 --
 -- journal    stream   one entry per event: id, type, event (the JSON)
--- seen       string   "<digest>:<attempt>" of the first publication of this id, expires after dedup_ttl_ms
+-- seen       string   "<digest>:<attempt>:<entry>" of the first publication of this id, expires after dedup_ttl_ms
 -- event_key  string   the JSON, expires after event_ttl_ms
 -- channel    where the JSON is broadcast; empty: nowhere
 --
@@ -12,16 +12,16 @@
 -- A script that fails keeps what it wrote. The entry comes first: an error there leaves nothing behind, and an
 -- error later leaves an event that is dispatched rather than one that is marked as seen and lost.
 
-local mark = ARGV[1] .. ":" .. ARGV[2]
+local mark = ARGV[1] .. ":" .. ARGV[2] .. ":"
 local first = redis.call("GET", KEYS[2])
 if first then
-    if first == mark then
+    if string.sub(first, 1, #mark) == mark then
         return 1
     end
     return string.sub(first, 1, #ARGV[1] + 1) == ARGV[1] .. ":" and 0 or -1
 end
-redis.call("XADD", KEYS[1], "*", "id", ARGV[5], "type", ARGV[6], "event", ARGV[7])
-redis.call("SET", KEYS[2], mark, "PX", ARGV[3])
+local entry = redis.call("XADD", KEYS[1], "*", "id", ARGV[5], "type", ARGV[6], "event", ARGV[7])
+redis.call("SET", KEYS[2], mark .. entry, "PX", ARGV[3])
 redis.call("SET", KEYS[3], ARGV[7], "PX", ARGV[4])
 if ARGV[8] ~= "" then
     redis.call("PUBLISH", ARGV[8], ARGV[7])
