@@ -157,10 +157,6 @@ class Journal:
             raise
         return True
 
-    def exists(self) -> bool:
-        """Whether anything was ever written to the journal and it was not deleted since."""
-        return bool(self._client.exists(self._key))
-
     def group_exists(self) -> bool:
         """Whether the group is there."""
         try:

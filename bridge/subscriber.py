@@ -157,10 +157,10 @@ class Subscriber:
         begin_late = self._group_start == "latest" and not self._journal.group_exists()
         if begin_late and not self._intake.caught_up.wait(self._settings.block_ms / 1000):
             return False
-        if not self._journal.exists():
-            self._intake.refill()
         if self._journal.create_group(self._group_start):
             log.info("group %s begins with the %s event", self._settings.group, self._group_start)
+            if self._group_start == "earliest":
+                self._intake.refill()  # a group that was there before lost its journal, maybe while nobody was here
         return True
 
     def _wait_for(self, error: Exception) -> None:

@@ -81,6 +81,7 @@ def test_public_names() -> None:
         "current_event",
         "get_bus",
         "install",
+        "mark_done",
         "on_event",
         "publish_event",
     ]

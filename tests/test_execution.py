@@ -117,6 +117,7 @@ def test_two_copies_do_not_run_at_once(site: Site, bus: EventBus) -> None:
     """While a task outlives its lease three times, a second copy of its message waits; then it is skipped."""
     site.worker("w1", "-c", "1", "--prefetch-multiplier", "1")  # it takes no second message
     site.worker("w2", "-c", "1", "--no-subscriber")
+    eventually(lambda: all("ready." in site.processes.log(name) for name in ("w1", "w2")), "both wait for messages")
     bus.publish("slow.created", 3.5, id="e")
     eventually(lambda: site.client.exists(site.lease("e", "slow")), "the task runs")
     site.deliver_again()
