@@ -6,6 +6,7 @@ redis-py repeats commands by itself unless told otherwise. Ours never does: ever
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -30,6 +31,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from bridge.errors import BusUnavailable
+from bridge.metrics import Counters
 from bridge.settings import BridgeSettings
 
 T = TypeVar("T")
@@ -91,9 +93,37 @@ def attempt(settings: BridgeSettings, what: str, do: Callable[[], T]) -> T:
         raise BusUnavailable(text) from error
 
 
-def back_off(stop: threading.Event, failures: int) -> None:
-    """Wait before round *failures* + 1 of a loop that never gives up; returns at once when *stop* is set."""
-    stop.wait(_loop_backoff.compute(min(failures, 16)))
+class BackOff:
+    """The waits of a loop that never gives up: every failure is counted, the first of a row logged.
+
+    Arguments:
+        log: Of the module whose loop it is.
+        what: What fails, for the log.
+        counters: Raises ``errors``.
+        stop: Ends a wait at once.
+    """
+
+    def __init__(self, log: logging.Logger, what: str, counters: Counters, stop: threading.Event) -> None:
+        self._log = log
+        self._what = what
+        self._counters = counters
+        self._stop = stop
+        #: Failures since the last success.
+        self.failures = 0
+
+    def wait(self, error: Exception) -> None:
+        """Wait after a failure, with jitter, longer after each one in a row."""
+        self._counters.add("errors")
+        if self.failures == 0:
+            self._log.warning("%s: %s: %s", self._what, type(error).__name__, error)
+        self._stop.wait(_loop_backoff.compute(min(self.failures, 16)))
+        self.failures += 1
+
+    def reset(self) -> None:
+        """Note a success."""
+        if self.failures:
+            self._log.info("%s: over after %d failures", self._what, self.failures)
+        self.failures = 0
 
 
 def _advice(error: RedisError) -> str:

@@ -18,7 +18,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from bridge.connection import back_off
+from bridge.connection import BackOff
 from bridge.errors import EventInvalid
 from bridge.event import UNHEARD_SOURCE, Event
 from bridge.keys import Keys
@@ -73,19 +73,15 @@ class ChannelFeed:
 
         It must not raise. Its first batch says ``subscribed``: from then on nothing is missed silently.
         """
-        failures = 0
+        back_off = BackOff(log, f"lost the event channels at {self._settings.redacted_url}", self._counters, stop)
         while not stop.is_set():
             try:
                 for heard in self._listen(stop):
                     on_heard(heard)
                     if heard.events or heard.invalid:  # more than a subscription, which a dying server grants too
-                        failures = 0
+                        back_off.reset()
             except (RedisError, OSError) as error:
-                self._counters.add("errors")
-                if failures == 0:
-                    log.warning("lost the event channels at %s: %s", self._settings.redacted_url, error)
-                back_off(stop, failures)
-                failures += 1
+                back_off.wait(error)
 
     def _listen(self, stop: threading.Event) -> Iterator[Heard]:
         pubsub: Any = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py has no types here

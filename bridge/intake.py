@@ -15,7 +15,7 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from bridge.connection import back_off
+from bridge.connection import BackOff
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.errors import EventInvalid
 from bridge.event import Event
@@ -101,16 +101,13 @@ class Intake:
 
     def _until_done(self, do: Callable[[], None], stop: threading.Event) -> None:
         """Repeat *do* while Redis is away: what was heard is not heard again."""
-        failures = 0
+        what = f"the journal at {self._settings.redacted_url} does not answer"
+        back_off = BackOff(log, what, self._counters, stop)
         while True:
             try:
                 return do()
             except (RedisError, OSError) as error:
-                self._counters.add("errors")
-                if failures == 0:
-                    log.warning("the journal at %s does not answer: %s", self._settings.redacted_url, error)
-                back_off(stop, failures)
-                failures += 1
+                back_off.wait(error)
             if stop.is_set():
                 return None
 

@@ -11,7 +11,7 @@ from typing import Any
 from celery import Celery
 from redis.exceptions import RedisError
 
-from bridge.connection import back_off, connect
+from bridge.connection import BackOff, connect
 from bridge.dispatcher import Dispatcher
 from bridge.errors import JournalLost, SettingsError
 from bridge.handlers import registry
@@ -67,7 +67,7 @@ class Subscriber:
         self._intake = Intake(self._client, self._journal, stores.dead_letters, self.counters, settings)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._failures = 0
+        self._outage = BackOff(log, "dispatch waits, the journal keeps", self.counters, self._stop)
 
     def start(self) -> None:
         """Start the threads and return at once."""
@@ -109,7 +109,7 @@ class Subscriber:
         if late:
             log.warning("%s still waiting for Redis or the broker; left behind", ", ".join(late))
             return
-        if self._failures == 0:  # otherwise Redis may hang, and we would wait for it once more
+        if self._outage.failures == 0:  # otherwise Redis may hang, and we would wait for it once more
             try:
                 self._upkeep.resign()
                 self._journal.leave(self.name)
@@ -120,15 +120,14 @@ class Subscriber:
 
     def _keep_running(self, job: Callable[[], None]) -> None:
         """Run *job* until stopped. It handles Redis and broker being away; anything else is a bug, not the end."""
-        failures = 0
+        thread = threading.current_thread().name
+        back_off = BackOff(log, f"{thread} failed and starts again", self.counters, self._stop)
         while not self._stop.is_set():
             try:
                 job()
-            except Exception:  # the loop must go on whatever an event does to it
-                self.counters.add("errors")
-                log.exception("%s failed and starts again", threading.current_thread().name)
-                back_off(self._stop, failures)
-                failures += 1
+            except Exception as error:  # the loop must go on whatever an event does to it
+                log.exception("%s failed", thread)
+                back_off.wait(error)
 
     def _dispatch(self) -> None:
         group_open = False
@@ -140,7 +139,7 @@ class Subscriber:
                     self._upkeep.step(self._stop)
                     if self._intake.caught_up.is_set():
                         self.ready.set()
-                self._failures = 0
+                self._outage.reset()
             except JournalLost as error:
                 # From the beginning: better an event twice, with the same task id, than an event lost.
                 log.error("the journal or group %s was deleted, made anew: %s", self._settings.group, error)
@@ -149,7 +148,7 @@ class Subscriber:
                 self._intake.refill()
                 self._outbox.close()  # kombu's queue bindings may have gone with it; a new connection declares them
             except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
-                self._wait_for(error)
+                self._outage.wait(error)
 
     def _open_group(self) -> bool:
         """Make sure that the group exists; False while that has to wait."""
@@ -162,10 +161,3 @@ class Subscriber:
             if self._group_start == "earliest":
                 self._intake.refill()  # a group that was there before lost its journal, maybe while nobody was here
         return True
-
-    def _wait_for(self, error: Exception) -> None:
-        self.counters.add("errors")
-        if self._failures == 0:
-            log.warning("dispatch waits, the journal keeps: %s: %s", type(error).__name__, error)
-        back_off(self._stop, self._failures)
-        self._failures += 1
