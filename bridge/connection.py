@@ -36,8 +36,15 @@ from bridge.settings import BridgeSettings
 
 T = TypeVar("T")
 
-#: Heal by waiting: a restart, a failover, a full network.
-_TRANSIENT = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError, TryAgainError)
+#: Heal by waiting: a restart, a failover, a full network, a full memory.
+_TRANSIENT = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    ReadOnlyError,
+    ClusterDownError,
+    TryAgainError,
+    OutOfMemoryError,
+)
 #: Subclasses of ConnectionError that waiting does not heal.
 _PERMANENT = (AuthenticationError, AuthorizationError)
 

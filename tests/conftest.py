@@ -166,20 +166,32 @@ def use() -> Iterator[Callable[..., None]]:
         registry.add(handler)
 
 
+def make_app(broker_url: str, prefix: str) -> Celery:
+    """Make a Celery application whose queues carry the prefix of the test."""
+    app = Celery("tests", broker=broker_url, set_as_current=False)
+    app.conf.broker_transport_options = {
+        "global_keyprefix": f"broker:{prefix}",
+        "socket_timeout": 5.0,
+        "socket_connect_timeout": 1.0,
+    }
+    return app
+
+
 @pytest.fixture
 def app(server: RedisServer, prefix: str) -> Iterator[Celery]:
-    """A Celery application whose queues carry the prefix of the test."""
-    with Celery("tests", broker=server.url, set_as_current=False) as made:
-        made.conf.broker_transport_options = {"global_keyprefix": f"broker:{prefix}"}
+    """A Celery application with its broker on the shared server."""
+    with make_app(server.url, prefix) as made:
         yield made
 
 
 @pytest.fixture
 def start(app: Celery, settings: BridgeSettings) -> Iterator[Start]:
-    """Start subscribers in this process; after the test none of their threads is left."""
+    """Start subscribers in this process, of ``app`` and on ``server`` unless told otherwise; none of their threads
+    is left after the test.
+    """
     started: list[Subscriber] = []
 
-    def start_one(name: str = "one", **changes: object) -> Subscriber:
+    def start_one(name: str = "one", app: Celery = app, **changes: object) -> Subscriber:
         changed = {"redis_url": settings.url, "channel_prefix": settings.channel_prefix, "group": "tests"} | changes
         subscriber = Subscriber(app, BridgeSettings.load(**{"block_ms": 100, **changed}), name)
         started.append(subscriber)
@@ -190,7 +202,10 @@ def start(app: Celery, settings: BridgeSettings) -> Iterator[Start]:
     yield start_one
     for subscriber in started:
         subscriber.stop()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("bridge-")]
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("bridge-")]
+    for thread in threads:
+        thread.join(10)
+    assert not [thread for thread in threads if thread.is_alive()]
 
 
 @dataclass

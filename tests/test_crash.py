@@ -10,17 +10,14 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 
 import pytest
-from celery import Celery
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus
+from bridge import Event, EventBus
 from bridge.devserver import RedisServer
 from bridge.keys import Keys
-from bridge.subscriber import Subscriber
-from tests.conftest import Processes, Queues, eventually
+from tests.conftest import Processes, Queues, Start, eventually, make_app
 
 
 def events_of(queues: Queues) -> Counter[str]:
@@ -80,49 +77,30 @@ def test_subscribers_killed_at_random_moments_lose_nothing(
     assert len(task_ids) == len(published), "a repeated dispatch has the same task id"
 
 
-@pytest.fixture
-def start_on(use) -> Iterator[Callable[..., Subscriber]]:
-    """Start a subscriber on a bus and a broker that may be harmed."""
-    use("t.all")
-    started: list[Subscriber] = []
-
-    def start(bus: RedisServer, broker: RedisServer, prefix: str) -> Subscriber:
-        app = Celery("tests", broker=broker.url, set_as_current=False)
-        app.conf.broker_transport_options = {"socket_timeout": 5.0, "socket_connect_timeout": 1.0}
-        settings = BridgeSettings.load(redis_url=bus.url, channel_prefix=prefix, group="tests", block_ms=100)
-        subscriber = Subscriber(app, settings, "one")
-        started.append(subscriber)
-        subscriber.start()
-        assert subscriber.ready.wait(10)
-        return subscriber
-
-    yield start
-    for subscriber in started:
-        subscriber.terminate()
-
-
 def test_a_broker_that_is_away_delays_and_loses_nothing(
-    start_on, server: RedisServer, own_server: RedisServer, client: Redis, prefix: str
+    use, start: Start, server: RedisServer, own_server: RedisServer, client: Redis, prefix: str
 ) -> None:
     """With the broker killed the journal keeps the events, no dead letter is written, and all go out later."""
-    subscriber = start_on(server, own_server, prefix)
+    use("t.all")
+    subscriber = start(app=make_app(own_server.url, prefix))
     with EventBus(redis_url=server.url, channel_prefix=prefix) as bus, Redis.from_url(own_server.url) as broker:
         bus.publish("a.b", id="before")
-        eventually(lambda: broker.llen("celery") == 1, "the first is dispatched")
+        eventually(lambda: broker.llen(f"broker:{prefix}celery") == 1, "the first is dispatched")
         own_server.kill()
         bus.publish_many([Event(type="a.b", id=f"n{number}") for number in range(300)])
         eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch fails and is tried again")
         assert client.xpending(Keys(prefix).journal, "tests")["pending"] > 0
         own_server.start()
-        eventually(lambda: broker.llen("celery") == 301, "all are dispatched")
+        eventually(lambda: broker.llen(f"broker:{prefix}celery") == 301, "all are dispatched")
     assert not client.exists(Keys(prefix).dead("tests"))
 
 
 def test_stop_is_bounded_while_the_broker_hangs(
-    start_on, server: RedisServer, own_server: RedisServer, client: Redis, prefix: str
+    use, start: Start, server: RedisServer, own_server: RedisServer, client: Redis, prefix: str
 ) -> None:
     """With a broker that accepts and never answers, stop() returns within its bound and nothing is acknowledged."""
-    subscriber = start_on(server, own_server, prefix)
+    use("t.all")
+    subscriber = start(app=make_app(own_server.url, prefix))
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
         with EventBus(redis_url=server.url, channel_prefix=prefix) as bus:
@@ -136,9 +114,12 @@ def test_stop_is_bounded_while_the_broker_hangs(
         os.kill(own_server.pid, signal.SIGCONT)
 
 
-def test_redis_killed_under_load_loses_no_published_event(start_on, own_server: RedisServer, prefix: str) -> None:
+def test_redis_killed_under_load_loses_no_published_event(
+    use, start: Start, own_server: RedisServer, prefix: str
+) -> None:
     """With AOF always, kill -9 of Redis under load loses nothing that was published, and subscribers recover."""
-    subscriber = start_on(own_server, own_server, prefix)
+    use("t.all")
+    subscriber = start(app=make_app(own_server.url, prefix), redis_url=own_server.url)
     published: list[str] = []
     with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_attempts=50) as bus:
 
@@ -155,17 +136,18 @@ def test_redis_killed_under_load_loses_no_published_event(start_on, own_server: 
         publisher.join()
     assert len(published) == 300
     with Redis.from_url(own_server.url) as broker:
-        queues = Queues(broker, "", "")
+        queues = Queues(broker, prefix)
         eventually(lambda: set(events_of(queues)) == set(published), "all are dispatched", 30)
         assert broker.xlen(Keys(prefix).journal) == 300
     assert subscriber.info()["errors"] > 0
 
 
 def test_a_broker_short_of_memory_makes_progress(
-    start_on, server: RedisServer, own_server: RedisServer, client: Redis, prefix: str
+    use, start: Start, server: RedisServer, own_server: RedisServer, client: Redis, prefix: str
 ) -> None:
     """A broker that has room for a part of a batch takes smaller batches; each event is dispatched, with few copies."""
-    start_on(server, own_server, prefix)
+    use("t.all")
+    start(app=make_app(own_server.url, prefix))
     consumed: list[str] = []
     with EventBus(redis_url=server.url, channel_prefix=prefix) as bus, Redis.from_url(own_server.url) as broker:
         own_server_used = int(broker.info("memory")["used_memory"])
@@ -173,7 +155,7 @@ def test_a_broker_short_of_memory_makes_progress(
         bus.publish_many([Event(type="a.b", id=f"n{number}", payload="x" * 8000) for number in range(400)])
 
         def consume() -> bool:
-            while message := broker.rpop("celery"):
+            while message := broker.rpop(f"broker:{prefix}celery"):
                 consumed.append(json.loads(message)["headers"]["id"])
             return len(set(consumed)) == 400
 

@@ -7,6 +7,8 @@
 -- done_i    string  exists when task i has ended, which may be before this call: then it is not listed
 --
 -- Acknowledging and listing are one step: until then the journal answers for the messages, from then on the ledger.
+-- XACK comes first because Redis refuses a script for want of memory at its first write or not at all, and XACK needs
+-- none: what is at the broker must be noted, or it would be sent again and again until there is memory.
 
 local now = redis.call("TIME")
 local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
