@@ -144,4 +144,4 @@ def _advice(error: RedisError) -> str:
         return "The address leads to a replica; point BRIDGE_REDIS_URL at the primary."
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return "Check that it runs and that BRIDGE_REDIS_URL is right."
-    return "Check the key it names."
+    return "Check the key it names, or grant this user the right with ACL SETUSER."

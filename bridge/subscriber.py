@@ -152,12 +152,14 @@ class Subscriber:
 
     def _open_group(self) -> bool:
         """Make sure that the group exists; False while that has to wait."""
+        if self._journal.group_exists():
+            return True  # also on a server without memory, which refuses to create what is there
         # With "latest", what is retained must enter the journal before the group begins, or catch-up would make it new.
-        begin_late = self._group_start == "latest" and not self._journal.group_exists()
+        begin_late = self._group_start == "latest"
         if begin_late and not self._intake.caught_up.wait(self._settings.block_ms / 1000):
             return False
         if self._journal.create_group(self._group_start):
             log.info("group %s begins with the %s event", self._settings.group, self._group_start)
-            if self._group_start == "earliest":
+            if not begin_late:
                 self._intake.refill()  # a group that was there before lost its journal, maybe while nobody was here
         return True
