@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 from redis.exceptions import RedisError
 
+from bridge import checks
 from bridge.connection import BackOff, connect
 from bridge.dispatcher import Dispatcher
 from bridge.errors import JournalLost, SettingsError
@@ -65,6 +66,10 @@ class Subscriber:
             self._client, self._journal, self._dispatcher, recovery, self.counters, settings, consumer=name
         )
         self._intake = Intake(self._client, self._journal, stores.dead_letters, self.counters, settings)
+        self._app = app
+        #: Settings with which events are lost, found after the bus first answered.
+        self._findings: list[checks.Finding] = []
+        self._answered = threading.Event()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._outage = BackOff(log, "dispatch waits, the journal keeps", self.counters, self._stop)
@@ -82,6 +87,8 @@ class Subscriber:
             thread = threading.Thread(target=self._keep_running, args=(job,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
+        # No stop waits for this one: it shares nothing with the others, and a server may be slow to answer.
+        threading.Thread(target=self._check, name="bridge-check", daemon=True).start()
         log.info("subscriber %s of group %s at %s", self.name, self._settings.group, self._settings.redacted_url)
 
     def stop(self) -> None:
@@ -97,10 +104,12 @@ class Subscriber:
         state = "ready" if self.ready.is_set() else "starting"
         if self._dispatcher.full_queue is not None:
             state = f"waiting for room in queue {self._dispatcher.full_queue}"
-        return {"group": self._settings.group, "consumer": self.name, "state": state, **self.counters.snapshot()}
+        about = {"group": self._settings.group, "consumer": self.name, "state": state}
+        return {**about, "warnings": [str(finding) for finding in self._findings], **self.counters.snapshot()}
 
     def _end(self, timeout_s: float) -> None:
         self._stop.set()
+        self._answered.set()
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -129,11 +138,22 @@ class Subscriber:
                 log.exception("%s failed", thread)
                 back_off.wait(error)
 
+    def _check(self) -> None:
+        """Warn once of settings with which events are lost."""
+        self._answered.wait()
+        if self._stop.is_set():
+            return
+        tasks = [self._app.tasks[handler.task_name] for handler in registry]
+        self._findings = checks.check(self._settings, self._app, tasks)
+        for finding in self._findings:
+            log.warning("%s", finding)
+
     def _dispatch(self) -> None:
         group_open = False
         while not self._stop.is_set():
             try:
                 group_open = group_open or self._open_group()
+                self._answered.set()
                 if group_open:
                     self._dispatcher.step()
                     self._upkeep.step(self._stop)

@@ -1,0 +1,202 @@
+"""Start-up checks: settings of the two servers, of Celery and of the handlers with which events are lost.
+
+``appendfsync everysec`` is none of them: it costs up to 2 s of events in a power cut, which most accept for its speed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery, Task
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from bridge.connection import connect
+from bridge.settings import BridgeSettings
+
+#: The first Redis with XAUTOCLAIM.
+_MIN_VERSION = (6, 2)
+#: Longest wait for a server, to connect and to answer; it is asked once.
+_TIMEOUT_S = 1.0
+_BROKER_TIMEOUTS = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S, "retry_on_timeout": False}
+#: That of kombu, for a Redis broker.
+_DEFAULT_VISIBILITY_TIMEOUT_S = 3600
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A setting with which events are lost, or one that cannot be seen.
+
+    Arguments:
+        setting: Its name, and whose it is: ``appendonly of the bus``.
+        problem: Its value and what that costs.
+        advice: What to do about it.
+    """
+
+    setting: str
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.problem}; {self.advice}"
+
+
+def check(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]) -> list[Finding]:
+    """Ask both servers and read the configuration. Takes some seconds at most, also when a server is away or hangs.
+
+    Arguments:
+        settings: Where the bus is.
+        app: Its configuration, and its broker.
+        tasks: Those of the handlers.
+    """
+    bus = _ask_bus(settings)
+    findings = [*_version(bus), *_durability(bus), *_memory(bus)]
+    with app.connection_for_write(transport_options=_BROKER_TIMEOUTS) as connection:
+        driver = connection.transport.driver_type
+        if driver == "redis":
+            broker = _ask_broker(connection)
+            if broker.run_id is None or broker.run_id != bus.run_id:  # otherwise one server is both
+                findings += [*_durability(broker), *_memory(broker)]
+    options = app.conf.broker_transport_options
+    if driver == "redis":
+        findings += _redis_transport(options, tasks)
+    elif driver == "amqp":
+        findings += _amqp_transport(options)
+    return [*findings, *_acknowledgement(tasks)]
+
+
+@dataclass(frozen=True)
+class _Server:
+    """What a server tells about itself.
+
+    Arguments:
+        name: What it is to us.
+        holds: What it loses when it loses something.
+        settings: By name, as CONFIG has them, and ``version``.
+        silence: Why some are missing.
+        run_id: Differs from server to server.
+    """
+
+    name: str
+    holds: str
+    settings: Mapping[str, str]
+    silence: str
+    run_id: str | None = None
+
+    def finding(self, setting: str, problem: str, advice: str) -> Finding:
+        return Finding(f"{setting} of the {self.name}", problem, advice)
+
+    def unknown(self, setting: str, wanted: str) -> Finding:
+        advice = f"see to it that it is {wanted}, or allow this user +info and +config|get"
+        return self.finding(setting, f"unknown, for Redis {self.silence}", advice)
+
+
+def _ask_bus(settings: BridgeSettings) -> _Server:
+    name, holds = "bus", "events"
+    try:
+        with connect(settings.model_copy(update={"socket_timeout_s": _TIMEOUT_S})) as client:
+            return _ask(client, name, holds)
+    except (RedisError, OSError) as error:
+        return _Server(name, holds, {}, f"does not answer ({error})")
+
+
+def _ask_broker(connection: Any) -> _Server:  # kombu.Connection; its stubs know neither fractions of seconds nor client
+    name, holds = "broker", "task messages"
+    try:
+        connection.ensure_connection(timeout=_TIMEOUT_S, interval_start=0.1, interval_step=0.1)
+        return _ask(connection.default_channel.client, name, holds)
+    except (RedisError, OperationalError, OSError) as error:
+        return _Server(name, holds, {}, f"does not answer ({error})")
+
+
+def _ask(client: Redis, name: str, holds: str) -> _Server:
+    """Ask in one round trip. Either command may be forbidden; a hosted server may have no CONFIG at all."""
+    with client.pipeline(transaction=False) as pipe:
+        pipe.info()
+        for pattern in ("append*", "maxmemory*", "save"):
+            pipe.config_get(pattern)
+        replies = pipe.execute(raise_on_error=False)
+    refusals = [str(reply) for reply in replies if isinstance(reply, Exception)]
+    info, *parts = [{} if isinstance(reply, Exception) else reply for reply in replies]
+    told = {
+        "version": info.get("redis_version"),
+        "appendonly": {0: "no", 1: "yes"}.get(info.get("aof_enabled")),
+        "maxmemory": info.get("maxmemory"),
+        "maxmemory-policy": info.get("maxmemory_policy"),
+    }
+    for part in parts:
+        told |= part
+    known = {setting: str(value) for setting, value in told.items() if value is not None}
+    silence = f"says: {refusals[0]}" if refusals else "does not tell"
+    return _Server(name, holds, known, silence, info.get("run_id"))
+
+
+def _version(server: _Server) -> Iterator[Finding]:
+    version, wanted = server.settings.get("version"), ".".join(map(str, _MIN_VERSION))
+    if version is None:
+        yield server.unknown("version", f"{wanted} or later")
+    elif tuple(map(int, re.findall(r"\d+", version)[:2])) < _MIN_VERSION:
+        yield server.finding("version", f"{version} lacks commands that the bridge needs", f"use {wanted} or later")
+
+
+def _durability(server: _Server) -> Iterator[Finding]:
+    appendonly, appendfsync = server.settings.get("appendonly"), server.settings.get("appendfsync")
+    if appendonly == "no":
+        yield server.finding("appendonly", f"no: {_loss_without_aof(server)}", "set it to yes")
+        return
+    if appendonly is None:
+        yield server.unknown("appendonly", "yes")
+    if appendfsync is None:
+        yield server.unknown("appendfsync", "everysec or always")
+    elif appendfsync == "no":
+        problem = f"no: a power cut loses the {server.holds} of the last half minute"
+        yield server.finding("appendfsync", problem, "set it to everysec (loses up to 2 s) or always")
+
+
+def _loss_without_aof(server: _Server) -> str:
+    snapshots = server.settings.get("save")
+    if snapshots == "":
+        return f"without snapshots either, a crash of Redis loses all {server.holds}"
+    doubt = " (whether it takes any is unknown)" if snapshots is None else ""
+    return f"a crash of Redis loses the {server.holds} since its last snapshot{doubt}"
+
+
+def _memory(server: _Server) -> Iterator[Finding]:
+    limit, policy = server.settings.get("maxmemory"), server.settings.get("maxmemory-policy")
+    if limit == "0" or policy == "noeviction":
+        return
+    if limit is None or policy is None:
+        yield server.unknown("maxmemory-policy", "noeviction")
+    else:
+        problem = f"{policy}: when its memory is full, Redis drops keys that the bridge relies on"
+        yield server.finding("maxmemory-policy", problem, "set it to noeviction")
+
+
+def _redis_transport(options: Mapping[str, Any], tasks: Sequence[Task[..., Any]]) -> Iterator[Finding]:
+    if options.get("socket_timeout") is None:
+        problem = "none: a worker waits for ever for a broker that hangs"
+        yield Finding("broker_transport_options['socket_timeout']", problem, "set it, e.g. to 10.0")
+    visibility_timeout_s = options.get("visibility_timeout", _DEFAULT_VISIBILITY_TIMEOUT_S)
+    limit_s, name = max(((task.time_limit or 0, task.name) for task in tasks), default=(0, ""))
+    if limit_s >= visibility_timeout_s:
+        problem = f"{visibility_timeout_s} s: {name} may run for {limit_s} s, and is delivered again while it runs"
+        yield Finding("broker_transport_options['visibility_timeout']", problem, "set it above the longest time_limit")
+
+
+def _amqp_transport(options: Mapping[str, Any]) -> Iterator[Finding]:
+    if not options.get("confirm_publish"):
+        problem = "off: a message that the broker never got counts as sent"
+        yield Finding("broker_transport_options['confirm_publish']", problem, "set it to True")
+
+
+def _acknowledgement(tasks: Sequence[Task[..., Any]]) -> Iterator[Finding]:
+    for task in tasks:
+        for setting in ("acks_late", "reject_on_worker_lost"):
+            if not getattr(task, setting):
+                problem = "off: when its worker dies, it is begun again only after bridge_redispatch_after_s"
+                yield Finding(f"{setting} of task {task.name}", problem, "leave it on")
+                break  # without the first the second means nothing
