@@ -169,7 +169,7 @@ def _memory(server: _Server) -> Iterator[Finding]:
     limit, policy = server.settings.get("maxmemory"), server.settings.get("maxmemory-policy")
     if limit == "0" or policy == "noeviction":
         return
-    if limit is None or policy is None:
+    if policy is None:
         yield server.unknown("maxmemory-policy", "noeviction")
     else:
         problem = f"{policy}: when its memory is full, Redis drops keys that the bridge relies on"
