@@ -1,0 +1,197 @@
+"""A TCP proxy that misbehaves on demand: between the bridge and a Redis that is well."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+_CHUNK = 65536
+#: Bytes kept to tell connections apart; greetings come first.
+_BEGINNING = 2000
+
+
+class Proxy:
+    """Forwards connections on a free port of the loopback interface to *port*, until told otherwise.
+
+    What it did stands in ``done``: tests assert that the fault happened.
+
+    Arguments:
+        port: Of the server, on the loopback interface.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.done: Counter[str] = Counter()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._lock = threading.Lock()
+        self._pairs: set[_Pair] = set()
+        self._open = threading.Event()  # while set, bytes pass
+        self._open.set()
+        self._refusing = False
+        #: Called with what a client sends; its result is forwarded, None means that the connection is to be cut.
+        self._on_request: Callable[[_Pair, bytes], bytes | None] = lambda _, data: data
+        self._chunk, self._pause_s = _CHUNK, 0.0
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._listener.close()
+        self._open.set()
+        self.cut()
+
+    # Faults
+
+    def cut(self) -> None:
+        """Close every connection."""
+        with self._lock:
+            pairs = list(self._pairs)
+        self.done["cut"] += len(pairs)
+        for pair in pairs:
+            pair.close()
+
+    def blackhole(self) -> None:
+        """Accept everything and pass nothing on, in either direction, until :meth:`heal`."""
+        self.done["blackhole"] += 1
+        self._open.clear()
+
+    def silence(self, needle: bytes) -> None:
+        """Throw replies away for the clients that began with a request that holds *needle*: half-open connections."""
+        with self._lock:
+            silenced = [pair for pair in self._pairs if needle in pair.beginning]
+        for pair in silenced:
+            pair.silent = True
+        self.done["silenced"] += len(silenced)
+
+    def refuse(self) -> None:
+        """Cut every connection and close new ones at once, until :meth:`heal`."""
+        self._refusing = True
+        self.cut()
+
+    def dribble(self, chunk: int, pause_s: float) -> None:
+        """Pass *chunk* bytes at a time towards the client, with pauses, until :meth:`heal`."""
+        self._chunk, self._pause_s = chunk, pause_s
+
+    def heal(self) -> None:
+        """Pass everything on again."""
+        self._refusing = False
+        self._chunk, self._pause_s = _CHUNK, 0.0
+        self._on_request = lambda _, data: data
+        self._open.set()
+
+    def drop_reply(self, needle: bytes) -> None:
+        """Pass the next request that holds *needle* on, and close its connection instead of the reply."""
+
+        def on_request(pair: _Pair, data: bytes) -> bytes:
+            if needle in data and self._once(on_request, "reply dropped"):
+                pair.deaf = True
+            return data
+
+        self._on_request = on_request
+
+    def hold_request(self, needle: bytes) -> None:
+        """Swallow the next request that holds *needle*; its client waits for ever."""
+
+        def on_request(pair: _Pair, data: bytes) -> bytes:
+            return b"" if needle in data and self._once(on_request, "request held") else data
+
+        self._on_request = on_request
+
+    def cut_after(self, needle: bytes, count: int) -> None:
+        """Of the next request that holds *needle* pass *count* bytes on, and close its connection."""
+
+        def on_request(pair: _Pair, data: bytes) -> bytes | None:
+            if needle in data and self._once(on_request, "request cut"):
+                pair.server.sendall(data[:count])
+                return None
+            return data
+
+        self._on_request = on_request
+
+    def _once(self, rule: Callable[[_Pair, bytes], bytes | None], what: str) -> bool:
+        with self._lock:
+            if self._on_request is not rule:
+                return False
+            self._on_request = lambda _, data: data
+            self.done[what] += 1
+            return True
+
+    # Forwarding
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the listener is closed
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    if self._refusing:
+                        raise ConnectionRefusedError
+                    server = socket.create_connection(("127.0.0.1", self.target), timeout=1)
+                except OSError:
+                    self.done["refused"] += 1
+                    client.close()
+                    continue
+                server.settimeout(None)
+                pair = _Pair(client, server)
+                with self._lock:
+                    self._pairs.add(pair)
+                for job in (self._requests, self._replies):
+                    threading.Thread(target=self._forward, args=(pair, job), name="proxy", daemon=True).start()
+
+    def _forward(self, pair: _Pair, job: Callable[[_Pair], None]) -> None:
+        with suppress(OSError):  # one end is closed
+            job(pair)
+        pair.close()
+        with self._lock:
+            self._pairs.discard(pair)
+
+    def _requests(self, pair: _Pair) -> None:
+        while data := pair.client.recv(_CHUNK):
+            pair.beginning = (pair.beginning + data)[:_BEGINNING]
+            self._open.wait()
+            passed = self._on_request(pair, data)
+            if passed is None:
+                return
+            pair.server.sendall(passed)
+
+    def _replies(self, pair: _Pair) -> None:
+        while data := pair.server.recv(_CHUNK):
+            self._open.wait()
+            if pair.deaf:
+                return
+            while data and not pair.silent:
+                pair.client.sendall(data[: self._chunk])
+                data = data[self._chunk :]
+                if self._pause_s:
+                    self.done["dribbled"] += 1
+                    time.sleep(self._pause_s)
+
+
+class _Pair:
+    """The two ends of one forwarded connection."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client = client
+        self.server = server
+        #: Whether the next reply is to be lost.
+        self.deaf = False
+        #: Whether all further replies are to be lost.
+        self.silent = False
+        #: The first requests.
+        self.beginning = b""
+
+    def close(self) -> None:
+        for end in (self.client, self.server):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
