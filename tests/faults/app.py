@@ -1,0 +1,129 @@
+"""The Celery application of ``make chaos``: handlers of every sort, whose effects an oracle counts.
+
+The oracle is a Redis that no fault touches. ``runs`` there lists each effect, ``deliveries`` each message that reached
+a pool. The handlers show the ways to have one effect in any case, and what happens without them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from celery import Celery
+from celery.signals import task_prerun
+from redis import Redis
+from redis.exceptions import RedisError
+
+import bridge
+from bridge import BusUnavailable, Event, get_bus, mark_done, on_event, publish_event
+
+PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "chaos:")
+#: Where the handler whose effect is on the bus leaves it.
+EFFECTS = f"{PREFIX}effects"
+GROUP = "chaos"
+
+app = Celery(GROUP)
+app.conf.update(
+    broker_url=os.environ.get("CELERY_BROKER_URL", "redis://"),
+    broker_transport_options={
+        "socket_timeout": 5.0,
+        "socket_connect_timeout": 2.0,
+        "visibility_timeout": 10.0,
+        "unacked_restore_throttle": 1,
+    },
+    broker_connection_retry_on_startup=True,
+    task_ignore_result=True,
+    worker_prefetch_multiplier=10,
+    worker_hijack_root_logger=False,
+)
+bridge.install(app)
+
+#: What a handler that needs the bus does while it is away.
+PATIENT: dict[str, Any] = {
+    "autoretry_for": (RedisError, BusUnavailable),
+    "max_retries": None,
+    "retry_backoff": 1,
+    "retry_backoff_max": 4,
+}
+
+_oracles: dict[int, Redis] = {}
+
+
+def oracle() -> Redis:
+    """Return this process's client of the oracle."""
+    pid = os.getpid()
+    if pid not in _oracles:
+        _oracles[pid] = Redis.from_url(os.environ["CHAOS_ORACLE_URL"])
+    return _oracles[pid]
+
+
+@task_prerun.connect
+def note_delivery(task: Any, task_id: str, **_: Any) -> None:
+    if not task.request.retries:
+        oracle().rpush("deliveries", task_id)
+
+
+def run(handler: str, event_id: str) -> None:
+    oracle().rpush("runs", f"{handler} {event_id}")
+
+
+#: The effect together with its task's id as a unique key, as a database would do it in one transaction.
+_ONCE = "if redis.call('HSETNX', 'keys', ARGV[1], 1) == 1 then redis.call('RPUSH', 'runs', ARGV[2]) end"
+
+
+def run_once(handler: str, event_id: str, task_id: str) -> None:
+    oracle().eval(_ONCE, 0, task_id, f"{handler} {event_id}")
+
+
+@on_event("chaos.bare", name="bare")
+def bare(event: Event) -> None:
+    """A handler that takes no care: repeated when its worker dies between effect and done mark."""
+    run("bare", event.id)
+
+
+@on_event("chaos.guarded", name="guarded", bind=True)
+def guarded(self: bridge.EventTask, event: Event) -> None:
+    run_once("guarded", event.id, str(self.request.id))
+
+
+@on_event("chaos.guarded", name="witness")
+def witness(event: Event) -> None:
+    """A second handler of the same events."""
+    run("witness", event.id)
+
+
+@on_event("chaos.transactional", name="transactional", **PATIENT)
+def transactional(event: Event) -> None:
+    with get_bus().client.pipeline() as pipe:
+        pipe.rpush(EFFECTS, f"transactional {event.id}")
+        mark_done(pipe)
+        pipe.execute()
+
+
+@on_event("chaos.chained", name="chained", **PATIENT)
+def chained(event: Event) -> None:
+    publish_event("chaos.link", {"of": event.id})
+
+
+@on_event("chaos.link", name="link", bind=True)
+def link(self: bridge.EventTask, event: Event) -> None:
+    run_once("link", event.payload["of"], str(self.request.id))
+
+
+@on_event("chaos.retrying", name="retrying", bind=True, default_retry_delay=0.2)
+def retrying(self: bridge.EventTask, event: Event) -> None:
+    if self.request.retries < 2:
+        raise self.retry()
+    run_once("retrying", event.id, str(self.request.id))
+
+
+@on_event("chaos.slow", name="slow", bind=True)
+def slow(self: bridge.EventTask, event: Event) -> None:
+    time.sleep(1)
+    run_once("slow", event.id, str(self.request.id))
+
+
+@on_event("chaos.failing", name="failing")
+def failing(event: Event) -> None:
+    raise RuntimeError("as intended")
