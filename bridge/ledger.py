@@ -50,7 +50,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Overdue:
-    """A task that has not ended in time; *passed*: a later one of its queue has begun, so it waits there no more."""
+    """A task that has not ended in time.
+
+    Arguments:
+        passed: A task sent later by more than ``lease_s`` through its queue has begun, so it waits there no more.
+    """
 
     task_id: str
     pair: Pair
@@ -137,7 +141,9 @@ class Ledger:
 
     def overdue(self, count: int) -> list[Overdue]:
         """Return up to *count* tasks that should have ended, the longest overdue first."""
-        rows: Any = self._scripts["overdue"](keys=[self._inflight, self._pairs, self._lanes], args=[count])
+        rows: Any = self._scripts["overdue"](
+            keys=[self._inflight, self._pairs, self._lanes], args=[count, self._lease_ms]
+        )
         return [Overdue(task_id.decode(), Pair(**json.loads(text)), bool(passed)) for task_id, text, passed in rows]
 
     def sweep(self, overdue: Sequence[Overdue], waiting: Collection[str]) -> set[str]:

@@ -29,8 +29,8 @@ class Recovery:
     """Walks the ledger of one group. Used by one thread, of one subscriber of the group at a time.
 
     A message that waits in a long queue is not lost, and another copy would make the queue longer still. The ledger
-    knows when the newest task of each queue that has begun was sent. Queues are worked off in order, so a task sent
-    before that one has left the queue, and one sent after it waits there unless the queue is empty. Tasks that run
+    knows when the newest task of each queue that has begun was sent. Queues are worked off in order, so a task sent a
+    lease before that one has left the queue, and one sent later waits there unless the queue is empty. Tasks that run
     show it by their lease. What is left, neither run nor waiting, is sent again under its old task id; should the
     first message come after all, the done mark or the lease makes it harmless.
 

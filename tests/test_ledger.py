@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -29,10 +30,9 @@ def make(each_server: RedisServer, client: Redis, prefix: str) -> MakeLedger:
 
     def make_one(**changes: object) -> Ledger:
         fixed = {"redis_url": each_server.url, "channel_prefix": prefix, "group": "tests"}
-        ledger = Ledger(client, BridgeSettings.load(**fixed | changes))
-        client.xgroup_create(Keys(prefix).journal, "tests", mkstream=True)
-        return ledger
+        return Ledger(client, BridgeSettings.load(**fixed | changes))
 
+    client.xgroup_create(Keys(prefix).journal, "tests", mkstream=True)
     yield make_one
     client.close()
 
@@ -153,13 +153,31 @@ def test_running_waiting_and_ended_tasks_are_put_off_or_struck(make: MakeLedger,
     assert ledger.size() == 3
 
 
+def passed(ledger: Ledger) -> dict[str, bool]:
+    return {task.task_id: task.passed for task in ledger.overdue(10)}
+
+
 def test_a_later_task_of_the_queue_that_began_passes_an_earlier_one(make: MakeLedger) -> None:
-    """Once a task sent later has begun, earlier ones of the same queue and priority have passed."""
-    ledger = make(redispatch_after_s=0.05)
+    """Once a task sent a lease later has begun, earlier ones of the same queue and priority have passed."""
+    ledger = make(redispatch_after_s=0.1, lease_s=0.05)
     other = Pair("t.all", "e", "1-1", queue="celery", priority=6)
     ledger.sent([], [("first", PAIR), ("other", other)])
     eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
-    assert [task.passed for task in ledger.overdue(10)] == [False, False]
+    assert passed(ledger) == {"first": False, "other": False}
     ledger.sent([], [("later", PAIR)])
     ledger.begin("later", "token", idempotent=True)
-    assert {task.task_id: task.passed for task in ledger.overdue(10)} == {"first": True, "other": False}
+    assert passed(ledger) == {"first": True, "other": False}
+
+
+def test_what_says_little_of_the_order_passes_nothing(make: MakeLedger) -> None:
+    """Neither a task sent at about the same time, nor one sent again, whose first message may be the one that began."""
+    ledger = make(redispatch_after_s=0.1, lease_s=30)
+    ledger.sent([], [("first", PAIR)])
+    ledger.sent([], [("overlapping", PAIR)])
+    eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
+    ledger.begin("overlapping", "token", idempotent=True)
+    assert passed(ledger) == {"first": False}
+    hasty = make(redispatch_after_s=0.1, lease_s=0.05)
+    hasty.sent([], [("again", replace(PAIR, redispatches=1))])
+    hasty.begin("again", "token", idempotent=True)
+    assert passed(hasty) == {"first": False}

@@ -6,7 +6,7 @@
 --                 asked since the last renewal; deaths: runs before it whose worker died
 -- inflight  zset    task id -> when it is overdue, ms; put off, for the task runs
 -- pairs     hash    task id -> "<sent_ms> <pair>"
--- lanes     hash    "<queue> <priority>" -> sent_ms of the newest task of that queue which has begun
+-- lanes     hash    "<queue> <priority>" -> sent_ms of the newest task of that queue which has begun, sent once only
 --
 -- Returns [outcome, number]: [1, deaths] the task may run; [0, 0] it has ended; [-1, ms] another copy of its message
 -- runs, for so long at least; [-2, deaths] too many workers died of it. The same token again gets the same answer.
@@ -52,7 +52,8 @@ if pair then
     local fields = cjson.decode(text)
     local lane = fields.queue .. " " .. fields.priority
     local newest = redis.call("HGET", KEYS[5], lane)
-    if not newest or tonumber(newest) < tonumber(sent) then
+    -- Of a task that was sent again this may be the first message, from further ahead in the queue than sent_ms says.
+    if fields.redispatches == 0 and (not newest or tonumber(newest) < tonumber(sent)) then
         redis.call("HSET", KEYS[5], lane, sent)
     end
 end

@@ -1,11 +1,12 @@
--- overdue(keys=[inflight, pairs, lanes], args=[max_tasks])
+-- overdue(keys=[inflight, pairs, lanes], args=[max_tasks, margin_ms])
 --
 -- inflight  zset  task id -> when it is overdue, ms
 -- pairs     hash  task id -> "<sent_ms> <pair>"
 -- lanes     hash  "<queue> <priority>" -> sent_ms of the newest task of that queue which has begun
 --
 -- Returns [task_id, pair, passed] for up to max_tasks overdue tasks, the longest overdue first. passed is 1 when a
--- task sent later through the same queue has begun: then this one's message has left the queue.
+-- task sent margin_ms later through the same queue has begun: then this one's message has left the queue. The margin is
+-- there because batches of several subscribers overlap, and workers fetch messages before they begin them.
 
 local now = redis.call("TIME")
 local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
@@ -17,7 +18,7 @@ for _, task_id in ipairs(due) do
         local sent, text = string.match(pair, "^(%d+) (.*)$")
         local fields = cjson.decode(text)
         local newest = redis.call("HGET", KEYS[3], fields.queue .. " " .. fields.priority)
-        found[#found + 1] = {task_id, text, newest and tonumber(newest) > tonumber(sent) and 1 or 0}
+        found[#found + 1] = {task_id, text, newest and tonumber(newest) > tonumber(sent) + ARGV[2] and 1 or 0}
     else
         redis.call("ZREM", KEYS[1], task_id)
     end
