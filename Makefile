@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test lint clean
+.PHONY: help install demo dev test chaos lint clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,12 @@ dev: install ## The same, running on, with Flower on port 5555
 
 test: install ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+SEED ?= $(shell date +%s)
+MINUTES ?= 30
+
+chaos: install ## Kill, cut, freeze and fill up, at random, and count what is lost: SEED=, MINUTES=
+	$(BIN)/python -m tests.faults.chaos --seed $(SEED) --minutes $(MINUTES)
 
 lint: install ## Check style and types
 	$(BIN)/ruff check .
