@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from redis import Redis
 
-from bridge.connection import script
+from bridge.connection import attempt, script
 from bridge.event import Event
 from bridge.keys import Keys
+from bridge.patterns import compile_pattern
 from bridge.settings import BridgeSettings
 
 #: Bytes of a message that did not decode which are kept; enough to recognise it, too few to fill the server.
 _RAW_BYTES = 4096
 #: Within this time the same failure is written once, however many subscribers meet it.
 _MARK_TTL_MS = 300_000
+#: Bytes of a text that are kept. The end of a traceback tells most, the beginning of everything else.
+_TEXT_BYTES = 1000
+_TRACEBACK_BYTES = 2048
+#: Letters read in one round trip; each may have a whole event.
+_PAGE = 100
+_LAST_SEQUENCE = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,13 @@ class DeadLetter:
         detail: What went wrong, for a person.
         origin: Where it came from: a channel, a key, or ``journal``.
         raw: The message; of one that did not decode, the first 4 kB.
-        size: Full size of the message, bytes.
+        size, sha256: Of the full message, bytes and hex.
         event_id, event_type: Of the event, when it decoded.
         handler, task_id: Of the Celery task, when it got that far.
+        traceback: The end of it, when a task failed.
+        attempts: How often the task was tried.
         at_ms: When it was written, ms since the epoch.
+        letter_id: Its place among the dead letters; given when it is written.
     """
 
     reason: str
@@ -47,17 +58,20 @@ class DeadLetter:
     at_ms: int = 0
     traceback: str = ""
     attempts: int = 0
+    sha256: str = ""
+    letter_id: str = ""
 
     @classmethod
     def of_message(cls, reason: str, detail: str, origin: str, data: bytes) -> DeadLetter:
         """A message that is no event."""
-        return cls(reason, detail, origin, data[:_RAW_BYTES], size=len(data))
+        return cls(reason, detail, origin, data[:_RAW_BYTES], size=len(data), sha256=_sha256(data))
 
     @classmethod
     def of_event(
         cls, reason: str, detail: str, event: Event, data: bytes, handler: str, task_id: str, **more: Any
     ) -> DeadLetter:
         """An event that *handler* cannot process."""
+        more = {"sha256": _sha256(data)} | more
         return cls(reason, detail, "journal", data, len(data), event.id, event.type, handler, task_id, **more)
 
     @property
@@ -67,35 +81,176 @@ class DeadLetter:
         return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
 
 
+#: Field to the name of its type. What another version of the bridge wrote may have others, or fewer.
+_KINDS = {field.name: field.type for field in fields(DeadLetter)}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the dead letters of a group are: *bytes* of what they hold, *dropped* to make room since ever."""
+
+    letters: int
+    bytes: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which dead letters are meant: those for which all of this holds.
+
+    Arguments:
+        since_ms, until_ms: Written at or after the one and before the other, ms since the epoch.
+        reason, event_type: Globs, as in ``@on_event``.
+        handler: Name of a handler task.
+        ids: Ids of letters or of events.
+
+    Raises:
+        ValueError: A glob is none.
+    """
+
+    since_ms: int | None = None
+    until_ms: int | None = None
+    reason: str | None = None
+    event_type: str | None = None
+    handler: str | None = None
+    ids: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for pattern in (self.reason, self.event_type):
+            if pattern is not None:
+                compile_pattern(pattern)
+
+    def holds(self, letter: DeadLetter) -> bool:
+        """Whether *letter* is one of them, its time aside."""
+        return (
+            _fits(self.reason, letter.reason)
+            and _fits(self.event_type, letter.event_type)
+            and self.handler in (None, letter.handler)
+            and (not self.ids or bool(self.ids & {letter.letter_id, letter.event_id}))
+        )
+
+    @property
+    def bounds(self) -> tuple[str, str]:
+        """The first and the last stream id they may have."""
+        first = "-" if self.since_ms is None else f"{self.since_ms}-0"
+        last = "+" if self.until_ms is None else f"{self.until_ms - 1}-{_LAST_SEQUENCE}"
+        return first, last
+
+
 class DeadLetters:
-    """The dead letters of one group, capped by count.
+    """The dead letters of one group, capped by count and by bytes.
 
     Arguments:
         client: Connected to the bus.
-        settings: Prefix, group and ``max_dead_letters``.
+        settings: Prefix, group, ``max_dead_letters`` and ``max_dead_letter_bytes``.
     """
 
     def __init__(self, client: Redis, settings: BridgeSettings) -> None:
         self._client = client
         self._settings = settings
-        self._keys = Keys(settings.channel_prefix)
+        keys = Keys(settings.channel_prefix)
+        self._key, self._size_key = keys.dead(settings.group), keys.dead_size(settings.group)
+        self._keys = keys
         self._park = script(client, "park")
+        self._drop = script(client, "drop")
 
     def add(self, letter: DeadLetter, pipe: Any = None) -> bool:
-        """Write *letter*; False when the same failure was written moments ago. Safe to repeat."""
-        fields: dict[str, Any] = vars(letter) | {"at_ms": time.time_ns() // 1_000_000}
-        flat = [part for name, value in fields.items() for part in (name, value)]
-        group = self._settings.group
-        keys = [self._keys.dead(group), self._keys.parked(group, letter.mark)]
-        return bool(self._park(keys=keys, args=[_MARK_TTL_MS, self._settings.max_dead_letters, *flat], client=pipe))
+        """Write *letter*; False when the same failure was written moments ago. Safe to repeat.
+
+        With *pipe*, a transaction, it is written with the rest of that, and the answer is True.
+        """
+        keys = [self._key, self._size_key, self._keys.parked(self._settings.group, letter.mark)]
+        limits = (self._settings.max_dead_letters, self._settings.max_dead_letter_bytes)
+        args = [_MARK_TTL_MS, *limits, *_written(letter)]
+        if pipe is None:
+            return bool(self._park(keys=keys, args=args))
+        # The text, not its hash: a server that forgot the script before EXEC would do the rest without the letter.
+        pipe.eval(self._park.script, len(keys), *keys, *args)
+        return True
 
     def latest(self, count: int) -> list[DeadLetter]:
         """Return up to *count* letters, newest first."""
-        rows: Any = self._client.xrevrange(self._keys.dead(self._settings.group), count=count)
-        return [_letter(fields) for _, fields in rows]
+        rows: Any = self._client.xrevrange(self._key, count=count)
+        return [_letter(*row) for row in rows]
+
+    def select(
+        self, selection: Selection, *, between: tuple[str, str] | None = None, newest_first: bool = False
+    ) -> Iterator[DeadLetter]:
+        """Yield the letters of *selection*, read in pages while they are asked for.
+
+        Arguments:
+            between: First and last stream id as XRANGE takes them, instead of the times of *selection*.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        first, last = selection.bounds if between is None else between
+        while rows := self._page(first, last, newest_first):
+            yield from (letter for row in rows if selection.holds(letter := _letter(*row)))
+            if newest_first:
+                last = f"({rows[-1][0].decode()}"
+            else:
+                first = f"({rows[-1][0].decode()}"
+
+    def _page(self, first: str, last: str, newest_first: bool) -> Any:
+        def read() -> Any:
+            if newest_first:
+                return self._client.xrevrange(self._key, max=last, min=first, count=_PAGE)
+            return self._client.xrange(self._key, min=first, max=last, count=_PAGE)
+
+        return attempt(self._settings, "reading dead letters", read)
+
+    def drop(self, letter_ids: Sequence[str]) -> int:
+        """Remove letters for good; return how many were there.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        ids = list(letter_ids)
+        keys = [self._key, self._size_key]
+        return int(attempt(self._settings, "dropping dead letters", lambda: self._drop(keys=keys, args=ids)))
+
+    def size(self) -> Size:
+        """Return how much there is."""
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.xlen(self._key)
+            pipe.hmget(self._size_key, ["bytes", "dropped"])
+            letters, (held, dropped) = pipe.execute()
+        return Size(letters, int(held or 0), int(dropped or 0))
 
 
-def _letter(fields: dict[bytes, bytes]) -> DeadLetter:
-    texts: dict[str, Any] = {name.decode(): value.decode() for name, value in fields.items() if name != b"raw"}
-    numbers = {name: int(texts[name]) for name in ("size", "at_ms", "attempts")}
-    return DeadLetter(raw=fields[b"raw"], **texts | numbers)
+def _written(letter: DeadLetter) -> list[Any]:
+    """Return fields and values of *letter* as they are stored."""
+    now = {"at_ms": time.time_ns() // 1_000_000}
+    stored = {name: value for name, value in vars(letter).items() if name != "letter_id"} | now
+    stored |= {name: _text(value) for name, value in stored.items() if isinstance(value, str)}
+    stored["traceback"] = _encodable(letter.traceback)[-_TRACEBACK_BYTES:].decode(errors="ignore")
+    return [part for pair in stored.items() for part in pair]
+
+
+def _text(text: str) -> str:
+    return _encodable(text)[:_TEXT_BYTES].decode(errors="ignore")
+
+
+def _encodable(text: str) -> bytes:
+    return text.replace("\0", "\\x00").encode(errors="backslashreplace")
+
+
+def _letter(letter_id: bytes, stored: dict[bytes, bytes]) -> DeadLetter:
+    values: dict[str, Any] = dict.fromkeys(("reason", "detail", "origin"), "")
+    values |= {"raw": stored.get(b"raw", b""), "letter_id": letter_id.decode()}
+    for name, value in stored.items():
+        kind = _KINDS.get(name.decode(errors="replace"))
+        if kind == "str":
+            values[name.decode()] = value.decode(errors="replace")
+        elif kind == "int":
+            values[name.decode()] = int(value)
+    return DeadLetter(**values)
+
+
+def _fits(pattern: str | None, text: str) -> bool:
+    return pattern is None or compile_pattern(pattern).fullmatch(text) is not None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,196 @@
+"""Dead letters on a real Redis: caps, what is kept of each, and how they are read."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from bridge.dead_letters import DeadLetter, DeadLetters, Selection, Size
+from bridge.devserver import RedisServer
+from bridge.event import Event
+from bridge.keys import Keys
+from bridge.settings import BridgeSettings
+
+
+def letter(number: int, raw: bytes = b"{}", **more: str) -> DeadLetter:
+    return DeadLetter(**{"reason": "json", "detail": str(number), "origin": f"o{number}", "raw": raw} | more)
+
+
+def capped(settings: BridgeSettings, **limits: int) -> BridgeSettings:
+    return settings.model_copy(update=limits)
+
+
+def held_bytes(client: Redis, settings: BridgeSettings) -> int:
+    """What the values in the stream add up to, counted from outside."""
+    rows = client.xrange(Keys(settings.channel_prefix).dead(settings.group))
+    return sum(len(value) for _, fields in rows for value in fields.values())
+
+
+ALL = Selection()
+
+
+def details(letters: DeadLetters, selection: Selection = ALL, **options: bool) -> list[str]:
+    return [one.detail for one in letters.select(selection, **options)]
+
+
+@pytest.fixture
+def letters(client: Redis, settings: BridgeSettings) -> DeadLetters:
+    return DeadLetters(client, settings)
+
+
+def test_the_cap_by_count_is_exact(client: Redis, settings: BridgeSettings) -> None:
+    """The oldest make room, exactly as many as must, and are counted."""
+    letters = DeadLetters(client, capped(settings, max_dead_letters=7))
+    for number in range(20):
+        assert letters.add(letter(number))
+        assert letters.size().letters == min(number + 1, 7)
+    assert details(letters) == [str(number) for number in range(13, 20)]
+    assert letters.size() == Size(7, held_bytes(client, settings), 13)
+
+
+def test_the_cap_by_bytes_is_exact(client: Redis, settings: BridgeSettings) -> None:
+    """After each letter as many as fit are kept, and not one that would not."""
+    limit = 5000
+    letters = DeadLetters(client, capped(settings, max_dead_letter_bytes=limit))
+    unlimited = DeadLetters(client, capped(settings, group="unlimited"))
+    for number in range(40):
+        one = letter(number, b"x" * (number * 97 % 1500))
+        letters.add(one)
+        unlimited.add(one)
+        sizes = [
+            sum(map(len, fields.values()))
+            for _, fields in client.xrevrange(Keys(settings.channel_prefix).dead("unlimited"))
+        ]
+        fitting = max(count for count in range(len(sizes) + 1) if sum(sizes[:count]) <= limit)
+        assert letters.size() == Size(fitting, sum(sizes[:fitting]), number + 1 - fitting)
+    assert letters.size().bytes == held_bytes(client, settings)
+    assert letters.size().dropped > 20
+
+
+def test_a_letter_over_the_cap_is_dropped_and_counted(client: Redis, settings: BridgeSettings) -> None:
+    """One that is larger than all may be is not kept; the next one is."""
+    letters = DeadLetters(client, capped(settings, max_dead_letter_bytes=1000))
+    letters.add(letter(1, b"x" * 2000))
+    assert letters.size() == Size(0, 0, 1)
+    letters.add(letter(2))
+    assert (letters.size().letters, letters.size().dropped) == (1, 1)
+
+
+def test_a_count_that_is_lost_is_made_anew(client: Redis, settings: BridgeSettings, letters: DeadLetters) -> None:
+    """Someone who deletes the letters, or their count, does not make the cap wrong for ever."""
+    keys = Keys(settings.channel_prefix)
+    for number in range(3):
+        letters.add(letter(number, b"x" * 100))
+    client.delete(keys.dead_size("tests"))
+    letters.drop([next(letters.select(ALL)).letter_id])
+    letters.add(letter(3))
+    assert letters.size() == Size(3, held_bytes(client, settings), 0)
+    client.delete(keys.dead("tests"))
+    letters.add(letter(4))
+    assert letters.size() == Size(1, held_bytes(client, settings), 0)
+
+
+def test_the_same_failure_is_written_once(letters: DeadLetters) -> None:
+    """A repetition within five minutes changes nothing."""
+    assert [letters.add(letter(1)), letters.add(letter(1)), letters.add(letter(2))] == [True, False, True]
+    assert details(letters) == ["1", "2"]
+
+
+def test_dropping(client: Redis, settings: BridgeSettings, letters: DeadLetters) -> None:
+    """Letters that are dropped are gone, once, and their bytes with them; no overflow is counted."""
+    for number in range(4):
+        letters.add(letter(number))
+    ids = [one.letter_id for one in letters.select(ALL)]
+    assert letters.drop(ids[1:3]) == 2
+    assert letters.drop(ids[1:3]) == 0
+    assert details(letters) == ["0", "3"]
+    assert letters.size() == Size(2, held_bytes(client, settings), 0)
+
+
+def test_every_text_can_be_kept(letters: DeadLetters) -> None:
+    """Texts are bounded, the traceback at its beginning, and half surrogate pairs and NUL do not stop a letter."""
+    bad = "\ud800\0\u20ac"
+    letters.add(DeadLetter(bad, bad + "d" * 9000, bad, b"\xff\0", handler=bad, traceback="t" * 9000 + "\u20ac the end"))
+    (kept,) = letters.latest(10)
+    shown = r"\ud800\x00" + "\u20ac"
+    assert (kept.reason, kept.origin, kept.handler, kept.raw) == (shown, shown, shown, b"\xff\0")
+    assert kept.detail.startswith(shown)
+    assert len(kept.detail.encode()) == 1000
+    assert kept.traceback.endswith("t\u20ac the end")
+    assert len(kept.traceback.encode()) == 2048
+
+
+def test_a_letter_says_what_the_message_was(letters: DeadLetters) -> None:
+    """Of a large broken message the first 4 kB are kept, with size and hash of the whole; of an event all of it."""
+    data = b"{" * 10_000
+    event = Event(type="dream.created", id="e", payload="x" * 10_000)
+    letters.add(DeadLetter.of_message("json", "broken", "dreams", data))
+    letters.add(DeadLetter.of_event("failure", "boom", event, event.encode(), "t.h", "task", attempts=3))
+    message, failure = letters.select(ALL)
+    assert (message.raw, message.size) == (data[:4096], 10_000)
+    assert message.sha256 == hashlib.sha256(data).hexdigest()
+    assert (failure.raw, failure.size, failure.attempts) == (event.encode(), len(event.encode()), 3)
+    assert failure.sha256 == hashlib.sha256(event.encode()).hexdigest()
+    assert abs(failure.at_ms - int(failure.letter_id.partition("-")[0])) < 60_000
+
+
+def test_a_letter_of_another_version_is_read(client: Redis, settings: BridgeSettings, letters: DeadLetters) -> None:
+    """Fields that are missing or unknown do not hide a letter."""
+    client.xadd(Keys(settings.channel_prefix).dead("tests"), {"reason": "old", b"new\xff": b"\xff", "raw": b"\xff"})
+    (kept,) = letters.latest(10)
+    assert (kept.reason, kept.raw, kept.handler, kept.size) == ("old", b"\xff", "", 0)
+
+
+def test_selection(client: Redis, settings: BridgeSettings, letters: DeadLetters) -> None:
+    """Every condition that is given must hold; globs, ids of letters and of events, times half open."""
+    dead = Keys(settings.channel_prefix).dead("tests")
+    for number in range(1, 351):  # more than three pages
+        fields = {"reason": "json" if number % 2 else "payload", "detail": number, "event_id": f"e{number}"}
+        client.xadd(dead, fields | {"event_type": f"t.{number % 10}", "handler": f"h{number % 3}"}, id=f"{number}-1")
+    assert details(letters) == [str(number) for number in range(1, 351)]
+    assert details(letters, newest_first=True) == [str(number) for number in range(350, 0, -1)]
+    assert details(letters, Selection(since_ms=100, until_ms=103)) == ["100", "101", "102"]
+    assert details(letters, Selection(since_ms=349), newest_first=True) == ["350", "349"]
+    assert details(letters, Selection(ids=frozenset({"e5", "300-1", "6"}))) == ["5", "300"]
+    both = Selection(reason="j*", event_type="t.[13]", handler="h1", until_ms=50)
+    assert details(letters, both) == ["1", "13", "31", "43"]
+    with pytest.raises(ValueError, match="not closed"):
+        Selection(reason="[")
+
+
+def test_a_forgotten_script_does_not_part_a_letter_from_its_transaction(
+    own_server: RedisServer, settings: BridgeSettings
+) -> None:
+    """SCRIPT FLUSH between the making of a transaction and its EXEC: the letter is written with the rest."""
+    with Redis.from_url(own_server.url) as client:
+        letters = DeadLetters(client, settings)
+        with client.pipeline(transaction=True) as pipe:
+            letters.add(letter(1), pipe)
+            pipe.set("done", 1)
+            execute = pipe._execute_transaction  # redis-py has made sure of its scripts by then
+
+            def flush_first(*arguments: object) -> object:
+                client.script_flush()
+                return execute(*arguments)
+
+            pipe._execute_transaction = flush_first
+            pipe.execute()
+        assert (client.get("done"), details(letters)) == (b"1", ["1"])
+        client.script_flush()
+        assert letters.add(letter(2))
+        assert details(letters) == ["1", "2"]
+
+
+def test_a_full_redis_keeps_what_it_has(own_server: RedisServer, settings: BridgeSettings) -> None:
+    """A letter that a full Redis refuses takes none of the older ones with it."""
+    with Redis.from_url(own_server.url) as client:
+        letters = DeadLetters(client, capped(settings, max_dead_letters=2))
+        for number in range(2):
+            letters.add(letter(number))
+        client.config_set("maxmemory", 1)
+        with pytest.raises(RedisError, match="maxmemory"):
+            letters.add(letter(2))
+        assert details(letters) == ["0", "1"]
