@@ -233,7 +233,7 @@ def _text(text: str) -> str:
 
 
 def _encodable(text: str) -> bytes:
-    return text.replace("\0", "\\x00").encode(errors="backslashreplace")
+    return text.encode(errors="backslashreplace")  # half a surrogate pair has no UTF-8
 
 
 def _letter(letter_id: bytes, stored: dict[bytes, bytes]) -> DeadLetter:
