@@ -11,6 +11,7 @@ from typing import Any
 from redis import Redis
 
 from bridge.connection import attempt, script
+from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.keys import Keys
 from bridge.patterns import compile_pattern
@@ -74,6 +75,18 @@ class DeadLetter:
         more = {"sha256": _sha256(data)} | more
         return cls(reason, detail, "journal", data, len(data), event.id, event.type, handler, task_id, **more)
 
+    def event(self) -> Event:
+        """Return the event it holds.
+
+        Raises:
+            EventInvalid: It holds none, or only the beginning of one.
+        """
+        if len(self.raw) < self.size:
+            raise EventInvalid("size", "", f"only {len(self.raw)} of {self.size} bytes were kept")
+        if self.reason == "type_mismatch":
+            raise EventInvalid("type_mismatch", "type", "it came on the channel of another type")
+        return Event.decode(self.raw, max_bytes=len(self.raw))
+
     @property
     def mark(self) -> str:
         """What makes two letters the same failure."""
@@ -124,10 +137,13 @@ class Selection:
         """Whether *letter* is one of them, its time aside."""
         return (
             _fits(self.reason, letter.reason)
-            and _fits(self.event_type, letter.event_type)
             and self.handler in (None, letter.handler)
-            and (not self.ids or bool(self.ids & {letter.letter_id, letter.event_id}))
+            and self.holds_event(letter.event_type, letter.event_id, letter.letter_id)
         )
+
+    def holds_event(self, event_type: str, *ids: str) -> bool:
+        """Whether an event of this type is one of them that goes by any of *ids*."""
+        return _fits(self.event_type, event_type) and (not self.ids or not self.ids.isdisjoint(ids))
 
     @property
     def bounds(self) -> tuple[str, str]:

@@ -27,6 +27,7 @@ LAYERS = (
     ("bus", "context"),
     ("feed", "local_bus"),
     ("replay", "checks", "stores"),
+    ("sources",),
     ("journal", "dead_letters", "ledger"),
     ("connection",),
     ("metrics",),

@@ -1,0 +1,139 @@
+"""Where the events of a replay come from: the journal, or the dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from redis import Redis
+
+from bridge.connection import attempt
+from bridge.dead_letters import DeadLetter, DeadLetters, Selection
+from bridge.errors import EventInvalid
+from bridge.event import Event
+from bridge.keys import Keys
+from bridge.settings import BridgeSettings
+
+#: Entries of the journal read in one round trip; each may have a megabyte.
+_PAGE = 100
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a source found: an event to replay, or the *problem* for which it cannot be.
+
+    Arguments:
+        place: Its stream id in the source.
+        handler: The one task it is for; empty: all that match.
+        letter_id: The dead letter that goes when the event is replayed.
+    """
+
+    place: str
+    event_id: str
+    event_type: str
+    event: Event | None
+    handler: str = ""
+    letter_id: str = ""
+    problem: str = ""
+
+
+class Source(Protocol):
+    """Where the events of a replay come from: the stream *key*, in the time that *selection* says."""
+
+    key: str
+    selection: Selection
+
+    def read(self, first: str, last: str) -> Iterator[Candidate]:
+        """Yield what was asked for between two stream ids as XRANGE takes them, the oldest first."""
+
+
+class JournalSource:
+    """The events of the journal, for all handlers of the group or one of them.
+
+    Entries that a replay appended are left out: their events are there already, under their first entry.
+
+    Arguments:
+        client: Connected to the bus.
+        settings: Prefix.
+        selection: ``since_ms``, ``until_ms`` (when the journal took the event), ``event_type`` and ``ids``.
+        handler: Name of the task they are for; all that match unless given.
+        accepts: Whether an event type is for that handler.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        settings: BridgeSettings,
+        selection: Selection,
+        handler: str = "",
+        accepts: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self.key = Keys(settings.channel_prefix).journal
+        self.selection = selection
+        self._handler = handler
+        self._accepts = accepts
+
+    def read(self, first: str, last: str) -> Iterator[Candidate]:
+        """See :class:`Source`."""
+        while rows := self._page(first, last):
+            for entry_id, fields in rows:
+                event_id, event_type = (fields.get(name, b"").decode(errors="replace") for name in (b"id", b"type"))
+                if (
+                    b"group" not in fields
+                    and self._accepts(event_type)
+                    and self.selection.holds_event(event_type, event_id)
+                ):
+                    yield self._candidate(entry_id.decode(), event_id, event_type, fields.get(b"event", b""))
+            first = f"({rows[-1][0].decode()}"
+
+    def _page(self, first: str, last: str) -> Any:
+        what = "reading the journal"
+        return attempt(self._settings, what, lambda: self._client.xrange(self.key, first, last, count=_PAGE))
+
+    def _candidate(self, place: str, event_id: str, event_type: str, data: bytes) -> Candidate:
+        try:
+            event = Event.decode(data, max_bytes=len(data))
+        except EventInvalid as error:
+            return Candidate(place, event_id, event_type, None, problem=str(error))
+        return Candidate(place, event_id, event_type, event, self._handler)
+
+
+class DeadSource:
+    """The dead letters of the group: each is moved, to the handler that failed.
+
+    A letter without a whole event stays: a message that was refused as an event, or a task whose event was lost. So
+    does one of a handler that is gone.
+
+    Arguments:
+        client: Connected to the bus.
+        settings: Prefix and group.
+        selection: Which letters.
+        handlers: Names of the tasks there are.
+    """
+
+    def __init__(self, client: Redis, settings: BridgeSettings, selection: Selection, handlers: Container[str]) -> None:
+        self._client = client
+        self._settings = settings
+        self.key = Keys(settings.channel_prefix).dead(settings.group)
+        self._letters = DeadLetters(client, settings)
+        self.selection = selection
+        self._handlers = handlers
+
+    def read(self, first: str, last: str) -> Iterator[Candidate]:
+        """See :class:`Source`."""
+        return map(self._candidate, self._letters.select(self.selection, between=(first, last)))
+
+    def _candidate(self, letter: DeadLetter) -> Candidate:
+        event, problem = None, ""
+        try:
+            event = letter.event()
+        except EventInvalid as error:
+            problem = str(error)
+        if letter.handler and letter.handler not in self._handlers:
+            event, problem = None, f"there is no handler {letter.handler} here"
+        place, event_type = letter.letter_id, letter.event_type or (event.type if event else "")
+        event_id = letter.event_id or (event.id if event else "")
+        return Candidate(place, event_id, event_type, event, letter.handler, place, problem)
