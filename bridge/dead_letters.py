@@ -228,7 +228,7 @@ class DeadLetters:
 
     def size(self) -> Size:
         """Return how much there is."""
-        with self._client.pipeline(transaction=True) as pipe:
+        with self._client.pipeline(transaction=False) as pipe:  # a full Redis takes no transaction at all
             pipe.xlen(self._key)
             pipe.hmget(self._size_key, ["bytes", "dropped"])
             letters, (held, dropped) = pipe.execute()

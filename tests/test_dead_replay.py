@@ -1,0 +1,95 @@
+"""Replays of dead letters on a real Redis: each is moved to the journal, or stays where it is."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeError, BridgeSettings, Event
+from bridge.dead_letters import DeadLetter, Selection, Size
+from bridge.devserver import RedisServer
+from tests.replays import FAST, Bench, last
+
+
+@pytest.fixture
+def bench(client: Redis, settings: BridgeSettings) -> Bench:
+    return Bench(client, settings)
+
+
+def test_a_dead_letter_is_moved(bench: Bench, client: Redis) -> None:
+    """It leaves the dead letters as it enters the journal, for the handler that failed; its bytes go with it."""
+    for number in range(4):
+        bench.park(number, reason="failure" if number % 2 else "payload")
+    assert last(bench.dead(reason="fail*").run(FAST)).replayed == 2
+    assert [(fields[b"id"], fields[b"handler"]) for fields in bench.replayed()] == [
+        (b"n1", b"t.exact"),
+        (b"n3", b"t.exact"),
+    ]
+    left = list(bench.letters.select(Selection()))
+    assert [letter.event_id for letter in left] == ["n0", "n2"]
+    rows = client.xrange(bench.keys.dead("tests"))
+    assert bench.letters.size() == Size(2, sum(len(value) for _, fields in rows for value in fields.values()), 0)
+
+
+def test_dead_letters_that_fail_again_meanwhile_are_left(bench: Bench) -> None:
+    """What comes to the dead letters after a replay began is not part of it: it ends."""
+    for number in range(10):
+        bench.park(number)
+    steps = bench.dead().run(50)
+    next(steps)
+    bench.park(10)
+    assert last(steps).replayed == 10
+    assert [letter.event_id for letter in bench.letters.select(Selection())] == ["n10"]
+
+
+def test_a_letter_dropped_meanwhile_stays_out(bench: Bench) -> None:
+    """A letter that was read for a replay and dropped before its step is not replayed after all."""
+    bench.park(0)
+    bench.park(1)
+    replay = bench.dead()
+    progress = replay._begin()
+    (step,) = replay._steps(progress, 100)
+    bench.letters.drop([next(bench.letters.select(Selection())).letter_id])
+    assert replay._take(progress, step).replayed == 1
+    assert bench.ids() == ["n1"]
+
+
+def test_letters_without_a_whole_event_stay(bench: Bench) -> None:
+    """Broken and truncated messages, spoofed types and handlers that are gone are counted, named, and kept."""
+    whole = Event(type="dream.created", id="whole").encode()
+    long = Event(type="dream.created", id="long", payload="x" * 5000).encode()
+    for reason, data in (("json", b"{"), ("type_mismatch", whole), ("loop", long), ("id_conflict", whole)):
+        bench.letters.add(DeadLetter.of_message(reason, "", "channel", data))
+    bench.letters.add(DeadLetter("gone", "", "ledger", b"", event_id="e", handler="t.exact", task_id="t"))
+    bench.park(1, handler="t.renamed")
+    problems = {found.problem for found in bench.dead().remaining() if found.event is None}
+    assert len(problems) == 5
+    assert "there is no handler t.renamed here" in problems
+    progress = last(bench.dead().run(FAST))
+    assert (progress.replayed, progress.skipped) == (1, 5)
+    assert bench.ids() == ["whole"]
+    assert [letter.reason for letter in bench.letters.select(Selection())] == [
+        "json",
+        "type_mismatch",
+        "loop",
+        "gone",
+        "failure",
+    ]
+
+
+def test_a_full_redis_loses_no_letter(own_server: RedisServer, settings: BridgeSettings) -> None:
+    """While Redis refuses the entry the letter stays; the same replay then goes on."""
+    with Redis.from_url(own_server.url) as client:
+        bench = Bench(client, settings.model_copy(update={"publish_attempts": 1}))
+        bench.park(0)
+        bench.park(1)
+        steps = bench.dead().run(1000)
+        progress = bench.dead()._begin()
+        client.config_set("maxmemory", 1)
+        with pytest.raises(BridgeError, match="maxmemory"):
+            next(steps)
+        assert bench.letters.size().letters == 2
+        assert not bench.ids()
+        client.config_set("maxmemory", 0)
+        assert bench.dead().progress() == progress
+        assert last(bench.dead().run(FAST)).replayed == 2
