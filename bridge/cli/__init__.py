@@ -2,6 +2,8 @@
 
 import click
 
+from bridge.cli.dead import dead
+from bridge.cli.replay import replay
 from bridge.cli.subscribe import subscribe
 
 
@@ -11,3 +13,5 @@ def bus() -> None:
 
 
 bus.add_command(subscribe)
+bus.add_command(replay)
+bus.add_command(dead)
