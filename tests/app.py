@@ -191,3 +191,11 @@ def expiring(event: Event) -> None:
 def limited(event: Event) -> None:
     effect("limited", event.id)
     time.sleep(60)
+
+
+@on_event("mended.created")
+def mended(event: Event) -> None:
+    """Fails until the cause is gone: until the test sets a key."""
+    if not get_bus().client.exists(f"{PREFIX}cause-gone"):
+        raise RuntimeError("as intended")
+    effect("mended", f"{event.id} {mended.request.id} {event.metadata}")

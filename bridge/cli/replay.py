@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -91,8 +91,8 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 event_filters = options(
     click.option("--since", type=_Moment(), help="Not before: 90s, 30m, 2h, 7d ago, or 2026-11-24T10:00 (UTC)."),
     click.option("--until", type=_Moment(), help="Before; written like --since."),
-    click.option("--type", "event_type", type=GLOB, help="Event type, or a glob over it, e.g. 'dream.*'."),
-    click.option("--id", "ids", multiple=True, help="Id of an event; may be repeated."),
+    click.option("--type", type=GLOB, help="Event type, or a glob over it, e.g. 'dream.*'."),
+    click.option("--id", multiple=True, help="Id of an event; may be repeated."),
     click.option("--handler", help="Name of a handler task, e.g. tasks.dreams.analyse."),
 )
 replay_options = options(
@@ -127,7 +127,7 @@ def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: A
     with connected(ctx.obj.app) as (client, settings):
         filters = {"from": "journal"} | as_asked(asked, everything)
         handler = None if asked["handler"] is None else handler_named(asked["handler"])
-        selection = selection_of(asked | {"handler": None})
+        selection = selection_of(asked | {"handler": None})  # which it is for, not which it comes from
         source = (
             JournalSource(client, settings, selection)
             if handler is None
@@ -151,24 +151,30 @@ def connected(app: Celery) -> Iterator[tuple[Redis, BridgeSettings]]:
         raise click.ClickException(f"Redis at {settings.redacted_url} says {error}") from error
 
 
-def selection_of(asked: dict[str, Any]) -> Selection:
-    """Return the selection that the options of a command ask for."""
-    times = {f"{key}_ms": asked[key] and asked[key].ms for key in ("since", "until")}
-    rest = {key: value for key, value in asked.items() if key not in ("since", "until", "ids")}
-    return Selection(**times, **rest, ids=frozenset(asked["ids"]))
+def selection_of(asked: Mapping[str, Any]) -> Selection:
+    """Return the selection that the filters among the options of a command ask for."""
+    return Selection(
+        since_ms=asked["since"] and asked["since"].ms,
+        until_ms=asked["until"] and asked["until"].ms,
+        reason=asked.get("reason"),
+        event_type=asked["type"],
+        handler=asked["handler"],
+        ids=frozenset(asked["id"]),
+    )
 
 
-def as_asked(asked: dict[str, Any], everything: bool) -> dict[str, Any]:
-    """Return the filters among the options as they were written.
+def as_asked(asked: Mapping[str, Any], everything: bool) -> dict[str, Any]:
+    """Return the filters among the options of a command, as they were written.
 
     Raises:
         click.UsageError: There is none, and not --all either.
     """
     given = {key: value for key, value in asked.items() if value}
     if bool(given) == everything:
-        raise click.UsageError("--all goes without filters" if everything else "say which: by a filter, or --all")
-    written = {key: value.text if isinstance(value, When) else value for key, value in given.items()}
-    return written | ({"ids": sorted(set(given["ids"]))} if "ids" in given else {})
+        raise click.UsageError(
+            "--all goes without filters" if everything else "say which: with filters such as --since or --id, or --all"
+        )
+    return {key: value.text if isinstance(value, When) else value for key, value in given.items()}
 
 
 def handler_named(name: str) -> Handler:
@@ -199,7 +205,6 @@ def perform(replay: Replay, name: str, *, rate: float, dry_run: bool, as_json: b
     if progress is not None and progress.finished:
         click.echo(f"replay {name} has finished before; nothing to do. Another --name does it again.", err=True)
     else:
-        click.echo(f"replay {name} {'begins' if progress is None else 'goes on'}", err=True)
         progress = _run(replay, name, rate)
     if as_json:
         click.echo(json.dumps({"name": name} | asdict(progress)))
@@ -209,11 +214,10 @@ def perform(replay: Replay, name: str, *, rate: float, dry_run: bool, as_json: b
 
 
 def _run(replay: Replay, name: str, rate: float) -> Progress:
-    progress = None
-    said_s = time.monotonic()
+    progress, said_s = None, -_REPORT_S
     try:
         for progress in replay.run(rate):
-            if time.monotonic() > said_s + _REPORT_S:
+            if not progress.finished and time.monotonic() > said_s + _REPORT_S:
                 said_s = time.monotonic()
                 click.echo(f"replay {name}: {progress.replayed} so far", err=True)
     except KeyboardInterrupt:
