@@ -19,6 +19,7 @@ import bridge
 from bridge import BusUnavailable, Event, get_bus, mark_done, on_event, publish_event
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "chaos:")
+BROKER_PREFIX = f"broker:{PREFIX}"
 #: Where the handler whose effect is on the bus leaves it.
 EFFECTS = f"{PREFIX}effects"
 GROUP = "chaos"
@@ -27,9 +28,10 @@ app = Celery(GROUP)
 app.conf.update(
     broker_url=os.environ.get("CELERY_BROKER_URL", "redis://"),
     broker_transport_options={
+        "global_keyprefix": BROKER_PREFIX,
         "socket_timeout": 5.0,
         "socket_connect_timeout": 2.0,
-        "visibility_timeout": 10.0,
+        "visibility_timeout": 5.0,
         "unacked_restore_throttle": 1,
     },
     broker_connection_retry_on_startup=True,
@@ -93,12 +95,23 @@ def witness(event: Event) -> None:
     run("witness", event.id)
 
 
-@on_event("chaos.transactional", name="transactional", **PATIENT)
-def transactional(event: Event) -> None:
+def run_with_mark(handler: str, event_id: str) -> None:
     with get_bus().client.pipeline() as pipe:
-        pipe.rpush(EFFECTS, f"transactional {event.id}")
+        pipe.rpush(EFFECTS, f"{handler} {event_id}")
         mark_done(pipe)
         pipe.execute()
+
+
+@on_event("chaos.transactional", name="transactional", **PATIENT)
+def transactional(event: Event) -> None:
+    run_with_mark("transactional", event.id)
+
+
+@on_event("chaos.considered", name="considered", **PATIENT)
+def considered(event: Event) -> None:
+    """Thinks before it acts, for *payload* seconds: when it is frozen meanwhile, another copy acts first."""
+    time.sleep(event.payload or 0.1)
+    run_with_mark("considered", event.id)
 
 
 @on_event("chaos.chained", name="chained", **PATIENT)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ HANDLERS = {
     "chaos.bare": ("bare",),
     "chaos.guarded": ("guarded", "witness"),
     "chaos.transactional": ("transactional",),
+    "chaos.considered": ("considered",),
     "chaos.chained": ("link",),
     "chaos.retrying": ("retrying",),
     "chaos.failing": ("failing",),
@@ -19,15 +21,50 @@ HANDLERS = {
 }
 #: Handlers that take no care of repetitions.
 BARE = frozenset({"bare", "witness"})
+#: Handlers whose task is to end as a dead letter.
+DOOMED = frozenset({"failing"})
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """An event that a publisher was told is safe, and when."""
+    """An event that is safe, and when it was written: between the first try and the answer that accepted it."""
 
-    moment: float
+    began: float
+    ended: float
     type: str
     event_id: str
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the bus's Redis was told to forget, or lost with its power: the writes between two moments."""
+
+    since: float
+    until: float
+
+    def may_hold(self, event: Accepted) -> bool:
+        return event.began <= self.until and event.ended >= self.since
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about a run.
+
+    Arguments:
+        accepted: What publishers were told is safe.
+        journalled: Type and id of what is in the journal, also of events whose publisher was told nothing.
+        effects: Every effect, ``handler event_id``; of a chained event that of its link.
+        deliveries: The task id of every message that reached a pool, retries not counted.
+        letters: Handler, event id and reason of every dead letter.
+        losses: Of the bus.
+    """
+
+    accepted: Sequence[Accepted]
+    journalled: Sequence[tuple[str, str]] = ()
+    effects: Sequence[str] = ()
+    deliveries: Sequence[str] = ()
+    letters: Sequence[tuple[str, str, str]] = ()
+    losses: Sequence[Loss] = ()
 
 
 @dataclass
@@ -35,68 +72,58 @@ class Verdict:
     """What became of a run.
 
     Arguments:
-        events: How many were accepted.
+        events: How many were to be dispatched, whatever the faults: accepted, or in the journal.
         lost: Pairs ``handler event_id`` without effect and without dead letter.
-        lost_in_window: Those of them that were accepted within the documented window before a power loss.
-        duplicates: Pairs with more than one effect, of handlers that take care.
+        excused: Those of them that the bus's Redis lost, within the window that its settings allow.
+        duplicates: Pairs with more than one effect, of handlers that take care, or with more than one dead letter.
         repeats: How often the effect of a handler that takes no care was repeated.
-        delivered_again: Messages that reached a worker beyond the first of their task.
-        dead: Reasons of dead letters that nobody intended.
+        delivered_again: Messages that reached a pool beyond the first of their task.
+        unexpected: Reasons of dead letters that nobody intended.
     """
 
     events: int = 0
     lost: list[str] = field(default_factory=list)
-    lost_in_window: list[str] = field(default_factory=list)
+    excused: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     repeats: int = 0
     delivered_again: int = 0
-    dead: Counter[str] = field(default_factory=Counter)
+    unexpected: Counter[str] = field(default_factory=Counter)
 
     @property
     def green(self) -> bool:
-        return self.events > 0 and not (self.lost or self.duplicates or self.dead)
+        return self.events > 0 and not (self.lost or self.duplicates or self.unexpected)
 
 
 def read_log(path: Path) -> list[Accepted]:
-    """Read the log of a publisher; a last line that was cut off does not count."""
-    whole = path.read_text().rpartition("\n")[0]
-    rows = (line.split() for line in whole.splitlines())
-    return [Accepted(float(moment), kind, event_id) for moment, kind, event_id in rows]
+    """Read the log of a publisher."""
+    rows = (line.split() for line in path.read_text().splitlines())
+    return [Accepted(float(began), float(ended), kind, event_id) for began, ended, kind, event_id in rows]
 
 
-def judge(
-    accepted: Sequence[Accepted],
-    runs: Iterable[str],
-    deliveries: Sequence[str],
-    dead: Iterable[tuple[str, str, str]],
-    power_losses: Sequence[float] = (),
-    window_s: float = 2.0,
-) -> Verdict:
-    """Compare.
-
-    Arguments:
-        accepted: What publishers were told.
-        runs: Every effect, ``handler event_id``; of a chained event that of its link.
-        deliveries: The task id of every message that reached a worker, retries not counted.
-        dead: Handler, event id and reason of every dead letter.
-        power_losses: When a server lost what it had not synced.
-        window_s: How much of that the settings of the server allow.
-    """
-    verdict = Verdict(events=len(accepted))
-    effects = Counter(runs)
-    ended = {f"{handler} {event_id}" for handler, event_id, _ in dead}
-    for event in accepted:
-        for handler in HANDLERS[event.type]:
-            pair = f"{handler} {event.event_id}"
-            if pair not in effects and pair not in ended:
-                # A line of the log may be written a moment after the loss.
-                excused = any(-0.5 <= moment - event.moment <= window_s for moment in power_losses)
-                (verdict.lost_in_window if excused else verdict.lost).append(pair)
+def judge(evidence: Evidence) -> Verdict:
+    """Compare what should have happened with what did."""
+    events = {event.event_id: event for event in evidence.accepted}
+    for kind, event_id in evidence.journalled:
+        if kind in HANDLERS:  # it is there, so no loss excuses that it did not run
+            events[event_id] = Accepted(math.inf, math.inf, kind, event_id)
+    verdict = Verdict()
+    effects = Counter(evidence.effects)
+    letters = Counter(f"{handler} {event_id}" for handler, event_id, _ in evidence.letters)
+    for event in events.values():
+        missing = [
+            pair
+            for handler in HANDLERS[event.type]
+            if (pair := f"{handler} {event.event_id}") not in effects and pair not in letters
+        ]
+        excused = any(loss.may_hold(event) for loss in evidence.losses)
+        (verdict.excused if excused else verdict.lost).extend(missing)
+        verdict.events += not excused
     for pair, count in effects.items():
         if count > 1 and pair.split()[0] in BARE:
             verdict.repeats += count - 1
         elif count > 1:
             verdict.duplicates.append(pair)
-    verdict.delivered_again = len(deliveries) - len(set(deliveries))
-    verdict.dead = Counter(reason for handler, _, reason in dead if handler != "failing")
+    verdict.duplicates += [f"dead letter of {pair}" for pair, count in letters.items() if count > 1]
+    verdict.delivered_again = len(evidence.deliveries) - len(set(evidence.deliveries))
+    verdict.unexpected = Counter(reason for handler, _, reason in evidence.letters if handler not in DOOMED)
     return verdict

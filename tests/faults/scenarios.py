@@ -12,123 +12,158 @@ from dataclasses import dataclass
 
 import psutil
 from redis import Redis
-from redis.exceptions import RedisError
 
 from bridge.keys import Keys
 from tests.faults.app import GROUP
+from tests.faults.oracle import Loss
 from tests.faults.site import PREFIX, Site
 
+#: Does harm, with chance as the generator says, and returns what it did; nothing when there was nothing to harm.
 Fault = Callable[[Site, random.Random], str]
 
+_JOURNAL = Keys(PREFIX).journal
 
-def kill_subscriber(site: Site, moments: random.Random) -> str:
-    site.kill(moments.choice(site.names("subscriber")))
+
+def kill_subscriber(site: Site, chance: random.Random) -> str:
+    site.kill(chance.choice(site.names("subscriber")))
     return "subscriber killed"
 
 
-def kill_worker(site: Site, moments: random.Random) -> str:
-    site.kill(moments.choice(site.names("worker")))
+def kill_worker(site: Site, chance: random.Random) -> str:
+    site.kill(chance.choice(site.names("worker")))
     return "worker killed"
 
 
-def kill_pool_child(site: Site, moments: random.Random) -> str:
-    children = site.children(moments.choice(site.names("worker")))
+def kill_pool_child(site: Site, chance: random.Random) -> str:
+    children = site.children(chance.choice(site.names("worker")))
     if not children:
         return ""
     with suppress(psutil.NoSuchProcess):
-        moments.choice(children).kill()
+        chance.choice(children).kill()
         return "pool child killed"
     return ""
 
 
-def kill_server(site: Site, moments: random.Random) -> str:
-    server = moments.choice(site.servers)
+def kill_whole_worker(site: Site, chance: random.Random) -> str:
+    name = chance.choice(site.names("worker"))
+    for child in site.children(name):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    site.kill(name)
+    return "worker with its pool killed"
+
+
+def kill_publisher(site: Site, chance: random.Random) -> str:
+    site.kill(chance.choice(site.names("publisher")))
+    return "publisher killed"
+
+
+def kill_server(site: Site, chance: random.Random) -> str:
+    server = chance.choice(site.servers)
     server.kill()
-    time.sleep(moments.uniform(0, 0.5))
+    time.sleep(chance.uniform(0, 0.5))
     server.start()
     return "Redis killed"
 
 
-def lose_power(site: Site, moments: random.Random) -> str:
-    site.lose_power(moments.choice(site.servers), moments)
+def lose_power(site: Site, chance: random.Random) -> str:
+    site.lose_power(chance.choice(site.servers), chance)
     return "power lost"
 
 
-def freeze(site: Site, moments: random.Random) -> str:
+def freeze(site: Site, chance: random.Random) -> str:
     """Stop a process for a while; the others go on."""
-    kind = moments.choice(["subscriber", "worker", "pool child", "Redis"])
-    name = "" if kind == "Redis" else moments.choice(site.names("worker" if kind == "pool child" else kind))
+    kind = chance.choice(["subscriber", "worker", "pool child", "Redis"])
+    name = "" if kind == "Redis" else chance.choice(site.names("worker" if kind == "pool child" else kind))
     if kind == "Redis":
-        pid = moments.choice(site.servers).pid
+        pid = chance.choice(site.servers).pid
     elif kind == "pool child":
-        pid = moments.choice([child.pid for child in site.children(name)] or [0])
+        pid = chance.choice([child.pid for child in site.children(name)] or [0])
     else:
         pid = site.process(name).pid
     if not pid:
         return ""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(moments.uniform(0.5, 12))
+        time.sleep(chance.uniform(0.5, 12))
         os.kill(pid, signal.SIGCONT)
         return f"{kind} frozen"
     return ""
 
 
-def cut(site: Site, moments: random.Random) -> str:
-    moments.choice(site.proxies).cut()
+def cut(site: Site, chance: random.Random) -> str:
+    chance.choice(site.proxies).cut()
     return "connections cut"
 
 
-def drop_reply(site: Site, moments: random.Random) -> str:
-    proxy = moments.choice(site.proxies)
+def drop_reply(site: Site, chance: random.Random) -> str:
+    proxy = chance.choice(site.proxies)
     before = proxy.done["reply dropped"]
-    proxy.drop_reply(moments.choice([b"EVALSHA", b"XREADGROUP", b"LPUSH", b"EXEC", b"BRPOP", b"XAUTOCLAIM"]))
+    proxy.drop_reply(chance.choice([b"EVALSHA", b"XREADGROUP", b"LPUSH", b"EXEC", b"BRPOP", b"XAUTOCLAIM"]))
     time.sleep(1)
     proxy.heal()
     return "reply dropped" if proxy.done["reply dropped"] > before else ""
 
 
-def blackhole(site: Site, moments: random.Random) -> str:
-    proxy = moments.choice(site.proxies)
+def blackhole(site: Site, chance: random.Random) -> str:
+    proxy = chance.choice(site.proxies)
     proxy.blackhole()
-    time.sleep(moments.uniform(0.5, 12))
+    time.sleep(chance.uniform(0.5, 12))
     proxy.heal()
     return "blackholed"
 
 
-def refuse(site: Site, moments: random.Random) -> str:
-    proxy = moments.choice(site.proxies)
+def refuse(site: Site, chance: random.Random) -> str:
+    proxy = chance.choice(site.proxies)
     proxy.refuse()
-    time.sleep(moments.uniform(0.1, 4))
+    time.sleep(chance.uniform(0.1, 4))
     proxy.heal()
     return "connections refused"
 
 
-def dribble(site: Site, moments: random.Random) -> str:
-    proxy = moments.choice(site.proxies)
-    proxy.dribble(moments.randint(100, 2000), 0.01)
-    time.sleep(moments.uniform(1, 4))
+def dribble(site: Site, chance: random.Random) -> str:
+    proxy = chance.choice(site.proxies)
+    proxy.dribble(chance.randint(100, 2000), 0.01)
+    time.sleep(chance.uniform(1, 4))
     proxy.heal()
     return "dribbled"
 
 
-def fill_memory(site: Site, moments: random.Random) -> str:
-    server = moments.choice(site.servers)
+def fill_memory(site: Site, chance: random.Random) -> str:
+    server = chance.choice(site.servers)
     with Redis.from_url(server.url) as admin:
+        before = _refused(admin)
         admin.config_set("maxmemory", max(1, int(admin.info("memory")["used_memory"]) - 1))
-        time.sleep(moments.uniform(0.5, 6))
-        refused = int(admin.info("stats")["total_error_replies"])
+        time.sleep(chance.uniform(0.5, 6))
         admin.config_set("maxmemory", 0)
-    return "memory filled" if refused else ""
+        return "memory filled" if _refused(admin) > before else ""
 
 
-def command(*words: str | int) -> Fault:
-    """Return the fault of an administrator's command to the bus."""
+def _refused(admin: Redis) -> int:
+    return int(admin.info("errorstats").get("errorstat_OOM", {"count": 0})["count"])
 
-    def run(site: Site, moments: random.Random) -> str:
-        with Redis.from_url(site.bus.url) as admin, suppress(RedisError):
-            admin.execute_command(*words)
-        return " ".join(str(word) for word in words[:3]).replace(Keys(PREFIX).journal, "journal")
+
+def flush_all(site: Site, chance: random.Random) -> str:
+    """Forget everything: only what is published afterwards can be asked for."""
+    with Redis.from_url(site.bus.url) as admin:
+        admin.flushall()
+    site.losses.append(Loss(0, time.time()))
+    return "FLUSHALL"
+
+
+def pause(site: Site, chance: random.Random) -> str:
+    with Redis.from_url(site.bus.url) as admin:
+        admin.client_pause(chance.randint(200, 8000), all=True)
+    return "CLIENT PAUSE"
+
+
+def command(*words: str) -> Fault:
+    """Return the fault of an administrator's command to the bus; it counts when it found something to do."""
+
+    def run(site: Site, chance: random.Random) -> str:
+        with Redis.from_url(site.bus.url) as admin:
+            found = admin.execute_command(*words)
+        return " ".join(words[:4]).replace(_JOURNAL, "journal").replace(f" {GROUP}", "") if found else ""
 
     return run
 
@@ -150,8 +185,13 @@ class Scenario:
     pause_s: float = 4.0
 
 
-_JOURNAL = Keys(PREFIX).journal
-_KILLS: dict[Fault, int] = {kill_subscriber: 3, kill_worker: 2, kill_pool_child: 3}
+_KILLS: dict[Fault, int] = {
+    kill_subscriber: 3,
+    kill_worker: 2,
+    kill_whole_worker: 1,
+    kill_pool_child: 3,
+    kill_publisher: 1,
+}
 
 SCENARIOS = {
     "kills": Scenario(_KILLS | {kill_server: 2}, fsync="always"),
@@ -164,9 +204,10 @@ SCENARIOS = {
             command("CLIENT", "KILL", "TYPE", "pubsub"): 6,
             command("CLIENT", "KILL", "TYPE", "normal"): 6,
             command("SCRIPT", "FLUSH"): 6,
-            command("CLIENT", "PAUSE", 2000): 4,
+            pause: 3,
             command("XGROUP", "DESTROY", _JOURNAL, GROUP): 1,
             command("DEL", _JOURNAL): 1,
         }
     ),
+    "flush": Scenario({flush_all: 1, kill_subscriber: 1, kill_worker: 1}),
 }

@@ -7,28 +7,23 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
 import psutil
 from redis import Redis
-from redis.exceptions import RedisError
 
-from bridge import BridgeSettings
-from bridge.dead_letters import DeadLetters
 from bridge.devserver import RedisServer
-from bridge.keys import Keys
 from tests.conftest import ROOT
-from tests.faults.app import GROUP
-from tests.faults.oracle import Verdict, judge, read_log
+from tests.faults.oracle import Accepted, Loss, read_log
 from tests.faults.proxy import Proxy
 
 PREFIX = "chaos:"
+#: What a Redis with ``appendfsync everysec`` may lose with its power.
+WINDOW_S = 2.0
 #: Everything that takes an hour by default is noticed within seconds, so that a run of minutes sees it often.
 FAST = {
     "BRIDGE_CLAIM_IDLE_S": "2",
@@ -60,40 +55,45 @@ class Site:
         self, directory: Path, seed: int, *, fsync: str = "", shared: bool = True, proxies: bool = False, size: int = 2
     ) -> None:
         self.directory = directory
+        #: Faults, by name.
         self.done: Counter[str] = Counter()
-        self.power_losses: list[float] = []
+        #: Processes that ended by themselves.
+        self.restarts: Counter[str] = Counter()
+        self.losses: list[Loss] = []
         options = ["--appendonly", "yes", "--appendfsync", fsync, "--auto-aof-rewrite-percentage", "0"] if fsync else []
         self.bus = RedisServer(arguments=options)
         self.broker = self.bus if shared else RedisServer(arguments=options)
         self.oracle = RedisServer()
         self.proxies = [Proxy(server.port) for server in self.servers] if proxies else []
-        self._seed = seed
-        self._size = size
-        self._stack = ExitStack()
+        self._commands = {
+            name: command for number in range(size) for name, command in self._commands_of(number, seed).items()
+        }
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._commands: dict[str, list[str]] = {}
+
+    def _commands_of(self, number: int, seed: int) -> dict[str, list[str]]:
+        celery = [sys.executable, "-m", "celery", "-A", "tests.faults.app"]
+        worker = [*celery, "worker", "-n", f"w{number}@%h", *_WORKER]
+        log = str(self.directory / f"publisher{number}.accepted")
+        publisher = [sys.executable, "-m", "tests.faults.publisher", f"p{number}", str(seed + number), log]
+        return {
+            f"subscriber{number}": [*celery, "bus", "subscribe", "-l", "WARNING"],
+            # One worker has a subscriber of its own, as most have.
+            f"worker{number}": worker if number == 0 else [*worker, "--no-subscriber"],
+            f"publisher{number}": publisher,
+        }
 
     @property
     def servers(self) -> list[RedisServer]:
         return [self.bus] if self.broker is self.bus else [self.bus, self.broker]
 
     def __enter__(self) -> Self:
-        for part in (*self.servers, self.oracle, *self.proxies):
-            self._stack.enter_context(part)
-        self._stack.callback(self._end)
-        python, celery = sys.executable, [sys.executable, "-m", "celery", "-A", "tests.faults.app"]
-        for number in range(self._size):
-            self._commands[f"subscriber{number}"] = [*celery, "bus", "subscribe", "-l", "WARNING"]
-            self._commands[f"worker{number}"] = [*celery, "worker", "-n", f"w{number}@%h", "--no-subscriber", *_WORKER]
-            log = str(self.directory / f"publisher{number}.accepted")
-            seed = str(self._seed + number)
-            self._commands[f"publisher{number}"] = [
-                python, "-m", "tests.faults.publisher", f"p{number}", seed, log
-            ]  # fmt: skip
-        # One worker has a subscriber of its own, as most have.
-        self._commands["worker0"].remove("--no-subscriber")
-        for name in self._commands:
-            self._start(name)
+        with ExitStack() as stack:
+            for part in (*self.servers, self.oracle, *self.proxies):
+                stack.enter_context(part)
+            stack.callback(self._end)
+            for name in self._commands:
+                self._start(name)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -124,7 +124,7 @@ class Site:
         """Start what ended by itself, as a supervisor does."""
         for name, process in list(self._running.items()):
             if process.poll() is not None:
-                self.done["ended by itself"] += 1
+                self.restarts[name] += 1
                 self._start(name)
 
     def stop(self, kind: str) -> None:
@@ -168,68 +168,23 @@ class Site:
 
     # Servers
 
-    def lose_power(self, server: RedisServer, moments: random.Random) -> None:
-        """Kill a server and take away what it had written and not surely synced: up to the last second."""
+    def lose_power(self, server: RedisServer, chance: random.Random) -> None:
+        """Kill a server and take away what it wrote last: what ``everysec`` may not have brought to the disk yet."""
         with Redis.from_url(server.url) as admin:
             ((directory),) = admin.config_get("dir").values()
         (file,) = Path(directory).rglob("*.incr.aof")
-        before = file.stat().st_size
-        time.sleep(1)
+        synced = file.stat().st_size
+        time.sleep(chance.uniform(0.2, WINDOW_S - 0.1))
+        since = time.time() - WINDOW_S
         server.kill()
-        self.power_losses.append(time.time())
+        if server is self.bus:
+            self.losses.append(Loss(since, time.time()))
         with file.open("r+b") as written:
-            written.truncate(moments.randint(before, file.stat().st_size))
+            written.truncate(chance.randint(synced, file.stat().st_size))
         server.start()
 
-    # The end
+    # What was accepted
 
-    def accepted(self) -> int:
-        return sum(len(read_log(path)) for path in self.directory.glob("*.accepted"))
-
-    def settle(self, timeout_s: float) -> str:
-        """Wait until nothing is left to do; return what is, if it takes longer."""
-        deadline, left = time.monotonic() + timeout_s, "everything"
-        while left and time.monotonic() < deadline:
-            time.sleep(0.2)
-            self.tend()
-            try:
-                left = self._left()
-            except (RedisError, OSError) as error:
-                left = str(error)
-        return left
-
-    def _left(self) -> str:
-        keys = Keys(PREFIX)
-        with Redis.from_url(self.bus.url) as bus, Redis.from_url(self.broker.url) as broker:
-            group = next((row for row in bus.xinfo_groups(keys.journal) if row["name"] == GROUP.encode()), None)
-            if group is None:
-                return "no group"
-            counts = {
-                "pending": group["pending"],
-                "lag": group["lag"] or 0,
-                "in the ledger": bus.zcard(keys.inflight(GROUP)),
-                "in the queue": broker.llen("celery"),
-            }
-        return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-
-    def verdict(self) -> Verdict:
-        """Judge what was accepted."""
-        accepted = [row for path in sorted(self.directory.glob("*.accepted")) for row in read_log(path)]
-        settings = BridgeSettings.load(redis_url=self.bus.url, channel_prefix=PREFIX, group=GROUP)
-        with Redis.from_url(self.bus.url) as bus, Redis.from_url(self.oracle.url) as oracle:
-            texts = _texts(oracle, "runs") + _texts(bus, f"{PREFIX}effects")
-            letters = DeadLetters(bus, settings).latest(1_000_000)
-            dead = [(letter.handler, letter.event_id, letter.reason) for letter in letters]
-            return judge(accepted, texts, _texts(oracle, "deliveries"), dead, self.power_losses)
-
-
-def _texts(client: Redis, key: str) -> list[str]:
-    return [value.decode() for value in client.lrange(key, 0, -1)]
-
-
-def later(delay_s: float, do: Callable[[], None]) -> threading.Timer:
-    """Do something in a while: end a fault."""
-    timer = threading.Timer(delay_s, do)
-    timer.daemon = True
-    timer.start()
-    return timer
+    def accepted(self) -> list[Accepted]:
+        """Read the logs of the publishers."""
+        return [event for path in sorted(self.directory.glob("*.accepted")) for event in read_log(path)]

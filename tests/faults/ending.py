@@ -1,0 +1,93 @@
+"""The end of a run: waiting until a site has nothing left to do, and gathering the evidence."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from bridge import BridgeSettings
+from bridge.dead_letters import DeadLetters
+from bridge.keys import Keys
+from tests.faults.app import BROKER_PREFIX, EFFECTS, GROUP
+from tests.faults.oracle import Evidence, Verdict, judge
+from tests.faults.site import PREFIX, Site
+
+_PAGE = 10_000
+
+
+def come_to_rest(site: Site, timeout_s: float) -> tuple[str, Verdict]:
+    """Wait until nothing is left to do and nothing is missing, as long as that may take, and judge.
+
+    Returns:
+        What was left to do after all, and the verdict.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        site.tend()
+        left, late = _left(site), time.monotonic() > deadline
+        if late or not left:
+            verdict = judge(gather(site))
+            # What a foreign program published may wait for the next look at the keys: nothing lists it until then.
+            if late or not verdict.lost:
+                return left, verdict
+        time.sleep(0.5)
+
+
+def _left(site: Site) -> str:
+    keys = Keys(PREFIX)
+    try:
+        with Redis.from_url(site.bus.url) as bus, Redis.from_url(site.broker.url) as broker:
+            groups: Any = bus.xinfo_groups(keys.journal)
+            group = next((row for row in groups if row["name"] == GROUP.encode()), None)
+            if group is None:
+                return "no group"
+            counts = {
+                "pending": group["pending"],
+                "not read": 0 if group["last-delivered-id"] == _last_id(bus, keys.journal) else 1,
+                "in the ledger": bus.zcard(keys.inflight(GROUP)),
+                "in the queue": broker.llen(f"{BROKER_PREFIX}celery"),
+                "not acknowledged": broker.hlen(f"{BROKER_PREFIX}unacked"),
+            }
+    except (RedisError, OSError) as error:
+        return str(error)
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _last_id(bus: Redis, journal: str) -> bytes:
+    rows: Any = bus.xrevrange(journal, count=1)
+    return bytes(rows[0][0]) if rows else b"0-0"
+
+
+def gather(site: Site) -> Evidence:
+    """Read what happened: from the publishers' logs, from the oracle, and from the bus what belongs there."""
+    settings = BridgeSettings.load(redis_url=site.bus.url, channel_prefix=PREFIX, group=GROUP)
+    with Redis.from_url(site.bus.url) as bus, Redis.from_url(site.oracle.url) as oracle:
+        letters = DeadLetters(bus, settings).latest(1_000_000)
+        return Evidence(
+            accepted=site.accepted(),
+            journalled=_journalled(bus),
+            effects=_texts(oracle, "runs") + _texts(bus, EFFECTS),
+            deliveries=_texts(oracle, "deliveries"),
+            letters=[(letter.handler, letter.event_id, letter.reason) for letter in letters],
+            losses=site.losses,
+        )
+
+
+def _texts(client: Redis, key: str) -> list[str]:
+    return [value.decode() for value in client.lrange(key, 0, -1)]
+
+
+def _journalled(bus: Redis) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    start = "-"
+    while rows := _rows(bus, start):
+        found += [(fields[b"type"].decode(), fields[b"id"].decode()) for _, fields in rows]
+        start = f"({rows[-1][0].decode()}"
+    return found
+
+
+def _rows(bus: Redis, start: str) -> Any:
+    return bus.xrange(Keys(PREFIX).journal, min=start, count=_PAGE)
