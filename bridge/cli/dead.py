@@ -43,7 +43,7 @@ letter_filters = options(
 
 @click.group()
 def dead() -> None:
-    """Dead letters: what could not be processed.
+    """Dead letters: what could not be processed. --id takes ids of letters as well as of events.
 
     \b
     Example:
@@ -59,7 +59,7 @@ def dead() -> None:
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> None:
-    """List dead letters, the newest first. --id takes ids of letters too."""
+    """List dead letters, the newest first."""
     with connected(ctx.obj.app) as (client, settings):
         letters = DeadLetters(client, settings)
         found = list(islice(letters.select(selection_of(asked), newest_first=True), limit))
