@@ -12,7 +12,7 @@ import threading
 from weakref import WeakKeyDictionary
 
 from redis.client import Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, WatchError
 
 from bridge.bus import EventBus
 from bridge.connection import attempt
@@ -94,9 +94,24 @@ class Executions:
         with self._lock:
             return self._running.pop(task_id, None)
 
+    def has_ended(self, task_id: str) -> bool:
+        """Ask whether a task has ended, here or elsewhere.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        return attempt(
+            self._settings, f"looking for the end of task {task_id}", lambda: self._ledger.has_ended(task_id)
+        )
+
     def mark_done(self, task_id: str, pipe: Pipeline) -> None:
-        """Queue the end of a task on a transaction."""
-        self._ledger.end(task_id, pipe)
+        """Queue the end of a task on a transaction, which fails if another copy of the task ends before it.
+
+        Raises:
+            WatchError: It has ended.
+        """
+        if not self._ledger.end_first(task_id, pipe):
+            raise WatchError(f"task {task_id} has ended elsewhere: its lease was over before its effect")
 
     def _end(self, task_id: str, letter: DeadLetter | None) -> None:
         with self._client.pipeline(transaction=True) as pipe:
@@ -164,6 +179,11 @@ def mark_done(pipe: Pipeline) -> None:
             mark_done(pipe)
             pipe.execute()
 
+    It also begins the transaction: when this run was taken for dead, as after a long freeze, and another copy of the
+    task has ended meanwhile, ``execute()`` fails with redis-py's ``WatchError`` and has no effect. Let that error pass;
+    the task is then skipped like any copy that comes too late. A handler that watches keys of its own calls this in the
+    place of ``pipe.multi()``.
+
     For effects elsewhere, write the task's id (``task.request.id``, the same for every copy and retry) as a unique
     key in the same transaction.
 
@@ -171,11 +191,15 @@ def mark_done(pipe: Pipeline) -> None:
         pipe: A ``MULTI``/``EXEC`` pipeline of the bus's client. Nothing of the handler should come after it.
 
     Raises:
-        BridgeError: Called outside a running task, or with a pipeline that is no transaction.
+        BridgeError: Called outside a running task, with a pipeline that is no transaction, or after its ``multi()``.
+        WatchError: Another copy of the task has ended.
+        RedisError: Redis does not answer.
     """
     request = current_request()
     if request is None or request.id is None:
         raise BridgeError("mark_done() marks the running task; call it inside a handler that a worker runs")
     if not pipe.transaction:  # type: ignore[truthy-function]  # an attribute of the same name hides the method
         raise BridgeError("mark_done() needs a pipeline with transaction=True, or effect and mark could part")
+    if pipe.explicit_transaction:
+        raise BridgeError("mark_done() begins the transaction itself; call it in the place of multi()")
     get_executions().mark_done(str(request.id), pipe)

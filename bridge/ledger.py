@@ -137,6 +137,29 @@ class Ledger:
         pipe.delete(self._keys.lease(task_id))
         self.strike(task_id, pipe)
 
+    def end_first(self, task_id: str, pipe: Pipeline) -> bool:
+        """Begin the transaction of *pipe* and queue the end on it, behind what is there; False: it has ended.
+
+        EXEC raises ``WatchError``, and changes nothing, when the task ends between now and then.
+        """
+        # WATCH goes out before MULTI, so what is queued already steps back for a moment.
+        queued, pipe.command_stack = pipe.command_stack, []
+        pipe.watch(self._keys.done(task_id))  # type: ignore[no-untyped-call]  # redis-py has no types here
+        if self._ended(task_id, pipe):
+            pipe.reset()
+            return False
+        pipe.multi()
+        pipe.command_stack = queued
+        self.end(task_id, pipe)
+        return True
+
+    def has_ended(self, task_id: str) -> bool:
+        """Whether a task has ended."""
+        return self._ended(task_id, self._client)
+
+    def _ended(self, task_id: str, client: Redis) -> bool:
+        return bool(client.exists(self._keys.done(task_id)))
+
     # Recovery
 
     def overdue(self, count: int) -> list[Overdue]:

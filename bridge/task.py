@@ -17,6 +17,7 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from kombu.exceptions import OperationalError
+from redis.exceptions import WatchError
 
 from bridge.context import count_publications, handling
 from bridge.dead_letters import DeadLetter
@@ -74,6 +75,16 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             options.setdefault("argsrepr", describe(args[0]))
         return super().apply_async(args, kwargs, **options)
 
+    def retry(self, *args: Any, **options: Any) -> Any:
+        """Send the task again, as Celery does. When the broker takes no message, the one that is here comes again.
+
+        Celery would drop it.
+        """
+        try:
+            return super().retry(*args, **options)
+        except Reject as error:
+            raise Reject(cast("Any", error).reason, requeue=True) from error
+
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Keep the event of a task that failed for good as a dead letter. Called by Celery after the last retry."""
         if self.request.is_eager:
@@ -117,6 +128,10 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             with handling(typed):
                 result = self.run(typed)
         except BaseException as error:
+            if isinstance(error, WatchError) and executions.has_ended(task_id):
+                executions.abandon(task_id)
+                self._announce("task-deduplicated")
+                raise Ignore from error
             self._left(error, task_id, event)
             raise
         executions.end(task_id)

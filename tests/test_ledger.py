@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from redis import Redis
+from redis.exceptions import WatchError
 
 from bridge import BridgeSettings
 from bridge.devserver import RedisServer
@@ -55,6 +56,27 @@ def test_a_task_runs_once(make: MakeLedger, client: Redis, prefix: str) -> None:
     assert ledger.begin("t1", "second", idempotent=True).outcome == "ended"
     assert ledger.size() == 0
     assert not client.exists(Keys(prefix).lease("t1"))
+
+
+@pytest.mark.parametrize("moment", ["before it", "between it and EXEC"])
+def test_the_first_end_counts(make: MakeLedger, client: Redis, prefix: str, moment: str) -> None:
+    """A transaction that would end a task changes nothing when the task has ended elsewhere, at any moment before."""
+    ledger, effects = make(), f"{prefix}effects"
+    with client.pipeline(transaction=True) as first, client.pipeline(transaction=True) as second:
+        second.rpush(effects, "second")
+        if moment == "between it and EXEC":
+            assert ledger.end_first("t1", second)
+        first.rpush(effects, "first")
+        assert ledger.end_first("t1", first)
+        first.execute()
+        if moment == "before it":
+            assert not ledger.end_first("t1", second)
+            second.execute()
+        else:
+            with pytest.raises(WatchError):
+                second.execute()
+    assert client.lrange(effects, 0, -1) == [b"first"]
+    assert ledger.has_ended("t1")
 
 
 def test_a_lost_reply_does_not_make_a_run_stand_in_its_own_way(make: MakeLedger) -> None:

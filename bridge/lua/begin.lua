@@ -15,6 +15,8 @@
 local now = redis.call("TIME")
 local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
 local task_id, token, idempotent = ARGV[1], ARGV[2], ARGV[6] == "1"
+-- As long as the ledger can ask for it: a run that has died counts while its message may come again.
+local keep_ms = ARGV[3] + 2 * ARGV[5]
 
 if idempotent and redis.call("EXISTS", KEYS[1]) == 1 then
     redis.call("ZREM", KEYS[3], task_id)
@@ -33,6 +35,7 @@ if lease[1] and lease[1] ~= token then
         deaths = deaths + 1
     elseif idempotent then
         redis.call("HSET", KEYS[2], "asked_ms", string.format("%.0f", asked_ms))
+        redis.call("PEXPIRE", KEYS[2], keep_ms)
         return {-1, left_ms}
     end
 end
@@ -42,8 +45,7 @@ end
 local until_ms = string.format("%.0f", now_ms + ARGV[3])
 redis.call("HSET", KEYS[2], "token", token, "until_ms", until_ms, "deaths", deaths)
 redis.call("HDEL", KEYS[2], "asked_ms")
--- As long as the ledger can ask for it: a run that has died counts while its message may come again.
-redis.call("PEXPIRE", KEYS[2], ARGV[3] + 2 * ARGV[5])
+redis.call("PEXPIRE", KEYS[2], keep_ms)
 
 local pair = redis.call("HGET", KEYS[4], task_id)
 if pair then

@@ -126,6 +126,7 @@ def link(self: bridge.EventTask, event: Event) -> None:
 
 @on_event("chaos.retrying", name="retrying", bind=True, default_retry_delay=0.2)
 def retrying(self: bridge.EventTask, event: Event) -> None:
+    time.sleep(event.payload or 0)
     if self.request.retries < 2:
         raise self.retry()
     run_once("retrying", event.id, str(self.request.id))

@@ -282,7 +282,6 @@ def test_tasks_wait_for_memory(site: Site, own_server: RedisServer, prefix: str)
     eventually(lambda: "ready." in site.processes.log("w1"), "the worker waits for messages")
     with EventBus(redis_url=own_server.url, channel_prefix=prefix) as bus, Redis.from_url(own_server.url) as admin:
         own = Ledger(bus.client, bus.settings.model_copy(update={"group": "tests"}))
-        queue = f"broker:{prefix}celery"
         worker.send_signal(signal.SIGSTOP)  # until there are messages and no memory
         site.processes.celery("bus", "subscribe", name="subscribe", BRIDGE_REDIS_URL=own_server.url, **FAST)
         publish(bus, [f"n{number}" for number in range(5)])
@@ -297,6 +296,5 @@ def test_tasks_wait_for_memory(site: Site, own_server: RedisServer, prefix: str)
         assert not admin.exists(f"{prefix}effects")
         assert admin.config_set("maxmemory", 0)
         eventually(lambda: admin.llen(f"{prefix}effects") >= 5 and not own.size(), "all have run", 40)
-        effects = admin.lrange(f"{prefix}effects", 0, -1)
-        assert sorted(effects) == [f"glob n{number}".encode() for number in range(5)]
-        assert site.client.llen(queue) == 0
+        assert sorted(admin.lrange(f"{prefix}effects", 0, -1)) == [f"glob n{number}".encode() for number in range(5)]
+        assert site.queues.length() == 0
