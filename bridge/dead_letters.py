@@ -27,6 +27,11 @@ _TRACEBACK_BYTES = 2048
 #: Letters read in one round trip; each may have a whole event.
 _PAGE = 100
 _LAST_SEQUENCE = 2**64 - 1
+#: Reasons for which a whole event is not taken at its word, with the field and what is wrong with it.
+_NOT_THAT_EVENT = {
+    "type_mismatch": ("type", "it came on the channel of another type"),
+    "id_conflict": ("id", "another event has this id; publish it anew under an id of its own"),
+}
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,8 @@ class DeadLetter:
         """
         if len(self.raw) < self.size:
             raise EventInvalid("size", "", f"only {len(self.raw)} of {self.size} bytes were kept")
-        if self.reason == "type_mismatch":
-            raise EventInvalid("type_mismatch", "type", "it came on the channel of another type")
+        if self.reason in _NOT_THAT_EVENT:
+            raise EventInvalid(self.reason, *_NOT_THAT_EVENT[self.reason])
         return Event.decode(self.raw, max_bytes=len(self.raw))
 
     @property
@@ -175,14 +180,25 @@ class DeadLetters:
 
         With *pipe*, a transaction, it is written with the rest of that, and the answer is True.
         """
-        keys = [self._key, self._size_key, self._keys.parked(self._settings.group, letter.mark)]
-        limits = (self._settings.max_dead_letters, self._settings.max_dead_letter_bytes)
-        args = [_MARK_TTL_MS, *limits, *_written(letter)]
+        keys, args = self._arguments(letter)
         if pipe is None:
             return bool(self._park(keys=keys, args=args))
         # The text, not its hash: a server that forgot the script before EXEC would do the rest without the letter.
         pipe.eval(self._park.script, len(keys), *keys, *args)
         return True
+
+    def add_many(self, letters: Sequence[DeadLetter]) -> list[bool]:
+        """Write *letters* in one round trip, and return for each what :meth:`add` would. Safe to repeat."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for letter in letters:
+                keys, args = self._arguments(letter)
+                self._park(keys=keys, args=args, client=pipe)
+            return [bool(written) for written in pipe.execute()]
+
+    def _arguments(self, letter: DeadLetter) -> tuple[list[str], list[Any]]:
+        keys = [self._key, self._size_key, self._keys.parked(self._settings.group, letter.mark)]
+        limits = (self._settings.max_dead_letters, self._settings.max_dead_letter_bytes)
+        return keys, [_MARK_TTL_MS, *limits, *_written(letter)]
 
     def latest(self, count: int) -> list[DeadLetter]:
         """Return up to *count* letters, newest first."""

@@ -142,6 +142,9 @@ class Dispatcher:
         handlers: Sequence[Handler] = self._registry.matching(event.type)
         if entry.handler is not None:
             handlers = [handler for handler in self._registry if handler.task_name == entry.handler]
+            if not handlers:
+                self._park_unknown(entry.handler, event, entry.data)
+                return []
         if not handlers:
             self._counters.add("unrouted")
         return [message for handler in handlers if (message := self._message(handler, event, entry.data)) is not None]
@@ -159,6 +162,11 @@ class Dispatcher:
             detail = f"{type(error).__name__}: {error}"
             self._park(DeadLetter.of_event(reason, detail, event, data, handler.task_name, task_id))
             return None
+
+    def _park_unknown(self, name: str, event: Event, data: bytes) -> None:
+        """Keep a replayed event whose handler this process lacks, as during a deployment: its dead letter is gone."""
+        task_id = task_id_for(self._settings.group, event.id, name, event.replay)
+        self._park(DeadLetter.of_event("no_handler", "this subscriber has no such handler", event, data, name, task_id))
 
     def _park(self, letter: DeadLetter) -> None:
         self._dead_letters.add(letter)

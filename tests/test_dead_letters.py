@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis import Redis
@@ -68,15 +69,59 @@ def test_the_cap_by_bytes_is_exact(client: Redis, settings: BridgeSettings) -> N
         assert letters.size() == Size(fitting, sum(sizes[:fitting]), number + 1 - fitting)
     assert letters.size().bytes == held_bytes(client, settings)
     assert letters.size().dropped > 20
+    one = letter(99, b"x" * 400)
+    letters.add(one)
+    (newest,) = letters.latest(1)
+    letters.drop([kept.letter_id for kept in letters.select(ALL) if kept != newest])
+    full = DeadLetters(client, capped(settings, max_dead_letter_bytes=2 * letters.size().bytes))
+    full.add(letter(98, b"x" * 400))
+    assert full.size().letters == 2  # exactly full
 
 
 def test_a_letter_over_the_cap_is_dropped_and_counted(client: Redis, settings: BridgeSettings) -> None:
-    """One that is larger than all may be is not kept; the next one is."""
+    """One that is larger than all may be is not kept, and takes none of the others with it."""
     letters = DeadLetters(client, capped(settings, max_dead_letter_bytes=1000))
-    letters.add(letter(1, b"x" * 2000))
-    assert letters.size() == Size(0, 0, 1)
-    letters.add(letter(2))
-    assert (letters.size().letters, letters.size().dropped) == (1, 1)
+    for number, size in ((1, 2000), (2, 2), (3, 2000), (4, 2)):
+        assert letters.add(letter(number, b"x" * size))
+        assert not letters.add(letter(number, b"x" * size))
+    assert details(letters) == ["2", "4"]
+    assert letters.size() == Size(2, held_bytes(client, settings), 2)
+
+
+def test_writers_at_once_keep_the_caps(server: RedisServer, client: Redis, settings: BridgeSettings) -> None:
+    """While several write and drop, nothing exceeds the caps, and the count of bytes is right in the end."""
+    limits = capped(settings, max_dead_letters=40, max_dead_letter_bytes=12_000)
+
+    def write(writer: int) -> int:
+        with Redis.from_url(server.url) as own:
+            letters, dropped = DeadLetters(own, limits), 0
+            for number in range(100):
+                letters.add(letter(1000 * writer + number, b"x" * (number * 37 % 700)))
+                if number % 10 == 0:
+                    dropped += letters.drop([one.letter_id for one in letters.latest(2)])
+                size = letters.size()
+                assert size.letters <= 40
+                assert size.bytes <= 12_000
+            return dropped
+
+    with ThreadPoolExecutor(4) as pool:
+        removed = sum(pool.map(write, range(4)))
+    size = DeadLetters(client, limits).size()
+    assert removed > 0
+    assert size == Size(size.letters, held_bytes(client, settings), 400 - removed - size.letters)
+    assert size.bytes > 0
+
+
+def test_many_letters_in_one_round_trip(own_server: RedisServer, settings: BridgeSettings) -> None:
+    """They are written in order, each once, under the same caps; also after SCRIPT FLUSH."""
+    with Redis.from_url(own_server.url) as client:
+        letters = DeadLetters(client, capped(settings, max_dead_letters=3))
+        assert letters.add_many([]) == []
+        assert letters.add_many([letter(1), letter(2), letter(1)]) == [True, True, False]
+        client.script_flush()
+        assert letters.add_many([letter(number) for number in (2, 3, 4, 5)]) == [False, True, True, True]
+        assert details(letters) == ["3", "4", "5"]
+        assert letters.size() == Size(3, held_bytes(client, settings), 2)
 
 
 def test_a_count_that_is_lost_is_made_anew(client: Redis, settings: BridgeSettings, letters: DeadLetters) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, Event
 from bridge.dead_letters import DeadLetter, Selection, Size
 from bridge.devserver import RedisServer
+from bridge.messages import task_id_for
+from tests.conftest import Queues, Start, eventually
 from tests.replays import FAST, Bench, last
 
 
@@ -55,26 +59,62 @@ def test_a_letter_dropped_meanwhile_stays_out(bench: Bench) -> None:
 
 
 def test_letters_without_a_whole_event_stay(bench: Bench) -> None:
-    """Broken and truncated messages, spoofed types and handlers that are gone are counted, named, and kept."""
+    """Broken and truncated messages, spoofed types, taken ids and handlers that are gone: counted, named, and kept."""
     whole = Event(type="dream.created", id="whole").encode()
     long = Event(type="dream.created", id="long", payload="x" * 5000).encode()
-    for reason, data in (("json", b"{"), ("type_mismatch", whole), ("loop", long), ("id_conflict", whole)):
+    other = Event(type="dream.created", id="whole", payload="other").encode()
+    refused = [("json", b"{"), ("type_mismatch", whole), ("loop", long), ("loop", whole), ("id_conflict", other)]
+    for reason, data in refused:
         bench.letters.add(DeadLetter.of_message(reason, "", "channel", data))
     bench.letters.add(DeadLetter("gone", "", "ledger", b"", event_id="e", handler="t.exact", task_id="t"))
     bench.park(1, handler="t.renamed")
     problems = {found.problem for found in bench.dead().remaining() if found.event is None}
-    assert len(problems) == 5
+    assert len(problems) == 6
     assert "there is no handler t.renamed here" in problems
     progress = last(bench.dead().run(FAST))
-    assert (progress.replayed, progress.skipped) == (1, 5)
+    assert (progress.replayed, progress.skipped) == (1, 6)
     assert bench.ids() == ["whole"]
     assert [letter.reason for letter in bench.letters.select(Selection())] == [
         "json",
         "type_mismatch",
         "loop",
+        "id_conflict",
         "gone",
         "failure",
     ]
+
+
+def test_a_subscriber_without_the_handler_keeps_the_letter(bench: Bench, use, start: Start, queues: Queues) -> None:
+    """As in a deployment: what only newer subscribers could dispatch is a dead letter again, and can be replayed."""
+    bench.park(1)
+    last(bench.dead("early").run(FAST))
+    use("t.plain")
+    old = start("old")
+    (letter,) = eventually(lambda: bench.letters.latest(10), "the dead letter")
+    assert (letter.reason, letter.handler, letter.event_id) == ("no_handler", "t.exact", "n1")
+    assert letter.event().replay == "early"
+    old.stop()
+    use("t.exact")
+    start("new")
+    last(bench.dead("late").run(FAST))
+    eventually(lambda: queues.length() == 1, "the message")
+    assert queues.messages()[0]["headers"]["id"] == task_id_for("tests", "n1", "t.exact", "late")
+    assert not bench.letters.latest(10)
+
+
+def test_replays_at_once_move_each_letter_once(bench: Bench, server: RedisServer, settings: BridgeSettings) -> None:
+    """Several of other names on the same letters: each letter goes with one of them, and none is left."""
+    for number in range(60):
+        bench.park(number)
+
+    def run(name: str) -> int:
+        with Redis.from_url(server.url) as own:
+            return last(Bench(own, settings).dead(name).run(200)).replayed
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sum(pool.map(run, "abc")) == 60
+    assert sorted(bench.ids()) == sorted(f"n{number}" for number in range(60))
+    assert bench.letters.size() == Size(0, 0, 0)
 
 
 def test_a_full_redis_loses_no_letter(own_server: RedisServer, settings: BridgeSettings) -> None:

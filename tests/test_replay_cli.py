@@ -138,6 +138,7 @@ def test_an_interrupted_command_says_how_to_go_on(processes: Processes, bench: B
         ("replay --until 99999999d", "is no time"),
         ("replay --type [", "is not closed"),
         ("replay --all --rate 0", "--rate"),
+        ("replay --all --rate inf", "--rate"),
         ("dead drop", "say which"),
         ("dead show", "Missing argument"),
     ],

@@ -98,9 +98,7 @@ event_filters = options(
 replay_options = options(
     click.option("--all", "everything", is_flag=True, help="No filter: all there is."),
     click.option("--name", help="Name of the replay. The same name again goes on where it stopped."),
-    click.option(
-        "--rate", type=click.FloatRange(0, min_open=True), default=100.0, show_default=True, help="Events per second."
-    ),
+    click.option("--rate", type=click.IntRange(1), default=100, show_default=True, help="Most events per second."),
     click.option("--dry-run", is_flag=True, help="Show what would be replayed; change nothing."),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")

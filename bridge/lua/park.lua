@@ -6,9 +6,9 @@
 -- parked     string  marks this dead letter as written; expires after mark_ttl_ms. Every subscriber hears the same
 --                    broken message, and a redelivered task fails again: one letter is enough.
 --
--- Returns 1 when the letter was written, 0 when it had been written before. One that exceeds max_bytes alone is
--- dropped itself, after all others. XADD comes first: a Redis without memory refuses a script at its first write that
--- needs memory, and not once it has written.
+-- Returns 1 when the letter was written, 0 when it had been written before. One that exceeds max_bytes alone is counted
+-- as dropped and takes none of the others with it. XADD comes first: a Redis without memory refuses a script at its
+-- first write that needs memory, and not once it has written.
 
 local function bytes_of(fields)
     local bytes = 0
@@ -21,12 +21,18 @@ end
 if redis.call("EXISTS", KEYS[3]) == 1 then
     return 0
 end
+local own_bytes = bytes_of({unpack(ARGV, 4)})
+if own_bytes > tonumber(ARGV[3]) then
+    redis.call("HINCRBY", KEYS[2], "dropped", 1)
+    redis.call("SET", KEYS[3], "1", "PX", ARGV[1])
+    return 1
+end
 redis.call("XADD", KEYS[1], "*", unpack(ARGV, 4))
 
 local entries = redis.call("XLEN", KEYS[1])
 local bytes = redis.call("HGET", KEYS[2], "bytes")
 if entries > 1 and bytes then
-    bytes = bytes + bytes_of({unpack(ARGV, 4)})
+    bytes = bytes + own_bytes
 else
     bytes = 0
     for _, entry in ipairs(redis.call("XRANGE", KEYS[1], "-", "+")) do
