@@ -124,7 +124,8 @@ class Journal:
 
         Arguments:
             records: The events.
-            refill: Whether to append as well what was in the journal and is no longer: after its deletion.
+            refill: Whether to append as well what was in the journal and is no longer: after its deletion. Then
+                nothing is a ``conflict``.
 
         Returns:
             For each record what became of it. ``conflict``: its id is taken by an event with another type or

@@ -30,6 +30,9 @@ from tests.handlers import HANDLERS
 ROOT = Path(__file__).parent.parent
 IN_CI = bool(os.environ.get("CI"))
 
+# A shell ignores SIGINT in what it runs in the background, and the processes of the tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def missing(what: str) -> None:
     """Skip the test on a developer's machine; fail in CI, where everything must be there."""

@@ -146,7 +146,7 @@ class WritingMachine(RepeatingMachine):
                 new[event_id] = one
                 assert outcome == "appended"
             elif mark.digest != digest:
-                assert outcome == "conflict"
+                assert outcome == ("repeated" if refill else "conflict")
             else:
                 assert outcome == ("appended" if attempt and attempt == mark.attempt else "repeated")
         for event_id, entry in zip(new, self.learn([one.data for one in new.values()]), strict=True):

@@ -23,6 +23,7 @@ from bridge.devserver import RedisServer
 from bridge.errors import EventInvalid, SettingsError
 from bridge.event import Event
 from bridge.handlers import registry
+from bridge.journal import Journal
 from bridge.keys import Keys
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
@@ -135,7 +136,8 @@ def outcome(server: RedisServer) -> Iterator[Outcome]:
         app.conf.broker_transport_options = {"global_keyprefix": f"broker:{PREFIX}"}
         began_ms = time.time_ns() // 1_000_000
         with EventBus(settings) as bus:
-            bus.publish("sentinel", id="zero")  # with no journal, all keys would be read twice
+            bus.publish("sentinel", id="zero")
+        assert Journal(client, settings).create_group("earliest")  # a subscriber that makes it reads all keys once more
         write_keys(client, [c for name in CASES for c in (CASES[name], valid(name)) if c.key and not c.late])
         subscriber = Subscriber(app, settings, "one")
         subscriber.start()

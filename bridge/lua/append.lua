@@ -4,17 +4,19 @@
 -- journal  stream  one entry per event: id, type, event (the JSON)
 -- seen_i   string  "<digest>:<attempt>:<entry>" of the first event with this id, expires after dedup_ttl_ms
 --
--- With refill "1" a mark counts only while its entry is in the journal: for a journal that was deleted.
+-- With refill "1", for a journal that was deleted, a mark counts only while its entry is in the journal, and then
+-- whatever it says: keys are read to find what is missing, not to compare them with what was heard.
 --
 -- Returns for each event: 1 appended, 0 a repetition of one already there, -1 the id is taken by an event with
 -- another type or payload. An error stops at that event; calling again is safe, the earlier ones are then seen.
 
+local refill = ARGV[2] == "1"
 local outcome = {}
 for i = 1, #KEYS - 1 do
     local seen, base = KEYS[i + 1], 4 * i - 1
     local digest = ARGV[base]
     local first = redis.call("GET", seen)
-    if first and ARGV[2] == "1" then
+    if first and refill then
         local entry = string.match(first, ":(%d+-%d+)$")
         if entry and #redis.call("XRANGE", KEYS[1], entry, entry) == 0 then
             first = false
@@ -25,7 +27,7 @@ for i = 1, #KEYS - 1 do
         local entry = redis.call("XADD", KEYS[1], "*", unpack(fields))
         redis.call("SET", seen, digest .. "::" .. entry, "PX", ARGV[1])
         outcome[i] = 1
-    elseif string.sub(first, 1, #digest + 1) == digest .. ":" then
+    elseif refill or string.sub(first, 1, #digest + 1) == digest .. ":" then
         outcome[i] = 0
     else
         outcome[i] = -1
