@@ -27,7 +27,7 @@ from bridge.upkeep import Upkeep
 log = logging.getLogger(__name__)
 
 #: Longest wait for the threads: each notices a stop within 2 s, or within the socket timeout when Redis hangs.
-_STOP_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 8.0
 _TERMINATE_TIMEOUT_S = 2.0
 
 
