@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Tasks looked at in one round; an overdue one may have a megabyte.
 _SWEEP_TASKS = 100
+#: Longest sweep, but for its last round: dispatch waits for it, and a million tasks may be overdue.
+_SWEEP_S = 1.0
 
 
 class Recovery:
@@ -59,14 +62,17 @@ class Recovery:
         self._settings = settings
 
     def sweep(self, stop: threading.Event) -> None:
-        """Deal with every overdue task; end early when *stop* is set.
+        """Deal with overdue tasks, the longest overdue first, for a second or until *stop* is set.
 
         Raises:
             Exception: Redis or the broker failed; the next sweep goes on.
         """
+        deadline = time.monotonic() + _SWEEP_S
         while not stop.is_set() and (overdue := self._ledger.overdue(_SWEEP_TASKS)):
             lost = self._ledger.sweep(overdue, self._waiting(overdue))
             self._redispatch([task for task in overdue if task.task_id in lost])
+            if time.monotonic() > deadline:
+                return
 
     def _waiting(self, overdue: Sequence[Overdue]) -> set[str]:
         queues = {task.pair.queue for task in overdue if not task.passed} - {""}

@@ -73,6 +73,29 @@ def test_a_long_queue_is_not_multiplied(
     assert "redispatched" not in subscriber.info()
 
 
+def test_a_sweep_is_bounded(
+    use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tasks are overdue, a sweep returns to dispatch in time; the next one goes on where it ended."""
+    use("t.exact")
+    monkeypatch.setattr("bridge.recovery._SWEEP_S", 0.0)
+    monkeypatch.setattr("bridge.recovery._SWEEP_TASKS", 10)
+    subscriber = start(redispatch_after_s=2, upkeep_interval_s=0.05)
+    publish(bus, 100)
+    eventually(lambda: queues.length() == 100, "the messages")
+    before = due_times(client, prefix)
+    numbers: set[int] = set()  # of those that were put off
+
+    def all_put_off() -> bool:
+        now = due_times(client, prefix)
+        numbers.add(sum(now[task_id] > before[task_id] for task_id in before))
+        return max(numbers) == 100
+
+    eventually(all_put_off, "all are put off")
+    assert numbers & set(range(1, 100)), "in one sweep"
+    assert "redispatched" not in subscriber.info()
+
+
 def test_a_message_lost_from_a_long_queue_is_sent_again_when_later_ones_begin(
     use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str, settings: BridgeSettings
 ) -> None:

@@ -166,7 +166,8 @@ def test_signals_at_any_moment(processes: Processes, bus: EventBus, client: Redi
 @pytest.mark.timeout(120)
 def test_a_pool_that_forks_for_every_task(site: Site, bus: EventBus) -> None:
     """With max_tasks_per_child=1 every task runs in a new fork of a process with running threads; none hangs."""
-    patient = FAST | {"BRIDGE_REDISPATCH_AFTER_S": "60"}  # forks are slow, and a retry begins anew when it is sent again
+    # Forks are slow here, and a retry that is taken for lost begins anew.
+    patient = FAST | {"BRIDGE_REDISPATCH_AFTER_S": "60"}
     site.processes.worker("w1", "--max-tasks-per-child", "1", **patient)
     ids = [f"n{number}" for number in range(15)]
     bus.publish_many([Event(type="bound.created", id=event_id) for event_id in ids])
