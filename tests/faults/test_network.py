@@ -200,7 +200,7 @@ def test_a_frozen_redis(use, start: Start, own_server: RedisServer, prefix: str,
             assert time.monotonic() - began < bus.settings.socket_timeout_s + 2
             began = time.monotonic()
             leaving.stop()
-            assert time.monotonic() - began < 11
+            assert time.monotonic() - began < 10
             eventually(lambda: staying.info().get("errors", 0) >= 2, "the other one notices", 30)
         finally:
             os.kill(own_server.pid, signal.SIGCONT)
