@@ -21,6 +21,7 @@ from redis.exceptions import (
     AuthorizationError,
     ClusterDownError,
     NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -37,13 +38,14 @@ from bridge.settings import BridgeSettings
 T = TypeVar("T")
 
 #: Heal by waiting: a restart, a failover, a full network, a full memory.
-_TRANSIENT = (
+TRANSIENT = (
     RedisConnectionError,
     RedisTimeoutError,
     ReadOnlyError,
     ClusterDownError,
     TryAgainError,
     OutOfMemoryError,
+    NoScriptError,  # forgotten between two commands of a pipeline
 )
 #: Subclasses of ConnectionError that waiting does not heal.
 _PERMANENT = (AuthenticationError, AuthorizationError)
@@ -92,7 +94,7 @@ def attempt(settings: BridgeSettings, what: str, do: Callable[[], T]) -> T:
     Raises:
         BusUnavailable: It did not succeed; the text names the cause and what to check.
     """
-    retry = Retry(_publish_backoff, settings.publish_attempts - 1, _TRANSIENT)
+    retry = Retry(_publish_backoff, settings.publish_attempts - 1, TRANSIENT)
     try:
         return retry.call_with_retry(do, lambda _: None, is_retryable=lambda error: not isinstance(error, _PERMANENT))
     except RedisError as error:

@@ -89,6 +89,11 @@ def event_id_for(task_id: str, event_type: str, order: int) -> str:
     return str(uuid.uuid5(_EVENT_IDS, f"{task_id}:{event_type}:{order}"))
 
 
+def other_event_id_for(event_id: str, digest: str) -> str:
+    """Return the id of an event that takes the place of *event_id* when its task runs again, by its content."""
+    return str(uuid.uuid5(_EVENT_IDS, f"{event_id}:{digest}"))
+
+
 def install_propagation() -> None:
     """Let tasks hand their cause on to the tasks they start. May be called again."""
     before_task_publish.connect(_propagate_cause, weak=False, dispatch_uid=PROPAGATOR)

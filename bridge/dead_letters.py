@@ -31,6 +31,7 @@ _LAST_SEQUENCE = 2**64 - 1
 _NOT_THAT_EVENT = {
     "type_mismatch": ("type", "it came on the channel of another type"),
     "id_conflict": ("id", "another event has this id; publish it anew under an id of its own"),
+    "loop": ("metadata.hops", "its chain is longer than bridge_max_hops; publish it anew to begin another"),
 }
 
 
@@ -94,8 +95,8 @@ class DeadLetter:
 
     @property
     def mark(self) -> str:
-        """What makes two letters the same failure."""
-        what = (self.reason, self.origin, self.task_id or self.raw)
+        """What makes two letters the same failure: a task, a message wherever it came from, or a place without one."""
+        what = (self.reason, self.task_id or ((self.sha256 or self.raw) if self.raw else self.origin))
         return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
 
 
@@ -148,7 +149,7 @@ class Selection:
 
     def holds_event(self, event_type: str, *ids: str) -> bool:
         """Whether an event of this type is one of them that goes by any of *ids*."""
-        return _fits(self.event_type, event_type) and (not self.ids or not self.ids.isdisjoint(ids))
+        return _fits(self.event_type, event_type) and (not self.ids or any(one and one in self.ids for one in ids))
 
     @property
     def bounds(self) -> tuple[str, str]:
@@ -175,30 +176,35 @@ class DeadLetters:
         self._park = script(client, "park")
         self._drop = script(client, "drop")
 
-    def add(self, letter: DeadLetter, pipe: Any = None) -> bool:
-        """Write *letter*; False when the same failure was written moments ago. Safe to repeat.
+    def add(self, letter: DeadLetter) -> bool:
+        """Write *letter*; False when the same failure was written moments ago. Safe to repeat."""
+        return bool(self._park(keys=self._letter_keys(letter), args=self._arguments(letter, _MARK_TTL_MS)))
 
-        With *pipe*, a transaction, it is written with the rest of that, and the answer is True.
+    def add_many(self, letters: Sequence[DeadLetter], *, remember: bool = False) -> list[bool]:
+        """Write *letters* in one round trip, and return for each what :meth:`add` would. Safe to repeat.
+
+        Arguments:
+            remember: Not for moments, but for as long as events are: of what is met again after every gap.
         """
-        keys, args = self._arguments(letter)
-        if pipe is None:
-            return bool(self._park(keys=keys, args=args))
-        # The text, not its hash: a server that forgot the script before EXEC would do the rest without the letter.
-        pipe.eval(self._park.script, len(keys), *keys, *args)
-        return True
-
-    def add_many(self, letters: Sequence[DeadLetter]) -> list[bool]:
-        """Write *letters* in one round trip, and return for each what :meth:`add` would. Safe to repeat."""
+        mark_ttl_ms = self._settings.dedup_ttl_ms if remember else _MARK_TTL_MS
         with self._client.pipeline(transaction=False) as pipe:
             for letter in letters:
-                keys, args = self._arguments(letter)
-                self._park(keys=keys, args=args, client=pipe)
+                self._park(keys=self._letter_keys(letter), args=self._arguments(letter, mark_ttl_ms), client=pipe)
             return [bool(written) for written in pipe.execute()]
 
-    def _arguments(self, letter: DeadLetter) -> tuple[list[str], list[Any]]:
-        keys = [self._key, self._size_key, self._keys.parked(self._settings.group, letter.mark)]
+    def bury(self, letter: DeadLetter) -> None:
+        """Write *letter*, with which its task ends, and the end of the task in one step. Safe to repeat."""
+        group, task_id = self._settings.group, letter.task_id
+        task_keys = [self._keys.done(task_id), self._keys.lease(task_id)]
+        task_keys += [self._keys.inflight(group), self._keys.inflight_pairs(group)]
+        self._park(keys=self._letter_keys(letter) + task_keys, args=self._arguments(letter, _MARK_TTL_MS))
+
+    def _letter_keys(self, letter: DeadLetter) -> list[str]:
+        return [self._key, self._size_key, self._keys.parked(self._settings.group, letter.mark)]
+
+    def _arguments(self, letter: DeadLetter, mark_ttl_ms: int) -> list[Any]:
         limits = (self._settings.max_dead_letters, self._settings.max_dead_letter_bytes)
-        return keys, [_MARK_TTL_MS, *limits, *_written(letter)]
+        return [mark_ttl_ms, *limits, letter.task_id, self._settings.dedup_ttl_ms, *_written(letter)]
 
     def latest(self, count: int) -> list[DeadLetter]:
         """Return up to *count* letters, newest first."""
@@ -276,7 +282,7 @@ def _letter(letter_id: bytes, stored: dict[bytes, bytes]) -> DeadLetter:
         if kind == "str":
             values[name.decode()] = value.decode(errors="replace")
         elif kind == "int":
-            values[name.decode()] = int(value)
+            values[name.decode()] = int(value) if value.isdigit() else 0
     return DeadLetter(**values)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from bridge.errors import BridgeError
 
@@ -135,10 +135,14 @@ class RedisServer:
         deadline = time.monotonic() + _START_TIMEOUT_S
         with Redis(port=self.port) as client:
             while True:
+                if self._process is None or self._process.poll() is not None:
+                    raise BridgeError("it ended")  # what answers at its port would be another
                 try:
                     client.ping()
+                except AuthenticationError:
+                    return  # it has a password, and answers
                 except RedisError:
-                    if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+                    if time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
                 else:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
@@ -12,7 +14,7 @@ from bridge.event import Event
 from bridge.handlers import Handler, Registry
 from bridge.journal import Entry
 from bridge.ledger import Pair
-from bridge.messages import Message, Outbox, task_id_for
+from bridge.messages import Message, Outbox, Refused, task_id_for
 from bridge.metrics import Counters
 from bridge.settings import BATCH_BYTES, BridgeSettings
 from bridge.stores import Stores
@@ -93,18 +95,22 @@ class Dispatcher:
 
     def dispatch(self, entries: Sequence[Entry]) -> bool:
         """Send the messages of *entries* and acknowledge them; False, and nothing done, while a queue is full."""
-        sent: list[tuple[str, Pair]] = []
-        messages: list[Message] = []
+        batch = _Batch()
         for entry in entries:
-            for message in self._messages(entry):
-                messages.append(message)
-                sent.append((message.task_id, _pair(message, entry)))
+            self._add(entry, batch)
+        messages = [message for message, _ in batch.messages]
         if self._held_back(messages):
             return False
-        self._outbox.send(messages)
+        for refused in self._outbox.send(messages):
+            batch.refuse(refused)
+        # Not before: what is tried again, while the broker is away, would be kept and counted again and again.
+        for letter in batch.letters:
+            self._park(letter)
         if entries:
-            self._ledger.sent([entry.entry_id for entry in entries], sent)
-        self._counters.add("dispatched", len(messages))
+            self._ledger.sent([entry.entry_id for entry in entries], batch.pairs())
+        for name, amount in batch.counts.items():
+            self._counters.add(name, amount)
+        self._counters.add("dispatched", len(batch.messages))
         return True
 
     def _held_back(self, messages: Sequence[Message]) -> bool:
@@ -127,51 +133,70 @@ class Dispatcher:
         elif len(entries) == self._limit:
             self._limit = min(2 * self._limit, self._settings.batch_size)
 
-    def _messages(self, entry: Entry) -> list[Message]:
+    def _add(self, entry: Entry, batch: _Batch) -> None:
         if entry.group not in (None, self._settings.group):
-            return []  # a replay for another group
+            return  # a replay for another group
         if entry.data is None:
-            self._counters.add("lost")
+            batch.counts["lost"] += 1
             log.error("journal entry %s was removed before it was dispatched: its event is lost", entry.entry_id)
-            return []
+            return
         try:
             event = Event.decode(entry.data, max_bytes=len(entry.data))
         except EventInvalid as error:
-            self._park(DeadLetter.of_message(error.reason, str(error), "journal", entry.data))
-            return []
+            batch.letters.append(DeadLetter.of_message(error.reason, str(error), "journal", entry.data))
+            return
         handlers: Sequence[Handler] = self._registry.matching(event.type)
         if entry.handler is not None:
             handlers = [handler for handler in self._registry if handler.task_name == entry.handler]
             if not handlers:
-                self._park_unknown(entry.handler, event, entry.data)
-                return []
-        if not handlers:
-            self._counters.add("unrouted")
-        return [message for handler in handlers if (message := self._message(handler, event, entry.data)) is not None]
+                # As during a deployment: the dead letter that was replayed is gone, so another keeps the event.
+                text = "this subscriber has no such handler"
+                batch.letters.append(self._letter("no_handler", text, event, entry.data, entry.handler))
+                return
+        batch.counts["unrouted"] += not handlers
+        for handler in handlers:
+            self._add_message(handler, event, entry, batch)
 
-    def _message(self, handler: Handler, event: Event, data: bytes) -> Message | None:
-        """Return the message for one handler; None when it does not want the event, or cannot have it."""
+    def _add_message(self, handler: Handler, event: Event, entry: Entry, batch: _Batch) -> None:
         reason = "where"
         try:
             if handler.where is not None and not handler.where(event):
-                return None
+                return
             reason = "message"
-            return self._outbox.prepare(handler, event)
+            message = self._outbox.prepare(handler, event)
+            batch.messages.append((message, _pair(message, entry)))
         except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
-            task_id = task_id_for(self._settings.group, event.id, handler.task_name, event.replay)
-            detail = f"{type(error).__name__}: {error}"
-            self._park(DeadLetter.of_event(reason, detail, event, data, handler.task_name, task_id))
-            return None
+            detail, data = f"{type(error).__name__}: {error}", entry.data or b""
+            batch.letters.append(self._letter(reason, detail, event, data, handler.task_name))
 
-    def _park_unknown(self, name: str, event: Event, data: bytes) -> None:
-        """Keep a replayed event whose handler this process lacks, as during a deployment: its dead letter is gone."""
-        task_id = task_id_for(self._settings.group, event.id, name, event.replay)
-        self._park(DeadLetter.of_event("no_handler", "this subscriber has no such handler", event, data, name, task_id))
+    def _letter(self, reason: str, detail: str, event: Event, data: bytes, handler: str) -> DeadLetter:
+        task_id = task_id_for(self._settings.group, event.id, handler, event.replay)
+        return DeadLetter.of_event(reason, detail, event, data, handler, task_id)
 
     def _park(self, letter: DeadLetter) -> None:
         self._dead_letters.add(letter)
         self._counters.add("dead")
         log.warning("dead letter (%s): %s %s", letter.reason, letter.handler or letter.origin, letter.detail)
+
+
+@dataclass
+class _Batch:
+    """What becomes of some entries: messages with what the ledger keeps of them, dead letters, and counts."""
+
+    messages: list[tuple[Message, Pair]] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, refused: Refused) -> None:
+        """Make a dead letter of a message that cannot be sent."""
+        message, detail = refused.message, f"{type(refused.error).__name__}: {refused.error}"
+        event, task = message.event, message.task.name
+        self.messages = [one for one in self.messages if one[0] is not message]
+        self.letters.append(DeadLetter.of_event("message", detail, event, event.encode(), task, message.task_id))
+
+    def pairs(self) -> list[tuple[str, Pair]]:
+        """Return the messages as the ledger wants them."""
+        return [(message.task_id, pair) for message, pair in self.messages]
 
 
 def _pair(message: Message, entry: Entry) -> Pair:

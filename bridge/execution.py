@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from redis.client import Pipeline
-from redis.exceptions import RedisError, WatchError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from bridge.bus import EventBus
 from bridge.connection import attempt
@@ -25,6 +26,14 @@ from bridge.publishing import get_bus
 log = logging.getLogger(__name__)
 
 _executions: WeakKeyDictionary[EventBus, Executions] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of a task: with a dead letter, or well; *unless_begun*: not if it has ended or another copy runs."""
+
+    letter: DeadLetter | None
+    unless_begun: bool = False
 
 
 class Executions:
@@ -42,9 +51,10 @@ class Executions:
         self._lock = threading.Lock()
         #: Task id to the token of its run.
         self._running: dict[str, str] = {}
-        #: Tasks whose end could not be noted yet, with their dead letters.
-        self._ends: dict[str, DeadLetter | None] = {}
+        #: Tasks whose end is still to be noted.
+        self._ends: dict[str, _End] = {}
         self._keeper: threading.Thread | None = None
+        self._wake = threading.Event()
 
     def begin(self, task_id: str, *, idempotent: bool) -> Begun:
         """Ask whether a task may run; if so it counts as running until one of the methods below is called.
@@ -59,7 +69,9 @@ class Executions:
             lambda: self._ledger.begin(task_id, token, idempotent=idempotent),
         )
         if begun.outcome == "begun":
-            self._keep(task_id, token)
+            with self._lock:
+                self._running[task_id] = token
+                self._start_keeper()
         return begun
 
     def end(self, task_id: str, letter: DeadLetter | None = None) -> None:
@@ -67,15 +79,27 @@ class Executions:
 
         While Redis is away this process remembers it, and keeps the lease, until it can be noted.
         """
+        end = _End(letter)
         try:
-            attempt(self._settings, f"noting the end of task {task_id}", lambda: self._end(task_id, letter))
+            attempt(self._settings, f"noting the end of task {task_id}", lambda: self._note(task_id, end))
         except BusUnavailable as error:
             log.warning("%s Tried again in the background.", error)
             with self._lock:
-                self._ends[task_id] = letter
-            self._keep(task_id, self._running.get(task_id, ""))
+                self._ends[task_id] = end
+                self._start_keeper()
         else:
             self.abandon(task_id)
+
+    def end_later(self, task_id: str, letter: DeadLetter, *, unless_begun: bool) -> None:
+        """Have a thread note the end of a task: for the main process of a worker, which nothing may hold up.
+
+        Arguments:
+            unless_begun: Do nothing if the task has ended, or another copy of its message runs.
+        """
+        with self._lock:
+            self._ends[task_id] = _End(letter, unless_begun)
+            self._start_keeper()
+        self._wake.set()
 
     def release(self, task_id: str, delay_s: float) -> None:
         """Give a run up whose task comes again in *delay_s*.
@@ -113,45 +137,55 @@ class Executions:
         if not self._ledger.end_first(task_id, pipe):
             raise WatchError(f"task {task_id} has ended elsewhere: its lease was over before its effect")
 
-    def _end(self, task_id: str, letter: DeadLetter | None) -> None:
+    def _note(self, task_id: str, end: _End) -> None:
+        if end.unless_begun:
+            begun = self._ledger.begin(task_id, secrets.token_hex(8), idempotent=True)
+            if begun.outcome in ("ended", "running"):
+                return
+        if end.letter is not None:
+            self._dead_letters.bury(end.letter)
+            return
         with self._client.pipeline(transaction=True) as pipe:
-            if letter is not None:
-                self._dead_letters.add(letter, pipe)
             self._ledger.end(task_id, pipe)
             pipe.execute()
 
     # The thread that keeps leases alive
 
-    def _keep(self, task_id: str, token: str) -> None:
-        with self._lock:
-            self._running[task_id] = token
-            if self._keeper is None:
-                self._keeper = threading.Thread(target=self._keep_alive, name="bridge-leases", daemon=True)
-                self._keeper.start()
+    def _start_keeper(self) -> None:
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep_alive, name="bridge-leases", daemon=True)
+            self._keeper.start()
 
     def _keep_alive(self) -> None:
-        """Renew the leases of long runs and note late ends; ends when nothing has run for one round."""
+        """Renew the leases of long runs and note late ends; ends when there was nothing to do for one round."""
         kept: dict[str, str] = {}
-        pause = threading.Event()
         while True:
             # Two tries fit into a lease before it is lost.
-            pause.wait(self._settings.lease_s / 3)
+            self._wake.wait(self._settings.lease_s / 3)
+            self._wake.clear()
             with self._lock:
-                if not self._running:
+                if not (self._running or self._ends):
                     self._keeper = None
                     return
                 running, ends = dict(self._running), dict(self._ends)
             try:
-                for task_id, letter in ends.items():
-                    self._end(task_id, letter)
-                    with self._lock:
-                        del self._ends[task_id]
-                        self._running.pop(task_id, None)
-                for task_id, token in running.items() & kept.items() - ends.keys():
+                for task_id, token in running.items() & kept.items():
                     self._renew(task_id, token)
+                for task_id, end in ends.items():
+                    self._note_late(task_id, end)
             except (RedisError, OSError) as error:
                 log.warning("leases not renewed: %s", error)
             kept = running
+
+    def _note_late(self, task_id: str, end: _End) -> None:
+        try:
+            self._note(task_id, end)
+        except ResponseError as error:
+            log.warning("the end of task %s is not noted: %s", task_id, error)  # others may have better luck
+            return
+        with self._lock:
+            del self._ends[task_id]
+            self._running.pop(task_id, None)
 
     def _renew(self, task_id: str, token: str) -> None:
         if not self._ledger.renew(task_id, token) and self._running.get(task_id) == token:

@@ -159,7 +159,7 @@ def restore_sources(client: Redis, settings: BridgeSettings, events: list[Event]
     try:
         with client.pipeline(transaction=False) as pipe:
             for event_id in hidden:
-                pipe.get(keys.event(event_id))
+                pipe.getrange(keys.event(event_id), 0, settings.max_event_bytes)
             values = dict(zip(hidden, pipe.execute(raise_on_error=False), strict=True))
     except RedisError:
         return events  # better an event without its source than no event

@@ -163,6 +163,8 @@ def check_send_options(options: Mapping[str, Any]) -> None:
             maybe_delivery_mode(options["delivery_mode"])
     except (KeyError, AttributeError) as error:
         raise HandlerInvalid(f"compression or delivery_mode: kombu knows no {error}") from error
+    if not isinstance(options.get("countdown") or 0, int | float):
+        raise HandlerInvalid(f"countdown={options['countdown']!r} must be a number of seconds")
 
 
 def _check_patterns(patterns: tuple[Any, ...]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from bridge.connection import BackOff
+from bridge.connection import TRANSIENT, BackOff
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.errors import EventInvalid
 from bridge.event import Event
@@ -34,6 +34,8 @@ _KEYS_AT_ONCE = 50
 _ORIGIN_CHARS = 500
 #: How long after its broadcast a program may write the key of an event.
 _LATE_KEY_S = 2.0
+#: PTTL of a key that is not there, as one that expired since the scan.
+_NO_KEY = -2
 #: How often a waiting catch-up looks whether it should stop.
 _WAIT_S = 0.5
 
@@ -119,74 +121,101 @@ class Intake:
         records = [Record(event, event.encode()) for event in events if event.hops <= max_hops]
         outcomes = [outcome for batch in _batches(records) for outcome in self._journal.append(batch, refill=refill)]
         conflicts = [record for record, outcome in zip(records, outcomes, strict=True) if outcome == "conflict"]
+        letters: list[DeadLetter] = []
         for event in looping:
             text = f"{event.hops} hops, the limit is {max_hops}"
-            self._refuse(DeadLetter.of_message("loop", text, self._keys.channel(event.type), event.encode()))
+            letters.append(DeadLetter.of_message("loop", text, self._keys.channel(event.type), event.encode()))
         for record in conflicts:
             origin = self._keys.channel(record.event.type)
             text = f"id {record.event.id} is taken by an event with another type or payload"
-            self._refuse(DeadLetter.of_message("id_conflict", text, origin, record.data))
+            letters.append(DeadLetter.of_message("id_conflict", text, origin, record.data))
         for message in invalid:
             error, origin = message.error, message.origin[:_ORIGIN_CHARS]
-            self._refuse(DeadLetter.of_message(error.reason, str(error), origin, message.data))
+            letters.append(DeadLetter.of_message(error.reason, str(error), origin, message.data))
+        # A key is read again after every gap, for as long as it is there.
+        self._refuse(letters, remember=counter == "caught_up")
         self._counters.add(counter, outcomes.count("appended"))
         self._counters.add("duplicate", outcomes.count("repeated"))
 
-    def _refuse(self, letter: DeadLetter) -> None:
-        if self._dead_letters.add(letter):
-            self._counters.add("invalid")
-            log.warning("dead letter (%s) from %r: %s", letter.reason, letter.origin, letter.detail)
+    def _refuse(self, letters: Sequence[DeadLetter], *, remember: bool) -> None:
+        if not letters:
+            return
+        try:
+            written = self._dead_letters.add_many(letters, remember=remember)
+        except TRANSIENT:
+            raise
+        except ResponseError as error:
+            # No right to write them, or something else at their key. The events that come after must not wait for that.
+            self._counters.add("errors")
+            for letter in letters:
+                log.error("no dead letter (%s) for %s: %s", letter.detail, letter.origin, error)
+            return
+        for letter, is_new in zip(letters, written, strict=True):
+            if is_new:
+                self._counters.add("invalid")
+                log.warning("dead letter (%s) from %r: %s", letter.reason, letter.origin, letter.detail)
 
     def _scan(self, stop: threading.Event, refill: bool) -> None:
-        cursor = 0
+        cursor, stale = 0, 0
         while not stop.is_set():
             cursor, names = self._client.scan(cursor, match=self._keys.all_events, count=_SCAN_COUNT)
-            self._take_keys(cast("list[bytes]", names), refill)
+            stale += self._take_keys(cast("list[bytes]", names), refill)
             if cursor == 0:
-                self.caught_up.set()
-                return
+                break
+        else:
+            return
+        if stale:
+            text = "%d event keys left alone: their timestamps say that they are older than bridge_event_ttl_s, %d s, "
+            text += "which the keys outlive; make it longer than any program keeps them"
+            log.warning(text, stale, self._settings.event_ttl_s)
+        self.caught_up.set()
 
-    def _take_keys(self, names: Sequence[bytes], refill: bool) -> None:
+    def _take_keys(self, names: Sequence[bytes], refill: bool) -> int:
+        """Append the events behind *names* that are missing; return how many of them are taken for old."""
         ids = [name.decode(errors="backslashreplace").removeprefix(self._keys.event("")) for name in names]
         unseen = set(ids if refill else self._journal.unseen(ids))
         wanted = [name for name, event_id in zip(names, ids, strict=True) if event_id in unseen]
-        for start in range(0, len(wanted), _KEYS_AT_ONCE):
-            self._take_values(wanted[start : start + _KEYS_AT_ONCE], refill)
+        starts = range(0, len(wanted), _KEYS_AT_ONCE)
+        return sum(self._take_values(wanted[start : start + _KEYS_AT_ONCE], refill) for start in starts)
 
-    def _take_values(self, names: Sequence[bytes], refill: bool) -> None:
+    def _take_values(self, names: Sequence[bytes], refill: bool) -> int:
         with self._client.pipeline(transaction=False) as pipe:
             for name in names:
-                pipe.get(name)
+                pipe.getrange(name, 0, self._settings.max_event_bytes)  # a byte more than is taken
                 pipe.pttl(name)
             replies = pipe.execute(raise_on_error=False)
         events: list[Event] = []
         invalid: list[InvalidMessage] = []
+        stale = 0
         for name, value, ttl_ms in zip(names, replies[::2], replies[1::2], strict=True):
             try:
-                event = self._decode(value)
+                event = None if ttl_ms == _NO_KEY else self._decode(value)
             except EventInvalid as error:
                 data = value if isinstance(value, bytes) else b""
                 invalid.append(InvalidMessage(name.decode(errors="backslashreplace"), data, error))
             else:
-                if event is not None and not self._stale(event, ttl_ms):
+                if event is not None and self._stale(event, ttl_ms):
+                    stale += 1
+                elif event is not None:
                     events.append(event)
         self._take(events, invalid, "caught_up", refill)
+        self._counters.add("stale", stale)
+        return stale
 
-    def _decode(self, value: Any) -> Event | None:
+    def _decode(self, value: Any) -> Event:
         if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
             raise EventInvalid("wrong_type", "", "the event key holds no string")
         if isinstance(value, RedisError):
             raise value
-        # It may have expired since the scan.
-        return None if value is None else Event.decode(value, max_bytes=self._settings.max_event_bytes)
+        return Event.decode(value, max_bytes=self._settings.max_event_bytes)
 
-    def _stale(self, event: Event, ttl_ms: int) -> bool:
+    def _stale(self, event: Event, ttl_ms: Any) -> bool:
         """Whether the key outlives our marks, so that only its timestamp tells that the event was taken long ago."""
+        if isinstance(ttl_ms, RedisError):
+            raise ttl_ms
         if 0 <= ttl_ms <= self._settings.event_ttl_ms or event.occurred_at is None:
             return False
-        stale = event.occurred_at.timestamp() < time.time() - self._settings.event_ttl_s
-        self._counters.add("stale", int(stale))
-        return stale
+        return event.occurred_at.timestamp() < time.time() - self._settings.event_ttl_s
 
 
 def _batches(records: Sequence[Record]) -> Iterator[list[Record]]:

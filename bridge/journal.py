@@ -254,10 +254,9 @@ def _entries(rows: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]
 
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    group, handler = fields.get(b"group"), fields.get(b"handler")
-    return Entry(
-        entry_id,
-        fields.get(b"event"),
-        None if group is None else group.decode(),
-        None if handler is None else handler.decode(),
+    # Anybody may have written it: what is no UTF-8 names no group and no handler there is.
+    group, handler = (
+        None if name is None else name.decode(errors="backslashreplace")
+        for name in (fields.get(b"group"), fields.get(b"handler"))
     )
+    return Entry(entry_id, fields.get(b"event"), group, handler)

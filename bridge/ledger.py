@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
 from redis import Redis
@@ -37,6 +37,7 @@ class Pair:
         priority: Of the message; messages of one queue and priority are worked off in order.
         delay_ms: How long the message holds the task back (``countdown``).
         redispatches: How often the message was sent again.
+        retried: Whether the task has begun and comes again: out of the order of its queue.
     """
 
     handler: str
@@ -46,6 +47,10 @@ class Pair:
     priority: int = 0
     delay_ms: int = 0
     redispatches: int = 0
+    retried: bool = False
+
+
+_PAIR_FIELDS = frozenset(field.name for field in fields(Pair))
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,8 @@ class Ledger:
         """Queue on *pipe*, a transaction, that a task has ended: its done mark, and that it leaves the ledger."""
         pipe.set(self._keys.done(task_id), b"1", px=self._settings.dedup_ttl_ms)
         pipe.delete(self._keys.lease(task_id))
-        self.strike(task_id, pipe)
+        pipe.zrem(self._inflight, task_id)
+        pipe.hdel(self._pairs, task_id)
 
     def end_first(self, task_id: str, pipe: Pipeline) -> bool:
         """Begin the transaction of *pipe* and queue the end on it, behind what is there; False: it has ended.
@@ -167,26 +173,28 @@ class Ledger:
         rows: Any = self._scripts["overdue"](
             keys=[self._inflight, self._pairs, self._lanes], args=[count, self._lease_ms]
         )
-        return [Overdue(task_id.decode(), Pair(**json.loads(text)), bool(passed)) for task_id, text, passed in rows]
+        return [Overdue(task_id.decode(), _pair(text), bool(passed)) for task_id, text, passed in rows]
 
     def sweep(self, overdue: Sequence[Overdue], waiting: Collection[str]) -> set[str]:
         """Put off those that run, or wait in their queue, strike those that have ended; return the ids of the others.
 
         Arguments:
             overdue: Result of :meth:`overdue`.
-            waiting: Ids of the tasks among them that wait in their queue.
+            waiting: Ids of the tasks among them that seem to wait in their queue. That is believed for half of
+                ``event_ttl_s``, while their journal entries are sure to be there; then they are sent once more.
         """
-        keys, args = [self._inflight, self._pairs], [str(self._redispatch_ms)]
+        keys = [self._inflight, self._pairs]
+        args: list[Any] = [self._redispatch_ms, max(self._redispatch_ms, self._settings.event_ttl_ms // 2)]
         for task in overdue:
             keys += (self._keys.done(task.task_id), self._keys.lease(task.task_id))
-            args += (task.task_id, str(int(task.task_id in waiting)))
+            args += (task.task_id, int(task.task_id in waiting))
         return {task_id.decode() for task_id in cast("list[bytes]", self._scripts["sweep"](keys=keys, args=args))}
-
-    def strike(self, task_id: str, pipe: Pipeline) -> None:
-        """Queue on *pipe*, a transaction, that a task leaves the ledger."""
-        pipe.zrem(self._inflight, task_id)
-        pipe.hdel(self._pairs, task_id)
 
     def size(self) -> int:
         """Return how many tasks were sent and have not ended."""
         return self._client.zcard(self._inflight)
+
+
+def _pair(text: bytes) -> Pair:
+    stored = json.loads(text)
+    return Pair(**{name: stored[name] for name in _PAIR_FIELDS & stored.keys()})  # another version may have written it

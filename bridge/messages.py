@@ -17,7 +17,9 @@ from celery import Celery, Task
 from celery.app.routes import MapRoute
 from celery.signals import after_task_publish, before_task_publish
 from kombu import Producer
+from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
+from redis.exceptions import RedisError
 
 from bridge.context import PROPAGATOR
 from bridge.errors import HandlerInvalid, SettingsError
@@ -67,6 +69,14 @@ class Message:
     body: tuple[str, str, Any] | None
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A message that cannot be sent because of *error*."""
+
+    message: Message
+    error: Exception
+
+
 class Outbox:
     """Makes task messages and sends them in batches; used by one thread.
 
@@ -102,27 +112,37 @@ class Outbox:
         task_id = task_id_for(self._group, event.id, handler.task_name, event.replay)
         return Message(task, task_id, event, route, body)
 
-    def send(self, messages: Sequence[Message]) -> None:
-        """Send all *messages* through one broker batch.
+    def send(self, messages: Sequence[Message]) -> list[Refused]:
+        """Send *messages* through one broker batch.
 
         An error leaves open which of them went out; sending all of them again gives them the same task ids.
+
+        Returns:
+            Those that cannot be sent, though the broker is well: Celery calls user code for the messages it makes.
 
         Raises:
             Exception: Whatever the broker's client raises; the connection is then made anew next time.
         """
+        refused: list[Refused] = []
         if not messages:
-            return
+            return refused
         try:
             producer = self._connected()
             with producer.batch():
                 for message in messages:
-                    if message.route.template is None or message.body is None:
-                        _send_by_celery(producer, message)
-                    else:
+                    if message.route.template is not None and message.body is not None:
                         _send_filled_in(producer, message, message.route.template, message.body)
+                        continue
+                    try:
+                        _send_by_celery(producer, message)
+                    except Exception as error:
+                        if _is_outage(error, producer.connection):
+                            raise
+                        refused.append(Refused(message, error))
         except BaseException:
             self.close()
             raise
+        return refused
 
     def waiting(self, queue: str) -> int:
         """Return how many messages are in *queue*, those that workers have taken not counted.
@@ -230,6 +250,12 @@ def _send_by_celery(producer: Any, message: Message) -> None:
         add_to_parent=False,
         **message.route.options,
     )
+
+
+def _is_outage(error: Exception, connection: Any) -> bool:
+    # kombu counts KeyError among the errors of a connection to Redis; user code raises it as well.
+    of_broker = [kind for kind in connection.connection_errors + connection.channel_errors if kind is not KeyError]
+    return isinstance(error, (OperationalError, RedisError, OSError, *of_broker))
 
 
 class _Recorder(Producer):

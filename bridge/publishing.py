@@ -11,7 +11,7 @@ from celery import Celery
 from celery.app import app_or_default
 
 from bridge.bus import EventBus
-from bridge.context import current_cause, next_event_id
+from bridge.context import current_cause, next_event_id, other_event_id_for
 from bridge.event import caused_by
 from bridge.local_bus import Publication
 from bridge.settings import BridgeSettings
@@ -39,7 +39,8 @@ def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fi
 
     Inside a task the event joins the chain of the one that started the task: it carries the correlation id on
     and records cause and hops, also in the subtasks of a handler. Its id is derived from the task's id, the type
-    and the order of publication, so that a task that runs again publishes nothing twice.
+    and the order of publication, so that a task that runs again publishes nothing twice. Should it publish something
+    else the second time, that is an event of its own.
 
     Arguments:
         type: What happened, e.g. ``dream.summarised``.
@@ -58,7 +59,14 @@ def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fi
     if id is not None:
         return _publish(type, payload, fields | {"id": id})
     with next_event_id(type) as derived_id:
-        return _publish(type, payload, fields | ({"id": derived_id} if derived_id is not None else {}))
+        if derived_id is None:
+            return _publish(type, payload, fields)
+        publication = _publish(type, payload, fields | {"id": derived_id})
+        if publication.conflict:
+            # An earlier run of this task has published something else here; both are events.
+            other_id = other_event_id_for(derived_id, publication.event.digest)
+            publication = _publish(type, payload, fields | {"id": other_id})
+        return publication
 
 
 def _publish(type: str, payload: Any, fields: dict[str, Any]) -> Publication:

@@ -8,13 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from redis import Redis
-
 from bridge.dead_letters import DeadLetter
+from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.handlers import Registry
 from bridge.journal import Entry
-from bridge.ledger import Overdue, Pair
+from bridge.ledger import Overdue
 from bridge.messages import Message, Outbox
 from bridge.metrics import Counters
 from bridge.settings import BridgeSettings
@@ -38,21 +37,18 @@ class Recovery:
     first message come after all, the done mark or the lease makes it harmless.
 
     Arguments:
-        client: Connected to the bus.
         stores, outbox, registry, counters: Its parts.
         settings: ``max_redispatches``.
     """
 
     def __init__(
         self,
-        client: Redis,
         stores: Stores,
         outbox: Outbox,
         registry: Registry,
         counters: Counters,
         settings: BridgeSettings,
     ) -> None:
-        self._client = client
         self._journal = stores.journal
         self._ledger = stores.ledger
         self._dead_letters = stores.dead_letters
@@ -82,18 +78,21 @@ class Recovery:
     def _redispatch(self, overdue: Sequence[Overdue]) -> None:
         entries = self._journal.entries([task.pair.entry_id for task in overdue])
         messages: list[Message] = []
-        sent: list[tuple[str, Pair]] = []
+        tasks: dict[str, Overdue] = {}
         for task in overdue:
             try:
                 messages += self._messages(task, entries.get(task.pair.entry_id))
             except _Hopeless as reason:
                 self._give_up(task, reason)
             else:
-                sent.append((task.task_id, replace(task.pair, redispatches=task.pair.redispatches + 1)))
+                tasks[task.task_id] = task
         self._outbox.close()  # a broker that lost messages may have lost queues and bindings, which kombu declares once
-        self._outbox.send(messages)
-        if sent:
-            self._ledger.sent([], sent)
+        for refused in self._outbox.send(messages):
+            detail = f"{type(refused.error).__name__}: {refused.error}"
+            self._give_up(tasks.pop(refused.message.task_id), _Hopeless("message", detail, refused.message.event))
+        if tasks:
+            pairs = {name: replace(task.pair, redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
+            self._ledger.sent([], list(pairs.items()))
             self._counters.add("redispatched", len(messages))
             log.warning("%d overdue tasks neither ran nor waited in their queue: sent again", len(messages))
 
@@ -102,7 +101,9 @@ class Recovery:
         if task.pair.redispatches >= self._settings.max_redispatches:
             raise _Hopeless("unfinished", f"sent {task.pair.redispatches + 1} times and never ended", event)
         if event is None:
-            raise _Hopeless("gone", f"journal entry {task.pair.entry_id} is gone: cannot be sent again", None)
+            raise _Hopeless(
+                "gone", f"journal entry {task.pair.entry_id} is gone, or unreadable: cannot be sent again", None
+            )
         handler = next((one for one in self._registry if one.task_name == task.pair.handler), None)
         if handler is None:
             log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, task.pair.handler)
@@ -113,7 +114,7 @@ class Recovery:
             raise _Hopeless("message", f"{type(error).__name__}: {error}", event) from error
 
     def _give_up(self, task: Overdue, why: _Hopeless) -> None:
-        """Move a task from the ledger to the dead letters. It has no done mark: should it come after all, it runs."""
+        """End a task with a dead letter: should its message come after all, it is skipped."""
         handler, task_id, event = task.pair.handler, task.task_id, why.event
         attempts = task.pair.redispatches + 1
         if event is None:
@@ -124,10 +125,7 @@ class Recovery:
             letter = DeadLetter.of_event(
                 why.reason, why.detail, event, event.encode(), handler, task_id, attempts=attempts
             )
-        with self._client.pipeline(transaction=True) as pipe:
-            self._dead_letters.add(letter, pipe)
-            self._ledger.strike(task_id, pipe)
-            pipe.execute()
+        self._dead_letters.bury(letter)
         self._counters.add("dead")
         log.error("dead letter (%s): %s of event %s: %s", why.reason, handler, task.pair.event_id, why.detail)
 
@@ -145,4 +143,7 @@ class _Hopeless(Exception):
 def _event(entry: Entry | None) -> Event | None:
     if entry is None or entry.data is None:
         return None
-    return Event.decode(entry.data, max_bytes=len(entry.data))  # it decoded when it was dispatched
+    try:
+        return Event.decode(entry.data, max_bytes=len(entry.data))
+    except EventInvalid:  # it decoded when it was dispatched; another version of the bridge may be stricter
+        return None

@@ -18,6 +18,7 @@ from celery import Celery
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as EnvUnreadable
+from redis.connection import parse_url
 
 from bridge.errors import SettingsError
 from bridge.event import UNHEARD_SOURCE
@@ -31,6 +32,9 @@ BATCH_BYTES = 4 * 1024 * 1024
 #: Names of Celery applications that nobody chose.
 _NAMELESS = (None, "default", "__main__")
 _URL_SCHEMES = ("redis://", "rediss://", "unix://")
+#: Options of a URL that would win over what the bridge relies on: the shape of replies, and who repeats a command.
+_URL_REFUSED = {"protocol", "decode_responses", "legacy_responses", "retry_on_timeout", "retry_on_error"}
+_URL_REFUSED |= {"socket_timeout", "client_name"}
 
 
 class BridgeSettings(BaseSettings):
@@ -157,6 +161,13 @@ class BridgeSettings(BaseSettings):
     def _consistent(self) -> Self:
         if not self.url.startswith(_URL_SCHEMES):
             raise ValueError("redis_url: must begin with redis://, rediss:// or unix://")  # it may hold a password
+        try:
+            options = parse_url(self.url)  # type: ignore[no-untyped-call]  # redis-py has no types here
+        except ValueError:
+            # The original would show a part of the password.
+            raise ValueError("redis_url: cannot be read; write special characters of the password as %XX") from None
+        if refused := _URL_REFUSED & options.keys():
+            raise ValueError(f"redis_url: takes no {', '.join(sorted(refused))}; the bridge chooses that itself")
         if self.dedup_ttl_s and self.dedup_ttl_s <= self.event_ttl_s:
             raise ValueError("dedup_ttl_s must exceed event_ttl_s, or catch-up would dispatch old events again")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.keys import Keys
 from bridge.settings import BridgeSettings
+
+log = logging.getLogger(__name__)
 
 #: Entries of the journal read in one round trip; each may have a megabyte.
 _PAGE = 100
@@ -90,6 +93,11 @@ class JournalSource:
             first = f"({rows[-1][0].decode()}"
 
     def _page(self, first: str, last: str) -> Any:
+        if first.startswith("(") and not self._range(first[1:], first[1:]):
+            log.warning("the journal was trimmed beyond %s: what came next may have expired unreplayed", first[1:])
+        return self._range(first, last)
+
+    def _range(self, first: str, last: str) -> Any:
         what = "reading the journal"
         return attempt(self._settings, what, lambda: self._client.xrange(self.key, first, last, count=_PAGE))
 

@@ -61,7 +61,7 @@ class Subscriber:
         self._journal = stores.journal
         self._outbox = Outbox(app, settings)
         self._dispatcher = Dispatcher(stores, self._outbox, registry, self.counters, settings, consumer=name)
-        recovery = Recovery(self._client, stores, self._outbox, registry, self.counters, settings)
+        recovery = Recovery(stores, self._outbox, registry, self.counters, settings)
         self._upkeep = Upkeep(
             self._client, self._journal, self._dispatcher, recovery, self.counters, settings, consumer=name
         )
@@ -118,12 +118,6 @@ class Subscriber:
         if late:
             log.warning("%s still waiting for Redis or the broker; left behind", ", ".join(late))
             return
-        if self._outage.failures == 0:  # otherwise Redis may hang, and we would wait for it once more
-            try:
-                self._upkeep.resign()
-                self._journal.leave(self.name)
-            except (RedisError, JournalLost, OSError) as error:
-                log.info("left group %s without a word: %s", self._settings.group, error)
         self._outbox.close()
         self._client.close()
 
@@ -169,6 +163,15 @@ class Subscriber:
                 self._outbox.close()  # kombu's queue bindings may have gone with it; a new connection declares them
             except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
                 self._outage.wait(error)
+        if self._outage.failures == 0:  # otherwise Redis may hang, and a stop would wait for it once more
+            self._leave()
+
+    def _leave(self) -> None:
+        try:
+            self._upkeep.resign()
+            self._journal.leave(self.name)
+        except (RedisError, JournalLost, OSError) as error:
+            log.info("left group %s without a word: %s", self._settings.group, error)
 
     def _open_group(self) -> bool:
         """Make sure that the group exists; False while that has to wait."""

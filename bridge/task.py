@@ -14,14 +14,15 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from celery import Task
+from celery.canvas import _chain
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from kombu.exceptions import OperationalError
-from redis.exceptions import WatchError
+from redis.exceptions import RedisError, WatchError
 
 from bridge.context import count_publications, handling
 from bridge.dead_letters import DeadLetter
-from bridge.errors import BusUnavailable, EventInvalid
+from bridge.errors import BusUnavailable, EventInvalid, HandlerInvalid
 from bridge.event import Event
 from bridge.execution import get_executions
 from bridge.ledger import Begun
@@ -29,7 +30,9 @@ from bridge.ledger import Begun
 log = logging.getLogger(__name__)
 
 #: Pause before a task with early acknowledgement looks for the bus again.
-_BUS_AWAY_RETRY_S = 5
+_BUS_AWAY_RETRY_S = 5.0
+#: Attribute of a request: the end of its task is noted. What Celery cannot do afterwards is no failure of the task.
+_ENDED = "bridge_ended"
 
 
 class EventRequest(Request):
@@ -49,6 +52,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
     #: A message is acknowledged when its task has ended, so that a killed worker loses none.
     acks_late = True
     reject_on_worker_lost = True
+    #: Celery would write STARTED to the result backend first, and drop the message when that does not answer.
+    track_started = False
 
     #: Whether a second copy of the message must not run the task again: not after it has ended, nor while it runs.
     idempotent = True
@@ -89,16 +94,43 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         """Keep the event of a task that failed for good as a dead letter. Called by Celery after the last retry."""
         if self.request.is_eager:
             return
+        if getattr(self.request, _ENDED, False):
+            log.error("task %s has ended; what follows its end failed: %r", task_id, exc)
+            return
         self.give_up("failure", f"{type(exc).__name__}: {exc}", task_id, args, str(getattr(einfo, "traceback", "")))
 
-    def give_up(self, reason: str, detail: str, task_id: str, args: Any, traceback: str = "") -> None:
-        """End a task in a dead letter with its event, the first of *args*."""
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        """End a task that is followed by others, once Celery has sent those. Called by Celery."""
+        if not (self.request.is_eager or getattr(self.request, _ENDED, False)):
+            self._end(task_id)
+
+    def replace(self, sig: Any) -> Any:
+        """Let another task take the place of this one, as Celery does.
+
+        Raises:
+            HandlerInvalid: It is a handler. It would have the id of this task, and be skipped as a copy of it.
+        """
+        last = sig.tasks[-1] if isinstance(sig, _chain) else sig
+        if isinstance(self.app.tasks.get(str(last.task)), EventTask):
+            raise HandlerInvalid(
+                f"{self.name} cannot be replaced by {last.task}, which is a handler too: publish an event for it, or "
+                "call it as a function"
+            )
+        return super().replace(sig)
+
+    def give_up(
+        self, reason: str, detail: str, task_id: str, args: Any, traceback: str = "", *, unless_begun: bool = False
+    ) -> None:
+        """End a task in a dead letter with its event, the first of *args*.
+
+        With *unless_begun* nothing happens if it has ended, or another copy of its message runs.
+        """
         try:
             event = Event.from_dict(args[0])
         except (EventInvalid, LookupError, TypeError) as error:
             log.error("no dead letter for task %s, which somebody sent by hand: %s", task_id, error)
         else:
-            self._fail(reason, detail, task_id, event, traceback)
+            self._fail(reason, detail, task_id, event, traceback, unless_begun)
 
     def _run(self, event: Event[Any] | dict[str, Any], run: Any) -> Any:
         typed = event if isinstance(event, self.event_model) else self.event_model.model_validate(event)
@@ -116,10 +148,10 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             typed = self._validated(event, task_id)
         except BusUnavailable as error:
             # Nothing has run yet: the message goes back, or, acknowledged already, out again.
-            executions.abandon(task_id)
             if self.acks_late:
                 raise Reject(str(error), requeue=True) from error
-            raise self.retry(exc=error, countdown=_BUS_AWAY_RETRY_S, max_retries=None) from error
+            self._send_again(_BUS_AWAY_RETRY_S)
+            raise Ignore from error
         except EventInvalid:
             executions.abandon(task_id)
             raise
@@ -134,7 +166,9 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
                 raise Ignore from error
             self._left(error, task_id, event)
             raise
-        executions.end(task_id)
+        request = self.request
+        if not (request.chain or request.callbacks or request.chord):
+            self._end(task_id)
         return result
 
     def _left(self, error: BaseException, task_id: str, event: dict[str, Any]) -> None:
@@ -148,7 +182,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         elif isinstance(error, Reject):
             self.give_up("rejected", str(cast("Any", error).reason), task_id, [event])
         elif isinstance(error, Ignore):
-            executions.end(task_id)
+            self._end(task_id)
         else:
             executions.abandon(task_id)  # Celery calls on_failure(), or the process dies
 
@@ -156,22 +190,21 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         if begun.outcome == "ended":
             self._announce("task-deduplicated")
         elif begun.outcome == "running":
-            self._come_again(begun.left_ms)
+            # If that copy's worker has died, this one is to run: neither drop it nor let it go round in circles.
+            self._send_again(begun.left_ms / 1000)
+            log.info("task %s runs elsewhere; this copy looks again in %.1f s", task_id, begun.left_ms / 1000)
         else:
             detail = f"its worker died {begun.deaths} times while it ran"
             self._fail("crashed", detail, task_id, Event.from_dict(event))
+            self._store_failure(task_id, RuntimeError(detail))
 
-    def _come_again(self, left_ms: int) -> None:
-        """Send this message again for the time when the copy that runs must have shown a sign of life.
-
-        If that copy's worker has died, this one runs; it must neither be dropped nor go round in circles meanwhile.
-        """
+    def _send_again(self, countdown_s: float) -> None:
+        """Send this message again; no retry of Celery's, which are counted."""
         request = self.request
         try:
-            self.signature_from_request(request, countdown=left_ms / 1000, retries=request.retries).apply_async()
-        except (OperationalError, OSError) as error:
+            self.signature_from_request(request, countdown=countdown_s, retries=request.retries).apply_async()
+        except (OperationalError, RedisError, OSError) as error:
             raise Reject(str(error), requeue=True) from error
-        log.info("task %s runs elsewhere; this copy looks again in %.1f s", request.id, left_ms / 1000)
 
     def _validated(self, event: dict[str, Any], task_id: str) -> Event[Any]:
         try:
@@ -182,25 +215,42 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             # No retry can mend it. The result says FAILURE to who waits for it; Ignore keeps the state that
             # the custom event gives the task in Flower.
             self._fail("payload", str(error), task_id, whole)
-            self.backend.mark_as_failure(task_id, error, request=self.request, store_result=not self.ignore_result)
+            self._store_failure(task_id, error)
             raise Ignore from error
 
-    def _fail(self, reason: str, detail: str, task_id: str, event: Event[Any], traceback: str = "") -> None:
+    def _store_failure(self, task_id: str, error: Exception) -> None:
+        self.backend.mark_as_failure(task_id, error, request=self.request, store_result=not self.ignore_result)
+
+    def _end(self, task_id: str, letter: DeadLetter | None = None) -> None:
+        get_executions().end(task_id, letter)
+        setattr(self.request, _ENDED, True)
+
+    def _fail(
+        self,
+        reason: str,
+        detail: str,
+        task_id: str,
+        event: Event[Any],
+        traceback: str = "",
+        unless_begun: bool = False,
+    ) -> None:
         attempts = (self.request.retries or 0) + 1
         letter = DeadLetter.of_event(
             reason, detail, event, event.encode(), self.name, task_id, traceback=traceback, attempts=attempts
         )
-        get_executions().end(task_id, letter)
         log.warning("dead letter (%s): %s of %r", reason, self.name, event)
-        self._announce("task-deadlettered", reason=reason, exception=detail)
+        if self.request.id is None:
+            # In a worker's main process, after a hard time limit or a revocation, which Celery announces.
+            get_executions().end_later(task_id, letter, unless_begun=unless_begun)
+        else:
+            self._end(task_id, letter)
+            self._announce("task-deadlettered", reason=reason, exception=detail)
 
     def _announce(self, event_type: str, **fields: Any) -> None:
         """Send a custom worker event; Flower shows it as the state of the task."""
-        if self.request.id is None:
-            return  # in a worker's main process, after a hard time limit or a revocation: Celery announces those
         try:
             self.send_event(event_type, retry=False, **fields)
-        except (OperationalError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # whatever the broker's client raises, the task is what matters
             log.warning("monitors were not told %s of task %s: %s", event_type, self.request.id, error)
 
 
@@ -211,11 +261,15 @@ def _delay_s(error: BaseException) -> float:
     return float(when or 0)
 
 
-def end_revoked(sender: Any, request: Any = None, expired: bool = False, **_: Any) -> None:
-    """Keep the event of a task that was revoked, or has expired: the ledger would send it again. Called by Celery."""
+def end_revoked(sender: Any, request: Any = None, expired: bool = False, terminated: bool = False, **_: Any) -> None:
+    """Keep the event of a task that was revoked, or has expired: the ledger would send it again. Called by Celery.
+
+    Not if it was a mere copy of its message, and the task has ended or runs; *terminated*: it was this run.
+    """
     if isinstance(sender, EventTask):
         reason = "expired" if expired else "revoked"
-        sender.give_up(reason, f"its message was {reason}", str(request.id), request.args)
+        text = f"its message was {reason}"
+        sender.give_up(reason, text, str(request.id), request.args, unless_begun=not terminated)
 
 
 def describe(event: Any) -> str:

@@ -55,9 +55,10 @@ class SubscriberStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, no_subscriber: bool = False, **options: Any) -> None:
         self.enabled = not no_subscriber
         conf = worker.app.conf
-        if isinstance(url := conf.get("bridge_redis_url"), str):
-            # `inspect conf`, and so Flower, would show the password in it.
-            conf["bridge_redis_url"] = SecretStr(url)
+        for name in list(conf):
+            # `inspect conf`, and so Flower, would show the password in it. With a namespace there is another name.
+            if str(name).lower().endswith("bridge_redis_url") and isinstance(conf[name], str):
+                conf[name] = SecretStr(conf[name])
         super().__init__(worker, **options)
 
     def create(self, worker: Any) -> Subscriber:  # type: ignore[override]  # the stubs say None, Celery takes the service

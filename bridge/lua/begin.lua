@@ -54,8 +54,9 @@ if pair then
     local fields = cjson.decode(text)
     local lane = fields.queue .. " " .. fields.priority
     local newest = redis.call("HGET", KEYS[5], lane)
-    -- Of a task that was sent again this may be the first message, from further ahead in the queue than sent_ms says.
-    if fields.redispatches == 0 and (not newest or tonumber(newest) < tonumber(sent)) then
+    -- Of a task that was sent again this may be the first message, from further ahead in the queue than sent_ms says; and
+    -- a retry comes when its time has come, maybe through another queue.
+    if fields.redispatches == 0 and not fields.retried and (not newest or tonumber(newest) < tonumber(sent)) then
         redis.call("HSET", KEYS[5], lane, sent)
     end
 end

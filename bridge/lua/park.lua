@@ -1,14 +1,17 @@
--- park(keys=[dead, dead_size, parked], args=[mark_ttl_ms, max_entries, max_bytes, field_1, value_1, ...])
+-- park(keys=[dead, dead_size, parked, done, lease, inflight, pairs],
+--      args=[mark_ttl_ms, max_entries, max_bytes, task_id, done_ttl_ms, field_1, value_1, ...])
 --
 -- dead       stream  one entry per dead letter; the oldest make room: never more than max_entries of them, nor values
 --                    of more than max_bytes together
 -- dead_size  hash    bytes: of all values in dead; counted anew when it is missing. dropped: letters that made room
 -- parked     string  marks this dead letter as written; expires after mark_ttl_ms. Every subscriber hears the same
 --                    broken message, and a redelivered task fails again: one letter is enough.
+-- done, lease, inflight, pairs
+--                    of the task that ends with the letter, see begin.lua; left out when there is none
 --
 -- Returns 1 when the letter was written, 0 when it had been written before. One that exceeds max_bytes alone is counted
--- as dropped and takes none of the others with it. XADD comes first: a Redis without memory refuses a script at its
--- first write that needs memory, and not once it has written.
+-- as dropped and takes none of the others with it. A write that needs memory comes first on each way: a Redis without
+-- memory refuses a script at such a write, and not once it has written. So no task ends without its letter.
 
 local function bytes_of(fields)
     local bytes = 0
@@ -18,16 +21,27 @@ local function bytes_of(fields)
     return bytes
 end
 
+local function end_task()
+    if #KEYS > 3 then
+        redis.call("SET", KEYS[4], "1", "PX", ARGV[5])
+        redis.call("DEL", KEYS[5])
+        redis.call("ZREM", KEYS[6], ARGV[4])
+        redis.call("HDEL", KEYS[7], ARGV[4])
+    end
+end
+
 if redis.call("EXISTS", KEYS[3]) == 1 then
+    end_task()
     return 0
 end
-local own_bytes = bytes_of({unpack(ARGV, 4)})
+local own_bytes = bytes_of({unpack(ARGV, 6)})
 if own_bytes > tonumber(ARGV[3]) then
     redis.call("HINCRBY", KEYS[2], "dropped", 1)
     redis.call("SET", KEYS[3], "1", "PX", ARGV[1])
+    end_task()
     return 1
 end
-redis.call("XADD", KEYS[1], "*", unpack(ARGV, 4))
+redis.call("XADD", KEYS[1], "*", unpack(ARGV, 6))
 
 local entries = redis.call("XLEN", KEYS[1])
 local bytes = redis.call("HGET", KEYS[2], "bytes")
@@ -49,4 +63,5 @@ end
 redis.call("HSET", KEYS[2], "bytes", string.format("%.0f", bytes))
 redis.call("HINCRBY", KEYS[2], "dropped", dropped)
 redis.call("SET", KEYS[3], "1", "PX", ARGV[1])
+end_task()
 return 1

@@ -13,7 +13,8 @@ local pair = redis.call("HGET", KEYS[3], ARGV[1])
 if pair then
     local now = redis.call("TIME")
     local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
-    local text = string.match(pair, "^%d+ (.*)$")
-    redis.call("HSET", KEYS[3], ARGV[1], string.format("%.0f", now_ms) .. " " .. text)
+    local fields = cjson.decode(string.match(pair, "^%d+ (.*)$"))
+    fields.retried = true
+    redis.call("HSET", KEYS[3], ARGV[1], string.format("%.0f", now_ms) .. " " .. cjson.encode(fields))
     redis.call("ZADD", KEYS[2], string.format("%.0f", now_ms + ARGV[3] + ARGV[4]), ARGV[1])
 end

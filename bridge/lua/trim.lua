@@ -4,8 +4,8 @@
 --          of them, oldest first, so that one call never holds the server for long
 --
 -- Returns [removed, more, group_1, lost_1, group_2, lost_2, ...]: how many entries went, 1 if older ones remain,
--- and for each group how many of the removed it had not acknowledged. Those events are lost to that group; the
--- ones it held are acknowledged, so that no consumer stumbles over them.
+-- and for each group how many of the removed it had not acknowledged, replays for other groups aside. Those events
+-- are lost to that group; the ones it held are acknowledged, so that no consumer stumbles over them.
 
 local function parts(id)
     local ms, seq = string.match(id, "^(%d+)-(%d+)$")
@@ -16,6 +16,15 @@ local function after(a, b)
     local a_ms, a_seq = parts(a)
     local b_ms, b_seq = parts(b)
     return a_ms > b_ms or (a_ms == b_ms and a_seq > b_seq)
+end
+
+local function is_for(entry, group)
+    for i = 1, #entry[2], 2 do
+        if entry[2][i] == "group" then
+            return entry[2][i + 1] == group
+        end
+    end
+    return true
 end
 
 local now = redis.call("TIME")
@@ -46,7 +55,9 @@ for _, info in ipairs(redis.call("XINFO", "GROUPS", KEYS[1])) do
         if not after(old[i][1], group["last-delivered-id"]) then
             break
         end
-        lost = lost + 1
+        if is_for(old[i], group["name"]) then
+            lost = lost + 1
+        end
     end
     reply[#reply + 1] = group["name"]
     reply[#reply + 1] = lost
