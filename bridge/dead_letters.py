@@ -95,8 +95,8 @@ class DeadLetter:
 
     @property
     def mark(self) -> str:
-        """What makes two letters the same failure: a task, a message wherever it came from, or a place without one."""
-        what = (self.reason, self.task_id or ((self.sha256 or self.raw) if self.raw else self.origin))
+        """What makes two letters the same failure."""
+        what = (self.reason, self.origin, self.task_id or self.sha256 or self.raw)
         return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
 
 

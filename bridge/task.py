@@ -151,6 +151,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             if self.acks_late:
                 raise Reject(str(error), requeue=True) from error
             self._send_again(_BUS_AWAY_RETRY_S)
+            log.warning("task %s waits for the bus: %s", task_id, error)
             raise Ignore from error
         except EventInvalid:
             executions.abandon(task_id)

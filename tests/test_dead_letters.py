@@ -13,6 +13,7 @@ from bridge.dead_letters import DeadLetter, DeadLetters, Selection, Size
 from bridge.devserver import RedisServer
 from bridge.event import Event
 from bridge.keys import Keys
+from bridge.ledger import Ledger, Pair
 from bridge.settings import BridgeSettings
 
 
@@ -206,27 +207,36 @@ def test_selection(client: Redis, settings: BridgeSettings, letters: DeadLetters
         Selection(reason="[")
 
 
-def test_a_forgotten_script_does_not_part_a_letter_from_its_transaction(
-    own_server: RedisServer, settings: BridgeSettings
+@pytest.mark.parametrize("written_before", [False, True])
+def test_no_task_ends_without_its_letter(
+    own_server: RedisServer, settings: BridgeSettings, written_before: bool
 ) -> None:
-    """SCRIPT FLUSH between the making of a transaction and its EXEC: the letter is written with the rest."""
+    """While its letter cannot be written, for want of memory or because of what is at the key, a task is not ended."""
     with Redis.from_url(own_server.url) as client:
-        letters = DeadLetters(client, settings)
-        with client.pipeline(transaction=True) as pipe:
-            letters.add(letter(1), pipe)
-            pipe.set("done", 1)
-            execute = pipe._execute_transaction  # redis-py has made sure of its scripts by then
+        keys, letters, ledger = Keys(settings.channel_prefix), DeadLetters(client, settings), Ledger(client, settings)
+        ledger.sent([], [("t1", Pair("h", "e", "1-1"))])
+        doomed = letter(1, task_id="t1")
+        if written_before:
+            letters.add(doomed)
+        else:
+            client.set(keys.dead(settings.group), "no stream")
+            with pytest.raises(RedisError, match="WRONGTYPE"):
+                letters.bury(doomed)
+            client.delete(keys.dead(settings.group))
+        client.config_set("maxmemory", 1)
+        with pytest.raises(RedisError, match="maxmemory"):
+            letters.bury(doomed)
+        assert (ledger.size(), ledger.has_ended("t1")) == (1, False)
+        client.config_set("maxmemory", 0)
+        for _ in range(2):
+            letters.bury(doomed)
+            assert (ledger.size(), ledger.has_ended("t1"), details(letters)) == (0, True, ["1"])
 
-            def flush_first(*arguments: object) -> object:
-                client.script_flush()
-                return execute(*arguments)
 
-            pipe._execute_transaction = flush_first
-            pipe.execute()
-        assert (client.get("done"), details(letters)) == (b"1", ["1"])
-        client.script_flush()
-        assert letters.add(letter(2))
-        assert details(letters) == ["1", "2"]
+def test_an_empty_id_means_none(letters: DeadLetters) -> None:
+    """As from a variable of a shell that is not set: it does not stand for the letters without an event."""
+    letters.add(letter(1))
+    assert details(letters, Selection(ids=frozenset({""}))) == []
 
 
 def test_a_full_redis_keeps_what_it_has(own_server: RedisServer, settings: BridgeSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -203,3 +204,43 @@ def test_what_says_little_of_the_order_passes_nothing(make: MakeLedger) -> None:
     hasty.sent([], [("again", replace(PAIR, redispatches=1))])
     hasty.begin("again", "token", idempotent=True)
     assert passed(hasty) == {"first": False}
+
+
+def test_a_retry_says_nothing_of_the_order(make: MakeLedger) -> None:
+    """It comes when its time has come, maybe through another queue: those that wait are not passed by it."""
+    ledger = make(redispatch_after_s=0.1, lease_s=0.05)
+    ledger.sent([], [("first", PAIR), ("retried", PAIR)])
+    ledger.begin("retried", "one", idempotent=True)
+    ledger.release("retried", "one", 0)
+    eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
+    ledger.begin("retried", "two", idempotent=True)
+    assert passed(ledger) == {"first": False}
+
+
+def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, client: Redis) -> None:
+    """Other messages may keep the queue of a lost one busy: after that it is sent once more, and only once."""
+    ledger = make(redispatch_after_s=0.05, event_ttl_s=1)
+
+    def swept() -> set[str]:
+        overdue = ledger.overdue(10)
+        return ledger.sweep(overdue, {task.task_id for task in overdue})
+
+    ledger.sent([], [("lost", PAIR), ("again", replace(PAIR, redispatches=1))])
+    sent_at = time.monotonic()
+    eventually(lambda: swept() == {"lost"}, "it is sent again")
+    assert time.monotonic() - sent_at > 0.4
+    ledger.sent([], [("lost", replace(PAIR, redispatches=1))])
+    sent_at = time.monotonic()
+    while time.monotonic() - sent_at < 0.8:
+        assert swept() == set()
+
+
+def test_pairs_of_another_version_are_read(make: MakeLedger, client: Redis, prefix: str) -> None:
+    """What a newer version lists is swept by an older one, as after a roll-back."""
+    ledger = make(redispatch_after_s=0.01)
+    ledger.sent([], [("t1", PAIR)])
+    pairs = Keys(prefix).inflight_pairs("tests")
+    stored = client.hget(pairs, "t1")
+    client.hset(pairs, "t1", stored.replace(b"{", b'{"colour": "red", '))
+    (found,) = eventually(lambda: ledger.overdue(10), "it is overdue")
+    assert found.pair == PAIR

@@ -53,6 +53,21 @@ def test_ids_follow_from_task_type_and_order(run: Run) -> None:
     assert not {publication.event.id for publication in other} & set(ids)
 
 
+def test_a_run_that_publishes_something_else_loses_nothing(run: Run) -> None:
+    """Like a task that takes what comes next: its second run publishes another event, each of them once."""
+
+    taken = iter(["ab", "bc", "bc"])
+
+    def publish() -> list[Publication]:
+        return [publish_event("a.x", payload) for payload in next(taken)]
+
+    first, second, third = run(publish), run(publish), run(publish)
+    published = {one.event.id: one.event.payload for one in first + second + third}
+    assert sorted(published.values()) == ["a", "b", "b", "c"]
+    assert [one.duplicate for one in first + second + third] == [False] * 4 + [True] * 2
+    assert not any(one.conflict for one in first + second + third)
+
+
 def test_an_explicit_id_wins_and_does_not_count(run: Run) -> None:
     """A given id is used as it is and shifts no derived one."""
 

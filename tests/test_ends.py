@@ -1,0 +1,115 @@
+"""The ends of tasks in one process: noted in the background, told apart from copies, and never in each other's way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from redis import Redis
+
+from bridge import Event, EventBus, HandlerInvalid
+from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.execution import Executions
+from bridge.keys import Keys
+from bridge.ledger import Ledger, Pair
+from bridge.task import end_revoked
+from tests import handlers
+from tests.conftest import eventually
+
+EVENT = Event(type="a.b", id="e1")
+
+
+@pytest.fixture
+def bus(server: object, settings: object) -> Iterator[EventBus]:
+    with EventBus(settings.model_copy(update={"lease_s": 0.6, "publish_attempts": 1})) as connected:
+        yield connected
+
+
+@pytest.fixture
+def executions(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> Executions:
+    made = Executions(bus)
+    monkeypatch.setattr("bridge.task.get_executions", lambda: made)
+    return made
+
+
+@pytest.fixture
+def ledger(bus: EventBus) -> Ledger:
+    return Ledger(bus.client, bus.settings)
+
+
+@pytest.fixture
+def letters(bus: EventBus) -> DeadLetters:
+    return DeadLetters(bus.client, bus.settings)
+
+
+def failed(task_id: str) -> DeadLetter:
+    return DeadLetter.of_event("failure", "boom", EVENT, EVENT.encode(), "t.all", task_id)
+
+
+def test_an_end_that_is_refused_holds_up_no_lease(
+    executions: Executions, bus: EventBus, client: Redis, prefix: str, ledger: Ledger, letters: DeadLetters
+) -> None:
+    """While something else is at the key of the dead letters other runs keep their leases, and other ends are noted."""
+    client.set(Keys(prefix).dead("tests"), "no stream")
+    assert executions.begin("long", idempotent=True).outcome == "begun"
+    executions.end("refused", failed("refused"))
+    began = time.monotonic()
+    while time.monotonic() - began < 3 * bus.settings.lease_s:
+        assert ledger.begin("long", "copy", idempotent=True).outcome == "running"
+        time.sleep(0.05)
+    executions.end("well")
+    assert ledger.has_ended("well")
+    assert not ledger.has_ended("refused")
+    client.delete(Keys(prefix).dead("tests"))
+    eventually(lambda: ledger.has_ended("refused"), "the end is noted when it can be")
+    assert [letter.task_id for letter in letters.latest(10)] == ["refused"]
+    executions.end("long")
+
+
+def revoke(task_id: str, **how: bool) -> None:
+    """Tell what Celery tells in the main process of a worker when it drops a message."""
+    end_revoked(handlers.everything, SimpleNamespace(id=task_id, args=[EVENT.to_dict()]), **how)
+
+
+def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
+    executions: Executions, bus: EventBus, ledger: Ledger, letters: DeadLetters
+) -> None:
+    """A copy that has expired says nothing of a task that has ended or runs; without those it leaves a dead letter."""
+    ledger.sent([], [(name, Pair("t.all", "e1", "1-1")) for name in ("ended", "running", "waiting", "terminated")])
+    executions.end("ended")
+    other = Executions(bus)  # of another process
+    for task_id in ("running", "terminated"):
+        assert other.begin(task_id, idempotent=True).outcome == "begun"
+    for task_id in ("ended", "running", "waiting"):
+        revoke(task_id, expired=True)
+    revoke("terminated", terminated=True)
+    eventually(lambda: ledger.has_ended("waiting") and ledger.has_ended("terminated"), "both ends are noted")
+    assert {letter.task_id: letter.reason for letter in letters.latest(10)} == {
+        "waiting": "expired",
+        "terminated": "revoked",
+    }
+    assert not ledger.has_ended("running")
+    assert ledger.size() == 1
+    for task_id in ("running", "terminated"):
+        other.abandon(task_id)
+
+
+def test_nothing_holds_up_the_main_process_of_a_worker(executions: Executions, bus: EventBus, client: Redis) -> None:
+    """A bus that hangs delays the note that a message was dropped, not the process that drops it."""
+    client.client_pause(1500, all=True)
+    began = time.monotonic()
+    for number in range(10):
+        revoke(f"t{number}", expired=True)
+    assert time.monotonic() - began < 0.5
+    eventually(lambda: Ledger(bus.client, bus.settings).has_ended("t9"), "the ends are noted afterwards")
+    assert time.monotonic() - began > 1
+
+
+def test_a_handler_does_not_take_the_place_of_another() -> None:
+    """Celery would give it the id of the task that has ended; the error says what to do instead."""
+    with pytest.raises(HandlerInvalid, match="publish an event for it"):
+        handlers.everything.replace(handlers.exact.s(EVENT))
+    with pytest.raises(HandlerInvalid, match=r"t\.exact"):
+        handlers.everything.replace(handlers.glob.s(EVENT) | handlers.exact.s(EVENT))
