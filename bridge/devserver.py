@@ -135,14 +135,13 @@ class RedisServer:
         deadline = time.monotonic() + _START_TIMEOUT_S
         with Redis(port=self.port) as client:
             while True:
-                if self._process is None or self._process.poll() is not None:
-                    raise BridgeError("it ended")  # what answers at its port would be another
                 try:
-                    client.ping()
+                    if client.info("server")["process_id"] != self.pid:
+                        raise BridgeError("another server has its port")
                 except AuthenticationError:
                     return  # it has a password, and answers
                 except RedisError:
-                    if time.monotonic() > deadline:
+                    if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
                 else:

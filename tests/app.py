@@ -199,3 +199,15 @@ def mended(event: Event) -> None:
     if not get_bus().client.exists(f"{PREFIX}cause-gone"):
         raise RuntimeError("as intended")
     effect("mended", f"{event.id} {mended.request.id} {event.metadata}")
+
+
+@on_event("opaque.created")
+def opaque(event: Event) -> object:
+    """Returns what no result backend can store."""
+    effect("opaque", event.id)
+    return object()
+
+
+@app.task
+def follow(result: object, event_id: str) -> None:
+    effect("follow", event_id)

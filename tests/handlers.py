@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bridge import Event, on_event
+from typing import Any
+
+from bridge import Event, EventTask, on_event
 from bridge.handlers import Handler, registry
 
 
@@ -44,6 +46,20 @@ def limited(event: Event) -> None: ...
 
 @on_event("*", name="t.packed", compression="zlib")
 def packed(event: Event) -> None: ...
+
+
+class Picky(EventTask):
+    """User code that Celery asks about each message."""
+
+    abstract = True
+
+    def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str:
+        """Fail for an event without a name."""
+        return f"picky {args[0]['payload']['name']}"
+
+
+@on_event("*", name="t.picky", base=Picky)
+def picky(event: Event) -> None: ...
 
 
 #: By task name; a test registers those it needs.

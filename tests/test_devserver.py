@@ -55,3 +55,21 @@ def test_a_server_that_does_not_start_says_why() -> None:
         pass
     with pytest.raises(BridgeError, match="not running"):
         _ = server.pid
+
+
+def test_a_server_with_a_password_starts() -> None:
+    """That it asks for one is an answer."""
+    with (
+        RedisServer(arguments=["--requirepass", "secret"]) as server,
+        Redis(port=server.port, password="secret") as client,
+    ):
+        assert client.ping()
+
+
+def test_another_server_at_its_port_is_not_taken_for_it() -> None:
+    """A server that cannot have its port says so, though something answers there."""
+    with RedisServer() as first:
+        second = RedisServer()
+        second.port = first.port
+        with pytest.raises(BridgeError, match="did not start"), second:
+            pass

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 from redis import Redis
+from redis.exceptions import RedisError
 
 from bridge import Event, EventBus, HandlerInvalid
 from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.devserver import RedisServer
 from bridge.execution import Executions
 from bridge.keys import Keys
 from bridge.ledger import Ledger, Pair
@@ -66,6 +68,32 @@ def test_an_end_that_is_refused_holds_up_no_lease(
     eventually(lambda: ledger.has_ended("refused"), "the end is noted when it can be")
     assert [letter.task_id for letter in letters.latest(10)] == ["refused"]
     executions.end("long")
+
+
+def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, prefix: str) -> None:
+    """While Redis is away a task's end is kept, with its lease; when Redis is back no copy can run before the note."""
+    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
+    with EventBus(**explicit) as bus:
+        executions = Executions(bus)
+        assert executions.begin("t1", idempotent=True).outcome == "begun"
+        own_server.kill()
+        executions.end("t1", DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1"))
+        deadline = time.monotonic() + 1.5
+        eventually(lambda: time.monotonic() > deadline, "the lease is over")
+        own_server.start()
+        outcomes = set()
+
+        def ask() -> bool:
+            try:
+                outcomes.add(Ledger(bus.client, bus.settings).begin("t1", "copy", idempotent=True).outcome)
+            except RedisError:
+                return False
+            return "ended" in outcomes
+
+        eventually(ask, "the end is noted")
+        assert "begun" not in outcomes
+        (letter,) = DeadLetters(bus.client, bus.settings).latest(10)
+        assert letter.detail == "while Redis was away"
 
 
 def revoke(task_id: str, **how: bool) -> None:

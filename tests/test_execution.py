@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -13,13 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
+from celery import Celery
 from redis import Redis
-from redis.exceptions import RedisError
 
-from bridge import BridgeError, BridgeSettings, EventBus, mark_done
+from bridge import BridgeError, BridgeSettings, Event, EventBus, mark_done
 from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.devserver import RedisServer
-from bridge.execution import Executions
 from bridge.keys import Keys
 from bridge.ledger import Ledger
 from bridge.messages import task_id_for
@@ -162,32 +159,6 @@ def test_an_effect_in_the_transaction_of_its_done_mark_is_not_repeated(site: Sit
     assert not site.letters.latest(1)
 
 
-def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, prefix: str) -> None:
-    """While Redis is away a task's end is kept, with its lease; when Redis is back no copy can run before the note."""
-    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
-    with EventBus(**explicit) as bus:
-        executions = Executions(bus)
-        assert executions.begin("t1", idempotent=True).outcome == "begun"
-        own_server.kill()
-        executions.end("t1", DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1"))
-        deadline = time.monotonic() + 1.5
-        eventually(lambda: time.monotonic() > deadline, "the lease is over")
-        own_server.start()
-        outcomes = set()
-
-        def ask() -> bool:
-            try:
-                outcomes.add(Ledger(bus.client, bus.settings).begin("t1", "copy", idempotent=True).outcome)
-            except RedisError:
-                return False
-            return "ended" in outcomes
-
-        eventually(ask, "the end is noted")
-        assert "begun" not in outcomes
-        (letter,) = DeadLetters(bus.client, bus.settings).latest(10)
-        assert letter.detail == "while Redis was away"
-
-
 def test_mark_done_says_where_it_belongs(settings: BridgeSettings, client: Redis) -> None:
     """Outside a task there is nothing to mark."""
     with client.pipeline() as pipe, pytest.raises(BridgeError, match="inside a handler"):
@@ -211,6 +182,27 @@ def test_every_end_without_success_is_a_dead_letter(
     letter = site.letter()
     assert (letter.reason, letter.handler, letter.event_id) == (reason, f"tests.app.{handler}", "e")
     eventually(site.nothing_left, "nothing is left")
+
+
+def test_a_result_that_cannot_be_stored_is_no_failure(site: Site, bus: EventBus) -> None:
+    """The task has had its effect: a dead letter, replayed, would repeat it."""
+    site.worker()
+    bus.publish("opaque.created", id="e")
+    eventually(lambda: "what follows its end failed" in site.processes.log("w1"), "Celery cannot store the result")
+    eventually(site.nothing_left, "nothing is left")
+    assert (site.effects(), site.letters.latest(1)) == ({"opaque e": 1}, [])
+
+
+def test_a_handler_in_a_chain_ends_when_the_chain_goes_on(site: Site, bus: EventBus) -> None:
+    """What follows a handler is sent before its end is noted: a crash between the two repeats rather than stops it."""
+    site.worker()
+    event = Event(type="dream.created", id="e").to_dict()
+    with Celery("sender", broker=bus.settings.url, set_as_current=False) as sender:
+        sender.conf.broker_transport_options = {"global_keyprefix": f"broker:{site.prefix}"}
+        first = sender.signature("tests.app.plain", args=(event,), task_id="t1")
+        (first | sender.signature("tests.app.follow", args=("e",))).delay()
+        eventually(lambda: site.effects() == {"plain e": 1, "follow e": 1}, "both run")
+    eventually(lambda: site.ledger.has_ended("t1"), "the end of the first is noted")
 
 
 def test_a_revoked_task_is_not_sent_again(site: Site, bus: EventBus) -> None:

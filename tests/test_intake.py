@@ -5,12 +5,17 @@ from __future__ import annotations
 import threading
 
 import pytest
+from pydantic import SecretStr
 from redis import Redis
+from redis.exceptions import NoPermissionError
 
 from bridge import BridgeSettings, Event
 from bridge.connection import connect
 from bridge.dead_letters import DeadLetters
 from bridge.feed import ChannelFeed, Heard
+from bridge.intake import Intake
+from bridge.journal import Journal
+from bridge.keys import Keys
 from bridge.metrics import Counters
 from tests.conftest import Queues, Start, eventually
 
@@ -150,7 +155,7 @@ def test_what_was_heard_before_a_cut_is_not_lost(client: Redis, prefix: str, set
 
 
 def test_keys_that_outlive_the_marks_are_not_taken_again(
-    use, start: Start, client: Redis, prefix: str, queues: Queues
+    use, start: Start, client: Redis, prefix: str, queues: Queues, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A key without TTL counts as taken when its event is older than the marks live; a young one is taken."""
     use("t.all")
@@ -160,4 +165,63 @@ def test_keys_that_outlive_the_marks_are_not_taken_again(
     subscriber = start()
     eventually(queues.length, "the young one is dispatched")
     eventually(lambda: subscriber.info().get("stale"), "the old one is counted")
+    eventually(lambda: "1 event keys left alone" in caplog.text, "the log says so")
     assert queues.tasks() == {"t.all a.b young": 1}
+
+
+def test_a_broken_key_is_reported_once(
+    use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues
+) -> None:
+    """However often catch-up meets it, and however long after: the mark lives as long as events do."""
+    use("t.all")
+    client.set(f"{prefix}event:broken", b"{")
+    subscriber = start()
+    letters = DeadLetters(client, settings)
+    eventually(lambda: letters.latest(10), "the dead letter")
+    (mark,) = client.keys(f"*{prefix}*parked:*")
+    assert client.pttl(mark) > settings.event_ttl_ms
+    subscriber.stop()
+    client.set(f"{prefix}event:good", Event(type="a.b", id="good").encode(), ex=60)
+    start("two")
+    eventually(queues.length, "another subscriber has scanned the keys")
+    assert len(letters.latest(10)) == 1
+
+
+def test_dead_letters_that_cannot_be_kept_hold_up_no_event(
+    use, start: Start, client: Redis, prefix: str, queues: Queues, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With something else at their key they are in the log, and valid events go on."""
+    use("t.all")
+    client.set(Keys(prefix).dead("tests"), "no stream")
+    subscriber = start()
+    for number in range(20):
+        client.publish(f"{prefix}a.b", b"{broken")
+        client.publish(f"{prefix}a.b", Event(type="a.b", id=f"n{number}").encode())
+    eventually(lambda: queues.length() == 20, "the valid ones are dispatched")
+    assert subscriber.info()["errors"]
+    assert "no dead letter" in caplog.text
+    assert "WRONGTYPE" in caplog.text
+
+
+def test_a_huge_key_is_not_read_whole(use, start: Start, client: Redis, prefix: str, settings: BridgeSettings) -> None:
+    """Of a key beyond the limit one byte more than that is read: enough to refuse it."""
+    use("t.all")
+    client.set(f"{prefix}event:huge", b"x" * 5_000_000, ex=60)
+    before = client.info("stats")["total_net_output_bytes"]
+    start(max_event_bytes=1000)
+    (letter,) = eventually(lambda: DeadLetters(client, settings).latest(10), "the dead letter")
+    assert (letter.reason, letter.size) == ("size", 1001)
+    assert client.info("stats")["total_net_output_bytes"] - before < 4_000_000
+
+
+def test_a_user_who_may_not_ask_for_ttls_is_told(client: Redis, prefix: str, settings: BridgeSettings) -> None:
+    """A missing right is an error of Redis that names it, which the loops wait out, not one of ours."""
+    user = f"u{prefix[5:-1]}"
+    client.acl_setuser(user, enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-pttl"])
+    client.set(f"{prefix}event:one", Event(type="a.b", id="one").encode(), ex=60)
+    address = SecretStr(settings.url.replace("redis://", f"redis://{user}:x@"))
+    with connect(settings.model_copy(update={"redis_url": address})) as restricted:
+        intake = Intake(restricted, Journal(client, settings), DeadLetters(client, settings), Counters(), settings)
+        with pytest.raises(NoPermissionError, match="pttl"):
+            intake._scan(threading.Event(), refill=False)
+    client.acl_deluser(user)

@@ -215,6 +215,17 @@ def test_trim_goes_by_age_and_counts_what_a_group_loses(each_server: RedisServer
     assert ids(journal.read("a", 10, 10)) == ["young"]
 
 
+def test_trim_counts_no_replay_for_another_group(each_server: RedisServer, redis: Redis, prefix: str) -> None:
+    """An entry that a replay addressed to one group is nothing that another group could lose."""
+    journal = journal_of(each_server, prefix, event_ttl_s=3600)
+    other = journal_of(each_server, prefix, "other", event_ttl_s=3600)
+    journal.create_group("earliest")
+    other.create_group("earliest")
+    seconds, _ = redis.time()
+    redis.xadd(Keys(prefix).journal, {"event": b"{}", "group": "other"}, id=f"{(seconds - 7200) * 1000}-1")
+    assert journal.trim().lost == {"other": 1}
+
+
 def test_trim_of_a_young_or_missing_journal_does_nothing(journal: Journal) -> None:
     """Nothing to remove is no error."""
     assert journal.trim().removed == 0

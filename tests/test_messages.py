@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.signals import before_task_publish
+from redis import Redis
 
-from bridge import BridgeSettings, Event, SettingsError
+from bridge import BridgeSettings, Event, EventBus, SettingsError
+from bridge.dead_letters import DeadLetters
 from bridge.messages import Message, Outbox, task_id_for
 from bridge.subscriber import Subscriber
-from tests.conftest import Queues
+from tests.conftest import Queues, Start, eventually
 from tests.handlers import HANDLERS
 
 EVENT = Event(type="billing.paid", id="e1", payload={"price": "9.99", "text": "süß"}, source="shop")
@@ -136,6 +139,29 @@ def test_routing_functions_see_the_event(app: Celery, settings: BridgeSettings, 
     outbox.send([outbox.prepare(HANDLERS["t.plain"], Event(type="a.b", payload={"queue": q})) for q in ("x", "y", "x")])
     assert (queues.length("x"), queues.length("y")) == (2, 1)
     outbox.close()
+
+
+def test_user_code_that_fails_for_one_event_stops_no_other(
+    use, start: Start, settings: BridgeSettings, queues: Queues, client: Redis
+) -> None:
+    """Its event becomes a dead letter of the handler, as it is sent and as it is sent again; the others are sent."""
+    use("t.all", "t.picky")
+    subscriber = start()
+    with EventBus(settings) as bus:
+        bus.publish_many([Event(type="a.b", id=name, payload={name: "x"}) for name in ("name", "other", "name2")])
+        bus.publish("a.b", {"name": "x"}, id="last")
+    eventually(lambda: queues.tasks()["t.picky a.b last"] == 1, "the last one is sent")
+    assert queues.tasks() == Counter(
+        {f"t.all a.b {name}": 1 for name in ("name", "other", "name2", "last")}
+        | {f"t.picky a.b {name}": 1 for name in ("name", "last")}
+    )
+    letters = DeadLetters(client, settings).latest(10)
+    assert {(letter.reason, letter.handler, letter.event_id) for letter in letters} == {
+        ("message", "t.picky", "other"),
+        ("message", "t.picky", "name2"),
+    }
+    assert "KeyError" in letters[0].detail
+    assert "errors" not in subscriber.info()
 
 
 def test_unsendable_options_of_a_route_fail_at_start(app: Celery, settings: BridgeSettings) -> None:

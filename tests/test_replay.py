@@ -222,3 +222,18 @@ def test_a_replay_reaches_one_group_and_handler(
         task_id_for("tests", f"n{number}", "t.exact", "again") for number in range(2)
     }
     assert {header["task"] for header in again} == {"t.exact"}
+
+
+def test_what_expires_under_a_replay_is_said(
+    bench: Bench, bus: EventBus, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trimming that overtakes an interrupted replay takes events from it: it warns, and replays what is left."""
+    publish(bus, 30)
+    replay = bench.journal()
+    next(replay.run(rate=100))  # ten of them
+    ids = [entry_id for entry_id, _ in client.xrange(bench.keys.journal)]
+    client.xtrim(bench.keys.journal, minid=ids[20].decode())
+    progress = last(bench.journal().run(FAST))
+    assert progress.finished
+    assert len(bench.ids()) == progress.replayed == 20
+    assert "the journal was trimmed beyond" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from bridge.errors import SettingsError
 from bridge.settings import BridgeSettings
+from bridge.worker import SubscriberStep
 
 SECRET = "s3cret"
 load = BridgeSettings.load
@@ -151,7 +153,11 @@ def test_unlike_names_list_all() -> None:
         *[("channel_prefix", value) for value in ("", "a{b}", "a b", "a\n", None)],
         *[("group", value) for value in ("", "a:b", "a b", "{a}", "a\n", "ä", "a" * 101)],
         *[("source", value) for value in ("RedisEventBus", None)],
-        *[("redis_url", value) for value in ("http://host", "host:6379", "", 5)],
+        *[("redis_url", value) for value in ("http://host", "host:6379", "", 5, "redis://h:a", "redis://h?db=x")],
+        *[
+            ("redis_url", f"redis://h/0?{option}")
+            for option in ("protocol=3", "decode_responses=1", "socket_timeout=1")
+        ],
         *[("routes", value) for value in ("x", {"a": "queue"})],
     ],
 )
@@ -259,3 +265,15 @@ def test_a_prefix_shared_with_celery_is_refused() -> None:
     """Celery's own channels below the channel prefix would be heard as events."""
     with pytest.raises(SettingsError, match="would be heard as events"):
         load(app_with(broker_transport_options={"global_keyprefix": "dreamnet:events:celery:"}))
+
+
+@pytest.mark.parametrize("namespace", [None, "CELERY"])
+def test_monitors_see_no_password(namespace: str | None) -> None:
+    """What ``inspect conf`` and Flower show of the configuration of a worker hides the address of the bus."""
+    name = "bridge_redis_url" if namespace is None else "CELERY_BRIDGE_REDIS_URL"
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object({name: f"redis://:{SECRET}@h/0"}, namespace=namespace)
+    SubscriberStep(SimpleNamespace(app=app))
+    assert "redis_url" in str(app.conf.table()).lower()
+    assert SECRET not in str(app.conf.table()) + app.conf.humanize()
+    assert BridgeSettings.load(app).url == f"redis://:{SECRET}@h/0"

@@ -11,9 +11,10 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.connection import connect
 from bridge.dead_letters import DeadLetters
+from bridge.devserver import RedisServer
 from bridge.journal import Journal
 from bridge.keys import Keys
-from tests.conftest import Queues, Start, eventually
+from tests.conftest import Queues, Start, eventually, make_app
 
 
 def test_events_become_one_message_per_matching_handler(
@@ -197,3 +198,42 @@ def test_old_entries_are_trimmed_and_young_ones_stay(
     eventually(lambda: subscriber.info().get("trimmed") == 1, "the old one is removed")
     eventually(lambda: queues.tasks()["t.all a.b young"] == 1, "the young one is dispatched")
     assert [fields[b"id"] for _, fields in client.xrange(key)] == [b"young"]
+
+
+def test_hostile_journal_entries_stop_nothing(
+    use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues
+) -> None:
+    """Whoever may publish may write to the journal: names that are no text, no event, no fields that are known."""
+    use("t.all")
+    journal, event = Keys(prefix).journal, Event(type="a.b", id="named").encode()
+    client.xadd(journal, {"event": event, "group": b"\xff"})
+    client.xadd(journal, {"event": event, "group": b"tests", "handler": b"\xff"})
+    client.xadd(journal, {"event": b"\xff"})
+    client.xadd(journal, {b"\xff": b"\xff"})
+    subscriber = start()
+    with EventBus(settings) as bus:
+        bus.publish("a.b", id="good")
+    eventually(lambda: queues.tasks() == {"t.all a.b good": 1}, "the good one is dispatched")
+    eventually(lambda: client.xpending(journal, "tests")["pending"] == 0, "all are acknowledged")
+    assert sorted(letter.reason for letter in DeadLetters(client, settings).latest(10)) == ["encoding", "no_handler"]
+    assert subscriber.info()["lost"] == 1
+    assert "errors" not in subscriber.info()
+
+
+def test_while_the_broker_is_away_nothing_is_kept_twice(
+    use, start: Start, own_server: RedisServer, client: Redis, prefix: str, settings: BridgeSettings
+) -> None:
+    """An event that one handler cannot have and another waits for is one dead letter, counted once, after the outage."""
+    use("t.all", "t.chosen")
+    broker = make_app(own_server.url, prefix)
+    subscriber = start(app=broker)
+    own_server.kill()
+    with EventBus(settings) as bus:
+        bus.publish("a.b", {}, id="e")  # t.chosen looks for payload["yes"]
+    eventually(lambda: subscriber.info().get("errors", 0) > 3, "dispatch is tried again and again")
+    assert DeadLetters(client, settings).latest(10) == []
+    own_server.start()
+    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "it is dispatched")
+    (letter,) = DeadLetters(client, settings).latest(10)
+    assert (letter.reason, letter.handler) == ("where", "t.chosen")
+    assert subscriber.info()["dead"] == 1

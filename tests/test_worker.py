@@ -269,3 +269,26 @@ def test_shutdown_under_load_loses_nothing(
     effects.wait_for(*(f"glob {event_id}" for event_id in ids), timeout_s=40)
     # Cold means that the two tasks under way are cut off, maybe between their effect and their done mark.
     assert effects.all().total() - len(ids) <= (2 if how is signal.SIGQUIT else 0)
+
+
+def test_the_bridge_starts_after_the_pool_whatever_the_hash_seed() -> None:
+    """Celery orders its steps with sets; the subscriber's threads never exist before the pool has forked."""
+    program = (
+        "import bridge; from celery import Celery; app = Celery('seeds', broker='memory://'); bridge.install(app);"
+        "worker = app.WorkController(hostname='w@h', pool_cls='prefork');"
+        "print([step.label or step.name for step in worker.steps])"
+    )
+    for seeds in (range(10), range(10, 20)):
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", program],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                env=os.environ | {"PYTHONHASHSEED": str(seed)},
+            )
+            for seed in seeds
+        ]
+        for process in running:
+            output, _ = process.communicate(timeout=50)
+            assert process.returncode == 0
+            assert output.index(b"Pool") < output.index(b"Bridge")

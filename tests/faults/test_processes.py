@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from bridge import Event, EventBus
 from bridge.devserver import RedisServer
 from bridge.keys import Keys
 from bridge.ledger import Ledger
-from tests.conftest import ROOT, Processes, Queues, eventually
+from tests.conftest import Processes, Queues, eventually
 from tests.test_execution import Site
 
 #: Another takes over after a second, dead runs and lost messages are noticed within a few.
@@ -167,8 +166,7 @@ def test_signals_at_any_moment(processes: Processes, bus: EventBus, client: Redi
 def test_a_pool_that_forks_for_every_task(site: Site, bus: EventBus) -> None:
     """With max_tasks_per_child=1 every task runs in a new fork of a process with running threads; none hangs."""
     # Forks are slow here, and a retry that is taken for lost begins anew.
-    patient = FAST | {"BRIDGE_REDISPATCH_AFTER_S": "60"}
-    site.processes.worker("w1", "--max-tasks-per-child", "1", **patient)
+    site.processes.worker("w1", "--max-tasks-per-child", "1", **FAST | {"BRIDGE_REDISPATCH_AFTER_S": "60"})
     ids = [f"n{number}" for number in range(15)]
     bus.publish_many([Event(type="bound.created", id=event_id) for event_id in ids])
     expected = len(ids) * 4  # three tries of each handler, and the handler of the event that they publish
@@ -234,29 +232,6 @@ def test_a_rolling_restart(processes: Processes, bus: EventBus, client: Redis, p
     all_dispatched(client, queues, prefix, ids)
     assert queues.length() == len(ids), "a gentle stop repeats nothing"
     assert len(client.xinfo_consumers(Keys(prefix).journal, "tests")) == 3
-
-
-def test_the_bridge_starts_after_the_pool_whatever_the_hash_seed() -> None:
-    """Celery orders its steps with sets; the subscriber's threads never exist before the pool has forked."""
-    program = (
-        "import bridge; from celery import Celery; app = Celery('seeds', broker='memory://'); bridge.install(app);"
-        "worker = app.WorkController(hostname='w@h', pool_cls='prefork');"
-        "print([step.label or step.name for step in worker.steps])"
-    )
-    for seeds in (range(10), range(10, 20)):
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-c", program],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                env=os.environ | {"PYTHONHASHSEED": str(seed)},
-            )
-            for seed in seeds
-        ]
-        for process in running:
-            output, _ = process.communicate(timeout=50)
-            assert process.returncode == 0
-            assert output.index(b"Pool") < output.index(b"Bridge")
 
 
 def test_no_file_descriptors_left(
