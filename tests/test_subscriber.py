@@ -223,14 +223,14 @@ def test_hostile_journal_entries_stop_nothing(
 def test_while_the_broker_is_away_nothing_is_kept_twice(
     use, start: Start, own_server: RedisServer, client: Redis, prefix: str, settings: BridgeSettings
 ) -> None:
-    """An event that one handler cannot have and another waits for is one dead letter, counted once, after the outage."""
+    """An event that one handler cannot have and another waits for is one dead letter, counted once, afterwards."""
     use("t.all", "t.chosen")
     broker = make_app(own_server.url, prefix)
     subscriber = start(app=broker)
     own_server.kill()
     with EventBus(settings) as bus:
         bus.publish("a.b", {}, id="e")  # t.chosen looks for payload["yes"]
-    eventually(lambda: subscriber.info().get("errors", 0) > 3, "dispatch is tried again and again")
+    eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch is tried again")
     assert DeadLetters(client, settings).latest(10) == []
     own_server.start()
     eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "it is dispatched")
