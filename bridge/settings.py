@@ -60,7 +60,7 @@ class BridgeSettings(BaseSettings):
     enable_pubsub: bool = True
     #: Who publishes; the name of the Celery application unless set.
     source: str = ""
-    #: Lifetime of an event key and of a journal entry.
+    #: Lifetime of an event key and of a journal entry; no shorter than other programs keep their event keys.
     event_ttl_s: int = Field(default=24 * 3600, ge=1)
     #: Lifetime of the marks that recognise a repeated event or task; one hour over the event unless set, so that
     #: catch-up never takes an old event for a new one.
