@@ -33,6 +33,7 @@ app.conf.update(
         "socket_connect_timeout": 2.0,
         "visibility_timeout": 5.0,
         "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 5,  # a worker cut off while it restores messages keeps the others from it for so long
     },
     broker_connection_retry_on_startup=True,
     task_ignore_result=True,
