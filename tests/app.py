@@ -32,6 +32,7 @@ app.conf.update(
     },
     result_backend_transport_options={"global_keyprefix": f"broker:{PREFIX}"},
     worker_send_task_events=True,
+    task_track_started=True,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
     bridge_redis_url="redis://:conf-s3cret@unused",  # REDIS_URL of the environment wins; must not be shown

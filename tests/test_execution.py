@@ -17,6 +17,7 @@ from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus, mark_done
 from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.devserver import RedisServer
 from bridge.keys import Keys
 from bridge.ledger import Ledger
 from bridge.messages import task_id_for
@@ -182,6 +183,22 @@ def test_every_end_without_success_is_a_dead_letter(
     letter = site.letter()
     assert (letter.reason, letter.handler, letter.event_id) == (reason, f"tests.app.{handler}", "e")
     eventually(site.nothing_left, "nothing is left")
+
+
+def test_tasks_run_while_the_result_backend_is_away(site: Site, bus: EventBus, own_server: RedisServer) -> None:
+    """Nothing of a result is needed to run: each task has its effect once and ends, though nobody keeps its state."""
+    own_server.kill()
+    addresses = {
+        "BRIDGE_REDIS_URL": bus.settings.url,
+        "CELERY_BROKER_URL": bus.settings.url,
+        "REDIS_URL": own_server.url,
+    }
+    site.worker("w1", **addresses)
+    bus.publish("dream.created", id="e")
+    eventually(lambda: site.ledger.size() == 0 and site.effects().total() == 2, "both handlers have run and ended", 40)
+    assert site.effects() == {"plain e": 1, "glob e": 1}
+    eventually(lambda: "Connection refused" in site.processes.log("w1"), "Celery cannot store the results")
+    assert not site.letters.latest(1)
 
 
 def test_a_result_that_cannot_be_stored_is_no_failure(site: Site, bus: EventBus) -> None:
