@@ -18,7 +18,7 @@ from bridge.keys import Keys
 from bridge.ledger import Ledger, Pair
 from bridge.task import end_revoked
 from tests import handlers
-from tests.conftest import eventually
+from tests.conftest import eventually, make_app
 
 EVENT = Event(type="a.b", id="e1")
 
@@ -141,3 +141,17 @@ def test_a_handler_does_not_take_the_place_of_another() -> None:
         handlers.everything.replace(handlers.exact.s(EVENT))
     with pytest.raises(HandlerInvalid, match=r"t\.exact"):
         handlers.everything.replace(handlers.glob.s(EVENT) | handlers.exact.s(EVENT))
+
+
+def test_monitors_that_cannot_be_told_are_no_failure(
+    own_server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker that dies while a copy of a message is skipped makes no failure of a task that has ended well."""
+    with make_app(own_server.url, prefix) as app:
+        app.finalize()
+        task = app.tasks["t.all"]
+        task._announce("task-deduplicated")  # from now on the connection is open
+        assert not caplog.records
+        own_server.kill()
+        task._announce("task-deduplicated")
+        assert "monitors were not told task-deduplicated" in caplog.text
