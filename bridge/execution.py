@@ -56,8 +56,11 @@ class Executions:
         self._keeper: threading.Thread | None = None
         self._wake = threading.Event()
 
-    def begin(self, task_id: str, *, idempotent: bool) -> Begun:
+    def begin(self, task_id: str, *, idempotent: bool, retries: int = 0) -> Begun:
         """Ask whether a task may run; if so it counts as running until one of the methods below is called.
+
+        Arguments:
+            idempotent, retries: See :meth:`Ledger.begin`.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
@@ -66,7 +69,7 @@ class Executions:
         begun = attempt(
             self._settings,
             f"beginning task {task_id}",
-            lambda: self._ledger.begin(task_id, token, idempotent=idempotent),
+            lambda: self._ledger.begin(task_id, token, idempotent=idempotent, retries=retries),
         )
         if begun.outcome == "begun":
             with self._lock:

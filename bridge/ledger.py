@@ -112,16 +112,17 @@ class Ledger:
 
     # A task's run
 
-    def begin(self, task_id: str, token: str, *, idempotent: bool) -> Begun:
+    def begin(self, task_id: str, token: str, *, idempotent: bool, retries: int = 0) -> Begun:
         """Ask whether a task may run, and note that it does.
 
         Arguments:
             token: Names this run; the same when the call is repeated after an error.
             idempotent: Whether it must not run when it has ended or runs elsewhere.
+            retries: How often it was retried. The run before may not have said yet that it is over.
         """
         keys = [self._keys.done(task_id), self._keys.lease(task_id), self._inflight, self._pairs, self._lanes]
         max_deaths = self._settings.max_redispatches
-        args: list[Any] = [task_id, token, self._lease_ms, max_deaths, self._redispatch_ms, int(idempotent)]
+        args: list[Any] = [task_id, token, self._lease_ms, max_deaths, self._redispatch_ms, int(idempotent), retries]
         code, number = cast("list[int]", self._scripts["begin"](keys=keys, args=args))
         outcome = _OUTCOMES[code]
         return Begun(outcome, left_ms=number) if outcome == "running" else Begun(outcome, deaths=number)

@@ -141,7 +141,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         task_id = str(self.request.id)
         executions = get_executions()
         try:
-            begun = executions.begin(task_id, idempotent=self.idempotent)
+            begun = executions.begin(task_id, idempotent=self.idempotent, retries=self.request.retries or 0)
             if begun.outcome != "begun":
                 self._not_begun(begun, task_id, event)
                 raise Ignore

@@ -206,6 +206,17 @@ def test_what_says_little_of_the_order_passes_nothing(make: MakeLedger) -> None:
     assert passed(hasty) == {"first": False}
 
 
+def test_a_retry_need_not_wait_for_the_run_that_sent_it(make: MakeLedger) -> None:
+    """Its message may come before that run has given up its lease; copies of the earlier message wait for the retry."""
+    ledger = make(lease_s=30)
+    ledger.begin("t1", "first", idempotent=True)
+    assert ledger.begin("t1", "retry", idempotent=True, retries=1) == Begun("begun")
+    ledger.release("t1", "first", 0)
+    assert ledger.begin("t1", "copy", idempotent=True).outcome == "running"
+    assert ledger.begin("t1", "copy of the retry", idempotent=True, retries=1).outcome == "running"
+    assert ledger.renew("t1", "retry")
+
+
 def test_a_retry_says_nothing_of_the_order(make: MakeLedger) -> None:
     """It comes when its time has come, maybe through another queue: those that wait are not passed by it."""
     ledger = make(redispatch_after_s=0.1, lease_s=0.05)

@@ -150,7 +150,7 @@ def test_a_deleted_journal_is_filled_again(
             subscriber = start(max_queue_length=1)  # it holds back all but the first batch
             bus.publish("a.b", id="first")
             eventually(lambda: queues.length() == 1, "the queue is full")
-        bus.publish_many([Event(type="a.b", id=f"before{number}") for number in range(50)])
+        bus.publish_many([Event(type="a.b", id=f"before{number}") for number in range(20)])
         assert client.delete(journal)
         bus.publish("a.b", id="after")  # the journal exists again, and the group does not
     if while_running:
@@ -163,10 +163,10 @@ def test_a_deleted_journal_is_filled_again(
         waiting = queues.tasks()
         names.update(waiting)
         client.ltrim(f"broker:{prefix}celery", 0, -1 - waiting.total())  # the oldest; others may have come meanwhile
-        return len(names) == 51 + while_running
+        return len(names) == 21 + while_running
 
     eventually(work_off, "all are dispatched", 30)
-    assert client.xlen(journal) == 51 + while_running
+    assert client.xlen(journal) == 21 + while_running
 
 
 def test_a_dead_consumers_entries_are_taken_over(use, start: Start, settings: BridgeSettings, queues: Queues) -> None:

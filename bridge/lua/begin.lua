@@ -1,9 +1,10 @@
 -- begin(keys=[done, lease, inflight, pairs, lanes],
---       args=[task_id, token, lease_ms, max_deaths, redispatch_ms, idempotent])
+--       args=[task_id, token, lease_ms, max_deaths, redispatch_ms, idempotent, retries])
 --
 -- done      string  exists when the task has ended
 -- lease     hash  token: of the run under way; until_ms: when it ends unless renewed; asked_ms: when another copy first
---                 asked since the last renewal; deaths: runs before it whose worker died
+--                 asked since the last renewal; deaths: runs before it whose worker died; retries: of its message. A
+--                 message of more retries is what that run has handed on, and need not wait for it
 -- inflight  zset    task id -> when it is overdue, ms; put off, for the task runs
 -- pairs     hash    task id -> "<sent_ms> <pair>"
 -- lanes     hash    "<queue> <priority>" -> sent_ms of the newest task of that queue which has begun, sent once only
@@ -24,9 +25,10 @@ if idempotent and redis.call("EXISTS", KEYS[1]) == 1 then
     return {0, 0}
 end
 
-local lease = redis.call("HMGET", KEYS[2], "token", "until_ms", "deaths", "asked_ms")
+local lease = redis.call("HMGET", KEYS[2], "token", "until_ms", "deaths", "asked_ms", "retries")
 local deaths = tonumber(lease[3] or 0)
-if lease[1] and lease[1] ~= token then
+local handed_on = tonumber(ARGV[7]) > tonumber(lease[5] or 0)
+if lease[1] and lease[1] ~= token and not handed_on then
     -- A lease cannot be renewed while this server is away. So a run is dead only when it has not renewed for a whole
     -- lease after somebody asked, which shows that the server was there.
     local asked_ms = tonumber(lease[4] or now_ms)
@@ -43,7 +45,7 @@ if deaths > tonumber(ARGV[4]) then
     return {-2, deaths}
 end
 local until_ms = string.format("%.0f", now_ms + ARGV[3])
-redis.call("HSET", KEYS[2], "token", token, "until_ms", until_ms, "deaths", deaths)
+redis.call("HSET", KEYS[2], "token", token, "until_ms", until_ms, "deaths", deaths, "retries", ARGV[7])
 redis.call("HDEL", KEYS[2], "asked_ms")
 redis.call("PEXPIRE", KEYS[2], keep_ms)
 
