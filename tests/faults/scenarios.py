@@ -129,9 +129,13 @@ def dribble(site: Site, chance: random.Random) -> str:
     return "dribbled"
 
 
+def _admin(url: str) -> Redis:
+    return Redis.from_url(url, socket_timeout=30)  # longer than any pause below
+
+
 def fill_memory(site: Site, chance: random.Random) -> str:
     server = chance.choice(site.servers)
-    with Redis.from_url(server.url) as admin:
+    with _admin(server.url) as admin:
         before = _refused(admin)
         admin.config_set("maxmemory", max(1, int(admin.info("memory")["used_memory"]) - 1))
         time.sleep(chance.uniform(0.5, 6))
@@ -145,14 +149,14 @@ def _refused(admin: Redis) -> int:
 
 def flush_all(site: Site, chance: random.Random) -> str:
     """Forget everything: only what is published afterwards can be asked for."""
-    with Redis.from_url(site.bus.url) as admin:
+    with _admin(site.bus.url) as admin:
         admin.flushall()
     site.losses.append(Loss(0, time.time()))
     return "FLUSHALL"
 
 
 def pause(site: Site, chance: random.Random) -> str:
-    with Redis.from_url(site.bus.url) as admin:
+    with _admin(site.bus.url) as admin:
         admin.client_pause(chance.randint(200, 8000), all=True)
     return "CLIENT PAUSE"
 
@@ -161,7 +165,7 @@ def command(*words: str) -> Fault:
     """Return the fault of an administrator's command to the bus; it counts when it found something to do."""
 
     def run(site: Site, chance: random.Random) -> str:
-        with Redis.from_url(site.bus.url) as admin:
+        with _admin(site.bus.url) as admin:
             found = admin.execute_command(*words)
         return " ".join(words[:4]).replace(_JOURNAL, "journal").replace(f" {GROUP}", "") if found else ""
 
