@@ -148,7 +148,7 @@ class Intake:
             # No right to write them, or something else at their key. The events that come after must not wait for that.
             self._counters.add("errors")
             for letter in letters:
-                log.error("no dead letter (%s) for %s: %s", letter.detail, letter.origin, error)
+                log.error("dead letter (%s) from %r could not be kept: %s", letter.reason, letter.origin, error)
             return
         for letter, is_new in zip(letters, written, strict=True):
             if is_new:

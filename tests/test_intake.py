@@ -199,7 +199,7 @@ def test_dead_letters_that_cannot_be_kept_hold_up_no_event(
         client.publish(f"{prefix}a.b", Event(type="a.b", id=f"n{number}").encode())
     eventually(lambda: queues.length() == 20, "the valid ones are dispatched")
     assert subscriber.info()["errors"]
-    assert "no dead letter" in caplog.text
+    assert f"dead letter (json) from '{prefix}a.b' could not be kept" in caplog.text
     assert "WRONGTYPE" in caplog.text
 
 
