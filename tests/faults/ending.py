@@ -49,7 +49,8 @@ def _left(site: Site) -> str:
                 "not read": 0 if group["last-delivered-id"] == _last_id(bus, keys.journal) else 1,
                 "in the ledger": bus.zcard(keys.inflight(GROUP)),
                 "in the queue": broker.llen(f"{BROKER_PREFIX}celery"),
-                "not acknowledged": broker.hlen(f"{BROKER_PREFIX}unacked"),
+                # The index, by which Celery restores messages. What is only in the table beside it stays there for ever.
+                "not acknowledged": broker.zcard(f"{BROKER_PREFIX}unacked_index"),
             }
     except (RedisError, OSError) as error:
         return str(error)
