@@ -49,7 +49,7 @@ def _left(site: Site) -> str:
                 "not read": 0 if group["last-delivered-id"] == _last_id(bus, keys.journal) else 1,
                 "in the ledger": bus.zcard(keys.inflight(GROUP)),
                 "in the queue": broker.llen(f"{BROKER_PREFIX}celery"),
-                # The index, by which Celery restores messages. What is only in the table beside it stays there for ever.
+                # The index by which Celery restores messages. What is only in the table beside it stays there.
                 "not acknowledged": broker.zcard(f"{BROKER_PREFIX}unacked_index"),
             }
     except (RedisError, OSError) as error:
