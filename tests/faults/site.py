@@ -69,6 +69,8 @@ class Site:
             name: command for number in range(size) for name, command in self._commands_of(number, seed).items()
         }
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        #: Where in its log the output of a process begins.
+        self._begun_at: dict[str, int] = {}
 
     def _commands_of(self, number: int, seed: int) -> dict[str, list[str]]:
         celery = [sys.executable, "-m", "celery", "-A", "tests.faults.app"]
@@ -121,11 +123,19 @@ class Site:
         self._start(name)
 
     def tend(self) -> None:
-        """Start what ended by itself, as a supervisor does."""
+        """Start what ended by itself, as a supervisor does, or was about to: Celery's workers may hang as they end."""
         for name, process in list(self._running.items()):
-            if process.poll() is not None:
+            if process.poll() is not None or b"Unrecoverable error" in self._said(name):
                 self.restarts[name] += 1
-                self._start(name)
+                self.kill(name)
+
+    def _said(self, name: str) -> bytes:
+        with self._log(name).open("rb") as log:
+            log.seek(self._begun_at[name])
+            return log.read()
+
+    def _log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
 
     def stop(self, kind: str) -> None:
         """End the processes of one kind gently."""
@@ -145,7 +155,8 @@ class Site:
             "C_FORCE_ROOT": "1",
             "PYTHONWARNINGS": "ignore",
         }
-        with (self.directory / f"{name}.log").open("ab") as output:
+        with self._log(name).open("ab") as output:
+            self._begun_at[name] = output.tell()
             self._running[name] = subprocess.Popen(
                 self._commands[name],
                 cwd=ROOT,
