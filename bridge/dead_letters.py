@@ -192,19 +192,24 @@ class DeadLetters:
                 self._park(keys=self._letter_keys(letter), args=self._arguments(letter, mark_ttl_ms), client=pipe)
             return [bool(written) for written in pipe.execute()]
 
-    def bury(self, letter: DeadLetter) -> None:
-        """Write *letter*, with which its task ends, and the end of the task in one step. Safe to repeat."""
+    def bury(self, letter: DeadLetter, *, ended: bool = True) -> None:
+        """Write *letter* and take its task out of the ledger in one step. Safe to repeat.
+
+        Arguments:
+            ended: Whether the task has ended with that. Otherwise it runs if its message comes after all.
+        """
         group, task_id = self._settings.group, letter.task_id
         task_keys = [self._keys.done(task_id), self._keys.lease(task_id)]
         task_keys += [self._keys.inflight(group), self._keys.inflight_pairs(group)]
-        self._park(keys=self._letter_keys(letter) + task_keys, args=self._arguments(letter, _MARK_TTL_MS))
+        done_ttl_ms = self._settings.dedup_ttl_ms if ended else 0
+        self._park(keys=self._letter_keys(letter) + task_keys, args=self._arguments(letter, _MARK_TTL_MS, done_ttl_ms))
 
     def _letter_keys(self, letter: DeadLetter) -> list[str]:
         return [self._key, self._size_key, self._keys.parked(self._settings.group, letter.mark)]
 
-    def _arguments(self, letter: DeadLetter, mark_ttl_ms: int) -> list[Any]:
+    def _arguments(self, letter: DeadLetter, mark_ttl_ms: int, done_ttl_ms: int = 0) -> list[Any]:
         limits = (self._settings.max_dead_letters, self._settings.max_dead_letter_bytes)
-        return [mark_ttl_ms, *limits, letter.task_id, self._settings.dedup_ttl_ms, *_written(letter)]
+        return [mark_ttl_ms, *limits, letter.task_id, done_ttl_ms, *_written(letter)]
 
     def latest(self, count: int) -> list[DeadLetter]:
         """Return up to *count* letters, newest first."""

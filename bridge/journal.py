@@ -225,6 +225,14 @@ class Journal:
             found = [entry for rows in pipe.execute() for entry in _entries(rows)]
         return {entry.entry_id.decode(): entry for entry in found}
 
+    def kept(self, event_ids: Sequence[str]) -> dict[str, bytes]:
+        """Return what the event keys of these events hold, as far as they are there."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for event_id in event_ids:
+                pipe.get(self._keys.event(event_id))
+            values = dict(zip(event_ids, pipe.execute(raise_on_error=False), strict=True))
+        return {event_id: value for event_id, value in values.items() if isinstance(value, bytes)}
+
     # Upkeep
 
     def trim(self) -> Trimmed:

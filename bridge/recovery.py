@@ -12,9 +12,8 @@ from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.handlers import Registry
-from bridge.journal import Entry
 from bridge.ledger import Overdue
-from bridge.messages import Message, Outbox
+from bridge.messages import Message, Outbox, task_id_for
 from bridge.metrics import Counters
 from bridge.settings import BridgeSettings
 from bridge.stores import Stores
@@ -76,12 +75,12 @@ class Recovery:
         return {task.task_id for task in overdue if not task.passed and task.pair.queue in busy}
 
     def _redispatch(self, overdue: Sequence[Overdue]) -> None:
-        entries = self._journal.entries([task.pair.entry_id for task in overdue])
+        events = self._events(overdue)
         messages: list[Message] = []
         tasks: dict[str, Overdue] = {}
         for task in overdue:
             try:
-                messages += self._messages(task, entries.get(task.pair.entry_id))
+                messages += self._messages(task, events.get(task.task_id))
             except _Hopeless as reason:
                 self._give_up(task, reason)
             else:
@@ -96,14 +95,29 @@ class Recovery:
             self._counters.add("redispatched", len(messages))
             log.warning("%d overdue tasks neither ran nor waited in their queue: sent again", len(messages))
 
-    def _messages(self, task: Overdue, entry: Entry | None) -> list[Message]:
-        event = _event(entry)
+    def _events(self, overdue: Sequence[Overdue]) -> dict[str, Event]:
+        """Return the events of tasks, by task id: from the journal or, as after its deletion, from their keys."""
+        entries = self._journal.entries([task.pair.entry_id for task in overdue])
+        missing = [task.pair.event_id for task in overdue if task.pair.entry_id not in entries]
+        kept = self._journal.kept(missing) if missing else {}
+        events: dict[str, Event] = {}
+        for task in overdue:
+            entry = entries.get(task.pair.entry_id)
+            event = _event(kept.get(task.pair.event_id) if entry is None else entry.data)
+            # A key knows nothing of a replay, whose tasks have ids of their own.
+            if event is not None and task.task_id == self._task_id(task.pair.handler, event):
+                events[task.task_id] = event
+        return events
+
+    def _task_id(self, handler: str, event: Event) -> str:
+        return task_id_for(self._settings.group, event.id, handler, event.replay)
+
+    def _messages(self, task: Overdue, event: Event | None) -> list[Message]:
         if task.pair.redispatches >= self._settings.max_redispatches:
             raise _Hopeless("unfinished", f"sent {task.pair.redispatches + 1} times and never ended", event)
         if event is None:
-            raise _Hopeless(
-                "gone", f"journal entry {task.pair.entry_id} is gone, or unreadable: cannot be sent again", None
-            )
+            text = f"journal entry {task.pair.entry_id} is gone, and so is the key: cannot be sent again"
+            raise _Hopeless("gone", text, None)
         handler = next((one for one in self._registry if one.task_name == task.pair.handler), None)
         if handler is None:
             log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, task.pair.handler)
@@ -114,7 +128,7 @@ class Recovery:
             raise _Hopeless("message", f"{type(error).__name__}: {error}", event) from error
 
     def _give_up(self, task: Overdue, why: _Hopeless) -> None:
-        """End a task with a dead letter: should its message come after all, it is skipped."""
+        """Make a dead letter of a task, which is its end if the letter has the event: it can be replayed then."""
         handler, task_id, event = task.pair.handler, task.task_id, why.event
         attempts = task.pair.redispatches + 1
         if event is None:
@@ -125,7 +139,7 @@ class Recovery:
             letter = DeadLetter.of_event(
                 why.reason, why.detail, event, event.encode(), handler, task_id, attempts=attempts
             )
-        self._dead_letters.bury(letter)
+        self._dead_letters.bury(letter, ended=event is not None)
         self._counters.add("dead")
         log.error("dead letter (%s): %s of event %s: %s", why.reason, handler, task.pair.event_id, why.detail)
 
@@ -140,10 +154,10 @@ class _Hopeless(Exception):
         self.event = event
 
 
-def _event(entry: Entry | None) -> Event | None:
-    if entry is None or entry.data is None:
+def _event(data: bytes | None) -> Event | None:
+    if data is None:
         return None
     try:
-        return Event.decode(entry.data, max_bytes=len(entry.data))
+        return Event.decode(data, max_bytes=len(data))
     except EventInvalid:  # it decoded when it was dispatched; another version of the bridge may be stricter
         return None

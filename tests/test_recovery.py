@@ -143,16 +143,33 @@ def test_a_message_lost_again_and_again_becomes_a_dead_letter(
 def test_a_lost_message_whose_event_is_gone_becomes_a_dead_letter(
     use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str, settings: BridgeSettings
 ) -> None:
-    """When the journal no longer has the event, the dead letter says which event and handler it was."""
+    """When neither journal nor key has the event, the dead letter says which it was; should it come, it still runs."""
     use("t.exact")
     start(**HASTY | {"redispatch_after_s": 1})
     publish(bus, 1)
     eventually(lambda: queues.length() == 1, "the message")
-    steal(client, prefix)
+    task_id = steal(client, prefix)
     assert client.xtrim(Keys(prefix).journal, maxlen=0) == 1
+    assert client.delete(Keys(prefix).event("n0")) == 1
     letters = DeadLetters(client, settings)
     (letter,) = eventually(lambda: letters.latest(10), "a dead letter")
     assert (letter.reason, letter.event_id, letter.handler) == ("gone", "n0", "t.exact")
+    ledger = Ledger(client, settings)
+    assert (ledger.size(), ledger.has_ended(task_id)) == (0, False)
+
+
+def test_a_lost_message_whose_journal_entry_is_gone_is_sent_again(
+    use, start: Start, bus: EventBus, queues: Queues, client: Redis, prefix: str
+) -> None:
+    """After the deletion of the journal, the event key serves (chaos commands, seed 5501)."""
+    use("t.exact")
+    start(**HASTY | {"redispatch_after_s": 1})
+    publish(bus, 1)
+    eventually(lambda: queues.length() == 1, "the message")
+    task_id = steal(client, prefix)
+    assert client.xtrim(Keys(prefix).journal, maxlen=0) == 1
+    (again,) = eventually(queues.messages, "the message again")
+    assert again["headers"]["id"] == task_id
 
 
 def test_one_subscriber_does_the_upkeep_until_it_stops(use, start: Start, client: Redis, prefix: str) -> None:

@@ -7,7 +7,8 @@
 -- parked     string  marks this dead letter as written; expires after mark_ttl_ms. Every subscriber hears the same
 --                    broken message, and a redelivered task fails again: one letter is enough.
 -- done, lease, inflight, pairs
---                    of the task that ends with the letter, see begin.lua; left out when there is none
+--                    of the task that leaves the ledger with the letter, see begin.lua; left out when there is none.
+--                    It has ended, unless done_ttl_ms is "0"
 --
 -- Returns 1 when the letter was written, 0 when it had been written before. One that exceeds max_bytes alone is counted
 -- as dropped and takes none of the others with it. A write that needs memory comes first on each way: a Redis without
@@ -21,24 +22,26 @@ local function bytes_of(fields)
     return bytes
 end
 
-local function end_task()
+local function strike_task()
     if #KEYS > 3 then
-        redis.call("SET", KEYS[4], "1", "PX", ARGV[5])
-        redis.call("DEL", KEYS[5])
+        if ARGV[5] ~= "0" then
+            redis.call("SET", KEYS[4], "1", "PX", ARGV[5])
+            redis.call("DEL", KEYS[5])
+        end
         redis.call("ZREM", KEYS[6], ARGV[4])
         redis.call("HDEL", KEYS[7], ARGV[4])
     end
 end
 
 if redis.call("EXISTS", KEYS[3]) == 1 then
-    end_task()
+    strike_task()
     return 0
 end
 local own_bytes = bytes_of({unpack(ARGV, 6)})
 if own_bytes > tonumber(ARGV[3]) then
     redis.call("HINCRBY", KEYS[2], "dropped", 1)
     redis.call("SET", KEYS[3], "1", "PX", ARGV[1])
-    end_task()
+    strike_task()
     return 1
 end
 redis.call("XADD", KEYS[1], "*", unpack(ARGV, 6))
@@ -63,5 +66,5 @@ end
 redis.call("HSET", KEYS[2], "bytes", string.format("%.0f", bytes))
 redis.call("HINCRBY", KEYS[2], "dropped", dropped)
 redis.call("SET", KEYS[3], "1", "PX", ARGV[1])
-end_task()
+strike_task()
 return 1
