@@ -107,7 +107,8 @@ class Dispatcher:
         for letter in batch.letters:
             self._park(letter)
         if entries:
-            self._ledger.sent([entry.entry_id for entry in entries], batch.pairs())
+            pairs = [(message.task_id, pair) for message, pair in batch.messages]
+            self._ledger.sent([entry.entry_id for entry in entries], pairs)
         for name, amount in batch.counts.items():
             self._counters.add(name, amount)
         self._counters.add("dispatched", len(batch.messages))
@@ -189,14 +190,11 @@ class _Batch:
 
     def refuse(self, refused: Refused) -> None:
         """Make a dead letter of a message that cannot be sent."""
-        message, detail = refused.message, f"{type(refused.error).__name__}: {refused.error}"
-        event, task = message.event, message.task.name
+        message, event, task = refused.message, refused.message.event, refused.message.task.name
         self.messages = [one for one in self.messages if one[0] is not message]
-        self.letters.append(DeadLetter.of_event("message", detail, event, event.encode(), task, message.task_id))
-
-    def pairs(self) -> list[tuple[str, Pair]]:
-        """Return the messages as the ledger wants them."""
-        return [(message.task_id, pair) for message, pair in self.messages]
+        self.letters.append(
+            DeadLetter.of_event("message", refused.detail, event, event.encode(), task, message.task_id)
+        )
 
 
 def _pair(message: Message, entry: Entry) -> Pair:

@@ -71,10 +71,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Refused:
-    """A message that cannot be sent because of *error*."""
+    """A message that cannot be sent, and the *detail* of why, for a person."""
 
     message: Message
-    error: Exception
+    detail: str
 
 
 class Outbox:
@@ -138,7 +138,7 @@ class Outbox:
                     except Exception as error:
                         if _is_outage(error, producer.connection):
                             raise
-                        refused.append(Refused(message, error))
+                        refused.append(Refused(message, f"{type(error).__name__}: {error}"))
         except BaseException:
             self.close()
             raise

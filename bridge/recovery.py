@@ -87,8 +87,8 @@ class Recovery:
                 tasks[task.task_id] = task
         self._outbox.close()  # a broker that lost messages may have lost queues and bindings, which kombu declares once
         for refused in self._outbox.send(messages):
-            detail = f"{type(refused.error).__name__}: {refused.error}"
-            self._give_up(tasks.pop(refused.message.task_id), _Hopeless("message", detail, refused.message.event))
+            message = refused.message
+            self._give_up(tasks.pop(message.task_id), _Hopeless("message", refused.detail, message.event))
         if tasks:
             pairs = {name: replace(task.pair, redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
             self._ledger.sent([], list(pairs.items()))
@@ -105,12 +105,10 @@ class Recovery:
             entry = entries.get(task.pair.entry_id)
             event = _event(kept.get(task.pair.event_id) if entry is None else entry.data)
             # A key knows nothing of a replay, whose tasks have ids of their own.
-            if event is not None and task.task_id == self._task_id(task.pair.handler, event):
+            group, handler = self._settings.group, task.pair.handler
+            if event is not None and task.task_id == task_id_for(group, event.id, handler, event.replay):
                 events[task.task_id] = event
         return events
-
-    def _task_id(self, handler: str, event: Event) -> str:
-        return task_id_for(self._settings.group, event.id, handler, event.replay)
 
     def _messages(self, task: Overdue, event: Event | None) -> list[Message]:
         if task.pair.redispatches >= self._settings.max_redispatches:

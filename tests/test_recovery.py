@@ -35,6 +35,15 @@ def steal(client: Redis, prefix: str) -> str:
     return str(message["headers"]["id"])
 
 
+def lose_message_and_entry(bus: EventBus, queues: Queues) -> str:
+    """Dispatch one event; take its message out of the queue and its entry out of the journal; return the task id."""
+    publish(bus, 1)
+    eventually(lambda: queues.length() == 1, "the message")
+    task_id = steal(queues.client, queues.prefix)
+    assert queues.client.xtrim(Keys(queues.prefix).journal, maxlen=0) == 1
+    return task_id
+
+
 def due_times(client: Redis, prefix: str) -> dict[bytes, float]:
     return dict(client.zrange(Keys(prefix).inflight("tests"), 0, -1, withscores=True))
 
@@ -146,10 +155,7 @@ def test_a_lost_message_whose_event_is_gone_becomes_a_dead_letter(
     """When neither journal nor key has the event, the dead letter says which it was; should it come, it still runs."""
     use("t.exact")
     start(**HASTY | {"redispatch_after_s": 1})
-    publish(bus, 1)
-    eventually(lambda: queues.length() == 1, "the message")
-    task_id = steal(client, prefix)
-    assert client.xtrim(Keys(prefix).journal, maxlen=0) == 1
+    task_id = lose_message_and_entry(bus, queues)
     assert client.delete(Keys(prefix).event("n0")) == 1
     letters = DeadLetters(client, settings)
     (letter,) = eventually(lambda: letters.latest(10), "a dead letter")
@@ -164,10 +170,7 @@ def test_a_lost_message_whose_journal_entry_is_gone_is_sent_again(
     """After the deletion of the journal, the event key serves (chaos commands, seed 5501)."""
     use("t.exact")
     start(**HASTY | {"redispatch_after_s": 1})
-    publish(bus, 1)
-    eventually(lambda: queues.length() == 1, "the message")
-    task_id = steal(client, prefix)
-    assert client.xtrim(Keys(prefix).journal, maxlen=0) == 1
+    task_id = lose_message_and_entry(bus, queues)
     (again,) = eventually(queues.messages, "the message again")
     assert again["headers"]["id"] == task_id
 
