@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.handlers import Handler, Registry
+from bridge.handover import Handover, Push
 from bridge.journal import Entry
-from bridge.ledger import Pair
-from bridge.messages import Message, Outbox, Refused, task_id_for
+from bridge.ledger import Listed, Pair
+from bridge.messages import Message, Outbox, Refused, Stamped, task_id_for
 from bridge.metrics import Counters
 from bridge.settings import BATCH_BYTES, BridgeSettings
 from bridge.stores import Stores
@@ -28,8 +30,9 @@ _FIRST_LIMIT = 32
 class Dispatcher:
     """One consumer of the group. Used by one thread.
 
-    An entry is acknowledged after its messages are at the broker, in one step with listing their tasks in the
-    ledger. A crash before that sends them again, with the same task ids.
+    An entry is acknowledged in one step with listing its tasks in the ledger: where bus and broker are one Redis in the
+    step that pushes their messages too, otherwise after their messages are at the broker. A crash before that sends
+    these again, with the same task ids.
 
     Arguments:
         stores, outbox, registry, counters: Its parts.
@@ -49,6 +52,8 @@ class Dispatcher:
         self._journal = stores.journal
         self._ledger = stores.ledger
         self._dead_letters = stores.dead_letters
+        self._handover = Handover(stores.client, stores.journal, stores.ledger, consumer)
+        self._one_redis = outbox.one_redis
         self._outbox = outbox
         self._registry = registry
         self._counters = counters
@@ -56,6 +61,10 @@ class Dispatcher:
         self._consumer = consumer
         self._look_at_held = True
         self._limit = min(_FIRST_LIMIT, settings.batch_size)
+        #: Entries read while the batch before them was under way.
+        self._ahead: list[Entry] = []
+        #: The batch whose handing over has not been confirmed.
+        self._handed_over: _Batch | None = None
         #: The queue that is too long for another message; dispatch waits for it.
         self.full_queue: str | None = None
 
@@ -66,59 +75,131 @@ class Dispatcher:
     def step(self) -> int:
         """Dispatch one batch, or wait ``block_ms`` for the first event or a place in a queue.
 
+        While there is a backlog the next batch is read, and this one made, while the one before is handed over.
+
         Returns:
-            The number of entries dispatched.
+            The number of entries dispatched, or on their way.
 
         Raises:
             JournalLost: The group is gone.
-            Exception: Redis or the broker failed. Nothing was acknowledged, so the next step does it again.
+            Exception: Redis or the broker failed. What was not acknowledged is done again by the next step.
         """
         try:
-            if self._look_at_held:
-                entries = self._journal.held(self._consumer, self._limit)
-                self._look_at_held = bool(entries)
-            else:
-                entries = self._journal.read(self._consumer, self._limit, self._settings.block_ms)
-            done = self.dispatch(entries)
+            entries = self._next_entries()
+            if self._dispatch(entries, read_on=self._one_redis and not self._look_at_held):
+                return len(entries)
+        except _Overtaken:
+            log.info("entries of group %s have changed hands: read again", self._settings.group)
+            self._start_over()
+            return 0
         except BaseException:
             # Also after a failed read: the server may have handed out entries whose reply was lost.
-            self._look_at_held = True
+            self._start_over()
             # A broker with little room takes a small batch where it refuses a large one after its first half.
             self._limit = max(1, self._limit // 2)
             raise
-        if not done:
-            self._look_at_held, self._limit = True, 1  # one entry is enough to ask again
-            time.sleep(self._settings.block_ms / 1000)
-            return 0
-        self._adapt_limit(entries)
-        return len(entries)
+        self._start_over()
+        self._limit = 1  # one entry is enough to ask again
+        time.sleep(self._settings.block_ms / 1000)
+        return 0
 
-    def dispatch(self, entries: Sequence[Entry]) -> bool:
+    def finish(self) -> None:
+        """Dispatch what was read ahead, and read no more.
+
+        Raises:
+            Exception: Redis or the broker failed. What was not acknowledged is left to other consumers.
+        """
+        try:
+            while self._ahead or self._handover.under_way:
+                entries, self._ahead = self._ahead, []
+                if not self._dispatch(entries, read_on=False):
+                    return
+        except _Overtaken:
+            return
+        finally:
+            self._handover.close()
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        self._handover.close()
+
+    def _start_over(self) -> None:
+        self._handover.close()
+        self._ahead, self._handed_over = [], None
+        self._look_at_held = True
+
+    def _next_entries(self) -> list[Entry]:
+        if self._look_at_held:
+            self._settle()
+            self._ahead = []
+            self._handover.open()
+            entries = self._journal.held(self._consumer, self._limit)
+            self._look_at_held = bool(entries)
+            return entries
+        if self._ahead:
+            entries, self._ahead = self._ahead, []
+            return entries
+        self._handover.open()
+        return self._journal.read(self._consumer, self._limit, self._settings.block_ms)
+
+    def _dispatch(self, entries: Sequence[Entry], *, read_on: bool) -> bool:
         """Send the messages of *entries* and acknowledge them; False, and nothing done, while a queue is full."""
+        backlog = read_on and len(entries) >= self._limit
+        if backlog and not self._handover.under_way:
+            self._handover.begin([], [], read=self._limit)  # while the first batch of a backlog is made
+        self._outbox.refresh()
         batch = _Batch()
         for entry in entries:
             self._add(entry, batch)
-        messages = [message for message, _ in batch.messages]
-        if self._held_back(messages):
+        if self._held_back(batch):
             return False
-        for refused in self._outbox.send(messages):
+        ahead = self._settle()
+        self._send(batch)
+        self._adapt_limit(entries, batch)
+        more = self._limit if backlog and ahead else 0
+        if batch.pushed or more:
+            self._handover.begin(batch.pushed, batch.pushes, read=more)
+        if batch.pushed:
+            self._handed_over = batch
+        else:
+            self._count(batch)
+        self._ahead = ahead or self._settle()  # with nothing to do meanwhile, wait
+        return True
+
+    def _send(self, batch: _Batch) -> None:
+        for refused in self._outbox.send([message for message, _ in batch.messages]):
             batch.refuse(refused)
         # Not before: what is tried again, while the broker is away, would be kept and counted again and again.
         for letter in batch.letters:
             self._park(letter)
-        if entries:
-            pairs = [(message.task_id, pair) for message, pair in batch.messages]
-            self._ledger.sent([entry.entry_id for entry in entries], pairs)
+        if batch.sent:
+            self._ledger.sent(batch.sent, [(message.task_id, pair) for message, pair in batch.messages])
+
+    def _settle(self) -> list[Entry]:
+        """Wait for the answer to what was handed over; return the entries that came with it.
+
+        Raises:
+            _Overtaken: What this consumer has read may have gone to another.
+        """
+        if not self._handover.under_way:
+            return []
+        batch, self._handed_over = self._handed_over, None
+        answer = self._handover.finish()
+        if batch is not None and answer.committed:
+            self._count(batch)
+        if answer.overtaken:
+            raise _Overtaken
+        return answer.entries
+
+    def _count(self, batch: _Batch) -> None:
         for name, amount in batch.counts.items():
             self._counters.add(name, amount)
-        self._counters.add("dispatched", len(batch.messages))
-        return True
 
-    def _held_back(self, messages: Sequence[Message]) -> bool:
+    def _held_back(self, batch: _Batch) -> bool:
         limit = self._settings.max_queue_length
         if limit is None:
             return False
-        queues = sorted({message.route.queue for message in messages} - {""})
+        queues = sorted(batch.queues - {""})
         full = next((queue for queue in queues if self._outbox.waiting(queue) >= limit), None)
         if full is not None:
             self._counters.add("held_back")
@@ -127,14 +208,26 @@ class Dispatcher:
         self.full_queue = full
         return full is not None
 
-    def _adapt_limit(self, entries: Sequence[Entry]) -> None:
-        size = sum(len(entry.data or b"") for entry in entries)
+    def _adapt_limit(self, entries: Sequence[Entry], batch: _Batch) -> None:
+        size = max(sum(len(entry.data or b"") for entry in entries), sum(len(push.message) for push in batch.pushes))
         if size > BATCH_BYTES:
             self._limit = max(1, len(entries) * BATCH_BYTES // size)
-        elif len(entries) == self._limit:
+        elif len(entries) >= self._limit:
             self._limit = min(2 * self._limit, self._settings.batch_size)
 
     def _add(self, entry: Entry, batch: _Batch) -> None:
+        messages = list(self._messages(entry, batch))
+        pairs = [_pair(message, entry) for message in messages]
+        batch.queues.update(message.route.queue for message in messages)
+        batch.counts["dispatched"] += len(messages)
+        if self._one_redis and all(message.stamped is not None for message in messages):
+            batch.pushed.append(entry.entry_id)
+            batch.pushes += map(_push, messages, pairs)
+        else:
+            batch.sent.append(entry.entry_id)
+            batch.messages += zip(messages, pairs, strict=True)
+
+    def _messages(self, entry: Entry, batch: _Batch) -> Iterator[Message]:
         if entry.group not in (None, self._settings.group):
             return  # a replay for another group
         if entry.data is None:
@@ -156,19 +249,17 @@ class Dispatcher:
                 return
         batch.counts["unrouted"] += not handlers
         for handler in handlers:
-            self._add_message(handler, event, entry, batch)
-
-    def _add_message(self, handler: Handler, event: Event, entry: Entry, batch: _Batch) -> None:
-        reason = "where"
-        try:
-            if handler.where is not None and not handler.where(event):
-                return
-            reason = "message"
-            message = self._outbox.prepare(handler, event)
-            batch.messages.append((message, _pair(message, entry)))
-        except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
-            detail, data = f"{type(error).__name__}: {error}", entry.data or b""
-            batch.letters.append(self._letter(reason, detail, event, data, handler.task_name))
+            reason = "where"
+            try:
+                if handler.where is not None and not handler.where(event):
+                    continue
+                reason = "message"
+                message = self._outbox.prepare(handler, event, event.encoded_as(entry.data))
+            except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
+                detail = f"{type(error).__name__}: {error}"
+                batch.letters.append(self._letter(reason, detail, event, entry.data, handler.task_name))
+            else:
+                yield message
 
     def _letter(self, reason: str, detail: str, event: Event, data: bytes, handler: str) -> DeadLetter:
         task_id = task_id_for(self._settings.group, event.id, handler, event.replay)
@@ -180,30 +271,39 @@ class Dispatcher:
         log.warning("dead letter (%s): %s %s", letter.reason, letter.handler or letter.origin, letter.detail)
 
 
+class _Overtaken(Exception):
+    """Entries have changed hands: those at hand may be another's by now."""
+
+
 @dataclass
 class _Batch:
-    """What becomes of some entries: messages with what the ledger keeps of them, dead letters, and counts."""
+    """What becomes of some entries.
 
+    Those of ``pushed`` are acknowledged as ``pushes`` are pushed; those of ``sent`` after ``messages`` were sent.
+    """
+
+    pushed: list[bytes] = field(default_factory=list)
+    pushes: list[Push] = field(default_factory=list)
+    sent: list[bytes] = field(default_factory=list)
     messages: list[tuple[Message, Pair]] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    queues: set[str] = field(default_factory=set)
 
     def refuse(self, refused: Refused) -> None:
         """Make a dead letter of a message that cannot be sent."""
         message, event, task = refused.message, refused.message.event, refused.message.task.name
         self.messages = [one for one in self.messages if one[0] is not message]
+        self.counts["dispatched"] -= 1
         self.letters.append(
             DeadLetter.of_event("message", refused.detail, event, event.encode(), task, message.task_id)
         )
 
 
 def _pair(message: Message, entry: Entry) -> Pair:
-    route = message.route
-    return Pair(
-        handler=message.task.name,
-        event_id=message.event.id,
-        entry_id=entry.entry_id.decode(),
-        queue=route.queue,
-        priority=route.priority,
-        delay_ms=int(float(route.options.get("countdown") or 0) * 1000),
-    )
+    route, event = message.route, message.event
+    return Pair(message.task.name, event.id, entry.entry_id.decode(), route.queue, route.priority, route.delay_ms)
+
+
+def _push(message: Message, pair: Pair) -> Push:
+    return Push(*cast("Stamped", message.stamped), Listed(message.task_id.encode(), pair.encode(), pair.delay_ms))

@@ -160,6 +160,14 @@ class Event(BaseModel, Generic[PayloadT]):
             raise EventInvalid("size", largest, f"the event has {len(data)} bytes, the limit is {max_bytes}")
         return data
 
+    def encoded_as(self, data: bytes) -> bytes:
+        """Return *data*, from which this event was decoded, or :meth:`encode` if it spells id or type another way."""
+        return (
+            data
+            if data.startswith(b'{"id":"%b","type":"%b",' % (self.id.encode(), self.type.encode()))
+            else self.encode()
+        )
+
     @property
     def digest(self) -> str:
         """Hash of type and payload: two events with one id and different digests are a conflict.

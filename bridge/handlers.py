@@ -21,7 +21,17 @@ from bridge.task import EventTask
 
 #: Options that choose how a task message is sent; all others are attributes of the task.
 SEND_OPTIONS = frozenset(
-    {"queue", "exchange", "exchange_type", "routing_key", "priority", "delivery_mode", "countdown", "compression"}
+    {
+        "queue",
+        "exchange",
+        "exchange_type",
+        "routing_key",
+        "priority",
+        "delivery_mode",
+        "countdown",
+        "compression",
+        "headers",
+    }
 )
 #: Plain attributes of a task: not its methods, nor what it computes, nor what the decorator sets itself.
 _TASK_OPTIONS = {

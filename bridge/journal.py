@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -38,8 +38,7 @@ class Record:
     data: bytes
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry as a consumer reads it; *data* is None when it was removed before it was acknowledged.
 
     A replay addresses its entries to one *group*, and may name the one *handler* it is for.
@@ -83,6 +82,7 @@ class Journal:
         self._group = settings.group
         self._keys = Keys(settings.channel_prefix)
         self._key = self._keys.journal
+        self._fence = self._keys.fence(settings.group)
         self._publish = script(client, "publish")
         self._append = script(client, "append")
         self._trim = script(client, "trim")
@@ -161,7 +161,7 @@ class Journal:
     def group_exists(self) -> bool:
         """Whether the group is there."""
         try:
-            with _group_errors():
+            with group_errors():
                 groups = self._client.xinfo_groups(self._key)
         except JournalLost:
             return False
@@ -184,7 +184,7 @@ class Journal:
         return self._read_group(consumer, "0", count, None)
 
     def _read_group(self, consumer: str, start: str, count: int, block_ms: int | None) -> list[Entry]:
-        with _group_errors():
+        with group_errors():
             reply = self._client.xreadgroup(self._group, consumer, {self._key: start}, count=count, block=block_ms)
         return _entries(cast("Any", reply)[0][1]) if reply else []
 
@@ -194,10 +194,12 @@ class Journal:
         Arguments:
             cursor: ``b"0-0"`` for the first call, then that of the last result until it is ``b"0-0"`` again.
         """
-        with _group_errors():
+        with group_errors():
             reply: Any = self._client.xautoclaim(
                 self._key, self._group, consumer, min_idle_ms, start_id=cursor, count=count
             )
+        if reply[1]:
+            self.raise_fence()
         removed = reply[2] if len(reply) > 2 else []  # Redis 6.2 has no such list
         return Claimed(cursor=reply[0], taken=len(reply[1]), removed=len(removed))
 
@@ -206,14 +208,42 @@ class Journal:
         if entry_ids:
             self._client.xack(self._key, self._group, *entry_ids)
 
+    # The same as parts of a request, see handover.py
+
+    def reading(self, consumer: str, count: int) -> tuple[Any, ...]:
+        """Return the command of :meth:`read`, without waiting; its reply is for :meth:`entries_read`."""
+        return ("XREADGROUP", "GROUP", self._group, consumer, "COUNT", count, "STREAMS", self._key, ">")
+
+    def entries_read(self, reply: Any) -> list[Entry]:
+        """Return the entries in the reply to :meth:`reading`."""
+        rows = reply[0][1] if reply else ()
+        return [
+            Entry(entry_id, fields[5])  # as nearly all are
+            if len(fields) == 6 and fields[4] == b"event"
+            else _entry(entry_id, dict(zip(fields[::2], fields[1::2], strict=True)))
+            for entry_id, fields in rows
+        ]
+
+    def acknowledging(self, entry_ids: Sequence[bytes]) -> tuple[Any, ...]:
+        """Return the command of :meth:`acknowledge`."""
+        return ("XACK", self._key, self._group, *entry_ids)
+
+    def guard(self) -> list[tuple[Any, ...]]:
+        """Return the commands that make the next transaction fail if entries change hands before it."""
+        return [("WATCH", self._fence), ("GET", self._fence)]
+
+    def raise_fence(self) -> None:
+        """Note that entries change hands: before they are read again."""
+        self._client.incr(self._fence)
+
     def leave(self, consumer: str, min_idle_ms: int = 0) -> bool:
         """Remove *consumer* from the group unless it still holds entries or has read within *min_idle_ms*."""
-        with _group_errors():
+        with group_errors():
             return bool(self._leave(keys=[self._key], args=[self._group, consumer, min_idle_ms]))
 
     def idle_consumers(self, min_idle_ms: int) -> list[str]:
         """Return the consumers of the group that hold nothing and have not read for *min_idle_ms*."""
-        with _group_errors():
+        with group_errors():
             consumers: Any = self._client.xinfo_consumers(self._key, self._group)
         return [row["name"].decode() for row in consumers if row["idle"] >= min_idle_ms and not row["pending"]]
 
@@ -248,7 +278,8 @@ def new_attempt() -> str:
 
 
 @contextmanager
-def _group_errors() -> Iterator[None]:
+def group_errors() -> Iterator[None]:
+    """Raise :class:`JournalLost` for the errors of Redis that say so."""
     try:
         yield
     except ResponseError as error:

@@ -90,6 +90,10 @@ class Keys:
         """Hash beside ``inflight``: queue to the time at which the newest of its tasks that has begun was sent."""
         return self._own(f"inflight-lanes:{group}")
 
+    def fence(self, group: str) -> str:
+        """Counter: raised whenever journal entries go from one consumer or connection of a group to another."""
+        return self._own(f"fence:{group}")
+
     def upkeep(self, group: str) -> str:
         """String key with a TTL: the consumer that does the upkeep of this group now."""
         return self._own(f"upkeep:{group}")

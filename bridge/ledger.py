@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, cast
 
 from redis import Redis
 from redis.client import Pipeline
@@ -25,8 +26,7 @@ Outcome = Literal["begun", "ended", "running", "deadly"]
 _OUTCOMES: dict[int, Outcome] = {1: "begun", 0: "ended", -1: "running", -2: "deadly"}
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """An event and a handler: one task that was sent.
 
     Arguments:
@@ -49,8 +49,25 @@ class Pair:
     redispatches: int = 0
     retried: bool = False
 
+    def encode(self) -> bytes:
+        """Return it as JSON."""
+        # Ids need no quoting, see event.py.
+        same = _same_for_a_route(self.handler, self.queue, self.priority, self.delay_ms)
+        again = f'"redispatches": {self.redispatches}, "retried": {"true" if self.retried else "false"}'
+        return f'{{"event_id": "{self.event_id}", "entry_id": "{self.entry_id}", {again}, {same}}}'.encode()
 
-_PAIR_FIELDS = frozenset(field.name for field in fields(Pair))
+
+@lru_cache(maxsize=1000)
+def _same_for_a_route(handler: str, queue: str, priority: int, delay_ms: int) -> str:
+    return json.dumps({"handler": handler, "queue": queue, "priority": priority, "delay_ms": delay_ms})[1:-1]
+
+
+class Listed(NamedTuple):
+    """A task for :meth:`Ledger.listing`: *pair* is encoded."""
+
+    task_id: bytes
+    pair: bytes
+    delay_ms: int
 
 
 @dataclass(frozen=True)
@@ -106,9 +123,23 @@ class Ledger:
         """Acknowledge journal entries and list the tasks that were sent for them, by task id, in one step."""
         args: list[Any] = [self._settings.group, self._redispatch_ms, len(entry_ids), *entry_ids]
         for task_id, pair in pairs:
-            args += (task_id, pair.delay_ms, json.dumps(asdict(pair)))
+            args += (task_id, pair.delay_ms, pair.encode())
         done = [self._keys.done(task_id) for task_id, _ in pairs]
         self._scripts["sent"](keys=[self._keys.journal, self._inflight, self._pairs, *done], args=args)
+
+    def listing(self, tasks: Sequence[Listed], now_ms: int) -> list[tuple[Any, ...]]:
+        """Return the commands that list tasks as sent, for the transaction that sends them.
+
+        Arguments:
+            now_ms: By the clock of the server.
+        """
+        due_ms = now_ms + self._redispatch_ms
+        pairs: list[Any] = []
+        scores: list[Any] = []
+        for task_id, pair, delay_ms in tasks:
+            pairs += (task_id, b"%d %b" % (now_ms, pair))
+            scores += (due_ms + delay_ms, task_id)
+        return [("HSET", self._pairs, *pairs), ("ZADD", self._inflight, *scores)]
 
     # A task's run
 
@@ -198,4 +229,6 @@ class Ledger:
 
 def _pair(text: bytes) -> Pair:
     stored = json.loads(text)
-    return Pair(**{name: stored[name] for name in _PAIR_FIELDS & stored.keys()})  # another version may have written it
+    return Pair(
+        **{name: stored[name] for name in Pair._fields if name in stored}
+    )  # another version may have written it

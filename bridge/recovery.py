@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
@@ -90,7 +89,7 @@ class Recovery:
             message = refused.message
             self._give_up(tasks.pop(message.task_id), _Hopeless("message", refused.detail, message.event))
         if tasks:
-            pairs = {name: replace(task.pair, redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
+            pairs = {name: task.pair._replace(redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
             self._ledger.sent([], list(pairs.items()))
             self._counters.add("redispatched", len(messages))
             log.warning("%d overdue tasks neither ran nor waited in their queue: sent again", len(messages))
@@ -121,7 +120,7 @@ class Recovery:
             log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, task.pair.handler)
             return []  # another subscriber may know it; asked for again until max_redispatches
         try:
-            return [self._outbox.prepare(handler, event)]
+            return [self._outbox.prepare(handler, event, event.encode())]
         except Exception as error:
             raise _Hopeless("message", f"{type(error).__name__}: {error}", event) from error
 

@@ -14,8 +14,9 @@ from bridge.settings import BridgeSettings
 
 @dataclass(frozen=True)
 class Stores:
-    """The journal, the ledger and the dead letters that one group sees."""
+    """The journal, the ledger and the dead letters that one group sees, and the client that they use."""
 
+    client: Redis
     journal: Journal
     ledger: Ledger
     dead_letters: DeadLetters
@@ -23,4 +24,4 @@ class Stores:
     @classmethod
     def of(cls, client: Redis, settings: BridgeSettings) -> Stores:
         """Return those of the group in *settings*."""
-        return cls(Journal(client, settings), Ledger(client, settings), DeadLetters(client, settings))
+        return cls(client, Journal(client, settings), Ledger(client, settings), DeadLetters(client, settings))

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
-from redis.exceptions import RedisError
 
 from bridge import checks
 from bridge.connection import BackOff, connect
@@ -89,7 +88,13 @@ class Subscriber:
             thread.start()
         # No stop waits for this one: it shares nothing with the others, and a server may be slow to answer.
         threading.Thread(target=self._check, name="bridge-check", daemon=True).start()
+        how = (
+            "in one transaction with the journal: once"
+            if self._outbox.one_redis
+            else "through the broker: at least once"
+        )
         log.info("subscriber %s of group %s at %s", self.name, self._settings.group, self._settings.redacted_url)
+        log.info("tasks are sent %s", how)
 
     def stop(self) -> None:
         """Finish the batch under way, leave the group, close the connections. May be called again."""
@@ -165,12 +170,15 @@ class Subscriber:
                 self._outage.wait(error)
         if self._outage.failures == 0:  # otherwise Redis may hang, and a stop would wait for it once more
             self._leave()
+        else:
+            self._dispatcher.close()
 
     def _leave(self) -> None:
         try:
+            self._dispatcher.finish()
             self._upkeep.resign()
             self._journal.leave(self.name)
-        except (RedisError, JournalLost, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
             log.info("left group %s without a word: %s", self._settings.group, error)
 
     def _open_group(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -201,7 +200,7 @@ def test_what_says_little_of_the_order_passes_nothing(make: MakeLedger) -> None:
     ledger.begin("overlapping", "token", idempotent=True)
     assert passed(ledger) == {"first": False}
     hasty = make(redispatch_after_s=0.1, lease_s=0.05)
-    hasty.sent([], [("again", replace(PAIR, redispatches=1))])
+    hasty.sent([], [("again", PAIR._replace(redispatches=1))])
     hasty.begin("again", "token", idempotent=True)
     assert passed(hasty) == {"first": False}
 
@@ -236,11 +235,11 @@ def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, cli
         overdue = ledger.overdue(10)
         return ledger.sweep(overdue, {task.task_id for task in overdue})
 
-    ledger.sent([], [("lost", PAIR), ("again", replace(PAIR, redispatches=1))])
+    ledger.sent([], [("lost", PAIR), ("again", PAIR._replace(redispatches=1))])
     sent_at = time.monotonic()
     eventually(lambda: swept() == {"lost"}, "it is sent again")
     assert time.monotonic() - sent_at > 0.4
-    ledger.sent([], [("lost", replace(PAIR, redispatches=1))])
+    ledger.sent([], [("lost", PAIR._replace(redispatches=1))])
     sent_at = time.monotonic()
     while time.monotonic() - sent_at < 0.8:
         assert swept() == set()

@@ -7,11 +7,13 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.signals import before_task_publish
+from pydantic import SecretStr
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus, SettingsError
@@ -49,45 +51,104 @@ def only_message(queues: Queues, *names: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "routes", "where"),
-    [
-        ("t.plain", {}, "celery"),
-        ("t.plain", {"billing.*": {"queue": "billing", "priority": 6}}, "billing\x06\x166"),
-        ("t.own", {"billing.*": {"queue": "billing", "priority": 3}}, "own\x06\x163"),
-        ("t.limited", {}, "limited\x06\x166"),
-        ("t.packed", {}, "celery"),
-    ],
-    ids=["default", "routed by type", "decorator wins", "limits and priority", "compressed"],
-)
-def test_filled_in_messages_equal_celerys_own(
-    app: Celery, settings: BridgeSettings, queues: Queues, name: str, routes: dict[str, Any], where: str
+ROUTES = {
+    "default": ("t.plain", {}, "celery"),
+    "routed by type": ("t.plain", {"queue": "billing", "priority": 6}, "billing\x06\x166"),
+    "decorator wins": ("t.own", {"queue": "billing", "priority": 3}, "own\x06\x163"),
+    "limits and priority": ("t.limited", {}, "limited\x06\x166"),
+    "compressed": ("t.packed", {}, "celery"),
+    "expires": ("t.expiring", {}, "celery"),
+    "countdown": ("t.delayed", {}, "celery"),
+    "headers, with a percent sign": ("t.plain", {"headers": {"tenant": "100 %s", "n": 1}}, "celery"),
+    "transient": ("t.plain", {"delivery_mode": 1}, "celery"),
+    "direct exchange without a key": ("t.plain", {"queue": "q", "exchange": "q"}, "q"),
+    "named exchange": ("t.plain", {"queue": "celery", "exchange": "celery", "routing_key": "celery"}, "celery"),
+}
+
+
+@pytest.mark.parametrize("way", ["stamped", "published", "sent again by hand"])
+@pytest.mark.parametrize(("name", "options", "where"), ROUTES.values(), ids=ROUTES)
+def test_messages_equal_celerys_own(
+    app: Celery, settings: BridgeSettings, queues: Queues, name: str, options: dict[str, Any], where: str, way: str
 ) -> None:
-    """A message made from the template equals, in headers, properties and body, the one apply_async sends."""
+    """A message, however made, equals in headers, properties and body the one that apply_async sends."""
     app.finalize()
-    settings = settings.model_copy(update={"routes": routes})
-    outbox = Outbox(app, settings)
-    message = outbox.prepare(HANDLERS[name], EVENT)
-    assert message.route.template is not None
-    outbox.send([message])
+    queues.client.sadd(f"broker:{queues.prefix}_kombu.binding.celery", "celery\x06\x16\x06\x16celery")
+    outbox = Outbox(app, settings.model_copy(update={"routes": {"billing.*": options}}))
+    message = outbox.prepare(HANDLERS[name], EVENT, EVENT.encode())
+    assert message.content is not None
+    if way == "stamped":
+        if message.stamped is None:
+            assert "routing_key" in options  # where bindings decide, kombu looks them up for each message
+            return
+        key, text = message.stamped
+        assert key == f"broker:{queues.prefix}{where}"
+        queues.client.lpush(key, text)
+    elif way == "published":
+        outbox.send([message])
+    else:
+        outbox.send([message._replace(content=None)])
+    outbox.close()
     ours = only_message(queues, where)
     queues.client.delete(f"broker:{queues.prefix}{where}")
-    options = routes.get("billing.*", {}) | dict(HANDLERS[name].send_options)
-    app.tasks[name].apply_async((EVENT,), task_id=message.task_id, **options)
-    assert plain(ours) == plain(only_message(queues, where))
-    outbox.close()
+    app.tasks[name].apply_async((EVENT,), task_id=message.task_id, **options | dict(HANDLERS[name].send_options))
+    assert without_moments(plain(ours)) == without_moments(plain(only_message(queues, where)))
 
 
-@pytest.mark.parametrize("name", ["t.expiring", "t.delayed"])
-def test_routes_with_moments_are_left_to_celery(outbox: Outbox, queues: Queues, name: str) -> None:
-    """Expiry and countdown are computed for each event, not once per route."""
-    message = outbox.prepare(HANDLERS[name], EVENT)
-    assert message.route.template is None
-    outbox.send([message])
-    headers = only_message(queues, "celery")["headers"]
-    assert headers["expires"] or headers["eta"]
-    assert headers["id"] == message.task_id
-    assert headers["argsrepr"] == "(<Event billing.paid e1>,)"
+def without_moments(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the moments in its headers as whole seconds from now, to the minute."""
+    for name in ("eta", "expires"):
+        if moment := message["headers"][name]:
+            ahead_s = (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
+            message["headers"][name] = (round(ahead_s / 60), moment[-6:])
+    return message
+
+
+@pytest.mark.parametrize("changed", ["a listener", "sent events", "routes"])
+def test_configuration_that_changes_is_noticed(app: Celery, outbox: Outbox, changed: str) -> None:
+    """Routes are made again when the configuration changes or somebody begins to listen."""
+
+    def listener(**_: Any) -> None: ...
+
+    outbox.refresh()
+    before = outbox.prepare(HANDLERS["t.plain"], EVENT, EVENT.encode())
+    assert before.stamped is not None
+    if changed == "a listener":
+        before_task_publish.connect(listener)
+    elif changed == "sent events":
+        app.conf.task_send_sent_event = True
+    else:
+        app.conf.task_routes = {"t.plain": {"queue": "elsewhere"}}
+        app.amqp.flush_routes()
+    outbox.refresh()
+    after = outbox.prepare(HANDLERS["t.plain"], EVENT, EVENT.encode())
+    before_task_publish.disconnect(listener)
+    if changed == "routes":
+        assert after.stamped is not None
+        assert after.stamped.queue_key.endswith(":elsewhere")
+    else:
+        assert after.content is None
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("redis://localhost:6379/0", True),
+        ("redis://localhost", True),
+        ("redis://localhost:6379/1", False),
+        ("redis://localhost:6380/0", False),
+        ("redis://other:6379/0", False),
+        ("redis://user:secret@localhost:6379/0", False),
+        ("rediss://localhost:6379/0", False),
+        ("amqp://localhost", False),
+        ("memory://", False),
+    ],
+)
+def test_one_redis_is_told_from_the_addresses(settings: BridgeSettings, url: str, same: bool) -> None:
+    """Messages are stamped only where bus and broker are the same database, for the same user."""
+    with Celery("x", broker=url, set_as_current=False) as app:
+        at_home = settings.model_copy(update={"redis_url": SecretStr("redis://localhost:6379/0")})
+        assert Outbox(app, at_home).one_redis is same
 
 
 def test_celery_sends_when_someone_listens(app: Celery, outbox: Outbox, queues: Queues) -> None:
@@ -100,7 +161,10 @@ def test_celery_sends_when_someone_listens(app: Celery, outbox: Outbox, queues: 
 
     before_task_publish.connect(receiver)
     try:
-        messages = [outbox.prepare(HANDLERS["t.plain"], EVENT), outbox.prepare(HANDLERS["t.own"], EVENT)]
+        messages = [
+            outbox.prepare(HANDLERS["t.plain"], EVENT, EVENT.encode()),
+            outbox.prepare(HANDLERS["t.own"], EVENT, EVENT.encode()),
+        ]
         outbox.send(messages)
     finally:
         before_task_publish.disconnect(receiver)
@@ -110,7 +174,7 @@ def test_celery_sends_when_someone_listens(app: Celery, outbox: Outbox, queues: 
 
 def test_task_ids_follow_from_group_event_and_task(outbox: Outbox) -> None:
     """The same event and handler give the same task id; another group, event or handler another one."""
-    message: Message = outbox.prepare(HANDLERS["t.plain"], EVENT)
+    message: Message = outbox.prepare(HANDLERS["t.plain"], EVENT, EVENT.encode())
     assert message.task_id == task_id_for("tests", "e1", "t.plain")
     others = [("other", "e1", "t.plain"), ("tests", "e2", "t.plain"), ("tests", "e1", "t.own")]
     assert len({message.task_id, *(task_id_for(*other) for other in others)}) == 4
@@ -127,7 +191,7 @@ def test_an_unknown_queue_is_the_handlers_fault(app: Celery, settings: BridgeSet
     app.conf.task_create_missing_queues = False
     app.finalize()
     with pytest.raises(Exception, match="own"):
-        Outbox(app, settings).prepare(HANDLERS["t.own"], EVENT)
+        Outbox(app, settings).prepare(HANDLERS["t.own"], EVENT, EVENT.encode())
     assert queues.length() == 0
 
 
@@ -136,7 +200,8 @@ def test_routing_functions_see_the_event(app: Celery, settings: BridgeSettings, 
     app.conf.task_routes = (lambda name, args, *_, **__: {"queue": args[0]["payload"]["queue"]},)
     app.finalize()
     outbox = Outbox(app, settings)
-    outbox.send([outbox.prepare(HANDLERS["t.plain"], Event(type="a.b", payload={"queue": q})) for q in ("x", "y", "x")])
+    events = [Event(type="a.b", payload={"queue": name}) for name in ("x", "y", "x")]
+    outbox.send([outbox.prepare(HANDLERS["t.plain"], event, event.encode()) for event in events])
     assert (queues.length("x"), queues.length("y")) == (2, 1)
     outbox.close()
 

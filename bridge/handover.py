@@ -1,0 +1,180 @@
+"""Handing events over to Celery where bus and broker are one Redis: in one transaction, so exactly once.
+
+Messages are pushed, their tasks listed in the ledger and their journal entries acknowledged in one MULTI. A transaction
+whose reply is lost may still come to pass after its entries were read again: from a connection that hung, or, when
+another consumer has claimed them, from a process that froze. So each is guarded by WATCH on a *fence*, a counter of the
+group that is raised whenever entries change hands.
+
+The next entries are read in the same round trip, and the server works on both while the caller makes messages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from redis import Redis
+
+from bridge.journal import Entry, Journal, group_errors
+from bridge.ledger import Ledger, Listed
+
+_MULTI, _EXEC, _TIME = ("MULTI",), ("EXEC",), ("TIME",)
+
+
+class Push(NamedTuple):
+    """A message, the Redis list that is its queue, and its task for the ledger."""
+
+    queue_key: str
+    message: bytes
+    task: Listed
+
+
+class Answer(NamedTuple):
+    """To a request: whether its transaction came to pass, and the entries read.
+
+    ``overtaken``: entries have changed hands, maybe those; what this consumer holds must be read again.
+    """
+
+    committed: bool
+    overtaken: bool
+    entries: list[Entry]
+
+
+class Handover:
+    """A connection on which one request may be under way while its caller does other things; used by one thread.
+
+    Arguments:
+        client: Connected to the bus, and so to the broker.
+        journal, ledger: Of the group.
+        consumer: Who reads.
+    """
+
+    def __init__(self, client: Redis, journal: Journal, ledger: Ledger, consumer: str) -> None:
+        self._client = client
+        self._journal = journal
+        self._ledger = ledger
+        self._consumer = consumer
+        self._connection: Any = None  # redis-py has no types for replies that are read one by one
+        self._fence: bytes | None = None
+        #: From this process's monotonic clock to the clock of the server.
+        self._clock_offset_ms = 0.0
+        #: Keys of queues that are lists, or not there.
+        self._queues: set[str] = set()
+        #: Whether a request may still be on its way over a connection that was given up.
+        self._loose_end = False
+        #: Whether the request under way has a transaction, and a reading; None: there is no request.
+        self._request: tuple[bool, bool] | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a request waits for :meth:`finish`."""
+        return self._request is not None
+
+    def open(self) -> None:
+        """Connect, unless connected. Only entries read after this are guarded."""
+        if self._connection is not None:
+            return
+        try:
+            if self._loose_end:
+                self._journal.raise_fence()
+            self._connection = self._client.connection_pool.get_connection()
+            self._send([*self._journal.guard(), _TIME])
+            self._fence = self._guarded()
+        except BaseException:
+            self.close()
+            raise
+        self._loose_end = False
+
+    def begin(self, entry_ids: Sequence[bytes], pushes: Sequence[Push], read: int) -> None:
+        """Send a request: push, list and acknowledge, then read up to *read* further entries without waiting for any.
+
+        Raises:
+            RedisError: Redis does not answer, or the key of a queue holds something else than a list.
+        """
+        try:
+            self.open()
+            commands: list[tuple[Any, ...]] = []
+            if entry_ids or pushes:
+                commands += [_MULTI, *self._commands(entry_ids, pushes), _EXEC, *self._journal.guard(), _TIME]
+            self._request = (bool(commands), bool(read))
+            if read:
+                commands.append(self._journal.reading(self._consumer, read))
+            self._send(commands)
+        except BaseException:
+            self.close()
+            raise
+
+    def finish(self) -> Answer:
+        """Wait for the answer to the request under way.
+
+        Raises:
+            JournalLost: The group is gone.
+            RedisError: Redis failed. The transaction may have come to pass.
+        """
+        (transaction, reading), committed, overtaken = self._request or (False, False), False, False
+        entries: list[Entry] = []
+        try:
+            if transaction:
+                committed = self._executed()
+                overtaken = self._guarded() != self._fence or not committed
+            if reading:
+                with group_errors():
+                    entries = self._journal.entries_read(self._connection.read_response())
+        except BaseException:
+            self.close()
+            raise
+        self._request = None
+        if overtaken:
+            self.close()
+            self._loose_end = False  # it has had its answer
+        return Answer(committed, overtaken, entries)
+
+    def close(self) -> None:
+        """Give up the connection and what is under way on it."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.disconnect()
+            self._client.connection_pool.release(connection)
+        self._loose_end = self._loose_end or self.under_way
+        self._request = None
+        self._queues.clear()
+
+    def _commands(self, entry_ids: Sequence[bytes], pushes: Sequence[Push]) -> list[tuple[Any, ...]]:
+        queues: defaultdict[str, list[bytes]] = defaultdict(list)
+        for push in pushes:
+            queues[push.queue_key].append(push.message)
+        for key in queues.keys() - self._queues:
+            # An error in a transaction does not undo its other commands. This is the only one to be expected; should it
+            # come about later, the tasks are listed and so sent again.
+            self._client.llen(key)
+            self._queues.add(key)
+        commands: list[tuple[Any, ...]] = [("LPUSH", key, *messages) for key, messages in queues.items()]
+        if pushes:
+            now_ms = int(time.monotonic() * 1000 + self._clock_offset_ms)
+            commands += self._ledger.listing([push.task for push in pushes], now_ms)
+        if entry_ids:
+            commands.append(self._journal.acknowledging(entry_ids))
+        self._queued = len(commands)
+        return commands
+
+    def _send(self, commands: Sequence[tuple[Any, ...]]) -> None:
+        self._connection.send_packed_command(self._connection.pack_commands(commands))
+
+    def _executed(self) -> bool:
+        for _ in range(1 + self._queued):  # MULTI says OK, each command QUEUED, or why not
+            self._connection.read_response()
+        replies = self._connection.read_response()
+        for error in replies or ():
+            if isinstance(error, Exception):
+                raise error
+        return replies is not None
+
+    def _guarded(self) -> bytes | None:
+        """Read the answers to what guards the next transaction; return the fence as it is now."""
+        self._connection.read_response()
+        fence: bytes | None = self._connection.read_response()
+        seconds, microseconds = self._connection.read_response()
+        self._clock_offset_ms = int(seconds) * 1000 + int(microseconds) / 1000 - time.monotonic() * 1000
+        return fence
