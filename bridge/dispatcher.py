@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
-from bridge.event import Event
 from bridge.handlers import Handler, Registry
-from bridge.handover import Handover, Push
+from bridge.handover import Handover
 from bridge.journal import Entry
-from bridge.ledger import Listed, Pair
-from bridge.messages import Message, Outbox, Refused, Stamped, task_id_for
+from bridge.messages import Message, Outbox, Refused, task_id_for
 from bridge.metrics import Counters
 from bridge.settings import BATCH_BYTES, BridgeSettings
+from bridge.stored import StoredEvent
 from bridge.stores import Stores
 
 log = logging.getLogger(__name__)
@@ -167,13 +165,13 @@ class Dispatcher:
         return True
 
     def _send(self, batch: _Batch) -> None:
-        for refused in self._outbox.send([message for message, _ in batch.messages]):
+        for refused in self._outbox.send(batch.messages):
             batch.refuse(refused)
         # Not before: what is tried again, while the broker is away, would be kept and counted again and again.
         for letter in batch.letters:
             self._park(letter)
         if batch.sent:
-            self._ledger.sent(batch.sent, [(message.task_id, pair) for message, pair in batch.messages])
+            self._ledger.sent(batch.sent, [(message.task_id, message.pair) for message in batch.messages])
 
     def _settle(self) -> list[Entry]:
         """Wait for the answer to what was handed over; return the entries that came with it.
@@ -199,7 +197,7 @@ class Dispatcher:
         limit = self._settings.max_queue_length
         if limit is None:
             return False
-        queues = sorted(batch.queues - {""})
+        queues = sorted({message.route.queue for message in batch.pushes + batch.messages} - {""})
         full = next((queue for queue in queues if self._outbox.waiting(queue) >= limit), None)
         if full is not None:
             self._counters.add("held_back")
@@ -209,61 +207,55 @@ class Dispatcher:
         return full is not None
 
     def _adapt_limit(self, entries: Sequence[Entry], batch: _Batch) -> None:
-        size = max(sum(len(entry.data or b"") for entry in entries), sum(len(push.message) for push in batch.pushes))
+        size = max(
+            sum(len(entry.data or b"") for entry in entries), sum(len(message.stamped) for message in batch.pushes)
+        )
         if size > BATCH_BYTES:
             self._limit = max(1, len(entries) * BATCH_BYTES // size)
         elif len(entries) >= self._limit:
             self._limit = min(2 * self._limit, self._settings.batch_size)
 
     def _add(self, entry: Entry, batch: _Batch) -> None:
-        messages = list(self._messages(entry, batch))
-        pairs = [_pair(message, entry) for message in messages]
-        batch.queues.update(message.route.queue for message in messages)
+        messages = self._messages(entry, batch)
         batch.counts["dispatched"] += len(messages)
-        if self._one_redis and all(message.stamped is not None for message in messages):
+        if self._one_redis and all(message.stamped for message in messages):
             batch.pushed.append(entry.entry_id)
-            batch.pushes += map(_push, messages, pairs)
+            batch.pushes += messages
         else:
             batch.sent.append(entry.entry_id)
-            batch.messages += zip(messages, pairs, strict=True)
+            batch.messages += messages
 
-    def _messages(self, entry: Entry, batch: _Batch) -> Iterator[Message]:
+    def _messages(self, entry: Entry, batch: _Batch) -> list[Message]:
         if entry.group not in (None, self._settings.group):
-            return  # a replay for another group
+            return []  # a replay for another group
         if entry.data is None:
             batch.counts["lost"] += 1
             log.error("journal entry %s was removed before it was dispatched: its event is lost", entry.entry_id)
-            return
+            return []
         try:
-            event = Event.decode(entry.data, max_bytes=len(entry.data))
+            stored = StoredEvent.read(entry.data)
         except EventInvalid as error:
             batch.letters.append(DeadLetter.of_message(error.reason, str(error), "journal", entry.data))
-            return
-        handlers: Sequence[Handler] = self._registry.matching(event.type)
+            return []
+        handlers: Sequence[Handler] = self._registry.matching(stored.type)
         if entry.handler is not None:
             handlers = [handler for handler in self._registry if handler.task_name == entry.handler]
             if not handlers:
                 # As during a deployment: the dead letter that was replayed is gone, so another keeps the event.
-                text = "this subscriber has no such handler"
-                batch.letters.append(self._letter("no_handler", text, event, entry.data, entry.handler))
-                return
+                batch.bury("no_handler", "this subscriber has no such handler", stored, entry.handler, self._settings)
+                return []
         batch.counts["unrouted"] += not handlers
+        messages, entry_id = [], entry.entry_id.decode()
         for handler in handlers:
             reason = "where"
             try:
-                if handler.where is not None and not handler.where(event):
+                if handler.where is not None and not handler.where(stored.event):
                     continue
                 reason = "message"
-                message = self._outbox.prepare(handler, event, event.encoded_as(entry.data))
+                messages.append(self._outbox.prepare(handler, stored, entry_id))
             except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
-                detail = f"{type(error).__name__}: {error}"
-                batch.letters.append(self._letter(reason, detail, event, entry.data, handler.task_name))
-            else:
-                yield message
-
-    def _letter(self, reason: str, detail: str, event: Event, data: bytes, handler: str) -> DeadLetter:
-        task_id = task_id_for(self._settings.group, event.id, handler, event.replay)
-        return DeadLetter.of_event(reason, detail, event, data, handler, task_id)
+                batch.bury(reason, f"{type(error).__name__}: {error}", stored, handler.task_name, self._settings)
+        return messages
 
     def _park(self, letter: DeadLetter) -> None:
         self._dead_letters.add(letter)
@@ -283,27 +275,26 @@ class _Batch:
     """
 
     pushed: list[bytes] = field(default_factory=list)
-    pushes: list[Push] = field(default_factory=list)
+    pushes: list[Message] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
-    messages: list[tuple[Message, Pair]] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    queues: set[str] = field(default_factory=set)
 
     def refuse(self, refused: Refused) -> None:
         """Make a dead letter of a message that cannot be sent."""
-        message, event, task = refused.message, refused.message.event, refused.message.task.name
-        self.messages = [one for one in self.messages if one[0] is not message]
+        message = refused.message
+        self.messages = [one for one in self.messages if one is not message]
         self.counts["dispatched"] -= 1
         self.letters.append(
-            DeadLetter.of_event("message", refused.detail, event, event.encode(), task, message.task_id)
+            _letter("message", refused.detail, message.stored, message.route.task.name, message.task_id)
         )
 
+    def bury(self, reason: str, detail: str, stored: StoredEvent, handler: str, settings: BridgeSettings) -> None:
+        """Make a dead letter of an event for which *handler* gets no message."""
+        task_id = task_id_for(settings.group, stored.id, handler, stored.replay)
+        self.letters.append(_letter(reason, detail, stored, handler, task_id))
 
-def _pair(message: Message, entry: Entry) -> Pair:
-    route, event = message.route, message.event
-    return Pair(message.task.name, event.id, entry.entry_id.decode(), route.queue, route.priority, route.delay_ms)
 
-
-def _push(message: Message, pair: Pair) -> Push:
-    return Push(*cast("Stamped", message.stamped), Listed(message.task_id.encode(), pair.encode(), pair.delay_ms))
+def _letter(reason: str, detail: str, stored: StoredEvent, handler: str, task_id: str) -> DeadLetter:
+    return DeadLetter.of_event(reason, detail, stored.event, stored.data, handler, task_id)

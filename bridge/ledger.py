@@ -10,9 +10,8 @@ Times are those of the Redis server. The methods raise redis-py's errors as they
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
 from redis import Redis
@@ -51,23 +50,7 @@ class Pair(NamedTuple):
 
     def encode(self) -> bytes:
         """Return it as JSON."""
-        # Ids need no quoting, see event.py.
-        same = _same_for_a_route(self.handler, self.queue, self.priority, self.delay_ms)
-        again = f'"redispatches": {self.redispatches}, "retried": {"true" if self.retried else "false"}'
-        return f'{{"event_id": "{self.event_id}", "entry_id": "{self.entry_id}", {again}, {same}}}'.encode()
-
-
-@lru_cache(maxsize=1000)
-def _same_for_a_route(handler: str, queue: str, priority: int, delay_ms: int) -> str:
-    return json.dumps({"handler": handler, "queue": queue, "priority": priority, "delay_ms": delay_ms})[1:-1]
-
-
-class Listed(NamedTuple):
-    """A task for :meth:`Ledger.listing`: *pair* is encoded."""
-
-    task_id: bytes
-    pair: bytes
-    delay_ms: int
+        return json.dumps(self._asdict()).encode()
 
 
 @dataclass(frozen=True)
@@ -127,10 +110,11 @@ class Ledger:
         done = [self._keys.done(task_id) for task_id, _ in pairs]
         self._scripts["sent"](keys=[self._keys.journal, self._inflight, self._pairs, *done], args=args)
 
-    def listing(self, tasks: Sequence[Listed], now_ms: int) -> list[tuple[Any, ...]]:
+    def listing(self, tasks: Iterable[tuple[str, bytes, int]], now_ms: int) -> list[tuple[Any, ...]]:
         """Return the commands that list tasks as sent, for the transaction that sends them.
 
         Arguments:
+            tasks: Task id, encoded pair, and the delay in ms, of each.
             now_ms: By the clock of the server.
         """
         due_ms = now_ms + self._redispatch_ms

@@ -25,11 +25,12 @@ from redis.exceptions import RedisError
 
 from bridge.context import PROPAGATOR
 from bridge.errors import HandlerInvalid, SettingsError
-from bridge.event import Event
 from bridge.handlers import SEND_OPTIONS, Handler, check_send_options
+from bridge.ledger import Pair
 from bridge.patterns import compile_pattern
 from bridge.rendering import Template, render
 from bridge.settings import BridgeSettings
+from bridge.stored import StoredEvent
 from bridge.task import EventTask, describe
 
 #: Derives task ids; any fixed UUID serves, this one must never change: a repeated dispatch has the same task id.
@@ -45,32 +46,46 @@ _MAX_ROUTES = 10_000
 class Route(NamedTuple):
     """Where the messages of one handler and event type go: options for Celery, and what comes of them."""
 
+    task: EventTask
     options: Mapping[str, Any]
     queue: str
     priority: int
     delay_ms: int
     #: None when Celery has to make the message itself.
     template: Template | None
-
-
-class Stamped(NamedTuple):
-    """What is pushed in the Redis of the bus: the list that is the queue, and the text."""
-
-    queue_key: str
-    text: bytes
+    #: What the ledger keeps of a task, encoded, with places for the ids of event and entry.
+    pair_stamp: bytes
 
 
 class Message(NamedTuple):
     """A task message ready to go: nothing about its event can fail any more."""
 
-    task: EventTask
-    task_id: str
-    event: Event
     route: Route
-    #: Content type, encoding and body; None when Celery has to make the message.
-    content: tuple[str, str, bytes] | None
-    #: None when it has to go through the broker's client.
-    stamped: Stamped | None
+    task_id: str
+    stored: StoredEvent
+    #: Of the journal.
+    entry_id: str
+    #: Content type, encoding and body, for the broker's client.
+    content: tuple[str, str, bytes] | None = None
+    #: What to push in the Redis of the bus; empty when the message has to go through the broker's client.
+    stamped: bytes = b""
+
+    @property
+    def queue_key(self) -> str:
+        """The list of Redis that :attr:`stamped` is pushed to."""
+        return cast("Template", self.route.template).queue_key
+
+    @property
+    def pair(self) -> Pair:
+        """What the ledger keeps of its task."""
+        route = self.route
+        return Pair(route.task.name, self.stored.id, self.entry_id, route.queue, route.priority, route.delay_ms)
+
+    @property
+    def encoded_pair(self) -> bytes:
+        """The same, encoded."""
+        # Ids need no quoting, see event.py.
+        return self.route.pair_stamp % (self.stored.id.encode(), self.entry_id.encode())
 
 
 class Refused(NamedTuple):
@@ -103,19 +118,23 @@ class Outbox:
         self._tags = _tags()
         _check_routes(settings)
 
-    def prepare(self, handler: Handler, event: Event, data: bytes) -> Message:
-        """Make the message that calls *handler* with *event*, whose JSON is *data*. Raises whatever is wrong."""
-        route = self._routes.get((handler.task_name, event.type)) or self._route(handler, event)
-        task = cast("EventTask", self._app.tasks[handler.task_name])
-        task_id, template = task_id_for(self._group, event.id, handler.task_name, event.replay), route.template
+    def prepare(self, handler: Handler, stored: StoredEvent, entry_id: str) -> Message:
+        """Make the message that calls *handler* with an event of the journal.
+
+        Arguments:
+            stored, entry_id: The event, and the entry that it was read from.
+
+        Raises:
+            Exception: Whatever is wrong with handler or event.
+        """
+        route = self._routes.get((handler.task_name, stored.type)) or self._route(handler, stored)
+        task_id, template = task_id_for(self._group, stored.id, handler.task_name, stored.replay), route.template
         if template is None:
-            return Message(task, task_id, event, route, None, None)
-        content = template.content(event, data)
-        stamped = None
-        if template.queue_key is not None:
-            text = template.stamped(event, task_id.encode(), content[2], next(self._tags))
-            stamped = Stamped(template.queue_key, text)
-        return Message(task, task_id, event, route, content, stamped)
+            return Message(route, task_id, stored, entry_id)
+        if template.queue_key:
+            text = template.stamped(stored, task_id.encode(), next(self._tags))
+            return Message(route, task_id, stored, entry_id, stamped=text)
+        return Message(route, task_id, stored, entry_id, template.content(stored))
 
     def refresh(self) -> None:
         """Forget the routes if the configuration has changed since they were made, or someone began to listen."""
@@ -143,10 +162,9 @@ class Outbox:
             producer = self._connected()
             with producer.batch():
                 for message in messages:
-                    if message.route.template is not None and message.content is not None:
-                        producer.publish(
-                            **message.route.template.filled_in(message.event, message.task_id, message.content)
-                        )
+                    if (template := message.route.template) is not None:
+                        content = message.content or template.content(message.stored)
+                        producer.publish(**template.filled_in(message.stored, message.task_id, content))
                         continue
                     try:
                         _send_by_celery(producer, message)
@@ -184,18 +202,18 @@ class Outbox:
             connection, self._producer = self._producer.connection, None
             connection.release()
 
-    def _route(self, handler: Handler, event: Event) -> Route:
+    def _route(self, handler: Handler, stored: StoredEvent) -> Route:
         task = cast("EventTask", self._app.tasks[handler.task_name])
-        chosen = next((options for pattern, options in self._rules if pattern.fullmatch(event.type)), {})
+        chosen = next((options for pattern, options in self._rules if pattern.fullmatch(stored.type)), {})
         options = {**chosen, **handler.send_options}
         if self._only_celery_may_send() or self._differs_by_event(task):
             # An unknown queue, or a router that fails, is the fault of this handler: say so before the batch.
-            routed = self._router.route(dict(options), task.name, [event.to_dict()], {}, task)
-            return _route_of(options, routed.get("queue"), routed.get("priority"), None)
+            routed = self._router.route(dict(options), task.name, [stored.event.to_dict()], {}, task)
+            return _route_of(task, options, routed.get("queue"), routed.get("priority"), None)
         template, queue, priority = render(self._app, task, options, self._connection() if self.one_redis else None)
         if len(self._routes) >= _MAX_ROUTES:
             self._routes.clear()
-        route = self._routes[handler.task_name, event.type] = _route_of(options, queue, priority, template)
+        route = self._routes[handler.task_name, stored.type] = _route_of(task, options, queue, priority, template)
         return route
 
     def _differs_by_event(self, task: EventTask) -> bool:
@@ -272,16 +290,22 @@ def _check_routes(settings: BridgeSettings) -> None:
             raise SettingsError(f"bridge_routes[{pattern!r}]: {error}") from error
 
 
-def _route_of(options: Mapping[str, Any], queue: Any, priority: int | None, template: Template | None) -> Route:
+def _route_of(
+    task: EventTask, options: Mapping[str, Any], queue: Any, priority: int | None, template: Template | None
+) -> Route:
     name = queue if isinstance(queue, str) else getattr(queue, "name", "")
-    return Route(options, name, priority or 0, int(float(options.get("countdown") or 0) * 1000), template)
+    delay_ms = int(float(options.get("countdown") or 0) * 1000)
+    event_id, entry_id = uuid4().hex, uuid4().hex  # no text that the rest may hold
+    pair = Pair(task.name, event_id, entry_id, name, priority or 0, delay_ms).encode().replace(b"%", b"%%")
+    pair = pair.replace(event_id.encode(), b"%b").replace(entry_id.encode(), b"%b")
+    return Route(task, options, name, priority or 0, delay_ms, template, pair)
 
 
 def _send_by_celery(producer: Any, message: Message) -> None:
-    message.task.apply_async(
-        (message.event.to_dict(),),
+    message.route.task.apply_async(
+        (message.stored.event.to_dict(),),
         task_id=message.task_id,
-        argsrepr=describe(message.event),
+        argsrepr=describe(message.stored),
         producer=producer,
         retry=False,
         add_to_parent=False,

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
-from bridge.event import Event
 from bridge.handlers import Registry
 from bridge.ledger import Overdue
 from bridge.messages import Message, Outbox, task_id_for
 from bridge.metrics import Counters
 from bridge.settings import BridgeSettings
+from bridge.stored import StoredEvent
 from bridge.stores import Stores
 
 log = logging.getLogger(__name__)
@@ -87,19 +87,19 @@ class Recovery:
         self._outbox.close()  # a broker that lost messages may have lost queues and bindings, which kombu declares once
         for refused in self._outbox.send(messages):
             message = refused.message
-            self._give_up(tasks.pop(message.task_id), _Hopeless("message", refused.detail, message.event))
+            self._give_up(tasks.pop(message.task_id), _Hopeless("message", refused.detail, message.stored))
         if tasks:
             pairs = {name: task.pair._replace(redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
             self._ledger.sent([], list(pairs.items()))
             self._counters.add("redispatched", len(messages))
             log.warning("%d overdue tasks neither ran nor waited in their queue: sent again", len(messages))
 
-    def _events(self, overdue: Sequence[Overdue]) -> dict[str, Event]:
+    def _events(self, overdue: Sequence[Overdue]) -> dict[str, StoredEvent]:
         """Return the events of tasks, by task id: from the journal or, as after its deletion, from their keys."""
         entries = self._journal.entries([task.pair.entry_id for task in overdue])
         missing = [task.pair.event_id for task in overdue if task.pair.entry_id not in entries]
         kept = self._journal.kept(missing) if missing else {}
-        events: dict[str, Event] = {}
+        events: dict[str, StoredEvent] = {}
         for task in overdue:
             entry = entries.get(task.pair.entry_id)
             event = _event(kept.get(task.pair.event_id) if entry is None else entry.data)
@@ -109,7 +109,7 @@ class Recovery:
                 events[task.task_id] = event
         return events
 
-    def _messages(self, task: Overdue, event: Event | None) -> list[Message]:
+    def _messages(self, task: Overdue, event: StoredEvent | None) -> list[Message]:
         if task.pair.redispatches >= self._settings.max_redispatches:
             raise _Hopeless("unfinished", f"sent {task.pair.redispatches + 1} times and never ended", event)
         if event is None:
@@ -120,7 +120,7 @@ class Recovery:
             log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, task.pair.handler)
             return []  # another subscriber may know it; asked for again until max_redispatches
         try:
-            return [self._outbox.prepare(handler, event, event.encode())]
+            return [self._outbox.prepare(handler, event, task.pair.entry_id)]
         except Exception as error:
             raise _Hopeless("message", f"{type(error).__name__}: {error}", event) from error
 
@@ -134,7 +134,7 @@ class Recovery:
             )
         else:
             letter = DeadLetter.of_event(
-                why.reason, why.detail, event, event.encode(), handler, task_id, attempts=attempts
+                why.reason, why.detail, event.event, event.data, handler, task_id, attempts=attempts
             )
         self._dead_letters.bury(letter, ended=event is not None)
         self._counters.add("dead")
@@ -144,17 +144,17 @@ class Recovery:
 class _Hopeless(Exception):
     """A task that sending again does not help."""
 
-    def __init__(self, reason: str, detail: str, event: Event | None) -> None:
+    def __init__(self, reason: str, detail: str, event: StoredEvent | None) -> None:
         super().__init__(reason, detail, event)
         self.reason = reason
         self.detail = detail
         self.event = event
 
 
-def _event(data: bytes | None) -> Event | None:
+def _event(data: bytes | None) -> StoredEvent | None:
     if data is None:
         return None
     try:
-        return Event.decode(data, max_bytes=len(data))
+        return StoredEvent.read(data)
     except EventInvalid:  # it decoded when it was dispatched; another version of the bridge may be stricter
         return None

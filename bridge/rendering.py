@@ -9,7 +9,7 @@ a *stamp* is made, a byte string with places for what differs.
 from __future__ import annotations
 
 import uuid
-from base64 import b64encode
+from binascii import b2a_base64
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,10 +23,10 @@ from kombu.serialization import dumps
 from kombu.transport import redis as kombu_redis
 from kombu.utils import json
 
-from bridge.event import Event
+from bridge.stored import StoredEvent
 from bridge.task import EventTask, describe
 
-_EXAMPLE = Event(type="example", id="-")
+_EXAMPLE = StoredEvent("-", "example", None, b"{}", None)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Template:
         embed: What Celery adds to the arguments in the body.
         serializer: Name of kombu's.
         moments: Header to how many seconds ahead of the sending it lies.
-        queue_key: The Redis list that is the queue; None when no stamp can be made.
+        queue_key: The Redis list that is the queue; empty when no stamp can be made.
         stamp: The text that kombu pushes there, to be filled in with ``%``.
     """
 
@@ -49,29 +49,35 @@ class Template:
     embed: Any
     serializer: str
     moments: Mapping[str, float]
-    queue_key: str | None = None
+    queue_key: str = ""
     stamp: bytes = b""
 
-    def content(self, event: Event, data: bytes) -> tuple[str, str, bytes]:
-        """Return content type, encoding and body of the message for *event*, whose JSON is *data*."""
+    def content(self, stored: StoredEvent) -> tuple[str, str, bytes]:
+        """Return content type, encoding and body of the message for an event."""
         if self.serializer != "json":
-            content_type, encoding, body = dumps(([event.to_dict()], {}, self.embed), self.serializer)
+            content_type, encoding, body = dumps(([stored.event.to_dict()], {}, self.embed), self.serializer)
             return content_type, encoding, body.encode() if isinstance(body, str) else body
-        return "application/json", "utf-8", b"[[%b], {}, %b]" % (data, self.embed)
+        return "application/json", "utf-8", b"[[%b], {}, %b]" % (stored.data, self.embed)
 
-    def filled_in(self, event: Event, task_id: str, content: tuple[str, str, bytes]) -> dict[str, Any]:
+    def filled_in(self, stored: StoredEvent, task_id: str, content: tuple[str, str, bytes]) -> dict[str, Any]:
         """Return the arguments of :meth:`kombu.Producer.publish` for the message with this content."""
-        argsrepr = describe(event)
+        argsrepr = describe(stored)
         headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr, **self._moments()}
         content_type, encoding, body = content
         own = {"content_type": content_type, "content_encoding": encoding, "correlation_id": task_id}
         return {**self.publish, **own, "body": body, "headers": headers, "argsrepr": argsrepr}
 
-    def stamped(self, event: Event, task_id: bytes, body: bytes, tag: bytes) -> bytes:
-        """Return what kombu would push for this body; *tag* is the delivery tag, which no other message may have."""
+    def stamped(self, stored: StoredEvent, task_id: bytes, tag: bytes) -> bytes:
+        """Return what kombu would push for an event; *tag* is the delivery tag, which no other message may have."""
+        body = b"[[%b], {}, %b]" % (stored.data, self.embed)
         if compression := self.publish.get("compression"):
             body = compress(body, compression)[0]
-        values = {b"id": task_id, b"argsrepr": describe(event).encode(), b"tag": tag, b"body": b64encode(body)}
+        values = {
+            b"id": task_id,
+            b"argsrepr": describe(stored).encode(),
+            b"tag": tag,
+            b"body": b2a_base64(body, newline=False),
+        }
         if self.moments:
             values |= {header.encode(): moment.encode() for header, moment in self._moments().items()}
         return self.stamp % values

@@ -26,6 +26,7 @@ from bridge.errors import BusUnavailable, EventInvalid, HandlerInvalid
 from bridge.event import Event
 from bridge.execution import get_executions
 from bridge.ledger import Begun
+from bridge.stored import StoredEvent
 
 log = logging.getLogger(__name__)
 
@@ -280,4 +281,4 @@ def describe(event: Any) -> str:
             event = Event.from_dict(event)
         except EventInvalid:
             return "(<Event invalid>,)"
-    return f"({event!r},)" if isinstance(event, Event) else "(...)"
+    return f"({event!r},)" if isinstance(event, Event | StoredEvent) else "(...)"

@@ -99,7 +99,7 @@ def loads(data: bytes, max_bytes: int) -> Any:
     """
     if len(data) > max_bytes:
         raise EventInvalid("size", "", f"{len(data)} bytes, the limit is {max_bytes} (bridge_max_event_bytes)")
-    if not data.strip():
+    if not data or data.isspace():
         raise EventInvalid("empty", "", "no content")
     try:
         text = data.decode()
@@ -107,18 +107,27 @@ def loads(data: bytes, max_bytes: int) -> Any:
         raise EventInvalid("encoding", "", f"not UTF-8: {error.reason} at byte {error.start}") from error
     if text[0] == "\ufeff":
         raise EventInvalid("encoding", "", "starts with a byte order mark")
+    value = _parsed(text)
+    # Brackets bound the depth from above, and names may be escaped: only suspicious messages pay for the walk.
+    escapes = b"\\" in data
+    if "__type__" in text or (escapes and "\\u00" in text) or text.count("{") + text.count("[") > MAX_DEPTH:
+        _check_containers(value)
+    if escapes and b"\\ud" in data.lower():  # an escape that may be half a pair: only then pay for the check
+        dumps(value)  # after the nesting: what is too deep to encode never gets here
+    return value
+
+
+def _parsed(text: str) -> Any:
     try:
-        value = _decoder.decode(text)
+        if text[0] == "{":
+            value, end = _decoder.raw_decode(text)
+            if end == len(text):
+                return value
+        return _decoder.decode(text)  # white space around it, or an error worth a message
     except RecursionError as error:
         raise EventInvalid("depth", "", f"nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
         raise EventInvalid("json", "", f"not JSON: {error}") from error
-    # Brackets bound the depth from above, and names may be escaped: only suspicious messages pay for the walk.
-    if text.count("{") + text.count("[") > MAX_DEPTH or "__type__" in text or "\\u00" in text:
-        _check_containers(value)
-    if b"\\ud" in data.lower():  # an escape that may be half a pair: only then pay for the check
-        dumps(value)  # after the nesting: what is too deep to encode never gets here
-    return value
 
 
 def _check_containers(value: Any) -> None:
@@ -183,4 +192,4 @@ def _refuse_constant(text: str) -> Any:
     raise EventInvalid("non_finite", "", f"{text} is not JSON")
 
 
-_decoder = json.JSONDecoder(parse_int=_parse_int, parse_float=_parse_float, parse_constant=_refuse_constant)
+_decoder: Any = json.JSONDecoder(parse_int=_parse_int, parse_float=_parse_float, parse_constant=_refuse_constant)
