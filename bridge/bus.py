@@ -200,8 +200,8 @@ class EventBus(LocalBus):
             log.warning("no subscription at %s yet, trying on", self.settings.redacted_url)
 
     def _on_heard(self, heard: Heard) -> None:
-        for event in heard.events:
-            if self._remember_id(event.id):
-                self._keep_and_deliver(event, event.encode())
+        for record in heard.records:
+            if self._remember_id(record.event.id):
+                self._keep_and_deliver(record.event, record.data)
         if heard.subscribed:
             self._subscribed.set()

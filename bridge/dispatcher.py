@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: Entries of the first batch; doubled while batches are full and small.
 _FIRST_LIMIT = 32
+#: Entries of a batch that make it likely that others wait.
+_BACKLOG = 16
 
 
 class Dispatcher:
@@ -142,7 +144,7 @@ class Dispatcher:
 
     def _dispatch(self, entries: Sequence[Entry], *, read_on: bool) -> bool:
         """Send the messages of *entries* and acknowledge them; False, and nothing done, while a queue is full."""
-        backlog = read_on and len(entries) >= self._limit
+        backlog = read_on and len(entries) >= _BACKLOG
         if backlog and not self._handover.under_way:
             self._handover.begin([], [], read=self._limit)  # while the first batch of a backlog is made
         self._outbox.refresh()
@@ -190,6 +192,7 @@ class Dispatcher:
         return answer.entries
 
     def _count(self, batch: _Batch) -> None:
+        batch.counts["dispatched"] = len(batch.pushes) + len(batch.messages)
         for name, amount in batch.counts.items():
             self._counters.add(name, amount)
 
@@ -217,8 +220,7 @@ class Dispatcher:
 
     def _add(self, entry: Entry, batch: _Batch) -> None:
         messages = self._messages(entry, batch)
-        batch.counts["dispatched"] += len(messages)
-        if self._one_redis and all(message.stamped for message in messages):
+        if self._one_redis and all([message.stamped for message in messages]):  # noqa: C419  # a generator costs more
             batch.pushed.append(entry.entry_id)
             batch.pushes += messages
         else:
@@ -244,15 +246,16 @@ class Dispatcher:
                 # As during a deployment: the dead letter that was replayed is gone, so another keeps the event.
                 batch.bury("no_handler", "this subscriber has no such handler", stored, entry.handler, self._settings)
                 return []
-        batch.counts["unrouted"] += not handlers
-        messages, entry_id = [], entry.entry_id.decode()
+        if not handlers:
+            batch.counts["unrouted"] += 1
+        messages = []
         for handler in handlers:
             reason = "where"
             try:
                 if handler.where is not None and not handler.where(stored.event):
                     continue
                 reason = "message"
-                messages.append(self._outbox.prepare(handler, stored, entry_id))
+                messages.append(self._outbox.prepare(handler, stored, entry.entry_id))
             except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
                 batch.bury(reason, f"{type(error).__name__}: {error}", stored, handler.task_name, self._settings)
         return messages
@@ -285,7 +288,6 @@ class _Batch:
         """Make a dead letter of a message that cannot be sent."""
         message = refused.message
         self.messages = [one for one in self.messages if one is not message]
-        self.counts["dispatched"] -= 1
         self.letters.append(
             _letter("message", refused.detail, message.stored, message.route.task.name, message.task_id)
         )

@@ -36,6 +36,8 @@ _MAX_TYPE_LENGTH = 200
 
 _ALIASES = {"eventId": "id", "eventType": "type", "correlation_id": "correlationId"}
 _ORDER = ("id", "type", "payload", "timestamp", "source", "metadata", "correlationId")
+#: How the JSON begins that is stored, whoever wrote it.
+STORED_START = b'{"id":"'
 _PLAIN = frozenset(_ORDER)
 _set = object.__setattr__
 #: Validation context of data that came through ``wire.loads`` and so is plain JSON already.
@@ -113,10 +115,20 @@ class Event(BaseModel, Generic[PayloadT]):
             EventInvalid: With the reason; among others ``no_id``, and ``type_mismatch`` when message and channel
                 disagree, which would let a publisher that may only use one channel pass for another.
         """
+        return cls.receive(data, max_bytes=max_bytes, channel_type=channel_type)[0]
+
+    @classmethod
+    def receive(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> tuple[Event, bytes]:
+        """Like :meth:`decode`; return with it the JSON to pass on, *data* itself unless that spells things its own way.
+
+        Raises:
+            EventInvalid: As :meth:`decode`.
+        """
         fields = wire.loads(data, max_bytes)
         if not isinstance(fields, dict):
             raise EventInvalid("not_object", "", f"an event is a JSON object, not {type(fields).__name__}")
         event: Event | None = cls._plain(fields)
+        as_it_came = event is not None and data.startswith(STORED_START)
         if event is None:
             fields = _renamed(fields)
             if fields.get("id") is None:
@@ -128,7 +140,7 @@ class Event(BaseModel, Generic[PayloadT]):
             event = cls.model_validate(fields, context=_FROM_WIRE)
         if channel_type is not None and event.type != channel_type:
             raise EventInvalid("type_mismatch", "type", f"{event.type!r} came on the channel of {channel_type[:80]!r}")
-        return event
+        return event, data if as_it_came else event.encode()
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Event[PayloadT]:

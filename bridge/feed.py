@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from bridge.connection import BackOff
 from bridge.errors import EventInvalid
 from bridge.event import UNHEARD_SOURCE, Event
+from bridge.journal import Record
 from bridge.keys import Keys
 from bridge.metrics import Counters
 from bridge.settings import BATCH_BYTES, BridgeSettings
@@ -43,11 +44,23 @@ class InvalidMessage:
     error: EventInvalid
 
 
+class Broadcast(NamedTuple):
+    """A message as it came, with the event type that its channel names."""
+
+    event_type: str
+    data: bytes
+
+
 @dataclass
 class Heard:
-    """What arrived in one go, and whether the subscription began anew."""
+    """What arrived in one go, and whether the subscription began anew.
 
-    events: list[Event] = field(default_factory=list)
+    ``count`` is how many messages that were, ``more`` whether others are waiting.
+    """
+
+    count: int = 0
+    more: bool = False
+    records: list[Record] = field(default_factory=list)
     invalid: list[InvalidMessage] = field(default_factory=list)
     subscribed: bool = False
 
@@ -59,13 +72,21 @@ class ChannelFeed:
         client: Connected to the bus; its pool supplies the subscribed connection.
         settings: Prefix, batch size and heartbeat interval.
         counters: Raises ``gaps`` and ``errors``.
+        sift: Gets what came and returns what of it is to be decoded. Must not raise.
     """
 
-    def __init__(self, client: Redis, settings: BridgeSettings, counters: Counters) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        settings: BridgeSettings,
+        counters: Counters,
+        sift: Callable[[list[Broadcast]], list[Broadcast]] = lambda broadcasts: broadcasts,
+    ) -> None:
         self._client = client
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
         self._counters = counters
+        self._sift = sift
         self._subscriptions = 0
 
     def run(self, stop: threading.Event, on_heard: Callable[[Heard], None]) -> None:
@@ -78,7 +99,7 @@ class ChannelFeed:
             try:
                 for heard in self._listen(stop):
                     on_heard(heard)
-                    if heard.events or heard.invalid:  # more than a subscription, which a dying server grants too
+                    if heard.count:  # more than a subscription, which a dying server grants too
                         back_off.reset()
             except (RedisError, OSError) as error:
                 back_off.wait(error)
@@ -94,8 +115,8 @@ class ChannelFeed:
                 now = time.monotonic()
                 if any_sign:
                     alive_at = now
-                if heard.events or heard.invalid or heard.subscribed:
-                    heard.events = restore_sources(self._client, self._settings, heard.events)
+                if heard.count or heard.subscribed:
+                    heard.records = restore_sources(self._client, self._settings, heard.records)
                     yield heard
                 interval = self._settings.heartbeat_interval_s
                 if now - alive_at > _MISSED_HEARTBEATS * interval:
@@ -107,36 +128,39 @@ class ChannelFeed:
             pubsub.close()
 
     def _read(self, pubsub: Any) -> tuple[Heard, bool]:
-        heard, any_sign, count, size = Heard(), False, 0, 0
-        if not pubsub.connection.can_read(timeout=_IDLE_WAIT_S):
-            return heard, any_sign
+        heard, any_sign, size = Heard(), False, 0
+        broadcasts: list[Broadcast] = []
+        connection, prefix = pubsub.connection, self._keys.prefix
+        heard.more = connection.can_read(timeout=_IDLE_WAIT_S)
         try:
-            while message := pubsub.get_message(timeout=_READ_WAIT_S):
+            while heard.more and len(broadcasts) < self._settings.batch_size and size <= BATCH_BYTES:
+                # Not get_message(), which does much more for each of them, and subscribes again in silence.
+                reply = connection.read_response(timeout=_READ_WAIT_S)
                 any_sign = True
-                if message["type"] == "pmessage":
-                    self._decode(message["channel"], message["data"], heard)
-                    count += 1
-                    size += len(message["data"])
-                elif message["type"] == "psubscribe":
+                if reply[0] == b"pmessage":
+                    name = reply[2].decode(errors="backslashreplace")
+                    broadcasts.append(Broadcast(name.removeprefix(prefix), reply[3]))
+                    size += len(reply[3])
+                elif reply[0] == b"psubscribe":
                     self._confirmed(heard)
-                full = count >= self._settings.batch_size or size > BATCH_BYTES
-                if full or not pubsub.connection.can_read(timeout=0):
-                    break
+                heard.more = connection.can_read(timeout=0)
         except (RedisError, OSError):
             if not any_sign:
                 raise
             # What was heard goes first: nobody says it again. The next read meets the error again.
+        heard.count = len(broadcasts)
+        for broadcast in self._sift(broadcasts):
+            self._decode(broadcast, heard)
         return heard, any_sign
 
-    def _decode(self, channel: bytes, data: bytes, heard: Heard) -> None:
-        name = channel.decode(errors="backslashreplace")
-        event_type = name.removeprefix(self._keys.prefix)
+    def _decode(self, broadcast: Broadcast, heard: Heard) -> None:
+        event_type, data = broadcast
         try:
-            event = Event.decode(data, max_bytes=self._settings.max_event_bytes, channel_type=event_type)
+            event, kept = Event.receive(data, max_bytes=self._settings.max_event_bytes, channel_type=event_type)
         except EventInvalid as error:
-            heard.invalid.append(InvalidMessage(name, data, error))
+            heard.invalid.append(InvalidMessage(self._keys.channel(event_type), data, error))
         else:
-            heard.events.append(event)
+            heard.records.append(Record(event, kept, data))
 
     def _confirmed(self, heard: Heard) -> None:
         heard.subscribed = True
@@ -146,15 +170,15 @@ class ChannelFeed:
             log.info("subscribed to %s again: events may have been missed", self._keys.all_channels)
 
 
-def restore_sources(client: Redis, settings: BridgeSettings, events: list[Event]) -> list[Event]:
-    """Return *events* with the real source of those the TypeScript bus broadcast, as far as their keys tell.
+def restore_sources(client: Redis, settings: BridgeSettings, records: list[Record]) -> list[Record]:
+    """Return *records* with the real source of those the TypeScript bus broadcast, as far as their keys tell.
 
     That bus writes its own name as the source of every broadcast and keeps the real one in the event key. Key
     and broadcast go out on two connections, so the key may not be there yet: then the source stays.
     """
-    hidden = [event.id for event in events if event.source == UNHEARD_SOURCE]
+    hidden = [record.event.id for record in records if record.event.source == UNHEARD_SOURCE]
     if not hidden:
-        return events
+        return records
     keys = Keys(settings.channel_prefix)
     try:
         with client.pipeline(transaction=False) as pipe:
@@ -162,13 +186,16 @@ def restore_sources(client: Redis, settings: BridgeSettings, events: list[Event]
                 pipe.getrange(keys.event(event_id), 0, settings.max_event_bytes)
             values = dict(zip(hidden, pipe.execute(raise_on_error=False), strict=True))
     except RedisError:
-        return events  # better an event without its source than no event
+        return records  # better an event without its source than no event
 
-    def restored(event: Event) -> Event:
+    def restored(record: Record) -> Record:
         try:
-            kept = Event.decode(values[event.id], max_bytes=settings.max_event_bytes)
+            kept = Event.decode(values[record.event.id], max_bytes=settings.max_event_bytes)
         except (KeyError, TypeError, AttributeError, EventInvalid):
-            return event
-        return event.model_copy(update={"source": kept.source}) if kept.source else event
+            return record
+        if not kept.source:
+            return record
+        event = record.event.model_copy(update={"source": kept.source})
+        return record._replace(event=event, data=event.encode())
 
-    return [restored(event) for event in events]
+    return [restored(record) for record in records]

@@ -7,6 +7,7 @@ subscription, by scanning the event keys for ids the journal has not seen.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from bridge.connection import TRANSIENT, BackOff
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.errors import EventInvalid
 from bridge.event import Event
-from bridge.feed import ChannelFeed, Heard, InvalidMessage
+from bridge.feed import Broadcast, ChannelFeed, Heard, InvalidMessage
 from bridge.journal import Journal, Record
 from bridge.keys import Keys
 from bridge.metrics import Counters
@@ -32,6 +33,10 @@ _SCAN_COUNT = 1000
 _KEYS_AT_ONCE = 50
 #: Characters kept of the name of a channel or key, which may have any length.
 _ORIGIN_CHARS = 500
+#: How long one who is behind waits for who is ahead.
+_BEHIND_S = 0.02
+#: Id of an event at the beginning of its JSON.
+_ID = re.compile(rb'\{\s*"(?:id|eventId)"\s*:\s*"([A-Za-z0-9._:@+-]{1,200})"')
 #: How long after its broadcast a program may write the key of an event.
 _LATE_KEY_S = 2.0
 #: PTTL of a key that is not there, as one that expired since the scan.
@@ -59,6 +64,8 @@ class Intake:
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
         self._gap = threading.Event()
+        #: Whether what is heard is mostly in the journal already.
+        self._behind = False
         self._journal_lost = threading.Event()
         #: Set once everything that was retained when we first subscribed is in the journal.
         self.caught_up = threading.Event()
@@ -70,7 +77,7 @@ class Intake:
 
     def listen(self, stop: threading.Event) -> None:
         """Append what is broadcast until *stop* is set."""
-        feed = ChannelFeed(self._client, self._settings, self._counters)
+        feed = ChannelFeed(self._client, self._settings, self._counters, self._sift)
         feed.run(stop, lambda heard: self._on_heard(heard, stop))
 
     def catch_up(self, stop: threading.Event) -> None:
@@ -98,8 +105,40 @@ class Intake:
     def _on_heard(self, heard: Heard, stop: threading.Event) -> None:
         if heard.subscribed:
             self._gap.set()  # subscribed first, scan second: nothing falls between
-        self._counters.add("received", len(heard.events) + len(heard.invalid))
-        self._until_done(lambda: self._take(heard.events, heard.invalid, "appended"), stop)
+        self._counters.add("received", heard.count)
+        appended = 0
+
+        def take() -> None:
+            nonlocal appended
+            appended = self._take(heard.records, heard.invalid, "appended")
+
+        self._until_done(take, stop)
+        if heard.count:
+            self._behind = 2 * appended <= heard.count
+
+    def _sift(self, broadcasts: list[Broadcast]) -> list[Broadcast]:
+        """Drop what is in the journal already, without decoding it.
+
+        Every subscriber hears everything, also what tasks publish, which is in the journal before it is heard. So one
+        who finds that half of what it hears is there already lets those go ahead who are, and looks first. For who is
+        ahead a look would be in vain.
+        """
+        if not (self._behind and broadcasts):
+            return broadcasts
+        unknown = self._unknown(broadcasts)
+        if unknown:
+            time.sleep(_BEHIND_S)
+            unknown = self._unknown(unknown)
+        self._counters.add("duplicate", len(broadcasts) - len(unknown))
+        return unknown
+
+    def _unknown(self, broadcasts: list[Broadcast]) -> list[Broadcast]:
+        ids = [match[1].decode() if (match := _ID.match(data)) else "" for _, data in broadcasts]
+        try:
+            known = self._journal.known([(event_id, *one) for event_id, one in zip(ids, broadcasts, strict=True)])
+        except (RedisError, OSError):
+            return broadcasts  # appending is tried until it succeeds
+        return [one for one, is_known in zip(broadcasts, known, strict=True) if not is_known]
 
     def _until_done(self, do: Callable[[], None], stop: threading.Event) -> None:
         """Repeat *do* while Redis is away: what was heard is not heard again."""
@@ -114,17 +153,18 @@ class Intake:
                 return None
 
     def _take(
-        self, events: Sequence[Event], invalid: Sequence[InvalidMessage], counter: str, refill: bool = False
-    ) -> None:
+        self, heard: Sequence[Record], invalid: Sequence[InvalidMessage], counter: str, refill: bool = False
+    ) -> int:
+        """Append events, make dead letters of the rest; return how many were new."""
         max_hops = self._settings.max_hops
-        looping = [event for event in events if event.hops > max_hops]
-        records = [Record(event, event.encode()) for event in events if event.hops <= max_hops]
+        looping = [record for record in heard if record.event.hops > max_hops]
+        records = [record for record in heard if record.event.hops <= max_hops]
         outcomes = [outcome for batch in _batches(records) for outcome in self._journal.append(batch, refill=refill)]
         conflicts = [record for record, outcome in zip(records, outcomes, strict=True) if outcome == "conflict"]
         letters: list[DeadLetter] = []
-        for event in looping:
+        for event, data, _ in looping:
             text = f"{event.hops} hops, the limit is {max_hops}"
-            letters.append(DeadLetter.of_message("loop", text, self._keys.channel(event.type), event.encode()))
+            letters.append(DeadLetter.of_message("loop", text, self._keys.channel(event.type), data))
         for record in conflicts:
             origin = self._keys.channel(record.event.type)
             text = f"id {record.event.id} is taken by an event with another type or payload"
@@ -136,6 +176,7 @@ class Intake:
         self._refuse(letters, remember=counter == "caught_up")
         self._counters.add(counter, outcomes.count("appended"))
         self._counters.add("duplicate", outcomes.count("repeated"))
+        return outcomes.count("appended")
 
     def _refuse(self, letters: Sequence[DeadLetter], *, remember: bool) -> None:
         if not letters:
@@ -184,30 +225,30 @@ class Intake:
                 pipe.getrange(name, 0, self._settings.max_event_bytes)  # a byte more than is taken
                 pipe.pttl(name)
             replies = pipe.execute(raise_on_error=False)
-        events: list[Event] = []
+        records: list[Record] = []
         invalid: list[InvalidMessage] = []
         stale = 0
         for name, value, ttl_ms in zip(names, replies[::2], replies[1::2], strict=True):
             try:
-                event = None if ttl_ms == _NO_KEY else self._decode(value)
+                record = None if ttl_ms == _NO_KEY else self._decode(value)
             except EventInvalid as error:
                 data = value if isinstance(value, bytes) else b""
                 invalid.append(InvalidMessage(name.decode(errors="backslashreplace"), data, error))
             else:
-                if event is not None and self._stale(event, ttl_ms):
+                if record is not None and self._stale(record.event, ttl_ms):
                     stale += 1
-                elif event is not None:
-                    events.append(event)
-        self._take(events, invalid, "caught_up", refill)
+                elif record is not None:
+                    records.append(record)
+        self._take(records, invalid, "caught_up", refill)
         self._counters.add("stale", stale)
         return stale
 
-    def _decode(self, value: Any) -> Event:
+    def _decode(self, value: Any) -> Record:
         if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
             raise EventInvalid("wrong_type", "", "the event key holds no string")
         if isinstance(value, RedisError):
             raise value
-        return Event.decode(value, max_bytes=self._settings.max_event_bytes)
+        return Record(*Event.receive(value, max_bytes=self._settings.max_event_bytes))
 
     def _stale(self, event: Event, ttl_ms: Any) -> bool:
         """Whether the key outlives our marks, so that only its timestamp tells that the event was taken long ago."""

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, cast
 
 from redis import Redis
@@ -30,12 +31,17 @@ Outcome = Literal["appended", "repeated", "conflict"]
 _OUTCOMES: dict[int, Outcome] = {1: "appended", 0: "repeated", -1: "conflict"}
 
 
-@dataclass(frozen=True)
-class Record:
-    """An event with its encoded form, so that it is encoded once on its way."""
+class Record(NamedTuple):
+    """An event with its encoded form, so that it is encoded once on its way; and as it was *heard*, if that differs."""
 
     event: Event
     data: bytes
+    heard: bytes = b""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the broadcast."""
+        return fingerprint(self.event.type, self.heard or self.data)
 
 
 class Entry(NamedTuple):
@@ -115,7 +121,7 @@ class Journal:
         ttls = (self._settings.dedup_ttl_ms, self._settings.event_ttl_ms)
         return self._publish(
             keys=[self._key, self._keys.seen(event.id), self._keys.event(event.id)],
-            args=[event.digest, token, *ttls, event.id, event.type, record.data, channel],
+            args=[event.digest, record.fingerprint + token, *ttls, event.id, event.type, record.data, channel],
             client=client,
         )
 
@@ -133,7 +139,7 @@ class Journal:
         """
         args: list[Any] = [self._settings.dedup_ttl_ms, int(refill)]
         for record in records:
-            args += (record.event.digest, record.event.id, record.event.type, record.data)
+            args += (record.event.digest, record.fingerprint, record.event.id, record.event.type, record.data)
         keys = [self._key, *(self._keys.seen(record.event.id) for record in records)]
         replies = cast("list[int]", self._append(keys=keys, args=args))
         return [_OUTCOMES[reply] for reply in replies]
@@ -145,6 +151,14 @@ class Journal:
                 pipe.exists(self._keys.seen(event_id))
             marks = pipe.execute()
         return [event_id for event_id, mark in zip(event_ids, marks, strict=True) if not mark]
+
+    def known(self, broadcasts: Sequence[tuple[str, str, bytes]]) -> list[bool]:
+        """Tell of broadcasts, given by event id, type and data, whether exactly they are in the journal."""
+        marks = cast("list[bytes | None]", self._client.mget([self._keys.seen(one[0]) for one in broadcasts]))
+        return [
+            mark is not None and mark.partition(b":")[2].startswith(fingerprint(event_type, data).encode())
+            for mark, (_, event_type, data) in zip(marks, broadcasts, strict=True)
+        ]
 
     # Reading as a consumer of the group
 
@@ -270,6 +284,11 @@ class Journal:
         reply = cast("list[Any]", self._trim(keys=[self._key], args=[self._settings.event_ttl_ms, _TRIM_ENTRIES]))
         lost = {group.decode(): count for group, count in zip(reply[2::2], reply[3::2], strict=True) if count}
         return Trimmed(removed=reply[0], more=bool(reply[1]), lost=lost)
+
+
+def fingerprint(event_type: str, data: bytes) -> str:
+    """Return a short hash of a broadcast: its channel and its bytes."""
+    return blake2b(event_type.encode() + b" " + data, digest_size=6).hexdigest()
 
 
 def new_attempt() -> str:

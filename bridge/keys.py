@@ -67,7 +67,7 @@ class Keys:
         return self._own("heartbeat")
 
     def seen(self, event_id: str) -> str:
-        """String key: this event id is in the journal. Value ``<digest>:<attempt>:<entry id>``."""
+        """String key: this event id is in the journal. Value ``<digest>:<fingerprint><attempt>:<entry id>``."""
         return self._own(f"seen:{event_id}")
 
     def done(self, task_id: str) -> str:

@@ -64,7 +64,7 @@ class Message(NamedTuple):
     task_id: str
     stored: StoredEvent
     #: Of the journal.
-    entry_id: str
+    entry_id: bytes
     #: Content type, encoding and body, for the broker's client.
     content: tuple[str, str, bytes] | None = None
     #: What to push in the Redis of the bus; empty when the message has to go through the broker's client.
@@ -79,13 +79,15 @@ class Message(NamedTuple):
     def pair(self) -> Pair:
         """What the ledger keeps of its task."""
         route = self.route
-        return Pair(route.task.name, self.stored.id, self.entry_id, route.queue, route.priority, route.delay_ms)
+        return Pair(
+            route.task.name, self.stored.id, self.entry_id.decode(), route.queue, route.priority, route.delay_ms
+        )
 
     @property
     def encoded_pair(self) -> bytes:
         """The same, encoded."""
         # Ids need no quoting, see event.py.
-        return self.route.pair_stamp % (self.stored.id.encode(), self.entry_id.encode())
+        return self.route.pair_stamp % (self.stored.id.encode(), self.entry_id)
 
 
 class Refused(NamedTuple):
@@ -118,7 +120,7 @@ class Outbox:
         self._tags = _tags()
         _check_routes(settings)
 
-    def prepare(self, handler: Handler, stored: StoredEvent, entry_id: str) -> Message:
+    def prepare(self, handler: Handler, stored: StoredEvent, entry_id: bytes) -> Message:
         """Make the message that calls *handler* with an event of the journal.
 
         Arguments:
@@ -133,7 +135,7 @@ class Outbox:
             return Message(route, task_id, stored, entry_id)
         if template.queue_key:
             text = template.stamped(stored, task_id.encode(), next(self._tags))
-            return Message(route, task_id, stored, entry_id, stamped=text)
+            return Message(route, task_id, stored, entry_id, None, text)
         return Message(route, task_id, stored, entry_id, template.content(stored))
 
     def refresh(self) -> None:

@@ -120,7 +120,7 @@ class Recovery:
             log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, task.pair.handler)
             return []  # another subscriber may know it; asked for again until max_redispatches
         try:
-            return [self._outbox.prepare(handler, event, task.pair.entry_id)]
+            return [self._outbox.prepare(handler, event, task.pair.entry_id.encode())]
         except Exception as error:
             raise _Hopeless("message", f"{type(error).__name__}: {error}", event) from error
 

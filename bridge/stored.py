@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic_core import from_json
 
-from bridge.event import Event, check_id, check_type, in_short, is_plain, replay_of
+from bridge.event import STORED_START, Event, check_id, check_type, in_short, is_plain, replay_of
 
 
 class StoredEvent:
@@ -38,7 +38,7 @@ class StoredEvent:
             fields = from_json(data, allow_inf_nan=False)
         except ValueError:
             fields = None
-        if type(fields) is dict and is_plain(fields) and data.startswith(b'{"id":"'):
+        if type(fields) is dict and is_plain(fields) and data.startswith(STORED_START):
             check_id(fields["id"])
             check_type(fields["type"])
             return cls(fields["id"], fields["type"], replay_of(fields.get("metadata")), data, None)

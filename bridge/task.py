@@ -276,9 +276,11 @@ def end_revoked(sender: Any, request: Any = None, expired: bool = False, termina
 
 def describe(event: Any) -> str:
     """Return the arguments of a handler task as Flower and the logs show them: no payload, no secrets."""
+    if type(event) is StoredEvent:
+        return f"({event!r},)"
     if isinstance(event, dict):
         try:
             event = Event.from_dict(event)
         except EventInvalid:
             return "(<Event invalid>,)"
-    return f"({event!r},)" if isinstance(event, Event | StoredEvent) else "(...)"
+    return f"({event!r},)" if isinstance(event, Event) else "(...)"

@@ -79,8 +79,7 @@ def dumps(value: Any, *, sort_keys: bool = False) -> bytes:
         EventInvalid: A string holds half a surrogate pair, which UTF-8 cannot carry, or a number is not finite.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
-        return text.encode()
+        return (_sorting_encoder if sort_keys else _encoder).encode(value).encode()
     except UnicodeEncodeError as error:
         raise EventInvalid("surrogate", "", "a string holds half a surrogate pair") from error
     except ValueError as error:
@@ -192,4 +191,8 @@ def _refuse_constant(text: str) -> Any:
     raise EventInvalid("non_finite", "", f"{text} is not JSON")
 
 
+_encoder, _sorting_encoder = (
+    json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
+    for sort_keys in (False, True)
+)
 _decoder: Any = json.JSONDecoder(parse_int=_parse_int, parse_float=_parse_float, parse_constant=_refuse_constant)

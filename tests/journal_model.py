@@ -40,7 +40,7 @@ def spelt(entry: EntryId) -> bytes:
 
 
 def record(event_id: str, payload: str) -> Record:
-    event = Event(type="a.b", id=event_id, payload=payload)
+    event = Event(type="a.b", id=event_id, payload=payload, timestamp=0)
     return Record(event, event.encode())
 
 
@@ -142,13 +142,13 @@ class WritingMachine(RepeatingMachine):
             event_id, digest = one.event.id, one.event.digest
             mark = self.marks.get(event_id)
             if mark is None or (refill and event_id not in new and mark.entry not in self.entries):
-                self.marks[event_id] = Mark(digest, attempt)
+                self.marks[event_id] = Mark(digest, one.fingerprint + attempt)
                 new[event_id] = one
                 assert outcome == "appended"
             elif mark.digest != digest:
                 assert outcome == ("repeated" if refill else "conflict")
             else:
-                assert outcome == ("appended" if attempt and attempt == mark.attempt else "repeated")
+                assert outcome == ("appended" if attempt and one.fingerprint + attempt == mark.attempt else "repeated")
         for event_id, entry in zip(new, self.learn([one.data for one in new.values()]), strict=True):
             self.marks[event_id].entry = entry
         return list(new.values())

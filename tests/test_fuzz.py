@@ -21,6 +21,7 @@ from bridge import BridgeSettings, Event
 from bridge.dead_letters import DeadLetters
 from bridge.errors import EventInvalid
 from bridge.feed import restore_sources
+from bridge.journal import Record
 from bridge.keys import Keys
 from bridge.subscriber import Subscriber
 from tests.conftest import Queues, Start, eventually
@@ -179,13 +180,17 @@ class Expected:
             name = (self.prefix.encode() + origin).decode(errors="backslashreplace")
             self.letters.add((event.reason, name[:500], data[:4096]))
         elif event.hops > 16:
-            self.letters.add(("loop", self.prefix + event.type, event.encode()[:4096]))
+            self.letters.add(("loop", self.prefix + event.type, kept(data, channel_type)[:4096]))
         elif event.id not in self.digests:
             self.digests[event.id] = event.digest
         elif self.digests[event.id] == event.digest:
             self.repeated += 1
         else:
-            self.letters.add(("id_conflict", self.prefix + event.type, event.encode()[:4096]))
+            self.letters.add(("id_conflict", self.prefix + event.type, kept(data, channel_type)[:4096]))
+
+
+def kept(data: bytes, channel_type: str | None) -> bytes:
+    return Event.receive(data, max_bytes=LIMIT, channel_type=channel_type)[1]
 
 
 def journalled(client: Redis, prefix: str) -> Counter[str]:
@@ -266,7 +271,8 @@ def test_broken_keys_behind_a_broadcast(client: Redis, prefix: str, settings: Br
     heard = Event.decode(VALID[1], max_bytes=LIMIT)
     client.hset(Keys(prefix).event(heard.id), "field", "value")
     for _ in range(400):
-        (event,) = restore_sources(client, settings, [heard])
+        ((event, data, _),) = restore_sources(client, settings, [Record(heard, VALID[1])])
+        assert Event.decode(data, max_bytes=LIMIT) == event
         assert event.to_dict() | {"source": heard.source} == heard.to_dict()
         sources.add(event.source)
         client.set(Keys(prefix).event(heard.id), mutated(chance).replace(b"RedisEventBus", b"real"), ex=3600)

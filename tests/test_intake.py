@@ -133,8 +133,8 @@ def test_what_was_heard_before_a_cut_is_not_lost(client: Redis, prefix: str, set
     cut, stop = threading.Event(), threading.Event()
 
     def on_heard(batch: Heard) -> None:
-        heard.extend(event.id for event in batch.events)
-        if batch.events:
+        heard.extend(record.event.id for record in batch.records)
+        if batch.count:
             cut.wait(10)  # busy with the first, while more arrive and the connection is killed
 
     feed = ChannelFeed(connect(settings), settings, Counters())

@@ -71,9 +71,9 @@ def test_concurrent_appends_in_random_order_append_once(each_server: RedisServer
 
 def test_a_repeated_publication_is_recognised_as_itself(journal: Journal, redis: Redis, prefix: str) -> None:
     """The same attempt sent again, as after a lost reply, still counts as published, once; another attempt does not."""
-    token = new_attempt()
-    assert journal.publish([record("1")], [token], broadcast=True) == ["appended"]
-    assert journal.publish([record("1")], [token], broadcast=True) == ["appended"]
+    token, first = new_attempt(), record("1")
+    assert journal.publish([first], [token], broadcast=True) == ["appended"]
+    assert journal.publish([first], [token], broadcast=True) == ["appended"]
     assert journal.publish([record("1")], [new_attempt()], broadcast=True) == ["repeated"]
     assert journal.publish([record("1", "other")], [new_attempt()], broadcast=True) == ["conflict"]
     assert redis.xlen(Keys(prefix).journal) == 1

@@ -78,7 +78,7 @@ def test_messages_equal_celerys_own(
     app.finalize()
     queues.client.sadd(f"broker:{queues.prefix}_kombu.binding.celery", "celery\x06\x16\x06\x16celery")
     outbox = Outbox(app, settings.model_copy(update={"routes": {"billing.*": options}}))
-    message = outbox.prepare(HANDLERS[name], STORED, "1-1")
+    message = outbox.prepare(HANDLERS[name], STORED, b"1-1")
     assert message.route.template is not None
     if way == "stamped":
         if not message.stamped:
@@ -113,7 +113,7 @@ def test_configuration_that_changes_is_noticed(app: Celery, outbox: Outbox, chan
     def listener(**_: Any) -> None: ...
 
     outbox.refresh()
-    before = outbox.prepare(HANDLERS["t.plain"], STORED, "1-1")
+    before = outbox.prepare(HANDLERS["t.plain"], STORED, b"1-1")
     assert before.stamped
     if changed == "a listener":
         before_task_publish.connect(listener)
@@ -124,7 +124,7 @@ def test_configuration_that_changes_is_noticed(app: Celery, outbox: Outbox, chan
         app.amqp.flush_routes()
         app.amqp.router = app.amqp.Router()
     outbox.refresh()
-    after = outbox.prepare(HANDLERS["t.plain"], STORED, "1-1")
+    after = outbox.prepare(HANDLERS["t.plain"], STORED, b"1-1")
     before_task_publish.disconnect(listener)
     if changed == "routes":
         assert after.queue_key == before.queue_key.replace("celery", "elsewhere")
@@ -164,8 +164,8 @@ def test_celery_sends_when_someone_listens(app: Celery, outbox: Outbox, queues: 
     before_task_publish.connect(receiver)
     try:
         messages = [
-            outbox.prepare(HANDLERS["t.plain"], STORED, "1-1"),
-            outbox.prepare(HANDLERS["t.own"], STORED, "1-1"),
+            outbox.prepare(HANDLERS["t.plain"], STORED, b"1-1"),
+            outbox.prepare(HANDLERS["t.own"], STORED, b"1-1"),
         ]
         outbox.send(messages)
     finally:
@@ -176,7 +176,7 @@ def test_celery_sends_when_someone_listens(app: Celery, outbox: Outbox, queues: 
 
 def test_task_ids_follow_from_group_event_and_task(outbox: Outbox) -> None:
     """The same event and handler give the same task id; another group, event or handler another one."""
-    message: Message = outbox.prepare(HANDLERS["t.plain"], STORED, "1-1")
+    message: Message = outbox.prepare(HANDLERS["t.plain"], STORED, b"1-1")
     assert message.task_id == task_id_for("tests", "e1", "t.plain")
     others = [("other", "e1", "t.plain"), ("tests", "e2", "t.plain"), ("tests", "e1", "t.own")]
     assert len({message.task_id, *(task_id_for(*other) for other in others)}) == 4
@@ -193,7 +193,7 @@ def test_an_unknown_queue_is_the_handlers_fault(app: Celery, settings: BridgeSet
     app.conf.task_create_missing_queues = False
     app.finalize()
     with pytest.raises(Exception, match="own"):
-        Outbox(app, settings).prepare(HANDLERS["t.own"], STORED, "1-1")
+        Outbox(app, settings).prepare(HANDLERS["t.own"], STORED, b"1-1")
     assert queues.length() == 0
 
 
@@ -203,7 +203,7 @@ def test_routing_functions_see_the_event(app: Celery, settings: BridgeSettings, 
     app.finalize()
     outbox = Outbox(app, settings)
     events = [Event(type="a.b", payload={"queue": name}) for name in ("x", "y", "x")]
-    outbox.send([outbox.prepare(HANDLERS["t.plain"], StoredEvent.read(event.encode()), "1-1") for event in events])
+    outbox.send([outbox.prepare(HANDLERS["t.plain"], StoredEvent.read(event.encode()), b"1-1") for event in events])
     assert (queues.length("x"), queues.length("y")) == (2, 1)
     outbox.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -42,6 +43,7 @@ def subscribe(ctx: click.Context, loglevel: int) -> None:
     except BridgeError as error:
         raise click.ClickException(str(error)) from error
 
+    gc.freeze()  # what was imported is no garbage, see worker.py
     subscriber.start()
     stop.wait()
     logging.getLogger(__name__).info("stopping")

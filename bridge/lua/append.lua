@@ -1,8 +1,8 @@
 -- append(keys=[journal, seen_1 .. seen_n],
---        args=[dedup_ttl_ms, refill, then for each event: digest, id, type, event])
+--        args=[dedup_ttl_ms, refill, then for each event: digest, fingerprint, id, type, event])
 --
 -- journal  stream  one entry per event: id, type, event (the JSON)
--- seen_i   string  "<digest>:<attempt>:<entry>" of the first event with this id, expires after dedup_ttl_ms
+-- seen_i   string  "<digest>:<fingerprint>:<entry>" of the first event with this id, expires after dedup_ttl_ms
 --
 -- With refill "1", for a journal that was deleted, a mark counts only while its entry is in the journal, and then
 -- whatever it says: keys are read to find what is missing, not to compare them with what was heard.
@@ -13,7 +13,7 @@
 local refill = ARGV[2] == "1"
 local outcome = {}
 for i = 1, #KEYS - 1 do
-    local seen, base = KEYS[i + 1], 4 * i - 1
+    local seen, base = KEYS[i + 1], 5 * i - 2
     local digest = ARGV[base]
     local first = redis.call("GET", seen)
     if first and refill then
@@ -23,9 +23,9 @@ for i = 1, #KEYS - 1 do
         end
     end
     if not first then
-        local fields = {"id", ARGV[base + 1], "type", ARGV[base + 2], "event", ARGV[base + 3]}
-        local entry = redis.call("XADD", KEYS[1], "*", unpack(fields))
-        redis.call("SET", seen, digest .. "::" .. entry, "PX", ARGV[1])
+        local id, type, event = ARGV[base + 2], ARGV[base + 3], ARGV[base + 4]
+        local entry = redis.call("XADD", KEYS[1], "*", "id", id, "type", type, "event", event)
+        redis.call("SET", seen, digest .. ":" .. ARGV[base + 1] .. ":" .. entry, "PX", ARGV[1])
         outcome[i] = 1
     elseif refill or string.sub(first, 1, #digest + 1) == digest .. ":" then
         outcome[i] = 0

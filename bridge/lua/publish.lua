@@ -2,7 +2,8 @@
 --         args=[digest, attempt, dedup_ttl_ms, event_ttl_ms, id, type, event, channel])
 --
 -- journal    stream   one entry per event: id, type, event (the JSON)
--- seen       string   "<digest>:<attempt>:<entry>" of the first publication of this id, expires after dedup_ttl_ms
+-- seen       string   "<digest>:<attempt>:<entry>" of the first publication of this id, expires after dedup_ttl_ms; the
+--                    attempt begins with the fingerprint of the broadcast
 -- event_key  string   the JSON, expires after event_ttl_ms
 -- channel    where the JSON is broadcast; empty: nowhere
 --
