@@ -86,7 +86,7 @@ class Dispatcher:
         """
         try:
             entries = self._next_entries()
-            if self._dispatch(entries, read_on=self._one_redis and not self._look_at_held):
+            if self._dispatch(entries, read_on=not self._look_at_held):
                 return len(entries)
         except _Overtaken:
             log.info("entries of group %s have changed hands: read again", self._settings.group)
@@ -173,7 +173,7 @@ class Dispatcher:
         for letter in batch.letters:
             self._park(letter)
         if batch.sent:
-            self._ledger.sent(batch.sent, [(message.task_id, message.pair) for message in batch.messages])
+            self._ledger.sent(batch.sent, [message.listed for message in batch.messages])
 
     def _settle(self) -> list[Entry]:
         """Wait for the answer to what was handed over; return the entries that came with it.

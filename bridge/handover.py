@@ -146,8 +146,7 @@ class Handover:
         commands: list[tuple[Any, ...]] = [("LPUSH", key, *texts) for key, texts in queues.items()]
         if messages:
             now_ms = int(time.monotonic() * 1000 + self._clock_offset_ms)
-            tasks = ((message.task_id, message.encoded_pair, message.route.delay_ms) for message in messages)
-            commands += self._ledger.listing(tasks, now_ms)
+            commands += self._ledger.listing([message.listed for message in messages], now_ms)
         if entry_ids:
             commands.append(self._journal.acknowledging(entry_ids))
         self._queued = len(commands)

@@ -52,6 +52,18 @@ class Pair(NamedTuple):
         """Return it as JSON."""
         return json.dumps(self._asdict()).encode()
 
+    def listed(self, task_id: str) -> Listed:
+        """Return the task of this id with this pair, to be listed."""
+        return Listed(task_id, self.encode(), self.delay_ms)
+
+
+class Listed(NamedTuple):
+    """A task and what is kept of it: its :class:`Pair`, encoded."""
+
+    task_id: str
+    pair: bytes
+    delay_ms: int
+
 
 @dataclass(frozen=True)
 class Overdue:
@@ -102,19 +114,18 @@ class Ledger:
 
     # Sending
 
-    def sent(self, entry_ids: Sequence[bytes], pairs: Sequence[tuple[str, Pair]]) -> None:
-        """Acknowledge journal entries and list the tasks that were sent for them, by task id, in one step."""
+    def sent(self, entry_ids: Sequence[bytes], tasks: Sequence[Listed]) -> None:
+        """Acknowledge journal entries and list the tasks that were sent for them, in one step."""
         args: list[Any] = [self._settings.group, self._redispatch_ms, len(entry_ids), *entry_ids]
-        for task_id, pair in pairs:
-            args += (task_id, pair.delay_ms, pair.encode())
-        done = [self._keys.done(task_id) for task_id, _ in pairs]
+        for task_id, pair, delay_ms in tasks:
+            args += (task_id, delay_ms, pair)
+        done = [self._keys.done(task.task_id) for task in tasks]
         self._scripts["sent"](keys=[self._keys.journal, self._inflight, self._pairs, *done], args=args)
 
-    def listing(self, tasks: Iterable[tuple[str, bytes, int]], now_ms: int) -> list[tuple[Any, ...]]:
+    def listing(self, tasks: Iterable[Listed], now_ms: int) -> list[tuple[Any, ...]]:
         """Return the commands that list tasks as sent, for the transaction that sends them.
 
         Arguments:
-            tasks: Task id, encoded pair, and the delay in ms, of each.
             now_ms: By the clock of the server.
         """
         due_ms = now_ms + self._redispatch_ms

@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from bridge.context import PROPAGATOR
 from bridge.errors import HandlerInvalid, SettingsError
 from bridge.handlers import SEND_OPTIONS, Handler, check_send_options
-from bridge.ledger import Pair
+from bridge.ledger import Listed, Pair
 from bridge.patterns import compile_pattern
 from bridge.rendering import Template, render
 from bridge.settings import BridgeSettings
@@ -76,18 +76,11 @@ class Message(NamedTuple):
         return cast("Template", self.route.template).queue_key
 
     @property
-    def pair(self) -> Pair:
-        """What the ledger keeps of its task."""
-        route = self.route
-        return Pair(
-            route.task.name, self.stored.id, self.entry_id.decode(), route.queue, route.priority, route.delay_ms
-        )
-
-    @property
-    def encoded_pair(self) -> bytes:
-        """The same, encoded."""
+    def listed(self) -> Listed:
+        """The task, for the ledger."""
         # Ids need no quoting, see event.py.
-        return self.route.pair_stamp % (self.stored.id.encode(), self.entry_id)
+        route = self.route
+        return Listed(self.task_id, route.pair_stamp % (self.stored.id.encode(), self.entry_id), route.delay_ms)
 
 
 class Refused(NamedTuple):
@@ -115,6 +108,8 @@ class Outbox:
         self._routes: dict[tuple[str, str], Route] = {}
         self._made_for: Any = None
         self._producer: Any = None  # kombu.Producer; its stubs know no batch()
+        #: Queues that were declared over its connection.
+        self._declared: set[str] = set()
         #: Whether messages can be stamped: bus and broker are the same database of the same Redis.
         self.one_redis = _is_redis_of(app.connection_for_write(), settings.url)
         self._tags = _tags()
@@ -166,7 +161,11 @@ class Outbox:
                 for message in messages:
                     if (template := message.route.template) is not None:
                         content = message.content or template.content(message.stored)
-                        producer.publish(**template.filled_in(message.stored, message.task_id, content))
+                        filled_in = template.filled_in(message.stored, message.task_id, content)
+                        if message.route.queue in self._declared:
+                            filled_in["declare"] = None  # kombu would find that out anew for every message
+                        producer.publish(**filled_in)
+                        self._declared.add(message.route.queue)
                         continue
                     try:
                         _send_by_celery(producer, message)
@@ -202,6 +201,7 @@ class Outbox:
         """Close the broker connection; the next message opens another."""
         if self._producer is not None:
             connection, self._producer = self._producer.connection, None
+            self._declared.clear()
             connection.release()
 
     def _route(self, handler: Handler, stored: StoredEvent) -> Route:

@@ -214,7 +214,7 @@ def test_no_task_ends_without_its_letter(
     """While its letter cannot be written, for want of memory or because of what is at the key, a task is not ended."""
     with Redis.from_url(own_server.url) as client:
         keys, letters, ledger = Keys(settings.channel_prefix), DeadLetters(client, settings), Ledger(client, settings)
-        ledger.sent([], [("t1", Pair("h", "e", "1-1"))])
+        ledger.sent([], [Pair("h", "e", "1-1").listed("t1")])
         doomed = letter(1, task_id="t1")
         if written_before:
             letters.add(doomed)

@@ -108,7 +108,7 @@ def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
     executions: Executions, bus: EventBus, ledger: Ledger, letters: DeadLetters
 ) -> None:
     """A copy that has expired says nothing of a task that has ended or runs; without those it leaves a dead letter."""
-    ledger.sent([], [(name, Pair("t.all", "e1", "1-1")) for name in ("ended", "running", "waiting", "terminated")])
+    ledger.sent([], [Pair("t.all", "e1", "1-1").listed(name) for name in ("ended", "running", "waiting", "terminated")])
     executions.end("ended")
     other = Executions(bus)  # of another process
     for task_id in ("running", "terminated"):

@@ -47,7 +47,7 @@ def end(ledger: Ledger, client: Redis, task_id: str) -> None:
 def test_a_task_runs_once(make: MakeLedger, client: Redis, prefix: str) -> None:
     """One run begins; a second copy is told how long the first counts as running, and after its end that it ended."""
     ledger = make(lease_s=30)
-    ledger.sent([], [("t1", PAIR)])
+    ledger.sent([], [PAIR.listed("t1")])
     assert ledger.begin("t1", "first", idempotent=True) == Begun("begun")
     second = ledger.begin("t1", "second", idempotent=True)
     assert second.outcome == "running"
@@ -135,9 +135,9 @@ def test_a_task_that_ended_before_it_was_listed_is_not_listed(make: MakeLedger, 
     """A worker may be faster than the dispatcher's note; also a repeated dispatch lists nothing that has ended."""
     ledger = make()
     end(ledger, client, "fast")
-    ledger.sent([], [("fast", PAIR), ("slow", PAIR)])
+    ledger.sent([], [PAIR.listed("fast"), PAIR.listed("slow")])
     assert ledger.size() == 1
-    ledger.sent([], [("slow", PAIR)])
+    ledger.sent([], [PAIR.listed("slow")])
     assert ledger.size() == 1
 
 
@@ -148,7 +148,7 @@ def test_sent_acknowledges_and_lists_in_one_step(make: MakeLedger, client: Redis
     entry_ids = [client.xadd(journal, {"event": b"{}"}) for _ in range(3)]
     client.xreadgroup("tests", "one", {journal: ">"})
     for _ in range(2):
-        ledger.sent(entry_ids[:2], [("t1", PAIR), ("t2", PAIR)])
+        ledger.sent(entry_ids[:2], [PAIR.listed("t1"), PAIR.listed("t2")])
         assert client.xpending(journal, "tests")["pending"] == 1
         assert ledger.size() == 2
 
@@ -156,7 +156,7 @@ def test_sent_acknowledges_and_lists_in_one_step(make: MakeLedger, client: Redis
 def test_overdue_comes_after_the_delay(make: MakeLedger) -> None:
     """A task is overdue redispatch_after_s after it was sent, one with a countdown that much later."""
     ledger = make(redispatch_after_s=0.05)
-    ledger.sent([], [("late", Pair("t.all", "e", "1-1", delay_ms=60_000)), ("soon", PAIR)])
+    ledger.sent([], [Pair("t.all", "e", "1-1", delay_ms=60_000).listed("late"), PAIR.listed("soon")])
     found = eventually(lambda: ledger.overdue(10), "one is overdue")
     assert [(task.task_id, task.pair) for task in found] == [("soon", PAIR)]
 
@@ -164,7 +164,7 @@ def test_overdue_comes_after_the_delay(make: MakeLedger) -> None:
 def test_running_waiting_and_ended_tasks_are_put_off_or_struck(make: MakeLedger, client: Redis, prefix: str) -> None:
     """A sweep leaves only tasks that neither run nor wait nor have ended; nothing of the rest is overdue after it."""
     ledger = make(redispatch_after_s=0.2, lease_s=60)
-    ledger.sent([], [(name, PAIR) for name in ("running", "waiting", "ended", "lost")])
+    ledger.sent([], [PAIR.listed(name) for name in ("running", "waiting", "ended", "lost")])
     ledger.begin("running", "token", idempotent=True)
     eventually(lambda: len(ledger.overdue(10)) == 3, "all but the running one are overdue")
     overdue = ledger.overdue(10)
@@ -183,10 +183,10 @@ def test_a_later_task_of_the_queue_that_began_passes_an_earlier_one(make: MakeLe
     """Once a task sent a lease later has begun, earlier ones of the same queue and priority have passed."""
     ledger = make(redispatch_after_s=0.1, lease_s=0.05)
     other = Pair("t.all", "e", "1-1", queue="celery", priority=6)
-    ledger.sent([], [("first", PAIR), ("other", other)])
+    ledger.sent([], [PAIR.listed("first"), other.listed("other")])
     eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
     assert passed(ledger) == {"first": False, "other": False}
-    ledger.sent([], [("later", PAIR)])
+    ledger.sent([], [PAIR.listed("later")])
     ledger.begin("later", "token", idempotent=True)
     assert passed(ledger) == {"first": True, "other": False}
 
@@ -194,13 +194,13 @@ def test_a_later_task_of_the_queue_that_began_passes_an_earlier_one(make: MakeLe
 def test_what_says_little_of_the_order_passes_nothing(make: MakeLedger) -> None:
     """Neither a task sent at about the same time, nor one sent again, whose first message may be the one that began."""
     ledger = make(redispatch_after_s=0.1, lease_s=30)
-    ledger.sent([], [("first", PAIR)])
-    ledger.sent([], [("overlapping", PAIR)])
+    ledger.sent([], [PAIR.listed("first")])
+    ledger.sent([], [PAIR.listed("overlapping")])
     eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
     ledger.begin("overlapping", "token", idempotent=True)
     assert passed(ledger) == {"first": False}
     hasty = make(redispatch_after_s=0.1, lease_s=0.05)
-    hasty.sent([], [("again", PAIR._replace(redispatches=1))])
+    hasty.sent([], [PAIR._replace(redispatches=1).listed("again")])
     hasty.begin("again", "token", idempotent=True)
     assert passed(hasty) == {"first": False}
 
@@ -219,7 +219,7 @@ def test_a_retry_need_not_wait_for_the_run_that_sent_it(make: MakeLedger) -> Non
 def test_a_retry_says_nothing_of_the_order(make: MakeLedger) -> None:
     """It comes when its time has come, maybe through another queue: those that wait are not passed by it."""
     ledger = make(redispatch_after_s=0.1, lease_s=0.05)
-    ledger.sent([], [("first", PAIR), ("retried", PAIR)])
+    ledger.sent([], [PAIR.listed("first"), PAIR.listed("retried")])
     ledger.begin("retried", "one", idempotent=True)
     ledger.release("retried", "one", 0)
     eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
@@ -235,11 +235,11 @@ def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, cli
         overdue = ledger.overdue(10)
         return ledger.sweep(overdue, {task.task_id for task in overdue})
 
-    ledger.sent([], [("lost", PAIR), ("again", PAIR._replace(redispatches=1))])
+    ledger.sent([], [PAIR.listed("lost"), PAIR._replace(redispatches=1).listed("again")])
     sent_at = time.monotonic()
     eventually(lambda: swept() == {"lost"}, "it is sent again")
     assert time.monotonic() - sent_at > 0.4
-    ledger.sent([], [("lost", PAIR._replace(redispatches=1))])
+    ledger.sent([], [PAIR._replace(redispatches=1).listed("lost")])
     sent_at = time.monotonic()
     while time.monotonic() - sent_at < 0.8:
         assert swept() == set()
@@ -248,7 +248,7 @@ def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, cli
 def test_pairs_of_another_version_are_read(make: MakeLedger, client: Redis, prefix: str) -> None:
     """What a newer version lists is swept by an older one, as after a roll-back."""
     ledger = make(redispatch_after_s=0.01)
-    ledger.sent([], [("t1", PAIR)])
+    ledger.sent([], [PAIR.listed("t1")])
     pairs = Keys(prefix).inflight_pairs("tests")
     stored = client.hget(pairs, "t1")
     client.hset(pairs, "t1", stored.replace(b"{", b'{"colour": "red", '))
