@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test chaos lint clean
+.PHONY: help install demo dev test chaos bench lint clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ MINUTES ?= 30
 
 chaos: install ## Kill, cut, freeze and fill up, at random, and count what is lost: SEED=, MINUTES=
 	$(BIN)/python -m tests.faults.chaos --seed $(SEED) --minutes $(MINUTES)
+
+bench: install ## Measure the speed beside what people use today; takes about 20 minutes
+	$(BIN)/python -m benchmarks
 
 lint: install ## Check style and types
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from bridge.event import Event
 from bridge.keys import Keys
 from bridge.patterns import compile_pattern
 from bridge.settings import BridgeSettings
+from bridge.stored import StoredEvent
 
 #: Bytes of a message that did not decode which are kept; enough to recognise it, too few to fill the server.
 _RAW_BYTES = 4096
@@ -75,7 +76,7 @@ class DeadLetter:
 
     @classmethod
     def of_event(
-        cls, reason: str, detail: str, event: Event, data: bytes, handler: str, task_id: str, **more: Any
+        cls, reason: str, detail: str, event: Event | StoredEvent, data: bytes, handler: str, task_id: str, **more: Any
     ) -> DeadLetter:
         """An event that *handler* cannot process."""
         more = {"sha256": _sha256(data)} | more

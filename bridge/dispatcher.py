@@ -299,4 +299,4 @@ class _Batch:
 
 
 def _letter(reason: str, detail: str, stored: StoredEvent, handler: str, task_id: str) -> DeadLetter:
-    return DeadLetter.of_event(reason, detail, stored.event, stored.data, handler, task_id)
+    return DeadLetter.of_event(reason, detail, stored, stored.data, handler, task_id)

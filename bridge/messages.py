@@ -135,10 +135,10 @@ class Outbox:
 
     def refresh(self) -> None:
         """Forget the routes if the configuration has changed since they were made, or someone began to listen."""
-        conf, listening = self._app.conf, (len(before_task_publish.receivers), len(after_task_publish.receivers))
-        made_for = (conf.changes, listening, self._router.routes)
+        listening = (len(before_task_publish.receivers), len(after_task_publish.receivers))
+        made_for = (self._app.conf.changes, listening, tuple(self._router.routes))
         if made_for != self._made_for:
-            self._made_for = (dict(conf.changes or {}), listening, list(self._router.routes))
+            self._made_for = (dict(made_for[0] or {}), *made_for[1:])
             self._routes.clear()
 
     def send(self, messages: Sequence[Message]) -> list[Refused]:

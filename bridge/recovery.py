@@ -136,7 +136,7 @@ class Recovery:
             )
         else:
             letter = DeadLetter.of_event(
-                why.reason, why.detail, event.event, event.data, handler, task_id, attempts=attempts
+                why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts
             )
         self._dead_letters.bury(letter, ended=event is not None)
         self._counters.add("dead")

@@ -37,6 +37,8 @@ class Proxy:
         #: Called with what a client sends; its result is forwarded, None means that the connection is to be cut.
         self._on_request: Callable[[_Pair, bytes], bytes | None] = lambda _, data: data
         self._chunk, self._pause_s = _CHUNK, 0.0
+        #: Whose request is to be delivered late.
+        self._keeping: _Pair | None = None
 
     @property
     def url(self) -> str:
@@ -50,6 +52,9 @@ class Proxy:
         self._listener.close()
         self._open.set()
         self.cut()
+        if self._keeping is not None:
+            self._keeping.kept = b""
+            self._keeping.close()
 
     # Faults
 
@@ -119,6 +124,25 @@ class Proxy:
 
         self._on_request = on_request
 
+    def keep_request(self, needle: bytes) -> None:
+        """Keep the next request that holds *needle* until :meth:`deliver`, and close the connection of its client."""
+
+        def on_request(pair: _Pair, data: bytes) -> bytes | None:
+            if needle in data and self._once(on_request, "request kept"):
+                pair.kept = data
+                self._keeping = pair
+                return None
+            return data
+
+        self._on_request = on_request
+
+    def deliver(self) -> None:
+        """Pass on what was kept, long after its client gave up; ``done["late reply"]`` counts the server's answer."""
+        if self._keeping is None:
+            raise LookupError("no request was kept")
+        self._keeping.delivered = True
+        self._keeping.server.sendall(self._keeping.kept)
+
     def _once(self, rule: Callable[[_Pair, bytes], bytes | None], what: str) -> bool:
         with self._lock:
             if self._on_request is not rule:
@@ -167,6 +191,9 @@ class Proxy:
     def _replies(self, pair: _Pair) -> None:
         while data := pair.server.recv(_CHUNK):
             self._open.wait()
+            if pair.kept:  # its client is gone; what came before may have had answers on their way
+                self.done["late reply"] += pair.delivered
+                continue
             if pair.deaf:
                 return
             while data and not pair.silent:
@@ -189,9 +216,12 @@ class _Pair:
         self.silent = False
         #: The first requests.
         self.beginning = b""
+        #: A request for later, and whether that has come: its connection to the server stays open.
+        self.kept = b""
+        self.delivered = False
 
     def close(self) -> None:
-        for end in (self.client, self.server):
+        for end in (self.client,) if self.kept else (self.client, self.server):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()

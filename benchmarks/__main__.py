@@ -1,0 +1,132 @@
+"""Run the benchmarks and print them as tables: ``python -m benchmarks [--rounds 3] [--only dispatch] [--json FILE]``.
+
+Alternatives run in turn, round after round, on one private Redis; a row is the median of its rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ours, peers
+from benchmarks.setting import event
+from bridge.devserver import RedisServer
+
+Row = Callable[[RedisServer], Any]
+
+LOOP = "hand-written loop: psubscribe, SET NX, delay()"
+#: Of the message that one event of 200 bytes becomes.
+_MESSAGE_BYTES = 1250
+
+SPEED: dict[str, Row] = {
+    LOOP: lambda server: peers.hand_written_loop(server, 3000),
+    "FastStream handler that calls delay()": lambda server: peers.faststream_handler(server, 3000),
+    "apply_async() alone": lambda server: peers.apply_async(server, 3000),
+    "bridge, portable path": lambda server: ours.dispatch(server, 60_000, portable=True),
+    "bridge, stamped path": lambda server: ours.dispatch(server, 200_000),
+    "redis-benchmark LPUSH, 1 client, 500 per round trip": lambda server: peers.redis_benchmark(
+        server, _MESSAGE_BYTES, 500, 1
+    ),
+    "redis-benchmark LPUSH, 50 clients, 16 per round trip": lambda server: peers.redis_benchmark(
+        server, _MESSAGE_BYTES, 16, 50
+    ),
+    "foreign events, 1 subscriber": lambda server: ours.foreign_events(server, 100_000, 1),
+    "foreign events, 2 subscribers": lambda server: ours.foreign_events(server, 100_000, 2),
+    "foreign events, 4 subscribers": lambda server: ours.foreign_events(server, 100_000, 4),
+    "publish_event()": lambda server: ours.publish(server, 5000),
+    "publish_event() in a task": lambda server: ours.publish(server, 5000, in_task=True),
+    "publish_many()": lambda server: ours.publish_many(server, 40_000),
+}
+SIZES: dict[str, Row] = {
+    "payload of 200 B": lambda server: ours.dispatch(server, 100_000),
+    "payload of 2 kB": lambda server: ours.dispatch(server, 40_000, size=2000),
+    "payload of 20 kB": lambda server: ours.dispatch(server, 5_000, size=20_000),
+    "1 handler": lambda server: ours.dispatch(server, 100_000, handlers=1),
+    "5 handlers": lambda server: ours.dispatch(server, 40_000, handlers=5),
+    "20 handlers": lambda server: ours.dispatch(server, 10_000, handlers=20),
+}
+LATENCY: dict[str, Row] = {
+    "to the queue, idle": lambda server: ours.latency(server, 10, 15),
+    "to the queue, 200/s": lambda server: ours.latency(server, 200, 10),
+    "to the queue, 2,000/s": lambda server: ours.latency(server, 2000, 5),
+    "to the queue, 200/s, round trips of 2 ms": lambda server: ours.latency(server, 200, 10, rtt_ms=2),
+    "to the start of the task, idle": lambda server: ours.latency(server, 10, 15, to_task=True),
+    "to the start of the task, 200/s": lambda server: ours.latency(server, 200, 10, to_task=True),
+    "to the start of the task, 2,000/s": lambda server: ours.latency(server, 2000, 5, to_task=True),
+}
+BACKLOG: dict[str, Row] = {"backlog": lambda server: ours.backlog(server, 1_000_000)}
+PARTS = {"speed": (SPEED, 3), "sizes": (SIZES, 3), "latency": (LATENCY, 3), "backlog": (BACKLOG, 1)}
+
+
+def measure(rows: dict[str, Row], rounds: int) -> dict[str, list[Any]]:
+    """Run every row in turn, *rounds* times."""
+    results: dict[str, list[Any]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, row in rows.items():
+            with RedisServer() as server:
+                results[name].append(row(server))
+            gc.collect()
+    return results
+
+
+def show_rates(results: dict[str, list[float | None]]) -> None:
+    """Print medians, their range, and ratios to the hand-written loop."""
+    loop = statistics.median(results[LOOP]) if LOOP in results else None  # type: ignore[type-var]
+    print("| | per second | lowest to highest |" + (" times the loop |" if loop else ""))
+    print("|---|---|---|" + ("---|" if loop else ""))
+    for name, values in results.items():
+        rates = [value for value in values if value is not None]
+        if rates:
+            median = statistics.median(rates)
+            ratio = f" {median / loop:.1f} |" if loop else ""
+            print(f"| {name} | {median:,.0f} | {min(rates):,.0f} to {max(rates):,.0f} |{ratio}")
+
+
+def show_latencies(results: dict[str, list[ours.Latency]]) -> None:
+    """Print the medians of the quantiles."""
+    print("| from publish_event() | p50 ms | p99 ms | max ms |\n|---|---|---|---|")
+    for name, values in results.items():
+        cells = " | ".join(f"{statistics.median(column):.2f}" for column in zip(*values, strict=True))
+        print(f"| {name} | {cells} |")
+
+
+def show_backlog(results: dict[str, list[list[ours.Drained]]]) -> None:
+    """Print every tenth."""
+    print("| left | events per second | RSS, MB |\n|---|---|---|")
+    for tenth in results["backlog"][0]:
+        print(f"| {tenth.left:,} | {tenth.per_s:,.0f} | {tenth.rss_mb:.0f} |")
+
+
+SHOW = {"speed": show_rates, "sizes": show_rates, "latency": show_latencies, "backlog": show_backlog}
+
+
+def main() -> None:
+    """Read the command line, measure and report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, help="rounds of each part")
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be repeated")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="where the figures go")
+    options = parser.parse_args()
+    with RedisServer() as server:
+        about = ours.machine(server) | {"python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+    print(
+        ", ".join(f"{name} {value}" for name, value in about.items()), f"- an event has {len(event(0).encode())} bytes"
+    )
+    everything: dict[str, Any] = {"machine": about}
+    for part in options.only or PARTS:
+        rows, rounds = PARTS[part]
+        results = everything[part] = measure(rows, options.rounds or rounds)
+        print(f"\n{part}\n", flush=True)
+        SHOW[part](results)  # type: ignore[operator]  # each shows what its part gives
+    options.json.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The Celery application of the benchmarks; its processes are started with it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from celery import Celery
+from redis import Redis
+
+import bridge
+from bridge import Event, on_event
+
+PREFIX = "bench:"
+#: Starts of tasks in a worker, as ``<ns>`` after the moment in the payload.
+STARTS = f"{PREFIX}starts"
+
+app = Celery("bench", broker=os.environ.get("BENCH_BROKER_URL"))
+app.conf.update(
+    broker_transport_options={"socket_timeout": 10.0},
+    bridge_channel_prefix=PREFIX,
+    bridge_enable_pubsub=os.environ.get("BENCH_PUBSUB", "1") == "1",
+    task_ignore_result=True,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+)
+bridge.install(app)
+_clients: dict[int, Redis] = {}
+
+
+def _handle(event: Event) -> None:
+    late_ns = time.time_ns() - event.payload.get("at_ns", 0)
+    client = _clients.setdefault(os.getpid(), Redis.from_url(os.environ["REDIS_URL"]))
+    client.rpush(STARTS, late_ns)
+
+
+for number in range(int(os.environ.get("BENCH_HANDLERS", "1"))):
+    on_event("dream.*", name=f"handler{number}")(_handle)

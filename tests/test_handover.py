@@ -1,0 +1,190 @@
+"""Handing over where bus and broker are one Redis: exactly once, whatever the network and the queue do meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.devserver import RedisServer
+from bridge.journal import Journal
+from tests.backlog import Backlog
+from tests.conftest import Queues, Start, eventually, make_app
+from tests.faults.proxy import Proxy
+
+
+@pytest.fixture
+def bus(settings: BridgeSettings) -> Iterator[EventBus]:
+    with EventBus(settings) as connected:
+        yield connected
+
+
+@pytest.fixture
+def proxy(server: RedisServer) -> Iterator[Proxy]:
+    with Proxy(server.port) as running:
+        yield running
+
+
+@pytest.fixture
+def far_app(proxy: Proxy, prefix: str) -> Iterator[Celery]:
+    """A Celery application whose broker is reached through the proxy, by the same address as the bus."""
+    with make_app(proxy.url, prefix) as made:
+        yield made
+
+
+@pytest.fixture
+def backlog(bus: EventBus, client: Redis, settings: BridgeSettings, queues: Queues) -> Backlog:
+    return Backlog(bus, client, settings, queues)
+
+
+def test_a_backlog_goes_out_in_order(use, start: Start, backlog: Backlog) -> None:
+    """Three thousand events become a message each, in the order of the journal; all are acknowledged and listed."""
+    use("t.all")
+    backlog.publish(3000)
+    subscriber = start()
+    backlog.all_once()
+    assert backlog.sent() == backlog.ids()
+    eventually(lambda: subscriber.info().get("dispatched") == 3000, "all are counted")
+    assert "errors" not in subscriber.info()
+
+
+def test_a_lone_event_does_not_wait(use, start: Start, backlog: Backlog) -> None:
+    """Events that come one by one go out at once: five of them take less than one wait of a read."""
+    use("t.all")
+    start(block_ms=2000)
+    began = time.monotonic()
+    for number in range(5):
+        backlog.publish(1, f"lone{number}-")
+        eventually(lambda count=number + 1: backlog.queues.length() == count, "it is in the queue")
+        eventually(lambda: not backlog.pending(), "it is acknowledged")
+    assert time.monotonic() - began < 2
+    backlog.all_once()
+
+
+FAULTS = {
+    "the reply is lost": (lambda proxy: proxy.drop_reply(b"EXEC"), "reply dropped"),
+    "the request is cut": (lambda proxy: proxy.cut_after(b"EXEC", 2000), "request cut"),
+    "the request is lost": (lambda proxy: proxy.keep_request(b"EXEC"), "request kept"),
+}
+
+
+@pytest.mark.parametrize(("fault", "what"), FAULTS.values(), ids=FAULTS)
+def test_a_transaction_goes_wrong(
+    use, start: Start, proxy: Proxy, far_app: Celery, backlog: Backlog, fault: Any, what: str
+) -> None:
+    """Whether it came to pass is not known to the subscriber: each message is in the queue once all the same."""
+    use("t.all")
+    subscriber = start(app=far_app, redis_url=proxy.url)
+    backlog.publish(10, "before")
+    backlog.all_once()
+    fault(proxy)
+    backlog.publish(300)
+    eventually(lambda: proxy.done[what] == 1, what)
+    eventually(lambda: subscriber.info().get("errors"), "it is noticed")
+    backlog.all_once()
+
+
+def test_a_transaction_comes_late(use, start: Start, proxy: Proxy, far_app: Celery, backlog: Backlog) -> None:
+    """A request that the network delivers after its entries were read again, and sent, changes nothing any more."""
+    use("t.all")
+    start(app=far_app, redis_url=proxy.url)
+    proxy.keep_request(b"EXEC")
+    backlog.publish(300)
+    eventually(lambda: proxy.done["request kept"] == 1, "the network holds it back")
+    backlog.all_once()
+    proxy.deliver()
+    eventually(lambda: proxy.done["late reply"], "it was delivered, and answered")
+    backlog.all_once()
+
+
+def test_entries_claimed_under_a_subscriber(use, start: Start, settings: BridgeSettings, backlog: Backlog) -> None:
+    """While others claim and give back whatever is under way, again and again, each event still goes out once."""
+    use("t.all")
+    subscriber = start(batch_size=20, claim_idle_s=0.1, upkeep_interval_s=0.05)
+    thief = Journal(backlog.client, settings)
+    backlog.publish(2000)
+    taken = 0
+    while backlog.queues.length() < 2000 and taken < 500:
+        taken += thief.claim("thief", 0, b"0-0", 50).taken
+        subscriber_again = thief.claim(subscriber.name, 0, b"0-0", 50)
+        subscriber._dispatcher.look_at_held()
+        taken += subscriber_again.taken
+    assert taken > 0
+    backlog.all_once()
+
+
+def test_something_else_in_place_of_the_queue(use, start: Start, client: Redis, prefix: str, backlog: Backlog) -> None:
+    """While the key of the queue holds no list nothing is acknowledged or listed; then all go out, once."""
+    use("t.all")
+    subscriber = start()
+    queue = f"broker:{prefix}celery"
+    assert client.set(queue, "x")
+    backlog.publish(100)
+    eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch is tried again")
+    assert backlog.unacknowledged()
+    assert backlog.ledger.size() == 0
+    assert client.get(queue) == b"x"
+    assert client.delete(queue)
+    backlog.all_once()
+    assert "dead" not in subscriber.info()
+
+
+def test_two_subscribers_on_one_backlog(use, start: Start, backlog: Backlog) -> None:
+    """However they share it, and while more comes in, each event goes out once in total."""
+    use("t.all")
+    backlog.publish(1500)
+    start("a")
+    start("b")
+    backlog.publish(1500, "m")
+    backlog.all_once()
+
+
+def test_a_stop_within_a_backlog(use, start: Start, client: Redis, backlog: Backlog) -> None:
+    """A subscriber that stops leaves nothing it has read behind; the next one does the rest, and nothing twice."""
+    use("t.all")
+    backlog.publish(5000)
+    start("first", enable_pubsub=False, batch_size=10).stop()
+    sent = backlog.queues.length()
+    assert 0 < sent < 5000
+    assert backlog.ids()[:sent] == backlog.sent()
+    assert not backlog.pending()
+    assert not client.xinfo_consumers(backlog.journal, "tests")
+    start("second", enable_pubsub=False)
+    backlog.all_once()
+
+
+def test_a_handler_that_celery_must_send_to(use, start: Start, bus: EventBus, queues: Queues, backlog: Backlog) -> None:
+    """Of an event that goes to it and to a stamped handler as well, both get their message."""
+    use("t.all", "t.picky")
+    start()
+    bus.publish_many([Event(type="a.b", id=f"n{number}", payload={"name": "x"}) for number in range(50)])
+    eventually(lambda: queues.length() == 100, "all messages")
+    assert queues.tasks() == {f"{task} a.b n{number}": 1 for task in ("t.all", "t.picky") for number in range(50)}
+    eventually(lambda: not backlog.pending(), "all are acknowledged")
+    assert backlog.ledger.size() == 100
+
+
+def test_stamped_and_published_in_one_batch(use, start: Start, backlog: Backlog) -> None:
+    """Where the route of some types leads through bindings, these go through the broker's client, the others not."""
+    use("t.all")
+    backlog.bus.publish_many([Event(type="a.b" if number % 3 else "bound.b", id=f"n{number}") for number in range(300)])
+    start(routes={"bound.*": {"queue": "celery", "exchange": "celery", "routing_key": "celery"}})
+    backlog.all_once()
+
+
+@pytest.mark.parametrize(("database", "how"), [("0", "in one transaction"), ("1", "through the broker")])
+def test_the_log_says_how_tasks_are_sent(
+    use, start: Start, server: RedisServer, prefix: str, database: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At its start a subscriber says whether bus and broker are one Redis, and so what it can promise."""
+    caplog.set_level(logging.INFO, "bridge")
+    use("t.all")
+    with make_app(server.url.removesuffix("0") + database, prefix) as app:
+        start(app=app)
+        assert f"tasks are sent {how}" in caplog.text
