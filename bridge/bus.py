@@ -14,10 +14,11 @@ from bridge.connection import attempt, connect
 from bridge.errors import BridgeError, BusUnavailable, EventInvalid, EventLoop
 from bridge.event import UNHEARD_SOURCE, Event
 from bridge.feed import ChannelFeed, Heard
-from bridge.journal import Journal, Outcome, Record, new_attempt
+from bridge.journal import Journal, Outcome, new_attempt
 from bridge.keys import Keys
 from bridge.local_bus import LocalBus, LocalHandler, Publication
 from bridge.metrics import Counters
+from bridge.records import Record
 from bridge.settings import BridgeSettings
 
 log = logging.getLogger(__name__)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+from bridge.batch import Batch
 from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
 from bridge.handlers import Handler, Registry
 from bridge.handover import Handover
-from bridge.journal import Entry
-from bridge.messages import Message, Outbox, Refused, task_id_for
+from bridge.messages import Message, Outbox
 from bridge.metrics import Counters
+from bridge.records import Entry
 from bridge.settings import BATCH_BYTES, BridgeSettings
 from bridge.stored import StoredEvent
 from bridge.stores import Stores
@@ -64,7 +63,7 @@ class Dispatcher:
         #: Entries read while the batch before them was under way.
         self._ahead: list[Entry] = []
         #: The batch whose handing over has not been confirmed.
-        self._handed_over: _Batch | None = None
+        self._handed_over: Batch | None = None
         #: The queue that is too long for another message; dispatch waits for it.
         self.full_queue: str | None = None
 
@@ -144,11 +143,12 @@ class Dispatcher:
 
     def _dispatch(self, entries: Sequence[Entry], *, read_on: bool) -> bool:
         """Send the messages of *entries* and acknowledge them; False, and nothing done, while a queue is full."""
-        backlog = read_on and len(entries) >= _BACKLOG
+        # With a limit, what is under way must have arrived before the queue is measured.
+        backlog = read_on and len(entries) >= _BACKLOG and self._settings.max_queue_length is None
         if backlog and not self._handover.under_way:
             self._handover.begin([], [], read=self._limit)  # while the first batch of a backlog is made
         self._outbox.refresh()
-        batch = _Batch()
+        batch = Batch()
         for entry in entries:
             self._add(entry, batch)
         if self._held_back(batch):
@@ -166,7 +166,7 @@ class Dispatcher:
         self._ahead = ahead or self._settle()  # with nothing to do meanwhile, wait
         return True
 
-    def _send(self, batch: _Batch) -> None:
+    def _send(self, batch: Batch) -> None:
         for refused in self._outbox.send(batch.messages):
             batch.refuse(refused)
         # Not before: what is tried again, while the broker is away, would be kept and counted again and again.
@@ -191,12 +191,12 @@ class Dispatcher:
             raise _Overtaken
         return answer.entries
 
-    def _count(self, batch: _Batch) -> None:
+    def _count(self, batch: Batch) -> None:
         batch.counts["dispatched"] = len(batch.pushes) + len(batch.messages)
         for name, amount in batch.counts.items():
             self._counters.add(name, amount)
 
-    def _held_back(self, batch: _Batch) -> bool:
+    def _held_back(self, batch: Batch) -> bool:
         limit = self._settings.max_queue_length
         if limit is None:
             return False
@@ -209,7 +209,7 @@ class Dispatcher:
         self.full_queue = full
         return full is not None
 
-    def _adapt_limit(self, entries: Sequence[Entry], batch: _Batch) -> None:
+    def _adapt_limit(self, entries: Sequence[Entry], batch: Batch) -> None:
         size = max(
             sum(len(entry.data or b"") for entry in entries), sum(len(message.stamped) for message in batch.pushes)
         )
@@ -218,7 +218,7 @@ class Dispatcher:
         elif len(entries) >= self._limit:
             self._limit = min(2 * self._limit, self._settings.batch_size)
 
-    def _add(self, entry: Entry, batch: _Batch) -> None:
+    def _add(self, entry: Entry, batch: Batch) -> None:
         messages = self._messages(entry, batch)
         if self._one_redis and all([message.stamped for message in messages]):  # noqa: C419  # a generator costs more
             batch.pushed.append(entry.entry_id)
@@ -227,7 +227,7 @@ class Dispatcher:
             batch.sent.append(entry.entry_id)
             batch.messages += messages
 
-    def _messages(self, entry: Entry, batch: _Batch) -> list[Message]:
+    def _messages(self, entry: Entry, batch: Batch) -> list[Message]:
         if entry.group not in (None, self._settings.group):
             return []  # a replay for another group
         if entry.data is None:
@@ -244,7 +244,9 @@ class Dispatcher:
             handlers = [handler for handler in self._registry if handler.task_name == entry.handler]
             if not handlers:
                 # As during a deployment: the dead letter that was replayed is gone, so another keeps the event.
-                batch.bury("no_handler", "this subscriber has no such handler", stored, entry.handler, self._settings)
+                batch.bury(
+                    "no_handler", "this subscriber has no such handler", stored, entry.handler, self._settings.group
+                )
                 return []
         if not handlers:
             batch.counts["unrouted"] += 1
@@ -257,7 +259,7 @@ class Dispatcher:
                 reason = "message"
                 messages.append(self._outbox.prepare(handler, stored, entry.entry_id))
             except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
-                batch.bury(reason, f"{type(error).__name__}: {error}", stored, handler.task_name, self._settings)
+                batch.bury(reason, f"{type(error).__name__}: {error}", stored, handler.task_name, self._settings.group)
         return messages
 
     def _park(self, letter: DeadLetter) -> None:
@@ -268,35 +270,3 @@ class Dispatcher:
 
 class _Overtaken(Exception):
     """Entries have changed hands: those at hand may be another's by now."""
-
-
-@dataclass
-class _Batch:
-    """What becomes of some entries.
-
-    Those of ``pushed`` are acknowledged as ``pushes`` are pushed; those of ``sent`` after ``messages`` were sent.
-    """
-
-    pushed: list[bytes] = field(default_factory=list)
-    pushes: list[Message] = field(default_factory=list)
-    sent: list[bytes] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    letters: list[DeadLetter] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def refuse(self, refused: Refused) -> None:
-        """Make a dead letter of a message that cannot be sent."""
-        message = refused.message
-        self.messages = [one for one in self.messages if one is not message]
-        self.letters.append(
-            _letter("message", refused.detail, message.stored, message.route.task.name, message.task_id)
-        )
-
-    def bury(self, reason: str, detail: str, stored: StoredEvent, handler: str, settings: BridgeSettings) -> None:
-        """Make a dead letter of an event for which *handler* gets no message."""
-        task_id = task_id_for(settings.group, stored.id, handler, stored.replay)
-        self.letters.append(_letter(reason, detail, stored, handler, task_id))
-
-
-def _letter(reason: str, detail: str, stored: StoredEvent, handler: str, task_id: str) -> DeadLetter:
-    return DeadLetter.of_event(reason, detail, stored, stored.data, handler, task_id)

@@ -8,13 +8,11 @@ Wire format, fixed because other programs speak it: one JSON object with ``id``,
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Generic, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
@@ -22,17 +20,13 @@ from typing_extensions import TypeVar
 
 from bridge import wire
 from bridge.errors import EventInvalid
-from bridge.keys import RESERVED_TYPES
+from bridge.fields import check_id, check_type, in_short, is_plain, replay_of
 
 PayloadT = TypeVar("PayloadT", default=Any)
 
 #: The existing TypeScript bus drops every message that carries this source, so no event of ours may.
 UNHEARD_SOURCE = "RedisEventBus"
 
-#: Ids become parts of Redis keys: no glob, no brace (it would move the key to another Cluster slot), no space.
-_ID = re.compile(r"[A-Za-z0-9._:@+-]{1,200}")
-_TYPE = re.compile(r"[A-Za-z0-9_-]+(?:[.:/][A-Za-z0-9_-]+)*")
-_MAX_TYPE_LENGTH = 200
 
 _ALIASES = {"eventId": "id", "eventType": "type", "correlation_id": "correlationId"}
 _ORDER = ("id", "type", "payload", "timestamp", "source", "metadata", "correlationId")
@@ -281,44 +275,3 @@ def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
         if alias in renamed and renamed.get(name) is None:
             renamed[name] = renamed.pop(alias)
     return renamed
-
-
-def in_short(event_type: str, event_id: str) -> str:
-    """Return how logs and Flower show an event: neither payload nor secrets."""
-    short = event_id if len(event_id) <= 12 else f"{event_id[:8]}..."
-    return f"<Event {event_type} {short}>"
-
-
-def replay_of(metadata: dict[str, Any] | None) -> str | None:
-    """Return the name of the replay in the metadata of an event."""
-    replay = metadata.get("replay") if metadata else None
-    name = replay.get("name") if isinstance(replay, dict) else None
-    return name if isinstance(name, str) else None
-
-
-def is_plain(fields: dict[str, Any]) -> bool:
-    """Whether the fields of an event from the wire are of types that need no conversion, as in nearly all events."""
-    get = fields.get
-    metadata, source, correlation_id = get("metadata"), get("source"), get("correlationId")
-    return (
-        type(get("id")) is type(get("type")) is str
-        and type(get("timestamp")) is int
-        and (metadata is None or type(metadata) is dict)
-        and (source is None or type(source) is str)
-        and (correlation_id is None or type(correlation_id) is str)
-    )
-
-
-def check_id(event_id: str) -> None:
-    """Raise :class:`EventInvalid` unless *event_id* is one that events may have."""
-    if not _ID.fullmatch(event_id):
-        raise EventInvalid("id", "id", f"{event_id[:80]!r} is not 1 to 200 of A-Z a-z 0-9 . _ : @ + -")
-
-
-@lru_cache(maxsize=10_000)  # types are few, events are many
-def check_type(event_type: str) -> None:
-    """Raise :class:`EventInvalid` unless *event_type* is one that events may have."""
-    if len(event_type) > _MAX_TYPE_LENGTH or not _TYPE.fullmatch(event_type):
-        raise EventInvalid("type", "type", f"{event_type[:80]!r} is not words of A-Z a-z 0-9 _ - joined by . : /")
-    if RESERVED_TYPES.match(event_type):
-        raise EventInvalid("type", "type", f"{event_type!r} is reserved for the bridge's own keys")

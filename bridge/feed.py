@@ -21,9 +21,9 @@ from redis.exceptions import RedisError
 from bridge.connection import BackOff
 from bridge.errors import EventInvalid
 from bridge.event import UNHEARD_SOURCE, Event
-from bridge.journal import Record
 from bridge.keys import Keys
 from bridge.metrics import Counters
+from bridge.records import Record
 from bridge.settings import BATCH_BYTES, BridgeSettings
 
 log = logging.getLogger(__name__)

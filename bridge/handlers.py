@@ -15,7 +15,8 @@ from kombu.compression import get_encoder
 from kombu.entity import maybe_delivery_mode
 
 from bridge.errors import EventInvalid, HandlerInvalid
-from bridge.event import Event, check_type
+from bridge.event import Event
+from bridge.fields import check_type
 from bridge.patterns import compile_pattern
 from bridge.task import EventTask
 

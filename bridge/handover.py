@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
-from bridge.journal import Entry, Journal, group_errors
+from bridge.journal import Journal, group_errors
 from bridge.ledger import Ledger
 from bridge.messages import Message
+from bridge.records import Entry
 
 _MULTI, _EXEC, _TIME = ("MULTI",), ("EXEC",), ("TIME",)
 

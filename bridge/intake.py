@@ -21,9 +21,10 @@ from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.feed import Broadcast, ChannelFeed, Heard, InvalidMessage
-from bridge.journal import Journal, Record
+from bridge.journal import Journal
 from bridge.keys import Keys
 from bridge.metrics import Counters
+from bridge.records import Record
 from bridge.settings import BATCH_BYTES, BridgeSettings
 
 log = logging.getLogger(__name__)

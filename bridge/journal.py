@@ -12,16 +12,15 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
 from bridge.connection import script
 from bridge.errors import JournalLost
-from bridge.event import Event
 from bridge.keys import Keys
+from bridge.records import Entry, Record, fingerprint
 from bridge.settings import BridgeSettings
 
 #: Most entries one trim call removes; the server looks at each of them.
@@ -29,31 +28,6 @@ _TRIM_ENTRIES = 1000
 
 Outcome = Literal["appended", "repeated", "conflict"]
 _OUTCOMES: dict[int, Outcome] = {1: "appended", 0: "repeated", -1: "conflict"}
-
-
-class Record(NamedTuple):
-    """An event with its encoded form, so that it is encoded once on its way; and as it was *heard*, if that differs."""
-
-    event: Event
-    data: bytes
-    heard: bytes = b""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the broadcast."""
-        return fingerprint(self.event.type, self.heard or self.data)
-
-
-class Entry(NamedTuple):
-    """One entry as a consumer reads it; *data* is None when it was removed before it was acknowledged.
-
-    A replay addresses its entries to one *group*, and may name the one *handler* it is for.
-    """
-
-    entry_id: bytes
-    data: bytes | None
-    group: str | None = None
-    handler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -200,7 +174,7 @@ class Journal:
     def _read_group(self, consumer: str, start: str, count: int, block_ms: int | None) -> list[Entry]:
         with group_errors():
             reply = self._client.xreadgroup(self._group, consumer, {self._key: start}, count=count, block=block_ms)
-        return _entries(cast("Any", reply)[0][1]) if reply else []
+        return [Entry.of(*row) for row in cast("Any", reply)[0][1]] if reply else []
 
     def claim(self, consumer: str, min_idle_ms: int, cursor: bytes, count: int) -> Claimed:
         """Take over entries that another consumer has held for *min_idle_ms*; read them with :meth:`held`.
@@ -234,7 +208,7 @@ class Journal:
         return [
             Entry(entry_id, fields[5])  # as nearly all are
             if len(fields) == 6 and fields[4] == b"event"
-            else _entry(entry_id, dict(zip(fields[::2], fields[1::2], strict=True)))
+            else Entry.of(entry_id, dict(zip(fields[::2], fields[1::2], strict=True)))
             for entry_id, fields in rows
         ]
 
@@ -266,7 +240,7 @@ class Journal:
         with self._client.pipeline(transaction=False) as pipe:
             for entry_id in entry_ids:
                 pipe.xrange(self._key, entry_id, entry_id)
-            found = [entry for rows in pipe.execute() for entry in _entries(rows)]
+            found = [entry for rows in pipe.execute() for entry in (Entry.of(*row) for row in rows)]
         return {entry.entry_id.decode(): entry for entry in found}
 
     def kept(self, event_ids: Sequence[str]) -> dict[str, bytes]:
@@ -286,11 +260,6 @@ class Journal:
         return Trimmed(removed=reply[0], more=bool(reply[1]), lost=lost)
 
 
-def fingerprint(event_type: str, data: bytes) -> str:
-    """Return a short hash of a broadcast: its channel and its bytes."""
-    return blake2b(event_type.encode() + b" " + data, digest_size=6).hexdigest()
-
-
 def new_attempt() -> str:
     """Return a token for one publication, see :meth:`Journal.publish`."""
     return secrets.token_hex(6)
@@ -305,16 +274,3 @@ def group_errors() -> Iterator[None]:
         if str(error).startswith(("NOGROUP", "UNBLOCKED")) or "no such key" in str(error):
             raise JournalLost(str(error)) from error
         raise
-
-
-def _entries(rows: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
-    return [_entry(entry_id, fields or {}) for entry_id, fields in rows]
-
-
-def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    # Anybody may have written it: what is no UTF-8 names no group and no handler there is.
-    group, handler = (
-        None if name is None else name.decode(errors="backslashreplace")
-        for name in (fields.get(b"group"), fields.get(b"handler"))
-    )
-    return Entry(entry_id, fields.get(b"event"), group, handler)

@@ -17,12 +17,8 @@ from uuid import UUID, uuid4
 from celery import Celery, Task
 from celery.app.routes import MapRoute
 from celery.signals import after_task_publish, before_task_publish
-from kombu import Connection
-from kombu.exceptions import OperationalError
-from kombu.transport import redis as kombu_redis
-from redis.connection import parse_url
-from redis.exceptions import RedisError
 
+from bridge import broker
 from bridge.context import PROPAGATOR
 from bridge.errors import HandlerInvalid, SettingsError
 from bridge.handlers import SEND_OPTIONS, Handler, check_send_options
@@ -35,9 +31,6 @@ from bridge.task import EventTask, describe
 
 #: Derives task ids; any fixed UUID serves, this one must never change: a repeated dispatch has the same task id.
 _TASK_IDS = UUID("2b9b1d1e-64c1-4f0f-8a52-6c5d2d7c9a10").bytes
-
-#: kombu waits for ever for a broker that is gone, unless told; these are for Redis, where it is so.
-_REDIS_BROKER_TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0, "socket_keepalive": True}
 
 #: Types are few; a program that invents new ones without end must not fill our memory.
 _MAX_ROUTES = 10_000
@@ -111,7 +104,7 @@ class Outbox:
         #: Queues that were declared over its connection.
         self._declared: set[str] = set()
         #: Whether messages can be stamped: bus and broker are the same database of the same Redis.
-        self.one_redis = _is_redis_of(app.connection_for_write(), settings.url)
+        self.one_redis = broker.is_redis_at(app.connection_for_write(), settings.url)
         self._tags = _tags()
         _check_routes(settings)
 
@@ -170,7 +163,7 @@ class Outbox:
                     try:
                         _send_by_celery(producer, message)
                     except Exception as error:
-                        if _is_outage(error, producer.connection):
+                        if broker.is_outage(error, producer.connection):
                             raise
                         refused.append(Refused(message, f"{type(error).__name__}: {error}"))
         except BaseException:
@@ -212,7 +205,9 @@ class Outbox:
             # An unknown queue, or a router that fails, is the fault of this handler: say so before the batch.
             routed = self._router.route(dict(options), task.name, [stored.event.to_dict()], {}, task)
             return _route_of(task, options, routed.get("queue"), routed.get("priority"), None)
-        template, queue, priority = render(self._app, task, options, self._connection() if self.one_redis else None)
+        template, queue, priority = render(
+            self._app, task, options, broker.connect(self._app) if self.one_redis else None
+        )
         if len(self._routes) >= _MAX_ROUTES:
             self._routes.clear()
         route = self._routes[handler.task_name, stored.type] = _route_of(task, options, queue, priority, template)
@@ -235,15 +230,8 @@ class Outbox:
 
     def _connected(self) -> Any:
         if self._producer is None:
-            self._producer = self._app.amqp.Producer(self._connection(), auto_declare=False)
+            self._producer = self._app.amqp.Producer(broker.connect(self._app), auto_declare=False)
         return self._producer
-
-    def _connection(self) -> Connection:
-        connection = self._app.connection_for_write()
-        if connection.transport.driver_type == "redis":
-            options = _REDIS_BROKER_TIMEOUTS | self._app.conf.broker_transport_options
-            connection = self._app.connection_for_write(transport_options=options)
-        return connection
 
 
 def task_id_for(group: str, event_id: str, task_name: str, replay: str | None = None) -> str:
@@ -262,23 +250,6 @@ def _tags() -> Iterator[bytes]:
     """Yield delivery tags: like UUIDs, each once."""
     start = str(uuid4())[:24].encode()
     return (b"%b%012x" % (start, number) for number in count())
-
-
-def _is_redis_of(broker: Connection, url: str) -> bool:
-    """Whether *broker* is the Redis database at *url*, as the same user, as far as the two addresses tell."""
-    if type(broker.transport) is not kombu_redis.Transport or "://" in (broker.hostname or ""):
-        return False  # another broker, Sentinel, a socket
-    bus = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types here
-    database = int(str(broker.virtual_host or "0").strip("/") or 0)
-    of_broker = (broker.hostname or "127.0.0.1", broker.port or 6379, database, broker.userid or None, bool(broker.ssl))
-    secure = url.startswith("rediss://")
-    return of_broker == (
-        bus.get("host", "localhost"),
-        bus.get("port", 6379),
-        bus.get("db", 0),
-        bus.get("username"),
-        secure,
-    )
 
 
 def _check_routes(settings: BridgeSettings) -> None:
@@ -313,9 +284,3 @@ def _send_by_celery(producer: Any, message: Message) -> None:
         add_to_parent=False,
         **message.route.options,
     )
-
-
-def _is_outage(error: Exception, connection: Any) -> bool:
-    # kombu counts KeyError among the errors of a connection to Redis; user code raises it as well.
-    of_broker = [kind for kind in connection.connection_errors + connection.channel_errors if kind is not KeyError]
-    return isinstance(error, (OperationalError, RedisError, OSError, *of_broker))

@@ -135,9 +135,7 @@ class Recovery:
                 why.reason, why.detail, "ledger", b"", 0, task.pair.event_id, "", handler, task_id, attempts=attempts
             )
         else:
-            letter = DeadLetter.of_event(
-                why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts
-            )
+            letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts)
         self._dead_letters.bury(letter, ended=event is not None)
         self._counters.add("dead")
         log.error("dead letter (%s): %s of event %s: %s", why.reason, handler, task.pair.event_id, why.detail)

@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic_core import from_json
 
-from bridge.event import STORED_START, Event, check_id, check_type, in_short, is_plain, replay_of
+from bridge.event import STORED_START, Event
+from bridge.fields import check_id, check_type, in_short, is_plain, replay_of
 
 
 class StoredEvent:

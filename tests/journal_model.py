@@ -11,8 +11,9 @@ from hypothesis.stateful import invariant, precondition, rule
 
 from bridge import BridgeSettings, Event
 from bridge.connection import connect
-from bridge.journal import Journal, Outcome, Record
+from bridge.journal import Journal, Outcome
 from bridge.keys import Keys
+from bridge.records import Record
 from tests.models import RepeatingMachine, repeatable
 
 TTL_S = 3600

@@ -21,8 +21,8 @@ from bridge import BridgeSettings, Event
 from bridge.dead_letters import DeadLetters
 from bridge.errors import EventInvalid
 from bridge.feed import restore_sources
-from bridge.journal import Record
 from bridge.keys import Keys
+from bridge.records import Record
 from bridge.subscriber import Subscriber
 from tests.conftest import Queues, Start, eventually
 

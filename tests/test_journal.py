@@ -13,8 +13,9 @@ from redis.exceptions import ResponseError
 from bridge import BridgeSettings, Event, JournalLost
 from bridge.connection import connect
 from bridge.devserver import RedisServer
-from bridge.journal import Journal, Record, new_attempt
+from bridge.journal import Journal, new_attempt
 from bridge.keys import Keys
+from bridge.records import Record
 
 
 @pytest.fixture

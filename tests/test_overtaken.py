@@ -17,9 +17,10 @@ from bridge.dispatcher import Dispatcher
 from bridge.errors import JournalLost
 from bridge.handlers import registry
 from bridge.handover import Answer, Handover
-from bridge.journal import Entry, Journal
+from bridge.journal import Journal
 from bridge.messages import Message, Outbox
 from bridge.metrics import Counters
+from bridge.records import Entry
 from bridge.stored import StoredEvent
 from bridge.stores import Stores
 from tests.backlog import Backlog

@@ -1,0 +1,42 @@
+"""What becomes of some entries of the journal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from bridge.dead_letters import DeadLetter
+from bridge.messages import Message, Refused, task_id_for
+from bridge.stored import StoredEvent
+
+
+@dataclass
+class Batch:
+    """What becomes of some entries.
+
+    Those of ``pushed`` are acknowledged as ``pushes`` are pushed; those of ``sent`` after ``messages`` were sent.
+    """
+
+    pushed: list[bytes] = field(default_factory=list)
+    pushes: list[Message] = field(default_factory=list)
+    sent: list[bytes] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, refused: Refused) -> None:
+        """Make a dead letter of a message that cannot be sent."""
+        message = refused.message
+        self.messages = [one for one in self.messages if one is not message]
+        self.letters.append(
+            _letter("message", refused.detail, message.stored, message.route.task.name, message.task_id)
+        )
+
+    def bury(self, reason: str, detail: str, stored: StoredEvent, handler: str, group: str) -> None:
+        """Make a dead letter of an event for which *handler* gets no message."""
+        task_id = task_id_for(group, stored.id, handler, stored.replay)
+        self.letters.append(_letter(reason, detail, stored, handler, task_id))
+
+
+def _letter(reason: str, detail: str, stored: StoredEvent, handler: str, task_id: str) -> DeadLetter:
+    return DeadLetter.of_event(reason, detail, stored, stored.data, handler, task_id)

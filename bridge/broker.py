@@ -1,0 +1,48 @@
+"""The connection to Celery's broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from kombu import Connection
+from kombu.exceptions import OperationalError
+from kombu.transport import redis as kombu_redis
+from redis.connection import parse_url
+from redis.exceptions import RedisError
+
+#: kombu waits for ever for a broker that is gone, unless told; these are for Redis, where it is so.
+_REDIS_BROKER_TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0, "socket_keepalive": True}
+
+
+def connect(app: Celery) -> Connection:
+    """Return a connection for sending, which is made with its first use."""
+    connection = app.connection_for_write()
+    if connection.transport.driver_type == "redis":
+        options = _REDIS_BROKER_TIMEOUTS | app.conf.broker_transport_options
+        connection = app.connection_for_write(transport_options=options)
+    return connection
+
+
+def is_redis_at(broker: Connection, url: str) -> bool:
+    """Whether *broker* is the Redis database at *url*, as the same user, as far as the two addresses tell."""
+    if type(broker.transport) is not kombu_redis.Transport or "://" in (broker.hostname or ""):
+        return False  # another broker, Sentinel, a socket
+    bus = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types here
+    database = int(str(broker.virtual_host or "0").strip("/") or 0)
+    of_broker = (broker.hostname or "127.0.0.1", broker.port or 6379, database, broker.userid or None, bool(broker.ssl))
+    secure = url.startswith("rediss://")
+    return of_broker == (
+        bus.get("host", "localhost"),
+        bus.get("port", 6379),
+        bus.get("db", 0),
+        bus.get("username"),
+        secure,
+    )
+
+
+def is_outage(error: Exception, connection: Any) -> bool:
+    """Whether an error while sending is the broker's fault, not that of the message."""
+    # kombu counts KeyError among the errors of a connection to Redis; user code raises it as well.
+    of_broker = [kind for kind in connection.connection_errors + connection.channel_errors if kind is not KeyError]
+    return isinstance(error, (OperationalError, RedisError, OSError, *of_broker))
