@@ -24,7 +24,7 @@ GROUP = "bench"
 #: kombu's default queue.
 QUEUE = "celery"
 #: Until everything has arrived; something is wrong after that.
-_PATIENCE_S = 20.0
+_PATIENCE_S = 300.0
 
 
 def payload(size: int) -> dict[str, object]:
@@ -57,7 +57,8 @@ def processes(url: str, command: Sequence[str], count: int = 1, **environment: s
     """Run ``celery -A benchmarks.app`` with *command*, *count* times, and yield the process ids."""
     settings = {"REDIS_URL": url, "BENCH_BROKER_URL": url, "PYTHONWARNINGS": "ignore"} | environment
     line = [sys.executable, "-m", "celery", "-A", "benchmarks.app", *command, "-l", "ERROR"]
-    running = [subprocess.Popen(line, cwd=ROOT, env=os.environ | settings) for _ in range(count)]
+    environment = os.environ | settings
+    running = [subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) for _ in range(count)]
     try:
         yield [process.pid for process in running]
     finally:

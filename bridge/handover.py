@@ -39,8 +39,10 @@ class Answer(NamedTuple):
 class Handover:
     """A connection on which one request may be under way while its caller does other things; used by one thread.
 
+    Where the broker is another, there are no messages to hand over here, but entries to read ahead.
+
     Arguments:
-        client: Connected to the bus, and so to the broker.
+        client: Connected to the bus.
         journal, ledger: Of the group.
         consumer: Who reads.
     """
@@ -58,6 +60,8 @@ class Handover:
         self._queues: set[str] = set()
         #: Whether a request may still be on its way over a connection that was given up.
         self._loose_end = False
+        #: How many commands its transaction has.
+        self._queued = 0
         #: Whether the request under way has a transaction, and a reading; None: there is no request.
         self._request: tuple[bool, bool] | None = None
 

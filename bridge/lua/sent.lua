@@ -10,22 +10,39 @@
 -- XACK comes first because Redis refuses a script for want of memory at its first write or not at all, and XACK needs
 -- none: what is at the broker must be noted, or it would be sent again and again until there is memory.
 
+local AT_ONCE = 1000 -- Lua's stack has room for some thousand arguments
+
 local now = redis.call("TIME")
 local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
 local acknowledged = tonumber(ARGV[3])
-for i = 4, 3 + acknowledged do
-    redis.call("XACK", KEYS[1], ARGV[1], ARGV[i])
+for first = 4, 3 + acknowledged, AT_ONCE do
+    redis.call("XACK", KEYS[1], ARGV[1], unpack(ARGV, first, math.min(first + AT_ONCE - 1, 3 + acknowledged)))
 end
-for i = 1, #KEYS - 3 do
-    local base = 3 + acknowledged + 3 * (i - 1)
-    local task_id = ARGV[base + 1]
-    if redis.call("EXISTS", KEYS[3 + i]) == 1 then
-        redis.call("ZREM", KEYS[2], task_id)
-        redis.call("HDEL", KEYS[3], task_id)
-    else
-        -- string.format: numbers beyond 2^31 would be printed in exponent form
-        local sent = string.format("%.0f", now_ms)
-        redis.call("HSET", KEYS[3], task_id, sent .. " " .. ARGV[base + 3])
-        redis.call("ZADD", KEYS[2], string.format("%.0f", now_ms + ARGV[2] + ARGV[base + 2]), task_id)
+
+-- string.format: numbers beyond 2^31 would be printed in exponent form
+local sent = string.format("%.0f ", now_ms)
+for first = 4, #KEYS, AT_ONCE do
+    local last = math.min(first + AT_ONCE - 1, #KEYS)
+    local ended = redis.call("MGET", unpack(KEYS, first, last))
+    local gone, texts, scores = {}, {}, {}
+    for i = first, last do
+        local base = 3 + acknowledged + 3 * (i - 4)
+        local task_id = ARGV[base + 1]
+        if ended[i - first + 1] then
+            gone[#gone + 1] = task_id
+        else
+            texts[#texts + 1] = task_id
+            texts[#texts + 1] = sent .. ARGV[base + 3]
+            scores[#scores + 1] = string.format("%.0f", now_ms + ARGV[2] + ARGV[base + 2])
+            scores[#scores + 1] = task_id
+        end
+    end
+    if #gone > 0 then
+        redis.call("ZREM", KEYS[2], unpack(gone))
+        redis.call("HDEL", KEYS[3], unpack(gone))
+    end
+    if #texts > 0 then
+        redis.call("HSET", KEYS[3], unpack(texts))
+        redis.call("ZADD", KEYS[2], unpack(scores))
     end
 end
