@@ -9,11 +9,8 @@ from celery import Celery
 from redis import Redis
 
 import bridge
+from benchmarks.setting import PREFIX, STARTS
 from bridge import Event, on_event
-
-PREFIX = "bench:"
-#: Starts of tasks in a worker, as ``<ns>`` after the moment in the payload.
-STARTS = f"{PREFIX}starts"
 
 app = Celery("bench", broker=os.environ.get("BENCH_BROKER_URL"))
 app.conf.update(

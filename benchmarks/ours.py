@@ -12,13 +12,12 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import psutil
-from celery import Celery
+from celery import Celery, current_app
 from redis import Redis
 
-from benchmarks.app import PREFIX, STARTS
 from benchmarks.delay import delayed
-from benchmarks.setting import QUEUE, broadcast, fill, foreign, payload, processes, rate
-from bridge import Event, EventBus, publish_event
+from benchmarks.setting import PREFIX, QUEUE, STARTS, broadcast, fill, foreign, payload, processes, rate
+from bridge import Event, EventBus, get_bus, publish_event
 from bridge.devserver import RedisServer
 from bridge.keys import Keys
 
@@ -29,10 +28,10 @@ _SETTLED_S = 4.0
 
 def publish(server: RedisServer, count: int, *, in_task: bool = False) -> float:
     """publish_event(), one after the other, in one thread: events per second."""
-    app = Celery("publisher")
+    app, others = Celery("publisher"), current_app._get_current_object()
     app.conf.bridge_redis_url = server.url
 
-    @app.task(ignore_result=True)
+    @app.task(ignore_result=True, shared=False)
     def publish_all() -> float:
         began_at = time.perf_counter()
         for _ in range(count):
@@ -41,8 +40,12 @@ def publish(server: RedisServer, count: int, *, in_task: bool = False) -> float:
 
     with Redis.from_url(server.url) as client:
         client.flushall()
+    try:
         publish_event("dream.created", payload(200))
         return count / (publish_all.apply().get() if in_task else publish_all())
+    finally:
+        get_bus().close()
+        others.set_current()
 
 
 def publish_many(server: RedisServer, count: int) -> float:

@@ -16,8 +16,7 @@ from faststream import FastStream
 from faststream.redis import RedisBroker
 from redis import Redis
 
-from benchmarks.app import PREFIX
-from benchmarks.setting import event, foreign
+from benchmarks.setting import PREFIX, event, foreign
 from bridge.devserver import RedisServer
 
 CHANNEL = f"{PREFIX}dream.created"
@@ -26,7 +25,7 @@ CHANNEL = f"{PREFIX}dream.created"
 def _task(url: str) -> Any:
     app = Celery("peer", broker=url, set_as_current=False)
 
-    @app.task(name="handler0")
+    @app.task(name="handler0", shared=False)
     def handle(event: dict[str, Any]) -> None: ...
 
     return handle

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from redis import Redis
 
-from benchmarks.app import PREFIX
 from bridge import Event, EventBus
 from bridge.keys import Keys
 
 ROOT = Path(__file__).resolve().parent.parent
+PREFIX = "bench:"
+#: List of when tasks started in a worker: nanoseconds after the moment in their payload.
+STARTS = f"{PREFIX}starts"
 GROUP = "bench"
 #: kombu's default queue.
 QUEUE = "celery"
