@@ -147,7 +147,7 @@ def test_signals_at_any_moment(processes: Processes, bus: EventBus, client: Redi
     for number in range(4):
         running_on: list[str] = []
         threads = [
-            # Not sooner: Python swallows a SIGINT that comes while it reads PYTHONWARNINGS, before any code of ours runs.
+            # Not sooner: Python swallows a SIGINT while it reads PYTHONWARNINGS, before any code of ours runs.
             threading.Thread(target=end, args=(way, f"s{number}-{index}", moments.uniform(0.3, 4), running_on))
             for index, way in enumerate(ways)
         ]
