@@ -27,7 +27,6 @@ PayloadT = TypeVar("PayloadT", default=Any)
 #: The existing TypeScript bus drops every message that carries this source, so no event of ours may.
 UNHEARD_SOURCE = "RedisEventBus"
 
-
 _ALIASES = {"eventId": "id", "eventType": "type", "correlation_id": "correlationId"}
 _ORDER = ("id", "type", "payload", "timestamp", "source", "metadata", "correlationId")
 #: How the JSON begins that is stored, whoever wrote it.
@@ -109,7 +108,7 @@ class Event(BaseModel, Generic[PayloadT]):
             EventInvalid: With the reason; among others ``no_id``, and ``type_mismatch`` when message and channel
                 disagree, which would let a publisher that may only use one channel pass for another.
         """
-        return cls.receive(data, max_bytes=max_bytes, channel_type=channel_type)[0]
+        return cls._decode(data, max_bytes, channel_type)[0]
 
     @classmethod
     def receive(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> tuple[Event, bytes]:
@@ -118,6 +117,12 @@ class Event(BaseModel, Generic[PayloadT]):
         Raises:
             EventInvalid: As :meth:`decode`.
         """
+        event, as_it_came = cls._decode(data, max_bytes, channel_type)
+        return event, data if as_it_came else event.encode()
+
+    @classmethod
+    def _decode(cls, data: bytes, max_bytes: int, channel_type: str | None) -> tuple[Event, bool]:
+        """Return the event, and whether its JSON can be passed on as it came."""
         fields = wire.loads(data, max_bytes)
         if not isinstance(fields, dict):
             raise EventInvalid("not_object", "", f"an event is a JSON object, not {type(fields).__name__}")
@@ -134,7 +139,7 @@ class Event(BaseModel, Generic[PayloadT]):
             event = cls.model_validate(fields, context=_FROM_WIRE)
         if channel_type is not None and event.type != channel_type:
             raise EventInvalid("type_mismatch", "type", f"{event.type!r} came on the channel of {channel_type[:80]!r}")
-        return event, data if as_it_came else event.encode()
+        return event, as_it_came
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Event[PayloadT]:

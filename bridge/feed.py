@@ -53,13 +53,9 @@ class Broadcast(NamedTuple):
 
 @dataclass
 class Heard:
-    """What arrived in one go, and whether the subscription began anew.
-
-    ``count`` is how many messages that were, ``more`` whether others are waiting.
-    """
+    """What arrived in one go, *count* messages, and whether the subscription began anew."""
 
     count: int = 0
-    more: bool = False
     records: list[Record] = field(default_factory=list)
     invalid: list[InvalidMessage] = field(default_factory=list)
     subscribed: bool = False
@@ -131,9 +127,9 @@ class ChannelFeed:
         heard, any_sign, size = Heard(), False, 0
         broadcasts: list[Broadcast] = []
         connection, prefix = pubsub.connection, self._keys.prefix
-        heard.more = connection.can_read(timeout=_IDLE_WAIT_S)
+        more = connection.can_read(timeout=_IDLE_WAIT_S)
         try:
-            while heard.more and len(broadcasts) < self._settings.batch_size and size <= BATCH_BYTES:
+            while more and len(broadcasts) < self._settings.batch_size and size <= BATCH_BYTES:
                 # Not get_message(), which does much more for each of them, and subscribes again in silence.
                 reply = connection.read_response(timeout=_READ_WAIT_S)
                 any_sign = True
@@ -143,7 +139,7 @@ class ChannelFeed:
                     size += len(reply[3])
                 elif reply[0] == b"psubscribe":
                     self._confirmed(heard)
-                heard.more = connection.can_read(timeout=0)
+                more = connection.can_read(timeout=0)
         except (RedisError, OSError):
             if not any_sign:
                 raise

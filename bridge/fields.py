@@ -10,7 +10,8 @@ from bridge.errors import EventInvalid
 from bridge.keys import RESERVED_TYPES
 
 #: Ids become parts of Redis keys: no glob, no brace (it would move the key to another Cluster slot), no space.
-_ID = re.compile(r"[A-Za-z0-9._:@+-]{1,200}")
+ID_PATTERN = r"[A-Za-z0-9._:@+-]{1,200}"
+_ID = re.compile(ID_PATTERN)
 _TYPE = re.compile(r"[A-Za-z0-9_-]+(?:[.:/][A-Za-z0-9_-]+)*")
 _MAX_TYPE_LENGTH = 200
 

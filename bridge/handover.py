@@ -60,10 +60,8 @@ class Handover:
         self._queues: set[str] = set()
         #: Whether a request may still be on its way over a connection that was given up.
         self._loose_end = False
-        #: How many commands its transaction has.
-        self._queued = 0
-        #: Whether the request under way has a transaction, and a reading; None: there is no request.
-        self._request: tuple[bool, bool] | None = None
+        #: How many commands the transaction of the request under way has, and whether it reads; None: there is none.
+        self._request: tuple[int, bool] | None = None
 
     @property
     def under_way(self) -> bool:
@@ -93,10 +91,9 @@ class Handover:
         """
         try:
             self.open()
-            commands: list[tuple[Any, ...]] = []
-            if entry_ids or messages:
-                commands += [_MULTI, *self._commands(entry_ids, messages), _EXEC, *self._journal.guard(), _TIME]
-            self._request = (bool(commands), bool(read))
+            work = self._work(entry_ids, messages)
+            commands = [_MULTI, *work, _EXEC, *self._journal.guard(), _TIME] if work else []
+            self._request = (len(work), bool(read))
             if read:
                 commands.append(self._journal.reading(self._consumer, read))
             self._send(commands)
@@ -111,11 +108,11 @@ class Handover:
             JournalLost: The group is gone.
             RedisError: Redis failed. The transaction may have come to pass.
         """
-        (transaction, reading), committed, overtaken = self._request or (False, False), False, False
+        (queued, reading), committed, overtaken = self._request or (0, False), False, False
         entries: list[Entry] = []
         try:
-            if transaction:
-                committed = self._executed()
+            if queued:
+                committed = self._executed(queued)
                 overtaken = self._guarded() != self._fence or not committed
             if reading:
                 with group_errors():
@@ -139,7 +136,7 @@ class Handover:
         self._request = None
         self._queues.clear()
 
-    def _commands(self, entry_ids: Sequence[bytes], messages: Sequence[Message]) -> list[tuple[Any, ...]]:
+    def _work(self, entry_ids: Sequence[bytes], messages: Sequence[Message]) -> list[tuple[Any, ...]]:
         queues: defaultdict[str, list[bytes]] = defaultdict(list)
         for message in messages:
             queues[message.queue_key].append(message.stamped)
@@ -154,14 +151,13 @@ class Handover:
             commands += self._ledger.listing([message.listed for message in messages], now_ms)
         if entry_ids:
             commands.append(self._journal.acknowledging(entry_ids))
-        self._queued = len(commands)
         return commands
 
     def _send(self, commands: Sequence[tuple[Any, ...]]) -> None:
         self._connection.send_packed_command([b"".join(_packed(command)) for command in commands])
 
-    def _executed(self) -> bool:
-        for _ in range(1 + self._queued):  # MULTI says OK, each command QUEUED, or why not
+    def _executed(self, queued: int) -> bool:
+        for _ in range(1 + queued):  # MULTI says OK, each command QUEUED, or why not
             self._connection.read_response()
         replies = self._connection.read_response()
         for error in replies or ():

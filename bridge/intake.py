@@ -21,6 +21,7 @@ from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.feed import Broadcast, ChannelFeed, Heard, InvalidMessage
+from bridge.fields import ID_PATTERN
 from bridge.journal import Journal
 from bridge.keys import Keys
 from bridge.metrics import Counters
@@ -37,7 +38,7 @@ _ORIGIN_CHARS = 500
 #: How long one who is behind waits for who is ahead.
 _BEHIND_S = 0.02
 #: Id of an event at the beginning of its JSON.
-_ID = re.compile(rb'\{\s*"(?:id|eventId)"\s*:\s*"([A-Za-z0-9._:@+-]{1,200})"')
+_ID = re.compile(rb'\{\s*"(?:id|eventId)"\s*:\s*"(%b)"' % ID_PATTERN.encode())
 #: How long after its broadcast a program may write the key of an event.
 _LATE_KEY_S = 2.0
 #: PTTL of a key that is not there, as one that expired since the scan.

@@ -223,7 +223,5 @@ class Ledger:
 
 
 def _pair(text: bytes) -> Pair:
-    stored = json.loads(text)
-    return Pair(
-        **{name: stored[name] for name in Pair._fields if name in stored}
-    )  # another version may have written it
+    stored = json.loads(text)  # another version may have written it
+    return Pair(**{name: stored[name] for name in Pair._fields if name in stored})

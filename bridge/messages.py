@@ -71,7 +71,7 @@ class Message(NamedTuple):
     @property
     def listed(self) -> Listed:
         """The task, for the ledger."""
-        # Ids need no quoting, see event.py.
+        # Ids need no quoting, see fields.py.
         route = self.route
         return Listed(self.task_id, route.pair_stamp % (self.stored.id.encode(), self.entry_id), route.delay_ms)
 

@@ -89,10 +89,8 @@ class Recovery:
             message = refused.message
             self._give_up(tasks.pop(message.task_id), _Hopeless("message", refused.detail, message.stored))
         if tasks:
-            again = [
-                (name, task.pair._replace(redispatches=task.pair.redispatches + 1)) for name, task in tasks.items()
-            ]
-            self._ledger.sent([], [pair.listed(task_id) for task_id, pair in again])
+            again = {name: task.pair._replace(redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
+            self._ledger.sent([], [pair.listed(task_id) for task_id, pair in again.items()])
             self._counters.add("redispatched", len(messages))
             log.warning("%d overdue tasks neither ran nor waited in their queue: sent again", len(messages))
 

@@ -57,7 +57,7 @@ class Template:
         if self.serializer != "json":
             content_type, encoding, body = dumps(([stored.event.to_dict()], {}, self.embed), self.serializer)
             return content_type, encoding, body.encode() if isinstance(body, str) else body
-        return "application/json", "utf-8", b"[[%b], {}, %b]" % (stored.data, self.embed)
+        return "application/json", "utf-8", self._json(stored)
 
     def filled_in(self, stored: StoredEvent, task_id: str, content: tuple[str, str, bytes]) -> dict[str, Any]:
         """Return the arguments of :meth:`kombu.Producer.publish` for the message with this content."""
@@ -69,7 +69,7 @@ class Template:
 
     def stamped(self, stored: StoredEvent, task_id: bytes, tag: bytes) -> bytes:
         """Return what kombu would push for an event; *tag* is the delivery tag, which no other message may have."""
-        body = b"[[%b], {}, %b]" % (stored.data, self.embed)
+        body = self._json(stored)
         if compression := self.publish.get("compression"):
             body = compress(body, compression)[0]
         values = {
@@ -81,6 +81,9 @@ class Template:
         if self.moments:
             values |= {header.encode(): moment.encode() for header, moment in self._moments().items()}
         return self.stamp % values
+
+    def _json(self, stored: StoredEvent) -> bytes:
+        return b"[[%b], {}, %b]" % (stored.data, self.embed)
 
     def _moments(self) -> dict[str, str]:
         if not self.moments:

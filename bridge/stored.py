@@ -43,8 +43,8 @@ class StoredEvent:
             check_id(fields["id"])
             check_type(fields["type"])
             return cls(fields["id"], fields["type"], replay_of(fields.get("metadata")), data, None)
-        event = Event.decode(data, max_bytes=len(data))
-        return cls(event.id, event.type, event.replay, event.encode(), event)
+        event, kept = Event.receive(data, max_bytes=len(data))
+        return cls(event.id, event.type, event.replay, kept, event)
 
     @property
     def event(self) -> Event:

@@ -25,6 +25,7 @@ from bridge.devserver import RedisServer, binary_of_wheel, binary_on_path
 from bridge.handlers import registry
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
+from tests.faults.proxy import Proxy
 from tests.handlers import HANDLERS
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +90,13 @@ def settings(server: RedisServer, prefix: str) -> BridgeSettings:
 def client(server: RedisServer) -> Iterator[Redis]:
     with Redis.from_url(server.url) as connected:
         yield connected
+
+
+@pytest.fixture
+def proxy(server: RedisServer) -> Iterator[Proxy]:
+    """Leads to the shared server, until it misbehaves."""
+    with Proxy(server.port) as running:
+        yield running
 
 
 class Processes:

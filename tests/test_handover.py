@@ -26,12 +26,6 @@ def bus(settings: BridgeSettings) -> Iterator[EventBus]:
 
 
 @pytest.fixture
-def proxy(server: RedisServer) -> Iterator[Proxy]:
-    with Proxy(server.port) as running:
-        yield running
-
-
-@pytest.fixture
 def far_app(proxy: Proxy, prefix: str) -> Iterator[Celery]:
     """A Celery application whose broker is reached through the proxy, by the same address as the bus."""
     with make_app(proxy.url, prefix) as made:

@@ -24,12 +24,6 @@ from tests.faults.proxy import Proxy
 
 
 @pytest.fixture
-def proxy(server: RedisServer) -> Iterator[Proxy]:
-    with Proxy(server.port) as running:
-        yield running
-
-
-@pytest.fixture
 def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
     """Publishes past the proxy."""
     with EventBus(redis_url=server.url, channel_prefix=prefix) as connected:
