@@ -50,6 +50,19 @@ def test_each_id_is_appended_once(journal: Journal, redis: Redis, prefix: str) -
     assert redis.xlen(Keys(prefix).journal) == 3
 
 
+def test_a_refilled_journal_tells_entries_apart_that_have_the_same_id(
+    journal: Journal, redis: Redis, prefix: str
+) -> None:
+    """A new journal that gave an entry id of the deleted one to another event still gets the first event back."""
+    key = Keys(prefix).journal
+    journal.append([record("before")])
+    [(entry_id, _)] = redis.xrange(key)
+    redis.delete(key)
+    redis.xadd(key, {"id": "after", "type": "a.b", "event": record("after").data}, id=entry_id)
+    assert journal.append([record("before")], refill=True) == ["appended"]
+    assert journal.append([record("before")], refill=True) == ["repeated"]
+
+
 def test_concurrent_appends_in_random_order_append_once(each_server: RedisServer, redis: Redis, prefix: str) -> None:
     """Ten thousand events, three copies each, shuffled over three writers: ten thousand entries."""
     records = [record(str(number)) for number in range(10_000)] * 3

@@ -5,7 +5,8 @@
 -- seen_i   string  "<digest>:<fingerprint>:<entry>" of the first event with this id, expires after dedup_ttl_ms
 --
 -- With refill "1", for a journal that was deleted, a mark counts only while its entry is in the journal, and then
--- whatever it says: keys are read to find what is missing, not to compare them with what was heard.
+-- whatever it says: keys are read to find what is missing, not to compare them with what was heard. A new journal may
+-- give an entry id of the same millisecond again, so the entry must be that event's.
 --
 -- Returns for each event: 1 appended, 0 a repetition of one already there, -1 the id is taken by an event with
 -- another type or payload. An error stops at that event; calling again is safe, the earlier ones are then seen.
@@ -18,7 +19,8 @@ for i = 1, #KEYS - 1 do
     local first = redis.call("GET", seen)
     if first and refill then
         local entry = string.match(first, ":(%d+-%d+)$")
-        if entry and #redis.call("XRANGE", KEYS[1], entry, entry) == 0 then
+        local row = entry and redis.call("XRANGE", KEYS[1], entry, entry)[1]
+        if entry and not (row and row[2][2] == ARGV[base + 2]) then
             first = false
         end
     end
