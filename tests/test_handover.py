@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -102,14 +104,25 @@ def test_entries_claimed_under_a_subscriber(use, start: Start, settings: BridgeS
     use("t.all")
     subscriber = start(batch_size=20, claim_idle_s=0.1, upkeep_interval_s=0.05)
     thief = Journal(backlog.client, settings)
-    backlog.publish(2000)
-    taken = 0
-    while backlog.queues.length() < 2000 and taken < 500:
-        taken += thief.claim("thief", 0, b"0-0", 50).taken
-        subscriber_again = thief.claim(subscriber.name, 0, b"0-0", 50)
-        subscriber._dispatcher.look_at_held()
-        taken += subscriber_again.taken
-    assert taken > 0
+    taken, enough = 0, threading.Event()
+
+    def steal() -> None:
+        nonlocal taken
+        while not enough.is_set():
+            taken += thief.claim("thief", 0, b"0-0", 50).taken
+            taken += thief.claim(subscriber.name, 0, b"0-0", 50).taken
+            subscriber._dispatcher.look_at_held()
+            if taken >= 500:
+                enough.set()
+
+    thread = threading.Thread(target=steal)
+    thread.start()
+    try:
+        rounds = itertools.count()
+        eventually(lambda: backlog.publish(200, f"round{next(rounds)}-") or enough.is_set(), "500 have changed hands")
+    finally:
+        enough.set()
+        thread.join()
     backlog.all_once()
 
 

@@ -197,7 +197,12 @@ class Proxy:
             if pair.deaf:
                 return
             while data and not pair.silent:
-                pair.client.sendall(data[: self._chunk])
+                try:
+                    pair.client.sendall(data[: self._chunk])
+                except OSError:
+                    if pair.kept:  # meanwhile
+                        break
+                    raise
                 data = data[self._chunk :]
                 if self._pause_s:
                     self.done["dribbled"] += 1
