@@ -110,6 +110,7 @@ def latency(server: RedisServer, per_s: float, seconds: float, *, to_task: bool 
             if not to_task:
                 taker = multiprocessing.Process(target=_take, args=(server.url, count + 1, theirs))
                 taker.start()
+                theirs.close()  # so that the end of the process is the end of the pipe
             _wait_until_ready(bus, client, to_task)
             due_at = time.perf_counter()
             for _ in range(count):
@@ -140,7 +141,7 @@ def _wait_until_ready(bus: EventBus, client: Redis, to_task: bool) -> None:
 
 def _take(url: str, count: int, results: Connection) -> None:
     values = []
-    with Redis.from_url(url) as client:
+    with Redis.from_url(url, socket_timeout=None) as client:  # the first comes when a subscriber is ready
         while len(values) < count:
             _, text = client.brpop([QUEUE])
             now_ns = time.time_ns()
