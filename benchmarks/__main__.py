@@ -29,8 +29,9 @@ SPEED: dict[str, Row] = {
     LOOP: lambda server: peers.hand_written_loop(server, 3000),
     "FastStream handler that calls delay()": lambda server: peers.faststream_handler(server, 3000),
     "apply_async() alone": lambda server: peers.apply_async(server, 3000),
-    "bridge, portable path": lambda server: ours.dispatch(server, 60_000, portable=True),
-    "bridge, stamped path": lambda server: ours.dispatch(server, 200_000),
+    "bridge, any other broker: portable path": lambda server: ours.dispatch(server, 60_000, broker="any other"),
+    "bridge, broker in another Redis": lambda server: ours.dispatch(server, 100_000, broker="another Redis"),
+    "bridge, broker in the Redis of the bus": lambda server: ours.dispatch(server, 200_000),
     "redis-benchmark LPUSH, 1 client, 500 per round trip": lambda server: peers.redis_benchmark(
         server, _MESSAGE_BYTES, 500, 1
     ),

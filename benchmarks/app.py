@@ -15,6 +15,7 @@ from bridge import Event, on_event
 app = Celery("bench", broker=os.environ.get("BENCH_BROKER_URL"))
 app.conf.update(
     broker_transport_options={"socket_timeout": 10.0},
+    broker_transport=os.environ.get("BENCH_TRANSPORT") or None,
     bridge_channel_prefix=PREFIX,
     bridge_enable_pubsub=os.environ.get("BENCH_PUBSUB", "1") == "1",
     task_ignore_result=True,

@@ -58,12 +58,24 @@ def publish_many(server: RedisServer, count: int) -> float:
         return count / (time.perf_counter() - began_at)
 
 
-def dispatch(server: RedisServer, count: int, *, size: int = 200, handlers: int = 1, portable: bool = False) -> float:
+#: What the broker is to the bus, and database and transport for that.
+BROKERS = {
+    "the same Redis": ("/0", ""),
+    "another Redis": ("/1", ""),
+    "any other": ("/1", "benchmarks.setting:AnyTransport"),
+}
+
+
+def dispatch(
+    server: RedisServer, count: int, *, size: int = 200, handlers: int = 1, broker: str = "the same Redis"
+) -> float:
     """A backlog from journal to queue by one subscriber: events per second."""
     fill(server.url, count, size)
-    broker = server.url.replace("/0", "/1") if portable else server.url
-    environment = {"BENCH_BROKER_URL": broker, "BENCH_HANDLERS": str(handlers), "BENCH_PUBSUB": "0"}
-    with Redis.from_url(broker) as client, processes(server.url, SUBSCRIBE, **environment):
+    database, transport = BROKERS[broker]
+    url = server.url.replace("/0", database)
+    environment = {"BENCH_BROKER_URL": url, "BENCH_HANDLERS": str(handlers), "BENCH_PUBSUB": "0"}
+    environment["BENCH_TRANSPORT"] = transport
+    with Redis.from_url(url) as client, processes(server.url, SUBSCRIBE, **environment):
         return rate(client, count * handlers) / handlers
 
 

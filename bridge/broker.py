@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
+from redis import Redis
 from redis.connection import parse_url
 from redis.exceptions import RedisError
 
@@ -24,10 +26,24 @@ def connect(app: Celery) -> Connection:
     return connection
 
 
+def is_redis(broker: Connection) -> bool:
+    """Whether the queues of *broker* are lists of one Redis."""
+    return type(broker.transport) is kombu_redis.Transport  # not Sentinel's
+
+
+def push(channel: Any, key: str, texts: Sequence[bytes]) -> None:
+    """Push to a list of the Redis behind a kombu *channel*, past what kombu does for each message.
+
+    Raises:
+        RedisError: Redis failed; some, none or all were pushed.
+    """
+    Redis(connection_pool=channel.pool).lpush(key, *texts)
+
+
 def is_redis_at(broker: Connection, url: str) -> bool:
     """Whether *broker* is the Redis database at *url*, as the same user, as far as the two addresses tell."""
-    if type(broker.transport) is not kombu_redis.Transport or "://" in (broker.hostname or ""):
-        return False  # another broker, Sentinel, a socket
+    if not is_redis(broker) or "://" in (broker.hostname or ""):
+        return False  # another broker, or a socket
     bus = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types here
     database = int(str(broker.virtual_host or "0").strip("/") or 0)
     of_broker = (broker.hostname or "127.0.0.1", broker.port or 6379, database, broker.userid or None, bool(broker.ssl))

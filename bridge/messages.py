@@ -1,13 +1,14 @@
 """Celery task messages for events, by the fastest way on which they are what Celery itself would send.
 
-Where bus and broker are one Redis, a message is *stamped*: the bytes that kombu would push, for the transaction of
-:mod:`bridge.handover`. For any other broker kombu publishes what was rendered once per route and filled in. Celery
-itself sends each message when someone listens to the publish signals, when sent-events are on, or when user code that
-looks at the event has a say in it.
+Where the broker is a Redis, a message is *stamped*: the bytes that kombu would push. The transaction of
+:mod:`bridge.handover` pushes them if that is the Redis of the bus; otherwise the outbox does. To any other broker kombu
+publishes what was rendered once per route and filled in. Celery itself sends each message when someone listens to the
+publish signals, when sent-events are on, or when user code that looks at the event has a say in it.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha1
 from itertools import count
@@ -60,7 +61,7 @@ class Message(NamedTuple):
     entry_id: bytes
     #: Content type, encoding and body, for the broker's client.
     content: tuple[str, str, bytes] | None = None
-    #: What to push in the Redis of the bus; empty when the message has to go through the broker's client.
+    #: What to push in the broker's Redis; empty when the message has to go through the broker's client.
     stamped: bytes = b""
 
     @property
@@ -84,7 +85,7 @@ class Refused(NamedTuple):
 
 
 class Outbox:
-    """Makes task messages, and sends those that are not stamped; used by one thread.
+    """Makes task messages, and sends those that the transaction of the journal does not; used by one thread.
 
     Arguments:
         app: The Celery application whose tasks and broker these are.
@@ -103,8 +104,9 @@ class Outbox:
         self._producer: Any = None  # kombu.Producer; its stubs know no batch()
         #: Queues that were declared over its connection.
         self._declared: set[str] = set()
-        #: Whether messages can be stamped: bus and broker are the same database of the same Redis.
+        #: Whether bus and broker are the same database of the same Redis.
         self.one_redis = broker.is_redis_at(app.connection_for_write(), settings.url)
+        self._stamps = broker.is_redis(app.connection_for_write())
         self._tags = _tags()
         _check_routes(settings)
 
@@ -135,7 +137,7 @@ class Outbox:
             self._routes.clear()
 
     def send(self, messages: Sequence[Message]) -> list[Refused]:
-        """Send *messages* through one broker batch.
+        """Send *messages*: push those that are stamped, the others go through one broker batch.
 
         An error leaves open which of them went out; sending all of them again gives them the same task ids.
 
@@ -148,24 +150,24 @@ class Outbox:
         refused: list[Refused] = []
         if not messages:
             return refused
+        stamped: defaultdict[str, list[bytes]] = defaultdict(list)
         try:
             producer = self._connected()
             with producer.batch():
                 for message in messages:
-                    if (template := message.route.template) is not None:
-                        content = message.content or template.content(message.stored)
-                        filled_in = template.filled_in(message.stored, message.task_id, content)
-                        if message.route.queue in self._declared:
-                            filled_in["declare"] = None  # kombu would find that out anew for every message
-                        producer.publish(**filled_in)
-                        self._declared.add(message.route.queue)
-                        continue
-                    try:
-                        _send_by_celery(producer, message)
-                    except Exception as error:
-                        if broker.is_outage(error, producer.connection):
-                            raise
-                        refused.append(Refused(message, f"{type(error).__name__}: {error}"))
+                    if message.stamped:
+                        stamped[message.queue_key].append(message.stamped)
+                    elif message.content is not None:
+                        self._publish(producer, message, message.content)
+                    else:
+                        try:
+                            _send_by_celery(producer, message)
+                        except Exception as error:
+                            if broker.is_outage(error, producer.connection):
+                                raise
+                            refused.append(Refused(message, f"{type(error).__name__}: {error}"))
+            for key, texts in stamped.items():
+                broker.push(producer.channel, key, texts)
         except BaseException:
             self.close()
             raise
@@ -206,12 +208,20 @@ class Outbox:
             routed = self._router.route(dict(options), task.name, [stored.event.to_dict()], {}, task)
             return _route_of(task, options, routed.get("queue"), routed.get("priority"), None)
         template, queue, priority = render(
-            self._app, task, options, broker.connect(self._app) if self.one_redis else None
+            self._app, task, options, broker.connect(self._app) if self._stamps else None
         )
         if len(self._routes) >= _MAX_ROUTES:
             self._routes.clear()
         route = self._routes[handler.task_name, stored.type] = _route_of(task, options, queue, priority, template)
         return route
+
+    def _publish(self, producer: Any, message: Message, content: tuple[str, str, bytes]) -> None:
+        template = cast("Template", message.route.template)
+        filled_in = template.filled_in(message.stored, message.task_id, content)
+        if message.route.queue in self._declared:
+            filled_in["declare"] = None  # kombu would find that out anew for every message
+        producer.publish(**filled_in)
+        self._declared.add(message.route.queue)
 
     def _differs_by_event(self, task: EventTask) -> bool:
         """Whether user code that looks at the event has a say in the message."""

@@ -24,10 +24,10 @@ def test_peers(own_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> N
     assert lines[2].endswith("| 1.0 |")
 
 
-@pytest.mark.parametrize("portable", [False, True])
-def test_dispatch(own_server: RedisServer, portable: bool) -> None:
+@pytest.mark.parametrize("broker", ours.BROKERS)
+def test_dispatch(own_server: RedisServer, broker: str) -> None:
     """Every event of a backlog becomes a message for each handler."""
-    assert ours.dispatch(own_server, 3000, handlers=2, portable=portable) > 0
+    assert ours.dispatch(own_server, 3000, handlers=2, broker=broker) > 0
 
 
 def test_publishing_and_intake(own_server: RedisServer) -> None:
