@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from celery import Celery
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -28,6 +29,15 @@ def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
     """Publishes past the proxy."""
     with EventBus(redis_url=server.url, channel_prefix=prefix) as connected:
         yield connected
+
+
+@pytest.fixture(params=["stamped", "portable"])
+def far_app(request: pytest.FixtureRequest, proxy: Proxy, prefix: str) -> Celery:
+    """Its broker is another Redis than the bus, as far as the bridge knows, or one that it does not know."""
+    app = make_app(proxy.url, prefix)
+    if request.param == "portable":
+        app.conf.broker_transport = "benchmarks.setting:AnyTransport"
+    return app
 
 
 def sha(client: Redis, name: str) -> bytes:
@@ -106,11 +116,11 @@ def test_the_reply_to_an_append_is_lost(
 
 
 def test_a_reply_of_the_broker_is_lost(
-    use, start: Start, server: RedisServer, proxy: Proxy, prefix: str, queues: Queues, bus: EventBus
+    use, start: Start, proxy: Proxy, far_app: Celery, queues: Queues, bus: EventBus
 ) -> None:
     """A batch that may or may not be at the broker is sent again: two messages with one task id."""
     use("t.all")
-    subscriber = start(app=make_app(proxy.url, prefix))
+    subscriber = start(app=far_app)
     publish(bus, "before")
     dispatched(queues, "before")
     proxy.drop_reply(b"LPUSH")
@@ -122,11 +132,11 @@ def test_a_reply_of_the_broker_is_lost(
 
 
 def test_a_batch_cut_midway(
-    use, start: Start, proxy: Proxy, client: Redis, prefix: str, queues: Queues, bus: EventBus
+    use, start: Start, proxy: Proxy, far_app: Celery, client: Redis, prefix: str, queues: Queues, bus: EventBus
 ) -> None:
     """When the broker's connection breaks within a batch nothing is acknowledged, and all of it is sent again."""
     use("t.all")
-    subscriber = start(app=make_app(proxy.url, prefix))
+    subscriber = start(app=far_app)
     publish(bus, "before")
     dispatched(queues, "before")
     proxy.cut_after(b"LPUSH", 500)  # within the first message, however many were read together
