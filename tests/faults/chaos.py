@@ -21,7 +21,7 @@ from tests.faults.oracle import Verdict
 from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.faults.site import Site
 
-#: For a site to come to rest after the last fault: some rounds of every timeout above it.
+#: For a site to get on with coming to rest after the last fault: some rounds of every timeout above it.
 SETTLE_S = 180.0
 #: For the processes of a site to start, and to publish and run something.
 START_S = 30.0

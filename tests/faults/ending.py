@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -19,15 +20,22 @@ _PAGE = 10_000
 
 
 def come_to_rest(site: Site, timeout_s: float) -> tuple[str, Verdict]:
-    """Wait until nothing is left to do and nothing is missing, as long as that may take, and judge.
+    """Wait until nothing is left to do and nothing is missing, and judge.
+
+    Arguments:
+        timeout_s: How long it may take from when less was left than ever before. After the loss of a journal
+            everything retained is in the queue once more, and workers take as long as they take.
 
     Returns:
         What was left to do after all, and the verdict.
     """
-    deadline = time.monotonic() + timeout_s
+    least, deadline = sys.maxsize, time.monotonic() + timeout_s
     while True:
         site.tend()
-        left, late = _left(site), time.monotonic() > deadline
+        count, left = _left(site)
+        if count < least:
+            least, deadline = count, time.monotonic() + timeout_s
+        late = time.monotonic() > deadline
         if late or not left:
             verdict = judge(gather(site))
             # What a foreign program published may wait for the next look at the keys: nothing lists it until then.
@@ -36,14 +44,15 @@ def come_to_rest(site: Site, timeout_s: float) -> tuple[str, Verdict]:
         time.sleep(0.5)
 
 
-def _left(site: Site) -> str:
+def _left(site: Site) -> tuple[int, str]:
+    """Return how much is left to do, and what, or why nobody knows."""
     keys = Keys(PREFIX)
     try:
         with Redis.from_url(site.bus.url) as bus, Redis.from_url(site.broker.url) as broker:
             groups: Any = bus.xinfo_groups(keys.journal)
             group = next((row for row in groups if row["name"] == GROUP.encode()), None)
             if group is None:
-                return "no group"
+                return sys.maxsize, "no group"
             counts = {
                 "pending": group["pending"],
                 "not read": 0 if group["last-delivered-id"] == _last_id(bus, keys.journal) else 1,
@@ -53,8 +62,8 @@ def _left(site: Site) -> str:
                 "not acknowledged": broker.zcard(f"{BROKER_PREFIX}unacked_index"),
             }
     except (RedisError, OSError) as error:
-        return str(error)
-    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        return sys.maxsize, str(error)
+    return sum(counts.values()), ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 def _last_id(bus: Redis, journal: str) -> bytes:
