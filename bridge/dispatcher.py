@@ -210,9 +210,8 @@ class Dispatcher:
         return full is not None
 
     def _adapt_limit(self, entries: Sequence[Entry], batch: Batch) -> None:
-        size = max(
-            sum(len(entry.data or b"") for entry in entries), sum(len(message.stamped) for message in batch.pushes)
-        )
+        stamped = sum(len(message.stamped) for message in batch.pushes + batch.messages)
+        size = max(sum(len(entry.data or b"") for entry in entries), stamped)
         if size > BATCH_BYTES:
             self._limit = max(1, len(entries) * BATCH_BYTES // size)
         elif len(entries) >= self._limit:

@@ -14,6 +14,7 @@ from bridge.dead_letters import DeadLetters
 from bridge.devserver import RedisServer
 from bridge.journal import Journal
 from bridge.keys import Keys
+from bridge.settings import BATCH_BYTES
 from tests.conftest import Queues, Start, eventually, make_app
 
 
@@ -237,3 +238,22 @@ def test_while_the_broker_is_away_nothing_is_kept_twice(
     (letter,) = DeadLetters(client, settings).latest(10)
     assert (letter.reason, letter.handler) == ("where", "t.chosen")
     assert subscriber.info()["dead"] == 1
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["broker in the Redis of the bus", "broker in another"])
+def test_batches_are_limited_by_the_bytes_of_their_messages(
+    use,
+    start: Start,
+    server: RedisServer,
+    own_server: RedisServer,
+    prefix: str,
+    settings: BridgeSettings,
+    another: bool,
+) -> None:
+    """Four messages of 28 kB for each event count, not only the event: twice 4 MB at most are pushed at once."""
+    use("t.all", "t.expiring", "t.delayed", "t.limited")
+    with EventBus(settings) as bus:
+        bus.publish_many([Event(type="a.b", id=f"n{number}", payload="x" * 20_000) for number in range(300)])
+    subscriber = start(app=make_app((own_server if another else server).url, prefix))
+    eventually(lambda: subscriber.info().get("dispatched") == 1200, "all are dispatched")
+    assert subscriber._dispatcher._limit <= 2 * BATCH_BYTES / (4 * 20_000 * 4 / 3)
