@@ -22,6 +22,12 @@ from bridge.devserver import RedisServer
 from bridge.keys import Keys
 
 SUBSCRIBE = ("bus", "subscribe")
+#: What the broker is to the bus, and database and transport for that.
+BROKERS = {
+    "the same Redis": ("/0", ""),
+    "another Redis": ("/1", ""),
+    "any other": ("/1", "benchmarks.setting:AnyTransport"),
+}
 #: After which a subscriber has looked for late event keys a second time.
 _SETTLED_S = 4.0
 
@@ -58,14 +64,6 @@ def publish_many(server: RedisServer, count: int) -> float:
         return count / (time.perf_counter() - began_at)
 
 
-#: What the broker is to the bus, and database and transport for that.
-BROKERS = {
-    "the same Redis": ("/0", ""),
-    "another Redis": ("/1", ""),
-    "any other": ("/1", "benchmarks.setting:AnyTransport"),
-}
-
-
 def dispatch(
     server: RedisServer, count: int, *, size: int = 200, handlers: int = 1, broker: str = "the same Redis"
 ) -> float:
@@ -73,8 +71,8 @@ def dispatch(
     fill(server.url, count, size)
     database, transport = BROKERS[broker]
     url = server.url.replace("/0", database)
-    environment = {"BENCH_BROKER_URL": url, "BENCH_HANDLERS": str(handlers), "BENCH_PUBSUB": "0"}
-    environment["BENCH_TRANSPORT"] = transport
+    environment = {"BENCH_BROKER_URL": url, "BENCH_TRANSPORT": transport}
+    environment |= {"BENCH_HANDLERS": str(handlers), "BENCH_PUBSUB": "0"}
     with Redis.from_url(url) as client, processes(server.url, SUBSCRIBE, **environment):
         return rate(client, count * handlers) / handlers
 

@@ -35,7 +35,7 @@ def push(channel: Any, key: str, texts: Sequence[bytes]) -> None:
     """Push to a list of the Redis behind a kombu *channel*, past what kombu does for each message.
 
     Raises:
-        RedisError: Redis failed; some, none or all were pushed.
+        RedisError: Redis failed; all were pushed, or none.
     """
     Redis(connection_pool=channel.pool).lpush(key, *texts)
 

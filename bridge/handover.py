@@ -11,7 +11,6 @@ The next entries are read in the same round trip, and the server works on both w
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from redis import Redis
 
 from bridge.journal import Journal, group_errors
 from bridge.ledger import Ledger
-from bridge.messages import Message
+from bridge.messages import Message, by_queue
 from bridge.records import Entry
 
 _MULTI, _EXEC, _TIME = ("MULTI",), ("EXEC",), ("TIME",)
@@ -137,9 +136,7 @@ class Handover:
         self._queues.clear()
 
     def _work(self, entry_ids: Sequence[bytes], messages: Sequence[Message]) -> list[tuple[Any, ...]]:
-        queues: defaultdict[str, list[bytes]] = defaultdict(list)
-        for message in messages:
-            queues[message.queue_key].append(message.stamped)
+        queues = by_queue(messages)
         for key in queues.keys() - self._queues:
             # An error in a transaction does not undo its other commands. This is the only one to be expected; should it
             # come about later, the tasks are listed and so sent again.

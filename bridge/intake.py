@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -29,6 +29,8 @@ from bridge.records import Record
 from bridge.settings import BATCH_BYTES, BridgeSettings
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SCAN_COUNT = 1000
 #: Event keys read at once by catch-up, whatever their size.
@@ -108,15 +110,9 @@ class Intake:
         if heard.subscribed:
             self._gap.set()  # subscribed first, scan second: nothing falls between
         self._counters.add("received", heard.count)
-        appended = 0
-
-        def take() -> None:
-            nonlocal appended
-            appended = self._take(heard.records, heard.invalid, "appended")
-
-        self._until_done(take, stop)
+        appended = self._until_done(lambda: self._take(heard.records, heard.invalid, "appended"), stop)
         if heard.count:
-            self._behind = 2 * appended <= heard.count
+            self._behind = 2 * (appended or 0) <= heard.count
 
     def _sift(self, broadcasts: list[Broadcast]) -> list[Broadcast]:
         """Drop what is in the journal already, without decoding it.
@@ -142,8 +138,8 @@ class Intake:
             return broadcasts  # appending is tried until it succeeds
         return [one for one, is_known in zip(broadcasts, known, strict=True) if not is_known]
 
-    def _until_done(self, do: Callable[[], None], stop: threading.Event) -> None:
-        """Repeat *do* while Redis is away: what was heard is not heard again."""
+    def _until_done(self, do: Callable[[], T], stop: threading.Event) -> T | None:
+        """Repeat *do* while Redis is away: what was heard is not heard again. None when stopped before it was done."""
         what = f"the journal at {self._settings.redacted_url} does not answer"
         back_off = BackOff(log, what, self._counters, stop)
         while True:

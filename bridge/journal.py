@@ -191,12 +191,7 @@ class Journal:
         removed = reply[2] if len(reply) > 2 else []  # Redis 6.2 has no such list
         return Claimed(cursor=reply[0], taken=len(reply[1]), removed=len(removed))
 
-    def acknowledge(self, entry_ids: Sequence[bytes]) -> None:
-        """Drop entries from what the group still has to do; safe to repeat."""
-        if entry_ids:
-            self._client.xack(self._key, self._group, *entry_ids)
-
-    # The same as parts of a request, see handover.py
+    # As parts of a request, see handover.py
 
     def reading(self, consumer: str, count: int) -> tuple[Any, ...]:
         """Return the command of :meth:`read`, without waiting; its reply is for :meth:`entries_read`."""
@@ -213,7 +208,7 @@ class Journal:
         ]
 
     def acknowledging(self, entry_ids: Sequence[bytes]) -> tuple[Any, ...]:
-        """Return the command of :meth:`acknowledge`."""
+        """Return the command that drops entries from what the group still has to do; safe to repeat."""
         return ("XACK", self._key, self._group, *entry_ids)
 
     def guard(self) -> list[tuple[Any, ...]]:

@@ -9,9 +9,8 @@ publish signals, when sent-events are on, or when user code that looks at the ev
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha1
-from itertools import count
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
@@ -25,7 +24,7 @@ from bridge.errors import HandlerInvalid, SettingsError
 from bridge.handlers import SEND_OPTIONS, Handler, check_send_options
 from bridge.ledger import Listed, Pair
 from bridge.patterns import compile_pattern
-from bridge.rendering import Template, render
+from bridge.rendering import Template, delivery_tags, render
 from bridge.settings import BridgeSettings
 from bridge.stored import StoredEvent
 from bridge.task import EventTask, describe
@@ -96,6 +95,7 @@ class Outbox:
     """
 
     def __init__(self, app: Celery, settings: BridgeSettings) -> None:
+        connection = app.connection_for_write()
         self._app = app
         self._group = settings.group
         self._rules = [(compile_pattern(pattern), options) for pattern, options in settings.routes.items()]
@@ -105,9 +105,9 @@ class Outbox:
         #: Queues that were declared over its connection.
         self._declared: set[str] = set()
         #: Whether bus and broker are the same database of the same Redis.
-        self.one_redis = broker.is_redis_at(app.connection_for_write(), settings.url)
-        self._stamps = broker.is_redis(app.connection_for_write())
-        self._tags = _tags()
+        self.one_redis = broker.is_redis_at(connection, settings.url)
+        self._stamps = broker.is_redis(connection)
+        self._tags = delivery_tags()
         _check_routes(settings)
 
     def prepare(self, handler: Handler, stored: StoredEvent, entry_id: bytes) -> Message:
@@ -150,14 +150,13 @@ class Outbox:
         refused: list[Refused] = []
         if not messages:
             return refused
-        stamped: defaultdict[str, list[bytes]] = defaultdict(list)
         try:
             producer = self._connected()
             with producer.batch():
                 for message in messages:
                     if message.stamped:
-                        stamped[message.queue_key].append(message.stamped)
-                    elif message.content is not None:
+                        continue
+                    if message.content is not None:
                         self._publish(producer, message, message.content)
                     else:
                         try:
@@ -166,7 +165,7 @@ class Outbox:
                             if broker.is_outage(error, producer.connection):
                                 raise
                             refused.append(Refused(message, f"{type(error).__name__}: {error}"))
-            for key, texts in stamped.items():
+            for key, texts in by_queue(message for message in messages if message.stamped).items():
                 broker.push(producer.channel, key, texts)
         except BaseException:
             self.close()
@@ -244,6 +243,14 @@ class Outbox:
         return self._producer
 
 
+def by_queue(messages: Iterable[Message]) -> dict[str, list[bytes]]:
+    """Return what to push for stamped *messages*: the key of each queue, and the texts for it."""
+    queues: defaultdict[str, list[bytes]] = defaultdict(list)
+    for message in messages:
+        queues[message.queue_key].append(message.stamped)
+    return queues
+
+
 def task_id_for(group: str, event_id: str, task_name: str, replay: str | None = None) -> str:
     """Return the id of the task that *task_name* of *group* runs for an event: the same until it is replayed."""
     attempt = "" if replay is None else f":{replay}"
@@ -254,12 +261,6 @@ def task_id_for(group: str, event_id: str, task_name: str, replay: str | None = 
 
 #: The first digit of the fourth group of a UUID: its upper two bits are fixed.
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
-
-
-def _tags() -> Iterator[bytes]:
-    """Yield delivery tags: like UUIDs, each once."""
-    start = str(uuid4())[:24].encode()
-    return (b"%b%012x" % (start, number) for number in count())
 
 
 def _check_routes(settings: BridgeSettings) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import uuid
 from binascii import b2a_base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 from celery import Celery
@@ -149,6 +150,12 @@ def _with_stamp(template: Template, offline: Connection) -> Template:
     for name, mark in marks.items():
         text = text.replace(mark, f"%({name})b")
     return replace(template, queue_key=key, stamp=text.encode())
+
+
+def delivery_tags() -> Iterator[bytes]:
+    """Yield tags for :meth:`Template.stamped`: like UUIDs, each once."""
+    start = str(uuid.uuid4())[:24].encode()
+    return (b"%b%012x" % (start, number) for number in count())
 
 
 class _Recorder(Producer):

@@ -196,6 +196,13 @@ def app(server: RedisServer, prefix: str) -> Iterator[Celery]:
 
 
 @pytest.fixture
+def far_app(proxy: Proxy, prefix: str) -> Iterator[Celery]:
+    """A Celery application whose broker is reached through the proxy."""
+    with make_app(proxy.url, prefix) as made:
+        yield made
+
+
+@pytest.fixture
 def start(app: Celery, settings: BridgeSettings) -> Iterator[Start]:
     """Start subscribers in this process, of ``app`` and on ``server`` unless told otherwise; none of their threads
     is left after the test.

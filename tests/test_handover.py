@@ -28,13 +28,6 @@ def bus(settings: BridgeSettings) -> Iterator[EventBus]:
 
 
 @pytest.fixture
-def far_app(proxy: Proxy, prefix: str) -> Iterator[Celery]:
-    """A Celery application whose broker is reached through the proxy, by the same address as the bus."""
-    with make_app(proxy.url, prefix) as made:
-        yield made
-
-
-@pytest.fixture
 def backlog(bus: EventBus, client: Redis, settings: BridgeSettings, queues: Queues) -> Backlog:
     return Backlog(bus, client, settings, queues)
 

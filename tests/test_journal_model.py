@@ -90,7 +90,8 @@ class JournalMachine(WritingMachine):
         """Acknowledge entries of any state, held by whomever."""
         known = list(self.entries)
         acknowledged = {known[pick % len(known)] for pick in chosen if known}
-        self.journals[name].acknowledge([spelt(entry) for entry in acknowledged])
+        if acknowledged:
+            self.client.execute_command(*self.journals[name].acknowledging([spelt(entry) for entry in acknowledged]))
         if name in self.groups:
             done = acknowledged & self.groups[name].pending.keys()
             self.groups[name].acknowledged += len(done)

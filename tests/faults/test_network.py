@@ -20,7 +20,7 @@ from bridge.connection import script
 from bridge.devserver import RedisServer
 from bridge.keys import Keys
 from bridge.ledger import Ledger
-from tests.conftest import Processes, Queues, Start, eventually, make_app
+from tests.conftest import Processes, Queues, Start, eventually
 from tests.faults.proxy import Proxy
 
 
@@ -32,12 +32,11 @@ def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
 
 
 @pytest.fixture(params=["stamped", "portable"])
-def far_app(request: pytest.FixtureRequest, proxy: Proxy, prefix: str) -> Celery:
-    """Its broker is another Redis than the bus, as far as the bridge knows, or one that it does not know."""
-    app = make_app(proxy.url, prefix)
+def other_broker(request: pytest.FixtureRequest, far_app: Celery) -> Celery:
+    """The broker of this application is another Redis than the bus, as far as the bridge knows, or no Redis."""
     if request.param == "portable":
-        app.conf.broker_transport = "benchmarks.setting:AnyTransport"
-    return app
+        far_app.conf.broker_transport = "benchmarks.setting:AnyTransport"
+    return far_app
 
 
 def sha(client: Redis, name: str) -> bytes:
@@ -116,11 +115,11 @@ def test_the_reply_to_an_append_is_lost(
 
 
 def test_a_reply_of_the_broker_is_lost(
-    use, start: Start, proxy: Proxy, far_app: Celery, queues: Queues, bus: EventBus
+    use, start: Start, proxy: Proxy, other_broker: Celery, queues: Queues, bus: EventBus
 ) -> None:
     """A batch that may or may not be at the broker is sent again: two messages with one task id."""
     use("t.all")
-    subscriber = start(app=far_app)
+    subscriber = start(app=other_broker)
     publish(bus, "before")
     dispatched(queues, "before")
     proxy.drop_reply(b"LPUSH")
@@ -132,11 +131,11 @@ def test_a_reply_of_the_broker_is_lost(
 
 
 def test_a_batch_cut_midway(
-    use, start: Start, proxy: Proxy, far_app: Celery, client: Redis, prefix: str, queues: Queues, bus: EventBus
+    use, start: Start, proxy: Proxy, other_broker: Celery, client: Redis, prefix: str, queues: Queues, bus: EventBus
 ) -> None:
     """When the broker's connection breaks within a batch nothing is acknowledged, and all of it is sent again."""
     use("t.all")
-    subscriber = start(app=far_app)
+    subscriber = start(app=other_broker)
     publish(bus, "before")
     dispatched(queues, "before")
     proxy.cut_after(b"LPUSH", 500)  # within the first message, however many were read together
