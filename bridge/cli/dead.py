@@ -1,39 +1,44 @@
-"""``celery -A APP bus dead ...``: look at dead letters, replay them, drop them."""
+"""``celery -A APP bus dead ...``: look at dead letters, try them again, remove them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
 import click
 
-from bridge.cli.replay import (
+from bridge.cli import output
+from bridge.cli.connect import connected
+from bridge.cli.options import (
     GLOB,
+    all_option,
     as_asked,
-    connected,
     event_filters,
+    force_option,
     handler_named,
     json_option,
-    new_name,
     options,
-    perform,
-    printable,
-    replay_options,
     selection_of,
 )
-from bridge.dead_letters import DeadLetter, DeadLetters, Selection
+from bridge.cli.replay import new_name, perform, replay_options
+from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.handlers import registry
 from bridge.replay import Replay
+from bridge.selection import Selection
 from bridge.sources import DeadSource
 
 #: Letters removed in one step; the server looks at each of them.
-_DROP_LETTERS = 100
-#: Widest column of the table.
-_WIDTH = 40
+_PURGE_LETTERS = 100
+_COLUMNS: list[output.Column | str] = [
+    output.Column("ID", whole=True),
+    output.Column("TIME", "dim"),
+    output.Column("REASON", "red"),
+    "TYPE",
+    "EVENT",
+    "HANDLER",
+    "DETAIL",
+]
 
 letter_filters = options(
     click.option("--reason", type=GLOB, help="Reason, or a glob over it, e.g. failure."),
@@ -43,13 +48,15 @@ letter_filters = options(
 
 @click.group()
 def dead() -> None:
-    """Dead letters: what could not be processed. --id takes ids of letters as well as of events.
+    """Dead letters: what could not be processed.
+
+    --id takes ids of letters as well as of events.
 
     \b
     Example:
       celery -A bridge bus dead list --since 1d
       celery -A bridge bus dead show 1795534238046-3
-      celery -A bridge bus dead replay --reason failure --handler tasks.dreams.analyse
+      celery -A bridge bus dead retry --reason failure --handler tasks.dreams.analyse
     """
 
 
@@ -59,20 +66,26 @@ def dead() -> None:
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> None:
-    """List dead letters, the newest first."""
+    """List dead letters, the newest first.
+
+    \b
+    Example:
+      celery -A bridge bus dead list --since 1d --type 'dream.*'
+      celery -A bridge bus dead list --reason payload --json | jq .detail
+    """
     with connected(ctx.obj.app) as (client, settings):
         letters = DeadLetters(client, settings)
         found = list(islice(letters.select(selection_of(asked), newest_first=True), limit))
         size = letters.size()
     if as_json:
         for letter in found:
-            click.echo(_json(letter))
+            output.as_json(_plain(letter))
         return
-    _table(found)
-    click.echo(
+    if found:
+        output.table(_COLUMNS, map(_row, found))
+    output.note(
         f"{len(found)} shown of {size.letters} dead letters of group {settings.group}, {size.bytes} bytes; "
-        f"{size.dropped} older ones made room",
-        err=True,
+        f"{size.dropped} older ones made room"
     )
 
 
@@ -81,29 +94,43 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
 @json_option
 @click.pass_context
 def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
-    """Show all that is known of some letters, by their ids or those of their events."""
+    """Show all that is known of some letters, by their ids or those of their events.
+
+    \b
+    Example:
+      celery -A bridge bus dead show 1795534238046-3
+    """
     with connected(ctx.obj.app) as (client, settings):
         found = list(DeadLetters(client, settings).select(Selection(ids=frozenset(ids))))
     missing = set(ids) - {one for letter in found for one in (letter.letter_id, letter.event_id)}
     for letter in found:
-        click.echo(_json(letter) if as_json else _full(letter))
+        if as_json:
+            output.as_json(_plain(letter))
+        else:
+            _show(letter)
     if missing:
         raise click.ClickException(f"no dead letter has the id {', '.join(sorted(missing))}; see bus dead list")
 
 
 @dead.command()
 @letter_filters
+@all_option
 @replay_options
 @json_option
 @click.pass_context
-def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: Any) -> None:
+def retry(ctx: click.Context, /, everything: bool, name: str | None, **asked: Any) -> None:
     """Try dead letters again: each goes back to the handler that failed, and leaves the dead letters.
 
     What fails again is a new dead letter. Letters without a whole event, and those of handlers that are gone, stay.
+
+    \b
+    Example:
+      celery -A bridge bus dead retry --id 1795534238046-3
+      celery -A bridge bus dead retry --handler tasks.dreams.analyse --since 2h --dry-run
     """
     how = {key: asked.pop(key) for key in ("rate", "dry_run", "as_json")}
+    filters = {"from": "dead letters"} | as_asked(asked, everything)
     with connected(ctx.obj.app) as (client, settings):
-        filters = {"from": "dead letters"} | as_asked(asked, everything)
         if asked["handler"] is not None:
             handler_named(asked["handler"])
         handlers = {handler.task_name for handler in registry}
@@ -114,58 +141,57 @@ def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: A
 
 @dead.command()
 @letter_filters
-@click.option("--all", "everything", is_flag=True, help="No filter: all there are.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@all_option
+@force_option
+@json_option
 @click.pass_context
-def drop(ctx: click.Context, /, everything: bool, yes: bool, **asked: Any) -> None:
-    """Remove dead letters for good."""
+def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, **asked: Any) -> None:
+    """Remove dead letters for good.
+
+    \b
+    Example:
+      celery -A bridge bus dead purge --reason json --until 7d
+      celery -A bridge bus dead purge --all --force
+    """
     as_asked(asked, everything)
     with connected(ctx.obj.app) as (client, settings):
         letters = DeadLetters(client, settings)
         ids = [letter.letter_id for letter in letters.select(selection_of(asked))]
-        if ids and not yes:
-            click.confirm(f"Drop {len(ids)} dead letters of group {settings.group} for good?", abort=True)
-        dropped = sum(letters.drop(ids[at : at + _DROP_LETTERS]) for at in range(0, len(ids), _DROP_LETTERS))
-    click.echo(f"{dropped} dropped")
+        if ids:
+            output.ask(f"Remove {len(ids)} dead letters of group {settings.group} for good?", force=force)
+        purged = sum(letters.drop(ids[at : at + _PURGE_LETTERS]) for at in range(0, len(ids), _PURGE_LETTERS))
+    if as_json:
+        output.as_json({"purged": purged})
+    else:
+        output.line(f"{purged} removed")
 
 
-def _time(letter: DeadLetter) -> str:
-    return datetime.fromtimestamp(letter.at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _plain(letter: DeadLetter) -> dict[str, Any]:
+    return asdict(letter) | {"raw": letter.raw.decode(errors="backslashreplace")}
 
 
-def _json(letter: DeadLetter) -> str:
-    return json.dumps(asdict(letter) | {"raw": letter.raw.decode(errors="backslashreplace")})
+def _row(one: DeadLetter) -> tuple[str, ...]:
+    texts = (one.reason, one.event_type, one.event_id, one.handler or one.origin, one.detail)
+    return (one.letter_id, output.moment(one.at_ms), *texts)
 
 
-def _table(letters: Sequence[DeadLetter]) -> None:
-    rows: list[tuple[str, ...]] = [("ID", "TIME", "REASON", "TYPE", "EVENT", "HANDLER", "DETAIL")]
-    for one in letters:
-        texts = (one.reason, one.event_type, one.event_id, one.handler or one.origin, one.detail)
-        rows.append((one.letter_id, _time(one), *(_short(text) for text in texts)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _short(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
-
-
-def _full(letter: DeadLetter) -> str:
-    facts = {
-        "letter": letter.letter_id,
-        "time": _time(letter),
-        "reason": letter.reason,
-        "detail": letter.detail,
-        "origin": letter.origin,
-        "event": f"{letter.event_id} {letter.event_type}",
-        "handler": letter.handler,
-        "task": letter.task_id,
-        "attempts": str(letter.attempts or ""),
-        "size": f"{letter.size} bytes",
-        "sha256": letter.sha256,
-        "message": letter.raw.decode(errors="backslashreplace"),
-    }
-    lines = [f"{name:<9} {printable(text)}" for name, text in facts.items() if text.strip()]
-    return "\n".join([*lines, *(f"  {printable(line)}" for line in letter.traceback.splitlines()), ""])
+def _show(letter: DeadLetter) -> None:
+    output.facts(
+        {
+            "letter": letter.letter_id,
+            "time": output.moment(letter.at_ms),
+            "reason": output.Styled(letter.reason, "red"),
+            "detail": letter.detail,
+            "origin": letter.origin,
+            "event": f"{letter.event_id} {letter.event_type}",
+            "handler": letter.handler,
+            "task": letter.task_id,
+            "attempts": letter.attempts or None,
+            "size": f"{letter.size} bytes",
+            "sha256": letter.sha256,
+            "message": letter.raw.decode(errors="backslashreplace"),
+        }
+    )
+    for text in letter.traceback.splitlines():
+        output.line("  ", text)
+    output.line()

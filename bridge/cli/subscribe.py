@@ -13,6 +13,7 @@ import click
 from celery.bin.base import LOG_LEVEL
 
 from bridge.errors import BridgeError
+from bridge.logs import about
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
 
@@ -46,5 +47,6 @@ def subscribe(ctx: click.Context, loglevel: int) -> None:
     gc.freeze()  # what was imported is no garbage, see worker.py
     subscriber.start()
     stop.wait()
-    logging.getLogger(__name__).info("stopping")
+    extra = about("subscriber_stopping", group=settings.group, consumer=subscriber.name)
+    logging.getLogger(__name__).info("stopping", extra=extra)
     subscriber.stop()

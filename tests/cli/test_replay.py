@@ -4,57 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from celery import Celery
-from click.testing import CliRunner, Result
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus
-from bridge.cli import bus as bus_command
-from bridge.dead_letters import DeadLetter, Selection
+from bridge import Event, EventBus
+from bridge.dead_letters import DeadLetter
 from bridge.messages import task_id_for
+from bridge.selection import Selection
+from tests.cli.conftest import Say
 from tests.conftest import Processes, eventually
 from tests.replays import Bench
 from tests.test_execution import Site
-
-Say = Callable[..., Result]
-
-
-@pytest.fixture
-def site(processes: Processes, settings: BridgeSettings, client: Redis) -> Site:
-    return Site(processes, settings, client)
-
-
-@pytest.fixture
-def bench(client: Redis, settings: BridgeSettings) -> Bench:
-    return Bench(client, settings)
-
-
-@pytest.fixture
-def bus(settings: BridgeSettings) -> Iterator[EventBus]:
-    with EventBus(settings) as connected:
-        yield connected
-
-
-@pytest.fixture
-def say(app: Celery, settings: BridgeSettings, use, monkeypatch: pytest.MonkeyPatch) -> Say:
-    """Run ``bus ...`` in this process, on the handlers t.exact and t.plain."""
-    use("t.exact", "t.plain")
-    monkeypatch.setenv("REDIS_URL", settings.url)
-    monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
-
-    def run(*arguments: str, expect: int = 0, **options: Any) -> Result:
-        result = CliRunner().invoke(bus_command, arguments, obj=SimpleNamespace(app=app), **options)
-        assert result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return run
-
 
 # From end to end
 
@@ -65,7 +26,7 @@ def test_a_dead_letter_runs_again_when_its_cause_is_gone(site: Site, bus: EventB
     bus.publish("mended.created", id="e")
     assert site.letter().handler == "tests.app.mended"
     client.set(f"{site.prefix}cause-gone", 1)
-    command = ("bus", "dead", "replay", "--handler", "tests.app.mended", "--since", "1h", "--name", "fixed")
+    command = ("bus", "dead", "retry", "--handler", "tests.app.mended", "--since", "1h", "--name", "fixed")
     assert site.processes.celery(*command, name="replay").wait(30) == 0
     assert "replay fixed: 1 replayed" in site.processes.log("replay")
     (effect,) = eventually(site.effects, "the task has run")
@@ -139,7 +100,7 @@ def test_an_interrupted_command_says_how_to_go_on(processes: Processes, bench: B
         ("replay --type [", "is not closed"),
         ("replay --all --rate 0", "--rate"),
         ("replay --all --rate inf", "--rate"),
-        ("dead drop", "say which"),
+        ("dead purge", "say which"),
         ("dead show", "Missing argument"),
     ],
 )
@@ -153,8 +114,8 @@ def test_wrong_usage_is_named(say: Say, command: str, says: str) -> None:
     [
         ("replay --all", "nothing to replay matches"),
         ("replay --handler t.exakt", "there is no handler t.exakt; did you mean t.exact?"),
-        ("dead replay --handler zzz", "there is no handler zzz; there are t.exact, t.plain"),
-        ("dead replay --reason failure", "nothing to replay matches"),
+        ("dead retry --handler zzz", "there is no handler zzz; there are t.exact, t.plain"),
+        ("dead retry --reason failure", "nothing to replay matches"),
         ("dead show 1-1", "no dead letter has the id 1-1; see bus dead list"),
         ("replay --all --name a/b", "'a/b' is no name for a replay"),
     ],
@@ -164,13 +125,13 @@ def test_what_cannot_be_done_is_named(say: Say, command: str, says: str) -> None
     assert says in say(*command.split(), expect=1).output
 
 
-@pytest.mark.parametrize("command", ["dead list", "dead drop --all", "replay --all", "dead show 1-1"])
+@pytest.mark.parametrize("command", ["dead list", "dead purge --all", "replay --all", "dead show 1-1"])
 def test_a_redis_that_is_away_is_named(say: Say, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Redis every command ends with one line that names it."""
     monkeypatch.setenv("REDIS_URL", "redis://:s3cret@127.0.0.1:1/0")
-    monkeypatch.setenv("BRIDGE_PUBLISH_ATTEMPTS", "1")
-    output = say(*command.split(), expect=1).output
-    assert "redis://127.0.0.1:1/0" in output
+    output = say(*command.split(), expect=3).output
+    assert "Redis at redis://127.0.0.1:1/0 does not answer" in output
+    assert "the address in REDIS_URL" in output
     assert "s3cret" not in output
 
 
@@ -183,7 +144,7 @@ def test_other_filters_under_one_name_are_refused(say: Say, bus: EventBus) -> No
         'was begun with {"from": "journal", "since": "1h"}'
         in say("replay", "--since", "2h", "--name", "r", expect=1).output
     )
-    assert "choose another name" in say("dead", "replay", "--since", "1h", "--name", "r", expect=1).output
+    assert "choose another name" in say("dead", "retry", "--since", "1h", "--name", "r", expect=1).output
 
 
 def test_a_dry_run_shows_and_counts(say: Say, bench: Bench, bus: EventBus) -> None:
@@ -196,10 +157,10 @@ def test_a_dry_run_shows_and_counts(say: Say, bench: Bench, bus: EventBus) -> No
     assert "e20" not in output
     bench.park(1)
     bench.letters.add(DeadLetter.of_message("json", "", "channel", b"\x1b[2J{"))
-    output = say("dead", "replay", "--all", "--dry-run").output
+    output = say("dead", "retry", "--all", "--dry-run").output
     assert "1 would be replayed" in output
     assert "1 cannot be: event: not JSON" in output
-    rows = [json.loads(line) for line in say("dead", "replay", "--all", "--dry-run", "--json").output.splitlines()]
+    rows = [json.loads(line) for line in say("dead", "retry", "--all", "--dry-run", "--json").output.splitlines()]
     assert [(row["id"], row["handler"], bool(row["problem"])) for row in rows] == [
         ("n1", "t.exact", False),
         ("", "", True),
@@ -229,16 +190,15 @@ def test_dead_letters_are_listed_and_shown(say: Say, bench: Bench) -> None:
     assert (row["reason"], row["raw"], row["size"]) == ("json", "\\xff\x1b[2J", 5)
 
 
-def test_dead_letters_are_dropped_after_a_question(say: Say, bench: Bench) -> None:
-    """Without a yes nothing is dropped; then exactly what the filters say."""
+def test_dead_letters_are_removed_with_force(say: Say, bench: Bench) -> None:
+    """Exactly those that the filters say; without a terminal there is nobody to ask."""
     for number in range(250):
         bench.park(number)
     bench.park(250, reason="payload")
-    assert (
-        "Drop 250 dead letters of group tests for good?"
-        in say("dead", "drop", "--reason", "failure", input="n\n", expect=1).output
-    )
+    output = say("dead", "purge", "--reason", "failure", input="y\n", expect=2).output
+    assert "Remove 250 dead letters of group tests for good?" in output
+    assert "--force does it without asking" in output
     assert bench.letters.size().letters == 251
-    assert "250 dropped" in say("dead", "drop", "--reason", "failure", "--yes").output
+    assert "250 removed" in say("dead", "purge", "--reason", "failure", "--force").output
     assert [letter.reason for letter in bench.letters.select(Selection())] == ["payload"]
-    assert "0 dropped" in say("dead", "drop", "--reason", "failure", "--yes").output
+    assert "0 removed" in say("dead", "purge", "--reason", "failure").output

@@ -1,0 +1,103 @@
+"""The bus of an application, for a command; and what to tell a person when it cannot be had."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import click
+from celery import Celery
+from redis import Redis
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from bridge.connection import connect
+from bridge.errors import BridgeError, BusUnavailable, SettingsError
+from bridge.settings import BridgeSettings
+
+#: Longest wait for a server that takes no connection, and then for its first answer.
+_CONNECT_S, _ANSWER_S = 1.5, 1.5
+
+
+class Unreachable(click.ClickException):
+    """Redis or the broker cannot be reached, or refuses."""
+
+    exit_code = 3
+
+
+class WrongSettings(click.ClickException):
+    """The settings of the application are wrong, like the usage of a command."""
+
+    exit_code = 2
+
+
+def load(app: Celery) -> BridgeSettings:
+    """Import the handlers of *app* and return its settings.
+
+    Raises:
+        click.ClickException: Either is wrong.
+    """
+    with told():
+        app.loader.import_default_modules()
+        app.finalize()
+        return BridgeSettings.load(app)
+
+
+@contextmanager
+def connected(app: Celery) -> Iterator[tuple[Redis, BridgeSettings]]:
+    """Lend a client for the bus of *app*, which answers now, its handlers imported.
+
+    Within the block, errors of Redis and of the bridge become lines for a person, with their exit codes.
+    """
+    settings = load(app)
+    with told(settings):
+        _reach(settings)
+        with connect(settings) as client:
+            yield client, settings
+
+
+@contextmanager
+def told(settings: BridgeSettings | None = None) -> Iterator[None]:
+    """Turn the errors of the bridge, and of the Redis of *settings*, into lines for a person."""
+    try:
+        yield
+    except SettingsError as error:
+        raise WrongSettings(str(error)) from error
+    except BusUnavailable as error:
+        raise Unreachable(str(error)) from error
+    except BridgeError as error:
+        raise click.ClickException(str(error)) from error
+    except RedisError as error:
+        where = settings.redacted_url if settings else "its address"
+        raise Unreachable(f"Redis at {where} {_says(error)}") from error
+
+
+def _reach(settings: BridgeSettings) -> None:
+    """Ask the server once, without the patience that workers have.
+
+    Raises:
+        RedisError: It cannot be used.
+    """
+    with connect(settings.model_copy(update={"socket_timeout_s": _ANSWER_S})) as probe:
+        probe.connection_pool.connection_kwargs["socket_connect_timeout"] = _CONNECT_S
+        with suppress(NoPermissionError):  # it answers; a user who may not PING may have all other rights
+            probe.ping()
+
+
+def _says(error: RedisError) -> str:
+    text = str(error).rstrip(".") or type(error).__name__
+    if isinstance(error, NoPermissionError):
+        return f"refuses: {text}. Grant this user the right with ACL SETUSER."
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return f"refuses: {text}. Check user and password in {_source()}: redis://USER:PASSWORD@HOST:PORT/0."
+    if isinstance(error, RedisConnectionError | RedisTimeoutError):
+        return f"does not answer: {text}. Check that it runs, and the address in {_source()}."
+    return f"says: {text}."
+
+
+def _source() -> str:
+    """Return where the address of the bus was set, see :mod:`bridge.settings`."""
+    names = ("BRIDGE_REDIS_URL", "BRIDGE_REDIS_HOST", "BRIDGE_REDIS_PORT", "BRIDGE_REDIS_PASSWORD", "REDIS_URL")
+    return next((name for name in names if os.environ.get(name)), "REDIS_URL or bridge_redis_url")

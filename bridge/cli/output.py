@@ -1,0 +1,191 @@
+"""What commands print: tables and colours for a person at a terminal, plain lines for a pipe, JSON for programs.
+
+Data go to standard output, messages for people to standard error. Texts may come from anybody: control characters are
+escaped everywhere here, and nothing is taken for markup. What a terminal gets is drawn in terminal.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+#: Until the first line that says how far something has come, and between two, where there is no bar.
+_FIRST_REPORT_S, _REPORT_S = 0.5, 5.0
+
+
+class Styled(NamedTuple):
+    """A text in a style of rich, e.g. ``bold red``; the style is seen on a terminal only."""
+
+    text: str
+    style: str
+
+
+Cell = str | int | float | Styled | None
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Arguments:
+        title: Its header.
+        style: Of rich, for cells without one.
+        right: Whether it is aligned to the right, as numbers are.
+        whole: Whether its cells stay in one piece on a narrow terminal: ids, which are copied.
+    """
+
+    title: str
+    style: str = ""
+    right: bool = False
+    whole: bool = False
+
+
+def printable(text: str) -> str:
+    """Return *text* without what a terminal would take for a command: it came from anybody."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def moment(ms: int) -> str:
+    """Return a time, ms since the epoch, as ``2026-11-24T10:00:00Z``; empty for 0, which is unknown."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if ms else ""
+    except (OverflowError, ValueError, OSError):
+        return str(ms)
+
+
+def on_terminal(err: bool = False) -> bool:
+    """Whether a person looks at standard output, or at standard error."""
+    return (sys.stderr if err else sys.stdout).isatty()
+
+
+def as_json(value: Any) -> None:
+    """Print one line of JSON. In ASCII, so that it passes through everything and commands no terminal."""
+    click.echo(json.dumps(value))
+
+
+def line(*parts: Cell, crop: bool = False) -> None:
+    """Print one line of data; *crop*: as much of it as fits into one line of the terminal."""
+    if not on_terminal():
+        click.echo("".join(_plain(part) for part in parts))
+        return
+    _terminal().line(_safe(parts), crop=crop)
+
+
+def note(*parts: Cell) -> None:
+    """Tell a person something: one line on standard error."""
+    if on_terminal(err=True):
+        _terminal().line(_safe(parts), err=True)
+    else:
+        click.echo("".join(_plain(part) for part in parts), err=True)
+
+
+def table(columns: Sequence[Column | str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Print a table; all *rows* are held in memory. In a pipe: aligned, whole, with a header, for ``grep`` and ``awk``.
+
+    Empty cells are ``-`` in a pipe, so that the columns can be counted.
+    """
+    head = [column if isinstance(column, Column) else Column(column) for column in columns]
+    if on_terminal():
+        _terminal().table(head, (_safe(row) for row in rows))
+        return
+    texts = [[column.title for column in head], *([_plain(cell) or "-" for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
+        cells = zip(row, widths, head, strict=True)
+        click.echo("  ".join(text.rjust(w) if column.right else text.ljust(w) for text, w, column in cells).rstrip())
+
+
+def facts(pairs: Mapping[str, Cell]) -> None:
+    """Print names and values below each other; those without a value are left out."""
+    shown = {name: value for name, value in pairs.items() if _plain(value).strip()}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        line(Styled(f"{name:<{width}}", "bold"), "  ", value)
+
+
+@contextmanager
+def progress(what: str, total: float | None = None) -> Iterator[Report]:
+    """Show how far something has come: a bar on a terminal, otherwise a line now and then, on standard error.
+
+    Arguments:
+        what: What is going on, in a word or two.
+        total: What counts as done; None: nobody knows.
+
+    Yields:
+        A function to be called after each step: how much of *total* is done, and a text with figures.
+    """
+    if not on_terminal(err=True):
+        yield _lines(what)
+        return
+    with _terminal().bar(printable(what), total) as report:
+        yield lambda done, text: report(done, printable(text))
+
+
+def ask(question: str, *, force: bool) -> None:
+    """Ask before something is destroyed, unless *force*.
+
+    Raises:
+        click.Abort: The answer is no.
+        click.UsageError: There is nobody to ask.
+    """
+    if force:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question} There is no terminal to answer at; --force does it without asking.")
+    click.confirm(question, abort=True, err=True)
+
+
+def reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more: the next line would meet an error."""
+    with suppress(OSError, ValueError):
+        descriptor = sys.stdout.fileno()
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            poll = select.poll()
+            poll.register(descriptor, 0)
+            return any(what & (select.POLLERR | select.POLLHUP) for _, what in poll.poll(0))
+    return False
+
+
+def give_up_output() -> None:
+    """Drop what standard output still holds back: its reader has stopped reading, and the end must not wait for it."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _plain(cell: Cell) -> str:
+    if isinstance(cell, Styled):
+        cell = cell.text
+    return "" if cell is None else printable(cell) if isinstance(cell, str) else f"{cell}"
+
+
+def _safe(parts: Iterable[Cell]) -> list[Styled]:
+    return [Styled(_plain(part), part.style if isinstance(part, Styled) else "") for part in parts]
+
+
+def _terminal() -> Any:
+    return import_module("bridge.cli.terminal")  # now, not at the top: it imports rich
+
+
+def _lines(what: str) -> Report:
+    next_s = time.monotonic() + _FIRST_REPORT_S
+
+    def report(_: float, text: str) -> None:
+        nonlocal next_s
+        if time.monotonic() >= next_s:
+            next_s = time.monotonic() + _REPORT_S
+            note(f"{what}: {text}")
+
+    return report

@@ -1,0 +1,75 @@
+"""What goes to a terminal, drawn by rich; for output.py, which imports this when there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from bridge.cli.output import Column, Styled, on_terminal
+
+#: Cells of a table are cut to this; a text may have a kilobyte.
+_CELL_CHARS = 160
+
+#: The consoles of progress bars that are on the screen; what else goes there has to go through theirs.
+_bars: list[Console] = []
+
+
+def line(parts: Iterable[Styled], *, err: bool = False, crop: bool = False) -> None:
+    """Print one line; *crop*: as much of it as fits into one."""
+    console, text = _console(err), Text.assemble(*parts)
+    if crop:
+        console.print(text, no_wrap=True, overflow="ellipsis")
+    else:
+        console.print(text, soft_wrap=True)
+
+
+def table(columns: Sequence[Column], rows: Iterable[Iterable[Styled]]) -> None:
+    """Print a table as wide as the terminal at most."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        how: dict[str, Any] = {"justify": "right" if column.right else "left", "overflow": "fold"}
+        shown.add_column(column.title, style=column.style, no_wrap=column.whole, **how)
+    for row in rows:
+        cells = [Text(*part) for part in row]
+        for cell in cells:
+            cell.truncate(_CELL_CHARS, overflow="ellipsis")
+        shown.add_row(*cells)
+    _console().print(shown)
+
+
+@contextmanager
+def bar(what: str, total: float | None) -> Iterator[Callable[[float, str], None]]:
+    """Show a bar on standard error; see :func:`bridge.cli.output.progress`."""
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=30)]
+    if total is not None:
+        columns.append(TextColumn("{task.percentage:>3.0f} %", markup=False))
+    columns.append(TextColumn("{task.fields[text]}", markup=False))
+    columns.append(TimeElapsedColumn() if total is None else TimeRemainingColumn())
+    # In a pipe, data must not end up on the terminal.
+    shown = Progress(*columns, console=_console(err=True), transient=True, redirect_stdout=on_terminal())
+    with shown:
+        _bars.append(shown.console)
+        try:
+            task = shown.add_task(what, total=total, text="")
+            yield lambda done, text: shown.update(task, completed=done, text=text)
+        finally:
+            _bars.remove(shown.console)
+
+
+def _console(err: bool = False) -> Console:
+    return _bars[-1] if _bars else _new_console(err)
+
+
+@cache
+def _new_console(err: bool) -> Console:
+    context = click.get_current_context(silent=True)
+    no_color = True if getattr(context and context.obj, "no_color", False) else None  # None: as NO_COLOR says
+    return Console(stderr=err, markup=False, highlight=False, emoji=False, no_color=no_color)
