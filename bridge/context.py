@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from celery import current_app
@@ -49,10 +49,10 @@ def handling(event: Event[Any]) -> Iterator[None]:
 
 def current_cause() -> Cause | None:
     """Return the cause of whatever is published now: from the handler's event, or from the task's header."""
-    event = current_event()
+    event, request = current_event(), current_request()
     if event is not None:
-        return event.cause
-    request = current_request()
+        task_id = getattr(request, "id", None)
+        return replace(event.cause, task_id=task_id or "")
     header = getattr(request, CAUSE_HEADER, None)
     return Cause(**header) if isinstance(header, dict) else None
 

@@ -14,7 +14,8 @@ from bridge.connection import attempt, script
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.keys import Keys
-from bridge.patterns import compile_pattern
+from bridge.ledger import Ended
+from bridge.selection import Selection
 from bridge.settings import BridgeSettings
 from bridge.stored import StoredEvent
 
@@ -27,7 +28,6 @@ _TEXT_BYTES = 1000
 _TRACEBACK_BYTES = 2048
 #: Letters read in one round trip; each may have a whole event.
 _PAGE = 100
-_LAST_SEQUENCE = 2**64 - 1
 #: Reasons for which a whole event is not taken at its word, with the field and what is wrong with it.
 _NOT_THAT_EVENT = {
     "type_mismatch": ("type", "it came on the channel of another type"),
@@ -114,52 +114,6 @@ class Size:
     dropped: int
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which dead letters are meant: those for which all of this holds.
-
-    Arguments:
-        since_ms, until_ms: Written at or after the one and before the other, ms since the epoch.
-        reason, event_type: Globs, as in ``@on_event``.
-        handler: Name of a handler task.
-        ids: Ids of letters or of events.
-
-    Raises:
-        ValueError: A glob is none.
-    """
-
-    since_ms: int | None = None
-    until_ms: int | None = None
-    reason: str | None = None
-    event_type: str | None = None
-    handler: str | None = None
-    ids: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        for pattern in (self.reason, self.event_type):
-            if pattern is not None:
-                compile_pattern(pattern)
-
-    def holds(self, letter: DeadLetter) -> bool:
-        """Whether *letter* is one of them, its time aside."""
-        return (
-            _fits(self.reason, letter.reason)
-            and self.handler in (None, letter.handler)
-            and self.holds_event(letter.event_type, letter.event_id, letter.letter_id)
-        )
-
-    def holds_event(self, event_type: str, *ids: str) -> bool:
-        """Whether an event of this type is one of them that goes by any of *ids*."""
-        return _fits(self.event_type, event_type) and (not self.ids or any(one and one in self.ids for one in ids))
-
-    @property
-    def bounds(self) -> tuple[str, str]:
-        """The first and the last stream id they may have."""
-        first = "-" if self.since_ms is None else f"{self.since_ms}-0"
-        last = "+" if self.until_ms is None else f"{self.until_ms - 1}-{_LAST_SEQUENCE}"
-        return first, last
-
-
 class DeadLetters:
     """The dead letters of one group, capped by count and by bytes.
 
@@ -193,29 +147,46 @@ class DeadLetters:
                 self._park(keys=self._letter_keys(letter), args=self._arguments(letter, mark_ttl_ms), client=pipe)
             return [bool(written) for written in pipe.execute()]
 
-    def bury(self, letter: DeadLetter, *, ended: bool = True) -> None:
-        """Write *letter* and take its task out of the ledger in one step. Safe to repeat.
+    def bury(self, letter: DeadLetter, ended: Ended | None) -> bool:
+        """Write *letter* and take its task out of the ledger in one step; False as :meth:`add`. Safe to repeat.
 
         Arguments:
-            ended: Whether the task has ended with that. Otherwise it runs if its message comes after all.
+            ended: How the task has ended with that. None: not at all, it runs if its message comes after all.
         """
         group, task_id = self._settings.group, letter.task_id
         task_keys = [self._keys.done(task_id), self._keys.lease(task_id)]
         task_keys += [self._keys.inflight(group), self._keys.inflight_pairs(group)]
-        done_ttl_ms = self._settings.dedup_ttl_ms if ended else 0
-        self._park(keys=self._letter_keys(letter) + task_keys, args=self._arguments(letter, _MARK_TTL_MS, done_ttl_ms))
+        keys, args = self._letter_keys(letter) + task_keys, self._arguments(letter, _MARK_TTL_MS, ended)
+        return bool(self._park(keys=keys, args=args))
 
     def _letter_keys(self, letter: DeadLetter) -> list[str]:
         return [self._key, self._size_key, self._keys.parked(self._settings.group, letter.mark)]
 
-    def _arguments(self, letter: DeadLetter, mark_ttl_ms: int, done_ttl_ms: int = 0) -> list[Any]:
+    def _arguments(self, letter: DeadLetter, mark_ttl_ms: int, ended: Ended | None = None) -> list[Any]:
         limits = (self._settings.max_dead_letters, self._settings.max_dead_letter_bytes)
-        return [mark_ttl_ms, *limits, letter.task_id, done_ttl_ms, *_written(letter)]
+        done = (self._settings.dedup_ttl_ms, ended.encode()) if ended else (0, "")
+        return [mark_ttl_ms, *limits, letter.task_id, *done, *_written(letter)]
 
     def latest(self, count: int) -> list[DeadLetter]:
         """Return up to *count* letters, newest first."""
         rows: Any = self._client.xrevrange(self._key, count=count)
         return [_letter(*row) for row in rows]
+
+    def by_id(self, letter_ids: Sequence[str]) -> dict[str, DeadLetter]:
+        """Return those of the letters that are there, by id; one round trip.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+
+        def read() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for letter_id in letter_ids:
+                    pipe.xrange(self._key, letter_id, letter_id)
+                return pipe.execute()
+
+        rows = attempt(self._settings, "reading dead letters", read)
+        return {letter.letter_id: letter for found in rows for letter in (_letter(*row) for row in found)}
 
     def select(
         self, selection: Selection, *, between: tuple[str, str] | None = None, newest_first: bool = False
@@ -230,7 +201,10 @@ class DeadLetters:
         """
         first, last = selection.bounds if between is None else between
         while rows := self._page(first, last, newest_first):
-            yield from (letter for row in rows if selection.holds(letter := _letter(*row)))
+            for letter in (_letter(*row) for row in rows):
+                ids = (letter.event_id, letter.letter_id)
+                if selection.holds_letter(letter.reason, letter.handler, letter.event_type, *ids):
+                    yield letter
             if newest_first:
                 last = f"({rows[-1][0].decode()}"
             else:
@@ -290,10 +264,6 @@ def _letter(letter_id: bytes, stored: dict[bytes, bytes]) -> DeadLetter:
         elif kind == "int":
             values[name.decode()] = int(value) if value.isdigit() else 0
     return DeadLetter(**values)
-
-
-def _fits(pattern: str | None, text: str) -> bool:
-    return pattern is None or compile_pattern(pattern).fullmatch(text) is not None
 
 
 def _sha256(data: bytes) -> str:

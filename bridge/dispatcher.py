@@ -11,6 +11,9 @@ from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
 from bridge.handlers import Handler, Registry
 from bridge.handover import Handover
+from bridge.log_fields import about_letter
+from bridge.ledger import Ended
+from bridge.logs import Pace, about
 from bridge.messages import Message, Outbox
 from bridge.metrics import Counters
 from bridge.records import Entry
@@ -66,6 +69,7 @@ class Dispatcher:
         self._handed_over: Batch | None = None
         #: The queue that is too long for another message; dispatch waits for it.
         self.full_queue: str | None = None
+        self._pace = Pace()
 
     def look_at_held(self) -> None:
         """Begin the next step with the entries this consumer holds: after a failure, or a claim."""
@@ -88,7 +92,8 @@ class Dispatcher:
             if self._dispatch(entries, read_on=not self._look_at_held):
                 return len(entries)
         except _Overtaken:
-            log.info("entries of group %s have changed hands: read again", self._settings.group)
+            extra = about("entries_overtaken", group=self._settings.group, consumer=self._consumer)
+            log.info("entries of group %s have changed hands: read again", self._settings.group, extra=extra)
             self._start_over()
             return 0
         except BaseException:
@@ -193,6 +198,9 @@ class Dispatcher:
 
     def _count(self, batch: Batch) -> None:
         batch.counts["dispatched"] = len(batch.pushes) + len(batch.messages)
+        if lost := batch.counts["lost"]:  # not before: what is tried again would be told again
+            extra = about("event_lost", group=self._settings.group, consumer=self._consumer, count=lost)
+            log.error("%d journal entries were removed before they were dispatched: lost", lost, extra=extra)
         for name, amount in batch.counts.items():
             self._counters.add(name, amount)
 
@@ -204,8 +212,11 @@ class Dispatcher:
         full = next((queue for queue in queues if self._outbox.waiting(queue) >= limit), None)
         if full is not None:
             self._counters.add("held_back")
-            if full != self.full_queue:
-                log.warning("dispatch waits: queue %s has %d messages or more; the journal keeps", full, limit)
+            # A queue that is worked off more slowly than events come has room now and then, for a moment.
+            if full != self.full_queue and self._pace.due(full):
+                extra = about("dispatch_waits", group=self._settings.group, consumer=self._consumer, queue=full)
+                text = "dispatch waits: queue %s has %d messages or more; the journal keeps"
+                log.warning(text, full, limit, extra=extra)
         self.full_queue = full
         return full is not None
 
@@ -231,7 +242,6 @@ class Dispatcher:
             return []  # a replay for another group
         if entry.data is None:
             batch.counts["lost"] += 1
-            log.error("journal entry %s was removed before it was dispatched: its event is lost", entry.entry_id)
             return []
         try:
             stored = StoredEvent.read(entry.data)
@@ -262,9 +272,16 @@ class Dispatcher:
         return messages
 
     def _park(self, letter: DeadLetter) -> None:
-        self._dead_letters.add(letter)
+        if letter.task_id:
+            is_new = self._dead_letters.bury(letter, Ended(at_ms=time.time_ns() // 1_000_000))
+        else:
+            is_new = self._dead_letters.add(letter)
         self._counters.add("dead")
-        log.warning("dead letter (%s): %s %s", letter.reason, letter.handler or letter.origin, letter.detail)
+        if not is_new:
+            return  # it was told when it was
+        extra = about_letter("dead_letter", letter, self._settings.group)
+        place = letter.handler or letter.origin
+        log.warning("dead letter (%s): %s %s", letter.reason, place, letter.detail, extra=extra)
 
 
 class _Overtaken(Exception):

@@ -32,6 +32,8 @@ _ORDER = ("id", "type", "payload", "timestamp", "source", "metadata", "correlati
 #: How the JSON begins that is stored, whoever wrote it.
 STORED_START = b'{"id":"'
 _PLAIN = frozenset(_ORDER)
+#: Longest id of a cause or a chain that is indexed: it becomes part of a key. Other programs choose it.
+_MAX_CAUSE_LENGTH = 200
 _set = object.__setattr__
 #: Validation context of data that came through ``wire.loads`` and so is plain JSON already.
 _FROM_WIRE = {"from_wire": True}
@@ -44,6 +46,8 @@ class Cause:
     event_id: str
     correlation_id: str
     hops: int
+    #: The handler's task in which it follows; empty outside one.
+    task_id: str = ""
 
 
 class Event(BaseModel, Generic[PayloadT]):
@@ -56,7 +60,7 @@ class Event(BaseModel, Generic[PayloadT]):
         timestamp: When it happened, ms since the epoch; now unless given. Foreign values that are no such
             number are kept as they came, see :attr:`occurred_at`.
         source: Program that published it.
-        metadata: JSON object about the event. The bridge uses ``causationId`` and ``hops``.
+        metadata: JSON object about the event. The bridge uses ``causationId``, ``hops``, ``taskId`` and ``replay``.
         correlation_id: Id shared by all events of one chain.
 
     Raises:
@@ -233,6 +237,13 @@ class Event(BaseModel, Generic[PayloadT]):
         return hops if type(hops) is int and hops > 0 else 0
 
     @property
+    def follows(self) -> str | None:
+        """Id of the event that caused this one, or else of its chain; None when it is the first of its own."""
+        cause = (self.metadata or {}).get("causationId") or self.correlation_id
+        fits = isinstance(cause, str) and 0 < len(cause) <= _MAX_CAUSE_LENGTH and cause.isascii()
+        return cause if fits and cause != self.id else None
+
+    @property
     def replay(self) -> str | None:
         """Name of the replay that brings this event once more; None for the first time."""
         return replay_of(self.metadata)
@@ -268,7 +279,9 @@ def caused_by(cause: Cause | None, type: str, payload: Any = None, **fields: Any
     if cause is not None:
         fields = _renamed(fields)
         fields.setdefault("correlationId", cause.correlation_id)
-        chain = {"causationId": cause.event_id, "hops": cause.hops + 1}
+        chain: dict[str, Any] = {"causationId": cause.event_id, "hops": cause.hops + 1}
+        if cause.task_id:
+            chain["taskId"] = cause.task_id
         # The chain wins: a caller who passes the parent's metadata on must not switch the loop guard off.
         fields["metadata"] = (fields.get("metadata") or {}) | chain
     return Event(type=type, payload=payload, **fields)

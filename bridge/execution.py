@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -20,10 +21,17 @@ from bridge.connection import attempt
 from bridge.context import current_request
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.errors import BridgeError, BusUnavailable
-from bridge.ledger import Begun, Ledger
+from bridge.ledger import Begun, Ended, Ledger
+from bridge.logs import Pace, about
 from bridge.publishing import get_bus
 
 log = logging.getLogger(__name__)
+
+#: Attribute of a request: when its task began, by the monotonic clock.
+_BEGAN = "bridge_began_s"
+
+#: Pause between two lines about the same trouble of a task.
+_SAY_AGAIN_S = 600.0
 
 _executions: WeakKeyDictionary[EventBus, Executions] = WeakKeyDictionary()
 
@@ -33,6 +41,7 @@ class _End:
     """The end of a task: with a dead letter, or well; *unless_begun*: not if it has ended or another copy runs."""
 
     letter: DeadLetter | None
+    ended: Ended
     unless_begun: bool = False
 
 
@@ -54,6 +63,7 @@ class Executions:
         #: Tasks whose end is still to be noted.
         self._ends: dict[str, _End] = {}
         self._keeper: threading.Thread | None = None
+        self._pace = Pace(_SAY_AGAIN_S)
         self._wake = threading.Event()
 
     def begin(self, task_id: str, *, idempotent: bool, retries: int = 0) -> Begun:
@@ -72,6 +82,8 @@ class Executions:
             lambda: self._ledger.begin(task_id, token, idempotent=idempotent, retries=retries),
         )
         if begun.outcome == "begun":
+            if (request := current_request()) is not None:
+                setattr(request, _BEGAN, time.monotonic())
             with self._lock:
                 self._running[task_id] = token
                 self._start_keeper()
@@ -82,11 +94,12 @@ class Executions:
 
         While Redis is away this process remembers it, and keeps the lease, until it can be noted.
         """
-        end = _End(letter)
+        end = _End(letter, _ending())
         try:
             attempt(self._settings, f"noting the end of task {task_id}", lambda: self._note(task_id, end))
         except BusUnavailable as error:
-            log.warning("%s Tried again in the background.", error)
+            extra = about("end_not_noted", task_id=task_id, group=self._settings.group)
+            log.warning("%s Tried again in the background.", error, extra=extra)
             with self._lock:
                 self._ends[task_id] = end
                 self._start_keeper()
@@ -100,7 +113,7 @@ class Executions:
             unless_begun: Do nothing if the task has ended, or another copy of its message runs.
         """
         with self._lock:
-            self._ends[task_id] = _End(letter, unless_begun)
+            self._ends[task_id] = _End(letter, _ending(), unless_begun)
             self._start_keeper()
         self._wake.set()
 
@@ -137,7 +150,7 @@ class Executions:
         Raises:
             WatchError: It has ended.
         """
-        if not self._ledger.end_first(task_id, pipe):
+        if not self._ledger.end_first(task_id, _ending(), pipe):
             raise WatchError(f"task {task_id} has ended elsewhere: its lease was over before its effect")
 
     def _note(self, task_id: str, end: _End) -> None:
@@ -146,10 +159,10 @@ class Executions:
             if begun.outcome in ("ended", "running"):
                 return
         if end.letter is not None:
-            self._dead_letters.bury(end.letter)
+            self._dead_letters.bury(end.letter, end.ended)
             return
         with self._client.pipeline(transaction=True) as pipe:
-            self._ledger.end(task_id, pipe)
+            self._ledger.end(task_id, end.ended, pipe)
             pipe.execute()
 
     # The thread that keeps leases alive
@@ -177,22 +190,37 @@ class Executions:
                 for task_id, end in ends.items():
                     self._note_late(task_id, end)
             except (RedisError, OSError) as error:
-                log.warning("leases not renewed: %s", error)
+                if self._pace.due("leases"):
+                    extra = about("leases_not_renewed", group=self._settings.group, count=len(running))
+                    log.warning("leases not renewed: %s", error, extra=extra)
             kept = running
 
     def _note_late(self, task_id: str, end: _End) -> None:
         try:
             self._note(task_id, end)
         except ResponseError as error:
-            log.warning("the end of task %s is not noted: %s", task_id, error)  # others may have better luck
-            return
+            if self._pace.due(f"end {task_id}"):
+                extra = about("end_not_noted", task_id=task_id, group=self._settings.group)
+                log.warning("the end of task %s is not noted: %s", task_id, error, extra=extra)
+            return  # others may have better luck
         with self._lock:
             del self._ends[task_id]
             self._running.pop(task_id, None)
 
     def _renew(self, task_id: str, token: str) -> None:
-        if not self._ledger.renew(task_id, token) and self._running.get(task_id) == token:
-            log.error("task %s lost its lease, as after a long freeze: another copy of it may run", task_id)
+        if not self._ledger.renew(task_id, token) and self._running.get(task_id) == token and self._pace.due(token):
+            extra = about("lease_lost", task_id=task_id, group=self._settings.group)
+            text = "task %s lost its lease, as after a long freeze: another copy of it may run"
+            log.error(text, task_id, extra=extra)
+
+
+def _ending() -> Ended:
+    """Return how the running task ends that ends now; in the main process of a worker, which runs none, only when."""
+    request = current_request()
+    began_s = getattr(request, _BEGAN, None)
+    runtime_ms = -1 if began_s is None else int((time.monotonic() - began_s) * 1000)
+    queue = (getattr(request, "delivery_info", None) or {}).get("routing_key") or ""
+    return Ended("", time.time_ns() // 1_000_000, runtime_ms, str(queue))
 
 
 def get_executions() -> Executions:

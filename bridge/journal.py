@@ -93,8 +93,11 @@ class Journal:
         event = record.event
         channel = self._keys.channel(event.type) if broadcast else ""
         ttls = (self._settings.dedup_ttl_ms, self._settings.event_ttl_ms)
+        keys = [self._key, self._keys.seen(event.id), self._keys.event(event.id)]
+        if (cause := event.follows) is not None:
+            keys.append(self._keys.caused(cause))
         return self._publish(
-            keys=[self._key, self._keys.seen(event.id), self._keys.event(event.id)],
+            keys=keys,
             args=[event.digest, record.fingerprint + token, *ttls, event.id, event.type, record.data, channel],
             client=client,
         )
@@ -111,10 +114,14 @@ class Journal:
             For each record what became of it. ``conflict``: its id is taken by an event with another type or
             payload; the first one stays.
         """
-        args: list[Any] = [self._settings.dedup_ttl_ms, int(refill)]
-        for record in records:
-            args += (record.event.digest, record.fingerprint, record.event.id, record.event.type, record.data)
+        args: list[Any] = [self._settings.dedup_ttl_ms, self._settings.event_ttl_ms, int(refill)]
         keys = [self._key, *(self._keys.seen(record.event.id) for record in records)]
+        for record in records:
+            event, caused = record.event, ""
+            if (cause := event.follows) is not None:
+                keys.append(self._keys.caused(cause))
+                caused = str(len(keys))
+            args += (event.digest, record.fingerprint, event.id, event.type, record.data, caused)
         replies = cast("list[int]", self._append(keys=keys, args=args))
         return [_OUTCOMES[reply] for reply in replies]
 

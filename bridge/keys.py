@@ -70,8 +70,12 @@ class Keys:
         """String key: this event id is in the journal. Value ``<digest>:<fingerprint><attempt>:<entry id>``."""
         return self._own(f"seen:{event_id}")
 
+    def caused(self, cause: str) -> str:
+        """Sorted set: ids of the events that an event caused, or that a chain of this id begins with, by time, ms."""
+        return self._own(f"caused:{cause}")
+
     def done(self, task_id: str) -> str:
-        """String key: this task has ended."""
+        """String key: this task has ended. Value: see ``ledger.Ended``."""
         return self._own(f"done:{task_id}")
 
     def lease(self, task_id: str) -> str:
@@ -109,6 +113,18 @@ class Keys:
     def replay(self, group: str, name: str) -> str:
         """Hash: how far the replay of this name has come."""
         return self._own(f"replay:{group}:{name}")
+
+    def replays(self, group: str, event_id: str) -> str:
+        """Sorted set: names of the replays that gave an event to this group once more, by time, ms."""
+        return self._own(f"replays:{group}:{event_id}")
+
+    def starts(self, group: str) -> str:
+        """Hash: how long after their events first runs of tasks began. Fields: see ``begin.lua``."""
+        return self._own(f"starts:{group}")
+
+    def subscribers(self, group: str) -> str:
+        """Hash: name of a live subscriber to what it last said of itself, see presence.py."""
+        return self._own(f"subscribers:{group}")
 
     def parked(self, group: str, mark: str) -> str:
         """String key: the dead letter identified by *mark* was written a moment ago."""

@@ -57,12 +57,49 @@ class Pair(NamedTuple):
         return Listed(task_id, self.encode(), self.delay_ms)
 
 
+class Ended(NamedTuple):
+    """What the done mark of a task tells of its end.
+
+    Arguments:
+        letter_id: Its dead letter; empty when it went well.
+        at_ms: When it ended, ms since the epoch.
+        runtime_ms: How long its last run took; -1 when that is unknown.
+        queue: Where its message came from; empty when that is unknown.
+    """
+
+    letter_id: str = ""
+    at_ms: int = 0
+    runtime_ms: int = -1
+    queue: str = ""
+
+    def encode(self) -> str:
+        """Return it as text, without the letter."""
+        return f"{self.at_ms} {self.runtime_ms} {self.queue}"
+
+    @classmethod
+    def read(cls, mark: bytes) -> Ended:
+        """Return what a done mark says: ``<letter or -> <at_ms> <runtime_ms> <queue>``."""
+        try:
+            letter_id, at_ms, runtime_ms, queue = mark.decode().split(" ", 3)
+            return cls(letter_id.removeprefix("-"), int(at_ms), int(runtime_ms), queue)
+        except ValueError:
+            return cls()  # of another version
+
+
 class Listed(NamedTuple):
     """A task and what is kept of it: its :class:`Pair`, encoded."""
 
     task_id: str
     pair: bytes
     delay_ms: int
+
+
+class Look(NamedTuple):
+    """What the ledger knows of a task: how it *ended*, whether it is *running*, and its pair until it ends."""
+
+    ended: Ended | None
+    running: bool
+    pair: Pair | None
 
 
 @dataclass(frozen=True)
@@ -106,6 +143,7 @@ class Ledger:
         self._inflight = self._keys.inflight(settings.group)
         self._pairs = self._keys.inflight_pairs(settings.group)
         self._lanes = self._keys.inflight_lanes(settings.group)
+        self._starts = self._keys.starts(settings.group)
         self._redispatch_ms = int(settings.redispatch_after_s * 1000)
         self._lease_ms = int(settings.lease_s * 1000)
         self._scripts = {
@@ -147,6 +185,7 @@ class Ledger:
             retries: How often it was retried. The run before may not have said yet that it is over.
         """
         keys = [self._keys.done(task_id), self._keys.lease(task_id), self._inflight, self._pairs, self._lanes]
+        keys.append(self._starts)
         max_deaths = self._settings.max_redispatches
         args: list[Any] = [task_id, token, self._lease_ms, max_deaths, self._redispatch_ms, int(idempotent), retries]
         code, number = cast("list[int]", self._scripts["begin"](keys=keys, args=args))
@@ -163,14 +202,14 @@ class Ledger:
         keys = [self._keys.lease(task_id), self._inflight, self._pairs]
         self._scripts["release"](keys=keys, args=[task_id, token, self._redispatch_ms, delay_ms])
 
-    def end(self, task_id: str, pipe: Pipeline) -> None:
+    def end(self, task_id: str, ended: Ended, pipe: Pipeline) -> None:
         """Queue on *pipe*, a transaction, that a task has ended: its done mark, and that it leaves the ledger."""
-        pipe.set(self._keys.done(task_id), b"1", px=self._settings.dedup_ttl_ms)
+        pipe.set(self._keys.done(task_id), f"- {ended.encode()}", px=self._settings.dedup_ttl_ms)
         pipe.delete(self._keys.lease(task_id))
         pipe.zrem(self._inflight, task_id)
         pipe.hdel(self._pairs, task_id)
 
-    def end_first(self, task_id: str, pipe: Pipeline) -> bool:
+    def end_first(self, task_id: str, ended: Ended, pipe: Pipeline) -> bool:
         """Begin the transaction of *pipe* and queue the end on it, behind what is there; False: it has ended.
 
         EXEC raises ``WatchError``, and changes nothing, when the task ends between now and then.
@@ -183,7 +222,7 @@ class Ledger:
             return False
         pipe.multi()
         pipe.command_stack = queued
-        self.end(task_id, pipe)
+        self.end(task_id, ended, pipe)
         return True
 
     def has_ended(self, task_id: str) -> bool:
@@ -216,6 +255,27 @@ class Ledger:
             keys += (self._keys.done(task.task_id), self._keys.lease(task.task_id))
             args += (task.task_id, int(task.task_id in waiting))
         return {task_id.decode() for task_id in cast("list[bytes]", self._scripts["sweep"](keys=keys, args=args))}
+
+    # For people who look
+
+    def look(self, task_ids: Sequence[str]) -> list[Look]:
+        """Tell what is known of tasks, in one round trip."""
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for task_id in task_ids:
+                pipe.get(self._keys.done(task_id))
+                pipe.hget(self._keys.lease(task_id), "until_ms")
+                pipe.hget(self._pairs, task_id)
+            (seconds, microseconds), *replies = pipe.execute()
+        now_ms = seconds * 1000 + microseconds // 1000
+        return [
+            Look(
+                None if mark is None else Ended.read(mark),
+                until_ms is not None and int(until_ms) > now_ms,
+                None if pair is None else _pair(pair.partition(b" ")[2]),
+            )
+            for mark, until_ms, pair in zip(replies[::3], replies[1::3], replies[2::3], strict=True)
+        ]
 
     def size(self) -> int:
         """Return how many tasks were sent and have not ended."""

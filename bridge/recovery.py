@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
 from bridge.handlers import Registry
-from bridge.ledger import Overdue
+from bridge.ledger import Ended, Overdue
+from bridge.log_fields import about_letter
+from bridge.logs import about
 from bridge.messages import Message, Outbox, task_id_for
 from bridge.metrics import Counters
 from bridge.settings import BridgeSettings
@@ -92,7 +94,9 @@ class Recovery:
             again = {name: task.pair._replace(redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
             self._ledger.sent([], [pair.listed(task_id) for task_id, pair in again.items()])
             self._counters.add("redispatched", len(messages))
-            log.warning("%d overdue tasks neither ran nor waited in their queue: sent again", len(messages))
+            extra = about("tasks_sent_again", group=self._settings.group, count=len(messages))
+            text = "%d overdue tasks neither ran nor waited in their queue: sent again"
+            log.warning(text, len(messages), extra=extra)
 
     def _events(self, overdue: Sequence[Overdue]) -> dict[str, StoredEvent]:
         """Return the events of tasks, by task id: from the journal or, as after its deletion, from their keys."""
@@ -117,7 +121,9 @@ class Recovery:
             raise _Hopeless("gone", text, None)
         handler = next((one for one in self._registry if one.task_name == task.pair.handler), None)
         if handler is None:
-            log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, task.pair.handler)
+            name, event_id, group = task.pair.handler, task.pair.event_id, self._settings.group
+            extra = about("no_handler", event_id=event_id, task_id=task.task_id, handler=name, group=group)
+            log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, name, extra=extra)
             return []  # another subscriber may know it; asked for again until max_redispatches
         try:
             return [self._outbox.prepare(handler, event, task.pair.entry_id.encode())]
@@ -134,9 +140,12 @@ class Recovery:
             )
         else:
             letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts)
-        self._dead_letters.bury(letter, ended=event is not None)
+        now_ms = time.time_ns() // 1_000_000
+        self._dead_letters.bury(letter, Ended(at_ms=now_ms, queue=task.pair.queue) if event is not None else None)
         self._counters.add("dead")
-        log.error("dead letter (%s): %s of event %s: %s", why.reason, handler, task.pair.event_id, why.detail)
+        text = "dead letter (%s): %s of event %s: %s"
+        extra = about_letter("dead_letter", letter, self._settings.group)
+        log.error(text, why.reason, handler, task.pair.event_id, why.detail, extra=extra)
 
 
 class _Hopeless(Exception):

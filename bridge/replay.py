@@ -77,6 +77,7 @@ class Replay:
         self._name = name
         self._filters = json.dumps(filters, sort_keys=True)
         keys = Keys(settings.channel_prefix)
+        self._names = keys
         self._key = keys.replay(settings.group, name)
         self._keys = [keys.journal, self._key, keys.dead(settings.group), keys.dead_size(settings.group)]
         self._replay = script(client, "replay")
@@ -179,9 +180,10 @@ class Replay:
     def _take(self, progress: Progress, step: _Step) -> Progress:
         """Append the events of *step*, which begins where *progress* is; safe to repeat."""
         ttl_ms, group = self._settings.dedup_ttl_ms, self._settings.group
-        head: list[Any] = [progress.cursor, step.to, ttl_ms, step.skipped, int(step.finished), group]
+        head: list[Any] = [progress.cursor, step.to, ttl_ms, step.skipped, int(step.finished), group, self._name]
         args = [*head, *(part for event in step.events for part in event)]
-        counts = attempt(self._settings, f"replay {self._name}", lambda: self._replay(keys=self._keys, args=args))
+        keys = [*self._keys, *(self._names.replays(group, event_id) for _, event_id, *_ in step.events)]
+        counts = attempt(self._settings, f"replay {self._name}", lambda: self._replay(keys=keys, args=args))
         if counts is None:
             raise BridgeError(f"another process runs replay {self._name!r}; wait for it, or choose another name")
         replayed, skipped = map(int, counts)

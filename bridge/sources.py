@@ -10,10 +10,12 @@ from typing import Any, Protocol
 from redis import Redis
 
 from bridge.connection import attempt
-from bridge.dead_letters import DeadLetter, DeadLetters, Selection
+from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.keys import Keys
+from bridge.logs import about
+from bridge.selection import Selection
 from bridge.settings import BridgeSettings
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,9 @@ class JournalSource:
 
     def _page(self, first: str, last: str) -> Any:
         if first.startswith("(") and not self._range(first[1:], first[1:]):
-            log.warning("the journal was trimmed beyond %s: what came next may have expired unreplayed", first[1:])
+            extra = about("journal_trimmed", group=self._settings.group, entry_id=first[1:])
+            text = "the journal was trimmed beyond %s: what came next may have expired unreplayed"
+            log.warning(text, first[1:], extra=extra)
         return self._range(first, last)
 
     def _range(self, first: str, last: str) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 from redis import Redis
 
 from bridge import BridgeSettings, Event
-from bridge.dead_letters import DeadLetter, DeadLetters, Selection
+from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.selection import Selection
 from bridge.keys import Keys
 from bridge.messages import task_id_for
 from bridge.replay import Progress, Replay

@@ -13,7 +13,7 @@ from bridge.dead_letters import DeadLetter, DeadLetters, Selection, Size
 from bridge.devserver import RedisServer
 from bridge.event import Event
 from bridge.keys import Keys
-from bridge.ledger import Ledger, Pair
+from bridge.ledger import Ended, Ledger, Pair
 from bridge.settings import BridgeSettings
 
 
@@ -221,15 +221,15 @@ def test_no_task_ends_without_its_letter(
         else:
             client.set(keys.dead(settings.group), "no stream")
             with pytest.raises(RedisError, match="WRONGTYPE"):
-                letters.bury(doomed)
+                letters.bury(doomed, Ended())
             client.delete(keys.dead(settings.group))
         client.config_set("maxmemory", 1)
         with pytest.raises(RedisError, match="maxmemory"):
-            letters.bury(doomed)
+            letters.bury(doomed, Ended())
         assert (ledger.size(), ledger.has_ended("t1")) == (1, False)
         client.config_set("maxmemory", 0)
         for _ in range(2):
-            letters.bury(doomed)
+            letters.bury(doomed, Ended())
             assert (ledger.size(), ledger.has_ended("t1"), details(letters)) == (0, True, ["1"])
 
 

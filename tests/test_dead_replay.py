@@ -8,7 +8,8 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, Event
-from bridge.dead_letters import DeadLetter, Selection, Size
+from bridge.dead_letters import DeadLetter, Size
+from bridge.selection import Selection
 from bridge.devserver import RedisServer
 from bridge.messages import task_id_for
 from tests.conftest import Queues, Start, eventually

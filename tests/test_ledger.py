@@ -12,7 +12,7 @@ from redis.exceptions import WatchError
 from bridge import BridgeSettings
 from bridge.devserver import RedisServer
 from bridge.keys import Keys
-from bridge.ledger import Begun, Ledger, Pair
+from bridge.ledger import Begun, Ended, Ledger, Pair
 from tests.conftest import eventually
 
 PAIR = Pair(handler="t.all", event_id="e1", entry_id="1-1", queue="celery")
@@ -40,7 +40,7 @@ def make(each_server: RedisServer, client: Redis, prefix: str) -> MakeLedger:
 
 def end(ledger: Ledger, client: Redis, task_id: str) -> None:
     with client.pipeline(transaction=True) as pipe:
-        ledger.end(task_id, pipe)
+        ledger.end(task_id, Ended(), pipe)
         pipe.execute()
 
 
@@ -65,12 +65,12 @@ def test_the_first_end_counts(make: MakeLedger, client: Redis, prefix: str, mome
     with client.pipeline(transaction=True) as first, client.pipeline(transaction=True) as second:
         second.rpush(effects, "second")
         if moment == "between it and EXEC":
-            assert ledger.end_first("t1", second)
+            assert ledger.end_first("t1", Ended(), second)
         first.rpush(effects, "first")
-        assert ledger.end_first("t1", first)
+        assert ledger.end_first("t1", Ended(), first)
         first.execute()
         if moment == "before it":
-            assert not ledger.end_first("t1", second)
+            assert not ledger.end_first("t1", Ended(), second)
             second.execute()
         else:
             with pytest.raises(WatchError):

@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus
-from bridge.dead_letters import Selection
+from bridge.selection import Selection
 from bridge.devserver import RedisServer
 from bridge.messages import task_id_for
 from bridge.replay import Replay

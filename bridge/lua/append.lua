@@ -1,8 +1,10 @@
--- append(keys=[journal, seen_1 .. seen_n],
---        args=[dedup_ttl_ms, refill, then for each event: digest, fingerprint, id, type, event])
+-- append(keys=[journal, seen_1 .. seen_n, caused_1 .. caused_m],
+--        args=[dedup_ttl_ms, event_ttl_ms, refill, then for each event: digest, fingerprint, id, type, event, caused])
 --
 -- journal  stream  one entry per event: id, type, event (the JSON)
 -- seen_i   string  "<digest>:<fingerprint>:<entry>" of the first event with this id, expires after dedup_ttl_ms
+--
+-- caused   zset    see publish.lua; an event names the position of its own among the keys, or "" when it has none
 --
 -- With refill "1", for a journal that was deleted, a mark counts only while its entry is in the journal, and then
 -- whatever it says: keys are read to find what is missing, not to compare them with what was heard. A new journal may
@@ -11,10 +13,10 @@
 -- Returns for each event: 1 appended, 0 a repetition of one already there, -1 the id is taken by an event with
 -- another type or payload. An error stops at that event; calling again is safe, the earlier ones are then seen.
 
-local refill = ARGV[2] == "1"
+local refill = ARGV[3] == "1"
 local outcome = {}
-for i = 1, #KEYS - 1 do
-    local seen, base = KEYS[i + 1], 5 * i - 2
+for i = 1, (#ARGV - 3) / 6 do
+    local seen, base = KEYS[i + 1], 6 * i - 2
     local digest = ARGV[base]
     local first = redis.call("GET", seen)
     if first and refill then
@@ -28,6 +30,11 @@ for i = 1, #KEYS - 1 do
         local id, type, event = ARGV[base + 2], ARGV[base + 3], ARGV[base + 4]
         local entry = redis.call("XADD", KEYS[1], "*", "id", id, "type", type, "event", event)
         redis.call("SET", seen, digest .. ":" .. ARGV[base + 1] .. ":" .. entry, "PX", ARGV[1])
+        local caused = KEYS[tonumber(ARGV[base + 5]) or 0]
+        if caused then
+            redis.pcall("ZADD", caused, string.match(entry, "^%d+"), id)
+            redis.pcall("PEXPIRE", caused, ARGV[2])
+        end
         outcome[i] = 1
     elseif refill or string.sub(first, 1, #digest + 1) == digest .. ":" then
         outcome[i] = 0

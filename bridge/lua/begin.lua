@@ -1,4 +1,4 @@
--- begin(keys=[done, lease, inflight, pairs, lanes],
+-- begin(keys=[done, lease, inflight, pairs, lanes, starts],
 --       args=[task_id, token, lease_ms, max_deaths, redispatch_ms, idempotent, retries])
 --
 -- done      string  exists when the task has ended
@@ -8,6 +8,8 @@
 -- inflight  zset    task id -> when it is overdue, ms; put off, for the task runs
 -- pairs     hash    task id -> "<sent_ms> <pair>"
 -- lanes     hash    "<queue> <priority>" -> sent_ms of the newest task of that queue which has begun, sent once only
+-- starts    hash    of first runs, how long after its journal entry each began: "<e>": how many within 2^e ms, but not
+--                   within 2^(e - 1); ms: their sum
 --
 -- Returns [outcome, number]: [1, deaths] the task may run; [0, 0] it has ended; [-1, ms] another copy of its message
 -- runs, for so long at least; [-2, deaths] too many workers died of it. The same token again gets the same answer.
@@ -60,6 +62,13 @@ if pair then
     -- a retry comes when its time has come, maybe through another queue.
     if fields.redispatches == 0 and not fields.retried and (not newest or tonumber(newest) < tonumber(sent)) then
         redis.call("HSET", KEYS[5], lane, sent)
+    end
+    local appended_ms = tonumber(string.match(fields.entry_id, "^%d+"))
+    if appended_ms and not lease[1] and fields.redispatches == 0 and not fields.retried then
+        local ms = math.max(0, now_ms - appended_ms)
+        local _, exponent = math.frexp(math.max(0, ms - 1))
+        redis.call("HINCRBY", KEYS[6], exponent, 1)
+        redis.call("HINCRBY", KEYS[6], "ms", string.format("%.0f", ms))
     end
 end
 return {1, deaths}

@@ -1,4 +1,4 @@
--- publish(keys=[journal, seen, event_key],
+-- publish(keys=[journal, seen, event_key, caused],
 --         args=[digest, attempt, dedup_ttl_ms, event_ttl_ms, id, type, event, channel])
 --
 -- journal    stream   one entry per event: id, type, event (the JSON)
@@ -6,6 +6,8 @@
 --                    attempt begins with the fingerprint of the broadcast
 -- event_key  string   the JSON, expires after event_ttl_ms
 -- channel    where the JSON is broadcast; empty: nowhere
+-- caused     zset     event id -> when it was published, ms: of all that followed from the same event, or began the
+--                    same chain; expires with its last event. Left out when this event follows from none
 --
 -- Returns 1 when this attempt published the event (also when it did so earlier and the reply was lost). When another
 -- publication of the same id came first nothing is written: 0 if it had the same type and payload, else -1.
@@ -26,5 +28,10 @@ redis.call("SET", KEYS[2], mark .. entry, "PX", ARGV[3])
 redis.call("SET", KEYS[3], ARGV[7], "PX", ARGV[4])
 if ARGV[8] ~= "" then
     redis.call("PUBLISH", ARGV[8], ARGV[7])
+end
+if KEYS[4] then
+    -- pcall: the index is for people who look; something else at its key costs no event
+    redis.pcall("ZADD", KEYS[4], string.match(entry, "^%d+"), ARGV[5])
+    redis.pcall("PEXPIRE", KEYS[4], ARGV[4])
 end
 return 1

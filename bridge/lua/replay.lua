@@ -1,10 +1,12 @@
--- replay(keys=[journal, progress, dead, dead_size],
---        args=[from, to, ttl_ms, skipped, finished, group, then for each event: letter, id, type, event, handler])
+-- replay(keys=[journal, progress, dead, dead_size, replays_1 .. replays_n],
+--        args=[from, to, ttl_ms, skipped, finished, group, name,
+--              then for each of n events: letter, id, type, event, handler])
 --
 -- journal    stream  gets one entry per event: id, type, event (the JSON), group, and handler unless it is empty
 -- progress   hash    cursor: where the source is read next; replayed, skipped: counts; finished: "1" at the end
 -- dead       stream  the entry `letter`, unless empty, goes as its event is appended; one that is gone already stays out
 -- dead_size  hash    bytes: less what it held, see park.lua
+-- replays_i  zset    name of each replay of event i -> when it was, ms
 --
 -- Events, cursor and counts move in one step, from cursor `from` to cursor `to`. Returns {replayed, skipped} so far,
 -- also when the step was done before; nil when the replay is elsewhere, as when another process is at it.
@@ -17,7 +19,7 @@ elseif cursor ~= ARGV[1] then
 end
 
 local replayed, bytes = 0, 0
-for i = 7, #ARGV, 5 do
+for i = 8, #ARGV, 5 do
     local letter = ARGV[i]
     local rows = letter ~= "" and redis.call("XRANGE", KEYS[3], letter, letter)
     if not rows or #rows == 1 then
@@ -25,7 +27,10 @@ for i = 7, #ARGV, 5 do
         if ARGV[i + 4] ~= "" then
             fields[9], fields[10] = "handler", ARGV[i + 4]
         end
-        redis.call("XADD", KEYS[1], "*", unpack(fields))
+        local entry = redis.call("XADD", KEYS[1], "*", unpack(fields))
+        local replays = KEYS[5 + (i - 8) / 5]
+        redis.call("ZADD", replays, string.match(entry, "^%d+"), ARGV[7])
+        redis.call("PEXPIRE", replays, ARGV[3])
         replayed = replayed + 1
     end
     if rows and #rows == 1 then
