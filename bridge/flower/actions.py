@@ -1,0 +1,91 @@
+"""What the buttons of the Events pages do: retry a dead letter, replay an event. As ``bus dead`` and ``bus replay``."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from bridge.errors import BridgeError
+from bridge.flower.data import EventData
+from bridge.flower.tree import find
+from bridge.handlers import registry
+from bridge.logs import about
+from bridge.replay import Replay
+from bridge.selection import Selection
+from bridge.sources import Candidate, DeadSource, JournalSource, Source
+
+log = logging.getLogger(__name__)
+
+#: Events per second; it is about one.
+_RATE = 100.0
+
+
+def retry(data: EventData, letter_id: str) -> str:
+    """Give a dead letter to the handler that failed once more; return what was done, for a person.
+
+    Raises:
+        BridgeError: It cannot be; the text says why.
+        BusUnavailable: Redis does not answer.
+    """
+    at_ms = int(letter_id.partition("-")[0])
+    selection = Selection(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({letter_id}))
+    handlers = {handler.task_name for handler in registry}
+    source = DeadSource(data.client, data.settings, selection, handlers)
+    gone = "this dead letter is gone: it was retried or dropped before"
+    done, name = _replay(data, source, {"from": "dead letters", "id": [letter_id]}, gone)
+    what = done.handler or "all handlers"
+    return f"Retried: {what} gets event {done.event_id} again, as replay {name}."
+
+
+def replay(data: EventData, event_id: str, handler_name: str) -> str:
+    """Give an event of the journal to its handlers once more; return what was done, for a person.
+
+    Arguments:
+        handler_name: The one handler that gets it; empty: all that match.
+
+    Raises:
+        BridgeError: It cannot be; the text says why.
+        BusUnavailable: Redis does not answer.
+    """
+    trace = data.trace(event_id)
+    node = find(trace, event_id) if trace else None
+    gone = f"event {event_id} is no longer in the journal, so it cannot be replayed"
+    if node is None or not node.at_ms:
+        raise BridgeError(gone)
+    # With the moment at which the journal took it nothing else is read.
+    selection = Selection(since_ms=node.at_ms, until_ms=node.at_ms + 1, ids=frozenset({event_id}))
+    filters: dict[str, Any] = {"from": "journal", "id": [event_id]}
+    handlers = {handler.task_name: handler for handler in registry.matching(node.event_type)}
+    if not handler_name:
+        source = JournalSource(data.client, data.settings, selection)
+    elif handler_name in handlers:
+        accepts = handlers[handler_name].matches
+        source = JournalSource(data.client, data.settings, selection, handler_name, accepts)
+        filters["handler"] = handler_name
+    else:
+        raise BridgeError(f"{handler_name[:120]!r} is no handler of {node.event_type} here")
+    done, name = _replay(data, source, filters, gone)
+    return f"Replayed: {handler_name or 'all handlers'} of event {done.event_id}, as replay {name}."
+
+
+def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: str) -> tuple[Candidate, str]:
+    """Replay the one event of *source*; return it, and the name of the replay."""
+    name = f"flower-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    replay = Replay(data.client, data.settings, source, name, filters)
+    found = next(replay.remaining(), None)
+    if found is None:
+        raise BridgeError(gone)
+    if found.event is None:
+        raise BridgeError(f"it cannot be replayed: {found.problem}")
+    replayed = 0
+    for progress in replay.run(_RATE):
+        replayed = progress.replayed
+    if not replayed:
+        raise BridgeError(gone)
+    extra = about("replay_asked", event_id=found.event_id, event_type=found.event_type, handler=found.handler)
+    whom = found.handler or "all handlers"
+    log.info("replay %s was asked for in Flower: event %s to %s", name, found.event_id, whom, extra=extra)
+    return found, name

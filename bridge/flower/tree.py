@@ -1,0 +1,55 @@
+"""The chain of an event as lines to be shown one below the other, each as deep as what caused it demands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bridge.outcomes import EventNode, TaskNode
+from bridge.trace import Trace
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line; exactly one of *event*, *task* and *hidden* is set.
+
+    Arguments:
+        depth: 0 for the first event of a chain.
+        asked: Whether it is the event that was asked for.
+        hidden: Consequences that are left out here.
+        after_s: Seconds from when the journal took the first event of the chain to when it took this one; None when
+            it is the first, or when that is unknown.
+    """
+
+    depth: int
+    event: EventNode | None = None
+    task: TaskNode | None = None
+    asked: bool = False
+    hidden: int = 0
+    after_s: float | None = None
+
+
+def lines(trace: Trace | None) -> list[Line]:
+    """Return the lines of a chain from top to bottom; none when there is no chain."""
+    if trace is None:
+        return []
+    first_ms = min((root.at_ms for root in trace.roots if root.at_ms), default=0)
+    return [line for root in trace.roots for line in _of_event(root, 0, trace.asked, first_ms)]
+
+
+def find(trace: Trace, event_id: str) -> EventNode | None:
+    """Return the place of an event in its chain; None when it is not shown there."""
+    return next((line.event for line in lines(trace) if line.event and line.event.event_id == event_id), None)
+
+
+def _of_event(node: EventNode, depth: int, asked: str, first_ms: int) -> Iterator[Line]:
+    after_s = (node.at_ms - first_ms) / 1000 if depth and first_ms and node.at_ms else None
+    yield Line(depth, event=node, asked=node.event_id == asked, after_s=after_s)
+    for task in node.tasks:
+        yield Line(depth + 1, task=task)
+        for event in task.events:
+            yield from _of_event(event, depth + 2, asked, first_ms)
+    for event in node.events:
+        yield from _of_event(event, depth + 1, asked, first_ms)
+    if node.hidden:
+        yield Line(depth + 1, hidden=node.hidden)

@@ -1,0 +1,260 @@
+"""The Events pages: handlers of Flower's web server. They read and write in threads of their own, never in its loop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flower.views import BaseHandler
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+from tornado import web
+
+from bridge.errors import BridgeError
+from bridge.flower import actions, shown
+from bridge.flower.data import BY_STATE, EventData, Listing
+from bridge.flower.tree import lines
+
+T = TypeVar("T")
+
+#: Longest time a page waits for what it shows, in seconds.
+_PATIENCE_S = 8.0
+#: Seconds between two refreshes of a page, unless ``?autorefresh=`` says otherwise.
+_REFRESH_S = 3
+_STATIC = Path(__file__).parent / "static"
+_FLASH = "bridge_message"
+#: Of a message that waits in a cookie for the next page; a cookie takes 4 kB.
+_FLASH_CHARS = 500
+
+#: Apart from Flower's own threads, so that a Redis that hangs holds up no page of Flower's.
+_threads = ThreadPoolExecutor(4, thread_name_prefix="bridge-pages")
+
+
+class Unavailable(Exception):
+    """What a page shows cannot be had now; the text says why, for a person."""
+
+
+class _Data:
+    """The data of one Flower, made with the first page that needs it."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._made: EventData | None = None
+
+    def get(self) -> EventData:
+        with self._lock:
+            if self._made is None:
+                self._made = EventData(self._app)
+            return self._made
+
+
+class EventsHandler(BaseHandler):  # type: ignore[misc]  # flower has no types
+    """What the pages have in common."""
+
+    def check_xsrf_cookie(self) -> None:
+        """Ask for Flower's checks and for the token, always: Flower wants none while nobody has to log in."""
+        super().check_xsrf_cookie()
+        web.RequestHandler.check_xsrf_cookie(self)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nobody may change anything."""
+        return bool(self.application.options.read_only)
+
+    async def ask(self, do: Callable[[EventData], T]) -> T:
+        """Run *do* in a thread, and return what it does.
+
+        Raises:
+            BridgeError: As *do*.
+            Unavailable: Redis, or the result backend, does not answer, or too late.
+        """
+        source: _Data = self.settings.setdefault("bridge_data", _Data(self.capp))
+        loop = asyncio.get_running_loop()
+        try:
+            return await asyncio.wait_for(loop.run_in_executor(_threads, lambda: do(source.get())), _PATIENCE_S)
+        except TimeoutError:
+            raise Unavailable(f"No answer from Redis within {_PATIENCE_S:.0f} s.") from None
+        except (RedisError, OperationalError, OSError) as error:  # BusUnavailable is an OSError too
+            raise Unavailable(str(error) or type(error).__name__) from error
+
+    def show(self, template: str, status: int = 200, **values: Any) -> None:
+        """Render a page."""
+        self.set_status(status)
+        self.set_header("Cache-Control", "no-store")
+        time = "natural-time" if self.application.options.natural_time else "time"
+        zone = self.capp.conf.timezone
+        self.render(
+            template,
+            time=f"{time}-{zone}" if zone else time,
+            refresh_s=_REFRESH_S if self.application.options.auto_refresh else 0,
+            read_only=self.read_only,
+            shown=shown,
+            asset=self.asset,
+            task_known=self.task_known,
+            **values,
+        )
+
+    def asset(self, name: str) -> str:
+        """Return the address of one of our static files, another one for each version of it."""
+        version = hashlib.sha256((_STATIC / name).read_bytes()).hexdigest()[:12]
+        return f"{self.reverse_url('bridge-static', name)}?v={version}"
+
+    def task_known(self, task_id: str) -> bool:
+        """Whether Flower has a page of this task: it knows those that it has heard of since it runs."""
+        return task_id in self.application.events.state.tasks
+
+    def take_message(self) -> tuple[str, str]:
+        """Return how the last button ended, ``success`` or ``danger``, and what to say of it; once."""
+        cookie = self.get_secure_cookie(_FLASH)
+        if not cookie:
+            return "", ""
+        self.clear_cookie(_FLASH)
+        kind, _, text = cookie.decode(errors="replace").partition(" ")
+        return kind, text
+
+
+class ListView(EventsHandler):
+    """A page with a list; its rows come from :class:`ListData`."""
+
+    def initialize(self, template: str) -> None:
+        self._template = template
+
+    @web.authenticated
+    def get(self) -> None:
+        kind, message = self.take_message()
+        self.show(self._template, kind=kind, message=message, states=BY_STATE)
+
+
+class ListData(EventsHandler):
+    """The rows of a list, asked for by the browser as Flower's task table does it."""
+
+    def read(self, data: EventData, search: str, state: str, start: int, length: int) -> Listing:
+        """Read them; called in a thread."""
+        raise NotImplementedError
+
+    @web.authenticated
+    async def get(self) -> None:
+        draw, start, length = (max(0, self.get_argument(name, 0, type=int)) for name in ("draw", "start", "length"))
+        search, state = (self.get_argument(name, "", escape=False) for name in ("search", "state"))
+        if state and state not in BY_STATE:
+            raise web.HTTPError(400, "Unknown state")
+        try:
+            found, down = await self.ask(lambda data: self.read(data, search, state, start, length)), ""
+        except (Unavailable, BridgeError) as error:
+            found, down = Listing(), str(error)
+        for row in found.rows:
+            for task in row.get("tasks", ()):
+                task["known"] = self.task_known(task["id"])
+            if "task" in row:
+                row["known"] = self.task_known(row["task"])
+        self.set_header("Cache-Control", "no-store")
+        self.write(
+            {
+                "draw": draw,
+                "data": found.rows,
+                "recordsTotal": found.total,
+                "recordsFiltered": found.matching,
+                "letters": found.letters,
+                "searchError": found.problem,
+                "down": down,
+            }
+        )
+
+
+class EventRows(ListData):
+    """Rows of the list of events."""
+
+    def read(self, data: EventData, search: str, state: str, start: int, length: int) -> Listing:
+        return data.events(search, state, start, length)
+
+
+class DeadRows(ListData):
+    """Rows of the list of dead letters."""
+
+    def read(self, data: EventData, search: str, state: str, start: int, length: int) -> Listing:
+        return data.dead(search, start, length)
+
+
+class EventView(EventsHandler):
+    """The page of an event."""
+
+    @web.authenticated
+    async def get(self, event_id: str) -> None:
+        kind, message = self.take_message()
+        values: dict[str, Any] = {"event_id": event_id, "kind": kind, "message": message}
+        try:
+            page = await self.ask(lambda data: data.page(event_id))
+        except (Unavailable, BridgeError) as error:
+            self.show("bridge_event.html", 503, page=None, lines=(), problem=str(error), **values)
+            return
+        if page is None:
+            raise web.HTTPError(404, f"Unknown event '{event_id}'")
+        self.show("bridge_event.html", page=page, lines=lines(page.trace), problem="", **values)
+
+
+class TreeView(EventsHandler):
+    """The chain of an event alone, for the page that shows it already."""
+
+    @web.authenticated
+    async def get(self, event_id: str) -> None:
+        try:
+            trace, problem = await self.ask(lambda data: data.trace(event_id)), ""
+        except (Unavailable, BridgeError) as error:
+            trace, problem = None, str(error)
+            self.set_header("Bridge-Down", "1")
+        self.show("bridge_tree.html", lines=lines(trace), problem=problem)
+
+
+class ActionView(EventsHandler):
+    """A button: does something, then leads back to the page it is on, which says what came of it."""
+
+    async def act(self, do: Callable[[EventData], str], event_id: str = "") -> None:
+        """Do it, and go to the page of an event or, without one, to the dead letters."""
+        if self.read_only:
+            raise web.HTTPError(403, "Flower runs in read-only mode")
+        try:
+            kind, text = "success", await self.ask(do)
+        except Unavailable as error:
+            kind, text = "danger", f"This may have been done or not, look before you try again: {error}"
+        except BridgeError as error:
+            kind, text = "danger", f"Nothing was done: {error}"
+        self.set_secure_cookie(_FLASH, f"{kind} {text[:_FLASH_CHARS]}", expires_days=None)
+        page = ("bridge-event", event_id) if event_id else ("bridge-dead",)
+        self.redirect(self.reverse_url(*page), status=303)
+
+
+class RetryView(ActionView):
+    """Retries a dead letter."""
+
+    @web.authenticated
+    async def post(self, letter_id: str) -> None:
+        await self.act(lambda data: actions.retry(data, letter_id), self.get_argument("event", "", escape=False))
+
+
+class ReplayView(ActionView):
+    """Replays an event."""
+
+    @web.authenticated
+    async def post(self, event_id: str) -> None:
+        handler = self.get_argument("handler", "", escape=False)
+        await self.act(lambda data: actions.replay(data, event_id, handler), event_id)
+
+
+#: What Flower's table of pages gets: url() keeps names and arguments when Flower puts its --url-prefix before them.
+PAGES = (
+    web.url(r"/events", ListView, {"template": "bridge_events.html"}, name="bridge-events"),
+    web.url(r"/events/datatable", EventRows, name="bridge-events-data"),
+    web.url(r"/events/dead", ListView, {"template": "bridge_dead.html"}, name="bridge-dead"),
+    web.url(r"/events/dead/datatable", DeadRows, name="bridge-dead-data"),
+    web.url(r"/events/dead/(\d{1,20}-\d{1,20})/retry", RetryView, name="bridge-retry"),
+    web.url(r"/events/static/(.+)", web.StaticFileHandler, {"path": str(_STATIC)}, name="bridge-static"),
+    web.url(r"/event/([^/]+)", EventView, name="bridge-event"),
+    web.url(r"/event/([^/]+)/tree", TreeView, name="bridge-tree"),
+    web.url(r"/event/([^/]+)/replay", ReplayView, name="bridge-replay"),
+)
