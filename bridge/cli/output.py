@@ -76,6 +76,15 @@ def as_json(value: Any) -> None:
     click.echo(json.dumps(value))
 
 
+def document(value: Any) -> None:
+    """Print JSON to be read: indented and in colours on a terminal, otherwise as :func:`as_json`."""
+    if on_terminal():
+        texts = json.dumps(value, indent=2, ensure_ascii=False).splitlines()
+        _terminal().json_lines([printable(text) for text in texts])
+    else:
+        as_json(value)
+
+
 def line(*parts: Cell, crop: bool = False) -> None:
     """Print one line of data; *crop*: as much of it as fits into one line of the terminal."""
     if not on_terminal():

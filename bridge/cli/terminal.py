@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -43,6 +44,12 @@ def table(columns: Sequence[Column], rows: Iterable[Iterable[Styled]]) -> None:
             cell.truncate(_CELL_CHARS, overflow="ellipsis")
         shown.add_row(*cells)
     _console().print(shown)
+
+
+def json_lines(lines: Iterable[str]) -> None:
+    """Print lines of indented JSON."""
+    for one in lines:
+        _console().print(JSONHighlighter()(one), soft_wrap=True)
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""Lines of an input as they arrive, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+#: Bytes asked for at once; of a pipe come those that are there.
+_CHUNK = 64 * 1024
+
+
+class Line(NamedTuple):
+    """One line, numbered from 1, without its end; of one that is *too_long* nothing is kept."""
+
+    number: int
+    text: bytes
+    too_long: bool = False
+
+
+class Lines:
+    """The lines of *stream* that are not blank, each of *max_bytes* at most."""
+
+    def __init__(self, stream: BinaryIO, max_bytes: int) -> None:
+        self._stream = stream
+        self._max_bytes = max_bytes
+        self._number = 0
+        #: Bytes read so far.
+        self.size = 0
+
+    def arriving(self) -> Iterator[list[Line]]:
+        """Yield what has arrived, in whole lines, without waiting for more of them than are there."""
+        rest, cut = b"", False  # the beginning of a line; whether it was too long to keep
+        read = getattr(self._stream, "read1", self._stream.read)
+        while chunk := read(_CHUNK):
+            self.size += len(chunk)
+            *whole, rest = (rest + chunk).split(b"\n")
+            lines = []
+            for text in whole:
+                lines.append(self._line(text, cut))
+                cut = False
+            if len(rest) > self._max_bytes:
+                rest, cut = b"", True
+            yield [line for line in lines if line.text or line.too_long]
+        if rest or cut:
+            last = self._line(rest, cut)
+            yield [last] if last.text or last.too_long else []
+
+    def _line(self, text: bytes, cut: bool) -> Line:
+        self._number += 1
+        if cut or len(text) > self._max_bytes:
+            return Line(self._number, b"", too_long=True)
+        return Line(self._number, text.strip())
