@@ -17,6 +17,7 @@ from bridge.feed import ChannelFeed, Heard
 from bridge.journal import Journal, Outcome, new_attempt
 from bridge.keys import Keys
 from bridge.local_bus import LocalBus, LocalHandler, Publication
+from bridge.logs import about
 from bridge.metrics import Counters
 from bridge.records import Record
 from bridge.settings import BridgeSettings
@@ -157,7 +158,10 @@ class EventBus(LocalBus):
         if outcome == "appended":
             self._keep_and_deliver(record.event, record.data)
         elif outcome == "conflict":
-            log.warning("not published: the id of %r is taken by an event with another type or payload", record.event)
+            event = record.event
+            extra = about("publication_conflict", event_id=event.id, event_type=event.type)
+            text = "not published: the id of %r is taken by an event with another type or payload"
+            log.warning(text, event, extra=extra)
         return Publication(record.event, duplicate=outcome != "appended", conflict=outcome == "conflict")
 
     def _record(self, event: Event) -> Record:
@@ -198,7 +202,8 @@ class EventBus(LocalBus):
                 )
                 self._listener.start()
         if not self._subscribed.wait(_LISTENER_WAIT_S):
-            log.warning("no subscription at %s yet, trying on", self.settings.redacted_url)
+            extra = about("subscription_late")
+            log.warning("no subscription at %s yet, trying on", self.settings.redacted_url, extra=extra)
 
     def _on_heard(self, heard: Heard) -> None:
         for record in heard.records:

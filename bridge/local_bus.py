@@ -12,6 +12,7 @@ from typing import Any
 
 from bridge.errors import EventInvalid
 from bridge.event import Event
+from bridge.logs import about
 from bridge.patterns import compile_pattern
 
 log = logging.getLogger(__name__)
@@ -129,4 +130,6 @@ class LocalBus:
             try:
                 handler(event)
             except Exception:  # user code: its error must not stop the other handlers
-                log.exception("local handler %r failed on %r", handler, event)
+                name = getattr(handler, "__qualname__", type(handler).__qualname__)
+                extra = about("local_handler_failed", event_id=event.id, event_type=event.type, handler=name)
+                log.exception("local handler %r failed on %r", handler, event, extra=extra)

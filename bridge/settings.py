@@ -99,6 +99,8 @@ class BridgeSettings(BaseSettings):
     lease_s: float = Field(default=30.0, gt=0)
     #: Dispatch waits while a queue is longer; the journal keeps the events. None: never.
     max_queue_length: int | None = Field(default=None, ge=1)
+    #: Log lines of workers and of ``bus subscribe``: for people, or one JSON object a line.
+    log_format: Literal["text", "json"] = "text"
     #: Options for sending tasks by event type, first match wins: ``{"billing.*": {"queue": "billing"}}``.
     routes: dict[str, dict[str, Any]] = Field(default_factory=dict)
 

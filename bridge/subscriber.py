@@ -16,6 +16,7 @@ from bridge.dispatcher import Dispatcher
 from bridge.errors import JournalLost, SettingsError
 from bridge.handlers import registry
 from bridge.intake import Intake
+from bridge.logs import Pace, about
 from bridge.messages import Outbox
 from bridge.metrics import Counters
 from bridge.recovery import Recovery
@@ -93,8 +94,10 @@ class Subscriber:
             if self._outbox.one_redis
             else "through the broker: at least once"
         )
-        log.info("subscriber %s of group %s at %s", self.name, self._settings.group, self._settings.redacted_url)
-        log.info("tasks are sent %s", how)
+        extra = about("subscriber_started", group=self._settings.group, consumer=self.name)
+        place = self._settings.redacted_url
+        text = "subscriber %s of group %s at %s; tasks are sent %s"
+        log.info(text, self.name, self._settings.group, place, how, extra=extra)
 
     def stop(self) -> None:
         """Finish the batch under way, leave the group, close the connections. May be called again."""
@@ -121,20 +124,25 @@ class Subscriber:
         late = [thread.name for thread in self._threads if thread.is_alive()]
         self._threads = []
         if late:
-            log.warning("%s still waiting for Redis or the broker; left behind", ", ".join(late))
+            names = ", ".join(late)
+            extra = about("stop_late", group=self._settings.group, consumer=self.name, where=names)
+            log.warning("%s still waiting for Redis or the broker; left behind", names, extra=extra)
             return
         self._outbox.close()
         self._client.close()
 
     def _keep_running(self, job: Callable[[], None]) -> None:
         """Run *job* until stopped. It handles Redis and broker being away; anything else is a bug, not the end."""
-        thread = threading.current_thread().name
+        thread, pace = threading.current_thread().name, Pace()
         back_off = BackOff(log, f"{thread} failed and starts again", self.counters, self._stop)
         while not self._stop.is_set():
             try:
                 job()
             except Exception as error:  # the loop must go on whatever an event does to it
-                log.exception("%s failed", thread)
+                if pace.due():
+                    group, kind = self._settings.group, type(error).__name__
+                    extra = about("thread_failed", group=group, consumer=self.name, where=thread, reason=kind)
+                    log.exception("%s failed", thread, extra=extra)
                 back_off.wait(error)
 
     def _check(self) -> None:
@@ -145,7 +153,8 @@ class Subscriber:
         tasks = [self._app.tasks[handler.task_name] for handler in registry]
         self._findings = checks.check(self._settings, self._app, tasks)
         for finding in self._findings:
-            log.warning("%s", finding)
+            extra = about("check_failed", group=self._settings.group, setting=finding.setting)
+            log.warning("%s", finding, extra=extra)
 
     def _dispatch(self) -> None:
         group_open = False
@@ -161,7 +170,9 @@ class Subscriber:
                 self._outage.reset()
             except JournalLost as error:
                 # From the beginning: better an event twice, with the same task id, than an event lost.
-                log.error("the journal or group %s was deleted, made anew: %s", self._settings.group, error)
+                extra = about("journal_lost", group=self._settings.group, consumer=self.name)
+                text = "the journal or group %s was deleted, made anew: %s"
+                log.error(text, self._settings.group, error, extra=extra)
                 self.counters.add("journal_lost")
                 self._group_start, group_open = "earliest", False
                 self._intake.refill()
@@ -179,7 +190,8 @@ class Subscriber:
             self._upkeep.resign()
             self._journal.leave(self.name)
         except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
-            log.info("left group %s without a word: %s", self._settings.group, error)
+            extra = about("left_silently", group=self._settings.group, consumer=self.name)
+            log.info("left group %s without a word: %s", self._settings.group, error, extra=extra)
 
     def _open_group(self) -> bool:
         """Make sure that the group exists; False while that has to wait."""
@@ -190,7 +202,9 @@ class Subscriber:
         if begin_late and not self._intake.caught_up.wait(self._settings.block_ms / 1000):
             return False
         if self._journal.create_group(self._group_start):
-            log.info("group %s begins with the %s event", self._settings.group, self._group_start)
+            extra = about("group_created", group=self._settings.group, consumer=self.name)
+            text = "group %s begins with the %s event"
+            log.info(text, self._settings.group, self._group_start, extra=extra)
             if not begin_late:
                 self._intake.refill()  # a group that was there before lost its journal, maybe while nobody was here
         return True

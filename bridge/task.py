@@ -26,6 +26,8 @@ from bridge.errors import BusUnavailable, EventInvalid, HandlerInvalid
 from bridge.event import Event
 from bridge.execution import get_executions
 from bridge.ledger import Begun
+from bridge.log_fields import about_task
+from bridge.logs import Pace
 from bridge.stored import StoredEvent
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 _BUS_AWAY_RETRY_S = 5.0
 #: Attribute of a request: the end of its task is noted. What Celery cannot do afterwards is no failure of the task.
 _ENDED = "bridge_ended"
+_pace = Pace(600.0)  # of trouble that a task meets again and again while it lasts
 
 
 class EventRequest(Request):
@@ -96,7 +99,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         if self.request.is_eager:
             return
         if getattr(self.request, _ENDED, False):
-            log.error("task %s has ended; what follows its end failed: %r", task_id, exc)
+            extra = about_task("ended_task_failed", self, task_id, args and args[0], type(exc).__name__)
+            log.error("task %s has ended; what follows its end failed: %r", task_id, exc, extra=extra)
             return
         self.give_up("failure", f"{type(exc).__name__}: {exc}", task_id, args, str(getattr(einfo, "traceback", "")))
 
@@ -129,7 +133,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         try:
             event = Event.from_dict(args[0])
         except (EventInvalid, LookupError, TypeError) as error:
-            log.error("no dead letter for task %s, which somebody sent by hand: %s", task_id, error)
+            extra = about_task("undeliverable_task", self, task_id, None, reason)
+            log.error("no dead letter for task %s, which somebody sent by hand: %s", task_id, error, extra=extra)
         else:
             self._fail(reason, detail, task_id, event, traceback, unless_begun)
 
@@ -152,7 +157,9 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             if self.acks_late:
                 raise Reject(str(error), requeue=True) from error
             self._send_again(_BUS_AWAY_RETRY_S)
-            log.warning("task %s waits for the bus: %s", task_id, error)
+            if _pace.due(f"bus {task_id}"):
+                extra = about_task("task_waits_for_bus", self, task_id, event)
+                log.warning("task %s waits for the bus: %s", task_id, error, extra=extra)
             raise Ignore from error
         except EventInvalid:
             executions.abandon(task_id)
@@ -180,7 +187,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             try:
                 executions.release(task_id, _delay_s(error))
             except BusUnavailable as away:
-                log.warning("the retry of task %s waits for its lease: %s", task_id, away)
+                extra = about_task("retry_waits", self, task_id, event)
+                log.warning("the retry of task %s waits for its lease: %s", task_id, away, extra=extra)
         elif isinstance(error, Reject):
             self.give_up("rejected", str(cast("Any", error).reason), task_id, [event])
         elif isinstance(error, Ignore):
@@ -193,8 +201,11 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             self._announce("task-deduplicated")
         elif begun.outcome == "running":
             # If that copy's worker has died, this one is to run: neither drop it nor let it go round in circles.
-            self._send_again(begun.left_ms / 1000)
-            log.info("task %s runs elsewhere; this copy looks again in %.1f s", task_id, begun.left_ms / 1000)
+            wait_s = begun.left_ms / 1000
+            self._send_again(wait_s)
+            if _pace.due(f"elsewhere {task_id}"):
+                extra = about_task("task_elsewhere", self, task_id, event)
+                log.info("task %s runs elsewhere; this copy looks again in %.1f s", task_id, wait_s, extra=extra)
         else:
             detail = f"its worker died {begun.deaths} times while it ran"
             self._fail("crashed", detail, task_id, Event.from_dict(event))
@@ -240,7 +251,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         letter = DeadLetter.of_event(
             reason, detail, event, event.encode(), self.name, task_id, traceback=traceback, attempts=attempts
         )
-        log.warning("dead letter (%s): %s of %r", reason, self.name, event)
+        extra = about_task("dead_letter", self, task_id, event, reason)
+        log.warning("dead letter (%s): %s of %r", reason, self.name, event, extra=extra)
         if self.request.id is None:
             # In a worker's main process, after a hard time limit or a revocation, which Celery announces.
             get_executions().end_later(task_id, letter, unless_begun=unless_begun)
@@ -253,7 +265,9 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         try:
             self.send_event(event_type, retry=False, **fields)
         except Exception as error:  # noqa: BLE001  # whatever the broker's client raises, the task is what matters
-            log.warning("monitors were not told %s of task %s: %s", event_type, self.request.id, error)
+            if _pace.due(event_type):
+                extra = about_task("monitors_not_told", self, self.request.id, None)
+                log.warning("monitors were not told %s of task %s: %s", event_type, self.request.id, error, extra=extra)
 
 
 def _delay_s(error: BaseException) -> float:

@@ -12,6 +12,7 @@ from bridge.connection import script
 from bridge.dispatcher import Dispatcher
 from bridge.journal import Journal
 from bridge.keys import Keys
+from bridge.logs import about
 from bridge.metrics import Counters
 from bridge.recovery import Recovery
 from bridge.settings import BridgeSettings
@@ -48,6 +49,7 @@ class Upkeep:
     ) -> None:
         self._elect = script(client, "elect")
         self._key = Keys(settings.channel_prefix).upkeep(settings.group)
+        self._group = settings.group
         self._journal = journal
         self._dispatcher = dispatcher
         self._recovery = recovery
@@ -81,7 +83,8 @@ class Upkeep:
         for consumer in self._journal.idle_consumers(self._claim_idle_ms):
             if consumer != self._consumer and self._journal.leave(consumer, self._claim_idle_ms):
                 self._counters.add("removed")
-                log.info("consumer %s is gone and holds nothing: removed from the group", consumer)
+                extra = about("consumer_removed", group=self._group, consumer=consumer)
+                log.info("consumer %s is gone and holds nothing: removed from the group", consumer, extra=extra)
 
     def _claim(self, stop: threading.Event) -> None:
         cursor = b"0-0"
@@ -90,7 +93,7 @@ class Upkeep:
             if claimed.taken:
                 self._dispatcher.look_at_held()
             self._counters.add("claimed", claimed.taken)
-            self._lost(claimed.removed, "were removed from the journal while a dead consumer held them")
+            self._lost(self._group, claimed.removed, "were removed from the journal while a dead consumer held them")
             cursor = claimed.cursor
             if cursor == b"0-0":
                 return
@@ -102,9 +105,9 @@ class Upkeep:
             more = trimmed.more
             self._counters.add("trimmed", trimmed.removed)
             for group, count in trimmed.lost.items():
-                self._lost(count, f"of group {group} outlived their retention undispatched")
+                self._lost(group, count, f"of group {group} outlived their retention undispatched")
 
-    def _lost(self, count: int, how: str) -> None:
+    def _lost(self, group: str, count: int, how: str) -> None:
         if count:
             self._counters.add("lost", count)
-            log.error("%d events %s: lost", count, how)
+            log.error("%d events %s: lost", count, how, extra=about("event_lost", group=group, count=count))

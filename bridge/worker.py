@@ -11,6 +11,7 @@ from celery import Celery, _state, bootsteps
 from celery.signals import task_revoked
 from pydantic import SecretStr
 
+from bridge import json_logs
 from bridge.context import install_propagation
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
@@ -24,6 +25,7 @@ def install(app: Celery) -> None:
     the environment. Installing twice is the same as once.
     """
     install_propagation()
+    json_logs.install(app)
     task_revoked.connect(end_revoked, weak=False, dispatch_uid="bridge.end_revoked")
     if _state.default_app is None:  # type: ignore[attr-defined]  # not in the stubs
         # Celery's current application belongs to one thread. Without a default, publish_event() in any other thread

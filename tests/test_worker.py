@@ -145,7 +145,8 @@ def test_tasks_wait_for_a_bus_that_is_away(processes: Processes, own_server: Red
     own_server.kill()
     processes.worker("w1", "--no-subscriber", **environment, BRIDGE_PUBLISH_ATTEMPTS="1")
     # More often than a task may be retried: waiting for the bus is none of its retries.
-    eventually(lambda: processes.log("w1").count("waits for the bus") > 4, "the early one is sent again and again", 50)
+    received = "Task tests.app.early["
+    eventually(lambda: processes.log("w1").count(received) > 4, "the early one is sent again and again", 50)
     own_server.start()
     with Redis.from_url(own_server.url) as client:
         Effects(client, prefix).wait_for("early x", "glob y")

@@ -1,0 +1,126 @@
+"""Log lines for programs: an action and fields on every call, nothing said again and again."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from redis import Redis
+
+from bridge.logs import ACTIONS, Action, Fields, Pace, about
+from tests.conftest import Start, eventually
+from tests.test_layers import name_of, sources
+
+#: What returns ``extra``; each takes the action first.
+HELPERS = {"about", "about_task", "about_letter"}
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+
+
+def logger_calls(tree: ast.AST) -> Iterator[ast.Call]:
+    """The calls of loggers' methods: ``log.info()``, ``self._log.info()``, ``logging.getLogger(...).info()``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS:
+            owner = ast.unparse(node.func.value)
+            if re.fullmatch(r"(.*\.)?_?log(ger)?|logging(\.getLogger\(.*\))?", owner):
+                yield node
+
+
+def unknown(code: str) -> list[str]:
+    """Return the log calls of *code* whose ``extra`` is not made by a helper with the name of a known action."""
+    wrong = []
+    for function in [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)]:
+        assigned = [
+            node.value
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "extra"
+        ]
+        for call in logger_calls(function):
+            given = next((keyword.value for keyword in call.keywords if keyword.arg == "extra"), None)
+            extras = assigned if isinstance(given, ast.Name) and given.id == "extra" else [given]
+            if not extras or not all(_known(extra) for extra in extras):
+                wrong.append(ast.unparse(call))
+    return wrong
+
+
+def _known(extra: ast.expr | None) -> bool:
+    if not (isinstance(extra, ast.Call) and isinstance(extra.func, ast.Name) and extra.func.id in HELPERS):
+        return False
+    action = extra.args[0] if extra.args else None
+    return isinstance(action, ast.Constant) and action.value in ACTIONS
+
+
+@pytest.mark.parametrize("path", sources("bridge"), ids=name_of)
+def test_every_log_call_has_a_known_action(path: Path) -> None:
+    """Whatever the bridge logs has ``extra=about(...)`` with an action of the list."""
+    assert unknown(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "is_known"),
+    [
+        ("log.info('x', extra=about('outage'))", True),
+        ("extra = about_task('outage', 1)\n    self._log.error('x', extra=extra)", True),
+        ("logging.getLogger(__name__).info('x', extra=about('outage', count=1))", True),
+        ("log.info('x')", False),
+        ("log.info('x', extra=extra)", False),
+        ("log.exception('x', extra={'action': 'outage'})", False),
+        ("logging.getLogger(__name__).warning('x', extra=about('never_heard_of'))", False),
+        ("extra = about('nonsense')\n    log.error('x', extra=extra)", False),
+        ("math.log(3)\n    click.info('x')\n    self.app.log.setup()", True),
+    ],
+)
+def test_the_check_itself(code: str, is_known: bool) -> None:
+    """The ways to write a log call are seen, with and without a variable."""
+    assert (unknown(f"def f():\n    {code}") == []) is is_known
+
+
+def test_each_action_has_one_meaning_and_is_used() -> None:
+    """The list for the documents holds the actions there are, each with one line, and none that nothing logs."""
+    assert list(ACTIONS) == sorted(get_args(Action))
+    assert all(meaning.endswith(".") and "\n" not in meaning for meaning in ACTIONS.values())
+    code = "\n".join(path.read_text() for path in sources("bridge"))
+    used = set(re.findall(r'\babout(?:_task|_letter)?\(\s*"(\w+)"', code))
+    assert used == set(ACTIONS)
+
+
+def test_fields_have_meanings_and_clash_with_nothing() -> None:
+    """Each field says what it is, and logging takes all of them as ``extra``, whose names it must not use itself."""
+    hints = get_type_hints(Fields, include_extras=True)
+    assert all(isinstance(hint.__metadata__[0], str) for hint in hints.values())
+    values: Any = dict.fromkeys(hints, "x")
+    logging.getLogger(__name__).makeRecord("n", 20, "f", 1, "m", (), None, extra=about("outage", **values))
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    """Fields that are None or empty are no fields; zero is a number."""
+    assert about("dead_letter", event_id="", task_id=None, count=0) == {"action": "dead_letter", "count": 0}
+
+
+def test_a_pace_lets_through_what_is_new() -> None:
+    """The same is said once in a while, something else at once; what was said long ago is forgotten."""
+    slow, fast = Pace(60), Pace(0)
+    assert [slow.due("a"), slow.due("a"), slow.due("b"), slow.due("a")] == [True, False, True, False]
+    assert [fast.due(), fast.due()] == [True, True]
+    assert all(slow.due(str(number)) for number in range(2000))
+    assert slow.due("a")
+
+
+# Lines that would come again and again
+
+
+def test_a_broadcast_that_is_refused_again_is_told_once(
+    use: Callable[..., None], start: Start, client: Redis, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hearing the same wrong message many times is one dead letter, and one line."""
+    use("t.all")
+    subscriber = start()
+    for _ in range(20):
+        client.publish(f"{prefix}a.b", "no json")
+    eventually(lambda: subscriber.counters.snapshot().get("received", 0) >= 20, "all are heard")
+    eventually(lambda: "dead letter (json)" in caplog.text, "it is told")
+    assert caplog.text.count("dead letter (json)") == 1
