@@ -12,8 +12,10 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from redis import Redis
 
+from bridge import BridgeSettings, Event, EventBus
+from bridge.keys import Keys
 from bridge.logs import ACTIONS, Action, Fields, Pace, about
-from tests.conftest import Start, eventually
+from tests.conftest import Queues, Start, eventually
 from tests.test_layers import name_of, sources
 
 #: What returns ``extra``; each takes the action first.
@@ -113,6 +115,11 @@ def test_a_pace_lets_through_what_is_new() -> None:
 # Lines that would come again and again
 
 
+def actions(caplog: pytest.LogCaptureFixture, action: Action) -> list[Any]:
+    """The lines with this action, each with its fields as attributes."""
+    return [record for record in caplog.records if getattr(record, "action", "") == action]
+
+
 def test_a_broadcast_that_is_refused_again_is_told_once(
     use: Callable[..., None], start: Start, client: Redis, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -121,6 +128,47 @@ def test_a_broadcast_that_is_refused_again_is_told_once(
     subscriber = start()
     for _ in range(20):
         client.publish(f"{prefix}a.b", "no json")
-    eventually(lambda: subscriber.counters.snapshot().get("received", 0) >= 20, "all are heard")
-    eventually(lambda: "dead letter (json)" in caplog.text, "it is told")
-    assert caplog.text.count("dead letter (json)") == 1
+    eventually(lambda: subscriber.info().get("received", 0) >= 20, "all are heard")
+    eventually(lambda: actions(caplog, "dead_letter"), "it is told")
+    assert [(line.reason, line.origin) for line in actions(caplog, "dead_letter")] == [("json", f"{prefix}a.b")]
+
+
+def test_dead_letters_that_cannot_be_kept_are_told_once(
+    use: Callable[..., None], start: Start, client: Redis, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who sends rubbish while no dead letter can be written does not fill the log with it."""
+    use("t.all")
+    client.set(Keys(prefix).dead("tests"), "no stream")
+    subscriber = start()
+    for number in range(20):
+        client.publish(f"{prefix}a.b", f"no json {number}")
+    eventually(lambda: subscriber.info().get("received", 0) >= 20, "all are heard")
+    eventually(lambda: subscriber.info().get("errors", 0), "none can be kept")
+    (line,) = actions(caplog, "dead_letter_lost")
+    assert (line.reason, line.group) == ("json", "tests")
+
+
+def test_a_queue_that_has_room_for_a_moment_is_told_once(
+    use: Callable[..., None],
+    start: Start,
+    client: Redis,
+    settings: BridgeSettings,
+    queues: Queues,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While tasks are slower than events dispatch stops and goes; that is one state, and one line."""
+    use("t.all")
+    subscriber = start(max_queue_length=5, batch_size=5, block_ms=20)
+    with EventBus(redis_url=settings.url, channel_prefix=settings.channel_prefix) as bus:
+        bus.publish_many([Event(type="a.b", id=f"n{number}") for number in range(40)])
+    taken: list[Any] = []
+
+    def work_off() -> bool:
+        if subscriber.info()["state"] != "ready":
+            taken.extend(client.rpop(f"{queues.key_prefix}{queues.prefix}celery", 5) or [])
+        return subscriber.info().get("dispatched", 0) == 40
+
+    eventually(work_off, "all are dispatched")
+    assert len(taken) > 20
+    (line,) = actions(caplog, "dispatch_waits")
+    assert (line.queue, line.group, line.consumer) == ("celery", "tests", "one")
