@@ -254,7 +254,7 @@ PAGES = (
     web.url(r"/events/dead/datatable", DeadRows, name="bridge-dead-data"),
     web.url(r"/events/dead/(\d{1,20}-\d{1,20})/retry", RetryView, name="bridge-retry"),
     web.url(r"/events/static/(.+)", web.StaticFileHandler, {"path": str(_STATIC)}, name="bridge-static"),
-    web.url(r"/event/([^/]+)", EventView, name="bridge-event"),
-    web.url(r"/event/([^/]+)/tree", TreeView, name="bridge-tree"),
-    web.url(r"/event/([^/]+)/replay", ReplayView, name="bridge-replay"),
+    web.url(r"/event/(.+)/tree", TreeView, name="bridge-tree"),
+    web.url(r"/event/(.+)/replay", ReplayView, name="bridge-replay"),
+    web.url(r"/event/(.+)", EventView, name="bridge-event"),
 )
