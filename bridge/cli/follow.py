@@ -1,0 +1,227 @@
+"""Events as they come, for ``bus tail`` and ``bus dev``: heard in a thread, shown by the main one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from zlib import crc32
+
+from redis import Redis
+
+from bridge.cli import output
+from bridge.event import Event
+from bridge.feed import Broadcast, ChannelFeed, Heard
+from bridge.keys import Keys
+from bridge.metrics import Counters
+from bridge.patterns import compile_pattern
+from bridge.selection import Selection
+from bridge.settings import BridgeSettings
+from bridge.sources import JournalSource
+
+#: Messages that wait to be shown, in bytes; then they wait in Redis, which cuts the connection off in the end.
+_MAX_WAITING_BYTES = 8 * 1024 * 1024
+#: How often somebody looks whether to go on.
+_TICK_S = 0.2
+#: Of a payload in a line of text; --json has all of it.
+_PAYLOAD_CHARS = 200
+#: Widest column of types that lines are aligned to.
+_TYPE_WIDTH = 32
+_COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta", "orange3")
+
+
+class Follower:
+    """Shows the events of the channels that match.
+
+    Arguments:
+        client: Connected to the bus.
+        settings: Where the channels are.
+        patterns: Globs over the event type; none: all.
+        as_json: Whether each is a line of JSON.
+    """
+
+    def __init__(self, client: Redis, settings: BridgeSettings, patterns: Sequence[str], as_json: bool) -> None:
+        self._client = client
+        self._settings = settings
+        self._keys = Keys(settings.channel_prefix)
+        self._globs = [compile_pattern(pattern) for pattern in patterns]
+        self._show = output.as_json if as_json else None
+        self._printer = _Printer()
+        self._counters = Counters()
+
+    def follow(self, since_ms: int | None = None, tick: Callable[[], bool] = lambda: True) -> None:
+        """Show events until *tick*, asked several times a second, says no, or nobody reads any more.
+
+        Arguments:
+            since_ms: Begin with those that the journal took since then, ms since the epoch.
+
+        Raises:
+            RedisError: This user may not listen.
+        """
+        self._may_listen()
+        end = self._end()
+        waiting = _Waiting()
+        with waiting.filled_by(ChannelFeed(self._client, self._settings, self._counters, self._sift)):
+            while not self._subscribed(waiting):
+                if not tick() or output.reader_gone():
+                    return
+            known = set() if since_ms is None else self._past(since_ms, end)
+            while tick() and not output.reader_gone():
+                if (heard := waiting.take()) is not None:
+                    self._heard(heard, known)
+
+    def _may_listen(self) -> None:
+        """Ask once: the feed would try for ever, as it should while Redis is away."""
+        pubsub: Any = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py has no types here
+        try:
+            pubsub.psubscribe(self._keys.all_channels)
+            pubsub.parse_response(timeout=self._settings.socket_timeout_s)
+        finally:
+            pubsub.close()
+
+    def _subscribed(self, waiting: _Waiting) -> bool:
+        first = waiting.take()
+        if first is None:
+            return False
+        first.subscribed = False  # no gap: there was nothing before
+        waiting.put_back(first)
+        return True
+
+    def _end(self) -> str:
+        rows: Any = self._client.xrevrange(self._keys.journal, count=1)
+        return rows[0][0].decode() if rows else "0-0"
+
+    def _past(self, since_ms: int, before: str) -> set[str]:
+        """Show what the journal has, and return the ids of what came after *before*: that was heard as well."""
+        source = JournalSource(self._client, self._settings, Selection(since_ms=since_ms), accepts=self._accepts)
+        first, _ = source.selection.bounds
+        known = set()
+        for found in source.read(first, self._end()):
+            if _order(found.place) > _order(before):
+                known.add(found.event_id)
+            if found.event is None:
+                output.note(f"no event in the journal at {found.place}: {found.problem}")
+            else:
+                self._event(found.event, _order(found.place)[0])
+            if output.reader_gone():
+                break
+        return known
+
+    def _heard(self, heard: Heard, known: set[str]) -> None:
+        if heard.subscribed:
+            output.note(
+                output.Styled("the connection was lost and is back: events may have been missed", "yellow"),
+                "; --since 5m shows what the journal has",
+            )
+        for message in heard.invalid:
+            text = f" on channel {message.origin}: {message.error}, {len(message.data)} bytes"
+            output.note(output.Styled("no event", "red"), text)
+        for record in heard.records:
+            if record.event.id in known:
+                known.discard(record.event.id)
+            else:
+                self._event(record.event, 0)
+
+    def _event(self, event: Event, at_ms: int) -> None:
+        if self._show is not None:
+            self._show(event.to_dict())
+        else:
+            self._printer.event(event, at_ms)
+
+    def _accepts(self, event_type: str) -> bool:
+        return not self._globs or any(glob.fullmatch(event_type) for glob in self._globs)
+
+    def _sift(self, broadcasts: list[Broadcast]) -> list[Broadcast]:
+        return [broadcast for broadcast in broadcasts if self._accepts(broadcast.event_type)]
+
+
+class _Waiting:
+    """What was heard and is not shown yet, bounded; filled by one thread and emptied by another."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+        self._heard: deque[Heard] = deque()
+        self._size = 0
+
+    @contextmanager
+    def filled_by(self, feed: ChannelFeed) -> Iterator[None]:
+        """Let *feed* fill it for the time of the block."""
+        thread = threading.Thread(target=feed.run, args=(self._stop, self._put), name="bridge-tail", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join(2.0)
+
+    def take(self) -> Heard | None:
+        """Return the next, or None when a tick goes by without one."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._heard, _TICK_S):
+                return None
+            heard = self._heard.popleft()
+            self._size -= _size(heard)
+            self._changed.notify_all()
+            return heard
+
+    def put_back(self, heard: Heard) -> None:
+        """Make *heard* the next again."""
+        with self._changed:
+            self._heard.appendleft(heard)
+            self._size += _size(heard)
+
+    def _put(self, heard: Heard) -> None:
+        with self._changed:
+            while self._size > _MAX_WAITING_BYTES and not self._stop.is_set():
+                self._changed.wait(_TICK_S)
+            self._heard.append(heard)
+            self._size += _size(heard)
+            self._changed.notify_all()
+
+
+class _Printer:
+    """Prints events as lines of text."""
+
+    def __init__(self) -> None:
+        self._width = 0
+        self._day = ""
+
+    def event(self, event: Event, at_ms: int) -> None:
+        """Print one; *at_ms* 0: it came now, and says itself when it happened."""
+        occurred_at = event.occurred_at
+        at_ms = at_ms or (int(occurred_at.timestamp() * 1000) if occurred_at else 0)
+        self._width = min(_TYPE_WIDTH, max(self._width, len(event.type)))
+        when = output.moment(at_ms)
+        payload = json.dumps(event.to_dict()["payload"], ensure_ascii=False)
+        if len(payload) > _PAYLOAD_CHARS:
+            payload = payload[:_PAYLOAD_CHARS] + "..."
+        if output.on_terminal():
+            day, _, time = when.partition("T")
+            if day != self._day:
+                self._day = day
+                output.line(output.Styled(day, "dim"))
+            when = time
+        colour = _COLOURS[crc32(event.type.encode()) % len(_COLOURS)]
+        output.line(
+            output.Styled(when, "dim"),
+            " ",
+            output.Styled(f"{event.type:<{self._width}}", colour),
+            " ",
+            event.id,
+            " ",
+            output.Styled(payload, "dim"),
+            crop=True,
+        )
+
+
+def _size(heard: Heard) -> int:
+    return sum(len(record.data) for record in heard.records) + sum(len(one.data) for one in heard.invalid)
+
+
+def _order(stream_id: str) -> tuple[int, int]:
+    ms, _, sequence = stream_id.partition("-")
+    return int(ms), int(sequence)

@@ -1,0 +1,104 @@
+"""``celery -A APP bus groups ...``: the consumer groups of the journal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from bridge.cli import output
+from bridge.cli.connect import connected
+from bridge.cli.options import force_option, json_option
+from bridge.groups import Groups
+
+#: A group of which a consumer has read within this time is in use: a live one reads every 2 s.
+_ALIVE_S = 10.0
+_COLUMNS = [
+    output.Column("GROUP", "bold", whole=True),
+    output.Column("CONSUMERS", right=True),
+    output.Column("PENDING", right=True),
+    output.Column("BACKLOG", right=True),
+    output.Column("LAST DELIVERED"),
+    output.Column("OF"),
+]
+
+
+@click.group()
+def groups() -> None:
+    """Consumer groups of the journal: list them, delete one.
+
+    Each application has one, by its name or bridge_group; each gets every event once.
+    """
+
+
+@groups.command(name="list")
+@json_option
+@click.pass_context
+def list_(ctx: click.Context, /, as_json: bool) -> None:
+    """List the groups of all applications on this bus.
+
+    PENDING are events that a subscriber has taken and not dispatched yet, BACKLOG those that none has taken (a ? where
+    Redis does not tell), LAST DELIVERED the time of the newest event that was taken.
+
+    \b
+    Example:
+      celery -A bridge bus groups list
+    """
+    with connected(ctx.obj.app) as (client, settings):
+        found = Groups(client, settings).all()
+    own = settings.group
+    if as_json:
+        for group in found:
+            output.as_json(asdict(group) | {"last_ms": group.last_ms, "own": group.name == own})
+        return
+    if found:
+        output.table(
+            _COLUMNS,
+            (
+                (
+                    group.name,
+                    group.consumers,
+                    group.pending,
+                    "?" if group.backlog is None else group.backlog,
+                    output.moment(group.last_ms) or "never",
+                    output.Styled("this application", "green") if group.name == own else "",
+                )
+                for group in found
+            ),
+        )
+    if own not in [group.name for group in found]:
+        output.note(f"group {own} of this application is not there: none of its subscribers has run yet")
+
+
+@groups.command()
+@click.argument("name")
+@force_option
+@click.pass_context
+def delete(ctx: click.Context, /, name: str, force: bool) -> None:
+    """Delete a group and all that the bridge keeps for it: of an application that is gone.
+
+    Its dead letters go as well, and so does the note of which tasks are in flight: those in a queue still run, but one
+    that is lost is not sent again. The events stay in the journal. Refuses while a subscriber of the group is alive,
+    who would begin it anew at the oldest event; --force does not refuse, and does not ask.
+
+    \b
+    Example:
+      celery -A bridge bus groups delete old-shop
+    """
+    with connected(ctx.obj.app) as (client, settings):
+        all_groups = Groups(client, settings)
+        if not all_groups.exists(name):
+            names = ", ".join(group.name for group in all_groups.all()) or "none"
+            raise click.ClickException(f"there is no group {output.printable(name)}; there are {names}")
+        idle_s = all_groups.idle_s(name)
+        if idle_s is not None and idle_s < _ALIVE_S and not force:
+            raise click.ClickException(
+                f"a subscriber of group {name} read {idle_s:.1f} s ago: stop its workers and bus subscribe first, or "
+                "--force it"
+            )
+        held = all_groups.holdings(name)
+        what = f"{held.pending} pending entries, {held.dead_letters} dead letters, {held.in_flight} tasks in flight"
+        whose = "group" if name != settings.group else "this application's own group"
+        output.ask(f"Delete {whose} {name} with its {what} and its replays, for good?", force=force)
+        all_groups.delete(name)
+    output.line(f"group {name} deleted: {what}")
