@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bridge.dead_letters import DeadLetter
 from bridge.messages import Message, Refused, task_id_for
+from bridge.metrics import Counters
 from bridge.stored import StoredEvent
 
 
@@ -22,7 +23,21 @@ class Batch:
     sent: list[bytes] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    #: Name and event type of a counter to what it rises by; messages aside.
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def count(self, counters: Counters, now_ms: int) -> None:
+        """Raise the counters for all of it, which is done.
+
+        Arguments:
+            now_ms: By the clock of the server that holds the journal.
+        """
+        messages = self.pushes + self.messages
+        counters.add_each("dispatched", [message.stored.type for message in messages])
+        for (name, event_type), amount in self.counts.items():
+            counters.add(name, amount, event_type)
+        appended_ms = Counter([message.entry_id.partition(b"-")[0] for message in messages])
+        counters.dispatched_after((now_ms - int(ms), times) for ms, times in appended_ms.items())
 
     def refuse(self, refused: Refused) -> None:
         """Make a dead letter of a message that cannot be sent."""

@@ -15,6 +15,13 @@ from redis.exceptions import RedisError
 
 #: kombu waits for ever for a broker that is gone, unless told; these are for Redis, where it is so.
 _REDIS_BROKER_TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0, "socket_keepalive": True}
+#: For those who only look whether it is there.
+_LOOK_TIMEOUT_S = 1.0
+_LOOK_TIMEOUTS = {
+    "socket_timeout": _LOOK_TIMEOUT_S,
+    "socket_connect_timeout": _LOOK_TIMEOUT_S,
+    "retry_on_timeout": False,
+}
 
 
 def connect(app: Celery) -> Connection:
@@ -24,6 +31,22 @@ def connect(app: Celery) -> Connection:
         options = _REDIS_BROKER_TIMEOUTS | app.conf.broker_transport_options
         connection = app.connection_for_write(transport_options=options)
     return connection
+
+
+def try_out(app: Celery) -> None:
+    """Connect to the broker and let go again; takes some seconds at most.
+
+    Raises:
+        Exception: It cannot be reached, or refuses.
+    """
+    with app.connection_for_write(connect_timeout=_LOOK_TIMEOUT_S) as connection:
+        is_redis = connection.transport.driver_type == "redis"
+        if not is_redis:
+            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+    if is_redis:
+        options = app.conf.broker_transport_options | _LOOK_TIMEOUTS
+        with app.connection_for_write(transport_options=options) as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
 
 
 def is_redis(broker: Connection) -> bool:

@@ -98,7 +98,7 @@ class _Server:
 def _ask_bus(settings: BridgeSettings) -> _Server:
     name, holds = "bus", "events"
     try:
-        with connect(settings.model_copy(update={"socket_timeout_s": _TIMEOUT_S})) as client:
+        with connect(settings, _TIMEOUT_S) as client:
             return _ask(client, name, holds)
     except (RedisError, OSError) as error:
         return _Server(name, holds, {}, f"does not answer ({error})")

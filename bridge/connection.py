@@ -32,6 +32,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from bridge.errors import BusUnavailable
+from bridge.logs import about
 from bridge.metrics import Counters
 from bridge.settings import BridgeSettings
 
@@ -58,13 +59,18 @@ _publish_backoff = ExponentialWithJitterBackoff(cap=1.0, base=0.05)
 _loop_backoff = ExponentialWithJitterBackoff(cap=5.0, base=0.1)
 
 
-def connect(settings: BridgeSettings) -> Redis:
-    """Return a client for the bus; it connects with the first command and may be shared by threads."""
+def connect(settings: BridgeSettings, timeout_s: float | None = None) -> Redis:
+    """Return a client for the bus; it connects with the first command and may be shared by threads.
+
+    Arguments:
+        settings: Where it is.
+        timeout_s: Longest wait for a connection and for an answer, for those who only look; else by the settings.
+    """
     client: Redis = Redis.from_url(
         settings.url,
         retry=Retry(NoBackoff(), 0),
-        socket_timeout=settings.socket_timeout_s,
-        socket_connect_timeout=_CONNECT_TIMEOUT_S,
+        socket_timeout=timeout_s or settings.socket_timeout_s,
+        socket_connect_timeout=min(timeout_s or _CONNECT_TIMEOUT_S, _CONNECT_TIMEOUT_S),
         socket_keepalive=True,
         decode_responses=False,  # one byte that is no UTF-8 would raise inside redis-py and lose the message
         client_name=settings.client_name,
@@ -117,21 +123,26 @@ class BackOff:
         self._what = what
         self._counters = counters
         self._stop = stop
-        #: Failures since the last success.
+        #: Failures since the last success, and the last of them.
         self.failures = 0
+        self.last = ""
 
     def wait(self, error: Exception) -> None:
         """Wait after a failure, with jitter, longer after each one in a row."""
         self._counters.add("errors")
+        self.last = f"{type(error).__name__}: {error}"
         if self.failures == 0:
-            self._log.warning("%s: %s: %s", self._what, type(error).__name__, error)
+            kind = type(error).__name__
+            self._log.warning("%s: %s: %s", self._what, kind, error, extra=about("outage", reason=kind))
         self._stop.wait(_loop_backoff.compute(min(self.failures, 16)))
         self.failures += 1
 
     def reset(self) -> None:
         """Note a success."""
         if self.failures:
-            self._log.info("%s: over after %d failures", self._what, self.failures)
+            extra = about("outage_over", count=self.failures)
+            self._log.info("%s: over after %d failures", self._what, self.failures, extra=extra)
+            self._counters.add("reconnects")
         self.failures = 0
 
 

@@ -11,8 +11,8 @@ from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
 from bridge.handlers import Handler, Registry
 from bridge.handover import Handover
-from bridge.log_fields import about_letter
 from bridge.ledger import Ended
+from bridge.log_fields import about_letter
 from bridge.logs import Pace, about
 from bridge.messages import Message, Outbox
 from bridge.metrics import Counters
@@ -197,12 +197,10 @@ class Dispatcher:
         return answer.entries
 
     def _count(self, batch: Batch) -> None:
-        batch.counts["dispatched"] = len(batch.pushes) + len(batch.messages)
-        if lost := batch.counts["lost"]:  # not before: what is tried again would be told again
+        if lost := batch.counts["lost", ""]:  # not before: what is tried again would be told again
             extra = about("event_lost", group=self._settings.group, consumer=self._consumer, count=lost)
             log.error("%d journal entries were removed before they were dispatched: lost", lost, extra=extra)
-        for name, amount in batch.counts.items():
-            self._counters.add(name, amount)
+        batch.count(self._counters, self._handover.now_ms)
 
     def _held_back(self, batch: Batch) -> bool:
         limit = self._settings.max_queue_length
@@ -241,24 +239,14 @@ class Dispatcher:
         if entry.group not in (None, self._settings.group):
             return []  # a replay for another group
         if entry.data is None:
-            batch.counts["lost"] += 1
+            batch.counts["lost", ""] += 1
             return []
         try:
             stored = StoredEvent.read(entry.data)
         except EventInvalid as error:
             batch.letters.append(DeadLetter.of_message(error.reason, str(error), "journal", entry.data))
             return []
-        handlers: Sequence[Handler] = self._registry.matching(stored.type)
-        if entry.handler is not None:
-            handlers = [handler for handler in self._registry if handler.task_name == entry.handler]
-            if not handlers:
-                # As during a deployment: the dead letter that was replayed is gone, so another keeps the event.
-                batch.bury(
-                    "no_handler", "this subscriber has no such handler", stored, entry.handler, self._settings.group
-                )
-                return []
-        if not handlers:
-            batch.counts["unrouted"] += 1
+        handlers = self._handlers(entry, stored, batch)
         messages = []
         for handler in handlers:
             reason = "where"
@@ -271,12 +259,28 @@ class Dispatcher:
                 batch.bury(reason, f"{type(error).__name__}: {error}", stored, handler.task_name, self._settings.group)
         return messages
 
+    def _handlers(self, entry: Entry, stored: StoredEvent, batch: Batch) -> Sequence[Handler]:
+        """Return the handlers that *entry* is for."""
+        if entry.group is not None:
+            batch.counts["replayed", stored.type] += 1
+        if entry.handler is None:
+            handlers = self._registry.matching(stored.type)
+            if not handlers:
+                batch.counts["unrouted", stored.type] += 1
+            return handlers
+        named = [handler for handler in self._registry if handler.task_name == entry.handler]
+        if not named:
+            # As during a deployment: the dead letter that was replayed is gone, so another keeps the event.
+            text = "this subscriber has no such handler"
+            batch.bury("no_handler", text, stored, entry.handler, self._settings.group)
+        return named
+
     def _park(self, letter: DeadLetter) -> None:
         if letter.task_id:
             is_new = self._dead_letters.bury(letter, Ended(at_ms=time.time_ns() // 1_000_000))
         else:
             is_new = self._dead_letters.add(letter)
-        self._counters.add("dead")
+        self._counters.add("dead", event_type=letter.event_type)
         if not is_new:
             return  # it was told when it was
         extra = about_letter("dead_letter", letter, self._settings.group)

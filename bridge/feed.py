@@ -22,7 +22,9 @@ from bridge.connection import BackOff
 from bridge.errors import EventInvalid
 from bridge.event import UNHEARD_SOURCE, Event
 from bridge.keys import Keys
+from bridge.logs import about
 from bridge.metrics import Counters
+from bridge.pulse import Pulse
 from bridge.records import Record
 from bridge.settings import BATCH_BYTES, BridgeSettings
 
@@ -53,12 +55,17 @@ class Broadcast(NamedTuple):
 
 @dataclass
 class Heard:
-    """What arrived in one go, *count* messages, and whether the subscription began anew."""
+    """What arrived in one go, messages of these *types*, and whether the subscription began anew."""
 
-    count: int = 0
+    types: list[str] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     invalid: list[InvalidMessage] = field(default_factory=list)
     subscribed: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many messages that were."""
+        return len(self.types)
 
 
 class ChannelFeed:
@@ -69,6 +76,7 @@ class ChannelFeed:
         settings: Prefix, batch size and heartbeat interval.
         counters: Raises ``gaps`` and ``errors``.
         sift: Gets what came and returns what of it is to be decoded. Must not raise.
+        pulse: Gets a ``turn`` for every round, and notes ``heard`` and ``gap``.
     """
 
     def __init__(
@@ -77,12 +85,14 @@ class ChannelFeed:
         settings: BridgeSettings,
         counters: Counters,
         sift: Callable[[list[Broadcast]], list[Broadcast]] = lambda broadcasts: broadcasts,
+        pulse: Pulse | None = None,
     ) -> None:
         self._client = client
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
         self._counters = counters
         self._sift = sift
+        self._pulse = pulse or Pulse()
         self._subscriptions = 0
 
     def run(self, stop: threading.Event, on_heard: Callable[[Heard], None]) -> None:
@@ -92,6 +102,7 @@ class ChannelFeed:
         """
         back_off = BackOff(log, f"lost the event channels at {self._settings.redacted_url}", self._counters, stop)
         while not stop.is_set():
+            self._pulse.turn()
             try:
                 for heard in self._listen(stop):
                     on_heard(heard)
@@ -109,8 +120,10 @@ class ChannelFeed:
             while not stop.is_set():
                 heard, any_sign = self._read(pubsub)
                 now = time.monotonic()
+                self._pulse.turn()
                 if any_sign:
                     alive_at = now
+                    self._pulse.note("heard")
                 if heard.count or heard.subscribed:
                     heard.records = restore_sources(self._client, self._settings, heard.records)
                     yield heard
@@ -144,7 +157,7 @@ class ChannelFeed:
             if not any_sign:
                 raise
             # What was heard goes first: nobody says it again. The next read meets the error again.
-        heard.count = len(broadcasts)
+        heard.types = [broadcast.event_type for broadcast in broadcasts]
         for broadcast in self._sift(broadcasts):
             self._decode(broadcast, heard)
         return heard, any_sign
@@ -163,7 +176,9 @@ class ChannelFeed:
         self._subscriptions += 1
         if self._subscriptions > 1:
             self._counters.add("gaps")
-            log.info("subscribed to %s again: events may have been missed", self._keys.all_channels)
+            self._pulse.note("gap")
+            extra = about("subscribed_again", count=self._subscriptions - 1)
+            log.info("subscribed to %s again: events may have been missed", self._keys.all_channels, extra=extra)
 
 
 def restore_sources(client: Redis, settings: BridgeSettings, records: list[Record]) -> list[Record]:

@@ -67,6 +67,11 @@ class Handover:
         """Whether a request waits for :meth:`finish`."""
         return self._request is not None
 
+    @property
+    def now_ms(self) -> int:
+        """The time, ms since the epoch, by the clock of the server."""
+        return int(time.monotonic() * 1000 + self._clock_offset_ms)
+
     def open(self) -> None:
         """Connect, unless connected. Only entries read after this are guarded."""
         if self._connection is not None:
@@ -144,8 +149,7 @@ class Handover:
             self._queues.add(key)
         commands: list[tuple[Any, ...]] = [("LPUSH", key, *texts) for key, texts in queues.items()]
         if messages:
-            now_ms = int(time.monotonic() * 1000 + self._clock_offset_ms)
-            commands += self._ledger.listing([message.listed for message in messages], now_ms)
+            commands += self._ledger.listing([message.listed for message in messages], self.now_ms)
         if entry_ids:
             commands.append(self._journal.acknowledging(entry_ids))
         return commands

@@ -10,6 +10,7 @@ import logging
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
@@ -24,7 +25,10 @@ from bridge.feed import Broadcast, ChannelFeed, Heard, InvalidMessage
 from bridge.fields import ID_PATTERN
 from bridge.journal import Journal
 from bridge.keys import Keys
+from bridge.log_fields import about_letter
+from bridge.logs import Pace, about
 from bridge.metrics import Counters
+from bridge.pulse import Pulse
 from bridge.records import Record
 from bridge.settings import BATCH_BYTES, BridgeSettings
 
@@ -54,23 +58,31 @@ class Intake:
 
     Arguments:
         client: Connected to the bus.
-        journal, dead_letters, counters: Its parts.
+        journal, dead_letters, counters, pulse: Its parts.
         settings: Limits and lifetimes.
     """
 
     def __init__(
-        self, client: Redis, journal: Journal, dead_letters: DeadLetters, counters: Counters, settings: BridgeSettings
+        self,
+        client: Redis,
+        journal: Journal,
+        dead_letters: DeadLetters,
+        counters: Counters,
+        pulse: Pulse,
+        settings: BridgeSettings,
     ) -> None:
         self._client = client
         self._journal = journal
         self._dead_letters = dead_letters
         self._counters = counters
+        self._pulse = pulse
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
         self._gap = threading.Event()
         #: Whether what is heard is mostly in the journal already.
         self._behind = False
         self._journal_lost = threading.Event()
+        self._pace = Pace()
         #: Set once everything that was retained when we first subscribed is in the journal.
         self.caught_up = threading.Event()
 
@@ -81,7 +93,7 @@ class Intake:
 
     def listen(self, stop: threading.Event) -> None:
         """Append what is broadcast until *stop* is set."""
-        feed = ChannelFeed(self._client, self._settings, self._counters, self._sift)
+        feed = ChannelFeed(self._client, self._settings, self._counters, self._sift, self._pulse)
         feed.run(stop, lambda heard: self._on_heard(heard, stop))
 
     def catch_up(self, stop: threading.Event) -> None:
@@ -109,7 +121,7 @@ class Intake:
     def _on_heard(self, heard: Heard, stop: threading.Event) -> None:
         if heard.subscribed:
             self._gap.set()  # subscribed first, scan second: nothing falls between
-        self._counters.add("received", heard.count)
+        self._counters.add_each("received", heard.types)
         appended = self._until_done(lambda: self._take(heard.records, heard.invalid, "appended"), stop)
         if heard.count:
             self._behind = 2 * (appended or 0) <= heard.count
@@ -127,7 +139,8 @@ class Intake:
         if unknown:
             time.sleep(_BEHIND_S)
             unknown = self._unknown(unknown)
-        self._counters.add("duplicate", len(broadcasts) - len(unknown))
+        heard, new = (Counter([one.event_type for one in some]) for some in (broadcasts, unknown))
+        self._counters.add_each("duplicate", (heard - new).elements())
         return unknown
 
     def _unknown(self, broadcasts: list[Broadcast]) -> list[Broadcast]:
@@ -143,10 +156,14 @@ class Intake:
         what = f"the journal at {self._settings.redacted_url} does not answer"
         back_off = BackOff(log, what, self._counters, stop)
         while True:
+            self._pulse.turn()
             try:
-                return do()
+                done = do()
             except (RedisError, OSError) as error:
                 back_off.wait(error)
+            else:
+                back_off.reset()
+                return done
             if stop.is_set():
                 return None
 
@@ -172,8 +189,9 @@ class Intake:
             letters.append(DeadLetter.of_message(error.reason, str(error), origin, message.data))
         # A key is read again after every gap, for as long as it is there.
         self._refuse(letters, remember=counter == "caught_up")
-        self._counters.add(counter, outcomes.count("appended"))
-        self._counters.add("duplicate", outcomes.count("repeated"))
+        for name, outcome in ((counter, "appended"), ("duplicate", "repeated")):
+            rows = zip(records, outcomes, strict=True)
+            self._counters.add_each(name, [record.event.type for record, came in rows if came == outcome])
         return outcomes.count("appended")
 
     def _refuse(self, letters: Sequence[DeadLetter], *, remember: bool) -> None:
@@ -187,12 +205,16 @@ class Intake:
             # No right to write them, or something else at their key. The events that come after must not wait for that.
             self._counters.add("errors")
             for letter in letters:
-                log.error("dead letter (%s) from %r could not be kept: %s", letter.reason, letter.origin, error)
+                if self._pace.due(letter.reason):
+                    extra = about_letter("dead_letter_lost", letter, self._settings.group)
+                    text = "dead letter (%s) from %r could not be kept: %s"
+                    log.error(text, letter.reason, letter.origin, error, extra=extra)
             return
         for letter, is_new in zip(letters, written, strict=True):
             if is_new:
                 self._counters.add("invalid")
-                log.warning("dead letter (%s) from %r: %s", letter.reason, letter.origin, letter.detail)
+                extra = about_letter("dead_letter", letter, self._settings.group)
+                log.warning("dead letter (%s) from %r: %s", letter.reason, letter.origin, letter.detail, extra=extra)
 
     def _scan(self, stop: threading.Event, refill: bool) -> None:
         cursor, stale = 0, 0
@@ -206,7 +228,8 @@ class Intake:
         if stale:
             text = "%d event keys left alone: their timestamps say that they are older than bridge_event_ttl_s, %d s, "
             text += "which the keys outlive; make it longer than any program keeps them"
-            log.warning(text, stale, self._settings.event_ttl_s)
+            extra = about("keys_left_alone", group=self._settings.group, count=stale)
+            log.warning(text, stale, self._settings.event_ttl_s, extra=extra)
         self.caught_up.set()
 
     def _take_keys(self, names: Sequence[bytes], refill: bool) -> int:

@@ -93,7 +93,7 @@ class Recovery:
         if tasks:
             again = {name: task.pair._replace(redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
             self._ledger.sent([], [pair.listed(task_id) for task_id, pair in again.items()])
-            self._counters.add("redispatched", len(messages))
+            self._counters.add_each("redispatched", [message.stored.type for message in messages])
             extra = about("tasks_sent_again", group=self._settings.group, count=len(messages))
             text = "%d overdue tasks neither ran nor waited in their queue: sent again"
             log.warning(text, len(messages), extra=extra)
@@ -142,7 +142,7 @@ class Recovery:
             letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts)
         now_ms = time.time_ns() // 1_000_000
         self._dead_letters.bury(letter, Ended(at_ms=now_ms, queue=task.pair.queue) if event is not None else None)
-        self._counters.add("dead")
+        self._counters.add("dead", event_type=event.type if event else "")
         text = "dead letter (%s): %s of event %s: %s"
         extra = about_letter("dead_letter", letter, self._settings.group)
         log.error(text, why.reason, handler, task.pair.event_id, why.detail, extra=extra)

@@ -99,6 +99,10 @@ class BridgeSettings(BaseSettings):
     lease_s: float = Field(default=30.0, gt=0)
     #: Dispatch waits while a queue is longer; the journal keeps the events. None: never.
     max_queue_length: int | None = Field(default=None, ge=1)
+    #: Port of metrics and health checks, at ``/metrics``, ``/healthz`` and ``/readyz``. None: off. One subscriber each.
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    #: Interface that they are served on. They need no password: leave them to this host or to a network of your own.
+    metrics_host: str = "127.0.0.1"
     #: Log lines of workers and of ``bus subscribe``: for people, or one JSON object a line.
     log_format: Literal["text", "json"] = "text"
     #: Options for sending tasks by event type, first match wins: ``{"billing.*": {"queue": "billing"}}``.

@@ -15,10 +15,13 @@ from bridge.connection import BackOff, connect
 from bridge.dispatcher import Dispatcher
 from bridge.errors import JournalLost, SettingsError
 from bridge.handlers import registry
+from bridge.health import Health
 from bridge.intake import Intake
 from bridge.logs import Pace, about
 from bridge.messages import Outbox
 from bridge.metrics import Counters
+from bridge.monitoring import Monitoring
+from bridge.pulse import Pulse
 from bridge.recovery import Recovery
 from bridge.settings import BridgeSettings
 from bridge.stores import Stores
@@ -51,7 +54,8 @@ class Subscriber:
             raise SettingsError("task_always_eager runs tasks where they are called; a subscriber needs a broker")
         app.finalize()  # a task that cannot be made must show now, not with its first event
         self.name = name
-        self.counters = Counters()
+        self.counters = Counters(pattern for handler in registry for pattern in handler.patterns)
+        self._pulse = Pulse()
         #: Set once this subscriber reads the journal and has brought what it missed into it.
         self.ready = threading.Event()
         self._settings = settings
@@ -65,7 +69,7 @@ class Subscriber:
         self._upkeep = Upkeep(
             self._client, self._journal, self._dispatcher, recovery, self.counters, settings, consumer=name
         )
-        self._intake = Intake(self._client, self._journal, stores.dead_letters, self.counters, settings)
+        self._intake = Intake(self._client, self._journal, stores.dead_letters, self.counters, self._pulse, settings)
         self._app = app
         #: Settings with which events are lost, found after the bus first answered.
         self._findings: list[checks.Finding] = []
@@ -73,6 +77,8 @@ class Subscriber:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._outage = BackOff(log, "dispatch waits, the journal keeps", self.counters, self._stop)
+        health = Health(app, settings, self._pulse, self._intake.caught_up, self._trouble, self._waits)
+        self._monitoring = Monitoring(settings, self.counters, self._pulse, health, name)
 
     def start(self) -> None:
         """Start the threads and return at once."""
@@ -87,6 +93,7 @@ class Subscriber:
             thread = threading.Thread(target=self._keep_running, args=(job,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
+        self._monitoring.start()
         # No stop waits for this one: it shares nothing with the others, and a server may be slow to answer.
         threading.Thread(target=self._check, name="bridge-check", daemon=True).start()
         how = (
@@ -110,15 +117,22 @@ class Subscriber:
     def info(self) -> dict[str, Any]:
         """Return what ``celery inspect stats`` shows of this subscriber."""
         state = "ready" if self.ready.is_set() else "starting"
-        if self._dispatcher.full_queue is not None:
-            state = f"waiting for room in queue {self._dispatcher.full_queue}"
+        state = self._waits() or state
         about = {"group": self._settings.group, "consumer": self.name, "state": state}
         return {**about, "warnings": [str(finding) for finding in self._findings], **self.counters.snapshot()}
+
+    def _trouble(self) -> str:
+        return f"dispatch fails: {self._outage.last}" if self._outage.failures else ""
+
+    def _waits(self) -> str:
+        queue = self._dispatcher.full_queue
+        return "" if queue is None else f"waiting for room in queue {queue}"
 
     def _end(self, timeout_s: float) -> None:
         self._stop.set()
         self._answered.set()
         deadline = time.monotonic() + timeout_s
+        self._monitoring.stop(timeout_s)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         late = [thread.name for thread in self._threads if thread.is_alive()]
@@ -159,6 +173,7 @@ class Subscriber:
     def _dispatch(self) -> None:
         group_open = False
         while not self._stop.is_set():
+            self._pulse.turn()
             try:
                 group_open = group_open or self._open_group()
                 self._answered.set()

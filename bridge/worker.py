@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from typing import Any
 
 import click
@@ -27,6 +28,10 @@ def install(app: Celery) -> None:
     install_propagation()
     json_logs.install(app)
     task_revoked.connect(end_revoked, weak=False, dispatch_uid="bridge.end_revoked")
+    if "flower" in sys.argv:
+        from bridge.flower import add_pages  # noqa: PLC0415  # only that process has use for it
+
+        add_pages()
     if _state.default_app is None:  # type: ignore[attr-defined]  # not in the stubs
         # Celery's current application belongs to one thread. Without a default, publish_event() in any other thread
         # of a web server would find an application that knows none of these settings.

@@ -115,10 +115,11 @@ def test_what_does_not_fit_or_fails_is_a_dead_letter(
 
 
 def test_events_published_by_tasks_join_the_chain(processes: Processes, bus: EventBus, effects: Effects) -> None:
-    """Correlation, cause and hops reach events published by subtasks, two levels down and at the end of a chain."""
+    """Correlation, cause, task and hops reach events that subtasks publish, two levels down and at the end of a chain."""
     processes.worker()
     bus.publish("sub.created", id="root", correlation_id="corr")
-    expected = "sub corr {'causationId': 'root', 'hops': 1}"
+    task_id = task_id_for("tests", "root", "tests.app.starts_subtasks")
+    expected = f"sub corr {{'causationId': 'root', 'hops': 1, 'taskId': '{task_id}'}}"
     eventually(lambda: effects.all()[expected] == 3, "three events of the same chain")
 
 
