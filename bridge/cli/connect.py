@@ -47,15 +47,22 @@ def load(app: Celery) -> BridgeSettings:
 
 @contextmanager
 def connected(app: Celery) -> Iterator[tuple[Redis, BridgeSettings]]:
-    """Lend a client for the bus of *app*, which answers now, its handlers imported.
+    """Lend a client for the bus of *app*, which answers now, its handlers imported; see :func:`client_of`."""
+    settings = load(app)
+    with client_of(settings) as client:
+        yield client, settings
+
+
+@contextmanager
+def client_of(settings: BridgeSettings) -> Iterator[Redis]:
+    """Lend a client for a bus that answers now.
 
     Within the block, errors of Redis and of the bridge become lines for a person, with their exit codes.
     """
-    settings = load(app)
     with told(settings):
         _reach(settings)
         with connect(settings) as client:
-            yield client, settings
+            yield client
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -123,7 +124,7 @@ class Follower:
             if record.event.id in known:
                 known.discard(record.event.id)
             else:
-                self._event(record.event, 0)
+                self._event(record.event, time.time_ns() // 1_000_000)
 
     def _event(self, event: Event, at_ms: int) -> None:
         if self._show is not None:
@@ -191,20 +192,17 @@ class _Printer:
         self._day = ""
 
     def event(self, event: Event, at_ms: int) -> None:
-        """Print one; *at_ms* 0: it came now, and says itself when it happened."""
-        occurred_at = event.occurred_at
-        at_ms = at_ms or (int(occurred_at.timestamp() * 1000) if occurred_at else 0)
+        """Print one, which came *at_ms* since the epoch."""
         self._width = min(_TYPE_WIDTH, max(self._width, len(event.type)))
         when = output.moment(at_ms)
         payload = json.dumps(event.to_dict()["payload"], ensure_ascii=False)
         if len(payload) > _PAYLOAD_CHARS:
             payload = payload[:_PAYLOAD_CHARS] + "..."
         if output.on_terminal():
-            day, _, time = when.partition("T")
+            day, _, when = when.partition("T")
             if day != self._day:
                 self._day = day
                 output.line(output.Styled(day, "dim"))
-            when = time
         colour = _COLOURS[crc32(event.type.encode()) % len(_COLOURS)]
         output.line(
             output.Styled(when, "dim"),

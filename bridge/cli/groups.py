@@ -73,8 +73,9 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
 @groups.command()
 @click.argument("name")
 @force_option
+@json_option
 @click.pass_context
-def delete(ctx: click.Context, /, name: str, force: bool) -> None:
+def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None:
     """Delete a group and all that the bridge keeps for it: of an application that is gone.
 
     Its dead letters go as well, and so does the note of which tasks are in flight: those in a queue still run, but one
@@ -101,4 +102,7 @@ def delete(ctx: click.Context, /, name: str, force: bool) -> None:
         whose = "group" if name != settings.group else "this application's own group"
         output.ask(f"Delete {whose} {name} with its {what} and its replays, for good?", force=force)
         all_groups.delete(name)
-    output.line(f"group {name} deleted: {what}")
+    if as_json:
+        output.as_json({"deleted": name} | asdict(held))
+    else:
+        output.line(f"group {name} deleted: {what}")
