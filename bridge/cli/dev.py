@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import click
 from celery import Celery
@@ -28,6 +28,7 @@ from bridge.event import Event
 from bridge.groups import Groups
 from bridge.handlers import registry
 from bridge.settings import BridgeSettings
+from bridge.task import EventTask
 
 #: Every address that the application might use leads to the one Redis.
 _ADDRESSES = ("REDIS_URL", "BRIDGE_REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
@@ -151,7 +152,8 @@ def _queues(app: Celery, settings: BridgeSettings) -> list[str]:
 def _tell_how(app: Celery, name: str, url: str) -> None:
     handlers = [(handler, pattern) for handler in registry for pattern in handler.patterns]
     handler, event_type = next((pair for pair in handlers if not set(pair[1]) & set("*?[\\")), (None, "dream.created"))
-    payload = json.dumps(_example_for(app.tasks[handler.task_name].event_model)) if handler else "{}"
+    task = cast("EventTask", app.tasks[handler.task_name]) if handler else None
+    payload = json.dumps(_example_for(task.event_model)) if task else "{}"
     where = "" if os.environ.get("REDIS_URL") else f"BRIDGE_REDIS_URL={url} "
     command = shlex.join(["celery", "-A", name, "bus", "publish", event_type, payload])
     output.note("publish an event from another terminal:")
