@@ -24,6 +24,11 @@ def badge(state: str) -> str:
     return _BADGES.get(state, "text-bg-secondary")
 
 
+def busy(state: str) -> bool:
+    """Whether a task in this state has still to run, or to end."""
+    return state in {"WAITING", "SENT", "STARTED", "RETRY"}
+
+
 def pretty(value: Any) -> str:
     """Return JSON for a person. Half a surrogate pair, which has no UTF-8, is spelt out."""
     return text(json.dumps(value, indent=2, ensure_ascii=False))

@@ -78,7 +78,7 @@ def test_an_event_is_replayed(site: Site, flower: Flower, browser: Browser, name
     browser.shows(TREE, "replay flower-")
     browser.open(f"{flower.url}/events?search={name}&{QUICK}")
     browser.shows("#bridge-table", "SUCCESS")
-    assert len(browser.all("#bridge-table tbody tr")) == 1
+    eventually(lambda: len(browser.texts("#bridge-table tbody tr")) == 1, "one row")
 
 
 def test_a_dead_letter_is_retried_from_the_list(site: Site, flower: Flower, browser: Browser, name: str) -> None:

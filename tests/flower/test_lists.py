@@ -14,6 +14,11 @@ def listed(browser: Browser, flower: Flower, query: str, page: str = "/events") 
     browser.open(f"{flower.url}{page}?{QUICK}&{query}")
 
 
+def rows(browser: Browser, count: int) -> list[str]:
+    """Wait until there are that many rows; return what they say."""
+    return list(eventually(lambda: len(found := browser.texts(ROWS)) == count and found, f"{count} rows"))
+
+
 def test_the_tab_is_on_every_page_of_flower(flower: Flower, browser: Browser) -> None:
     """Flower's own pages have the tab, after the broker's; it leads to the events and is the active one there."""
     for page in ("/", "/workers", "/tasks", "/broker"):
@@ -29,14 +34,14 @@ def test_events_are_listed_with_their_handlers(site: Site, flower: Flower, brows
     site.bus.publish("dream.created", {"secret": "s3cret"}, id=f"{name}.a", source="front-end")
     site.bus.publish("nobody.listens", None, id=f"{name}.b")
     listed(browser, flower, f"search={name}")
-    rows = browser.shows(ROWS, "SUCCESS tests.app.plain".replace(" ", "\n"), "SUCCESS\ntests.app.glob", "no handlers")
-    second, first = browser.texts(ROWS)
+    shown = browser.shows(ROWS, "SUCCESS\ntests.app.plain", "SUCCESS\ntests.app.glob", "no handlers")
+    second, first = rows(browser, 2)
     assert f"{name}.a"[:8] in first
     assert "dream.created" in first
     assert "front-end" in first
     assert "a few seconds ago" in first
     assert "nobody.listens" in second
-    assert "s3cret" not in rows
+    assert "s3cret" not in shown
     assert "s3cret" not in flower.ask(f"/events/datatable?length=15&search={name}").body
 
 
@@ -55,14 +60,15 @@ def test_search(site: Site, flower: Flower, browser: Browser, name: str) -> None
     site.bus.publish("search.other", id=f"{name}.2")
     listed(browser, flower, f"search=SOURCE-{name.upper()}")
     browser.shows(ROWS, f"{name}.1")
-    assert len(browser.all(ROWS)) == 1
+    rows(browser, 1)
     browser.type("#bridge-table_filter input", "search.o*e")
-    eventually(lambda: len(browser.all(ROWS)) == 1 and "search.one" in browser.text(ROWS), "the glob holds")
+    browser.shows(ROWS, "search.one")
+    rows(browser, 1)
     assert "search=search.o*e" in browser.run("location.search")
     browser.type("#bridge-table_filter input", "search.[")
     browser.shows("#bridge-search-error", "not closed")
     browser.type("#bridge-table_filter input", "arch.o")
-    eventually(lambda: len(browser.all(ROWS)) == 2, "both are found by a part of their types")
+    rows(browser, 2)
     assert browser.text("#bridge-search-error") == ""
 
 
@@ -91,8 +97,7 @@ def test_dead_letters_are_listed(site: Site, flower: Flower, browser: Browser, n
     listed(browser, flower, "", "/events/dead")
     browser.shows(ROWS, "payload", "typed.created", "tests.app.typed", "valid integer", "json", name)
     browser.type("#bridge-table_filter input", name)
-    eventually(lambda: len(browser.all(ROWS)) == 2, "the search chooses them")
-    no_event, misfit = sorted(browser.texts(ROWS), key=lambda text: "typed" in text)
+    no_event, misfit = sorted(rows(browser, 2), key=lambda text: "typed" in text)
     assert "cannot be retried" in no_event
     assert misfit.endswith("Retry")
     browser.click("a[href='/events']")

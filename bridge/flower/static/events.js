@@ -12,6 +12,7 @@
             RETRY: 'text-bg-warning'
         },
         MOST_TASKS = 5,
+        ROUNDS_AT_REST = 3,
         parameters = new URLSearchParams(window.location.search);
 
     // DataTables writes cells straight to innerHTML, and all of this came from anybody.
@@ -22,6 +23,11 @@
 
     function orMissing(text) {
         return text ? escaped(text) : MISSING;
+    }
+
+    // What may be longer than its column: whole in a tooltip.
+    function clipped(text) {
+        return text ? '<span title="' + escaped(text) + '">' + escaped(text) + '</span>' : MISSING;
     }
 
     // Seconds between two refreshes; 0: never. As on Flower's page of workers.
@@ -104,13 +110,13 @@
         var time = moments(page);
         return [
             {data: 'at_ms', className: 'text-nowrap', width: '1%', render: time},
-            {data: 'type', className: 'text-nowrap', render: function (data, _, row) {
-                return orMissing(data) + (row.replay ? ' <span class="badge text-bg-secondary">replay</span>' : '');
+            {data: 'type', className: 'text-nowrap bridge-clip', render: function (data, _, row) {
+                return clipped(data) + (row.replay ? ' <span class="badge text-bg-secondary">replay</span>' : '');
             }},
-            {data: 'id', className: 'text-nowrap', render: function (data) {
+            {data: 'id', className: 'text-nowrap bridge-clip', render: function (data) {
                 return eventLink(page, data);
             }},
-            {data: 'source', className: 'text-nowrap', render: orMissing},
+            {data: 'source', className: 'text-nowrap bridge-clip', render: clipped},
             {data: 'tasks', render: function (data) {
                 return tasks(page, data);
             }}
@@ -124,13 +130,13 @@
                 {data: 'reason', className: 'text-nowrap', render: function (data) {
                     return '<span class="badge text-bg-danger">' + escaped(data) + '</span>';
                 }},
-                {data: 'type', className: 'text-nowrap', render: orMissing},
+                {data: 'type', className: 'text-nowrap bridge-clip', render: clipped},
                 {data: 'id', className: 'text-nowrap', render: function (data) {
                     return data ? linked(page.dataset.eventUrl, data, shortened(data)) : MISSING;
                 }},
-                {data: 'handler', className: 'text-nowrap', render: function (data, _, row) {
+                {data: 'handler', className: 'text-nowrap bridge-clip', render: function (data, _, row) {
                     return data && row.known ? linked(page.dataset.taskUrl, row.task, escaped(data)) :
-                        orMissing(data || row.origin);
+                        clipped(data || row.origin);
                 }},
                 {data: 'detail', className: 'bridge-wide', render: function (data) {
                     return '<span class="bridge-cut" title="' + escaped(data) + '">' + orMissing(data) + '</span>';
@@ -168,6 +174,11 @@
         say('bridge-down', answer.down);
         say('bridge-search-error', answer.searchError);
         showStatus(answer.down ? 'Update failed' : 'Updated ' + new Date().toLocaleTimeString(), !answer.down);
+        if (!answer.down) {
+            $('#bridge-dead-title').text(answer.letters > answer.recordsTotal ? 'Newest ' +
+                answer.recordsTotal.toLocaleString() + ' of ' + answer.letters.toLocaleString() + ' dead letters' :
+                'Dead letters');
+        }
         $('#bridge-letters').text(answer.down ? '?' : answer.letters.toLocaleString())
             .toggleClass('text-bg-danger', answer.letters > 0).toggleClass('text-bg-secondary', !answer.letters);
         return answer.data;
@@ -262,9 +273,16 @@
     }
 
     function showEvent(page) {
+        var round = 0;
         repeat(page, function (done) {
+            var tree = document.getElementById('bridge-tree');
+            round += 1;
+            // Where nothing waits or runs, little is to be expected.
+            if (tree && !tree.querySelector('[data-busy]') && round % ROUNDS_AT_REST) {
+                done();
+                return;
+            }
             $.ajax({url: page.dataset.url, dataType: 'html'}).done(function (html, _, request) {
-                var tree = document.getElementById('bridge-tree');
                 if (page.dataset.down !== undefined) {
                     if (!request.getResponseHeader('Bridge-Down')) {
                         window.location.reload();
