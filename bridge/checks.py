@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ _MIN_VERSION = (6, 2)
 #: Longest wait for a server, to connect and to answer; it is asked once.
 _TIMEOUT_S = 1.0
 _BROKER_TIMEOUTS = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S, "retry_on_timeout": False}
+#: Clocks that differ by more make expiry, countdown and the times of events misleading.
+_CLOCK_SKEW_S = 5.0
 #: That of kombu, for a Redis broker.
 _DEFAULT_VISIBILITY_TIMEOUT_S = 3600
 
@@ -69,8 +72,23 @@ def check(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]
     return [*findings, *_acknowledgement(tasks)]
 
 
+def clock(client: Redis) -> list[Finding]:
+    """Compare the clock of the server with that of this machine.
+
+    Raises:
+        RedisError: It does not answer.
+    """
+    before_s = time.time()
+    seconds, microseconds = client.time()
+    skew_s = seconds + microseconds / 1e6 - (before_s + time.time()) / 2
+    if abs(skew_s) <= _CLOCK_SKEW_S:
+        return []
+    problem = f"{abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} that of Redis: expiry and ages mislead"
+    return [Finding("clock of this machine", problem, "let NTP set both")]
+
+
 @dataclass(frozen=True)
-class _Server:
+class Server:
     """What a server tells about itself.
 
     Arguments:
@@ -95,27 +113,35 @@ class _Server:
         return self.finding(setting, f"unknown, for Redis {self.silence}", advice)
 
 
-def _ask_bus(settings: BridgeSettings) -> _Server:
+def _ask_bus(settings: BridgeSettings) -> Server:
     name, holds = "bus", "events"
     try:
         with connect(settings, _TIMEOUT_S) as client:
-            return _ask(client, name, holds)
+            return server_of(client, name, holds)
     except (RedisError, OSError) as error:
-        return _Server(name, holds, {}, f"does not answer ({error})")
+        return Server(name, holds, {}, f"does not answer ({error})")
 
 
-def _ask_broker(connection: Any) -> _Server:  # kombu.Connection; its stubs know neither fractions of seconds nor client
+def _ask_broker(connection: Any) -> Server:  # kombu.Connection; its stubs know neither fractions of seconds nor client
     name, holds = "broker", "task messages"
     try:
         connection.ensure_connection(timeout=_TIMEOUT_S, interval_start=0.1, interval_step=0.1)
-        return _ask(connection.default_channel.client, name, holds)
+        return server_of(connection.default_channel.client, name, holds)
     except (RedisError, OperationalError, OSError) as error:
-        return _Server(name, holds, {}, f"does not answer ({error})")
+        return Server(name, holds, {}, f"does not answer ({error})")
 
 
-def _ask(client: Redis, name: str, holds: str) -> _Server:
-    """Ask in one round trip. Either command may be forbidden; a hosted server may have no CONFIG at all."""
-    with client.pipeline(transaction=False) as pipe:
+def server_of(client: Redis, name: str, holds: str = "events") -> Server:
+    """Ask a server about itself, in one round trip. What it does not tell is missing.
+
+    Arguments:
+        name: What it is to us, e.g. ``bus``.
+        holds: What it loses when it loses something.
+
+    Raises:
+        RedisError: It does not answer.
+    """
+    with client.pipeline(transaction=False) as pipe:  # either may be forbidden; a hosted server may have no CONFIG
         pipe.info()
         for pattern in ("append*", "maxmemory*", "save"):
             pipe.config_get(pattern)
@@ -132,10 +158,10 @@ def _ask(client: Redis, name: str, holds: str) -> _Server:
         told |= part
     known = {setting: str(value) for setting, value in told.items() if value is not None}
     silence = f"says: {refusals[0]}" if refusals else "does not tell"
-    return _Server(name, holds, known, silence, info.get("run_id"))
+    return Server(name, holds, known, silence, info.get("run_id"))
 
 
-def _version(server: _Server) -> Iterator[Finding]:
+def _version(server: Server) -> Iterator[Finding]:
     version, wanted = server.settings.get("version"), ".".join(map(str, _MIN_VERSION))
     if version is None:
         yield server.unknown("version", f"{wanted} or later")
@@ -143,7 +169,7 @@ def _version(server: _Server) -> Iterator[Finding]:
         yield server.finding("version", f"{version} lacks commands that the bridge needs", f"use {wanted} or later")
 
 
-def _durability(server: _Server) -> Iterator[Finding]:
+def _durability(server: Server) -> Iterator[Finding]:
     appendonly, appendfsync = server.settings.get("appendonly"), server.settings.get("appendfsync")
     if appendonly == "no":
         yield server.finding("appendonly", f"no: {_loss_without_aof(server)}", "set it to yes")
@@ -157,7 +183,7 @@ def _durability(server: _Server) -> Iterator[Finding]:
         yield server.finding("appendfsync", problem, "set it to everysec (loses up to 2 s) or always")
 
 
-def _loss_without_aof(server: _Server) -> str:
+def _loss_without_aof(server: Server) -> str:
     snapshots = server.settings.get("save")
     if snapshots == "":
         return f"without snapshots either, a crash of Redis loses all {server.holds}"
@@ -165,7 +191,7 @@ def _loss_without_aof(server: _Server) -> str:
     return f"a crash of Redis loses the {server.holds} since its last snapshot{doubt}"
 
 
-def _memory(server: _Server) -> Iterator[Finding]:
+def _memory(server: Server) -> Iterator[Finding]:
     limit, policy = server.settings.get("maxmemory"), server.settings.get("maxmemory-policy")
     if limit == "0" or policy == "noeviction":
         return

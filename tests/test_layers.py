@@ -33,7 +33,7 @@ LAYERS = (
     ("publishing",),
     ("bus", "context"),
     ("feed", "local_bus"),
-    ("replay", "checks", "stores", "history", "status", "groups"),
+    ("replay", "checks", "rights", "stores", "history", "status", "groups"),
     ("presence",),
     ("sources",),
     ("journal", "dead_letters"),

@@ -18,8 +18,11 @@ COMMANDS: dict[str, list[tuple[str, str]]] = {
         ("publish", "Publish events."),
         ("get", "Show an event."),
         ("tail", "Show events as they come."),
+        ("trace", "Show what came of an event: tasks, their events, and so on."),
     ],
     "State": [
+        ("status", "Show how the groups get on: what waits, who works, what failed."),
+        ("check", "Check servers, settings, rights, clocks, routes and workers."),
         ("routes", "List the handlers, and where their tasks go."),
         ("groups", "Consumer groups of the journal: list them, delete one."),
     ],

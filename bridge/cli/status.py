@@ -91,8 +91,8 @@ def _subscribers(bus: BusStatus) -> None:
             for name, pending in group.pending.items()
             if name not in said
         ]
-    columns = [Column("SUBSCRIBER", whole=True), "GROUP", "STATE", Column("PENDING", right=True)]
-    output.table([*columns, Column("RATE", right=True), "LAST GAP"], rows)
+    pending, rate = Column("PENDING", right=True), Column("RATE", right=True)
+    output.table([Column("SUBSCRIBER", whole=True), "GROUP", "STATE", pending, rate, "LAST GAP"], rows)
 
 
 def _subscriber_row(bus: BusStatus, group: GroupStatus, subscriber: Presence) -> list[Cell]:

@@ -1,0 +1,152 @@
+"""``celery -A APP bus check``: whether everything is as the bridge needs it, for people and for deploy scripts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+from celery import Celery
+from redis import Redis
+from redis.exceptions import RedisError
+
+from bridge import broker, checks, rights
+from bridge.checks import Finding
+from bridge.cli import output
+from bridge.cli.connect import Unreachable, client_of, load
+from bridge.cli.options import json_option
+from bridge.cli.output import Styled
+from bridge.cli.routes import routes_of
+from bridge.handlers import registry
+from bridge.presence import Presences
+from bridge.settings import BridgeSettings
+from bridge.status import read_status
+
+#: How long workers have time to say what they know.
+_WORKERS_S = 1.0
+
+
+@click.command(short_help="Check servers, settings, rights, clocks, routes and workers.")
+@click.option(
+    "--ready", is_flag=True, help="Only whether the subscribers of this host are ready; for container checks."
+)
+@json_option
+@click.pass_context
+def check(ctx: click.Context, /, ready: bool, as_json: bool) -> None:
+    """Check servers, settings, rights, clocks, routes and workers, and say what to do about what is wrong.
+
+    Exit code 0: all is well. 1: something is not. 3: Redis or the broker cannot be reached, or refuses.
+
+    --ready asks Redis whether the subscribers of this host live and are ready, as their /readyz would say: one look-up,
+    for the health check of a container.
+
+    \b
+    Example:
+      celery -A bridge bus check
+      celery -A bridge bus check --ready
+    """
+    settings = load(ctx.obj.app)
+    with client_of(settings) as client:
+        steps = _readiness(client, settings) if ready else _steps(ctx.obj.app, client, settings)
+        worst = 0
+        for name, find in steps:
+            try:
+                findings = find()
+            except Unreachable as error:
+                findings, worst = [Finding(name, error.message, "check its address and that it runs")], 3
+            _report(name, findings, as_json)
+            worst = max(worst, 1 if findings else 0)
+    ctx.exit(worst)
+
+
+Steps = Iterator[tuple[str, Callable[[], Sequence[Finding]]]]
+
+
+def _steps(app: Celery, client: Redis, settings: BridgeSettings) -> Steps:
+    yield f"bus at {settings.redacted_url}", list
+    yield "rights of the bus user", lambda: _rights(client, settings)
+    yield "clock", lambda: checks.clock(client)
+    yield "broker", lambda: _broker(app)
+    tasks = [app.tasks[handler.task_name] for handler in registry]
+    yield "durability, memory and Celery's settings", lambda: checks.check(settings, app, tasks)
+    yield f"subscribers of group {settings.group}", lambda: _subscribers(client, settings)
+    yield "handlers and their workers", lambda: list(_workers(app, settings))
+
+
+def _readiness(client: Redis, settings: BridgeSettings) -> Steps:
+    host = socket.gethostname()
+
+    def ready() -> list[Finding]:
+        here = [one for one in Presences(client, settings).all() if one.host == host and one.alive]
+        if not here:
+            return [Finding(f"subscriber on {host}", "none lives", "see the log of its worker")]
+        return [Finding(one.name, "; ".join(one.problems), "see bus check") for one in here if not one.ready]
+
+    yield f"subscribers on {host}", ready
+
+
+def _rights(client: Redis, settings: BridgeSettings) -> list[Finding]:
+    user = rights.user_of(client)
+    advice = f"grant it with ACL SETUSER {user}"
+    return [Finding(f"user {user} may not", what, advice) for what in rights.refused(client, settings)]
+
+
+def _broker(app: Celery) -> list[Finding]:
+    try:
+        broker.try_out(app)
+    except Exception as error:
+        raise Unreachable(str(error) or type(error).__name__) from error
+    return []
+
+
+def _subscribers(client: Redis, settings: BridgeSettings) -> list[Finding]:
+    group = read_status(client, settings).group(settings.group)
+    if group is None:
+        problem = "not in the journal: no subscriber has run, or it was deleted"
+        return [Finding(f"group {settings.group}", problem, "start a worker, or bus subscribe")]
+    found = [
+        Finding(one.name, "; ".join(one.problems), "see its log")
+        for one in group.subscribers
+        if one.alive and one.problems
+    ]
+    if not group.alive:
+        problem = f"no subscriber lives; {group.backlog} events wait"
+        found.append(Finding(f"group {group.name}", problem, "start a worker, or bus subscribe"))
+    return found
+
+
+def _workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
+    """Look for handlers that no live worker knows, and for queues that none takes from."""
+    if not list(registry):
+        yield Finding("handlers", "there are none", "import their modules: imports in celeryconfig.py, or autodiscover")
+        return
+    inspect = app.control.inspect(timeout=_WORKERS_S)
+    try:
+        registered: dict[str, list[str]] = inspect.registered() or {}
+        queues: dict[str, Any] = inspect.active_queues() or {}
+    except (RedisError, OSError) as error:
+        raise Unreachable(f"the broker says {error}") from error
+    if not registered:
+        yield Finding("workers", "none answers", "start one: celery -A APP worker")
+        return
+    known = {text.split(" ")[0] for texts in registered.values() for text in texts}
+    taken = {queue["name"] for some in queues.values() for queue in some}
+    for handler in registry:
+        if handler.task_name not in known:
+            problem = f"no live worker knows it; its tasks would be refused ({handler.defined_at})"
+            yield Finding(f"handler {handler.task_name}", problem, "deploy it to the workers before the subscribers")
+    for queue in sorted({route.queue for route in routes_of(app, settings)} - taken - {""}):
+        yield Finding(f"queue {queue}", "no live worker takes from it", f"start one with -Q {queue}, or task_queues")
+
+
+def _report(name: str, findings: Sequence[Finding], as_json: bool) -> None:
+    if as_json:
+        output.as_json({"check": name, "ok": not findings, "findings": [asdict(finding) for finding in findings]})
+        return
+    if not findings:
+        output.line(Styled("ok    ", "green"), name)
+    for finding in findings:
+        output.line(Styled("FAIL  ", "bold red"), finding.setting, ": ", finding.problem)
+        output.line(Styled(f"      -> {finding.advice}", "dim"))
