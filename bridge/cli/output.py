@@ -73,7 +73,7 @@ def on_terminal(err: bool = False) -> bool:
 
 def as_json(value: Any) -> None:
     """Print one line of JSON. In ASCII, so that it passes through everything and commands no terminal."""
-    click.echo(json.dumps(value))
+    lines([json.dumps(value)])
 
 
 def document(value: Any) -> None:
@@ -91,6 +91,15 @@ def line(*parts: Cell, crop: bool = False) -> None:
         click.echo("".join(_plain(part) for part in parts))
         return
     _terminal().line(_safe(parts), crop=crop)
+
+
+def lines(texts: Iterable[str]) -> None:
+    """Print many lines of data in one go; :func:`line` draws a progress bar anew for each of them."""
+    text = "\n".join(map(printable, texts))
+    if text and on_terminal():
+        _terminal().line([Styled(text, "")])
+    elif text:
+        click.echo(text)
 
 
 def note(*parts: Cell) -> None:

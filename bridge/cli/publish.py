@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import stat
@@ -81,7 +82,7 @@ class _Publisher:
         """
         done = self._bus.publish(event)
         if self._as_json or not done.conflict:
-            self._say(done)
+            self._say([done])
         if done.conflict:
             raise click.ClickException(
                 f"not published: an event with another type or payload has the id {event.id}; see bus get {event.id}"
@@ -114,7 +115,7 @@ class _Publisher:
             output.note(f"interrupted; {self._so_far()}")
             raise SystemExit(130) from None
         except BusUnavailable as error:
-            raise Unreachable(f"{error} {self._so_far()}.".capitalize()) from error
+            raise Unreachable(f"{error} {self._so_far().capitalize()}.") from error
         output.note(f"{self._published} published" + (f", not published: {self._refused}" if self._refused else ""))
         if self._refused:
             raise SystemExit(1)
@@ -163,21 +164,20 @@ class _Publisher:
             for one in batch:
                 self._publish_batch([one])
             return
-        for publication in done:
-            self._published += 1
-            self._say(publication)
+        self._published += len(done)
+        self._say(done)
         self._last_line = batch[-1][0]
 
     def _refuse(self, number: int, error: EventInvalid) -> None:
         self._refused += 1
         output.note(f"line {number}: {error}")
 
-    def _say(self, done: Publication) -> None:
-        if self._as_json:
-            told = {"id": done.event.id, "type": done.event.type}
-            output.as_json(told | {"duplicate": done.duplicate, "conflict": done.conflict})
-        else:
-            output.line(done.event.id)
+    def _say(self, done: Sequence[Publication]) -> None:
+        output.lines(json.dumps(_told(one)) if self._as_json else one.event.id for one in done)
+
+
+def _told(done: Publication) -> dict[str, Any]:
+    return {"id": done.event.id, "type": done.event.type, "duplicate": done.duplicate, "conflict": done.conflict}
 
 
 def _parsed(text: bytes) -> Any:

@@ -93,11 +93,11 @@ def test_a_question_at_a_terminal(terminal: OpenTerminal, bench: Bench, answer: 
 
 def test_a_replay_at_a_terminal_has_a_bar(terminal: OpenTerminal, bench: Bench, bus: EventBus, client: Redis) -> None:
     """It moves while the replay runs, and leaves the result."""
-    for number in range(30):
+    for number in range(16):
         bus.publish("dream.created", id=f"e{number}")
     replay = terminal("bus", "replay", "--all", "--name", "r", "--rate", "20")
     replay.shows("replay r")
     replay.shows("%")
     replay.shows("so far")
     assert replay.wait() == 0
-    assert "replay r: 30 replayed" in replay.text.splitlines()[-1]
+    assert "replay r: 16 replayed" in replay.text.splitlines()[-1]
