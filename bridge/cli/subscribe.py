@@ -12,7 +12,7 @@ import threading
 import click
 from celery.bin.base import LOG_LEVEL
 
-from bridge.errors import BridgeError
+from bridge.cli.connect import told
 from bridge.logs import about
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
@@ -37,12 +37,10 @@ def subscribe(ctx: click.Context, loglevel: int) -> None:
         signal.signal(signal_number, lambda *_: stop.set())
     app = ctx.obj.app
     app.log.setup_logging_subsystem(loglevel=loglevel)
-    app.loader.import_default_modules()
-    try:
+    with told():
+        app.loader.import_default_modules()
         settings = BridgeSettings.load(app)
         subscriber = Subscriber(app, settings, name=f"subscribe@{socket.gethostname()}:{os.getpid()}")
-    except BridgeError as error:
-        raise click.ClickException(str(error)) from error
 
     gc.freeze()  # what was imported is no garbage, see worker.py
     subscriber.start()
