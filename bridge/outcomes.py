@@ -7,6 +7,7 @@ is looked up in the result backend.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ _MAX_REPLAYS = 10
 #: Most tasks that the result backend is asked for, and the longest wait: it only adds what the ledger has forgotten.
 _MAX_ASKED = 50
 _BACKEND_WAIT_S = 2.0
+#: How long one that did not answer is left alone: a trace looks at many events.
+_BACKEND_PAUSE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Outcomes:
         self._history = History(client, settings)
         self._ledger = Ledger(client, settings)
         self._letters = DeadLetters(client, settings)
+        self._ask_backend_at_s = 0.0
 
     def states(self, events: Sequence[tuple[str, str]]) -> list[list[TaskNode]]:
         """Return the tasks of each event, given by id and type: of each handler the newest run, without consequences.
@@ -185,11 +189,13 @@ class Outcomes:
             for task_id in unknown:
                 states[task_id] = str(self._app.AsyncResult(task_id).state)
 
-        if unknown:
+        if unknown and time.monotonic() >= self._ask_backend_at_s:
             # In a thread of its own: a backend that is away is asked again and again by Celery.
             thread = threading.Thread(target=_quietly, args=(ask,), name="bridge-results", daemon=True)
             thread.start()
             thread.join(_BACKEND_WAIT_S)
+            if len(states) < len(unknown):
+                self._ask_backend_at_s = time.monotonic() + _BACKEND_PAUSE_S
         known = {task_id: state for task_id, state in states.copy().items() if state != "PENDING"}
         return [replace(node, state=node.state or known.get(node.task_id, "")) for node in nodes]
 

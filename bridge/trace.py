@@ -12,6 +12,7 @@ from typing import Any
 
 from celery import Celery
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from bridge.connection import attempt
 from bridge.event import Event
@@ -23,19 +24,25 @@ from bridge.settings import BridgeSettings
 #: Most events of one trace, and most consequences of one event that are shown: more do not fit a screen or a page.
 _MAX_EVENTS = 500
 _MAX_CONSEQUENCES = 50
-#: Longest chain that is shown; anybody may write a longer one.
+#: Longest chain that is shown, and how much of it above what was asked for; anybody may write a longer one.
 _MAX_DEPTH = 50
+_MAX_ABOVE = 40
 #: Longest task id that is looked up: an event says which task published it, and anybody may publish.
 _MAX_TASK_ID = 200
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The whole chain that the id *asked* for belongs to: of an event, or a correlation id."""
+    """The whole chain that the id *asked* for belongs to: of an event, or a correlation id.
+
+    Arguments:
+        hidden: How many events that begin the chain are not shown.
+    """
 
     asked: str
     correlation_id: str
     roots: tuple[EventNode, ...]
+    hidden: int = 0
 
 
 @dataclass
@@ -71,64 +78,65 @@ class Tracer:
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
         """
-        roots, correlation_id = self._roots(any_id)
+        above, event = [any_id], self._one(any_id)
+        correlation_id = (event.correlation_id if event else None) or any_id
+        while event is not None and event.follows not in (None, *above) and len(above) <= _MAX_ABOVE:
+            above.append(str(event.follows))
+            event = self._one(above[-1])
+        roots, hidden = ([above[-1]], 0) if event is not None else self._first(above)
         if not roots:
             return None
-        facts, seen = self._facts(roots), set[str]()
+        facts, seen = self._facts(roots, above), set[str]()
         nodes = [self._node(root, facts, seen) for root in roots if root in facts]
-        return Trace(any_id, correlation_id, tuple(node for node in nodes if node is not None))
+        return Trace(any_id, correlation_id, tuple(node for node in nodes if node is not None), hidden)
 
-    def _roots(self, any_id: str) -> tuple[list[str], str]:
-        """Return the first events of the chain, and its correlation id; no events when nothing is known."""
-        above, event = any_id, self._one(any_id)
-        correlation_id = (event.correlation_id if event else None) or any_id
-        climbed = [any_id]
-        while event is not None and event.follows not in (None, *climbed):
-            above = str(event.follows)
-            climbed.append(above)
-            event = self._one(above)
-        if event is not None:
-            return [above], correlation_id
-        # An event that is retained no more, or the name of a chain, which several events may begin.
-        first = self._consequences(above)[0]
-        caused = any(_cause(event) == above for event in self._history.events(first).values())
-        return [above] if caused else first or climbed[-2:-1], correlation_id
+    def _first(self, above: Sequence[str]) -> tuple[list[str], int]:
+        """Return the first events of a chain, and how many more there are.
+
+        Arguments:
+            above: From what was asked for upwards. The last is the id of an event that is retained no more, or the
+                name of a chain, which several events may begin, or nothing.
+        """
+        first, hidden = self._all_consequences(above[-1:], above)[0]
+        caused = any(_cause(event) == above[-1] for event in self._history.events(first).values())
+        return ([above[-1]], 0) if caused else (first, hidden)
 
     def _one(self, event_id: str) -> Event | None:
         return self._history.events([event_id]).get(event_id)
 
-    def _consequences(self, event_id: str) -> tuple[list[str], int]:
-        return self._all_consequences([event_id])[0]
-
-    def _all_consequences(self, event_ids: Sequence[str]) -> list[tuple[list[str], int]]:
-        """Return of each event the first that it caused, and how many more there are."""
+    def _all_consequences(self, event_ids: Sequence[str], above: Sequence[str]) -> list[tuple[list[str], int]]:
+        """Return of each event the first that it caused, and how many more there are; never without those *above*."""
 
         def read() -> list[Any]:
             with self._client.pipeline(transaction=False) as pipe:
                 for event_id in event_ids:
                     pipe.zrange(self._keys.caused(event_id), 0, _MAX_CONSEQUENCES - 1)
                     pipe.zcard(self._keys.caused(event_id))
-                return pipe.execute()
+                return [_unless_wrong_type(reply) for reply in pipe.execute(raise_on_error=False)]
 
         replies = attempt(self._settings, "reading what events caused", read)
-        return [
-            ([child.decode() for child in first], count - len(first))
-            for first, count in zip(replies[::2], replies[1::2], strict=True)
-        ]
+        below = dict(zip(above[1:], above, strict=False))
+        found = []
+        for event_id, first, count in zip(event_ids, replies[::2], replies[1::2], strict=True):
+            shown = [child.decode() for child in first or ()]
+            if event_id in below and below[event_id] not in shown:
+                shown.append(below[event_id])
+            found.append((shown, max(0, (count or 0) - len(shown))))
+        return found
 
-    def _facts(self, roots: Sequence[str]) -> dict[str, _Fact]:
-        """Read the events below *roots*, level by level."""
+    def _facts(self, roots: Sequence[str], above: Sequence[str]) -> dict[str, _Fact]:
+        """Read the events below *roots*, level by level; those *above* what was asked for come first."""
         facts: dict[str, _Fact] = {}
         level = list(dict.fromkeys(roots))
         for _ in range(_MAX_DEPTH):
-            level = level[: _MAX_EVENTS - len(facts)]
+            level = sorted(level, key=lambda event_id: event_id not in above)[: _MAX_EVENTS - len(facts)]
             if not level:
                 break
             events = self._history.events(level)
             entries = self._history.entry_ids(level)
             tasks = self._outcomes.of_events({event_id: event.type for event_id, event in events.items()}, entries)
             below: list[str] = []
-            for event_id, (children, hidden) in zip(level, self._all_consequences(level), strict=True):
+            for event_id, (children, hidden) in zip(level, self._all_consequences(level, above), strict=True):
                 event, entry_id = events.get(event_id), entries.get(event_id, "")
                 facts[event_id] = _Fact(event, entry_id, children, hidden, tasks.get(event_id, []))
                 below += children
@@ -163,8 +171,17 @@ class Tracer:
         )
 
 
-def _cause(event: Event | None) -> Any:
-    return (event.metadata or {}).get("causationId") if event else None
+def _cause(event: Event) -> Any:
+    return (event.metadata or {}).get("causationId")
+
+
+def _unless_wrong_type(reply: Any) -> Any:
+    """Return a reply, or None when something else is at the key of an index."""
+    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+        return None
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 def _publisher(event: Event | None) -> str:

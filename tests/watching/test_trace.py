@@ -1,0 +1,364 @@
+"""Traces: what came of an event, from any of its chain, whatever has expired and whoever wrote it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.keys import Keys
+from bridge.ledger import Ended, Ledger
+from bridge.messages import task_id_for
+from bridge.outcomes import EventNode, Outcomes, TaskNode
+from bridge.replay import Replay
+from bridge.selection import Selection
+from bridge.sources import DeadSource
+from bridge.trace import Tracer
+from tests.conftest import Processes, Start, eventually
+from tests.faults.proxy import Proxy
+from tests.watching.conftest import RoundTrips
+
+HERE = "tests.watching.app"
+
+
+@pytest.fixture
+def tracer(user_app: Celery, client: Redis, settings: BridgeSettings) -> Tracer:
+    return Tracer(user_app, client, settings)
+
+
+def tree(node: EventNode | TaskNode) -> Any:
+    """A node as its label and what is below it, in the order of the labels."""
+    below: list[Any] = [tree(event) for event in node.events]
+    if isinstance(node, EventNode):
+        label = node.event_type or f"({node.event_id})"
+        below += [tree(task) for task in node.tasks]
+        below += [(f"{node.hidden} more", [])] if node.hidden else []
+    else:
+        label = " ".join(filter(None, (node.handler.removeprefix(f"{HERE}."), node.state, node.replay)))
+    return label, sorted(below)
+
+
+def trees(tracer: Tracer, any_id: str) -> Any:
+    found = tracer.trace(any_id)
+    return found and [tree(root) for root in found.roots]
+
+
+def events(root: EventNode | TaskNode) -> list[EventNode]:
+    """Every event of a tree, from the top."""
+    below = [*root.events, *(root.tasks if isinstance(root, EventNode) else ())]
+    return ([root] if isinstance(root, EventNode) else []) + [one for node in below for one in events(node)]
+
+
+def tasks(root: EventNode | TaskNode) -> list[TaskNode]:
+    return [task for event in events(root) for task in event.tasks]
+
+
+def foreign(event_id: str, cause: str | None = None, **metadata: Any) -> Event:
+    """An event as another program writes it, which knows nothing of hops."""
+    return Event(type="other.made", id=event_id, metadata={"causationId": cause, **metadata} if cause else None)
+
+
+FLIGHT = (
+    "trip.flight",
+    [("flight SUCCESS", [("trip.ticket", [("ticket SKIPPED", [])]), ("trip.ticket", [("ticket SUCCESS", [])])])],
+)
+FAILED = ("hotel FAILURE", [])
+RETRIED = ("hotel SUCCESS again", [("trip.ticket", [("ticket SUCCESS", [])])])
+
+
+def trip(*hotel: Any) -> Any:
+    return [("trip.booked", [("trip SUCCESS", [FLIGHT, ("trip.hotel", list(hotel))])])]
+
+
+def test_a_real_trip(
+    processes: Processes, bus: EventBus, client: Redis, settings: BridgeSettings, tracer: Tracer, user_app: Celery
+) -> None:
+    """Three levels with fan-out and a failure are the same tree from each of its ids; a retry is shown beside it."""
+    processes.celery("worker", "-n", "w1@test", "-c", "2", name="w1", app=HERE)
+    bus.publish("trip.booked", id="trip", correlation_id="journey")
+    eventually(lambda: trees(tracer, "trip") == trip(FAILED), "the whole tree", 30)
+    found = tracer.trace("trip")
+    assert found is not None
+    assert (found.asked, found.correlation_id, found.hidden) == ("trip", "journey", 0)
+    (root,) = found.roots
+    assert root.at_ms == int(client.xrange(Keys(settings.channel_prefix).journal, count=1)[0][0].split(b"-")[0])
+    assert {event.source for event in events(root)} == {"bridge", "tests"}
+    for one in [*(event.event_id for event in events(root)), "journey"]:
+        again = tracer.trace(one)
+        assert again is not None
+        assert (again.roots, again.correlation_id) == ((root,), "journey"), one
+
+    (failed,) = [task for task in tasks(root) if task.state == "FAILURE"]
+    assert (failed.detail, failed.queue) == ("failure: RuntimeError: no room", "celery")
+    ran = [task for task in tasks(root) if task.state in ("SUCCESS", "FAILURE")]
+    assert all(task.runtime_s is not None and 0 <= task.runtime_s < 10 for task in ran)
+    (letter,) = DeadLetters(client, settings).latest(10)
+    assert (letter.letter_id, letter.task_id) == (failed.letter_id, failed.task_id)
+
+    client.set(f"{settings.channel_prefix}room", 1)
+    source = DeadSource(client, settings, Selection(), [f"{HERE}.hotel"])
+    list(Replay(client, settings, source, "again", {}).run(100))
+    eventually(lambda: trees(tracer, "journey") == trip(FAILED, RETRIED), "the retry, and what came of it")
+    hotel = next(event for event in events(tracer.trace("trip").roots[0]) if event.event_type == "trip.hotel")  # type: ignore[union-attr]
+    assert [(task.replay, task.letter_id) for task in hotel.tasks] == [("", ""), ("again", "")]
+    assert hotel.tasks[0].detail == "its dead letter is gone: retried, purged, or it made room"
+    ((newest,),) = Outcomes(user_app, client, settings).states([(hotel.event_id, hotel.event_type)])
+    assert (newest.state, newest.replay) == ("SUCCESS", "again")
+
+    marks = [key for key in client.scan_iter(match=f"*{settings.channel_prefix}*") if b"done:" in key]
+    assert client.delete(*marks) == 6
+    # What the ledger has forgotten the result backend tells.
+    assert trees(tracer, "journey") == trip(FAILED, RETRIED)
+    assert {task.runtime_s for task in tasks(tracer.trace("trip").roots[0])} == {None}  # type: ignore[union-attr]
+
+
+def test_unknown_ids_have_no_trace(tracer: Tracer, bus: EventBus) -> None:
+    """Of an id that nothing is known of there is no trace, whatever it looks like."""
+    bus.publish("plain.made", id="known")
+    for unknown in ("unknown", "", "x" * 10_000, "träume", "a*", "kno?n"):
+        assert tracer.trace(unknown) is None
+    assert tracer.trace("known") is not None
+
+
+# The states of a task, made by the ledger itself
+
+
+@pytest.fixture
+def state(user_app: Celery, client: Redis, settings: BridgeSettings) -> Callable[[], str]:
+    """The state of the one task of event "e"."""
+
+    def read() -> str:
+        ((task,),) = Outcomes(user_app, client, settings).states([("e", "plain.made")])
+        return task.state
+
+    return read
+
+
+def test_states_of_a_task_from_the_journal_to_its_end(
+    user_app: Celery, bus: EventBus, client: Redis, start: Start, state: Callable[[], str], settings: BridgeSettings
+) -> None:
+    """WAITING in the journal, SENT in the queue, STARTED while it runs, RETRY until it comes again, SUCCESS."""
+    ledger, task_id = Ledger(client, settings), task_id_for("tests", "e", f"{HERE}.plain")
+    bus.publish("plain.made", id="e")
+    assert state() == "WAITING"
+    client.xgroup_create(Keys(settings.channel_prefix).journal, "tests", id="0")
+    client.xreadgroup("tests", "dead", {Keys(settings.channel_prefix).journal: ">"})
+    assert state() == "WAITING", "a consumer has taken it, but not finished"
+    start(app=user_app, claim_idle_s=0.01, upkeep_interval_s=0.05)
+    eventually(lambda: state() == "SENT", "it is in its queue")
+    ledger.begin(task_id, "run", idempotent=True)
+    assert state() == "STARTED"
+    ledger.release(task_id, "run", 60_000)
+    assert state() == "RETRY"
+    ledger.begin(task_id, "again", idempotent=True, retries=1)
+    assert state() == "STARTED"
+    with client.pipeline() as pipe:
+        ledger.end(task_id, Ended(at_ms=1, runtime_ms=250, queue="plain"), pipe)
+        pipe.execute()
+    assert state() == "SUCCESS"
+    ((task,),) = Outcomes(user_app, client, settings).states([("e", "plain.made")])
+    assert (task.runtime_s, task.queue, task.detail) == (0.25, "plain", "")
+
+
+def test_a_run_whose_worker_died_is_not_started(
+    user_app: Celery, bus: EventBus, client: Redis, start: Start, state: Callable[[], str], settings: BridgeSettings
+) -> None:
+    """When the lease of a run is over its task waits for its message again."""
+    bus.publish("plain.made", id="e")
+    start(app=user_app)
+    eventually(lambda: state() == "SENT", "it is in its queue")
+    short = settings.model_copy(update={"lease_s": 0.2})
+    Ledger(client, short).begin(task_id_for("tests", "e", f"{HERE}.plain"), "run", idempotent=True)
+    assert state() == "STARTED"
+    eventually(lambda: state() == "SENT", "its lease is over", 5)
+
+
+def test_failures_and_what_they_say(
+    user_app: Celery, bus: EventBus, client: Redis, start: Start, settings: BridgeSettings
+) -> None:
+    """FAILURE tells reason and text, and the letter while it is there."""
+    event = bus.publish("plain.made", id="e").event
+    start(app=user_app)
+    letters, outcomes = DeadLetters(client, settings), Outcomes(user_app, client, settings)
+    task_id = task_id_for("tests", "e", f"{HERE}.plain")
+    letter = DeadLetter.of_event("crashed", "it died", event, event.encode(), f"{HERE}.plain", task_id)
+    eventually(lambda: client.zcard(Keys(settings.channel_prefix).inflight("tests")), "it was sent")
+    letters.bury(letter, Ended(at_ms=1, runtime_ms=-1, queue="plain"))
+    ((task,),) = outcomes.states([("e", "plain.made")])
+    (kept,) = letters.latest(1)
+    assert (task.state, task.detail, task.letter_id) == ("FAILURE", "crashed: it died", kept.letter_id)
+    assert (task.runtime_s, task.queue) == (None, "plain")
+    letters.drop([kept.letter_id])
+    ((task,),) = outcomes.states([("e", "plain.made")])
+    assert (task.state, task.letter_id) == ("FAILURE", "")
+    assert "is gone" in task.detail
+
+
+def test_skipped_tasks(user_app: Celery, bus: EventBus, client: Redis, start: Start, settings: BridgeSettings) -> None:
+    """SKIPPED once the event was dispatched: where= said no, or the handler came later; no handler, no task."""
+    outcomes = Outcomes(user_app, client, settings)
+    bus.publish("trip.ticket", {"seat": 2}, id="e")
+    asked = [("e", "trip.ticket"), ("e", "no.handler")]
+    assert [[task.state for task in found] for found in outcomes.states(asked[:1])] == [["WAITING"]]
+    start(app=user_app)
+    eventually(lambda: [task.state for task in outcomes.states(asked[:1])[0]] == ["SKIPPED"], "it is decided")
+    assert outcomes.states(asked[1:]) == [[]]
+
+
+def test_many_states_take_a_few_round_trips(
+    user_app: Celery, bus: EventBus, client: Redis, settings: BridgeSettings, round_trips: RoundTrips
+) -> None:
+    """The states of 200 events are read together, in their order."""
+    bus.publish_many([Event(type="plain.made", id=f"n{number}") for number in range(200)])
+    user_app.conf.result_backend = "disabled"
+    pairs = [(f"n{number}", "plain.made") for number in range(200)]
+    outcomes = Outcomes(user_app, client, settings)
+    wanted = [task_id_for("tests", event_id, f"{HERE}.plain") for event_id, _ in pairs]
+    assert [[task.task_id for task in one] for one in outcomes.states(pairs)] == [[task_id] for task_id in wanted]
+    assert round_trips(lambda: outcomes.states(pairs)) <= 4
+
+
+# Chains as other programs write them
+
+
+def test_an_expired_event_in_the_middle_still_links(bus: EventBus, client: Redis, tracer: Tracer) -> None:
+    """Of an event that is gone nothing is known but its place in the chain."""
+    first = bus.publish("other.first", id="first").event
+    middle = bus.publish(first.child("other.middle", id="middle")).event
+    bus.publish(middle.child("other.last", id="last"))
+    keys = Keys(bus.settings.channel_prefix)
+    client.delete(keys.event("middle"), keys.journal)
+    assert trees(tracer, "first") == [("other.first", [("(middle)", [("other.last", [])])])]
+    assert trees(tracer, "middle") == trees(tracer, "last") == [("(middle)", [("other.last", [])])]
+
+
+def test_events_whose_key_is_gone_are_read_from_the_journal(bus: EventBus, client: Redis, tracer: Tracer) -> None:
+    """A shorter lifetime of the event keys hides nothing."""
+    first = bus.publish("other.first", id="first").event
+    bus.publish(first.child("other.last", {"large": "x" * 1000}, id="last"))
+    keys = Keys(bus.settings.channel_prefix)
+    client.delete(keys.event("first"), keys.event("last"))
+    assert trees(tracer, "last") == [("other.first", [("other.last", [])])]
+
+
+def test_circles_end(bus: EventBus, tracer: Tracer) -> None:
+    """Events of other programs that cause each other are each shown once, from wherever one asks."""
+    bus.publish_many([foreign("a", "c"), foreign("b", "a"), foreign("c", "b"), foreign("self", "self")])
+    for asked in "abc":
+        found = tracer.trace(asked)
+        assert found is not None
+        assert sorted(event.event_id for root in found.roots for event in events(root)) == ["a", "b", "c"]
+    assert trees(tracer, "self") == [("other.made", [])]
+
+
+def test_long_chains_are_bounded(bus: EventBus, tracer: Tracer) -> None:
+    """Of a chain of 200 a part is shown, with the event that was asked for in it, and what is left out is told."""
+    bus.publish_many([foreign(f"n{number}", f"n{number - 1}" if number else None) for number in range(200)])
+    for asked in ("n0", "n100", "n199"):
+        found = tracer.trace(asked)
+        assert found is not None
+        (root,) = found.roots
+        shown = events(root)
+        assert 40 < len(shown) <= 50
+        assert asked in [event.event_id for event in shown]
+        assert shown[-1].hidden == (0 if asked == "n199" else 1)
+
+
+@pytest.mark.parametrize("way", ["cause", "chain"])
+def test_many_consequences_are_bounded(bus: EventBus, tracer: Tracer, way: str) -> None:
+    """Of 1,000 consequences, or first events of a chain, fifty are shown, the one that was asked for, and a number."""
+    if way == "cause":
+        bus.publish(foreign("root"))
+    parts: dict[str, Any] = {"metadata": {"causationId": "root"}} if way == "cause" else {"correlation_id": "root"}
+    bus.publish_many([Event(type="other.made", id=f"n{number:03d}", **parts) for number in range(1000)])
+    for asked in ("root", "n000", "n999"):
+        found = tracer.trace(asked)
+        assert found is not None
+        shown, hidden = (
+            (found.roots[0].events, found.roots[0].hidden) if way == "cause" else (found.roots, found.hidden)
+        )
+        assert len(shown) + hidden == 1000
+        assert len(shown) in (50, 51)
+        assert asked in ("root", *(event.event_id for event in shown))
+
+
+def test_wide_and_deep_is_bounded(bus: EventBus, tracer: Tracer) -> None:
+    """A chain that branches again and again ends at 500 events; how many each leaves out is told."""
+    level = ["root"]
+    bus.publish(foreign("root"))
+    for _ in range(2):
+        below = [(f"{above}.{number}", above) for above in level for number in range(40)]
+        bus.publish_many([foreign(event_id, above) for event_id, above in below])
+        level = [event_id for event_id, _ in below]
+    for asked in ("root", level[-1]):
+        found = tracer.trace(asked)
+        assert found is not None
+        shown = events(found.roots[0])
+        assert len(shown) == 500
+        assert asked in [event.event_id for event in shown]
+        assert sum(event.hidden for event in shown) == 1 + 40 + 1600 - 500
+
+
+def test_something_else_at_the_keys_of_a_trace(bus: EventBus, client: Redis, tracer: Tracer) -> None:
+    """Strings, lists and rubbish where index and events should be cost what they hide, and no error."""
+    first = bus.publish("other.first", id="first").event
+    last = bus.publish(first.child("other.last", id="last")).event
+    bus.publish(last.child("other.more", id="more"))
+    keys = Keys(bus.settings.channel_prefix)
+    client.set(keys.caused("first"), "in the way")
+    assert trees(tracer, "first") == [("other.first", [])]
+    assert trees(tracer, "more") == [("other.first", [("other.last", [("other.more", [])])])]
+    client.delete(keys.event("last"))
+    client.rpush(keys.event("last"), "a list")
+    client.set(keys.event("more"), b"\xff{")
+    assert trees(tracer, "last") == [("other.first", [("other.last", [("(more)", [])])])]
+
+
+@pytest.mark.parametrize("task_id", ["stranger", "x" * 500, 7, None, ["a"]], ids=repr)
+def test_tasks_that_nobody_knows(bus: EventBus, tracer: Tracer, task_id: Any) -> None:
+    """An event that names a task of another application hangs below that task; one that names rubbish does not."""
+    bus.publish_many([foreign("root"), foreign("below", "root", taskId=task_id)])
+    below: Any = ("other.made", [])
+    if task_id == "stranger":
+        below = ("UNKNOWN", [below])
+    assert trees(tracer, "root") == [("other.made", [below])]
+
+
+def test_a_result_backend_that_is_away_costs_little(
+    user_app: Celery, bus: EventBus, client: Redis, settings: BridgeSettings, proxy: Proxy
+) -> None:
+    """What the ledger knows is told within some seconds, however many levels and strange tasks there are."""
+    user_app.conf.result_backend = proxy.url
+    proxy.blackhole()
+    above = "root"
+    bus.publish(Event(type="plain.made", id=above))
+    for number in range(10):
+        parts = {"causationId": above, "taskId": f"stranger{number}"}
+        above = bus.publish(Event(type="plain.made", id=f"n{number}", metadata=parts)).event.id
+    with client.pipeline() as pipe:
+        Ledger(client, settings).end(task_id_for("tests", "n9", f"{HERE}.plain"), Ended(), pipe)
+        pipe.execute()
+    begun_s = time.monotonic()
+    found = Tracer(user_app, client, settings).trace("root")
+    assert time.monotonic() - begun_s < 4
+    assert found is not None
+    states = {task.task_id: task.state for task in tasks(found.roots[0])}
+    assert states[task_id_for("tests", "n9", f"{HERE}.plain")] == "SUCCESS"
+    assert states[task_id_for("tests", "n8", f"{HERE}.plain")] == "WAITING"
+    assert states["stranger3"] == "UNKNOWN"
+    assert proxy.done["blackhole"] == 1
+
+
+def test_a_backend_that_refuses_costs_nothing(user_app: Celery, bus: EventBus, client: Redis, proxy: Proxy) -> None:
+    """Neither a closed port nor a disabled backend is an error of the trace."""
+    bus.publish("plain.made", id="e")
+    proxy.refuse()
+    for backend in (proxy.url, "disabled"):
+        user_app.conf.result_backend = backend
+        assert trees(Tracer(user_app, client, bus.settings), "e") == [("plain.made", [("plain WAITING", [])])]
