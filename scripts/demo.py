@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,13 +23,12 @@ sys.path.insert(0, str(ROOT))  # celeryconfig.py and tasks/
 
 from bridge import Event, EventBus  # noqa: E402
 from bridge.celery import app  # noqa: E402
-from bridge.context import event_id_for  # noqa: E402
-from bridge.dead_letters import DeadLetter, DeadLetters  # noqa: E402
+from bridge.dead_letters import DeadLetters  # noqa: E402
 from bridge.devserver import running_redis  # noqa: E402
-from bridge.handlers import registry  # noqa: E402
 from bridge.keys import Keys  # noqa: E402
-from bridge.messages import task_id_for  # noqa: E402
+from bridge.outcomes import EventNode  # noqa: E402
 from bridge.settings import BridgeSettings  # noqa: E402
+from bridge.trace import Tracer  # noqa: E402
 
 TIMEOUT_S = 45
 FLOWER_URL = "http://localhost:5555"
@@ -42,64 +40,17 @@ DREAMS = [
 RAW_DREAM = "The sea was calm and bright. I laughed, and the sea laughed too."
 
 
-class Story:
-    """What was published and what came of it, as far as it can be seen from outside."""
-
-    def __init__(self, bus: EventBus) -> None:
-        self.bus = bus
-        self.group = bus.settings.group
-        self.events: dict[str, Event] = {}
-        self._lock = threading.Lock()
-        bus.subscribe("*", self._heard)
-
-    def _heard(self, event: Event) -> None:
-        with self._lock:
-            self.events[event.id] = event
-
-    def tasks(self, event: Event) -> list[tuple[str, str]]:
-        """Return ``(task name, task id)`` of every task that *event* must become."""
-        return [(h.task_name, task_id_for(self.group, event.id, h.task_name)) for h in registry.matching(event.type)]
-
-    def state(self, task_id: str) -> str:
-        return str(app.AsyncResult(task_id).state)
-
-    def published_by(self, task_id: str) -> list[Event]:
-        """Return the events that this task published: their ids follow from the task's."""
-        with self._lock:
-            known = list(self.events.values())
-        return [event for event in known if event.id == event_id_for(task_id, event.type, 0)]
-
-    def lines(self, event: Event, indent: str = "") -> Iterator[str]:
-        tasks = self.tasks(event)
-        for task_name, task_id in tasks:
-            last = task_name == tasks[-1][0]
-            yield f"{indent}{'└─' if last else '├─'} {task_name:<24} {self.state(task_id)}{self._result(task_id)}"
-            deeper = indent + ("   " if last else "│  ")
-            for child in self.published_by(task_id):
-                yield f"{deeper}└─ {child!r}  {summary(child)}"
-                yield from self.lines(child, deeper + "   ")
-
-    def _result(self, task_id: str) -> str:
-        result = app.AsyncResult(task_id)
-        return f"  {result.result}" if result.state == "FAILURE" else ""
-
-    def succeeded(self, event: Event, types: list[str]) -> bool:
-        """Whether *event* went through: all its tasks succeeded, and the events of *types* followed, likewise."""
-        tasks = self.tasks(event)
-        if not tasks or any(self.state(task_id) != "SUCCESS" for _, task_id in tasks):
-            return False
-        if not types:
-            return True
-        children = [child for _, task_id in tasks for child in self.published_by(task_id)]
-        return [child.type for child in children] == types[:1] and self.succeeded(children[0], types[1:])
+def went_through(tracer: Tracer, event: Event) -> bool:
+    """Whether every task of *event* succeeded, and the events of the pipeline followed, likewise."""
+    found = tracer.trace(event.id)
+    return found is not None and succeeded(found.roots[0], ["dream.analysed", "dream.ready"])
 
 
-def summary(event: Event) -> str:
-    payload = dict(event.payload)
-    payload.pop("dreamId", None)
-    payload |= payload.pop("statistics", {})
-    text = ", ".join(f"{name}={value}" for name, value in payload.items())
-    return text if len(text) <= 90 else f"{text[:87]}..."
+def succeeded(node: EventNode, types: list[str]) -> bool:
+    if not node.tasks or any(task.state != "SUCCESS" for task in node.tasks):
+        return False
+    children = [child for task in node.tasks for child in task.events]
+    return [child.event_type for child in children] == types[:1] and all(succeeded(one, types[1:]) for one in children)
 
 
 def publish_raw(bus: EventBus, text: str) -> Event:
@@ -143,31 +94,32 @@ def wait_for(check: Callable[[], bool], worker: subprocess.Popen[bytes]) -> bool
     return check()
 
 
+def run(*arguments: str) -> None:
+    """Run a command of the bus, as a person would."""
+    print(f"\n$ celery -A bridge bus {' '.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, "-m", "celery", "-A", "bridge", "bus", *arguments], cwd=ROOT, check=False)
+
+
 def tell(bus: EventBus, worker: subprocess.Popen[bytes]) -> bool:
-    """Publish, wait, print the tree; return whether all went as it should."""
-    story = Story(bus)
+    """Publish, wait, show what came of it; return whether all went as it should."""
     good = [
         bus.publish("dream.created", {"dreamId": f"dream-{number}", "text": text}).event
         for number, text in enumerate(DREAMS, 1)
     ]
     raw = publish_raw(bus, RAW_DREAM)
     broken = bus.publish("dream.created", {"dreamId": "no-text"}).event
-    letters = DeadLetters(bus.client, bus.settings)
-
-    chain = ["dream.analysed", "dream.ready"]
-
-    def parked() -> list[DeadLetter]:
-        return [letter for letter in letters.latest(100) if letter.event_id == broken.id]
+    tracer, letters = Tracer(app, bus.client, bus.settings), DeadLetters(bus.client, bus.settings)
 
     def all_done() -> bool:
-        return all(story.succeeded(event, chain) for event in [*good, raw]) and len(parked()) == 1
+        parked = [letter for letter in letters.latest(100) if letter.event_id == broken.id]
+        return all(went_through(tracer, event) for event in [*good, raw]) and len(parked) == 1
 
     complete = wait_for(all_done, worker)
-    for event, how in [*((event, "publish()") for event in good), (raw, "SETEX + PUBLISH"), (broken, "publish()")]:
-        print(f"\n{event!r}  by {how}  {summary(event)}")
-        print("\n".join(story.lines(event)))
-    for letter in parked():
-        print(f"\ndead letter ({letter.reason}): {letter.handler} cannot take {letter.event_type}: {letter.detail}")
+    print(f"{len(good)} dreams by publish(), one by SETEX + PUBLISH, and one without a text.")
+    run("trace", good[0].id)
+    run("trace", raw.id)
+    run("trace", broken.id)
+    run("status")
     print(f"\n{'All of it happened.' if complete else 'NOT all of it happened.'}")
     return complete
 
