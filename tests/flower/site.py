@@ -15,6 +15,7 @@ from redis import Redis
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from bridge import BridgeSettings, EventBus
@@ -147,8 +148,9 @@ class Browser:
         eventually(clicked, f"{css} can be clicked")
 
     def type(self, css: str, text: str) -> None:
+        """Write over what stands in a field; unlike ``clear()`` this never leaves it."""
         (field,) = self.all(css)
-        field.clear()
+        field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text)
 
     def emulate(self, width: int, *, dark: bool = False) -> None:

@@ -39,6 +39,17 @@ def test_nothing_without_logging_in(locked: Flower) -> None:
         assert locked.ask(button, token, Cookie="_xsrf=a").status == 303
 
 
+def test_nothing_without_a_session(site: Site) -> None:
+    """With OAuth, every page leads to the login, a table and a tree too, and buttons are refused."""
+    options = ("--auth=.*@example.com", "--auth_provider=flower.views.auth.GoogleAuth2LoginHandler")
+    stranger = site.flower("oauth", *options, "--oauth2_key=k", "--oauth2_secret=s", "--oauth2_redirect_uri=http://x")
+    answers = {page: stranger.ask(page) for page in PAGES}
+    assert {page: answer.status for page, answer in answers.items()} == dict.fromkeys(PAGES, 302)
+    assert all(answer.headers["Location"].startswith("/login?") for answer in answers.values())
+    for button in ("/events/dead/1-1/retry", "/event/x/replay"):
+        assert stranger.ask(button, {"_xsrf": "a"}, Cookie="_xsrf=a").status == 403
+
+
 @pytest.mark.parametrize("button", ["/events/dead/1-1/retry", "/event/x/replay"])
 def test_a_button_needs_its_token(flower: Flower, button: str) -> None:
     """Without a token, or with another one than the cookie's, it is 403, though nobody has to log in; so is GET."""

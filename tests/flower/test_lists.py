@@ -56,18 +56,17 @@ def test_the_list_keeps_up(site: Site, flower: Flower, browser: Browser, name: s
 
 def test_search(site: Site, flower: Flower, browser: Browser, name: str) -> None:
     """Parts of id, type and source are found, in any case; globs are over the whole type; a broken one says so."""
-    site.bus.publish("search.one", id=f"{name}.1", source=f"Source-{name}")
-    site.bus.publish("search.other", id=f"{name}.2")
+    site.bus.publish(f"{name}.one", id=f"{name}-1", source=f"Source-{name}")
+    site.bus.publish(f"{name}.other", id=f"{name}-2")
     listed(browser, flower, f"search=SOURCE-{name.upper()}")
-    browser.shows(ROWS, f"{name}.1")
+    browser.shows(ROWS, f"{name}-1")
     rows(browser, 1)
-    browser.type("#bridge-table_filter input", "search.o*e")
-    browser.shows(ROWS, "search.one")
-    rows(browser, 1)
-    assert "search=search.o*e" in browser.run("location.search")
-    browser.type("#bridge-table_filter input", "search.[")
+    browser.type("#bridge-table_filter input", f"{name}.o*e")
+    eventually(lambda: f"search={name}.o*e" in browser.run("location.search"), "the address says what is looked for")
+    assert f"{name}.one" in rows(browser, 1)[0]
+    browser.type("#bridge-table_filter input", f"{name}.[")
     browser.shows("#bridge-search-error", "not closed")
-    browser.type("#bridge-table_filter input", "arch.o")
+    browser.type("#bridge-table_filter input", f"{name[1:]}.o")
     rows(browser, 2)
     assert browser.text("#bridge-search-error") == ""
 
@@ -84,7 +83,7 @@ def test_events_are_chosen_by_state(site: Site, flower: Flower, browser: Browser
         browser.click(f"[data-state={state}]")
         one = lambda event=event: [f"{name}.{event}" in text for text in browser.texts(ROWS)] == [True]  # noqa: E731
         eventually(one, f"only the event that {state}")
-        assert f"state={state}" in browser.run("location.search")
+        eventually(lambda state=state: f"state={state}" in browser.run("location.search"), "so does the address")
         assert browser.texts(".task-state-filter.active") == [state.capitalize()]
     browser.open(browser.run("location.href"))
     assert browser.texts(".task-state-filter.active") == ["Waiting"]
@@ -114,9 +113,14 @@ def test_no_page_scrolls_sideways_on_a_phone(
     site.bus.publish("failing.created", {"long": "x" * 500}, id=f"{name}{'y' * 150}", source="s" * 150)
     site.bus.publish("loop.again", id=f"{name}.deep")
     site.letter_of(f"{name}{'y' * 150}")
+    eventually(lambda: flower.ask(f"/event/{name}.deep/tree").body.count("tests.app.loop") == 17, "a deep chain")
     browser.emulate(375, dark=dark)
     for page in ("/events", "/events/dead", f"/event/{name}{'y' * 150}", f"/event/{name}.deep"):
         browser.open(flower.url + page)
         browser.shows("main", name[:8] if "/event/" in page else "FAIL" if page == "/events" else "failure")
         assert browser.run("document.documentElement.scrollWidth") == 375
         assert browser.run("document.documentElement.dataset.bsTheme") == ("dark" if dark else "light")
+    deepest = "document.querySelector('.bridge-line:last-child')"
+    browser.run(f"{deepest}.scrollIntoView({{inline: 'end'}})")
+    assert browser.run("document.querySelector('#bridge-tree').scrollLeft") > 0, "a deep chain scrolls within its card"
+    assert browser.run(f"{deepest}.querySelector('.bridge-line-head').clientWidth") > 200, "and stays readable"
