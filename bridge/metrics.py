@@ -16,6 +16,8 @@ from collections.abc import Iterable
 #: Types of events that have counters of their own, beside those that handlers name. Anybody may invent types, and each
 #: label of a metric is kept for ever by those who collect them.
 _MAX_TYPES = 100
+#: No event has a longer type; but a channel, which anybody may broadcast on, may have a name of any length.
+_MAX_TYPE_CHARS = 200
 #: Stands for all further types. No event can have it: a type begins with none of these characters.
 OTHER_TYPES = "(other)"
 
@@ -89,7 +91,7 @@ class Counters:
     def _label(self, event_type: str) -> str:
         if not event_type or event_type in self._known or event_type in self._types:
             return event_type
-        if len(self._types) >= _MAX_TYPES:
+        if len(self._types) >= _MAX_TYPES or len(event_type) > _MAX_TYPE_CHARS:
             return OTHER_TYPES
         self._types.add(event_type)
         return event_type

@@ -6,6 +6,7 @@ Times are those of the Redis server, so that clocks that differ do no harm.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -57,7 +58,8 @@ class Presence:
         return self.alive and not self.problems
 
 
-_FIELDS = frozenset(Presence.__dataclass_fields__)
+#: Types of the fields.
+_KINDS = {name: type(value) for name, value in vars(Presence("")).items()}
 
 
 class Presences:
@@ -99,7 +101,8 @@ def read_presences(rows: dict[bytes, bytes], now_ms: int) -> list[Presence]:
     found = []
     for value in rows.values():
         at_ms, _, text = value.partition(b" ")
-        stored: dict[str, Any] = json.loads(text)  # another version may have written it
-        known = {name: stored[name] for name in _FIELDS & stored.keys()}
-        found.append(Presence(**known | {"seen_s": max(0, now_ms - int(at_ms)) / 1000}))
+        with suppress(ValueError, TypeError, AttributeError):  # another version, or anybody, may have written it
+            stored: dict[str, Any] = json.loads(text)
+            known = {name: it for name, it in stored.items() if type(it) is _KINDS.get(name)}
+            found.append(Presence(**known | {"seen_s": max(0, now_ms - int(at_ms)) / 1000}))
     return sorted(found, key=lambda presence: presence.name)

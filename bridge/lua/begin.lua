@@ -67,8 +67,9 @@ if pair then
     if appended_ms and not lease[1] and fields.redispatches == 0 and not fields.retried then
         local ms = math.max(0, now_ms - appended_ms)
         local _, exponent = math.frexp(math.max(0, ms - 1))
-        redis.call("HINCRBY", KEYS[6], exponent, 1)
-        redis.call("HINCRBY", KEYS[6], "ms", string.format("%.0f", ms))
+        -- pcall: for those who look; something else at that key must not stop the task
+        redis.pcall("HINCRBY", KEYS[6], exponent, 1)
+        redis.pcall("HINCRBY", KEYS[6], "ms", string.format("%.0f", ms))
     end
 end
 return {1, deaths}

@@ -6,7 +6,7 @@ local now = redis.call("TIME")
 local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
 local all = redis.call("HGETALL", KEYS[1])
 for i = 1, #all, 2 do
-    if tonumber(string.match(all[i + 1], "^%d+")) < now_ms - tonumber(ARGV[3]) then
+    if tonumber(string.match(all[i + 1], "^%d+") or 0) < now_ms - tonumber(ARGV[3]) then
         redis.call("HDEL", KEYS[1], all[i])
     end
 end

@@ -1,0 +1,200 @@
+"""Which subscribers live, and what they say of themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from bridge import BridgeSettings, EventBus, health, monitoring
+from bridge.connection import connect
+from bridge.devserver import RedisServer
+from bridge.presence import Presence, Presences
+from tests.conftest import Processes, Queues, Start, eventually
+from tests.faults.proxy import Proxy
+
+
+@pytest.fixture
+def presences(client: Redis, settings: BridgeSettings) -> Presences:
+    return Presences(client, settings)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subscribers in this process say how they are, and find it out, many times a second."""
+    monkeypatch.setattr(monitoring, "BEAT_S", 0.05)
+    monkeypatch.setattr(health, "_KEEP_BROKER_S", 0.1)
+
+
+def only(presences: Presences) -> Presence:
+    (one,) = presences.all()
+    return one
+
+
+def test_a_live_subscriber_is_ready(use, start: Start, presences: Presences) -> None:
+    """It is listed as soon as it runs, and ready once it does its work; a clean stop removes it at once."""
+    use("t.all")
+    subscriber = start("one")
+    first = eventually(lambda: presences.all() and only(presences), "it says that it lives", 1)
+    assert (first.name, first.host, first.alive) == ("one", socket.gethostname(), True)
+    ready = eventually(lambda: only(presences).ready and only(presences), "it is ready", 5)
+    assert (ready.problems, ready.waits, ready.metrics, ready.gap_ms) == ([], "", "", 0)
+    subscriber.stop()
+    assert presences.all() == []
+
+
+def test_every_subscriber_of_a_group_speaks_for_itself(use, start: Start, presences: Presences) -> None:
+    """Two are two, by name; another group is another list; the address of the metrics is theirs."""
+    use("t.all")
+    start("two", metrics_port=_free_port())
+    start("one")
+    start("three", group="other")
+    found = eventually(lambda: len(presences.all()) == 2 and presences.all(), "both speak", 5)
+    assert [one.name for one in found] == ["one", "two"]
+    assert found[1].metrics.startswith("http://127.0.0.1:")
+
+
+def test_a_subscriber_tells_its_rate(use, often: None, start: Start, presences: Presences, bus: EventBus) -> None:
+    """Task messages a second while events come; nothing again when they end."""
+    use("t.all", "t.exact")
+    start()
+    for _ in range(3):
+        bus.publish("dream.created")
+    eventually(lambda: only(presences).dispatched_per_s > 0, "a rate", 5)
+    eventually(lambda: only(presences).dispatched_per_s == 0, "none", 5)
+
+
+def test_a_subscriber_tells_when_events_may_have_been_missed(
+    use, often: None, start: Start, presences: Presences, client: Redis, settings: BridgeSettings
+) -> None:
+    """The moment of the last gap on the channels, in ms."""
+    use("t.all")
+    start()
+    before_ms = client.time()[0] * 1000
+    for connection in client.client_list():
+        if connection["name"] == settings.client_name and int(connection["psub"]):
+            client.client_kill_filter(_id=connection["id"])
+    told = eventually(lambda: presences.all() and only(presences).gap_ms, "the gap is told", 10)
+    assert before_ms <= told <= (client.time()[0] + 1) * 1000
+
+
+def test_a_subscriber_tells_what_it_waits_for(
+    use, often: None, start: Start, presences: Presences, client: Redis, bus: EventBus, queues: Queues
+) -> None:
+    """A full queue is no problem of the subscriber, so it stays ready, and says which queue it is."""
+    use("t.all")
+    start(max_queue_length=2)
+    for number in range(2):
+        bus.publish("a.b", id=f"n{number}")
+    eventually(lambda: queues.length() == 2, "the queue is full")
+    bus.publish("a.b", id="n2")
+    eventually(lambda: only(presences).waits == "waiting for room in queue celery", "it says so", 5)
+    assert only(presences).ready
+    client.delete(f"broker:{queues.prefix}celery")
+    eventually(lambda: not only(presences).waits, "it waits no more", 5)
+    assert queues.tasks() == {"t.all a.b n2": 1}
+
+
+def test_a_subscriber_tells_its_problems(
+    use, often: None, start: Start, presences: Presences, far_app: Celery, proxy: Proxy
+) -> None:
+    """Whose broker is away is alive and not ready, and says why; then it is ready again."""
+    use("t.all")
+    start(app=far_app)
+    eventually(lambda: presences.all() and only(presences).ready, "ready", 10)
+    proxy.refuse()
+    found = eventually(lambda: only(presences).problems and only(presences), "the problem", 10)
+    assert found.alive
+    assert not found.ready
+    assert found.problems[0].startswith("broker: ")
+    proxy.heal()
+    eventually(lambda: only(presences).ready, "ready again", 10)
+
+
+def test_a_killed_worker_is_gone_within_ten_seconds(
+    processes: Processes, presences: Presences, settings: BridgeSettings
+) -> None:
+    """It cannot say good-bye, so it is listed for a while, and not as alive."""
+    worker = processes.celery("bus", "subscribe", name="subscriber")
+    found = eventually(lambda: presences.all() and only(presences), "it lives", 20)
+    assert found.name.endswith(f":{worker.pid}")
+    os.killpg(worker.pid, 9)
+    eventually(lambda: not only(presences).alive, "it is gone", 10)
+    assert 6 < only(presences).seen_s < 10
+
+
+# What is kept in Redis, whoever wrote it
+
+
+@pytest.fixture
+def each(each_server: RedisServer, prefix: str) -> Iterator[Presences]:
+    settings = BridgeSettings.load(redis_url=each_server.url, channel_prefix=prefix, group="tests")
+    with connect(settings) as connected:
+        yield Presences(connected, settings)
+
+
+STRANGE: dict[str, str] = {
+    "empty": "",
+    "no time": "{}",
+    "no json": "1 {",
+    "no object": "1 [1]",
+    "null": "1 null",
+    "no name": '1 {"host": "h"}',
+    "a name of another type": '1 {"name": 7}',
+    "no number": 'x {"name": "x"}',
+    "binary": "\udcff\udcfe",
+    "a number": "1 7",
+}
+
+
+def test_what_others_write_breaks_nothing(each: Presences) -> None:
+    """Fields of another version are passed over, rubbish is not listed, and keeps nobody from saying that it lives."""
+    client, key = each._client, each._key
+    for name, text in STRANGE.items():
+        client.hset(key, name, text.encode(errors="surrogateescape"))
+    now_ms = client.time()[0] * 1000
+    newer = {"name": "newer", "host": "h", "mood": {"deep": 1}, "alive": True, "none": None, "problems": "no list"}
+    client.hset(key, "newer", f"{now_ms} {json.dumps(newer)}")
+    client.hset(key, "older", f'{now_ms} {{"name": "older"}}')
+    found = each.all()
+    assert [(one.name, one.host, one.problems, one.ready) for one in found] == [
+        ("newer", "h", [], True),
+        ("older", "", [], True),
+    ]
+    each.say(Presence("here"))
+    assert [one.name for one in each.all()] == ["here", "newer", "older"]
+    assert client.hlen(key) == 3, "what is older than all memory is gone"
+
+
+def test_those_that_went_without_a_word_are_forgotten(each: Presences) -> None:
+    """After ten minutes, or with the whole key when nobody is left."""
+    client, key = each._client, each._key
+    now_ms = client.time()[0] * 1000
+    for name, ago_s in (("lately", 500), ("long ago", 700)):
+        client.hset(key, name, f'{now_ms - ago_s * 1000} {{"name": "{name}"}}')
+    each.say(Presence("here"))
+    assert [(one.name, one.alive) for one in each.all()] == [("here", True), ("lately", False)]
+    assert 590_000 < client.pttl(key) <= 600_000
+
+
+def test_what_is_said_is_what_is_read(each: Presences) -> None:
+    """Every field comes back; the last word of a subscriber counts."""
+    said = Presence("one", "host", ["a", "b"], "waits", 2.5, 77, "http://x")
+    each.say(Presence("one"))
+    each.say(said)
+    (found,) = each.all()
+    assert vars(found) | {"seen_s": 0.0} == vars(said)
+    assert 0 <= found.seen_s < 1
+    each.leave("one")
+    each.leave("one")
+    assert each.all() == []
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
