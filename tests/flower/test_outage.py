@@ -40,6 +40,7 @@ def test_the_pages_say_that_redis_is_away(
     getattr(way, outage)()
     browser.shows("#bridge-down", "Redis at redis://127.0.0.1")
     assert browser.text("#bridge-status") == "Update failed"
+    browser.shows("#bridge-table", "Nothing is known while Redis does not answer.")
     began = time.monotonic()
     assert far.ask(f"/event/{name}").status == 503
     assert time.monotonic() - began < 10

@@ -113,7 +113,7 @@
             {data: 'type', className: 'text-nowrap bridge-clip', render: function (data, _, row) {
                 return clipped(data) + (row.replay ? ' <span class="badge text-bg-secondary">replay</span>' : '');
             }},
-            {data: 'id', className: 'text-nowrap bridge-clip', render: function (data) {
+            {data: 'id', className: 'text-nowrap bridge-clip bridge-id', render: function (data) {
                 return eventLink(page, data);
             }},
             {data: 'source', className: 'text-nowrap bridge-clip', render: clipped},
@@ -222,6 +222,7 @@
     function showList(page) {
         var state = parameters.get('state') || '',
             dead = page.dataset.list === 'dead',
+            down = false,
             refreshed = $.noop,
             table = $('#bridge-table').DataTable({
                 searching: true,
@@ -247,12 +248,20 @@
                             state: state
                         };
                     },
-                    dataSrc: showAnswer,
+                    dataSrc: function (answer) {
+                        down = Boolean(answer.down);
+                        return showAnswer(answer);
+                    },
                     error: function () {
                         showStatus('Update failed', false);
                     },
                     complete: function () {
                         refreshed();
+                    }
+                },
+                drawCallback: function () {
+                    if (down) {  // an empty table would be a lie
+                        $('#bridge-table .dataTables_empty').text('Nothing is known while Redis does not answer.');
                     }
                 },
                 initComplete: function () {
