@@ -23,8 +23,11 @@ log = logging.getLogger(__name__)
 _RATE = 100.0
 
 
-def retry(data: EventData, letter_id: str) -> str:
+def retry(data: EventData, letter_id: str, who: str) -> str:
     """Give a dead letter to the handler that failed once more; return what was done, for a person.
+
+    Arguments:
+        who: Who asked for it, for the log.
 
     Raises:
         BridgeError: It cannot be; the text says why.
@@ -35,16 +38,17 @@ def retry(data: EventData, letter_id: str) -> str:
     handlers = {handler.task_name for handler in registry}
     source = DeadSource(data.client, data.settings, selection, handlers)
     gone = "this dead letter is gone: it was retried or dropped before"
-    done, name = _replay(data, source, {"from": "dead letters", "id": [letter_id]}, gone)
+    done, name = _replay(data, source, {"from": "dead letters", "id": [letter_id]}, gone, who)
     what = done.handler or "all handlers"
     return f"Retried: {what} gets event {done.event_id} again, as replay {name}."
 
 
-def replay(data: EventData, event_id: str, handler_name: str) -> str:
+def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
     """Give an event of the journal to its handlers once more; return what was done, for a person.
 
     Arguments:
         handler_name: The one handler that gets it; empty: all that match.
+        who: Who asked for it, for the log.
 
     Raises:
         BridgeError: It cannot be; the text says why.
@@ -67,11 +71,11 @@ def replay(data: EventData, event_id: str, handler_name: str) -> str:
         filters["handler"] = handler_name
     else:
         raise BridgeError(f"{handler_name[:120]!r} is no handler of {node.event_type} here")
-    done, name = _replay(data, source, filters, gone)
+    done, name = _replay(data, source, filters, gone, who)
     return f"Replayed: {handler_name or 'all handlers'} of event {done.event_id}, as replay {name}."
 
 
-def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: str) -> tuple[Candidate, str]:
+def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: str, who: str) -> tuple[Candidate, str]:
     """Replay the one event of *source*; return it, and the name of the replay."""
     name = f"flower-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     replay = Replay(data.client, data.settings, source, name, filters)
@@ -87,5 +91,5 @@ def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: s
         raise BridgeError(gone)
     extra = about("replay_asked", event_id=found.event_id, event_type=found.event_type, handler=found.handler)
     whom = found.handler or "all handlers"
-    log.info("replay %s was asked for in Flower: event %s to %s", name, found.event_id, whom, extra=extra)
+    log.info("replay %s was asked for in Flower by %s: event %s to %s", name, who, found.event_id, whom, extra=extra)
     return found, name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+from base64 import b64decode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -214,6 +215,16 @@ class TreeView(EventsHandler):
 class ActionView(EventsHandler):
     """A button: does something, then leads back to the page it is on, which says what came of it."""
 
+    @property
+    def who(self) -> str:
+        """Who presses it: the name that Flower has checked, or without one the address."""
+        if isinstance(self.current_user, str):
+            return self.current_user
+        if self.application.options.basic_auth:
+            _, _, login = self.request.headers["Authorization"].partition(" ")
+            return b64decode(login).decode().partition(":")[0]
+        return str(self.request.remote_ip)
+
     async def act(self, do: Callable[[EventData], str], event_id: str = "") -> None:
         """Do it, and go to the page of an event or, without one, to the dead letters."""
         if self.read_only:
@@ -234,7 +245,8 @@ class RetryView(ActionView):
 
     @web.authenticated
     async def post(self, letter_id: str) -> None:
-        await self.act(lambda data: actions.retry(data, letter_id), self.get_argument("event", "", escape=False))
+        who = self.who
+        await self.act(lambda data: actions.retry(data, letter_id, who), self.get_argument("event", "", escape=False))
 
 
 class ReplayView(ActionView):
@@ -242,8 +254,8 @@ class ReplayView(ActionView):
 
     @web.authenticated
     async def post(self, event_id: str) -> None:
-        handler = self.get_argument("handler", "", escape=False)
-        await self.act(lambda data: actions.replay(data, event_id, handler), event_id)
+        handler, who = self.get_argument("handler", "", escape=False), self.who
+        await self.act(lambda data: actions.replay(data, event_id, handler, who), event_id)
 
 
 #: What Flower's table of pages gets: url() keeps names and arguments when Flower puts its --url-prefix before them.

@@ -106,6 +106,7 @@ def test_links_keep_the_prefix_of_flower(site: Site, locked: Flower, browser: Br
     browser.click("#bridge-tree .bridge-retry")
     browser.shows(".alert-success", f"gets event {name} again")
     assert browser.run("location.pathname") == f"/ops/flower/event/{name}"
+    assert f"in Flower by me: event {name} to tests.app.failing" in site.processes.log("locked")
     browser.click(".nav-link.active")
     browser.click("a[href='/ops/flower/events/dead']")
     eventually(lambda: browser.run("location.pathname") == "/ops/flower/events/dead", "the dead letters")

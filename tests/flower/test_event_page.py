@@ -89,6 +89,7 @@ def test_a_dead_letter_is_retried_from_the_list(site: Site, flower: Flower, brow
     browser.click("#bridge-table .bridge-retry")
     browser.shows(".alert-success", f"Retried: tests.app.failing gets event {name} again")
     assert browser.run("location.pathname") == "/events/dead"
+    assert f"in Flower by 127.0.0.1: event {name} to tests.app.failing" in site.processes.log("flower")
     again = eventually(
         lambda: [one for one in site.letters.latest(1000) if one.event_id == name and one.letter_id != first],
         "it fails again",
