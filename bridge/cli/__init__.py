@@ -58,6 +58,13 @@ class _Commands(DYMGroup):  # type: ignore[misc]  # untyped
             return None
         return cast("click.Command", getattr(import_module(f"bridge.cli.{cmd_name}"), cmd_name))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click would say 1, which means no
+            click.echo("interrupted", err=True)
+            raise SystemExit(130) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for heading, commands in COMMANDS.items():
             with formatter.section(heading):

@@ -100,6 +100,7 @@ class Follower:
         source = JournalSource(self._client, self._settings, Selection(since_ms=since_ms), accepts=self._accepts)
         first, _ = source.selection.bounds
         known = set()
+        output.note(output.Styled(f"from the journal, since {output.moment(since_ms)}:", "dim"))
         for found in source.read(first, self._end()):
             if _order(found.place) > _order(before):
                 known.add(found.event_id)
@@ -109,6 +110,7 @@ class Follower:
                 self._event(found.event, _order(found.place)[0])
             if output.reader_gone():
                 break
+        output.note(output.Styled("live:", "dim"))
         return known
 
     def _heard(self, heard: Heard, known: set[str]) -> None:

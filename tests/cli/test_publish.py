@@ -180,6 +180,20 @@ def test_a_file_at_a_terminal_has_a_bar(terminal: OpenTerminal, tmp_path: Path) 
     assert "5000 published" in publishing.text.splitlines()[-1]
 
 
+def test_the_keyboard_is_asked_and_ctrl_c_ends_it(terminal: OpenTerminal) -> None:
+    """At a terminal it says that it waits; status 130 is that of an interruption."""
+    publishing = terminal("bus", "publish", "dream.created", "-")
+    publishing.shows("reading JSON from the keyboard; Ctrl-D ends it")
+    publishing.process.send_signal(signal.SIGINT)
+    assert publishing.wait() == 130
+    assert "interrupted" in publishing.text
+    typing = terminal("bus", "publish", "dream.created", "-", "--id", "typed")
+    typing.shows("Ctrl-D ends it")
+    typing.type('{"text": 1}\n\x04')
+    assert typing.wait() == 0
+    assert "typed" in typing.text.splitlines()
+
+
 # get
 
 
