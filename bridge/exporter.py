@@ -207,6 +207,7 @@ def _add(family: HistogramMetricFamily, labels: list[str], delays: Delays) -> No
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128  # else some that connect at once wait for seconds
 
 
 class _QuietHandler(WSGIRequestHandler):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +20,8 @@ from tests.conftest import make_app
 
 #: Runs a function and returns the commands of clients, and the commands inside their scripts.
 Listen = Callable[[Callable[[], Any]], tuple[list[str], list[str]]]
+#: Asks a subscriber for a path; returns status and text.
+Ask = Callable[[str], tuple[int, str]]
 #: Runs a function twice and returns how many round trips the second took.
 RoundTrips = Callable[[Callable[[], Any]], int]
 
@@ -25,6 +30,30 @@ RoundTrips = Callable[[Callable[[], Any]], int]
 def bus(settings: BridgeSettings) -> Iterator[EventBus]:
     with EventBus(settings) as connected:
         yield connected
+
+
+@pytest.fixture
+def port() -> int:
+    """A free port for the metrics of a subscriber."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def ask(port: int) -> Ask:
+    """Ask the subscriber whose metrics are at ``port``; status 0 while nobody answers there."""
+
+    def get(path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    return get
 
 
 @pytest.fixture

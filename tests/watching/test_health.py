@@ -1,0 +1,350 @@
+"""Health over HTTP: what a subscriber answers while it works, while something is away, and when it is stuck."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import psutil
+import pytest
+from celery import Celery
+from redis import Redis
+
+from bridge import BridgeSettings, EventBus, health
+from bridge.devserver import RedisServer
+from bridge.errors import SettingsError
+from bridge.handlers import registry
+from bridge.health import Health
+from bridge.journal import Journal
+from bridge.keys import Keys
+from bridge.presence import Presences
+from bridge.pulse import Pulse
+from tests.conftest import ROOT, Processes, Queues, Start, eventually
+from tests.faults.proxy import Proxy
+from tests.handlers import HANDLERS
+from tests.watching.conftest import Ask
+
+#: Longest that a change may stay untold.
+TOLD_S = 10
+
+
+def ready(ask: Ask) -> bool:
+    return ask("/readyz")[0] == 200
+
+
+def problems(ask: Ask) -> str:
+    """Why the subscriber is not ready; empty when it is, or does not answer."""
+    status, text = ask("/readyz")
+    return "; ".join(json.loads(text)["problems"]) if status == 503 else ""
+
+
+def listening(process: psutil.Process) -> set[tuple[str, int]]:
+    """Where a process accepts connections."""
+    return {tuple(one.laddr) for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+
+
+def test_a_real_worker(processes: Processes, bus: EventBus, ask: Ask, port: int) -> None:
+    """Ready soon after its start; kill -9 leaves no port taken, and the next worker has it at once."""
+    environment = {"BRIDGE_METRICS_PORT": str(port)}
+    worker = processes.worker("w1", **environment)
+    eventually(lambda: ready(ask), "it is ready", 30)
+    assert json.loads(ask("/readyz")[1]) == {"ok": True, "problems": [], "waits": ""}
+    assert ask("/healthz")[0] == 200
+    assert json.loads(ask("/healthz")[1]) == {"ok": True, "problems": []}
+    bus.publish("failing.created")
+    eventually(lambda: 'bridge_dead_letters_written_total{group="tests"} 1.0' in ask("/metrics")[1], "a dead letter")
+    assert 'outcome="dead"' not in ask("/metrics")[1], "that was a task's, not the subscriber's"
+    assert 'bridge_start_delay_seconds_count{group="tests"} 1.0' in ask("/metrics")[1]
+
+    main = psutil.Process(worker.pid)
+    assert listening(main) == {("127.0.0.1", port)}
+    first = main.children()
+    first[0].kill()
+    # This one is forked while the port is open, as every child is that takes the place of another.
+    later = eventually(lambda: [child for child in main.children() if child not in first], "a new child of the pool")
+    eventually(lambda: listening(later[0]) == set(), "it has let go of the port")
+    children = main.children()
+    main.kill()
+    worker.wait()
+    assert any(child.is_running() for child in children), "the pool outlives its parent for a moment"
+    processes.worker("w2", **environment)
+    eventually(lambda: ready(ask), "the next one is ready", 30)
+
+
+@pytest.mark.parametrize("fault", ["refuse", "blackhole"])
+def test_the_bus_is_away(
+    use, start: Start, proxy: Proxy, bus: EventBus, ask: Ask, port: int, queues: Queues, fault: str
+) -> None:
+    """Told within seconds, with the reason; the process is well all the time, and ready again by itself."""
+    use("t.all")
+    start(redis_url=proxy.url, metrics_port=port, socket_timeout_s=5)
+    eventually(lambda: ready(ask), "ready", 5)
+    getattr(proxy, fault)()
+    reason = f"Redis at redis://127.0.0.1:{proxy.port}/0: "
+    eventually(lambda: reason in problems(ask), "not ready, and why", TOLD_S)
+    assert ask("/healthz")[0] == 200
+    status, metrics = ask("/metrics")
+    assert status == 200
+    assert "bridge_bus_up 0.0" in metrics
+    assert "bridge_broker_up 1.0" in metrics
+    assert "bridge_ready 0.0" in metrics
+    assert "bridge_backlog_events" not in metrics, "figures of before would be taken for those of now"
+    proxy.heal()
+    eventually(lambda: ready(ask), "ready again", 20)
+    bus.publish("a.b", id="after")
+    eventually(lambda: queues.length() == 1, "it is at work")
+    assert "bridge_bus_up 1.0" in ask("/metrics")[1]
+
+
+def test_a_frozen_redis(use, start: Start, own_server: RedisServer, ask: Ask, port: int) -> None:
+    """A server that is there and does not answer is told as well."""
+    use("t.all")
+    start(redis_url=own_server.url, metrics_port=port, socket_timeout_s=5)
+    eventually(lambda: ready(ask), "ready", 5)
+    os.kill(own_server.pid, signal.SIGSTOP)
+    try:
+        assert "Redis at " in eventually(lambda: problems(ask), "not ready", TOLD_S)
+        assert ask("/healthz")[0] == 200
+    finally:
+        os.kill(own_server.pid, signal.SIGCONT)
+    eventually(lambda: ready(ask), "ready again", 20)
+
+
+def test_a_redis_that_was_killed_and_lost_its_password(
+    use, start: Start, own_server: RedisServer, ask: Ask, port: int
+) -> None:
+    """The reason is that of now, and holds no password."""
+    use("t.all")
+    with Redis.from_url(own_server.url) as client:
+        client.acl_setuser(
+            "someone", enabled=True, passwords=["+s3cret"], keys=["*"], channels=["*"], commands=["+@all"]
+        )
+        start(redis_url=own_server.url.replace("//", "//someone:s3cret@"), metrics_port=port, socket_timeout_s=5)
+        eventually(lambda: ready(ask), "ready", 5)
+        client.acl_setuser("someone", enabled=True, reset_passwords=True, passwords=["+other"])
+        client.client_kill_filter(user="someone")
+    text = eventually(lambda: "invalid username-password" in problems(ask) and problems(ask), "refused", TOLD_S)
+    own_server.kill()
+    text += eventually(lambda: "refused" in problems(ask) and problems(ask), "not there", TOLD_S)
+    assert "s3cret" not in text + ask("/metrics")[1]
+
+
+def test_the_broker_is_away(
+    use,
+    start: Start,
+    far_app: Celery,
+    proxy: Proxy,
+    bus: EventBus,
+    ask: Ask,
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the bus is well: not ready, and what dispatch fails with once there is something to send."""
+    use("t.all")
+    start(app=far_app, metrics_port=port)
+    eventually(lambda: ready(ask), "ready", 5)
+    proxy.refuse()
+    bus.publish("a.b")
+    eventually(lambda: problems(ask).startswith("broker: "), "the broker", TOLD_S)
+    monkeypatch.setattr(health, "_KEEP_BROKER_S", 0.5)  # from here on there is no hurry, but for this test
+    eventually(lambda: "dispatch fails: " in problems(ask), "dispatch", TOLD_S)
+    metrics = ask("/metrics")[1]
+    assert "bridge_bus_up 1.0" in metrics
+    assert "bridge_broker_up 0.0" in metrics
+    assert 'bridge_backlog_events{group="tests"} 1.0' in metrics
+    assert ask("/healthz")[0] == 200
+    proxy.heal()
+    eventually(lambda: ready(ask), "ready again", 15)
+
+
+def test_a_full_queue_is_no_problem(use, start: Start, bus: EventBus, queues: Queues, ask: Ask, port: int) -> None:
+    """Dispatch that waits for room is ready, and says what it waits for."""
+    use("t.all")
+    start(metrics_port=port, max_queue_length=1)
+    bus.publish("a.b")
+    eventually(lambda: queues.length() == 1 and ready(ask), "the queue is full")
+    assert "bridge_dispatch_waiting 0.0" in ask("/metrics")[1]
+    bus.publish("a.b")
+    eventually(lambda: json.loads(ask("/readyz")[1])["waits"] == "waiting for room in queue celery", "it waits", 5)
+    assert ready(ask)
+    metrics = ask("/metrics")[1]
+    assert "bridge_dispatch_waiting 1.0" in metrics
+    assert 'bridge_held_back_total{group="tests"} 0.0' not in metrics
+    assert 'bridge_backlog_events{group="tests"} 1.0' in metrics
+
+
+def test_a_deleted_group(use, start: Start, client: Redis, settings: BridgeSettings, ask: Ask, port: int) -> None:
+    """It is made anew, which is counted, and the subscriber is ready."""
+    use("t.all")
+    start(metrics_port=port)
+    eventually(lambda: ready(ask), "ready", 5)
+    client.xgroup_destroy(Keys(settings.channel_prefix).journal, "tests")
+    eventually(lambda: 'bridge_journal_lost_total{group="tests"} 1.0' in ask("/metrics")[1], "it is counted", 5)
+    eventually(lambda: ready(ask), "ready", 5)
+
+
+def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings: BridgeSettings) -> None:
+    """Each thing that a subscriber waits for after its start has a line of its own."""
+    pulse, caught_up, trouble = Pulse(), threading.Event(), [""]
+    checked = Health(app, settings, pulse, caught_up, lambda: trouble[0], lambda: "")
+
+    def found() -> list[str]:
+        checked._known.clear()
+        return checked.problems()
+
+    assert found() == ["the journal has no group tests yet"]
+    client.xadd(Keys(settings.channel_prefix).journal, {"id": "e"})
+    assert found() == ["the journal has no group tests yet"]
+    Journal(client, settings).create_group("earliest")
+    assert found() == ["not subscribed to the event channels yet"]
+    pulse.note("heard")
+    assert found() == ["still looking for events that were missed before it started"]
+    caught_up.set()
+    assert found() == []
+    trouble[0] = "dispatch fails: so"
+    assert found() == ["dispatch fails: so"]
+    checked.client.close()
+
+
+def test_a_subscription_that_died_in_silence(use, start: Start, proxy: Proxy, ask: Ask, port: int) -> None:
+    """No heartbeat comes back: told after two of them, and mended by a new subscription."""
+    use("t.all")
+    start(redis_url=proxy.url, metrics_port=port, heartbeat_interval_s=0.6)
+    eventually(lambda: ready(ask), "ready", 5)
+    proxy.silence(b"SUBSCRIBE")
+    assert proxy.done["silenced"] == 1
+    eventually(lambda: problems(ask).startswith("nothing heard on the event channels for "), "it is told", 5)
+    eventually(lambda: ready(ask), "ready again", 10)
+    assert 'bridge_gaps_total{group="tests"} 1.0' in ask("/metrics")[1]
+
+
+def test_without_pubsub_nothing_is_listened_for(use, start: Start, ask: Ask, port: int) -> None:
+    """A subscriber of the journal alone is ready without a subscription."""
+    use("t.all")
+    start(metrics_port=port, enable_pubsub=False)
+    eventually(lambda: ready(ask), "ready", 5)
+    assert ask("/healthz")[0] == 200
+
+
+def test_a_stuck_thread_is_no_health(
+    use, start: Start, bus: EventBus, ask: Ask, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A predicate that never returns holds up dispatch: /healthz says so, until it does return."""
+    monkeypatch.setattr(health, "_STUCK_S", 1.0)
+    monkeypatch.setattr(health, "_STUCK_TIMEOUTS", 0)
+    gate = threading.Event()
+    use()
+    registry.add(replace(HANDLERS["t.all"], where=lambda event: gate.wait(20)))
+    start(metrics_port=port)
+    eventually(lambda: ready(ask), "ready", 5)
+    assert ask("/healthz")[0] == 200
+    bus.publish("a.b")
+    _, text = eventually(lambda: (answer := ask("/healthz"))[0] == 503 and answer, "it is stuck", 5)
+    assert json.loads(text)["problems"][0].startswith("thread bridge-dispatch is stuck for 1 s")
+    gate.set()
+    eventually(lambda: ask("/healthz")[0] == 200, "it goes on", 5)
+
+
+# The port
+
+
+def test_the_port_is_taken(use, start: Start, processes: Processes, port: int) -> None:
+    """Said at the start, with advice, in the worker and in `bus subscribe`; neither runs without its metrics."""
+    use("t.all")
+    advice = f"bridge_metrics_port: 127.0.0.1:{port} cannot be had"
+    with socket.create_server(("127.0.0.1", port)):
+        environment = {"BRIDGE_METRICS_PORT": str(port)}
+        worker = processes.worker("w1", **environment)
+        subscriber = processes.celery("bus", "subscribe", name="subscriber", **environment)
+        with pytest.raises(SettingsError, match="each subscriber of a host needs its own") as caught:
+            start(metrics_port=port)
+        assert str(caught.value).startswith(advice)
+        assert worker.wait(20) not in (0, -signal.SIGKILL)
+        assert subscriber.wait(20) not in (0, -signal.SIGKILL)
+    assert advice in processes.log("w1")
+    assert advice in processes.log("subscriber")
+    assert "Traceback" not in processes.log("subscriber")
+    start(metrics_port=port)  # it is free again
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+def test_an_interface_that_is_none(use, start: Start, port: int, host: str) -> None:
+    """A host that this machine has not is an error of the settings."""
+    use("t.all")
+    with pytest.raises(SettingsError, match=f"{host}:{port} cannot be had"):
+        start(metrics_port=port, metrics_host=host)
+
+
+def test_only_this_host_unless_told(use, start: Start, port: int) -> None:
+    """Bound to 127.0.0.1; to all interfaces only on request; gone with the subscriber."""
+    use("t.all")
+    before = listening(psutil.Process())
+    subscriber = start(metrics_port=port)
+    assert listening(psutil.Process()) - before == {("127.0.0.1", port)}
+    subscriber.stop()
+    assert listening(psutil.Process()) == before
+    subscriber = start(metrics_port=port, metrics_host="0.0.0.0")
+    assert listening(psutil.Process()) - before == {("0.0.0.0", port)}
+    subscriber.stop()
+    start(metrics_port=port, metrics_host="::1")
+    assert {host for host, *_ in listening(psutil.Process()) - before} == {"::1"}
+
+
+def test_off_by_default(use, start: Start) -> None:
+    """No port, no thread, and no Prometheus client in memory."""
+    use("t.all")
+    before = listening(psutil.Process())
+    start()
+    assert listening(psutil.Process()) == before
+    assert "bridge-metrics" not in [thread.name for thread in threading.enumerate()]
+    program = "import bridge.worker, sys; sys.exit('prometheus_client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+# Those who ask
+
+
+def test_other_paths_and_clients_that_say_nothing(use, start: Start, ask: Ask, port: int) -> None:
+    """Other paths are told what there is; a connection without a request holds up nobody else."""
+    use("t.all")
+    start(metrics_port=port)
+    assert ask("/")[0] == ask("/metrics/x")[0] == ask("/%00")[0] == 404
+    assert "/metrics, /healthz and /readyz" in ask("/")[1]
+    assert ask("/healthz?verbose=1")[0] == 200
+    begun_s = time.monotonic()
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
+    assert ask("/healthz")[0] == 200
+    assert time.monotonic() - begun_s < 1
+    for connection in idle:
+        connection.close()
+
+
+def test_many_ask_at_once(use, start: Start, client: Redis, ask: Ask, port: int) -> None:
+    """The broker is not tried for each of those who ask: they get the same answer."""
+    use("t.all")
+    start(metrics_port=port)
+    eventually(lambda: ready(ask), "ready", 5)
+    before = client.info("stats")["total_connections_received"]
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: ask("/readyz")[0], range(100)))
+    assert answers == [200] * 100
+    assert client.info("stats")["total_connections_received"] - before < 10
+
+
+def test_presence_and_health_agree(
+    use, start: Start, client: Redis, settings: BridgeSettings, ask: Ask, port: int
+) -> None:
+    """What is told to Redis is what is told over HTTP, and where that is."""
+    use("t.all")
+    start(metrics_port=port)
+    eventually(lambda: ready(ask), "ready", 5)
+    (told,) = eventually(lambda: [one for one in Presences(client, settings).all() if one.ready], "it says so", 5)
+    assert told.metrics == f"http://127.0.0.1:{port}"

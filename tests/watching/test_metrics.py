@@ -1,0 +1,345 @@
+"""Metrics as Prometheus gets them: each outcome counted once, few labels, and figures that add up."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.exporter import OUTCOMES
+from bridge.keys import Keys
+from bridge.ledger import Ended, Ledger, Pair
+from bridge.messages import task_id_for
+from bridge.metrics import OTHER_TYPES, Counters, Delays
+from tests.conftest import Queues, Start, eventually, missing
+from tests.faults.proxy import Proxy
+from tests.replays import FAST, Bench, last
+from tests.watching.conftest import Ask
+
+
+class Page:
+    """One answer of /metrics."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.families = list(text_string_to_metric_families(text))
+        self.samples = [sample for family in self.families for sample in family.samples]
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """The sum of the samples of this name that have these labels; None when there is none."""
+        found = [one.value for one in self.samples if one.name == name and labels.items() <= one.labels.items()]
+        return sum(found) if found else None
+
+    def events(self, outcome: str) -> dict[str, float]:
+        """How many events came to this, by type."""
+        rows = [one for one in self.samples if one.name == "bridge_events_total" and one.labels["outcome"] == outcome]
+        return {one.labels["type"]: one.value for one in rows}
+
+    def buckets(self, name: str, group: str = "tests") -> list[tuple[float, float]]:
+        """Upper bound and count of each class of a histogram."""
+        rows = [one for one in self.samples if one.name == f"{name}_bucket" and one.labels["group"] == group]
+        return [(float(one.labels["le"]), one.value) for one in rows]
+
+
+Scrape = Callable[[], Page]
+
+
+@pytest.fixture
+def scrape(ask: Ask) -> Scrape:
+    def get() -> Page:
+        status, text = ask("/metrics")
+        assert status == 200
+        return Page(text)
+
+    return get
+
+
+def shout(client: Redis, prefix: str, event: Event) -> None:
+    """Broadcast as a foreign program does."""
+    client.publish(f"{prefix}{event.type}", event.encode())
+
+
+def test_what_becomes_of_events(
+    use, start: Start, bus: EventBus, client: Redis, prefix: str, port: int, scrape: Scrape
+) -> None:
+    """Each event is counted under its type and under what became of it."""
+    use("t.exact", "t.glob", "t.chosen")
+    keys = Keys(prefix)
+    missed = Event(type="dream.missed", id="missed", payload={"yes": False})
+    client.set(keys.event("missed"), missed.encode(), ex=60)
+    old = Event(type="dream.old", id="old", timestamp=1)
+    client.set(keys.event("old"), old.encode())
+    start(metrics_port=port)
+    bus.publish("dream.created", {"yes": True}, id="ours")
+    foreign = Event(type="dream.foreign", id="foreign", payload={"yes": False})
+    for _ in range(3):
+        shout(client, prefix, foreign)
+    bus.publish("other.refused", {"yes": False}, id="refused")
+    bus.publish("other.odd", None, id="odd")
+    client.publish(f"{prefix}dream.broken", "{")
+    last(Bench(client, bus.settings).journal("r", event_type="dream.created").run(FAST))
+
+    wanted: dict[str, dict[str, float]] = {
+        "received": {
+            "dream.created": 1,
+            "dream.foreign": 3,
+            "other.refused": 1,
+            "other.odd": 1,
+            "dream.broken": 1,
+        },
+        "duplicate": {"dream.created": 1, "dream.foreign": 2, "other.refused": 1, "other.odd": 1},
+        "appended": {"dream.foreign": 1},
+        "caught_up": {"dream.missed": 1},
+        "invalid": {"": 1},
+        "dispatched": {"dream.created": 6, "dream.foreign": 1, "dream.missed": 1},
+        "replayed": {"dream.created": 1},
+        "dead": {"other.odd": 1},
+    }
+
+    def found() -> dict[str, dict[str, float]]:
+        page = scrape()
+        return {outcome: page.events(outcome) for outcome in wanted}
+
+    eventually(lambda: found() == wanted, "all of them", 10)
+    page = scrape()
+    assert {one.labels["outcome"] for one in page.samples if "outcome" in one.labels} == {*wanted, "stale"}
+    assert set(page.events("stale")) == {""}  # once for each look at the keys
+    assert page.value("bridge_dispatch_delay_seconds_count") == 8
+    assert page.value("bridge_tasks_in_flight") == 8
+    assert page.value("bridge_dead_letters") == page.value("bridge_dead_letters_written_total") == 2
+
+
+def test_events_without_a_handler(use, start: Start, bus: EventBus, port: int, scrape: Scrape) -> None:
+    """They are counted once, under their type, and make no task message."""
+    use("t.plain")
+    start(metrics_port=port)
+    bus.publish("dream.created")
+    bus.publish("billing.paid")
+    eventually(lambda: scrape().events("dispatched") == {"billing.paid": 1}, "one message", 5)
+    assert scrape().events("unrouted") == {"dream.created": 1}
+
+
+def test_what_upkeep_does(
+    use, start: Start, bus: EventBus, client: Redis, prefix: str, port: int, scrape: Scrape, queues: Queues
+) -> None:
+    """Entries of dead consumers, lost and expired ones, and tasks sent again until they are dead letters."""
+    use("t.exact")
+    journal = Keys(prefix).journal
+    for number in range(3):
+        bus.publish("dream.created", id=f"n{number}")
+    second = client.xrange(journal)[1][0]
+    client.xgroup_create(journal, "tests", id="0")
+    client.xgroup_createconsumer(journal, "tests", "idle")
+    client.xreadgroup("tests", "dead", {journal: ">"}, count=2)
+    client.xdel(journal, second)
+    times = {"claim_idle_s": 0.01, "upkeep_interval_s": 0.05, "redispatch_after_s": 0.05, "max_redispatches": 1}
+    start(metrics_port=port, event_ttl_s=1, **times)
+
+    def done() -> bool:
+        client.delete(f"broker:{prefix}celery")  # a broker that loses messages
+        return scrape().value("bridge_events_total", outcome="dead") == 2
+
+    eventually(done, "all are given up", 10)
+    page = scrape()
+    assert page.events("dispatched") == page.events("redispatched") == page.events("dead") == {"dream.created": 2}
+    assert page.events("lost") == {"": 1}
+    assert page.value("bridge_claimed_total") == 1
+    assert page.value("bridge_removed_total") == 2
+    assert page.value("bridge_tasks_in_flight") == 0
+    assert page.value("bridge_dead_letters_written_total") == 2
+    eventually(lambda: scrape().events("trimmed") == {"": 2}, "they have outlived their retention", 5)
+
+
+def test_gaps_and_outages(use, start: Start, proxy: Proxy, bus: EventBus, port: int, scrape: Scrape) -> None:
+    """A lost connection is an error, its end a reconnect, and a new subscription a gap."""
+    use("t.exact")
+    start(redis_url=proxy.url, metrics_port=port)
+    page = scrape()
+    names = ("gaps", "reconnects", "errors", "held_back", "journal_lost", "claimed", "removed")
+    assert [page.value(f"bridge_{name}_total") for name in names] == [0] * 7, "all are there from the beginning"
+    proxy.cut()
+    eventually(lambda: scrape().value("bridge_gaps_total") == 1, "a gap", 5)
+    bus.publish("dream.created")
+    eventually(lambda: (scrape().value("bridge_reconnects_total") or 0) >= 1, "it is over", 10)
+    assert (scrape().value("bridge_errors_total") or 0) >= 1
+
+
+def test_dead_letters_that_tasks_write(
+    use, start: Start, client: Redis, settings: BridgeSettings, port: int, scrape: Scrape
+) -> None:
+    """They are counted in Redis, once each, and not as those of this subscriber."""
+    use("t.exact")
+    start(metrics_port=port)
+    letters = DeadLetters(client, settings)
+    for task_id in ("one", "two", "two"):
+        letters.bury(DeadLetter("failure", "", "journal", b"", task_id=task_id), Ended())
+    page = scrape()
+    assert (page.value("bridge_dead_letters_written_total"), page.value("bridge_dead_letters")) == (2, 2)
+    assert page.events("dead") == page.events("invalid") == {}
+    letters.drop([letter.letter_id for letter in letters.latest(10)])
+    page = scrape()
+    assert (page.value("bridge_dead_letters_written_total"), page.value("bridge_dead_letters")) == (2, 0)
+
+
+def test_types_without_end(use, start: Start, client: Redis, prefix: str, port: int, scrape: Scrape) -> None:
+    """A hundred types get labels of their own; of further ones only those that handlers name."""
+    use("t.exact")
+    start(metrics_port=port)
+    odd = [b"x" * 5000, b"\xff\xfe", b'quo"te\nnew line\\', b"", "träume".encode()]
+    for name in odd:
+        client.publish(prefix.encode() + name, "{")
+    for number in range(150):
+        shout(client, prefix, Event(type=f"junk.n{number}"))
+    shout(client, prefix, Event(type="dream.created"))
+    eventually(lambda: scrape().value("bridge_events_total", outcome="received") == 156, "all are heard")
+    eventually(lambda: scrape().events("dispatched") == {"dream.created": 1}, "the known one keeps its name")
+    page = scrape()
+    received = page.events("received")
+    assert len(received) == 100 + 3  # and the known one, the others, and the empty name
+    assert received["dream.created"] == 1
+    assert received[OTHER_TYPES] == 156 - 102
+    assert max(map(len, received)) < 100, "a name longer than any type gets no label"
+    assert page.events("unrouted").keys() <= {*received}
+
+
+def test_histograms(use, start: Start, client: Redis, prefix: str, port: int, scrape: Scrape) -> None:
+    """Classes are cumulative and as wide as Prometheus wants them, sums are in seconds, and each group has its own."""
+    use("t.exact")
+    journal = Keys(prefix).journal
+    now_ms = int(client.time()[0]) * 1000
+    for ago_ms in (100_000, 3000, 3000):
+        event = Event(type="dream.created")
+        client.xadd(journal, {"id": event.id, "type": event.type, "event": event.encode()}, id=f"{now_ms - ago_ms}-*")
+    start("one", metrics_port=port)
+    start("two", group="other")
+    eventually(lambda: scrape().value("bridge_dispatch_delay_seconds_count") == 3, "three messages", 5)
+    page = scrape()
+    buckets = page.buckets("bridge_dispatch_delay_seconds")
+    assert [bound for bound, _ in buckets] == sorted(bound for bound, _ in buckets)
+    assert [count for _, count in buckets] == sorted(count for _, count in buckets)
+    assert buckets[0][0] == 0.001
+    assert buckets[-1] == (float("inf"), 3)
+    by_bound = dict(buckets)
+    assert (by_bound[2.048], by_bound[8.192], by_bound[65.536], by_bound[131.072]) == (0, 2, 2, 3)
+    assert 106 <= (page.value("bridge_dispatch_delay_seconds_sum") or 0) < 115
+    assert {one.labels["group"] for one in page.samples if one.name == "bridge_start_delay_seconds_count"} == {
+        "tests",
+        "other",
+    }
+
+
+def test_delays_fall_into_their_classes() -> None:
+    """Up to and including 2 to the n ms; what took no time, or less by clocks that differ, is the first class."""
+    delays = Delays()
+    for ms in (-5, 0, 1, 2, 3, 4, 5, 1024, 1025):
+        delays.add(ms, 2)
+    assert delays.counts == {0: 6, 1: 2, 2: 4, 3: 2, 10: 2, 11: 2}
+    assert delays.sum_ms == 2 * (1 + 2 + 3 + 4 + 5 + 1024 + 1025)
+
+
+@pytest.mark.parametrize("ms", [0, 1, 2, 3, 4, 5, 7, 8, 9, 1000, 1024, 1025, 70_000_000])
+def test_redis_and_python_choose_the_same_class(client: Redis, settings: BridgeSettings, ms: int) -> None:
+    """The script that counts starts puts a delay where Delays does."""
+    keys = Keys(settings.channel_prefix)
+    ledger = Ledger(client, settings)
+    for _ in range(20):  # a moment may pass on the way
+        client.delete(keys.starts("tests"), keys.lease("t"))
+        seconds, microseconds = client.time()
+        entry = f"{seconds * 1000 + microseconds // 1000 - ms}-0"
+        ledger.sent([], [Pair("t.all", "e", entry, "celery").listed("t")])
+        ledger.begin("t", "run", idempotent=True)
+        stored = {name.decode(): int(value) for name, value in client.hgetall(keys.starts("tests")).items()}
+        if stored.pop("ms") == ms:
+            break
+    expected = Delays()
+    expected.add(ms, 1)
+    assert stored == {str(exponent): count for exponent, count in expected.counts.items()}
+
+
+def test_what_redis_counts_outlives_a_subscriber(
+    use, start: Start, bus: EventBus, client: Redis, settings: BridgeSettings, port: int, scrape: Scrape
+) -> None:
+    """After a restart the counters of the process begin anew, those in Redis go on, and none goes back."""
+    use("t.exact")
+    first = start("one", metrics_port=port)
+    bus.publish("dream.created", id="e")
+    eventually(lambda: scrape().events("dispatched") == {"dream.created": 1}, "dispatch", 5)
+    ledger, task_id = Ledger(client, settings), task_id_for("tests", "e", "t.exact")
+    ledger.begin(task_id, "run", idempotent=True)
+    DeadLetters(client, settings).bury(DeadLetter("failure", "", "journal", b"", task_id=task_id), Ended())
+    before = scrape()
+    first.stop()
+    start("two", metrics_port=port)
+    after = scrape()
+    assert after.events("dispatched") == {}
+    for name in (
+        "bridge_dead_letters_written_total",
+        "bridge_start_delay_seconds_count",
+        "bridge_start_delay_seconds_sum",
+    ):
+        assert after.value(name) == before.value(name)
+    assert after.value("bridge_start_delay_seconds_count") == 1
+    assert after.value("bridge_info", consumer="two") == 1
+
+
+def test_every_group_is_told_by_every_subscriber(use, start: Start, bus: EventBus, port: int, scrape: Scrape) -> None:
+    """What Redis knows of groups is told of all, so that nobody's backlog goes unseen when its subscribers are gone."""
+    use("t.exact")
+    start("one", group="other").stop()
+    bus.publish_many([Event(type="dream.created") for _ in range(5)])
+    start("two", metrics_port=port)
+    eventually(lambda: scrape().value("bridge_backlog_events", group="tests") == 0, "its own are done", 5)
+    page = scrape()
+    assert page.value("bridge_backlog_events", group="other") == 5
+    assert (page.value("bridge_backlog_oldest_seconds", group="other") or 0) > 0
+    assert page.value("bridge_subscribers", group="other") == 0
+    eventually(lambda: scrape().value("bridge_subscribers", group="tests") == 1, "it lives", 5)
+
+
+def test_labels_are_few(use, start: Start, bus: EventBus, port: int, scrape: Scrape) -> None:
+    """Names begin with bridge_, every metric has a text, and no id is a label."""
+    use("t.exact")
+    start(metrics_port=port)
+    bus.publish("dream.created", id="an-id-of-an-event")
+    eventually(lambda: scrape().events("dispatched"), "dispatch", 5)
+    page = scrape()
+    assert all(family.name.startswith("bridge_") and len(family.documentation) > 5 for family in page.families)
+    labels = {label for sample in page.samples for label in sample.labels}
+    assert labels == {"group", "consumer", "version", "outcome", "type", "le"}
+    assert "an-id-of-an-event" not in page.text
+    assert all(outcome in page.text for outcome in OUTCOMES)
+
+
+def test_promtool_accepts_them(use, start: Start, bus: EventBus, port: int, scrape: Scrape) -> None:
+    """What Prometheus's own linter says of the page: nothing."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        missing("promtool")
+    use("t.exact")
+    start(metrics_port=port)
+    bus.publish("dream.created")
+    eventually(lambda: scrape().events("dispatched"), "dispatch", 5)
+    command = [str(promtool), "check", "metrics"]
+    checked = subprocess.run(command, input=scrape().text, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_counters_of_several_threads() -> None:
+    """A type beyond the limit counts as another, whoever raises it; totals are those of all types."""
+    counters = Counters(["known.one", "known.*"])
+    for number in range(200):
+        counters.add("received", event_type=f"t.n{number}")
+    counters.add_each("received", ["known.one", "known.one", "known.two", "t.n5"])
+    by_type = counters.by_type()
+    assert by_type["received", "known.one"] == 2
+    assert by_type["received", "t.n5"] == 2
+    assert by_type["received", OTHER_TYPES] == 101
+    assert counters.snapshot() == {"received": 204}
+    counters.add("errors", 0)
+    assert "errors" not in counters.snapshot()
