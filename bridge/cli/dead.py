@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -21,6 +22,7 @@ from bridge.cli.options import (
     options,
     selection_of,
 )
+from bridge.cli.output import Column
 from bridge.cli.replay import new_name, perform, replay_options
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.handlers import registry
@@ -30,16 +32,6 @@ from bridge.sources import DeadSource
 
 #: Letters removed in one step; the server looks at each of them.
 _PURGE_LETTERS = 100
-_COLUMNS: list[output.Column | str] = [
-    output.Column("ID", whole=True),
-    output.Column("TIME", "dim"),
-    output.Column("REASON", "red"),
-    "TYPE",
-    "EVENT",
-    "HANDLER",
-    "DETAIL",
-]
-
 letter_filters = options(
     click.option("--reason", type=GLOB, help="Reason, or a glob over it, e.g. failure."),
     event_filters,
@@ -82,7 +74,7 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
             output.as_json(_plain(letter))
         return
     if found:
-        output.table(_COLUMNS, map(_row, found))
+        _table(found)
     output.note(
         f"{len(found)} shown of {size.letters} dead letters of group {settings.group}, {size.bytes} bytes; "
         f"{size.dropped} older ones made room"
@@ -170,9 +162,32 @@ def _plain(letter: DeadLetter) -> dict[str, Any]:
     return asdict(letter) | {"raw": letter.raw.decode(errors="backslashreplace")}
 
 
-def _row(one: DeadLetter) -> tuple[str, ...]:
-    texts = (one.reason, one.event_type, one.event_id, one.handler or one.origin, one.detail)
-    return (one.letter_id, output.moment(one.at_ms), *texts)
+def _table(letters: Sequence[DeadLetter]) -> None:
+    person = output.on_terminal()
+    when = output.ago if person else output.moment
+    output.table(
+        [
+            Column("ID", whole=True),
+            Column("AGE" if person else "TIME", "dim", whole=True),
+            Column("REASON", "red"),
+            Column("TYPE", crop=True),
+            Column("EVENT", crop=True, spare=True),
+            Column("HANDLER", crop=True),
+            Column("DETAIL", crop=True),
+        ],
+        (
+            (
+                one.letter_id,
+                when(one.at_ms),
+                one.reason,
+                one.event_type,
+                one.event_id,
+                one.handler or one.origin,
+                one.detail,
+            )
+            for one in letters
+        ),
+    )
 
 
 def _show(letter: DeadLetter) -> None:

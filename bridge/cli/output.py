@@ -45,12 +45,16 @@ class Column:
         style: Of rich, for cells without one.
         right: Whether it is aligned to the right, as numbers are.
         whole: Whether its cells stay in one piece on a narrow terminal: ids, which are copied.
+        crop: Whether they are cut there, rather than folded: texts whose beginning tells.
+        spare: Whether it is left out there, if there is no room for all.
     """
 
     title: str
     style: str = ""
     right: bool = False
     whole: bool = False
+    crop: bool = False
+    spare: bool = False
 
 
 def printable(text: str) -> str:
@@ -64,6 +68,15 @@ def moment(ms: int) -> str:
         return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if ms else ""
     except (OverflowError, ValueError, OSError):
         return str(ms)
+
+
+def ago(ms: int) -> str:
+    """Return how long ago a time was, ms since the epoch, as short as can be: ``40s``, ``12m``, ``3h``, ``2d``."""
+    age_s = max(0, int(time.time() - ms / 1000))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if age_s >= size:
+            return f"{age_s // size}{unit}"
+    return f"{age_s}s"
 
 
 def on_terminal(err: bool = False) -> bool:

@@ -184,8 +184,7 @@ def _parsed(text: bytes) -> Any:
     try:
         return wire.loads(text, sys.maxsize)
     except EventInvalid as error:
-        hint = "" if error.reason != "json" else "; a text is written with its quotes: '\"text\"'"
-        raise EventInvalid(error.reason, "payload", f"{error.detail}{hint}") from error
+        raise EventInvalid(error.reason, "payload", error.detail) from error
 
 
 def _is_whole(line: Line) -> bool:

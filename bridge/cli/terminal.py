@@ -18,6 +18,8 @@ from bridge.cli.output import Column, Styled, on_terminal
 
 #: Cells of a table are cut to this; a text may have a kilobyte.
 _CELL_CHARS = 160
+#: What a column needs at most to be of use, and what is between two.
+_ROOM_CHARS, _GAP_CHARS = 24, 2
 
 #: The consoles of progress bars that are on the screen; what else goes there has to go through theirs.
 _bars: list[Console] = []
@@ -34,16 +36,33 @@ def line(parts: Iterable[Styled], *, err: bool = False, crop: bool = False) -> N
 
 def table(columns: Sequence[Column], rows: Iterable[Iterable[Styled]]) -> None:
     """Print a table as wide as the terminal at most."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
+    console = _console()
+    cells = [[Text(*part) for part in row] for row in rows]
+    shown = _shown(columns, cells, console.width)
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for at in shown:
+        column = columns[at]
         how: dict[str, Any] = {"justify": "right" if column.right else "left", "overflow": "fold"}
-        shown.add_column(column.title, style=column.style, no_wrap=column.whole, **how)
-    for row in rows:
-        cells = [Text(*part) for part in row]
-        for cell in cells:
-            cell.truncate(_CELL_CHARS, overflow="ellipsis")
-        shown.add_row(*cells)
-    _console().print(shown)
+        grid.add_column(column.title, style=column.style, no_wrap=column.whole, **how)
+    for row in cells:
+        for at in shown:
+            row[at].truncate(_CELL_CHARS, overflow="ellipsis")
+            if columns[at].crop:
+                row[at].no_wrap, row[at].overflow = True, "ellipsis"
+        grid.add_row(*(row[at] for at in shown))
+    console.print(grid)
+
+
+def _shown(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> list[int]:
+    """Return the columns to show, by number: without spare ones, the last first, while the others have no room."""
+    wanted = [
+        max([len(column.title), *(min(len(row[at]), _ROOM_CHARS) for row in rows)]) for at, column in enumerate(columns)
+    ]
+    shown = list(range(len(columns)))
+    for at in reversed(shown.copy()):
+        if columns[at].spare and sum(wanted[one] + _GAP_CHARS for one in shown) - _GAP_CHARS > width:
+            shown.remove(at)
+    return shown
 
 
 def json_lines(lines: Iterable[str]) -> None:

@@ -22,6 +22,8 @@ REDIS_COMMANDS = [
     "get e",
     "tail",
     "tail --since 1h",
+    "trace e",
+    "status",
     "dead list",
     "dead show 1-1",
     "dead retry --all",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import click
@@ -50,6 +51,23 @@ def test_what_others_wrote_commands_nothing() -> None:
 def test_moments(ms: int, text: str) -> None:
     """ISO 8601 in UTC; 0 is unknown, and what is no time stays a number."""
     assert output.moment(ms) == text
+
+
+@pytest.mark.parametrize(("age_s", "text"), [(-5, "0s"), (59, "59s"), (61, "1m"), (7300, "2h"), (200_000, "2d")])
+def test_ages(age_s: int, text: str) -> None:
+    """As short as can be; what is to come is now."""
+    assert output.ago(int((time.time() - age_s) * 1000)) == text
+
+
+def test_a_narrow_terminal_gets_a_line_a_row(terminal: OpenTerminal, bench: Bench) -> None:
+    """Texts are cut, and the ids of events left out; a wide one has them."""
+    for number in range(3):
+        bench.park(number)
+    narrow, wide = (terminal("bus", "dead", "list", columns=columns, NO_COLOR="1") for columns in (64, 160))
+    assert narrow.wait() == wide.wait() == 0
+    assert len(narrow.text.splitlines()) == len(wide.text.splitlines()) == 1 + 3 + 1
+    assert "EVENT" not in narrow.text
+    assert "EVENT" in wide.text
 
 
 def test_a_terminal_gets_colours_and_one_table(terminal: OpenTerminal, bench: Bench) -> None:
