@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import click
 from celery import Celery
 from redis import Redis
-from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -101,6 +101,8 @@ def _says(error: RedisError) -> str:
         return f"refuses: {text}. Check user and password in {_source()}: redis://USER:PASSWORD@HOST:PORT/0."
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return f"does not answer: {text}. Check that it runs, and the address in {_source()}."
+    if isinstance(error, InvalidResponse):
+        return f"is no Redis, for it says: {text}. Check the address in {_source()}."
     return f"says: {text}."
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -105,6 +107,24 @@ def test_a_server_that_hangs_is_named_soon(say: Say, proxy, monkeypatch: pytest.
     begun_s = time.monotonic()
     assert "does not answer" in say("groups", "list", expect=3).output
     assert time.monotonic() - begun_s < 3
+
+
+def test_another_server_at_the_address_is_named(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A web server is no Redis."""
+
+    def answer() -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{listener.getsockname()[1]}/0")
+        output = say("groups", "list", expect=3).output
+        thread.join(5)
+    assert "is no Redis" in output
+    assert "Check the address in REDIS_URL." in output
 
 
 @pytest.fixture(scope="module")
