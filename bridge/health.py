@@ -84,6 +84,7 @@ class Health:
             yield self._subscription()
         yield self.broker()
         yield self._trouble()
+        yield from self.stuck()
 
     def _subscription(self) -> str:
         # A heartbeat is heard after each interval in which nothing else was.
