@@ -1,4 +1,4 @@
-"""The consumer groups of the journal as a whole: which there are, and how one goes for good."""
+"""How a consumer group goes for good, with all that is its own. Which there are: see status.py."""
 
 from __future__ import annotations
 
@@ -8,36 +8,11 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.connection import attempt
 from bridge.keys import Keys, escape_glob
 from bridge.settings import BridgeSettings
 
 #: Keys the server looks at in one step of a scan, and the most that are removed in one.
 _SCAN_KEYS = 1000
-
-
-@dataclass(frozen=True)
-class Group:
-    """One consumer group.
-
-    Arguments:
-        name: Its name; of any program that reads the journal.
-        consumers: How many it has, dead ones included.
-        pending: Entries that consumers have taken and not finished.
-        backlog: Entries that no consumer has taken; None where the server does not tell (before Redis 7, mostly).
-        last_id: Stream id of the entry taken last; ``0-0``: none yet.
-    """
-
-    name: str
-    consumers: int
-    pending: int
-    backlog: int | None
-    last_id: str
-
-    @property
-    def last_ms(self) -> int:
-        """When the journal took the entry that was taken last, ms since the epoch; 0: none was."""
-        return int(self.last_id.partition("-")[0])
 
 
 @dataclass(frozen=True)
@@ -59,56 +34,28 @@ class Groups:
 
     def __init__(self, client: Redis, settings: BridgeSettings) -> None:
         self._client = client
-        self._settings = settings
         self._keys = Keys(settings.channel_prefix)
-
-    def all(self) -> list[Group]:
-        """Return all groups, by name.
-
-        Raises:
-            BusUnavailable: Redis does not answer, after bounded retries.
-        """
-
-        def read() -> Any:
-            with self._client.pipeline(transaction=False) as pipe:
-                pipe.xinfo_groups(self._keys.journal)
-                pipe.xinfo_stream(self._keys.journal)
-                return pipe.execute(raise_on_error=False)
-
-        rows, journal = attempt(self._settings, "listing the groups", read)
-        for reply in (rows, journal):
-            if isinstance(reply, ResponseError) and "no such key" in str(reply):
-                return []
-            if isinstance(reply, Exception):
-                raise reply
-        end = journal["last-generated-id"]
-        return sorted((_group(row, end) for row in rows), key=lambda group: group.name)
 
     def holdings(self, name: str) -> Holdings:
         """Return what a group holds.
 
         Raises:
-            BusUnavailable: Redis does not answer, after bounded retries.
+            RedisError: Redis does not answer.
         """
-        pending = sum(group.pending for group in self.all() if group.name == name)
-
-        def read() -> Any:
-            with self._client.pipeline(transaction=False) as pipe:
-                pipe.xlen(self._keys.dead(name))
-                pipe.zcard(self._keys.inflight(name))
-                return pipe.execute()
-
-        return Holdings(pending, *attempt(self._settings, "looking at a group", read))
+        pending = sum(row["pending"] for row in self._rows() if row["name"] == name.encode())
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.xlen(self._keys.dead(name))
+            pipe.zcard(self._keys.inflight(name))
+            return Holdings(pending, *pipe.execute())
 
     def exists(self, name: str) -> bool:
         """Whether there is such a group, or something is left of it.
 
         Raises:
-            BusUnavailable: Redis does not answer, after bounded retries.
+            RedisError: Redis does not answer.
         """
-        if any(group.name == name for group in self.all()):
-            return True
-        return bool(attempt(self._settings, "looking at a group", lambda: self._client.exists(*self._fixed(name))))
+        there = any(row["name"] == name.encode() for row in self._rows())
+        return there or bool(self._client.exists(*self._fixed(name)))
 
     def idle_s(self, name: str) -> float | None:
         """Return how long ago, in seconds, a consumer of the group last tried to read; None without consumers.
@@ -148,6 +95,14 @@ class Groups:
         if isinstance(destroyed, Exception) and "key to exist" not in str(destroyed):
             raise destroyed
 
+    def _rows(self) -> Any:
+        try:
+            return self._client.xinfo_groups(self._keys.journal)
+        except ResponseError as error:
+            if "no such key" in str(error):
+                return []
+            raise
+
     def _fixed(self, name: str) -> list[str]:
         keys = self._keys
         ledger = [keys.inflight(name), keys.inflight_pairs(name), keys.inflight_lanes(name)]
@@ -157,12 +112,3 @@ class Groups:
     def _patterns(self, name: str) -> list[str]:
         keys = (self._keys.replay(name, ""), self._keys.replays(name, ""), self._keys.parked(name, ""))
         return [escape_glob(key) + "*" for key in keys]
-
-
-def _group(row: dict[str, Any], end: bytes) -> Group:
-    last_id = row["last-delivered-id"]
-    backlog = row.get("lag")
-    if backlog is None and last_id == end:
-        backlog = 0
-    name = row["name"].decode(errors="backslashreplace")
-    return Group(name, row["consumers"], row["pending"], backlog, last_id.decode())

@@ -29,6 +29,7 @@ class GroupStatus:
         exact: Whether that is all; otherwise there are more.
         oldest_s: Age of the oldest of them; None when there is none.
         pending: Consumer to how many entries it holds.
+        last_ms: When the journal took the newest entry that a consumer has had, ms since the epoch; 0: none had any.
         in_flight, overdue: Tasks that were sent and have not ended; those of them that should have.
         dead_letters: That are kept.
         dead_written, dead_dropped: Ever written; those that made room since.
@@ -41,6 +42,7 @@ class GroupStatus:
     exact: bool
     oldest_s: float | None
     pending: dict[str, int]
+    last_ms: int
     in_flight: int
     overdue: int
     dead_letters: int
@@ -107,7 +109,7 @@ def read_status(client: Redis, settings: BridgeSettings) -> BusStatus:
 
 
 def _group(row: Sequence[Any], answers: Iterator[Any], now_ms: int) -> GroupStatus:
-    name, _, pending, undelivered, exact, oldest = row
+    name, last, pending, undelivered, exact, oldest = row
     consumers, in_flight, overdue, letters, (written, dropped), starts, subscribers = islice(answers, 7)
     return GroupStatus(
         name=name.decode(),
@@ -115,6 +117,7 @@ def _group(row: Sequence[Any], answers: Iterator[Any], now_ms: int) -> GroupStat
         exact=bool(exact),
         oldest_s=max(0, now_ms - _ms(oldest)) / 1000 if oldest else None,
         pending={consumer["name"].decode(): consumer["pending"] for consumer in consumers},
+        last_ms=_ms(last),
         in_flight=in_flight,
         overdue=overdue,
         dead_letters=letters,

@@ -10,6 +10,7 @@ from bridge.cli import output
 from bridge.cli.connect import connected
 from bridge.cli.options import force_option, json_option
 from bridge.groups import Groups
+from bridge.status import GroupStatus, read_status
 
 #: A group of which a consumer has read within this time is in use: a live one reads every 2 s.
 _ALIVE_S = 10.0
@@ -37,37 +38,36 @@ def groups() -> None:
 def list_(ctx: click.Context, /, as_json: bool) -> None:
     """List the groups of all applications on this bus.
 
-    PENDING are events that a subscriber has taken and not dispatched yet, BACKLOG those that none has taken (a ? where
-    Redis does not tell), LAST DELIVERED the time of the newest event that was taken.
+    BACKLOG are events that the group has yet to dispatch, PENDING those of them that a subscriber has taken, LAST
+    DELIVERED is the time of the newest event that was taken. bus status has more.
 
     \b
     Example:
       celery -A bridge bus groups list
     """
     with connected(ctx.obj.app) as (client, settings):
-        found = Groups(client, settings).all()
+        found = read_status(client, settings).groups
     own = settings.group
     if as_json:
         for group in found:
-            output.as_json(asdict(group) | {"last_ms": group.last_ms, "own": group.name == own})
+            shown = ("name", "backlog", "exact", "pending", "last_ms")
+            output.as_json({name: getattr(group, name) for name in shown} | {"own": group.name == own})
         return
     if found:
-        output.table(
-            _COLUMNS,
-            (
-                (
-                    group.name,
-                    group.consumers,
-                    group.pending,
-                    "?" if group.backlog is None else group.backlog,
-                    output.moment(group.last_ms) or "never",
-                    output.Styled("this application", "green") if group.name == own else "",
-                )
-                for group in found
-            ),
-        )
+        output.table(_COLUMNS, [_row(group, own) for group in found])
     if own not in [group.name for group in found]:
         output.note(f"group {own} of this application is not there: none of its subscribers has run yet")
+
+
+def _row(group: GroupStatus, own: str) -> list[output.Cell]:
+    return [
+        group.name,
+        len(group.pending),
+        sum(group.pending.values()),
+        f"{group.backlog}{'' if group.exact else '+'}",
+        output.moment(group.last_ms) or "never",
+        output.Styled("this application", "green") if group.name == own else "",
+    ]
 
 
 @groups.command()
@@ -89,7 +89,7 @@ def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None
     with connected(ctx.obj.app) as (client, settings):
         all_groups = Groups(client, settings)
         if not all_groups.exists(name):
-            names = ", ".join(group.name for group in all_groups.all()) or "none"
+            names = ", ".join(group.name for group in read_status(client, settings).groups) or "none"
             raise click.ClickException(f"there is no group {output.printable(name)}; there are {names}")
         idle_s = all_groups.idle_s(name)
         if idle_s is not None and idle_s < _ALIVE_S and not force:

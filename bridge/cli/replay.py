@@ -94,6 +94,7 @@ def perform(replay: Replay, name: str, *, rate: float, dry_run: bool, as_json: b
 def _run(replay: Replay, before: Progress | None, name: str, rate: float) -> Progress:
     begun_ms = _ms(before.cursor) if before else None
     progress = None
+    output.note(f"replay {name}: {'goes on' if before else 'looks for the first event'}")
     try:
         with output.progress(f"replay {name}", total=1.0) as report:
             for progress in replay.run(rate):
@@ -120,6 +121,7 @@ def _ms(cursor: str) -> int:
 def _preview(found: Iterator[Candidate], as_json: bool) -> None:
     problems: Counter[str] = Counter()
     count = 0
+    output.note("looking; nothing is changed")  # a million events may be looked at before the first that matches
     for one in found:
         if as_json:
             output.as_json({"id": one.event_id, "type": one.event_type, "handler": one.handler, "problem": one.problem})

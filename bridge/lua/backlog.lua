@@ -3,7 +3,7 @@
 -- journal  stream
 --
 -- Returns [now_ms, entries, first, last, group_1, group_2, ...]: the stream ids of the first and the last entry, and for
--- each group [name, consumers, pending, undelivered, exact, oldest]. Where the server does not know how many entries are
+-- each group [name, last_delivered, pending, undelivered, exact, oldest]. Where the server does not know how many entries are
 -- undelivered, as before Redis 7, up to max_count are counted, and exact is 0 if there are more. oldest is the id of the
 -- oldest entry that was not acknowledged or not delivered, "" when there is none.
 
@@ -36,6 +36,6 @@ for _, info in ipairs(redis.call("XINFO", "GROUPS", KEYS[1])) do
     if not oldest then
         oldest = id_of(redis.call("XRANGE", KEYS[1], after, "+", "COUNT", 1))
     end
-    reply[#reply + 1] = {group["name"], group["consumers"], group["pending"], undelivered, exact, oldest}
+    reply[#reply + 1] = {group["name"], group["last-delivered-id"], group["pending"], undelivered, exact, oldest}
 end
 return reply

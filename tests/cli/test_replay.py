@@ -151,7 +151,7 @@ def test_a_dry_run_shows_and_counts(say: Say, bench: Bench, bus: EventBus) -> No
     """The first events, how many in all, and why some cannot be replayed; for programs, all of them."""
     for number in range(25):
         bus.publish("dream.created", id=f"e{number}")
-    output = say("replay", "--handler", "t.exact", "--dry-run").output
+    output = say("replay", "--handler", "t.exact", "--dry-run").stdout
     assert output.splitlines()[0] == "dream.created  e0  t.exact"
     assert "25 would be replayed, the first 20 are shown" in output
     assert "e20" not in output
