@@ -160,7 +160,7 @@ def test_a_dry_run_shows_and_counts(say: Say, bench: Bench, bus: EventBus) -> No
     output = say("dead", "retry", "--all", "--dry-run").output
     assert "1 would be replayed" in output
     assert "1 cannot be: event: not JSON" in output
-    rows = [json.loads(line) for line in say("dead", "retry", "--all", "--dry-run", "--json").output.splitlines()]
+    rows = [json.loads(line) for line in say("dead", "retry", "--all", "--dry-run", "--json").stdout.splitlines()]
     assert [(row["id"], row["handler"], bool(row["problem"])) for row in rows] == [
         ("n1", "t.exact", False),
         ("", "", True),
