@@ -87,7 +87,7 @@ class Tracer:
         if not roots:
             return None
         facts, seen = self._facts(roots, above), set[str]()
-        nodes = [self._node(root, facts, seen) for root in roots if root in facts]
+        nodes = [self._node(root, facts, seen) for root in _in_order(roots, facts)]
         return Trace(any_id, correlation_id, tuple(node for node in nodes if node is not None), hidden)
 
     def _first(self, above: Sequence[str]) -> tuple[list[str], int]:
@@ -150,11 +150,9 @@ class Tracer:
         seen.add(event_id)
         fact = facts[event_id]
         by_task: dict[str, list[EventNode]] = defaultdict(list)
-        hidden = fact.hidden
-        for child in fact.children:
-            if child not in facts:
-                hidden += 1
-            elif (node := self._node(child, facts, seen)) is not None:
+        children = _in_order(fact.children, facts)
+        for child in children:
+            if (node := self._node(child, facts, seen)) is not None:
                 by_task[_publisher(facts[child].event)].append(node)
         tasks = [replace(task, events=tuple(by_task.pop(task.task_id, ()))) for task in fact.tasks]
         others = by_task.pop("", [])
@@ -167,12 +165,22 @@ class Tracer:
             int(fact.entry_id.partition("-")[0] or 0),
             tuple(tasks),
             tuple(others),
-            hidden,
+            fact.hidden + len(fact.children) - len(children),
         )
 
 
 def _cause(event: Event) -> Any:
     return (event.metadata or {}).get("causationId")
+
+
+def _in_order(event_ids: Sequence[str], facts: Mapping[str, _Fact]) -> list[str]:
+    """Return those of the events that were read in the order of the journal: many may be of one millisecond."""
+
+    def place(event_id: str) -> tuple[int, int]:
+        ms, _, sequence = facts[event_id].entry_id.partition("-")
+        return int(ms or 0), int(sequence or 0)
+
+    return sorted((event_id for event_id in event_ids if event_id in facts), key=place)
 
 
 def _unless_wrong_type(reply: Any) -> Any:

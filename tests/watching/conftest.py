@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 from celery import Celery
+from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from redis.connection import Connection
 
 from bridge import BridgeSettings, EventBus
 from bridge.devserver import RedisServer
 from bridge.handlers import registry
+from bridge.outcomes import EventNode, TaskNode
+from bridge.trace import Tracer
 from tests.conftest import make_app
 
 #: Runs a function and returns the commands of clients, and the commands inside their scripts.
@@ -24,6 +29,76 @@ Listen = Callable[[Callable[[], Any]], tuple[list[str], list[str]]]
 Ask = Callable[[str], tuple[int, str]]
 #: Runs a function twice and returns how many round trips the second took.
 RoundTrips = Callable[[Callable[[], Any]], int]
+
+
+class Page:
+    """One answer of /metrics."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.families = list(text_string_to_metric_families(text))
+        self.samples = [sample for family in self.families for sample in family.samples]
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """The sum of the samples of this name that have these labels; None when there is none."""
+        found = [one.value for one in self.samples if one.name == name and labels.items() <= one.labels.items()]
+        return sum(found) if found else None
+
+    def events(self, outcome: str) -> dict[str, float]:
+        """How many events came to this, by type."""
+        rows = [one for one in self.samples if one.name == "bridge_events_total" and one.labels["outcome"] == outcome]
+        return {one.labels["type"]: one.value for one in rows}
+
+    def buckets(self, name: str, group: str = "tests") -> list[tuple[float, float]]:
+        """Upper bound and count of each class of a histogram."""
+        rows = [one for one in self.samples if one.name == f"{name}_bucket" and one.labels["group"] == group]
+        return [(float(one.labels["le"]), one.value) for one in rows]
+
+
+#: Asks a subscriber for its metrics.
+Scrape = Callable[[], Page]
+
+
+def tree(node: EventNode | TaskNode) -> Any:
+    """A node as its label and what is below it, in the order of the labels."""
+    below: list[Any] = [tree(event) for event in node.events]
+    if isinstance(node, EventNode):
+        label = node.event_type or f"({node.event_id})"
+        below += [tree(task) for task in node.tasks]
+        below += [(f"{node.hidden} more", [])] if node.hidden else []
+    else:
+        label = " ".join(filter(None, (node.handler.removeprefix("tests.watching.app."), node.state, node.replay)))
+    return label, sorted(below)
+
+
+def trees(tracer: Tracer, any_id: str) -> Any:
+    found = tracer.trace(any_id)
+    return found and [tree(root) for root in found.roots]
+
+
+def events(root: EventNode | TaskNode) -> list[EventNode]:
+    """Every event of a tree, from the top."""
+    below = [*root.events, *(root.tasks if isinstance(root, EventNode) else ())]
+    return ([root] if isinstance(root, EventNode) else []) + [one for node in below for one in events(node)]
+
+
+def tasks(root: EventNode | TaskNode) -> list[TaskNode]:
+    return [task for event in events(root) for task in event.tasks]
+
+
+def ready(ask: Ask) -> bool:
+    return ask("/readyz")[0] == 200
+
+
+def problems(ask: Ask) -> str:
+    """Why the subscriber is not ready; empty when it is, or does not answer."""
+    status, text = ask("/readyz")
+    return "; ".join(json.loads(text)["problems"]) if status == 503 else ""
+
+
+def listening(process: psutil.Process) -> set[tuple[str, int]]:
+    """Where a process accepts connections."""
+    return {tuple(one.laddr) for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
 
 
 @pytest.fixture
@@ -52,6 +127,16 @@ def ask(port: int) -> Ask:
                 return error.code, error.read().decode()
         except OSError:
             return 0, ""
+
+    return get
+
+
+@pytest.fixture
+def scrape(ask: Ask) -> Scrape:
+    def get() -> Page:
+        status, text = ask("/metrics")
+        assert status == 200
+        return Page(text)
 
     return get
 

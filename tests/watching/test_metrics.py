@@ -4,60 +4,20 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
 
-import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.exporter import OUTCOMES
 from bridge.keys import Keys
-from bridge.ledger import Ended, Ledger, Pair
+from bridge.ledger import Ended, Ledger
 from bridge.messages import task_id_for
-from bridge.metrics import OTHER_TYPES, Counters, Delays
+from bridge.metrics import OTHER_TYPES, Counters
 from tests.conftest import Queues, Start, eventually, missing
 from tests.faults.proxy import Proxy
 from tests.replays import FAST, Bench, last
-from tests.watching.conftest import Ask
-
-
-class Page:
-    """One answer of /metrics."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.families = list(text_string_to_metric_families(text))
-        self.samples = [sample for family in self.families for sample in family.samples]
-
-    def value(self, name: str, **labels: str) -> float | None:
-        """The sum of the samples of this name that have these labels; None when there is none."""
-        found = [one.value for one in self.samples if one.name == name and labels.items() <= one.labels.items()]
-        return sum(found) if found else None
-
-    def events(self, outcome: str) -> dict[str, float]:
-        """How many events came to this, by type."""
-        rows = [one for one in self.samples if one.name == "bridge_events_total" and one.labels["outcome"] == outcome]
-        return {one.labels["type"]: one.value for one in rows}
-
-    def buckets(self, name: str, group: str = "tests") -> list[tuple[float, float]]:
-        """Upper bound and count of each class of a histogram."""
-        rows = [one for one in self.samples if one.name == f"{name}_bucket" and one.labels["group"] == group]
-        return [(float(one.labels["le"]), one.value) for one in rows]
-
-
-Scrape = Callable[[], Page]
-
-
-@pytest.fixture
-def scrape(ask: Ask) -> Scrape:
-    def get() -> Page:
-        status, text = ask("/metrics")
-        assert status == 200
-        return Page(text)
-
-    return get
+from tests.watching.conftest import Scrape
 
 
 def shout(client: Redis, prefix: str, event: Event) -> None:
@@ -206,60 +166,6 @@ def test_types_without_end(use, start: Start, client: Redis, prefix: str, port: 
     assert received[OTHER_TYPES] == 156 - 102
     assert max(map(len, received)) < 100, "a name longer than any type gets no label"
     assert page.events("unrouted").keys() <= {*received}
-
-
-def test_histograms(use, start: Start, client: Redis, prefix: str, port: int, scrape: Scrape) -> None:
-    """Classes are cumulative and as wide as Prometheus wants them, sums are in seconds, and each group has its own."""
-    use("t.exact")
-    journal = Keys(prefix).journal
-    now_ms = int(client.time()[0]) * 1000
-    for ago_ms in (100_000, 3000, 3000):
-        event = Event(type="dream.created")
-        client.xadd(journal, {"id": event.id, "type": event.type, "event": event.encode()}, id=f"{now_ms - ago_ms}-*")
-    start("one", metrics_port=port)
-    start("two", group="other")
-    eventually(lambda: scrape().value("bridge_dispatch_delay_seconds_count") == 3, "three messages", 5)
-    page = scrape()
-    buckets = page.buckets("bridge_dispatch_delay_seconds")
-    assert [bound for bound, _ in buckets] == sorted(bound for bound, _ in buckets)
-    assert [count for _, count in buckets] == sorted(count for _, count in buckets)
-    assert buckets[0][0] == 0.001
-    assert buckets[-1] == (float("inf"), 3)
-    by_bound = dict(buckets)
-    assert (by_bound[2.048], by_bound[8.192], by_bound[65.536], by_bound[131.072]) == (0, 2, 2, 3)
-    assert 106 <= (page.value("bridge_dispatch_delay_seconds_sum") or 0) < 115
-    assert {one.labels["group"] for one in page.samples if one.name == "bridge_start_delay_seconds_count"} == {
-        "tests",
-        "other",
-    }
-
-
-def test_delays_fall_into_their_classes() -> None:
-    """Up to and including 2 to the n ms; what took no time, or less by clocks that differ, is the first class."""
-    delays = Delays()
-    for ms in (-5, 0, 1, 2, 3, 4, 5, 1024, 1025):
-        delays.add(ms, 2)
-    assert delays.counts == {0: 6, 1: 2, 2: 4, 3: 2, 10: 2, 11: 2}
-    assert delays.sum_ms == 2 * (1 + 2 + 3 + 4 + 5 + 1024 + 1025)
-
-
-@pytest.mark.parametrize("ms", [0, 1, 2, 3, 4, 5, 7, 8, 9, 1000, 1024, 1025, 70_000_000])
-def test_redis_and_python_choose_the_same_class(client: Redis, settings: BridgeSettings, ms: int) -> None:
-    """The script that counts starts puts a delay where Delays does."""
-    keys = Keys(settings.channel_prefix)
-    ledger = Ledger(client, settings)
-    for _ in range(20):  # a moment may pass on the way
-        client.delete(keys.starts("tests"), keys.lease("t"))
-        seconds, microseconds = client.time()
-        entry = f"{seconds * 1000 + microseconds // 1000 - ms}-0"
-        ledger.sent([], [Pair("t.all", "e", entry, "celery").listed("t")])
-        ledger.begin("t", "run", idempotent=True)
-        stored = {name.decode(): int(value) for name, value in client.hgetall(keys.starts("tests")).items()}
-        if stored.pop("ms") == ms:
-            break
-    expected = Delays()
-    expected.add(ms, 1)
-    assert stored == {str(exponent): count for exponent, count in expected.counts.items()}
 
 
 def test_what_redis_counts_outlives_a_subscriber(
