@@ -280,9 +280,9 @@ class Dispatcher:
             is_new = self._dead_letters.bury(letter, Ended(at_ms=time.time_ns() // 1_000_000))
         else:
             is_new = self._dead_letters.add(letter)
-        self._counters.add("dead", event_type=letter.event_type)
         if not is_new:
-            return  # it was told when it was
+            return  # it was counted and told when it was
+        self._counters.add("dead", event_type=letter.event_type)
         extra = about_letter("dead_letter", letter, self._settings.group)
         place = letter.handler or letter.origin
         log.warning("dead letter (%s): %s %s", letter.reason, place, letter.detail, extra=extra)

@@ -147,6 +147,20 @@ def test_dead_letters_that_tasks_write(
     assert (page.value("bridge_dead_letters_written_total"), page.value("bridge_dead_letters")) == (2, 0)
 
 
+def test_the_same_dead_letter_twice_is_one(
+    use, start: Start, client: Redis, prefix: str, port: int, scrape: Scrape
+) -> None:
+    """What is not kept again is not counted again: the counters of subscribers agree with the letters."""
+    use("t.exact")
+    for _ in range(3):
+        client.xadd(Keys(prefix).journal, {"id": "e", "type": "a.b", "event": "{"})
+    start(metrics_port=port)
+    eventually(lambda: scrape().value("bridge_backlog_events") == 0, "all are done", 5)
+    page = scrape()
+    assert page.events("dead") == {"": 1}
+    assert page.value("bridge_dead_letters_written_total") == 1
+
+
 def test_types_without_end(use, start: Start, client: Redis, prefix: str, port: int, scrape: Scrape) -> None:
     """A hundred types get labels of their own; of further ones only those that handlers name."""
     use("t.exact")
