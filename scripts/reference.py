@@ -128,7 +128,9 @@ def _kind(about: dict[str, Any]) -> str:
     (kind,) = kinds
     if choice := kind.get("enum"):
         return " or ".join(f"`{one}`" for one in choice)
-    name = {"object": "object of objects", "string": "text", "boolean": "true or false"}.get(kind["type"], kind["type"])
+    name: str = {"object": "object of objects", "string": "text", "boolean": "true or false"}.get(
+        kind["type"], kind["type"]
+    )
     if kind.get("format") == "password":
         name = "text, shown nowhere"
     words = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
