@@ -49,6 +49,8 @@ _OTHERS = {
     "claimed": "Entries taken over from dead consumers.",
     "removed": "Dead consumers removed from the group.",
 }
+#: How fast a stop is noticed.
+_STOP_NOTICED_S = 0.1
 #: Widest class of a histogram: 2 ** 22 ms, 70 minutes.
 _MAX_EXPONENT = 22
 
@@ -80,7 +82,9 @@ class Exporter:
                 f"bridge_metrics_port: {host}:{port} cannot be had ({error}); each subscriber of a host needs its own"
             )
             raise SettingsError(text) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, name="bridge-metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_STOP_NOTICED_S,), name="bridge-metrics", daemon=True
+        )
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         _servers.add(self._server)
 
@@ -146,7 +150,9 @@ class _SubscriberCollector(Collector):
         values = self._counters.by_type()
         text = "Events by what became of them: " + " ".join(f"{name}: {what}" for name, what in OUTCOMES.items())
         events = CounterMetricFamily("bridge_events", text, labels=["group", "outcome", "type"])
-        for (name, event_type), value in values.items():
+        # Each from the beginning, at 0: an increase of what was not there yet is none.
+        zeros = {(name, ""): 0 for name in OUTCOMES}
+        for (name, event_type), value in (zeros | values).items():
             if name in OUTCOMES:
                 events.add_metric([group, name, event_type], value)
         yield events

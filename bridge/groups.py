@@ -9,10 +9,13 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from bridge.keys import Keys, escape_glob
+from bridge.presence import Presences
 from bridge.settings import BridgeSettings
 
 #: Keys the server looks at in one step of a scan, and the most that are removed in one.
 _SCAN_KEYS = 1000
+#: A consumer that has read within this time is alive.
+_ALIVE_MS = 10_000
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Groups:
 
     def __init__(self, client: Redis, settings: BridgeSettings) -> None:
         self._client = client
+        self._settings = settings
         self._keys = Keys(settings.channel_prefix)
 
     def holdings(self, name: str) -> Holdings:
@@ -57,19 +61,21 @@ class Groups:
         there = any(row["name"] == name.encode() for row in self._rows())
         return there or bool(self._client.exists(*self._fixed(name)))
 
-    def idle_s(self, name: str) -> float | None:
-        """Return how long ago, in seconds, a consumer of the group last tried to read; None without consumers.
+    def in_use(self, name: str) -> bool:
+        """Whether a subscriber of the group lives, or another program has just read for it.
 
         Raises:
             RedisError: Redis does not answer.
         """
+        if any(one.alive for one in Presences(self._client, self._settings.model_copy(update={"group": name})).all()):
+            return True
         try:
             rows: Any = self._client.xinfo_consumers(self._keys.journal, name)
         except ResponseError as error:
             if str(error).startswith("NOGROUP") or "no such key" in str(error):
-                return None
+                return False
             raise
-        return min((row["idle"] / 1000 for row in rows), default=None)
+        return any(row["idle"] < _ALIVE_MS for row in rows)
 
     def delete(self, name: str) -> None:
         """Remove a group and every key of its own; safe to repeat, and to go on with after an error.

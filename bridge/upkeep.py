@@ -14,6 +14,7 @@ from bridge.journal import Journal
 from bridge.keys import Keys
 from bridge.logs import about
 from bridge.metrics import Counters
+from bridge.presence import Presences
 from bridge.recovery import Recovery
 from bridge.settings import BridgeSettings
 
@@ -55,6 +56,7 @@ class Upkeep:
         self._recovery = recovery
         self._counters = counters
         self._interval_s = settings.upkeep_interval_s
+        self._presences = Presences(client, settings)
         self._claim_idle_ms = int(settings.claim_idle_s * 1000)
         self._consumer = consumer
         self._due_at = 0.0
@@ -80,8 +82,10 @@ class Upkeep:
         self._elect(keys=[self._key], args=[self._consumer, 0])
 
     def _remove_dead(self) -> None:
+        # Redis 7.0 calls those idle too that read and find nothing.
+        alive = {self._consumer, *(one.name for one in self._presences.all() if one.alive)}
         for consumer in self._journal.idle_consumers(self._claim_idle_ms):
-            if consumer != self._consumer and self._journal.leave(consumer, self._claim_idle_ms):
+            if consumer not in alive and self._journal.leave(consumer, self._claim_idle_ms):
                 self._counters.add("removed")
                 extra = about("consumer_removed", group=self._group, consumer=consumer)
                 log.info("consumer %s is gone and holds nothing: removed from the group", consumer, extra=extra)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from celery import Celery
+from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -55,7 +56,9 @@ def check(ctx: click.Context, /, ready: bool, as_json: bool) -> None:
             try:
                 findings = find()
             except Unreachable as error:
-                findings, worst = [Finding(name, error.message, "check its address and that it runs")], 3
+                _report(name, [Finding(name, error.message, "check its address and that it runs")], as_json)
+                worst = 3
+                break  # what comes next asks it as well
             _report(name, findings, as_json)
             worst = max(worst, 1 if findings else 0)
     ctx.exit(worst)
@@ -68,10 +71,10 @@ def _steps(app: Celery, client: Redis, settings: BridgeSettings) -> Steps:
     yield f"bus at {settings.redacted_url}", list
     yield "rights of the bus user", lambda: _rights(client, settings)
     yield "clock", lambda: checks.clock(client)
+    yield f"subscribers of group {settings.group}", lambda: _subscribers(client, settings)
     yield "broker", lambda: _broker(app)
     tasks = [app.tasks[handler.task_name] for handler in registry]
     yield "durability, memory and Celery's settings", lambda: checks.check(settings, app, tasks)
-    yield f"subscribers of group {settings.group}", lambda: _subscribers(client, settings)
     yield "handlers and their workers", lambda: list(_workers(app, settings))
 
 
@@ -126,7 +129,7 @@ def _workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
     try:
         registered: dict[str, list[str]] = inspect.registered() or {}
         queues: dict[str, Any] = inspect.active_queues() or {}
-    except (RedisError, OSError) as error:
+    except (RedisError, OperationalError, OSError) as error:
         raise Unreachable(f"the broker says {error}") from error
     if not registered:
         yield Finding("workers", "none answers", "start one: celery -A APP worker")

@@ -25,16 +25,14 @@ from bridge.cli.routes import routes_of
 from bridge.cli.tail import until_interrupted
 from bridge.devserver import RedisServer
 from bridge.event import Event
-from bridge.groups import Groups
 from bridge.handlers import registry
+from bridge.presence import Presences
 from bridge.settings import BridgeSettings
 from bridge.task import EventTask
 
 #: Every address that the application might use leads to the one Redis.
 _ADDRESSES = ("REDIS_URL", "BRIDGE_REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 _LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
-#: A subscriber that has read within this time is at work.
-_ALIVE_S = 3.0
 
 
 @click.command()
@@ -109,8 +107,7 @@ class _Watch:
 
     def __init__(self, children: Children, client: Redis, settings: BridgeSettings) -> None:
         self._children = children
-        self._groups = Groups(client, settings)
-        self._group = settings.group
+        self._presences = Presences(client, settings)
         self._ready = False
 
     def tick(self) -> bool:
@@ -125,8 +122,7 @@ class _Watch:
                 raise click.ClickException("without a worker there is nothing to see")
             self._children.running.remove(child)
         if not self._ready:
-            idle_s = self._groups.idle_s(self._group)
-            self._ready = idle_s is not None and idle_s < _ALIVE_S
+            self._ready = any(subscriber.ready for subscriber in self._presences.all())
             if self._ready:
                 output.note(output.Styled("the worker is ready", "green"))
         return True

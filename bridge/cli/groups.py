@@ -12,8 +12,6 @@ from bridge.cli.options import force_option, json_option
 from bridge.groups import Groups
 from bridge.status import GroupStatus, read_status
 
-#: A group of which a consumer has read within this time is in use: a live one reads every 2 s.
-_ALIVE_S = 10.0
 _COLUMNS = [
     output.Column("GROUP", "bold", whole=True),
     output.Column("CONSUMERS", right=True),
@@ -91,11 +89,9 @@ def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None
         if not all_groups.exists(name):
             names = ", ".join(group.name for group in read_status(client, settings).groups) or "none"
             raise click.ClickException(f"there is no group {output.printable(name)}; there are {names}")
-        idle_s = all_groups.idle_s(name)
-        if idle_s is not None and idle_s < _ALIVE_S and not force:
+        if not force and all_groups.in_use(name):
             raise click.ClickException(
-                f"a subscriber of group {name} read {idle_s:.1f} s ago: stop its workers and bus subscribe first, or "
-                "--force it"
+                f"a subscriber of group {name} is alive: stop its workers and bus subscribe first, or --force it"
             )
         held = all_groups.holdings(name)
         what = f"{held.pending} pending entries, {held.dead_letters} dead letters, {held.in_flight} tasks in flight"
