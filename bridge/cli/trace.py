@@ -54,6 +54,8 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
     for root in found.roots:
         for parts in _event(root, "", "", any_id):
             output.line(*parts)
+    if found.hidden:
+        output.line(Styled(f"{found.hidden} more that begin this chain, not shown", "dim"))
 
 
 def _event(node: EventNode, branch: str, indent: str, asked: str) -> Iterator[list[Cell]]:

@@ -34,7 +34,8 @@ def lines(trace: Trace | None) -> list[Line]:
     if trace is None:
         return []
     first_ms = min((root.at_ms for root in trace.roots if root.at_ms), default=0)
-    return [line for root in trace.roots for line in _of_event(root, 0, trace.asked, first_ms)]
+    shown = [line for root in trace.roots for line in _of_event(root, 0, trace.asked, first_ms)]
+    return shown + ([Line(0, hidden=trace.hidden)] if trace.hidden else [])
 
 
 def find(trace: Trace, event_id: str) -> EventNode | None:
