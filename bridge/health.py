@@ -21,7 +21,7 @@ _STUCK_S = 60.0
 _STUCK_TIMEOUTS = 4
 #: Longest wait for Redis, to connect and to answer.
 _BUS_TIMEOUT_S = 1.0
-#: How late a heartbeat may be heard.
+#: How late a heartbeat may be heard, or by one interval if that is shorter.
 _LATE_S = 3.0
 #: What was found out is taken for true for so long: many may ask, and a look at the broker is a connection.
 _KEEP_S = 1.0
@@ -91,7 +91,7 @@ class Health:
     def _subscription(self) -> str:
         # A heartbeat is heard after each interval in which nothing else was.
         silent_s, interval_s = self._pulse.age_s("heard"), self._settings.heartbeat_interval_s
-        if silent_s > interval_s + _LATE_S:
+        if silent_s > interval_s + min(interval_s, _LATE_S):
             return f"nothing heard on the event channels for {silent_s:.0f} s"
         if not self._pulse.has("heard"):
             return "not subscribed to the event channels yet"
