@@ -60,7 +60,8 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
 
 def _event(node: EventNode, branch: str, indent: str, asked: str) -> Iterator[list[Cell]]:
     kind = Styled(node.event_type, "bold") if node.event_type else Styled("(retained no more)", "dim")
-    about = [text for text in (node.source, output.moment(node.at_ms)) if text]
+    when = output.ago(node.at_ms) if node.at_ms and output.on_terminal() else output.moment(node.at_ms)
+    about = [text for text in (node.source, when) if text]
     here = Styled("  <- asked for" if node.event_id == asked else "", "bold cyan")
     yield [Styled(branch, "dim"), kind, "  ", node.event_id, Styled("  ".join(["", *about]), "dim"), here]
     yield from _below([*node.tasks, *node.events], node.hidden, indent, asked)

@@ -23,6 +23,7 @@ from bridge.cli import bus as bus_command
 from tests.conftest import ROOT, Processes, eventually
 from tests.replays import Bench
 from tests.test_execution import Site
+from tests.watching.conftest import user_app  # noqa: F401  # a fixture
 
 Say = Callable[..., Result]
 
