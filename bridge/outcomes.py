@@ -129,14 +129,17 @@ class Outcomes:
         ]
         looks = self._looks([task_id for *_, task_id in runs])
         nodes = [_task(task_id, handler, replay, looks[task_id]) for _, handler, replay, task_id in runs]
-        nodes = self._with_letters(self._from_backend(nodes))
         unknown = {event_id for (event_id, *_), node in zip(runs, nodes, strict=True) if not node.state}
         waiting = self._waiting(unknown, entry_ids)
+        nodes = [
+            replace(node, state="WAITING") if event_id in waiting and not (node.state or node.replay) else node
+            for (event_id, *_), node in zip(runs, nodes, strict=True)
+        ]
+        nodes = self._with_letters(self._from_backend(nodes))
         found: dict[str, list[TaskNode]] = {event_id: [] for event_id in types}
         for (event_id, *_), node in zip(runs, nodes, strict=True):
             if node.state or not node.replay:  # a replay may have been for another handler
-                state = node.state or ("WAITING" if event_id in waiting else "SKIPPED")
-                found[event_id].append(replace(node, state=state))
+                found[event_id].append(replace(node, state=node.state or "SKIPPED"))
         return found
 
     def of_strangers(self, task_ids: Iterable[str]) -> list[TaskNode]:
