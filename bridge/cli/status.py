@@ -98,7 +98,8 @@ def _subscribers(bus: BusStatus) -> None:
 def _subscriber_row(bus: BusStatus, group: GroupStatus, subscriber: Presence) -> list[Cell]:
     gap = f"{_span((bus.at_ms - subscriber.gap_ms) / 1000)} ago" if subscriber.gap_ms else ""
     pending = group.pending.get(subscriber.name, 0)
-    return [subscriber.name, group.name, _state(subscriber), pending, f"{subscriber.dispatched_per_s:.1f}/s", gap]
+    rate = f"{subscriber.dispatched_per_s:.1f}/s" if subscriber.alive else ""
+    return [subscriber.name, group.name, _state(subscriber), pending, rate, gap]
 
 
 def _state(subscriber: Presence) -> Cell:
