@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from bridge import broker, checks, rights
 from bridge.checks import Finding
 from bridge.cli import output
-from bridge.cli.connect import Unreachable, client_of, load
+from bridge.cli.connect import Unreachable, client_of, load, told
 from bridge.cli.options import json_option
 from bridge.cli.output import Styled
 from bridge.cli.routes import routes_of
@@ -27,6 +27,8 @@ from bridge.status import read_status
 
 #: How long workers have time to say what they know.
 _WORKERS_S = 1.0
+#: How often those are asked that have answered once: a worker that says nothing would leave its queues to nobody.
+_TRIES = 2
 
 
 @click.command(short_help="Check servers, settings, rights, clocks, routes and workers.")
@@ -54,9 +56,14 @@ def check(ctx: click.Context, /, ready: bool, as_json: bool) -> None:
         worst = 0
         for name, find in steps:
             try:
-                findings = find()
+                with told(settings):
+                    findings = find()
             except Unreachable as error:
-                _report(name, [Finding(name, error.message, "check its address and that it runs")], as_json)
+                _report(
+                    name,
+                    [Finding(name, error.message, "see that it runs; check its address, user and rights")],
+                    as_json,
+                )
                 worst = 3
                 break  # what comes next asks it as well
             _report(name, findings, as_json)
@@ -125,10 +132,12 @@ def _workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
     if not list(registry):
         yield Finding("handlers", "there are none", "import their modules: imports in celeryconfig.py, or autodiscover")
         return
-    inspect = app.control.inspect(timeout=_WORKERS_S)
     try:
-        registered: dict[str, list[str]] = inspect.registered() or {}
-        queues: dict[str, Any] = inspect.active_queues() or {}
+        registered: dict[str, list[str]] = app.control.inspect(timeout=_WORKERS_S).registered() or {}
+        queues: dict[str, Any] = {}
+        for _ in range(_TRIES):
+            if silent := sorted(registered.keys() - queues.keys()):
+                queues |= app.control.inspect(silent, timeout=_WORKERS_S).active_queues() or {}
     except (RedisError, OperationalError, OSError) as error:
         raise Unreachable(f"the broker says {error}") from error
     if not registered:
@@ -140,6 +149,11 @@ def _workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
         if handler.task_name not in known:
             problem = f"no live worker knows it; its tasks would be refused ({handler.defined_at})"
             yield Finding(f"handler {handler.task_name}", problem, "deploy it to the workers before the subscribers")
+    if unknown := sorted(registered.keys() - queues.keys()):
+        yield Finding(
+            ", ".join(unknown), "does not say which queues it takes from", "look again when it has less to do"
+        )
+        return
     for queue in sorted({route.queue for route in routes_of(app, settings)} - taken - {""}):
         yield Finding(f"queue {queue}", "no live worker takes from it", f"start one with -Q {queue}, or task_queues")
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from celery import Celery
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus, monitoring
+from bridge import BridgeSettings, Event, EventBus, health, monitoring
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.devserver import RedisServer
 from bridge.keys import Keys
@@ -38,8 +40,9 @@ def keys(prefix: str) -> Keys:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Subscribers in this process say how they are many times a second."""
+    """Subscribers in this process say how they are, and find it out, many times a second."""
     monkeypatch.setattr(monitoring, "BEAT_S", 0.05)
+    monkeypatch.setattr(health, "_KEEP_BROKER_S", 0.1)
 
 
 def told(say: Say) -> dict[str, Any]:
@@ -255,3 +258,14 @@ def test_a_bus_that_is_cut(say: Say, proxy: Proxy, monkeypatch: pytest.MonkeyPat
         assert time.monotonic() - begun_s < 5
         proxy.heal()
     assert told(say)["groups"] == []
+
+
+def test_in_a_pipe(shell: Callable[..., subprocess.CompletedProcess[str]], busy: None) -> None:
+    """Real processes: plain lines, JSON for another program, and exit codes for scripts."""
+    run = shell("bus status | cat; bus status --json | python3 -c 'import json, sys; json.load(sys.stdin)'; echo $?")
+    assert run.stderr == ""
+    assert run.stdout.startswith("bus      redis://")
+    assert run.stdout.endswith("\n0\n")
+    assert "\x1b" not in run.stdout
+    assert shell("bus check --ready", REDIS_URL="redis://127.0.0.1:1/0").returncode == 3
+    assert shell("bus check --ready").returncode == 1  # none of this host
