@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -79,12 +80,16 @@ def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> 
     late = settings.model_copy(update={"redispatch_after_s": -1})
     Ledger(client, late).sent([], [pair.listed("late")])
     DeadLetters(client, settings).add(DeadLetter.of_message("json", "", "channel", b"x"))
-    say = Presences(client, settings).say
-    say(Presence("well", "here", dispatched_per_s=2.5))
-    say(Presence("tired", "there", problems=["cannot", "will not"], gap_ms=int(client.time()[0] - 7300) * 1000))
-    say(Presence("waiting", waits="queue celery is full"))
-    gone_ms = int(client.time()[0] - 8) * 1000
-    client.hset(keys.subscribers("tests"), "lost", f'{gone_ms} {{"name": "lost", "dispatched_per_s": 99.0}}')
+    now_s = int(client.time()[0])
+    problems, gap_ms = ["cannot", "will not"], (now_s - 7300) * 1000
+    for after_s, one in (
+        (60, Presence("well", "here", dispatched_per_s=2.5)),  # a minute ahead: it lives as long as the test
+        (60, Presence("tired", "there", problems, gap_ms=gap_ms)),
+        (60, Presence("waiting", waits="queue celery is full")),
+        (-8, Presence("lost", dispatched_per_s=99.0)),
+    ):
+        said = f"{(now_s + after_s) * 1000} {json.dumps(asdict(one))}"
+        client.hset(keys.subscribers("tests"), one.name, said)
 
 
 def test_what_people_see(say: Say, busy: None, settings: BridgeSettings, terminal: OpenTerminal) -> None:
