@@ -9,10 +9,10 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event
 from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.selection import Selection
 from bridge.keys import Keys
 from bridge.messages import task_id_for
 from bridge.replay import Progress, Replay
+from bridge.selection import Selection
 from bridge.sources import DeadSource, JournalSource
 
 HANDLERS = ["t.exact", "t.plain"]

@@ -9,9 +9,9 @@ from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, Event
 from bridge.dead_letters import DeadLetter, Size
-from bridge.selection import Selection
 from bridge.devserver import RedisServer
 from bridge.messages import task_id_for
+from bridge.selection import Selection
 from tests.conftest import Queues, Start, eventually
 from tests.replays import FAST, Bench, last
 

@@ -222,7 +222,8 @@ def test_a_user_who_may_not_ask_for_ttls_is_told(client: Redis, prefix: str, set
     client.set(f"{prefix}event:one", Event(type="a.b", id="one").encode(), ex=60)
     address = SecretStr(settings.url.replace("redis://", f"redis://{user}:x@"))
     with connect(settings.model_copy(update={"redis_url": address})) as restricted:
-        intake = Intake(restricted, Journal(client, settings), DeadLetters(client, settings), Counters(), Pulse(), settings)
+        journal, letters = Journal(client, settings), DeadLetters(client, settings)
+        intake = Intake(restricted, journal, letters, Counters(), Pulse(), settings)
         with pytest.raises(NoPermissionError, match="pttl"):
             intake._scan(threading.Event(), refill=False)
     client.acl_deluser(user)

@@ -12,10 +12,10 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus
-from bridge.selection import Selection
 from bridge.devserver import RedisServer
 from bridge.messages import task_id_for
 from bridge.replay import Replay
+from bridge.selection import Selection
 from bridge.sources import JournalSource
 from tests.conftest import Queues, Start, eventually
 from tests.replays import FAST, Bench, last

@@ -115,7 +115,7 @@ def test_what_does_not_fit_or_fails_is_a_dead_letter(
 
 
 def test_events_published_by_tasks_join_the_chain(processes: Processes, bus: EventBus, effects: Effects) -> None:
-    """Correlation, cause, task and hops reach events that subtasks publish, two levels down and at the end of a chain."""
+    """Correlation, cause, task and hops reach events of subtasks, two levels down and at the end of a chain."""
     processes.worker()
     bus.publish("sub.created", id="root", correlation_id="corr")
     task_id = task_id_for("tests", "root", "tests.app.starts_subtasks")
