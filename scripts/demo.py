@@ -150,9 +150,9 @@ def main() -> int:
         if not complete:
             print((directory / "worker.log").read_text(errors="replace"), file=sys.stderr)
         elif stay:
-            print(f"\nFlower: {FLOWER_URL}   Publish more, in another terminal:")
-            print(f"""  REDIS_URL={url} {sys.executable} -c 'from bridge import publish_event
-publish_event("dream.created", {{"dreamId": "mine", "text": "I could fly."}})'""")
+            print(f"\nFlower: {FLOWER_URL}/events   Publish more, in another terminal:")
+            celery_bus = f"REDIS_URL={url} {sys.executable} -m celery -A bridge bus"
+            print(f"""  {celery_bus} publish dream.created '{{"dreamId": "mine", "text": "I could fly."}}'""")
             print("Ctrl-C ends it.", flush=True)
             with suppress(KeyboardInterrupt):
                 worker.wait()
