@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery import Celery
@@ -26,11 +26,12 @@ _LOOK_TIMEOUTS = {
 
 def connect(app: Celery) -> Connection:
     """Return a connection for sending, which is made with its first use."""
-    connection = app.connection_for_write()
-    if connection.transport.driver_type == "redis":
-        options = _REDIS_BROKER_TIMEOUTS | app.conf.broker_transport_options
-        connection = app.connection_for_write(transport_options=options)
-    return connection
+    return _connection(app, _REDIS_BROKER_TIMEOUTS | app.conf.broker_transport_options)
+
+
+def look(app: Celery) -> Connection:
+    """Return a connection for those who only look: made with its first use, it waits a second for a broker."""
+    return _connection(app, _LOOK_TIMEOUTS, connect_timeout=_LOOK_TIMEOUT_S)
 
 
 def try_out(app: Celery) -> None:
@@ -39,19 +40,21 @@ def try_out(app: Celery) -> None:
     Raises:
         Exception: It cannot be reached, or refuses.
     """
-    with app.connection_for_write(connect_timeout=_LOOK_TIMEOUT_S) as connection:
-        is_redis = connection.transport.driver_type == "redis"
-        if not is_redis:
-            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
-    if is_redis:
-        options = app.conf.broker_transport_options | _LOOK_TIMEOUTS
-        with app.connection_for_write(transport_options=options) as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+    with look(app) as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
 
 
 def is_redis(broker: Connection) -> bool:
     """Whether the queues of *broker* are lists of one Redis."""
     return type(broker.transport) is kombu_redis.Transport  # not Sentinel's
+
+
+def _connection(app: Celery, redis_options: Mapping[str, Any], **options: Any) -> Connection:
+    connection = app.connection_for_write(**options)
+    if connection.transport.driver_type == "redis":
+        # Before those of the configuration; which of them other brokers take is theirs to say.
+        connection = app.connection_for_write(transport_options=redis_options, **options)
+    return connection
 
 
 def push(channel: Any, key: str, texts: Sequence[bytes]) -> None:

@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
+from bridge import broker
 from bridge.connection import connect
 from bridge.settings import BridgeSettings
 
@@ -23,7 +24,6 @@ from bridge.settings import BridgeSettings
 _MIN_VERSION = (6, 2)
 #: Longest wait for a server, to connect and to answer; it is asked once.
 _TIMEOUT_S = 1.0
-_BROKER_TIMEOUTS = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S, "retry_on_timeout": False}
 #: Clocks that differ by more make expiry, countdown and the times of events misleading.
 _CLOCK_SKEW_S = 5.0
 #: That of kombu, for a Redis broker.
@@ -58,12 +58,12 @@ def check(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]
     """
     bus = _ask_bus(settings)
     findings = [*_version(bus), *_durability(bus), *_memory(bus)]
-    with app.connection_for_write(transport_options=_BROKER_TIMEOUTS) as connection:
+    with broker.look(app) as connection:
         driver = connection.transport.driver_type
         if driver == "redis":
-            broker = _ask_broker(connection)
-            if broker.run_id is None or broker.run_id != bus.run_id:  # otherwise one server is both
-                findings += [*_durability(broker), *_memory(broker)]
+            server = _ask_broker(connection)
+            if server.run_id is None or server.run_id != bus.run_id:  # otherwise one server is both
+                findings += [*_durability(server), *_memory(server)]
     options = app.conf.broker_transport_options
     if driver == "redis":
         findings += _redis_transport(options, tasks)

@@ -26,7 +26,7 @@ LAYERS = (
     ("handover", "batch", "trace"),
     ("outcomes",),
     ("messages",),
-    ("rendering", "broker"),
+    ("rendering",),
     ("handlers",),
     ("task",),
     ("execution", "log_fields"),
@@ -46,7 +46,7 @@ LAYERS = (
     ("event",),
     ("fields",),
     ("selection",),
-    ("wire", "keys", "patterns", "devserver", "logs"),
+    ("wire", "keys", "patterns", "devserver", "logs", "broker"),
     ("errors",),
 )
 HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}
