@@ -149,12 +149,16 @@ class RedisServer:
 
 
 @contextmanager
-def running_redis() -> Iterator[str]:
-    """Yield the address of a Redis: ``REDIS_URL`` if set, else a private server for the time of the block."""
+def running_redis(arguments: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the address of a Redis: ``REDIS_URL`` if set, else a private server for the time of the block.
+
+    Arguments:
+        arguments: Further options of the private one, see :class:`RedisServer`.
+    """
     if url := os.environ.get("REDIS_URL"):
         yield url
     else:
-        with RedisServer() as server:
+        with RedisServer(arguments=arguments) as server:
             yield server.url
 
 

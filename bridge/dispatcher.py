@@ -276,10 +276,7 @@ class Dispatcher:
         return named
 
     def _park(self, letter: DeadLetter) -> None:
-        if letter.task_id:
-            is_new = self._dead_letters.bury(letter, Ended(at_ms=time.time_ns() // 1_000_000))
-        else:
-            is_new = self._dead_letters.add(letter)
+        is_new = self._dead_letters.bury(letter, Ended()) if letter.task_id else self._dead_letters.add(letter)
         if not is_new:
             return  # it was counted and told when it was
         self._counters.add("dead", event_type=letter.event_type)

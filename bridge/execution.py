@@ -215,12 +215,12 @@ class Executions:
 
 
 def _ending() -> Ended:
-    """Return how the running task ends that ends now; in the main process of a worker, which runs none, only when."""
+    """Return how the running task ends that ends now; nothing is known in the main process of a worker."""
     request = current_request()
     began_s = getattr(request, _BEGAN, None)
     runtime_ms = -1 if began_s is None else int((time.monotonic() - began_s) * 1000)
     queue = (getattr(request, "delivery_info", None) or {}).get("routing_key") or ""
-    return Ended("", time.time_ns() // 1_000_000, runtime_ms, str(queue))
+    return Ended(runtime_ms=runtime_ms, queue=str(queue))
 
 
 def get_executions() -> Executions:

@@ -62,26 +62,24 @@ class Ended(NamedTuple):
 
     Arguments:
         letter_id: Its dead letter; empty when it went well.
-        at_ms: When it ended, ms since the epoch.
         runtime_ms: How long its last run took; -1 when that is unknown.
         queue: Where its message came from; empty when that is unknown.
     """
 
     letter_id: str = ""
-    at_ms: int = 0
     runtime_ms: int = -1
     queue: str = ""
 
     def encode(self) -> str:
         """Return it as text, without the letter."""
-        return f"{self.at_ms} {self.runtime_ms} {self.queue}"
+        return f"{self.runtime_ms} {self.queue}"
 
     @classmethod
     def read(cls, mark: bytes) -> Ended:
-        """Return what a done mark says: ``<letter or -> <at_ms> <runtime_ms> <queue>``."""
+        """Return what a done mark says: ``<letter or -> <runtime_ms> <queue>``."""
         try:
-            letter_id, at_ms, runtime_ms, queue = mark.decode().split(" ", 3)
-            return cls(letter_id.removeprefix("-"), int(at_ms), int(runtime_ms), queue)
+            letter_id, runtime_ms, queue = mark.decode().split(" ", 2)
+            return cls(letter_id.removeprefix("-"), int(runtime_ms), queue)
         except ValueError:
             return cls()  # of another version
 

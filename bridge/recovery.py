@@ -140,8 +140,7 @@ class Recovery:
             )
         else:
             letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts)
-        now_ms = time.time_ns() // 1_000_000
-        self._dead_letters.bury(letter, Ended(at_ms=now_ms, queue=task.pair.queue) if event is not None else None)
+        self._dead_letters.bury(letter, Ended(queue=task.pair.queue) if event is not None else None)
         self._counters.add("dead", event_type=event.type if event else "")
         text = "dead letter (%s): %s of event %s: %s"
         extra = about_letter("dead_letter", letter, self._settings.group)

@@ -116,8 +116,7 @@ class Subscriber:
 
     def info(self) -> dict[str, Any]:
         """Return what ``celery inspect stats`` shows of this subscriber."""
-        state = "ready" if self.ready.is_set() else "starting"
-        state = self._waits() or state
+        state = self._waits() or ("ready" if self.ready.is_set() else "starting")
         about = {"group": self._settings.group, "consumer": self.name, "state": state}
         return {**about, "warnings": [str(finding) for finding in self._findings], **self.counters.snapshot()}
 

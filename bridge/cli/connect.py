@@ -17,8 +17,8 @@ from bridge.connection import connect
 from bridge.errors import BridgeError, BusUnavailable, SettingsError
 from bridge.settings import BridgeSettings
 
-#: Longest wait for a server that takes no connection, and then for its first answer.
-_CONNECT_S, _ANSWER_S = 1.5, 1.5
+#: Longest wait for a server that takes no connection, and then for its first answer, each.
+_PATIENCE_S = 1.5
 
 
 class Unreachable(click.ClickException):
@@ -87,10 +87,9 @@ def _reach(settings: BridgeSettings) -> None:
     Raises:
         RedisError: It cannot be used.
     """
-    with connect(settings.model_copy(update={"socket_timeout_s": _ANSWER_S})) as probe:
-        probe.connection_pool.connection_kwargs["socket_connect_timeout"] = _CONNECT_S
-        with suppress(NoPermissionError):  # it answers; a user who may not PING may have all other rights
-            probe.ping()
+    # NoPermissionError: it answers, and a user who may not PING may have all other rights.
+    with connect(settings, _PATIENCE_S) as probe, suppress(NoPermissionError):
+        probe.ping()
 
 
 def _says(error: RedisError) -> str:

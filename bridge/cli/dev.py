@@ -23,7 +23,7 @@ from bridge.cli.connect import client_of, load, told
 from bridge.cli.follow import Follower
 from bridge.cli.routes import routes_of
 from bridge.cli.tail import until_interrupted
-from bridge.devserver import RedisServer
+from bridge.devserver import running_redis
 from bridge.event import Event
 from bridge.handlers import registry
 from bridge.presence import Presences
@@ -130,14 +130,11 @@ class _Watch:
 
 @contextmanager
 def _redis() -> Iterator[str]:
-    if url := os.environ.get("REDIS_URL"):
-        output.note(_title("redis"), "that of REDIS_URL")  # which may hold a password
-        yield url
-        return
     # Kept on disk only so that the bridge does not warn: it goes with its data.
-    with RedisServer(arguments=["--appendonly", "yes"]) as server:
-        output.note(_title("redis"), f"{server.url}, goes with its data when this ends")
-        yield server.url
+    with running_redis(["--appendonly", "yes"]) as url:
+        given = bool(os.environ.get("REDIS_URL"))  # which may hold a password
+        output.note(_title("redis"), "that of REDIS_URL" if given else f"{url}, goes with its data when this ends")
+        yield url
 
 
 def _queues(app: Celery, settings: BridgeSettings) -> list[str]:

@@ -53,7 +53,7 @@ def test_states_of_a_task_from_the_journal_to_its_end(
     ledger.begin(task_id, "again", idempotent=True, retries=1)
     assert state() == "STARTED"
     with client.pipeline() as pipe:
-        ledger.end(task_id, Ended(at_ms=1, runtime_ms=250, queue="plain"), pipe)
+        ledger.end(task_id, Ended(runtime_ms=250, queue="plain"), pipe)
         pipe.execute()
     assert state() == "SUCCESS"
     ((task,),) = Outcomes(user_app, client, settings).states([("e", "plain.made")])
@@ -83,7 +83,7 @@ def test_failures_and_what_they_say(
     task_id = task_id_for("tests", "e", f"{HERE}.plain")
     letter = DeadLetter.of_event("crashed", "it died", event, event.encode(), f"{HERE}.plain", task_id)
     eventually(lambda: client.zcard(Keys(settings.channel_prefix).inflight("tests")), "it was sent")
-    letters.bury(letter, Ended(at_ms=1, runtime_ms=-1, queue="plain"))
+    letters.bury(letter, Ended(runtime_ms=-1, queue="plain"))
     ((task,),) = outcomes.states([("e", "plain.made")])
     (kept,) = letters.latest(1)
     assert (task.state, task.detail, task.letter_id) == ("FAILURE", "crashed: it died", kept.letter_id)
