@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 from typing import TypeVar
@@ -87,6 +87,14 @@ def _script_text(name: str) -> str:
 def script(client: Redis, name: str) -> Script:
     """Return ``lua/{name}.lua`` ready to call; after SCRIPT FLUSH it loads itself again."""
     return client.register_script(_script_text(name))
+
+
+def entries_by_id(client: Redis, key: str, entry_ids: Sequence[str]) -> dict[str, dict[bytes, bytes]]:
+    """Return the fields of those of the entries of a stream that are there, by id; one round trip."""
+    with client.pipeline(transaction=False) as pipe:
+        for entry_id in entry_ids:
+            pipe.xrange(key, entry_id, entry_id)
+        return {entry_id.decode(): fields for rows in pipe.execute() for entry_id, fields in rows}
 
 
 def attempt(settings: BridgeSettings, what: str, do: Callable[[], T]) -> T:

@@ -10,7 +10,7 @@ from typing import Any
 
 from redis import Redis
 
-from bridge.connection import attempt, script
+from bridge.connection import attempt, entries_by_id, script
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.keys import Keys
@@ -178,15 +178,9 @@ class DeadLetters:
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
         """
-
-        def read() -> list[Any]:
-            with self._client.pipeline(transaction=False) as pipe:
-                for letter_id in letter_ids:
-                    pipe.xrange(self._key, letter_id, letter_id)
-                return pipe.execute()
-
-        rows = attempt(self._settings, "reading dead letters", read)
-        return {letter.letter_id: letter for found in rows for letter in (_letter(*row) for row in found)}
+        what = "reading dead letters"
+        found = attempt(self._settings, what, lambda: entries_by_id(self._client, self._key, letter_ids))
+        return {letter_id: _letter(letter_id.encode(), stored) for letter_id, stored in found.items()}
 
     def select(
         self, selection: Selection, *, between: tuple[str, str] | None = None, newest_first: bool = False

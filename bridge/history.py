@@ -11,10 +11,12 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.connection import attempt, script
+from bridge.connection import attempt, entries_by_id, script
 from bridge.errors import EventInvalid
 from bridge.event import Event
+from bridge.journal import Journal
 from bridge.keys import Keys
+from bridge.records import place_of
 from bridge.settings import BridgeSettings
 
 #: Events read in one round trip: each may have a megabyte.
@@ -51,6 +53,7 @@ class History:
         self._client = client
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
+        self._journal = Journal(client, settings)
         self._headers = script(client, "headers")
 
     def newest(self, count: int, before: str = "+") -> list[Header]:
@@ -129,54 +132,36 @@ class History:
         groups, *pending = self._attempt(read)
         rows = [] if isinstance(groups, ResponseError) else groups  # no journal
         delivered = next(
-            (_id(row["last-delivered-id"].decode()) for row in rows if row["name"] == group.encode()), (0, 0)
+            (place_of(row["last-delivered-id"].decode()) for row in rows if row["name"] == group.encode()), (0, 0)
         )
         return {
             entry_id
             for entry_id, held in zip(entry_ids, pending, strict=True)
-            if _id(entry_id) > delivered or (isinstance(held, list) and held)
+            if place_of(entry_id) > delivered or (isinstance(held, list) and held)
         }
 
     def _data(self, event_ids: Sequence[str]) -> dict[str, bytes | None]:
-        def read() -> list[Any]:
-            with self._client.pipeline(transaction=False) as pipe:
-                for event_id in event_ids:
-                    pipe.get(self._keys.event(event_id))
-                return pipe.execute(raise_on_error=False)
-
-        values = dict(zip(event_ids, self._attempt(read), strict=True))
-        missing = [event_id for event_id, value in values.items() if not isinstance(value, bytes)]
-        return values | dict.fromkeys(missing) | self._entries(self.entry_ids(missing))
+        kept: dict[str, bytes | None] = self._attempt(lambda: self._journal.kept(event_ids))
+        missing = [event_id for event_id in event_ids if event_id not in kept]
+        return kept | dict.fromkeys(missing) | self._entries(self.entry_ids(missing))
 
     def _entries(self, entry_ids: dict[str, str]) -> dict[str, bytes | None]:
         if not entry_ids:
             return {}
-
-        def read() -> list[Any]:
-            with self._client.pipeline(transaction=False) as pipe:
-                for entry_id in entry_ids.values():
-                    pipe.xrange(self._keys.journal, entry_id, entry_id)
-                return pipe.execute()
-
-        rows = self._attempt(read)
+        wanted = list(entry_ids.values())
+        rows = self._attempt(lambda: entries_by_id(self._client, self._keys.journal, wanted))
         # A new journal may give an entry id again, so the entry must be that event's.
         return {
-            event_id: found[0][1].get(b"event") if found and found[0][1].get(b"id") == event_id.encode() else None
-            for event_id, found in zip(entry_ids, rows, strict=True)
+            event_id: rows[entry_id].get(b"event")
+            for event_id, entry_id in entry_ids.items()
+            if entry_id in rows and rows[entry_id].get(b"id") == event_id.encode()
         }
 
     def _attempt(self, do: Callable[[], Any]) -> Any:
         return attempt(self._settings, "reading the journal", do)
 
 
-def _id(entry_id: str) -> tuple[int, int]:
-    ms, _, sequence = entry_id.partition("-")
-    return int(ms), int(sequence or 0)
-
-
 def _header(row: list[Any]) -> Header:
     entry_id, event_id, event_type, replay = row
-    at_ms = int(entry_id.partition(b"-")[0])
-    return Header(
-        entry_id.decode(), event_id.decode(errors="replace"), event_type.decode(errors="replace"), at_ms, bool(replay)
-    )
+    event_id, event_type = (text.decode(errors="replace") for text in (event_id, event_type))
+    return Header(entry_id.decode(), event_id, event_type, place_of(entry_id.decode())[0], bool(replay))

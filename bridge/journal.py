@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.connection import script
+from bridge.connection import entries_by_id, script
 from bridge.errors import JournalLost
 from bridge.keys import Keys
 from bridge.records import Entry, Record, fingerprint
@@ -239,11 +239,8 @@ class Journal:
 
     def entries(self, entry_ids: Sequence[str]) -> dict[str, Entry]:
         """Return those of the entries that are still retained, by id."""
-        with self._client.pipeline(transaction=False) as pipe:
-            for entry_id in entry_ids:
-                pipe.xrange(self._key, entry_id, entry_id)
-            found = [entry for rows in pipe.execute() for entry in (Entry.of(*row) for row in rows)]
-        return {entry.entry_id.decode(): entry for entry in found}
+        found = entries_by_id(self._client, self._key, entry_ids)
+        return {entry_id: Entry.of(entry_id.encode(), fields) for entry_id, fields in found.items()}
 
     def kept(self, event_ids: Sequence[str]) -> dict[str, bytes]:
         """Return what the event keys of these events hold, as far as they are there."""

@@ -45,6 +45,12 @@ class Entry(NamedTuple):
         return cls(entry_id, fields.get(b"event"), group, handler)
 
 
+def place_of(entry_id: str) -> tuple[int, int]:
+    """Return the ms since the epoch and the sequence number of a stream id, which order it; 0 where it has none."""
+    ms, _, sequence = entry_id.partition("-")
+    return int(ms or 0), int(sequence or 0)
+
+
 def fingerprint(event_type: str, data: bytes) -> str:
     """Return a short hash of a broadcast: its channel and its bytes."""
     return blake2b(event_type.encode() + b" " + data, digest_size=6).hexdigest()

@@ -13,6 +13,7 @@ from bridge.connection import script
 from bridge.keys import Keys
 from bridge.metrics import Delays
 from bridge.presence import Presence, read_presences
+from bridge.records import place_of
 from bridge.settings import BridgeSettings
 
 #: Entries counted at most where Redis does not know how many are undelivered; it looks at each, whatever its size.
@@ -134,4 +135,4 @@ def _delays(stored: dict[bytes, bytes]) -> Delays:
 
 
 def _ms(entry_id: bytes) -> int:
-    return int(entry_id.partition(b"-")[0] or 0)
+    return place_of(entry_id.decode())[0]

@@ -19,6 +19,7 @@ from bridge.event import Event
 from bridge.history import History
 from bridge.keys import Keys
 from bridge.outcomes import EventNode, Outcomes, TaskNode
+from bridge.records import place_of
 from bridge.settings import BridgeSettings
 
 #: Most events of one trace, and most consequences of one event that are shown: more do not fit a screen or a page.
@@ -162,7 +163,7 @@ class Tracer:
             event_id,
             event.type if event else "",
             (event.source if event else None) or "",
-            int(fact.entry_id.partition("-")[0] or 0),
+            place_of(fact.entry_id)[0],
             tuple(tasks),
             tuple(others),
             fact.hidden + len(fact.children) - len(children),
@@ -175,12 +176,8 @@ def _cause(event: Event) -> Any:
 
 def _in_order(event_ids: Sequence[str], facts: Mapping[str, _Fact]) -> list[str]:
     """Return those of the events that were read in the order of the journal: many may be of one millisecond."""
-
-    def place(event_id: str) -> tuple[int, int]:
-        ms, _, sequence = facts[event_id].entry_id.partition("-")
-        return int(ms or 0), int(sequence or 0)
-
-    return sorted((event_id for event_id in event_ids if event_id in facts), key=place)
+    read = (event_id for event_id in event_ids if event_id in facts)
+    return sorted(read, key=lambda event_id: place_of(facts[event_id].entry_id))
 
 
 def _unless_wrong_type(reply: Any) -> Any:

@@ -19,6 +19,7 @@ from bridge.feed import Broadcast, ChannelFeed, Heard
 from bridge.keys import Keys
 from bridge.metrics import Counters
 from bridge.patterns import compile_pattern
+from bridge.records import place_of
 from bridge.selection import Selection
 from bridge.settings import BridgeSettings
 from bridge.sources import JournalSource
@@ -102,12 +103,12 @@ class Follower:
         known = set()
         output.note(output.Styled(f"from the journal, since {output.moment(since_ms)}:", "dim"))
         for found in source.read(first, self._end()):
-            if _order(found.place) > _order(before):
+            if place_of(found.place) > place_of(before):
                 known.add(found.event_id)
             if found.event is None:
                 output.note(f"no event in the journal at {found.place}: {found.problem}")
             else:
-                self._event(found.event, _order(found.place)[0])
+                self._event(found.event, place_of(found.place)[0])
             if output.reader_gone():
                 break
         output.note(output.Styled("live:", "dim"))
@@ -220,8 +221,3 @@ class _Printer:
 
 def _size(heard: Heard) -> int:
     return sum(len(record.data) for record in heard.records) + sum(len(one.data) for one in heard.invalid)
-
-
-def _order(stream_id: str) -> tuple[int, int]:
-    ms, _, sequence = stream_id.partition("-")
-    return int(ms), int(sequence)

@@ -13,6 +13,7 @@ from bridge.flower.data import EventData
 from bridge.flower.tree import find
 from bridge.handlers import registry
 from bridge.logs import about
+from bridge.records import place_of
 from bridge.replay import Replay
 from bridge.selection import Selection
 from bridge.sources import Candidate, DeadSource, JournalSource, Source
@@ -33,7 +34,7 @@ def retry(data: EventData, letter_id: str, who: str) -> str:
         BridgeError: It cannot be; the text says why.
         BusUnavailable: Redis does not answer.
     """
-    at_ms = int(letter_id.partition("-")[0])
+    at_ms, _ = place_of(letter_id)
     selection = Selection(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({letter_id}))
     handlers = {handler.task_name for handler in registry}
     source = DeadSource(data.client, data.settings, selection, handlers)

@@ -24,6 +24,7 @@ from bridge.history import Header, History
 from bridge.journal import Journal
 from bridge.outcomes import Outcomes, TaskNode
 from bridge.patterns import compile_pattern
+from bridge.records import place_of
 from bridge.selection import Selection
 from bridge.settings import BridgeSettings
 from bridge.trace import Trace, Tracer
@@ -100,8 +101,8 @@ class EventData:
 
     def __init__(self, app: Celery) -> None:
         settings = BridgeSettings.load(app)
-        self.settings = settings.model_copy(update={"socket_timeout_s": _PATIENCE_S, "publish_attempts": 1})
-        self.client: Redis = connect(self.settings)
+        self.settings = settings.model_copy(update={"publish_attempts": 1})
+        self.client: Redis = connect(self.settings, _PATIENCE_S)
         self.letters = DeadLetters(self.client, self.settings)
         self._history = History(self.client, self.settings)
         self._journal = Journal(self.client, self.settings)
@@ -248,11 +249,7 @@ def _once_each(headers: Sequence[Header]) -> list[Header]:
     """Return each event once, where it came first: what a replay appended is the same event again."""
     first = {one.event_id: one for one in reversed(headers) if one.replay}
     first |= {one.event_id: one for one in reversed(headers) if not one.replay}
-    return sorted(first.values(), key=lambda one: _place(one.entry_id), reverse=True)
-
-
-def _place(entry_id: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in entry_id.split("-"))
+    return sorted(first.values(), key=lambda one: place_of(one.entry_id), reverse=True)
 
 
 def _rows_of(found: list[T], start: int, length: int) -> list[T]:
