@@ -21,12 +21,14 @@ import pytest
 from celery import Celery
 from redis import Redis
 
+from bridge import EventBus
 from bridge.devserver import RedisServer, binary_of_wheel, binary_on_path
 from bridge.handlers import registry
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
 from tests.faults.proxy import Proxy
 from tests.handlers import HANDLERS
+from tests.replays import Bench
 
 ROOT = Path(__file__).parent.parent
 IN_CI = bool(os.environ.get("CI"))
@@ -90,6 +92,19 @@ def settings(server: RedisServer, prefix: str) -> BridgeSettings:
 def client(server: RedisServer) -> Iterator[Redis]:
     with Redis.from_url(server.url) as connected:
         yield connected
+
+
+@pytest.fixture
+def bus(settings: BridgeSettings) -> Iterator[EventBus]:
+    """Publishes on the shared server with the settings of this test."""
+    with EventBus(settings) as connected:
+        yield connected
+
+
+@pytest.fixture
+def bench(client: Redis, settings: BridgeSettings) -> Bench:
+    """Replays and dead letters of this test."""
+    return Bench(client, settings)
 
 
 @pytest.fixture

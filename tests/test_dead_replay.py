@@ -16,11 +16,6 @@ from tests.conftest import Queues, Start, eventually
 from tests.replays import FAST, Bench, last
 
 
-@pytest.fixture
-def bench(client: Redis, settings: BridgeSettings) -> Bench:
-    return Bench(client, settings)
-
-
 def test_a_dead_letter_is_moved(bench: Bench, client: Redis) -> None:
     """It leaves the dead letters as it enters the journal, for the handler that failed; its bytes go with it."""
     for number in range(4):

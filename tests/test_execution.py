@@ -7,7 +7,6 @@ import os
 import signal
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -74,12 +73,6 @@ class Site:
 @pytest.fixture
 def site(processes: Processes, settings: BridgeSettings, client: Redis) -> Site:
     return Site(processes, settings, client)
-
-
-@pytest.fixture
-def bus(settings: BridgeSettings) -> Iterator[EventBus]:
-    with EventBus(settings) as connected:
-        yield connected
 
 
 def children(worker: Any) -> list[int]:

@@ -6,7 +6,6 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,12 +18,6 @@ from bridge.journal import Journal
 from tests.backlog import Backlog
 from tests.conftest import Queues, Start, eventually, make_app
 from tests.faults.proxy import Proxy
-
-
-@pytest.fixture
-def bus(settings: BridgeSettings) -> Iterator[EventBus]:
-    with EventBus(settings) as connected:
-        yield connected
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,17 +18,6 @@ from bridge.selection import Selection
 from bridge.sources import JournalSource
 from tests.conftest import Queues, Start, eventually
 from tests.replays import FAST, Bench, last
-
-
-@pytest.fixture
-def bench(client: Redis, settings: BridgeSettings) -> Bench:
-    return Bench(client, settings)
-
-
-@pytest.fixture
-def bus(settings: BridgeSettings) -> Iterator[EventBus]:
-    with EventBus(settings) as connected:
-        yield connected
 
 
 def publish(bus: EventBus, count: int, event_type: str = "dream.created", first: int = 0) -> None:

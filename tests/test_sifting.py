@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus
+from bridge import Event, EventBus
 from bridge.dead_letters import DeadLetters
 from bridge.feed import ChannelFeed
 from bridge.keys import Keys
@@ -30,12 +30,6 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
 
     monkeypatch.setattr(ChannelFeed, "_decode", counting)
     return lambda subscriber: counts[id(subscriber.counters)]
-
-
-@pytest.fixture
-def bus(settings: BridgeSettings) -> Iterator[EventBus]:
-    with EventBus(settings) as connected:
-        yield connected
 
 
 def shout(client: Redis, prefix: str, *ids: str) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from bridge import Event, EventBus
 from bridge.devserver import RedisServer
 from bridge.event import UNHEARD_SOURCE
 from bridge.keys import Keys
-from bridge.settings import BridgeSettings
 from tests.conftest import Processes, eventually, missing
 
 SCRIPT = str(Path(__file__).parent / "typescript" / "redis_event_bus.mjs")
@@ -54,12 +53,6 @@ def publish(server: RedisServer, prefix: str) -> Publish:
         return ids
 
     return publish
-
-
-@pytest.fixture
-def bus(settings: BridgeSettings) -> Iterator[EventBus]:
-    with EventBus(settings) as connected:
-        yield connected
 
 
 def start_listener(processes: Processes, prefix: str, pattern: str, count: int) -> Callable[[], list[dict[str, Any]]]:

@@ -18,10 +18,9 @@ from celery import Celery
 from click.testing import CliRunner, Result
 from redis import Redis
 
-from bridge import BridgeSettings, EventBus
+from bridge import BridgeSettings
 from bridge.cli import bus as bus_command
 from tests.conftest import ROOT, Processes, eventually
-from tests.replays import Bench
 from tests.test_execution import Site
 from tests.watching.conftest import user_app  # noqa: F401  # a fixture
 
@@ -31,17 +30,6 @@ Say = Callable[..., Result]
 @pytest.fixture
 def site(processes: Processes, settings: BridgeSettings, client: Redis) -> Site:
     return Site(processes, settings, client)
-
-
-@pytest.fixture
-def bench(client: Redis, settings: BridgeSettings) -> Bench:
-    return Bench(client, settings)
-
-
-@pytest.fixture
-def bus(settings: BridgeSettings) -> Iterator[EventBus]:
-    with EventBus(settings) as connected:
-        yield connected
 
 
 @pytest.fixture

@@ -30,11 +30,6 @@ def data(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch)
     return EventData(app)
 
 
-@pytest.fixture
-def bench(client: Redis, settings: BridgeSettings) -> Bench:
-    return Bench(client, settings)
-
-
 def publish(settings: BridgeSettings, *events: Event) -> None:
     with EventBus(settings=settings) as bus:
         bus.publish_many(events)

@@ -16,7 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from redis.connection import Connection
 
-from bridge import BridgeSettings, EventBus
 from bridge.devserver import RedisServer
 from bridge.handlers import registry
 from bridge.outcomes import EventNode, TaskNode
@@ -100,12 +99,6 @@ def problems(ask: Ask) -> str:
 def listening(process: psutil.Process) -> set[tuple[str, int]]:
     """Where a process accepts connections."""
     return {tuple(one.laddr) for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
-
-
-@pytest.fixture
-def bus(settings: BridgeSettings) -> Iterator[EventBus]:
-    with EventBus(settings) as connected:
-        yield connected
 
 
 @pytest.fixture
