@@ -81,17 +81,29 @@ class RedisServer:
             raise BridgeError("the server is not running; call start() first")
         return self._process.pid
 
+    @property
+    def directory(self) -> Path:
+        """Where its data and its log are while it is in use."""
+        return Path(self._directory.name)
+
+    def options(self) -> list[str]:
+        """Return its command line before ``arguments``; other kinds of servers have another."""
+        return ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
+
+    def client(self) -> Redis:
+        """Return a client, which start() asks whether the server answers; other kinds of servers need another."""
+        return Redis(port=self.port)
+
     def start(self) -> Self:
         """Start the server, with the data of its last run, and wait until it answers.
 
         Raises:
             BridgeError: It did not; the text ends with what it printed.
         """
-        log = Path(self._directory.name, "server.log")
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._directory.name, "--save", ""]
+        log = self.directory / "server.log"
         with log.open("ab") as output:  # a file, not a pipe: nobody would read it, and a full pipe stops the server
             self._process = subprocess.Popen(  # noqa: S603  # its arguments are ours
-                [self._binary or find_binary(), *options, *self._arguments],
+                [self._binary or find_binary(), *self.options(), *self._arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the program that uses it
@@ -133,7 +145,7 @@ class RedisServer:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        with Redis(port=self.port) as client:
+        with self.client() as client:
             while True:
                 try:
                     if client.info("server")["process_id"] != self.pid:
