@@ -18,6 +18,7 @@ from bridge.errors import EventInvalid, HandlerInvalid
 from bridge.event import Event
 from bridge.fields import check_type
 from bridge.patterns import compile_pattern
+from bridge.serializers import is_pickle
 from bridge.task import EventTask
 
 #: Options that choose how a task message is sent; all others are attributes of the task.
@@ -198,6 +199,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
             hint = f"did you mean {guess[0]!r}?" if guess else "it is no option of a Celery task."
             raise HandlerInvalid(f"@on_event has no option {name!r}; {hint}")
     check_send_options(options)
+    if is_pickle(options.get("serializer")):
+        raise HandlerInvalid("serializer='pickle' lets whoever may write to the queue run any code; leave it at 'json'")
     base = options.get("base", EventTask)
     if not (isinstance(base, type) and issubclass(base, EventTask)):
         raise HandlerInvalid(f"base={base!r} must be a subclass of bridge.EventTask")

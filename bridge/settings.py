@@ -22,6 +22,7 @@ from redis.connection import parse_url
 
 from bridge.errors import SettingsError
 from bridge.event import UNHEARD_SOURCE
+from bridge.serializers import refuse_pickle
 
 _ENV_PREFIX = "BRIDGE_"
 _CONF_PREFIX = "bridge_"
@@ -137,7 +138,9 @@ class BridgeSettings(BaseSettings):
             raise SettingsError(str(error)) from None
         except ValidationError as error:
             raise SettingsError(_describe(error)) from None  # the original would print values, secrets among them
-        _refuse_shared_prefix(settings, app)
+        if app is not None:
+            _refuse_shared_prefix(settings, app)
+            refuse_pickle(app.conf)
         return settings
 
     @field_validator("channel_prefix")
@@ -250,9 +253,7 @@ def _refuse_unknown(names: Iterable[str], prefix: str, where: str) -> None:
             raise SettingsError(f"{where}: there is no setting {name}; {hint}")
 
 
-def _refuse_shared_prefix(settings: BridgeSettings, app: Celery | None) -> None:
-    if app is None:
-        return
+def _refuse_shared_prefix(settings: BridgeSettings, app: Celery) -> None:
     for name in ("broker_transport_options", "result_backend_transport_options"):
         shared = str((app.conf[name] or {}).get("global_keyprefix") or "")
         if shared.startswith(settings.channel_prefix):

@@ -23,6 +23,7 @@ from bridge.metrics import Counters
 from bridge.monitoring import Monitoring
 from bridge.pulse import Pulse
 from bridge.recovery import Recovery
+from bridge.serializers import refuse_pickled_tasks
 from bridge.settings import BridgeSettings
 from bridge.stores import Stores
 from bridge.upkeep import Upkeep
@@ -46,13 +47,14 @@ class Subscriber:
         name: Name of this subscriber within its group; no other live process may use it.
 
     Raises:
-        SettingsError: ``bridge_routes`` or ``task_always_eager`` cannot work.
+        SettingsError: ``bridge_routes`` or ``task_always_eager`` cannot work, or a task is sent with pickle.
     """
 
     def __init__(self, app: Celery, settings: BridgeSettings, name: str) -> None:
         if app.conf.task_always_eager:
             raise SettingsError("task_always_eager runs tasks where they are called; a subscriber needs a broker")
         app.finalize()  # a task that cannot be made must show now, not with its first event
+        refuse_pickled_tasks(app.tasks)
         self.name = name
         self.counters = Counters(pattern for handler in registry for pattern in handler.patterns)
         self._pulse = Pulse()

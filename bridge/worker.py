@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from bridge import json_logs
 from bridge.context import install_propagation
+from bridge.serializers import refuse_pickle, refuse_pickled_tasks
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
 from bridge.task import end_revoked
@@ -63,6 +64,8 @@ class SubscriberStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, no_subscriber: bool = False, **options: Any) -> None:
         self.enabled = not no_subscriber
         conf = worker.app.conf
+        refuse_pickle(conf)  # also without a subscriber
+        refuse_pickled_tasks(worker.app.tasks)
         for name in list(conf):
             # `inspect conf`, and so Flower, would show the password in it. With a namespace there is another name.
             if str(name).lower().endswith("bridge_redis_url") and isinstance(conf[name], str):

@@ -46,7 +46,7 @@ LAYERS = (
     ("event",),
     ("fields",),
     ("selection",),
-    ("wire", "keys", "patterns", "devserver", "logs", "broker"),
+    ("wire", "keys", "patterns", "devserver", "logs", "broker", "serializers"),
     ("errors",),
 )
 HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}
