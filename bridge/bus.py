@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from bridge.connection import attempt, connect
 from bridge.errors import BridgeError, BusUnavailable, EventInvalid, EventLoop
 from bridge.event import UNHEARD_SOURCE, Event
+from bridge.event_keys import EventKeys
 from bridge.feed import ChannelFeed, Heard
 from bridge.journal import Journal, Outcome, new_attempt
 from bridge.keys import Keys
@@ -49,6 +50,7 @@ class EventBus(LocalBus):
         super().__init__(self.settings.local_events, self.settings.max_event_bytes)
         self.client = connect(self.settings)
         self._keys = Keys(self.settings.channel_prefix)
+        self._event_keys = EventKeys(self.client, self.settings)
         self._journal = Journal(self.client, self.settings)
         self._stop = threading.Event()
         self._subscribed = threading.Event()
@@ -87,6 +89,7 @@ class EventBus(LocalBus):
             EventInvalid: The event breaks the wire format or a limit.
             EventLoop: It is more than ``max_hops`` publications away from the start of its chain.
             BusUnavailable: Redis did not take it, after bounded retries. Publishing the same event again is safe.
+            NotReplicated: Redis took it, and fewer than ``wait_replicas`` replicas have it.
         """
         return self._publish([self._prepare(event, payload, fields)])[0]
 
@@ -112,9 +115,7 @@ class EventBus(LocalBus):
         """
         local = super().get_event(event_id)
         try:
-            data: Any = attempt(
-                self.settings, f"looking up event {event_id}", lambda: self.client.get(self._keys.event(event_id))
-            )
+            data = attempt(self.settings, f"looking up event {event_id}", lambda: self._event_keys.get(event_id))
         except BusUnavailable as error:
             if isinstance(error.__cause__, ResponseError) and str(error.__cause__).startswith("WRONGTYPE"):
                 raise EventInvalid("wrong_type", "", f"the key of event {event_id} holds no string") from error

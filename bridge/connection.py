@@ -2,6 +2,9 @@
 
 redis-py repeats commands by itself unless told otherwise. Ours never does: every repetition goes through
 :func:`attempt` or a loop of the subscriber, where the write is known to be safe to repeat.
+
+A client leads to the one server that holds the bridge's own keys. In a Redis Cluster the event keys are elsewhere too,
+see event_keys.py.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.commands.core import Script
+from redis.connection import BlockingConnectionPool
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -31,9 +35,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from bridge.address import Address
 from bridge.errors import BusUnavailable
+from bridge.keys import Keys
 from bridge.logs import about
 from bridge.metrics import Counters
+from bridge.primary import Cluster, by_sentinel, pool
 from bridge.settings import BridgeSettings
 
 T = TypeVar("T")
@@ -52,6 +59,8 @@ TRANSIENT = (
 _PERMANENT = (AuthenticationError, AuthorizationError)
 
 _CONNECT_TIMEOUT_S = 3.0
+#: Of one client, unless its URL says ``max_connections``; who needs one more waits for ``socket_timeout_s``.
+_MAX_CONNECTIONS = 50
 
 #: Between the tries of one publication: a caller waits for it.
 _publish_backoff = ExponentialWithJitterBackoff(cap=1.0, base=0.05)
@@ -66,17 +75,47 @@ def connect(settings: BridgeSettings, timeout_s: float | None = None) -> Redis:
         settings: Where it is.
         timeout_s: Longest wait for a connection and for an answer, for those who only look; else by the settings.
     """
-    client: Redis = Redis.from_url(
-        settings.url,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=timeout_s or settings.socket_timeout_s,
-        socket_connect_timeout=min(timeout_s or _CONNECT_TIMEOUT_S, _CONNECT_TIMEOUT_S),
-        socket_keepalive=True,
-        decode_responses=False,  # one byte that is no UTF-8 would raise inside redis-py and lose the message
-        client_name=settings.client_name,
-        protocol=2,  # the reply shapes this code reads; RESP3 has others for streams
-    )
-    return client
+    address = Address.parse(settings.url)
+    answer_s = timeout_s or settings.socket_timeout_s
+    sockets = {
+        "socket_timeout": answer_s,
+        "socket_connect_timeout": min(answer_s, _CONNECT_TIMEOUT_S),
+        "socket_keepalive": True,
+    }
+    no_retry = Retry(NoBackoff(), 0)
+    options: dict[str, Any] = {
+        **sockets,
+        "decode_responses": False,  # one byte that is no UTF-8 would raise inside redis-py and lose the message
+        "client_name": settings.client_name,
+        "protocol": 2,  # the reply shapes this code reads; RESP3 has others for streams
+    }
+    of_pool = {"retry": no_retry, "max_connections": _MAX_CONNECTIONS, "timeout": answer_s}
+    if address.kind == "server":
+        return Redis.from_pool(pool(address, None, **options, **of_pool))
+    if address.kind == "sentinel":
+        locate = by_sentinel(address, retry=no_retry, **sockets)
+        return Redis.from_pool(pool(address, locate, **options, **of_pool))
+    cluster = Cluster(address, retry=no_retry, **options)
+    journal = Keys(settings.channel_prefix).journal
+    return _OwnKeysClient(cluster, pool(address, lambda: cluster.locate(journal), **options, **of_pool))
+
+
+class _OwnKeysClient(Redis):
+    """A client for the bridge's own keys in a cluster."""
+
+    def __init__(self, redis_cluster: Cluster, pool: BlockingConnectionPool) -> None:
+        super().__init__(connection_pool=pool)
+        self.auto_close_connection_pool = True  # it is nobody else's
+        self.redis_cluster = redis_cluster
+
+    def close(self) -> None:
+        super().close()
+        self.redis_cluster.close()
+
+
+def cluster_of(client: Redis) -> Cluster | None:
+    """Return the Redis Cluster that a client of :func:`connect` leads into, None when it is one server."""
+    return client.redis_cluster if isinstance(client, _OwnKeysClient) else None
 
 
 @cache

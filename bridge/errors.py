@@ -8,6 +8,7 @@
     ├── EventInvalid        an event breaks the wire format or a limit
     ├── EventLoop           tasks and events feed each other beyond ``max_hops``
     ├── BusUnavailable      Redis did not do what was asked, after bounded retries
+    │   └── NotReplicated   it did, but fewer replicas than ``wait_replicas`` say that they have it
     └── JournalLost         the journal or its consumer group is gone from Redis
 
 All of them take positional arguments only and can be pickled, because Celery carries exceptions from
@@ -73,6 +74,28 @@ class EventLoop(BridgeError):
 
 class BusUnavailable(BridgeError, ConnectionError):
     """Redis could not be reached, or refused, after bounded retries. The text names the cause."""
+
+
+class NotReplicated(BusUnavailable):
+    """A publication is on the primary, and on fewer replicas than ``wait_replicas``: a failover may lose it.
+
+    Publishing the same event again is safe, and waits for the replicas again.
+
+    Arguments:
+        replicas: How many have it.
+        wanted: How many should.
+    """
+
+    def __init__(self, replicas: int, wanted: int) -> None:
+        super().__init__(replicas, wanted)
+        self.replicas = replicas
+        self.wanted = wanted
+
+    def __str__(self) -> str:
+        return (
+            f"published, but {self.replicas} replicas have it where bridge_wait_replicas asks for {self.wanted}: a failover "
+            "now would lose it. Look after the replicas, and publish the same event again, which waits again."
+        )
 
 
 class JournalLost(BridgeError):

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from bridge.connection import BackOff
 from bridge.errors import EventInvalid
 from bridge.event import UNHEARD_SOURCE, Event
+from bridge.event_keys import EventKeys
 from bridge.keys import Keys
 from bridge.logs import about
 from bridge.metrics import Counters
@@ -190,14 +191,13 @@ def restore_sources(client: Redis, settings: BridgeSettings, records: list[Recor
     hidden = [record.event.id for record in records if record.event.source == UNHEARD_SOURCE]
     if not hidden:
         return records
-    keys = Keys(settings.channel_prefix)
+    event_keys = EventKeys(client, settings)
     try:
-        with client.pipeline(transaction=False) as pipe:
-            for event_id in hidden:
-                pipe.getrange(keys.event(event_id), 0, settings.max_event_bytes)
-            values = dict(zip(hidden, pipe.execute(raise_on_error=False), strict=True))
+        beginnings = event_keys.beginnings([event_keys.name(event_id) for event_id in hidden])
     except RedisError:
         return records  # better an event without its source than no event
+
+    values = {event_id: value for event_id, (value, _) in zip(hidden, beginnings, strict=True)}
 
     def restored(record: Record) -> Record:
         try:

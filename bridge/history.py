@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from bridge.connection import attempt, entries_by_id, script
 from bridge.errors import EventInvalid
 from bridge.event import Event
-from bridge.journal import Journal
+from bridge.event_keys import EventKeys
 from bridge.keys import Keys
 from bridge.records import place_of
 from bridge.settings import BridgeSettings
@@ -53,7 +53,7 @@ class History:
         self._client = client
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
-        self._journal = Journal(client, settings)
+        self._event_keys = EventKeys(client, settings)
         self._headers = script(client, "headers")
 
     def newest(self, count: int, before: str = "+") -> list[Header]:
@@ -141,7 +141,7 @@ class History:
         }
 
     def _data(self, event_ids: Sequence[str]) -> dict[str, bytes | None]:
-        kept: dict[str, bytes | None] = self._attempt(lambda: self._journal.kept(event_ids))
+        kept: dict[str, bytes | None] = self._attempt(lambda: self._event_keys.kept(event_ids))
         missing = [event_id for event_id in event_ids if event_id not in kept]
         return kept | dict.fromkeys(missing) | self._entries(self.entry_ids(missing))
 

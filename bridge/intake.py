@@ -12,18 +12,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from bridge.connection import TRANSIENT, BackOff
-from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.feed import Broadcast, ChannelFeed, Heard, InvalidMessage
 from bridge.fields import ID_PATTERN
-from bridge.journal import Journal
 from bridge.keys import Keys
 from bridge.log_fields import about_letter
 from bridge.logs import Pace, about
@@ -31,12 +29,12 @@ from bridge.metrics import Counters
 from bridge.pulse import Pulse
 from bridge.records import Record
 from bridge.settings import BATCH_BYTES, BridgeSettings
+from bridge.stores import Stores
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SCAN_COUNT = 1000
 #: Event keys read at once by catch-up, whatever their size.
 _KEYS_AT_ONCE = 50
 #: Characters kept of the name of a channel or key, which may have any length.
@@ -57,23 +55,15 @@ class Intake:
     """Brings foreign events into the journal of one bus.
 
     Arguments:
-        client: Connected to the bus.
-        journal, dead_letters, counters, pulse: Its parts.
+        stores, counters, pulse: Its parts.
         settings: Limits and lifetimes.
     """
 
-    def __init__(
-        self,
-        client: Redis,
-        journal: Journal,
-        dead_letters: DeadLetters,
-        counters: Counters,
-        pulse: Pulse,
-        settings: BridgeSettings,
-    ) -> None:
-        self._client = client
-        self._journal = journal
-        self._dead_letters = dead_letters
+    def __init__(self, stores: Stores, counters: Counters, pulse: Pulse, settings: BridgeSettings) -> None:
+        self._client = stores.client
+        self._event_keys = stores.event_keys
+        self._journal = stores.journal
+        self._dead_letters = stores.dead_letters
         self._counters = counters
         self._pulse = pulse
         self._settings = settings
@@ -217,14 +207,11 @@ class Intake:
                 log.warning("dead letter (%s) from %r: %s", letter.reason, letter.origin, letter.detail, extra=extra)
 
     def _scan(self, stop: threading.Event, refill: bool) -> None:
-        cursor, stale = 0, 0
-        while not stop.is_set():
-            cursor, names = self._client.scan(cursor, match=self._keys.all_events, count=_SCAN_COUNT)
-            stale += self._take_keys(cast("list[bytes]", names), refill)
-            if cursor == 0:
-                break
-        else:
-            return
+        stale = 0
+        for names in self._event_keys.names():
+            if stop.is_set():
+                return
+            stale += self._take_keys(names, refill)
         if stale:
             text = "%d event keys left alone: their timestamps say that they are older than bridge_event_ttl_s, %d s, "
             text += "which the keys outlive; make it longer than any program keeps them"
@@ -234,22 +221,17 @@ class Intake:
 
     def _take_keys(self, names: Sequence[bytes], refill: bool) -> int:
         """Append the events behind *names* that are missing; return how many of them are taken for old."""
-        ids = [name.decode(errors="backslashreplace").removeprefix(self._keys.event("")) for name in names]
+        ids = [self._event_keys.event_id(name) for name in names]
         unseen = set(ids if refill else self._journal.unseen(ids))
         wanted = [name for name, event_id in zip(names, ids, strict=True) if event_id in unseen]
         starts = range(0, len(wanted), _KEYS_AT_ONCE)
         return sum(self._take_values(wanted[start : start + _KEYS_AT_ONCE], refill) for start in starts)
 
     def _take_values(self, names: Sequence[bytes], refill: bool) -> int:
-        with self._client.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.getrange(name, 0, self._settings.max_event_bytes)  # a byte more than is taken
-                pipe.pttl(name)
-            replies = pipe.execute(raise_on_error=False)
         records: list[Record] = []
         invalid: list[InvalidMessage] = []
         stale = 0
-        for name, value, ttl_ms in zip(names, replies[::2], replies[1::2], strict=True):
+        for name, (value, ttl_ms) in zip(names, self._event_keys.beginnings(names), strict=True):
             try:
                 record = None if ttl_ms == _NO_KEY else self._decode(value)
             except EventInvalid as error:

@@ -18,7 +18,8 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from bridge.connection import entries_by_id, script
-from bridge.errors import JournalLost
+from bridge.errors import JournalLost, NotReplicated
+from bridge.event_keys import EventKeys
 from bridge.keys import Keys
 from bridge.records import Entry, Record, fingerprint
 from bridge.settings import BridgeSettings
@@ -62,6 +63,7 @@ class Journal:
         self._group = settings.group
         self._keys = Keys(settings.channel_prefix)
         self._key = self._keys.journal
+        self._event_keys = EventKeys(client, settings)
         self._fence = self._keys.fence(settings.group)
         self._publish = script(client, "publish")
         self._append = script(client, "append")
@@ -73,6 +75,9 @@ class Journal:
     def publish(self, records: Sequence[Record], attempts: Sequence[str], *, broadcast: bool) -> list[Outcome]:
         """Write event key, journal entry and broadcast of each record in one step; one round trip for all.
 
+        In a cluster the event keys come first, which are on other servers: what is in its key and not in the journal,
+        for the publisher died in between, catch-up finds.
+
         Arguments:
             records: The events.
             attempts: One token per record, the same when the call is repeated after an error. It tells a
@@ -81,26 +86,50 @@ class Journal:
 
         Returns:
             For each record what became of it, as :meth:`append`; nothing is written unless it is ``appended``.
+
+        Raises:
+            NotReplicated: They are written, but not on ``wait_replicas`` replicas.
         """
-        if len(records) == 1:
+        if not self._event_keys.apart:
+            return self._publish_all(records, attempts, broadcast)
+        new = self._event_keys.add(records)
+        outcomes = self._publish_all(records, attempts, broadcast)
+        came = list(zip(records, outcomes, new, strict=True))
+        # The key belongs to the event that came first, as where one script writes all.
+        self._event_keys.remove([one.event.id for one, outcome, is_new in came if outcome == "conflict" and is_new])
+        self._event_keys.replace([one for one, outcome, is_new in came if outcome == "appended" and not is_new])
+        return outcomes
+
+    def _publish_all(self, records: Sequence[Record], attempts: Sequence[str], broadcast: bool) -> list[Outcome]:
+        replicas, wait_ms = self._settings.wait_replicas, self._settings.wait_replicas_ms
+        if len(records) == 1 and not replicas:
             return [_OUTCOMES[self._publish_one(records[0], attempts[0], broadcast, None)]]
         with self._client.pipeline(transaction=False) as pipe:
             for record, token in zip(records, attempts, strict=True):
                 self._publish_one(record, token, broadcast, pipe)
-            return [_OUTCOMES[reply] for reply in pipe.execute()]
+            if replicas:
+                pipe.wait(replicas, wait_ms)
+            replies = pipe.execute()
+        if replicas and (have := replies.pop()) < replicas:
+            raise NotReplicated(have, replicas)
+        return [_OUTCOMES[reply] for reply in replies]
 
     def _publish_one(self, record: Record, token: str, broadcast: bool, client: Any) -> Any:
         event = record.event
         channel = self._keys.channel(event.type) if broadcast else ""
         ttls = (self._settings.dedup_ttl_ms, self._settings.event_ttl_ms)
-        keys = [self._key, self._keys.seen(event.id), self._keys.event(event.id)]
+        keys = [self._key, self._keys.seen(event.id)]
+        event_key = caused = 0
+        apart = self._event_keys.apart
+        if not apart:
+            keys.append(self._keys.event(event.id))
+            event_key = len(keys)
         if (cause := event.follows) is not None:
             keys.append(self._keys.caused(cause))
-        return self._publish(
-            keys=keys,
-            args=[event.digest, record.fingerprint + token, *ttls, event.id, event.type, record.data, channel],
-            client=client,
-        )
+            caused = len(keys)
+        args: list[Any] = [event.digest, record.fingerprint + token, *ttls, event.id, event.type, record.data, channel]
+        args += (event_key, caused, int(apart or self._settings.wait_replicas > 0))
+        return self._publish(keys=keys, args=args, client=client)
 
     def append(self, records: Sequence[Record], *, refill: bool = False) -> list[Outcome]:
         """Append each event whose id is new, in one call; safe to repeat.
@@ -241,14 +270,6 @@ class Journal:
         """Return those of the entries that are still retained, by id."""
         found = entries_by_id(self._client, self._key, entry_ids)
         return {entry_id: Entry.of(entry_id.encode(), fields) for entry_id, fields in found.items()}
-
-    def kept(self, event_ids: Sequence[str]) -> dict[str, bytes]:
-        """Return what the event keys of these events hold, as far as they are there."""
-        with self._client.pipeline(transaction=False) as pipe:
-            for event_id in event_ids:
-                pipe.get(self._keys.event(event_id))
-            values = dict(zip(event_ids, pipe.execute(raise_on_error=False), strict=True))
-        return {event_id: value for event_id, value in values.items() if isinstance(value, bytes)}
 
     # Upkeep
 

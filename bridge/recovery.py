@@ -50,6 +50,7 @@ class Recovery:
         settings: BridgeSettings,
     ) -> None:
         self._journal = stores.journal
+        self._event_keys = stores.event_keys
         self._ledger = stores.ledger
         self._dead_letters = stores.dead_letters
         self._outbox = outbox
@@ -102,7 +103,7 @@ class Recovery:
         """Return the events of tasks, by task id: from the journal or, as after its deletion, from their keys."""
         entries = self._journal.entries([task.pair.entry_id for task in overdue])
         missing = [task.pair.event_id for task in overdue if task.pair.entry_id not in entries]
-        kept = self._journal.kept(missing) if missing else {}
+        kept = self._event_keys.kept(missing)
         events: dict[str, StoredEvent] = {}
         for task in overdue:
             entry = entries.get(task.pair.entry_id)

@@ -18,8 +18,8 @@ from celery import Celery
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as EnvUnreadable
-from redis.connection import parse_url
 
+from bridge.address import Address
 from bridge.errors import SettingsError
 from bridge.event import UNHEARD_SOURCE
 from bridge.serializers import refuse_pickle
@@ -32,10 +32,6 @@ _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
 BATCH_BYTES = 4 * 1024 * 1024
 #: Names of Celery applications that nobody chose.
 _NAMELESS = (None, "default", "__main__")
-_URL_SCHEMES = ("redis://", "rediss://", "unix://")
-#: Options of a URL that would win over what the bridge relies on: the shape of replies, and who repeats a command.
-_URL_REFUSED = {"protocol", "decode_responses", "legacy_responses", "retry_on_timeout", "retry_on_error"}
-_URL_REFUSED |= {"socket_timeout", "client_name"}
 
 
 class BridgeSettings(BaseSettings):
@@ -43,7 +39,8 @@ class BridgeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, extra="forbid", frozen=True)
 
-    #: The bus, e.g. ``rediss://user:secret@redis.internal:6380/0``. Wins over the three parts below.
+    #: The bus, e.g. ``rediss://user:secret@redis.internal:6380/0``, ``redis+sentinel://host1,host2,host3/service`` or
+    #: ``redis+cluster://host1,host2,host3``. Wins over the three parts below.
     redis_url: SecretStr | None = None
     redis_host: str = "localhost"
     redis_port: int = Field(default=6379, ge=1, le=65535)
@@ -57,6 +54,10 @@ class BridgeSettings(BaseSettings):
     channel_prefix: str = "dreamnet:events:"
     #: Write the event key and the journal entry when publishing.
     enable_persistence: bool = True
+    #: Replicas that must have a publication before it counts; the journal's, in a cluster. 0: none is waited for.
+    wait_replicas: int = Field(default=0, ge=0)
+    #: Longest wait for them, before :class:`NotReplicated`.
+    wait_replicas_ms: int = Field(default=1000, ge=1)
     #: Broadcast when publishing, listen when subscribing.
     enable_pubsub: bool = True
     #: Who publishes; the name of the Celery application unless set.
@@ -168,17 +169,16 @@ class BridgeSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not self.url.startswith(_URL_SCHEMES):
-            raise ValueError("redis_url: must begin with redis://, rediss:// or unix://")  # it may hold a password
         try:
-            options = parse_url(self.url)  # type: ignore[no-untyped-call]  # redis-py has no types here
-        except ValueError:
-            # The original would show a part of the password.
-            raise ValueError("redis_url: cannot be read; write special characters of the password as %XX") from None
-        if refused := _URL_REFUSED & options.keys():
-            raise ValueError(f"redis_url: takes no {', '.join(sorted(refused))}; the bridge chooses that itself")
+            Address.parse(self.url)
+        except ValueError as error:
+            raise ValueError(f"redis_url: {error}") from None
         if self.dedup_ttl_s and self.dedup_ttl_s <= self.event_ttl_s:
             raise ValueError("dedup_ttl_s must exceed event_ttl_s, or catch-up would dispatch old events again")
+        if self.wait_replicas_ms >= self.socket_timeout_s * 1000:
+            raise ValueError(
+                "wait_replicas_ms must be shorter than socket_timeout_s, after which the connection is given up"
+            )
         return self
 
     @property

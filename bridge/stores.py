@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from redis import Redis
 
 from bridge.dead_letters import DeadLetters
+from bridge.event_keys import EventKeys
 from bridge.journal import Journal
 from bridge.ledger import Ledger
 from bridge.settings import BridgeSettings
@@ -14,9 +15,10 @@ from bridge.settings import BridgeSettings
 
 @dataclass(frozen=True)
 class Stores:
-    """The journal, the ledger and the dead letters that one group sees, and the client that they use."""
+    """The journal, the ledger and the dead letters that one group sees, the event keys, and the client of all."""
 
     client: Redis
+    event_keys: EventKeys
     journal: Journal
     ledger: Ledger
     dead_letters: DeadLetters
@@ -24,4 +26,10 @@ class Stores:
     @classmethod
     def of(cls, client: Redis, settings: BridgeSettings) -> Stores:
         """Return those of the group in *settings*."""
-        return cls(client, Journal(client, settings), Ledger(client, settings), DeadLetters(client, settings))
+        return cls(
+            client,
+            EventKeys(client, settings),
+            Journal(client, settings),
+            Ledger(client, settings),
+            DeadLetters(client, settings),
+        )

@@ -71,7 +71,7 @@ class Subscriber:
         self._upkeep = Upkeep(
             self._client, self._journal, self._dispatcher, recovery, self.counters, settings, consumer=name
         )
-        self._intake = Intake(self._client, self._journal, stores.dead_letters, self.counters, self._pulse, settings)
+        self._intake = Intake(stores, self.counters, self._pulse, settings)
         self._app = app
         #: Settings with which events are lost, found after the bus first answered.
         self._findings: list[checks.Finding] = []

@@ -14,10 +14,10 @@ from bridge.connection import connect
 from bridge.dead_letters import DeadLetters
 from bridge.feed import ChannelFeed, Heard
 from bridge.intake import Intake
-from bridge.journal import Journal
 from bridge.keys import Keys
 from bridge.metrics import Counters
 from bridge.pulse import Pulse
+from bridge.stores import Stores
 from tests.conftest import Queues, Start, eventually
 
 
@@ -222,8 +222,7 @@ def test_a_user_who_may_not_ask_for_ttls_is_told(client: Redis, prefix: str, set
     client.set(f"{prefix}event:one", Event(type="a.b", id="one").encode(), ex=60)
     address = SecretStr(settings.url.replace("redis://", f"redis://{user}:x@"))
     with connect(settings.model_copy(update={"redis_url": address})) as restricted:
-        journal, letters = Journal(client, settings), DeadLetters(client, settings)
-        intake = Intake(restricted, journal, letters, Counters(), Pulse(), settings)
+        intake = Intake(Stores.of(restricted, settings), Counters(), Pulse(), settings)
         with pytest.raises(NoPermissionError, match="pttl"):
             intake._scan(threading.Event(), refill=False)
     client.acl_deluser(user)

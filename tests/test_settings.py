@@ -136,7 +136,7 @@ def test_misspelt_names_propose_the_right_one(monkeypatch: pytest.MonkeyPatch, w
 
 def test_unlike_names_list_all() -> None:
     """Where no name is close, the text lists the known ones; names of others are left alone."""
-    with pytest.raises(SettingsError, match=r"known are batch_size, .*, upkeep_interval_s\."):
+    with pytest.raises(SettingsError, match=r"known are .*batch_size, .*, wait_replicas_ms\."):
         load(qqqqqq=1)
     assert load(app_with(broker_url="memory://", bridges="x")).group == "shop"
 

@@ -1,0 +1,156 @@
+"""Connections to the primary that holds the bridge's own keys, wherever it is at the moment.
+
+Sentinels and Redis Clusters promote a replica when a primary dies. So a connection asks where to go each time that it
+is made, and one that is told to go elsewhere is given up: its user meets a lost connection, which every loop survives
+and every write is safe to repeat after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from redis import Redis, RedisCluster
+from redis.cluster import ClusterNode
+from redis.connection import BlockingConnectionPool, Connection, SSLConnection
+from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisClusterException
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.sentinel import Sentinel
+
+from bridge.address import Address
+
+#: Replies of a server that does not, or no longer, hold the keys; a MovedError is an AskError.
+_ELSEWHERE = (ReadOnlyError, AskError, ClusterDownError)
+
+Place = tuple[str, int]
+
+
+class _Following:
+    """What makes a connection of redis-py one to the place that *locate* returns."""
+
+    def __init__(self, locate: Callable[[], Place], **options: Any) -> None:
+        self._locate = locate
+        super().__init__(**options)
+
+    def connect(self) -> None:
+        if not self.is_connected:  # type: ignore[attr-defined]  # of the class that this one is combined with
+            self.host, self.port = self._locate()
+        super().connect()  # type: ignore[misc]
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)  # type: ignore[misc]
+        except _ELSEWHERE as error:
+            self.disconnect()  # type: ignore[attr-defined]
+            raise RedisConnectionError(f"not the primary of these keys any more: {error}") from error
+
+
+class _FollowingConnection(_Following, Connection):
+    pass
+
+
+class _FollowingTlsConnection(_Following, SSLConnection):
+    pass
+
+
+def pool(address: Address, locate: Callable[[], Place] | None, **options: Any) -> BlockingConnectionPool:
+    """Return a bounded pool of connections.
+
+    Arguments:
+        locate: Returns the place where each of them is to lead, at the time that it is made. None: always to where the
+            address says.
+        options: Of pool and connections, as redis-py takes them; those of the address win.
+    """
+    options |= address.options
+    if locate is not None:
+        options["connection_class"] = _FollowingTlsConnection if address.secure else _FollowingConnection
+        options["locate"] = locate
+    return BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
+
+
+def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
+    """Return a function that asks the Sentinels for the primary of the service.
+
+    Arguments:
+        options: Of connections to Sentinels.
+    """
+    places = list(address.hosts)
+    given = dict(address.sentinel_options)
+    if given.pop("connection_class", None):
+        given["ssl"] = True
+    sentinel = Sentinel(places, sentinel_kwargs={**options, **given})  # type: ignore[no-untyped-call]
+
+    def locate() -> Place:
+        host, port = sentinel.discover_master(address.service)  # type: ignore[no-untyped-call]
+        return host, int(port)
+
+    return locate
+
+
+class Cluster:
+    """A Redis Cluster: made with the first use, for redis-py connects at once.
+
+    Arguments:
+        address: Nodes to begin with.
+        options: Of connections, as redis-py takes them.
+    """
+
+    def __init__(self, address: Address, **options: Any) -> None:
+        self._address = address
+        self._options = options
+        self._client: RedisCluster | None = None
+
+    @property
+    def client(self) -> RedisCluster:
+        """A client for keys of any slot; it follows redirections by itself and repeats nothing else.
+
+        Raises:
+            RedisConnectionError: No node answers, or they know of no cluster.
+        """
+        if self._client is None:
+            given = dict(self._address.options)
+            if given.pop("connection_class", None):
+                given["ssl"] = True
+            nodes = [ClusterNode(host, port) for host, port in self._address.hosts]  # type: ignore[no-untyped-call]
+            try:
+                self._client = RedisCluster(
+                    startup_nodes=nodes,
+                    require_full_coverage=False,  # what one dead primary held does not stop the rest
+                    **{**self._options, **given},
+                )
+            except RedisClusterException as error:
+                raise RedisConnectionError(str(error)) from error
+        return self._client
+
+    def locate(self, key: str) -> Place:
+        """Return where the primary is that holds *key*, asking the cluster anew.
+
+        Raises:
+            RedisConnectionError: No node answers, or none holds it.
+        """
+        client = self.client
+        try:
+            client.nodes_manager.initialize()
+            node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]
+        except RedisClusterException as error:
+            raise RedisConnectionError(str(error)) from error
+        return node.host, node.port
+
+    def primaries(self) -> list[Redis]:
+        """Return a client for each primary, asking the cluster anew which there are.
+
+        Raises:
+            RedisConnectionError: No node answers.
+        """
+        client = self.client
+        try:
+            client.nodes_manager.initialize()
+        except RedisClusterException as error:
+            raise RedisConnectionError(str(error)) from error
+        return [client.get_redis_connection(node) for node in client.get_primaries()]  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Close the connections; the next use makes new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
