@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Self
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
+from redis.retry import Retry
 
 from bridge.errors import BridgeError
 
@@ -82,6 +84,11 @@ class RedisServer:
         return self._process.pid
 
     @property
+    def running(self) -> bool:
+        """Whether it was started, and not ended since."""
+        return self._process is not None
+
+    @property
     def directory(self) -> Path:
         """Where its data and its log are while it is in use."""
         return Path(self._directory.name)
@@ -92,7 +99,7 @@ class RedisServer:
 
     def client(self) -> Redis:
         """Return a client, which start() asks whether the server answers; other kinds of servers need another."""
-        return Redis(port=self.port)
+        return Redis(port=self.port, retry=Retry(NoBackoff(), 0))  # start() asks again, sooner than redis-py would
 
     def start(self) -> Self:
         """Start the server, with the data of its last run, and wait until it answers.
