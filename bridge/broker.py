@@ -10,8 +10,9 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 from redis import Redis
-from redis.connection import parse_url
 from redis.exceptions import RedisError
+
+from bridge.address import Address
 
 #: kombu waits for ever for a broker that is gone, unless told; these are for Redis, where it is so.
 _REDIS_BROKER_TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0, "socket_keepalive": True}
@@ -70,17 +71,19 @@ def is_redis_at(broker: Connection, url: str) -> bool:
     """Whether *broker* is the Redis database at *url*, as the same user, as far as the two addresses tell."""
     if not is_redis(broker) or "://" in (broker.hostname or ""):
         return False  # another broker, or a socket
-    bus = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types here
+    bus = Address.parse(url)
+    if bus.kind != "server":
+        return False
     database = int(str(broker.virtual_host or "0").strip("/") or 0)
     of_broker = (broker.hostname or "127.0.0.1", broker.port or 6379, database, broker.userid or None, bool(broker.ssl))
-    secure = url.startswith("rediss://")
-    return of_broker == (
-        bus.get("host", "localhost"),
-        bus.get("port", 6379),
-        bus.get("db", 0),
-        bus.get("username"),
-        secure,
+    options = bus.options
+    of_bus = (
+        options.get("host", "localhost"),
+        options.get("port", 6379),
+        options.get("db", 0),
+        options.get("username"),
     )
+    return of_broker == (*of_bus, bus.secure)
 
 
 def is_outage(error: Exception, connection: Any) -> bool:

@@ -23,7 +23,7 @@ LAYERS = (
     ("intake", "upkeep"),
     ("recovery",),
     ("dispatcher",),
-    ("handover", "batch", "trace"),
+    ("handover", "batch", "trace", "refusals"),
     ("outcomes",),
     ("messages",),
     ("rendering",),
@@ -42,13 +42,12 @@ LAYERS = (
     ("connection",),
     ("metrics", "pulse", "primary"),
     ("settings",),
-    ("address",),
     ("stored",),
     ("event",),
     ("fields",),
     ("selection",),
     ("wire", "keys", "patterns", "devserver", "logs", "broker", "serializers"),
-    ("errors",),
+    ("errors", "address"),
 )
 HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}
 
