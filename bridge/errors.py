@@ -93,7 +93,7 @@ class NotReplicated(BusUnavailable):
 
     def __str__(self) -> str:
         return (
-            f"published, but {self.replicas} replicas have it where bridge_wait_replicas asks for {self.wanted}: a failover "
+            f"published, but {self.replicas} replicas have it and bridge_wait_replicas asks for {self.wanted}: a failover "
             "now would lose it. Look after the replicas, and publish the same event again, which waits again."
         )
 

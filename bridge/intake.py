@@ -16,18 +16,19 @@ from typing import Any, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
-from bridge.connection import TRANSIENT, BackOff
+from bridge.admission import Admission
+from bridge.connection import BackOff
 from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.feed import Broadcast, ChannelFeed, Heard, InvalidMessage
 from bridge.fields import ID_PATTERN
 from bridge.keys import Keys
-from bridge.log_fields import about_letter
-from bridge.logs import Pace, about
+from bridge.logs import about
 from bridge.metrics import Counters
 from bridge.pulse import Pulse
 from bridge.records import Record
+from bridge.refusals import Refusals
 from bridge.settings import BATCH_BYTES, BridgeSettings
 from bridge.stores import Stores
 
@@ -47,6 +48,8 @@ _ID = re.compile(rb'\{\s*"(?:id|eventId)"\s*:\s*"(%b)"' % ID_PATTERN.encode())
 _LATE_KEY_S = 2.0
 #: PTTL of a key that is not there, as one that expired since the scan.
 _NO_KEY = -2
+#: Pause between two looks for what was missed without a sign.
+_LOOK_AGAIN_S = 300.0
 #: How often a waiting catch-up looks whether it should stop.
 _WAIT_S = 0.5
 
@@ -63,7 +66,8 @@ class Intake:
         self._client = stores.client
         self._event_keys = stores.event_keys
         self._journal = stores.journal
-        self._dead_letters = stores.dead_letters
+        self._refusals = Refusals(stores.dead_letters, counters, settings)
+        self._admission = Admission(settings)
         self._counters = counters
         self._pulse = pulse
         self._settings = settings
@@ -71,8 +75,8 @@ class Intake:
         self._gap = threading.Event()
         #: Whether what is heard is mostly in the journal already.
         self._behind = False
+        self._looked_at = time.monotonic()
         self._journal_lost = threading.Event()
-        self._pace = Pace()
         #: Set once everything that was retained when we first subscribed is in the journal.
         self.caught_up = threading.Event()
 
@@ -80,6 +84,15 @@ class Intake:
         """Bring what is retained back into a journal that was deleted."""
         self._journal_lost.set()
         self._gap.set()
+
+    def look_again(self) -> None:
+        """Look for what was missed without a sign, where that happens, and not more often than every few minutes.
+
+        In a cluster a broadcast goes from node to node, and is lost when the link between two is down; and whoever
+        publishes writes the event key before the journal entry, and may die in between.
+        """
+        if self._event_keys.apart and time.monotonic() - self._looked_at > _LOOK_AGAIN_S:
+            self._gap.set()
 
     def listen(self, stop: threading.Event) -> None:
         """Append what is broadcast until *stop* is set."""
@@ -103,6 +116,7 @@ class Intake:
                 raise
 
     def _scan_twice(self, stop: threading.Event, refill: bool) -> None:
+        self._looked_at = time.monotonic()
         self._until_done(lambda: self._scan(stop, refill), stop)
         # Once more: a program may broadcast before it writes the key, and both may straddle the gap.
         if not stop.wait(_LATE_KEY_S):
@@ -161,50 +175,34 @@ class Intake:
         self, heard: Sequence[Record], invalid: Sequence[InvalidMessage], counter: str, refill: bool = False
     ) -> int:
         """Append events, make dead letters of the rest; return how many were new."""
+        heard_now = counter == "appended"
         max_hops = self._settings.max_hops
         looping = [record for record in heard if record.event.hops > max_hops]
         records = [record for record in heard if record.event.hops <= max_hops]
-        outcomes = [outcome for batch in _batches(records) for outcome in self._journal.append(batch, refill=refill)]
-        conflicts = [record for record, outcome in zip(records, outcomes, strict=True) if outcome == "conflict"]
-        letters: list[DeadLetter] = []
-        for event, data, _ in looping:
-            text = f"{event.hops} hops, the limit is {max_hops}"
-            letters.append(DeadLetter.of_message("loop", text, self._keys.channel(event.type), data))
-        for record in conflicts:
-            origin = self._keys.channel(record.event.type)
-            text = f"id {record.event.id} is taken by an event with another type or payload"
-            letters.append(DeadLetter.of_message("id_conflict", text, origin, record.data))
+        outcomes = [
+            outcome
+            for batch in _batches(records)
+            for outcome in self._journal.append(batch, refill=refill, limit=heard_now)
+        ]
+        letters = [self._letter("loop", f"{one.event.hops} hops, the limit is {max_hops}", one) for one in looping]
+        for record, outcome in zip(records, outcomes, strict=True):
+            if outcome == "conflict":
+                text = f"id {record.event.id} is taken by an event with another type or payload"
+                letters.append(self._letter("id_conflict", text, record))
+            elif outcome == "limited":
+                letters.append(self._refusals.limited(record, self._keys.channel(record.event.type)))
         for message in invalid:
             error, origin = message.error, message.origin[:_ORIGIN_CHARS]
             letters.append(DeadLetter.of_message(error.reason, str(error), origin, message.data))
         # A key is read again after every gap, for as long as it is there.
-        self._refuse(letters, remember=counter == "caught_up")
+        self._refusals.keep(letters, remember=not heard_now)
         for name, outcome in ((counter, "appended"), ("duplicate", "repeated")):
             rows = zip(records, outcomes, strict=True)
             self._counters.add_each(name, [record.event.type for record, came in rows if came == outcome])
         return outcomes.count("appended")
 
-    def _refuse(self, letters: Sequence[DeadLetter], *, remember: bool) -> None:
-        if not letters:
-            return
-        try:
-            written = self._dead_letters.add_many(letters, remember=remember)
-        except TRANSIENT:
-            raise
-        except ResponseError as error:
-            # No right to write them, or something else at their key. The events that come after must not wait for that.
-            self._counters.add("errors")
-            for letter in letters:
-                if self._pace.due(letter.reason):
-                    extra = about_letter("dead_letter_lost", letter, self._settings.group)
-                    text = "dead letter (%s) from %r could not be kept: %s"
-                    log.error(text, letter.reason, letter.origin, error, extra=extra)
-            return
-        for letter, is_new in zip(letters, written, strict=True):
-            if is_new:
-                self._counters.add("invalid")
-                extra = about_letter("dead_letter", letter, self._settings.group)
-                log.warning("dead letter (%s) from %r: %s", letter.reason, letter.origin, letter.detail, extra=extra)
+    def _letter(self, reason: str, detail: str, record: Record) -> DeadLetter:
+        return DeadLetter.of_message(reason, detail, self._keys.channel(record.event.type), record.data)
 
     def _scan(self, stop: threading.Event, refill: bool) -> None:
         stale = 0
@@ -251,7 +249,7 @@ class Intake:
             raise EventInvalid("wrong_type", "", "the event key holds no string")
         if isinstance(value, RedisError):
             raise value
-        return Record(*Event.receive(value, max_bytes=self._settings.max_event_bytes))
+        return Record(*self._admission.receive(value))
 
     def _stale(self, event: Event, ttl_ms: Any) -> bool:
         """Whether the key outlives our marks, so that only its timestamp tells that the event was taken long ago."""

@@ -68,10 +68,9 @@ class Subscriber:
         self._outbox = Outbox(app, settings)
         self._dispatcher = Dispatcher(stores, self._outbox, registry, self.counters, settings, consumer=name)
         recovery = Recovery(stores, self._outbox, registry, self.counters, settings)
-        self._upkeep = Upkeep(
-            self._client, self._journal, self._dispatcher, recovery, self.counters, settings, consumer=name
-        )
         self._intake = Intake(stores, self.counters, self._pulse, settings)
+        look_again = self._intake.look_again
+        self._upkeep = Upkeep(stores, self._dispatcher, recovery, look_again, self.counters, settings, consumer=name)
         self._app = app
         #: Settings with which events are lost, found after the bus first answered.
         self._findings: list[checks.Finding] = []

@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-
-from redis import Redis
+from collections.abc import Callable
 
 from bridge.connection import script
 from bridge.dispatcher import Dispatcher
-from bridge.journal import Journal
 from bridge.keys import Keys
 from bridge.logs import about
 from bridge.metrics import Counters
 from bridge.presence import Presences
 from bridge.recovery import Recovery
 from bridge.settings import BridgeSettings
+from bridge.stores import Stores
 
 log = logging.getLogger(__name__)
 
@@ -32,31 +31,32 @@ class Upkeep:
     The first to ask is elected, until it stops or is not heard of for a while; the others do nothing.
 
     Arguments:
-        client: Connected to the bus.
-        journal, dispatcher, recovery, counters: Its parts.
+        stores, dispatcher, recovery, counters: Its parts.
+        look_again: Makes intake look for what was missed without a sign, if it is time for that.
         settings: Prefix, group, ``upkeep_interval_s``, ``claim_idle_s``.
         consumer: Who takes over.
     """
 
     def __init__(
         self,
-        client: Redis,
-        journal: Journal,
+        stores: Stores,
         dispatcher: Dispatcher,
         recovery: Recovery,
+        look_again: Callable[[], None],
         counters: Counters,
         settings: BridgeSettings,
         consumer: str,
     ) -> None:
-        self._elect = script(client, "elect")
+        self._elect = script(stores.client, "elect")
         self._key = Keys(settings.channel_prefix).upkeep(settings.group)
         self._group = settings.group
-        self._journal = journal
+        self._journal = stores.journal
         self._dispatcher = dispatcher
         self._recovery = recovery
+        self._look_again = look_again
         self._counters = counters
         self._interval_s = settings.upkeep_interval_s
-        self._presences = Presences(client, settings)
+        self._presences = Presences(stores.client, settings)
         self._claim_idle_ms = int(settings.claim_idle_s * 1000)
         self._consumer = consumer
         self._due_at = 0.0
@@ -75,6 +75,7 @@ class Upkeep:
             self._claim(stop)
             self._remove_dead()
             self._trim(stop)
+            self._look_again()
             self._recovery.sweep(stop)
 
     def resign(self) -> None:
