@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from bridge.settings import BridgeSettings
 
 #: Events read in one round trip: each may have a megabyte.
 _AT_ONCE = 50
+#: End of the mark of an event; one that was refused for its source's rate has none.
+_ENTRY_ID = re.compile(rb":(\d+-\d+)\Z")
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,9 @@ class History:
         keys = [self._keys.seen(event_id) for event_id in event_ids]
         marks = cast("list[bytes | None]", self._attempt(lambda: self._client.mget(keys)) if keys else [])
         return {
-            event_id: mark.rpartition(b":")[2].decode()
+            event_id: entry[1].decode()
             for event_id, mark in zip(event_ids, marks, strict=True)
-            if mark is not None
+            if mark is not None and (entry := _ENTRY_ID.search(mark))
         }
 
     def undispatched(self, entry_ids: Sequence[str]) -> set[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from redis import Redis
@@ -21,32 +20,19 @@ from bridge.connection import entries_by_id, script
 from bridge.errors import JournalLost, NotReplicated
 from bridge.event_keys import EventKeys
 from bridge.keys import Keys
-from bridge.records import Entry, Record, fingerprint
+from bridge.records import Claimed, Entry, Record, Trimmed, fingerprint
 from bridge.settings import BridgeSettings
 
 #: Most entries one trim call removes; the server looks at each of them.
 _TRIM_ENTRIES = 1000
 
-Outcome = Literal["appended", "repeated", "conflict"]
-_OUTCOMES: dict[int, Outcome] = {1: "appended", 0: "repeated", -1: "conflict"}
+#: End of the mark of an event whose source sent too many, see append.lua.
+_LIMITED = b":limited"
+#: Over which the rate of a source is measured.
+RATE_WINDOW_S = 10
 
-
-@dataclass(frozen=True)
-class Claimed:
-    """Result of :meth:`Journal.claim`; *removed* were no longer in the journal: their events are lost."""
-
-    cursor: bytes
-    taken: int
-    removed: int
-
-
-@dataclass(frozen=True)
-class Trimmed:
-    """Result of :meth:`Journal.trim`; *lost* counts per group what was removed unacknowledged."""
-
-    removed: int
-    more: bool
-    lost: dict[str, int]
+Outcome = Literal["appended", "repeated", "conflict", "limited"]
+_OUTCOMES: dict[int, Outcome] = {1: "appended", 0: "repeated", -1: "conflict", -2: "limited"}
 
 
 class Journal:
@@ -131,26 +117,33 @@ class Journal:
         args += (event_key, caused, int(apart or self._settings.wait_replicas > 0))
         return self._publish(keys=keys, args=args, client=client)
 
-    def append(self, records: Sequence[Record], *, refill: bool = False) -> list[Outcome]:
+    def append(self, records: Sequence[Record], *, refill: bool = False, limit: bool = False) -> list[Outcome]:
         """Append each event whose id is new, in one call; safe to repeat.
 
         Arguments:
             records: The events.
             refill: Whether to append as well what was in the journal and is no longer: after its deletion. Then
                 nothing is a ``conflict``.
+            limit: Whether ``max_source_rate`` holds for them. One count serves all subscribers of all groups.
 
         Returns:
             For each record what became of it. ``conflict``: its id is taken by an event with another type or
-            payload; the first one stays.
+            payload; the first one stays. ``limited``: its source sent too many before it; so is every repetition.
         """
+        max_rate = self._settings.max_source_rate if limit else None
+        most = max(1, round((max_rate or 0) * RATE_WINDOW_S))
         args: list[Any] = [self._settings.dedup_ttl_ms, self._settings.event_ttl_ms, int(refill)]
+        args += (most, RATE_WINDOW_S * 1000)
         keys = [self._key, *(self._keys.seen(record.event.id) for record in records)]
         for record in records:
-            event, caused = record.event, ""
+            event, caused, rate = record.event, "", ""
             if (cause := event.follows) is not None:
                 keys.append(self._keys.caused(cause))
                 caused = str(len(keys))
-            args += (event.digest, record.fingerprint, event.id, event.type, record.data, caused)
+            if max_rate is not None:
+                keys.append(self._keys.rate(event.source or ""))
+                rate = str(len(keys))
+            args += (event.digest, record.fingerprint, event.id, event.type, record.data, caused, rate)
         replies = cast("list[int]", self._append(keys=keys, args=args))
         return [_OUTCOMES[reply] for reply in replies]
 
@@ -163,10 +156,15 @@ class Journal:
         return [event_id for event_id, mark in zip(event_ids, marks, strict=True) if not mark]
 
     def known(self, broadcasts: Sequence[tuple[str, str, bytes]]) -> list[bool]:
-        """Tell of broadcasts, given by event id, type and data, whether exactly they are in the journal."""
+        """Tell of broadcasts, given by event id, type and data, whether exactly they are in the journal.
+
+        Not of those that were refused for their number: each group keeps them as dead letters of its own.
+        """
         marks = cast("list[bytes | None]", self._client.mget([self._keys.seen(one[0]) for one in broadcasts]))
         return [
-            mark is not None and mark.partition(b":")[2].startswith(fingerprint(event_type, data).encode())
+            mark is not None
+            and mark.partition(b":")[2].startswith(fingerprint(event_type, data).encode())
+            and not mark.endswith(_LIMITED)
             for mark, (_, event_type, data) in zip(marks, broadcasts, strict=True)
         ]
 

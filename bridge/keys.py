@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from hashlib import blake2b
 
 #: Event types that would read like one of the bridge's own keys below the same prefix.
 RESERVED_TYPES = re.compile(r"(?:event|seen|dead|parked|inflight|done|heartbeat):|journal\Z|heartbeat\Z")
@@ -67,8 +68,15 @@ class Keys:
         return self._own("heartbeat")
 
     def seen(self, event_id: str) -> str:
-        """String key: this event id is in the journal. Value ``<digest>:<fingerprint><attempt>:<entry id>``."""
+        """String key: this event id is in the journal. Value ``<digest>:<fingerprint><attempt>:<entry id>``.
+
+        It ends with ``limited`` instead of an entry id when the event was refused because its source sent too many.
+        """
         return self._own(f"seen:{event_id}")
+
+    def rate(self, source: str) -> str:
+        """Counter with a TTL: new events of a source, which may be any text, since the window began."""
+        return self._own(f"rate:{blake2b(source.encode(errors='backslashreplace'), digest_size=12).hexdigest()}")
 
     def caused(self, cause: str) -> str:
         """Sorted set: ids of the events that an event caused, or that a chain of this id begins with, by time, ms."""

@@ -41,6 +41,7 @@ Action = Literal[
     "publication_conflict",
     "replay_asked",
     "retry_waits",
+    "source_limited",
     "stop_late",
     "subscribed_again",
     "subscriber_started",
@@ -57,7 +58,8 @@ Action = Literal[
 ACTIONS: dict[Action, str] = {
     "check_failed": "A setting with which events are lost was found at the start.",
     "consumer_removed": "A consumer that is gone and held nothing was removed from the group.",
-    "dead_letter": "An event, or a message that is none, could not be processed and was kept as a dead letter.",
+    "dead_letter": "An event, or a message that is none, could not be processed and was kept as a dead letter. Of what "
+    "is refused as it comes, once a minute for each reason.",
     "dead_letter_lost": "What could not be processed could not be kept as a dead letter either: it is gone.",
     "dispatch_waits": "A queue has max_queue_length messages; events stay in the journal meanwhile.",
     "end_not_noted": "A task has ended, but Redis could not note it yet; this is tried again in the background.",
@@ -80,6 +82,7 @@ ACTIONS: dict[Action, str] = {
     "publication_conflict": "An event was not published: another one has its id.",
     "replay_asked": "Somebody asked for a retry or a replay on the Events pages of Flower.",
     "retry_waits": "A task is retried, but its lease could not be given back; the retry waits until it is over.",
+    "source_limited": "A source sends more events than max_source_rate; the rest become dead letters. Once a minute.",
     "stop_late": "Threads did not stop in time; they were left behind.",
     "subscribed_again": "The subscription to the event channels was lost and is back; what was missed is looked for.",
     "subscriber_started": "A subscriber has started.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -43,6 +44,24 @@ class Entry(NamedTuple):
             for name in (fields.get(b"group"), fields.get(b"handler"))
         )
         return cls(entry_id, fields.get(b"event"), group, handler)
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """Result of :meth:`Journal.claim`; *removed* were no longer in the journal: their events are lost."""
+
+    cursor: bytes
+    taken: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """Result of :meth:`Journal.trim`; *lost* counts per group what was removed unacknowledged."""
+
+    removed: int
+    more: bool
+    lost: dict[str, int]
 
 
 def place_of(entry_id: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kombu.serialization import registry
+from kombu.serialization import registry  # type: ignore[attr-defined]  # not in the stubs
 
 from bridge.errors import SettingsError
 

@@ -71,6 +71,10 @@ class BridgeSettings(BaseSettings):
     max_event_bytes: int = Field(default=1024 * 1024, ge=1)
     #: Longest chain of events that cause each other.
     max_hops: int = Field(default=16, ge=1)
+    #: Most new events per second, over 10 s, that are taken from one source of foreign broadcasts; those without a
+    #: source count as one. The rest become dead letters. What catch-up finds is not limited. Unless it is signed, a
+    #: source is what the publisher says it is: this stops accidents, not attackers. None: no limit.
+    max_source_rate: float | None = Field(default=None, gt=0)
     #: Events an in-process bus keeps for ``get_event`` when Redis has none.
     local_events: int = Field(default=1000, ge=0)
 

@@ -15,8 +15,7 @@ from hypothesis.stateful import initialize, precondition, rule
 
 from bridge import JournalLost, journal
 from bridge.devserver import RedisServer
-from bridge.journal import Trimmed
-from bridge.records import Entry
+from bridge.records import Entry, Trimmed
 from tests.journal_model import FIRST, IDS, TTL_S, EntryId, Group, WritingMachine, groups, ids, parsed, spelt
 from tests.models import repeatable, run_model
 
