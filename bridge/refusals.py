@@ -92,5 +92,8 @@ class Refusals:
                 return
             untold = self._untold.pop(kind, 0)
         more = f" ({untold} more like it before)" if untold else ""
-        extra = about_letter("source_limited" if is_limited else "dead_letter", letter, self._settings.group)
+        if is_limited:
+            extra = about_letter("source_limited", letter, self._settings.group)
+        else:
+            extra = about_letter("dead_letter", letter, self._settings.group)
         log.warning("dead letter (%s) from %r: %s%s", letter.reason, letter.origin, letter.detail, more, extra=extra)
