@@ -60,7 +60,7 @@ class Address:
         try:
             parts = urlsplit(f"{plain_scheme}://{rest}")
             login, _, places = parts.netloc.rpartition("@")
-            one_server = rest if kind == "server" else f"{login}@host{parts.path}?{parts.query}"
+            one_server = rest if kind == "server" else f"{login}@host?{parts.query}"
             options: dict[str, Any] = parse_url(f"{plain_scheme}://{one_server}")  # type: ignore[no-untyped-call]
             hosts = () if plain_scheme == "unix" else tuple(_hosts(places, _DEFAULT_PORTS[kind]))
         except ValueError:
@@ -85,21 +85,19 @@ def _hosts(places: str, default_port: int) -> Iterator[tuple[str, int]]:
 
 
 def _of_many(kind: Kind, hosts: tuple[tuple[str, int], ...], path: str, options: dict[str, Any]) -> Address:
-    service, database = "", ""
-    if kind == "sentinel":
-        service, _, database = path.strip("/").partition("/")
-        if not service:
-            raise ValueError("names no service; write redis+sentinel://host1,host2,host3/service")
-    else:
-        database = path.strip("/")
+    place = path.strip("/")
+    service, _, database = place.partition("/") if kind == "sentinel" else ("", "", place)
+    if kind == "sentinel" and not service:
+        raise ValueError("names no service; write redis+sentinel://host1,host2,host3/service")
     try:
-        options["db"] = int(options.pop("db", None) or database or 0) if not database else int(database)
+        db = int(database or options.pop("db", 0))
     except ValueError:
         raise ValueError(f"has {database!r} where the number of a database belongs") from None
-    if kind == "cluster" and options.pop("db"):
+    if kind == "sentinel":
+        options["db"] = db
+    elif db:
         raise ValueError("names a database; a Redis Cluster has only number 0")
     sentinel = {name: options.pop(given) for given, name in _SENTINEL_LOGIN.items() if given in options}
-    for name in ("host", "port"):
-        options.pop(name, None)
+    del options["host"]
     sentinel |= {name: value for name, value in options.items() if name.startswith(("ssl_", "connection_class"))}
     return Address(kind, hosts, service, options, sentinel)

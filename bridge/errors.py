@@ -94,7 +94,7 @@ class NotReplicated(BusUnavailable):
     def __str__(self) -> str:
         return (
             f"published, but {self.replicas} replicas have it and bridge_wait_replicas asks for {self.wanted}: a failover "
-            "now would lose it. Look after the replicas, and publish the same event again, which waits again."
+            "would lose it. Look after the replicas, and publish the same event again, which waits again."
         )
 
 

@@ -1,0 +1,88 @@
+"""The address of a bus: which kind of place it names, and where that is."""
+
+from __future__ import annotations
+
+import pytest
+from redis.connection import SSLConnection, UnixDomainSocketConnection
+
+from bridge.address import Address
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "hosts", "service"),
+    [
+        ("redis://", "server", (("localhost", 6379),), ""),
+        ("redis://bus:7000/2", "server", (("bus", 7000),), ""),
+        ("rediss://u:p@[::1]:7000", "server", (("::1", 7000),), ""),
+        ("unix:///run/redis.sock?db=3", "server", (), ""),
+        ("redis+sentinel://a,b:26380,[::1]/bus", "sentinel", (("a", 26379), ("b", 26380), ("::1", 26379)), "bus"),
+        ("rediss+sentinel://u:p@a/bus/4", "sentinel", (("a", 26379),), "bus"),
+        ("redis+sentinel://a/7", "sentinel", (("a", 26379),), "7"),
+        ("redis+cluster://a,b:7001,c", "cluster", (("a", 6379), ("b", 7001), ("c", 6379)), ""),
+        ("rediss+cluster://:p@a/", "cluster", (("a", 6379),), ""),
+        ("redis+cluster://a/0", "cluster", (("a", 6379),), ""),
+    ],
+)
+def test_kind_and_hosts(url: str, kind: str, hosts: tuple[tuple[str, int], ...], service: str) -> None:
+    """The scheme says what is there, and the places have the port that is usual for it."""
+    address = Address.parse(url)
+    assert (address.kind, address.hosts, address.service) == (kind, hosts, service)
+
+
+def test_options_of_connections() -> None:
+    """Login, database and certificates are those of redis-py, whatever the kind."""
+    query = "ssl_ca_certs=/ca.pem&ssl_certfile=/own.pem&ssl_keyfile=/own.key"
+    tls = {"ssl_ca_certs": "/ca.pem", "ssl_certfile": "/own.pem", "ssl_keyfile": "/own.key"}
+    tls["connection_class"] = SSLConnection
+    login = {"username": "u", "password": "p@:,/"}
+    quoted = "u:p%40%3A%2C%2F"
+    one = Address.parse(f"rediss://{quoted}@bus:7000/2?{query}")
+    assert one.options == {"host": "bus", "port": 7000, "db": 2, **login, **tls}
+    watched = Address.parse(f"rediss+sentinel://{quoted}@a,b/bus/2?{query}&sentinel_username=s&sentinel_password=t%20t")
+    assert Address.parse("redis+sentinel://a/7").options == {"db": 0}
+    assert watched.options == {"db": 2, **login, **tls}
+    assert watched.sentinel_options == {"username": "s", "password": "t t", **tls}
+    spread = Address.parse(f"rediss+cluster://{quoted}@a,b?{query}")
+    assert spread.options == {**login, **tls}
+    assert one.secure
+    assert watched.secure
+    assert spread.secure
+
+
+def test_sentinels_are_not_sent_the_login_of_redis() -> None:
+    """Sentinels have logins of their own: one without a password would refuse that of the server."""
+    address = Address.parse("redis+sentinel://u:p@a/bus")
+    assert address.sentinel_options == {}
+    assert not address.secure
+
+
+def test_sockets() -> None:
+    """A socket has a path and no host."""
+    address = Address.parse("unix://u:p@/run/redis.sock?db=3")
+    login = {"username": "u", "password": "p"}
+    connection = {"path": "/run/redis.sock", "connection_class": UnixDomainSocketConnection}
+    assert address.options == {**login, **connection, "db": 3}
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("amqp://s3cret", "must begin with one of redis://, .*redis\\+cluster://"),
+        ("localhost:6379", "must begin with"),
+        ("redis+sentinel://:s3cret@a,b", "names no service"),
+        ("redis+sentinel://:s3cret@a/bus/x", "'x' where the number of a database belongs"),
+        ("redis+cluster://:s3cret@a/1", "only number 0"),
+        ("redis+cluster://:s3cret@a?db=1", "only number 0"),
+        ("redis://:s3cret#@a:x", "write special characters of the password as %XX"),
+        ("redis+cluster://:s3cret@a:b:c", "write special characters of the password as %XX"),
+        ("redis+sentinel://:s3cret@a/bus?protocol=3", "takes no protocol"),
+        ("redis://:s3cret@a?socket_timeout=1", "takes no socket_timeout"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(url: str, problem: str) -> None:
+    """An address that cannot work is refused at the start, and the text shows no password."""
+    with pytest.raises(ValueError, match=problem) as caught:
+        Address.parse(url)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
