@@ -92,10 +92,9 @@ class NotReplicated(BusUnavailable):
         self.wanted = wanted
 
     def __str__(self) -> str:
-        return (
-            f"published, but {self.replicas} replicas have it and bridge_wait_replicas asks for {self.wanted}: a failover "
-            "would lose it. Look after the replicas, and publish the same event again, which waits again."
-        )
+        have = f"{self.replicas} replicas have it, bridge_wait_replicas asks for {self.wanted}"
+        advice = "Look after the replicas, and publish the same event again, which waits again."
+        return f"published, but a failover would lose it: {have}. {advice}"
 
 
 class JournalLost(BridgeError):
