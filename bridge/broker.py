@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
+from kombu.transport import pyamqp
 from kombu.transport import redis as kombu_redis
 from redis import Redis
 from redis.exceptions import RedisError
@@ -16,6 +17,10 @@ from bridge.address import Address
 
 #: kombu waits for ever for a broker that is gone, unless told; these are for Redis, where it is so.
 _REDIS_BROKER_TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0, "socket_keepalive": True}
+#: The same for RabbitMQ, whose client would wait for ever too: for each read and write of an open connection.
+_RABBITMQ_TIMEOUT_S = 10.0
+#: py-amqp would wait for the confirmation of each message by itself; see confirms.py.
+_RABBITMQ_OPTIONS = {"confirm_publish": False}
 #: For those who only look whether it is there.
 _LOOK_TIMEOUT_S = 1.0
 _LOOK_TIMEOUTS = {
@@ -42,7 +47,37 @@ def try_out(app: Celery) -> None:
         Exception: It cannot be reached, or refuses.
     """
     with look(app) as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+        establish(connection, _LOOK_TIMEOUT_S)
+
+
+def establish(broker: Connection, timeout_s: float = _RABBITMQ_TIMEOUT_S) -> None:
+    """Connect now, trying each of its addresses once more than it fails.
+
+    Arguments:
+        timeout_s: Longest wait of RabbitMQ's client from then on, for each read and write.
+
+    Raises:
+        Exception: Whatever the broker's client raises.
+    """
+    broker.ensure_connection(max_retries=max(1, len(broker.alt)), interval_start=0, interval_step=0)
+    if is_rabbitmq(broker):
+        # Not SO_RCVTIMEO, as read_timeout has it: py-amqp reads on for ever after that, in the middle of a frame.
+        broker.connection.sock.settimeout(timeout_s)
+
+
+def abandon(broker: Connection) -> None:
+    """Close a connection that has failed, without a word where words may be waited for."""
+    if is_rabbitmq(broker):
+        if broker.connected:
+            broker.connection.sock.settimeout(_LOOK_TIMEOUT_S)  # TLS has a last word
+        broker.collect()
+    else:
+        broker.release()
+
+
+def is_rabbitmq(broker: Connection) -> bool:
+    """Whether *broker* speaks AMQP, by the client whose confirms we understand."""
+    return isinstance(broker.transport, pyamqp.Transport)
 
 
 def is_redis(broker: Connection) -> bool:
@@ -55,6 +90,8 @@ def _connection(app: Celery, redis_options: Mapping[str, Any], **options: Any) -
     if connection.transport.driver_type == "redis":
         # Before those of the configuration; which of them other brokers take is theirs to say.
         connection = app.connection_for_write(transport_options=redis_options, **options)
+    elif is_rabbitmq(connection):
+        connection = app.connection_for_write(transport_options=_RABBITMQ_OPTIONS, **options)
     return connection
 
 

@@ -23,11 +23,12 @@ from bridge.context import PROPAGATOR
 from bridge.errors import HandlerInvalid, SettingsError
 from bridge.handlers import SEND_OPTIONS, Handler, check_send_options
 from bridge.ledger import Listed, Pair
+from bridge.link import Link, Unroutable
 from bridge.patterns import compile_pattern
-from bridge.rendering import Template, delivery_tags, render
+from bridge.rendering import Template, delivery_tags, render, send_by_celery
 from bridge.settings import BridgeSettings
 from bridge.stored import StoredEvent
-from bridge.task import EventTask, describe
+from bridge.task import EventTask
 
 #: Derives task ids; any fixed UUID serves, this one must never change: a repeated dispatch has the same task id.
 _TASK_IDS = UUID("2b9b1d1e-64c1-4f0f-8a52-6c5d2d7c9a10").bytes
@@ -101,9 +102,7 @@ class Outbox:
         self._rules = [(compile_pattern(pattern), options) for pattern, options in settings.routes.items()]
         self._routes: dict[tuple[str, str], Route] = {}
         self._made_for: Any = None
-        self._producer: Any = None  # kombu.Producer; its stubs know no batch()
-        #: Queues that were declared over its connection.
-        self._declared: set[str] = set()
+        self._link = Link(app)
         #: Whether bus and broker are the same database of the same Redis.
         self.one_redis = broker.is_redis_at(connection, settings.url)
         self._stamps = broker.is_redis(connection)
@@ -148,27 +147,13 @@ class Outbox:
             Exception: Whatever the broker's client raises; the connection is then made anew next time.
         """
         refused: list[Refused] = []
-        if not messages:
-            return refused
         try:
-            producer = self._connected()
-            with producer.batch():
-                for message in messages:
-                    if message.stamped:
-                        continue
-                    if message.content is not None:
-                        self._publish(producer, message, message.content)
-                    else:
-                        try:
-                            _send_by_celery(producer, message)
-                        except Exception as error:
-                            if broker.is_outage(error, producer.connection):
-                                raise
-                            refused.append(Refused(message, f"{type(error).__name__}: {error}"))
+            if others := [message for message in messages if not message.stamped]:
+                self._publish_all(others, refused)
             for key, texts in by_queue(message for message in messages if message.stamped).items():
-                broker.push(producer.channel, key, texts)
-        except BaseException:
-            self.close()
+                broker.push(self._link.producer.channel, key, texts)
+        except BaseException as error:
+            self._link.fail(error)
             raise
         return refused
 
@@ -179,24 +164,14 @@ class Outbox:
             Exception: Whatever the broker's client raises; the connection is then made anew next time.
         """
         try:
-            producer = self._connected()
-            # With Redis there is nothing to declare, and kombu looks for the queue without its global_keyprefix.
-            passive = producer.connection.transport.driver_type != "redis"
-            try:
-                return int(producer.channel.queue_declare(queue, passive=passive).message_count)
-            except producer.connection.channel_errors:
-                self.close()  # an AMQP channel is of no use after that
-                return 0  # there is no such queue
-        except BaseException:
-            self.close()
+            return self._link.waiting(queue)
+        except BaseException as error:
+            self._link.fail(error)
             raise
 
     def close(self) -> None:
         """Close the broker connection; the next message opens another."""
-        if self._producer is not None:
-            connection, self._producer = self._producer.connection, None
-            self._declared.clear()
-            connection.release()
+        self._link.close()
 
     def _route(self, handler: Handler, stored: StoredEvent) -> Route:
         task = cast("EventTask", self._app.tasks[handler.task_name])
@@ -214,13 +189,46 @@ class Outbox:
         route = self._routes[handler.task_name, stored.type] = _route_of(task, options, queue, priority, template)
         return route
 
-    def _publish(self, producer: Any, message: Message, content: tuple[str, str, bytes]) -> None:
-        template = cast("Template", message.route.template)
-        filled_in = template.filled_in(message.stored, message.task_id, content)
-        if message.route.queue in self._declared:
+    def _publish_all(self, messages: Sequence[Message], refused: list[Refused]) -> None:
+        unroutable = self._publish_batch(messages, refused)
+        if unroutable:
+            # A queue or a binding was deleted since it was declared. If that is not it, the route leads nowhere: no
+            # outage, which would hold all other routes up as well, for who knows how long.
+            self._link.forget_declared()
+            unroutable = self._publish_batch(unroutable, refused)
+            refused += [Refused(one, "the broker has no queue for it: bind one to its exchange") for one in unroutable]
+        self._link.arrived.difference_update(message.task_id for message in messages)
+
+    def _publish_batch(self, messages: Sequence[Message], refused: list[Refused]) -> list[Message]:
+        """Publish what has not arrived yet; return what the broker has no queue for."""
+        with self._link.batch() as producer:
+            for message in messages:
+                if message.task_id in self._link.arrived:
+                    continue
+                try:
+                    self._publish(producer, message)
+                except Unroutable as error:
+                    refused.append(Refused(message, str(error)))
+                except Exception as error:
+                    if message.content is not None or broker.is_outage(error, producer.connection):
+                        raise
+                    refused.append(Refused(message, f"{type(error).__name__}: {error}"))
+        return [message for message in messages if message.task_id in self._link.unroutable]
+
+    def _publish(self, producer: Any, message: Message) -> None:
+        route, link = message.route, self._link
+        if message.content is None or route.template is None:
+            send_by_celery(producer, route.task, route.options, message.stored, message.task_id)
+            return
+        filled_in = route.template.filled_in(message.stored, message.task_id, message.content)
+        if route.template.delayed_to is not None:
+            link.delay_to(route.template.delayed_to)
+        elif not filled_in["declare"]:
+            link.look_for(route.template.exchange)
+        if not link.is_new(route.queue):
             filled_in["declare"] = None  # kombu would find that out anew for every message
         producer.publish(**filled_in)
-        self._declared.add(message.route.queue)
+        link.declared(route.queue)
 
     def _differs_by_event(self, task: EventTask) -> bool:
         """Whether user code that looks at the event has a say in the message."""
@@ -236,11 +244,6 @@ class Outbox:
     def _only_celery_may_send(self) -> bool:
         others = any(key[0] != PROPAGATOR for key, *_ in before_task_publish.receivers or ())
         return bool(others or after_task_publish.receivers or self._app.conf.task_send_sent_event)
-
-    def _connected(self) -> Any:
-        if self._producer is None:
-            self._producer = self._app.amqp.Producer(broker.connect(self._app), auto_declare=False)
-        return self._producer
 
 
 def by_queue(messages: Iterable[Message]) -> dict[str, list[bytes]]:
@@ -283,15 +286,3 @@ def _route_of(
     pair = Pair(task.name, event_id, entry_id, name, priority or 0, delay_ms).encode().replace(b"%", b"%%")
     pair = pair.replace(event_id.encode(), b"%b").replace(entry_id.encode(), b"%b")
     return Route(task, options, name, priority or 0, delay_ms, template, pair)
-
-
-def _send_by_celery(producer: Any, message: Message) -> None:
-    message.route.task.apply_async(
-        (message.stored.event.to_dict(),),
-        task_id=message.task_id,
-        argsrepr=describe(message.stored),
-        producer=producer,
-        retry=False,
-        add_to_parent=False,
-        **message.route.options,
-    )
