@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from redis.exceptions import ResponseError
 
+from bridge.admission import Admission
 from bridge.connection import attempt, connect
 from bridge.errors import BridgeError, BusUnavailable, EventInvalid, EventLoop
 from bridge.event import UNHEARD_SOURCE, Event
@@ -22,6 +23,7 @@ from bridge.logs import about
 from bridge.metrics import Counters
 from bridge.records import Record
 from bridge.settings import BridgeSettings
+from bridge.signing import Keyring
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class EventBus(LocalBus):
         self._keys = Keys(self.settings.channel_prefix)
         self._event_keys = EventKeys(self.client, self.settings)
         self._journal = Journal(self.client, self.settings)
+        self._admission = Admission(self.settings)
+        self._keyring = Keyring(self.settings.signing_keys, self.settings.channel_prefix)
         self._stop = threading.Event()
         self._subscribed = threading.Event()
         self._listener: threading.Thread | None = None
@@ -110,7 +114,7 @@ class EventBus(LocalBus):
         """Return an event by its id: from Redis, or else from this process's memory; None when unknown.
 
         Raises:
-            EventInvalid: What Redis holds under this id is no event.
+            EventInvalid: What Redis holds under this id is no event, or lacks the signature that it must have.
             BusUnavailable: Redis does not answer and this process does not remember the event.
         """
         local = super().get_event(event_id)
@@ -122,7 +126,7 @@ class EventBus(LocalBus):
             if local is None:
                 raise
             return local
-        return local if data is None else Event.decode(data, max_bytes=self.settings.max_event_bytes)
+        return local if data is None else self._admission.look_up(event_id, data)
 
     def subscribe(self, pattern: str, handler: LocalHandler) -> Callable[[], None]:
         """Call *handler* with every event whose type matches *pattern*, a Redis glob such as ``dream.*``.
@@ -166,13 +170,14 @@ class EventBus(LocalBus):
         return Publication(record.event, duplicate=outcome != "appended", conflict=outcome == "conflict")
 
     def _record(self, event: Event) -> Record:
+        self._admission.check_type(event.type)
         if event.source == UNHEARD_SOURCE:
             raise EventInvalid("source", "source", f"{UNHEARD_SOURCE!r} is dropped by the TypeScript bus; name another")
         if event.hops > self.settings.max_hops:
             raise EventLoop(event.type, event.hops, self.settings.max_hops)
         if event.source is None:
             event = event.model_copy(update={"source": self.settings.source})
-        return Record(event, event.encode(max_bytes=self.settings.max_event_bytes))
+        return Record(event, self._keyring.encode(event, max_bytes=self.settings.max_event_bytes))
 
     def _send(self, records: Sequence[Record], new: list[bool]) -> list[Outcome]:
         settings = self.settings

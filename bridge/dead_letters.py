@@ -32,6 +32,7 @@ _PAGE = 100
 _NOT_THAT_EVENT = {
     "type_mismatch": ("type", "it came on the channel of another type"),
     "id_conflict": ("id", "another event has this id; publish it anew under an id of its own"),
+    "signature": ("signature", "it is not signed as bridge_require_signature demands; its publisher has to sign it"),
     "loop": ("metadata.hops", "its chain is longer than bridge_max_hops; publish it anew to begin another"),
 }
 

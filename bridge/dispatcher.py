@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+from bridge.admission import Admission
 from bridge.batch import Batch
 from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
@@ -51,6 +52,7 @@ class Dispatcher:
         settings: BridgeSettings,
         consumer: str,
     ) -> None:
+        self._admission = Admission(settings)
         self._journal = stores.journal
         self._ledger = stores.ledger
         self._dead_letters = stores.dead_letters
@@ -242,7 +244,7 @@ class Dispatcher:
             batch.counts["lost", ""] += 1
             return []
         try:
-            stored = StoredEvent.read(entry.data)
+            stored = self._admission.read(entry)
         except EventInvalid as error:
             batch.letters.append(DeadLetter.of_message(error.reason, str(error), "journal", entry.data))
             return []

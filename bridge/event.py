@@ -20,7 +20,7 @@ from typing_extensions import TypeVar
 
 from bridge import wire
 from bridge.errors import EventInvalid
-from bridge.fields import check_id, check_type, in_short, is_plain, replay_of
+from bridge.fields import SIGNATURE, check_id, check_type, in_short, is_plain, replay_of
 
 PayloadT = TypeVar("PayloadT", default=Any)
 
@@ -132,6 +132,7 @@ class Event(BaseModel, Generic[PayloadT]):
             raise EventInvalid("not_object", "", f"an event is a JSON object, not {type(fields).__name__}")
         event: Event | None = cls._plain(fields)
         as_it_came = event is not None and data.startswith(STORED_START)
+        as_it_came |= SIGNATURE in fields and is_plain(fields)  # another spelling would break it
         if event is None:
             fields = _renamed(fields)
             if fields.get("id") is None:

@@ -18,9 +18,10 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from bridge.admission import Admission
 from bridge.connection import BackOff
 from bridge.errors import EventInvalid
-from bridge.event import UNHEARD_SOURCE, Event
+from bridge.event import UNHEARD_SOURCE
 from bridge.event_keys import EventKeys
 from bridge.keys import Keys
 from bridge.logs import about
@@ -28,6 +29,7 @@ from bridge.metrics import Counters
 from bridge.pulse import Pulse
 from bridge.records import Record
 from bridge.settings import BATCH_BYTES, BridgeSettings
+from bridge.signing import is_signed
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ class ChannelFeed:
         self._client = client
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
+        self._admission = Admission(settings)
         self._counters = counters
         self._sift = sift
         self._pulse = pulse or Pulse()
@@ -126,7 +129,7 @@ class ChannelFeed:
                     alive_at = now
                     self._pulse.note("heard")
                 if heard.count or heard.subscribed:
-                    heard.records = restore_sources(self._client, self._settings, heard.records)
+                    heard.records = restore_sources(self._client, self._settings, heard.records, self._admission)
                     yield heard
                 interval = self._settings.heartbeat_interval_s
                 if now - alive_at > _MISSED_HEARTBEATS * interval:
@@ -166,7 +169,7 @@ class ChannelFeed:
     def _decode(self, broadcast: Broadcast, heard: Heard) -> None:
         event_type, data = broadcast
         try:
-            event, kept = Event.receive(data, max_bytes=self._settings.max_event_bytes, channel_type=event_type)
+            event, kept = self._admission.receive(data, event_type)
         except EventInvalid as error:
             heard.invalid.append(InvalidMessage(self._keys.channel(event_type), data, error))
         else:
@@ -182,11 +185,14 @@ class ChannelFeed:
             log.info("subscribed to %s again: events may have been missed", self._keys.all_channels, extra=extra)
 
 
-def restore_sources(client: Redis, settings: BridgeSettings, records: list[Record]) -> list[Record]:
+def restore_sources(
+    client: Redis, settings: BridgeSettings, records: list[Record], admission: Admission
+) -> list[Record]:
     """Return *records* with the real source of those the TypeScript bus broadcast, as far as their keys tell.
 
     That bus writes its own name as the source of every broadcast and keeps the real one in the event key. Key
-    and broadcast go out on two connections, so the key may not be there yet: then the source stays.
+    and broadcast go out on two connections, so the key may not be there yet: then the source stays. Of a signed
+    event the copy in the key takes the place of the other, as it is: it has a signature of its own.
     """
     hidden = [record.event.id for record in records if record.event.source == UNHEARD_SOURCE]
     if not hidden:
@@ -201,11 +207,14 @@ def restore_sources(client: Redis, settings: BridgeSettings, records: list[Recor
 
     def restored(record: Record) -> Record:
         try:
-            kept = Event.decode(values[record.event.id], max_bytes=settings.max_event_bytes)
+            kept, data = admission.receive(values[record.event.id])
         except (KeyError, TypeError, AttributeError, EventInvalid):
             return record
         if not kept.source:
             return record
+        if is_signed(record.event):
+            same = is_signed(kept) and (kept.id, kept.digest) == (record.event.id, record.event.digest)
+            return record._replace(event=kept, data=data) if same else record
         event = record.event.model_copy(update={"source": kept.source})
         return record._replace(event=event, data=event.encode())
 

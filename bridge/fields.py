@@ -14,6 +14,8 @@ ID_PATTERN = r"[A-Za-z0-9._:@+-]{1,200}"
 _ID = re.compile(ID_PATTERN)
 _TYPE = re.compile(r"[A-Za-z0-9_-]+(?:[.:/][A-Za-z0-9_-]+)*")
 _MAX_TYPE_LENGTH = 200
+#: Field of a signature over the very bytes of an event, see signing.py; reason of what is refused for it.
+SIGNATURE = "signature"
 
 
 def in_short(event_type: str, event_id: str) -> str:

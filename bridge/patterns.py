@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 
 @lru_cache(maxsize=4096)
@@ -66,3 +69,13 @@ def _set(pattern: str, position: int) -> tuple[str, int]:
     if not members:
         return ("." if negated else r"(?!)"), position + 1
     return f"[{'^' if negated else ''}{''.join(members)}]", position + 1
+
+
+def _compilable(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        compile_pattern(pattern)
+    return patterns
+
+
+#: Those of a setting.
+Patterns = Annotated[list[str], AfterValidator(_compilable)]

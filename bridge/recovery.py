@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from bridge.admission import Admission
 from bridge.dead_letters import DeadLetter
 from bridge.errors import EventInvalid
 from bridge.handlers import Registry
@@ -15,6 +16,7 @@ from bridge.log_fields import about_letter
 from bridge.logs import about
 from bridge.messages import Message, Outbox, task_id_for
 from bridge.metrics import Counters
+from bridge.records import Entry
 from bridge.settings import BridgeSettings
 from bridge.stored import StoredEvent
 from bridge.stores import Stores
@@ -49,6 +51,7 @@ class Recovery:
         counters: Counters,
         settings: BridgeSettings,
     ) -> None:
+        self._admission = Admission(settings)
         self._journal = stores.journal
         self._event_keys = stores.event_keys
         self._ledger = stores.ledger
@@ -106,13 +109,21 @@ class Recovery:
         kept = self._event_keys.kept(missing)
         events: dict[str, StoredEvent] = {}
         for task in overdue:
-            entry = entries.get(task.pair.entry_id)
-            event = _event(kept.get(task.pair.event_id) if entry is None else entry.data)
+            key = Entry(task.pair.entry_id.encode(), kept.get(task.pair.event_id))
+            event = self._event(entries.get(task.pair.entry_id, key))
             # A key knows nothing of a replay, whose tasks have ids of their own.
             group, handler = self._settings.group, task.pair.handler
             if event is not None and task.task_id == task_id_for(group, event.id, handler, event.replay):
                 events[task.task_id] = event
         return events
+
+    def _event(self, entry: Entry) -> StoredEvent | None:
+        if entry.data is None:
+            return None
+        try:
+            return self._admission.read(entry)
+        except EventInvalid:  # let in when it was dispatched: the key was overwritten, or these settings are stricter
+            return None
 
     def _messages(self, task: Overdue, event: StoredEvent | None) -> list[Message]:
         if task.pair.redispatches >= self._settings.max_redispatches:
@@ -156,12 +167,3 @@ class _Hopeless(Exception):
         self.reason = reason
         self.detail = detail
         self.event = event
-
-
-def _event(data: bytes | None) -> StoredEvent | None:
-    if data is None:
-        return None
-    try:
-        return StoredEvent.read(data)
-    except EventInvalid:  # it decoded when it was dispatched; another version of the bridge may be stricter
-        return None

@@ -25,6 +25,7 @@ from bridge.errors import BridgeError
 from bridge.event import Event
 from bridge.keys import Keys
 from bridge.settings import BATCH_BYTES, BridgeSettings
+from bridge.signing import Keyring, is_signed, unsigned
 from bridge.sources import Candidate, Source
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,100}")
@@ -80,6 +81,7 @@ class Replay:
         self._names = keys
         self._key = keys.replay(settings.group, name)
         self._keys = [keys.journal, self._key, keys.dead(settings.group), keys.dead_size(settings.group)]
+        self._keyring = Keyring(settings.signing_keys, settings.channel_prefix)
         self._replay = script(client, "replay")
 
     def progress(self) -> Progress | None:
@@ -168,7 +170,7 @@ class Replay:
             if found.event is None:
                 step.skipped += 1
                 continue
-            data = _marked(found.event, {"name": self._name, "at": progress.at_ms})
+            data = self._marked(found.event, found.signed, progress.at_ms)
             step.events.append((found.letter_id, found.event.id, found.event.type, data, found.handler))
             step.size += len(data)
             if len(step.events) == limit or step.size >= BATCH_BYTES:
@@ -176,6 +178,22 @@ class Replay:
                 step = _Step()
         step.to, step.finished = f"({progress.until}", True
         yield step
+
+    def _marked(self, event: Event, signed: bool, at_ms: int) -> bytes:
+        """Encode *event* as this replay of it, of any size: it was small enough the first time.
+
+        One that is *signed* is signed anew; when that was, which may be long after the event, is in the mark.
+        """
+        if is_signed(event) and not self._keyring:
+            raise BridgeError(
+                f"event {event.id} is signed, and a replay changes its text: set bridge_signing_keys here as well, "
+                "so that it can be signed anew"
+            )
+        mark: dict[str, Any] = {"name": self._name, "at": at_ms}
+        if signed:
+            mark["signed"] = time.time_ns() // 1_000_000
+        marked = event.model_copy(update={"metadata": (event.metadata or {}) | {"replay": mark}})
+        return self._keyring.encode(marked) if signed else unsigned(marked).encode()
 
     def _take(self, progress: Progress, step: _Step) -> Progress:
         """Append the events of *step*, which begins where *progress* is; safe to repeat."""
@@ -199,8 +217,3 @@ class _Step:
     size: int = 0
     skipped: int = 0
     finished: bool = False
-
-
-def _marked(event: Event, replay: dict[str, Any]) -> bytes:
-    """Encode *event* as this replay of it, of any size: it was small enough the first time."""
-    return event.model_copy(update={"metadata": (event.metadata or {}) | {"replay": replay}}).encode()

@@ -6,11 +6,10 @@ names of the Celery configuration, then the default. A misspelt ``BRIDGE_*`` or 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
@@ -20,12 +19,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import SettingsError as EnvUnreadable
 
 from bridge.address import Address
+from bridge.conf import CONF_PREFIX, bridge_names, describe, refuse_shared_prefix, refuse_unknown
 from bridge.errors import SettingsError
 from bridge.event import UNHEARD_SOURCE
+from bridge.patterns import Patterns
 from bridge.serializers import refuse_pickle
+from bridge.signing import CLOCK_SKEW_S, SigningKeys
 
 _ENV_PREFIX = "BRIDGE_"
-_CONF_PREFIX = "bridge_"
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
 #: Goes with ``batch_size``: a step stops at this size too, since 500 events may have 500 megabytes. It may be exceeded
 #: by one event, and by the first batch of a backlog.
@@ -75,6 +76,17 @@ class BridgeSettings(BaseSettings):
     #: source count as one. The rest become dead letters. What catch-up finds is not limited. Unless it is signed, a
     #: source is what the publisher says it is: this stops accidents, not attackers. None: no limit.
     max_source_rate: float | None = Field(default=None, gt=0)
+    #: Event types that are let in, as Redis globs; empty: all. Others become dead letters, and are not published.
+    accept: Patterns = Field(default_factory=list)
+    #: Event types that are not let in, whatever ``accept`` says.
+    reject: Patterns = Field(default_factory=list)
+    #: Secrets of 32 bytes or more by key id: the first signs what this program publishes, all of them verify.
+    signing_keys: SigningKeys = Field(default_factory=dict)
+    #: Event types, as Redis globs, that count only when they are signed. The same for all subscribers of a bus.
+    require_signature: Patterns = Field(default_factory=list)
+    #: How long after its timestamp a signed event is let in; ``event_ttl_s`` unless set. Must leave 5 minutes below
+    #: ``dedup_ttl_s``: later its mark would not stop it from coming again.
+    signature_max_age_s: int = Field(default=0, ge=0)
     #: Events an in-process bus keeps for ``get_event`` when Redis has none.
     local_events: int = Field(default=1000, ge=0)
 
@@ -125,14 +137,16 @@ class BridgeSettings(BaseSettings):
         Raises:
             SettingsError: A name is unknown (the text proposes the right one) or a value does not fit.
         """
-        conf = _bridge_names(app) if app is not None else {}
-        _refuse_unknown(explicit, "", "argument")
-        _refuse_unknown((name for name in os.environ if name.startswith(_ENV_PREFIX)), _ENV_PREFIX, "environment")
-        _refuse_unknown(conf, _CONF_PREFIX, "Celery configuration")
+        known = cls.model_fields
+        conf = bridge_names(app) if app is not None else {}
+        refuse_unknown(explicit, known, "", "argument")
+        ours = [name for name in os.environ if name.startswith(_ENV_PREFIX)]
+        refuse_unknown(ours, known, _ENV_PREFIX, "environment")
+        refuse_unknown(conf, known, CONF_PREFIX, "Celery configuration")
         if _ADDRESS_PARTS & explicit.keys():
             explicit.setdefault("redis_url", None)  # an explicit host wins over REDIS_URL of the environment
         name = app.main if app is not None and app.main not in _NAMELESS else "bridge"
-        below_env = {"group": name, "source": name} | {key.removeprefix(_CONF_PREFIX): conf[key] for key in conf}
+        below_env = {"group": name, "source": name} | {key.removeprefix(CONF_PREFIX): conf[key] for key in conf}
         if any(f"{_ENV_PREFIX}{part.upper()}" in os.environ for part in _ADDRESS_PARTS):
             below_env["redis_url"] = None  # likewise a host of the environment over an address of the configuration
         if url := os.environ.get("REDIS_URL"):
@@ -142,9 +156,9 @@ class BridgeSettings(BaseSettings):
         except EnvUnreadable as error:
             raise SettingsError(str(error)) from None
         except ValidationError as error:
-            raise SettingsError(_describe(error)) from None  # the original would print values, secrets among them
+            raise SettingsError(describe(error)) from None  # the original would print values, secrets among them
         if app is not None:
-            _refuse_shared_prefix(settings, app)
+            refuse_shared_prefix(settings.channel_prefix, app)
             refuse_pickle(app.conf)
         return settings
 
@@ -179,6 +193,10 @@ class BridgeSettings(BaseSettings):
             raise ValueError(f"redis_url: {error}") from None
         if self.dedup_ttl_s and self.dedup_ttl_s <= self.event_ttl_s:
             raise ValueError("dedup_ttl_s must exceed event_ttl_s, or catch-up would dispatch old events again")
+        if self.require_signature and not self.signing_keys:
+            raise ValueError("require_signature needs signing_keys to verify with")
+        if self.require_signature and self.signature_max_age_ms + CLOCK_SKEW_S * 1000 > self.dedup_ttl_ms:
+            raise ValueError("signature_max_age_s must be 300 s below dedup_ttl_s, or old events could come again")
         if self.wait_replicas_ms >= self.socket_timeout_s * 1000:
             raise ValueError(
                 "wait_replicas_ms must be shorter than socket_timeout_s, after which the connection is given up"
@@ -215,6 +233,11 @@ class BridgeSettings(BaseSettings):
         return (self.dedup_ttl_s or self.event_ttl_s + 3600) * 1000
 
     @property
+    def signature_max_age_ms(self) -> int:
+        """How long after its timestamp a signed event is let in, in ms."""
+        return (self.signature_max_age_s or self.event_ttl_s) * 1000
+
+    @property
     def client_name(self) -> str:
         """How our connections appear in CLIENT LIST."""
         return f"bridge:{self.group}:{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}:{os.getpid()}"
@@ -237,39 +260,3 @@ def _reading(below_env: Mapping[str, Any]) -> type[BridgeSettings]:
 
     Reader.__name__ = BridgeSettings.__name__
     return Reader
-
-
-def _bridge_names(app: Celery) -> dict[str, Any]:
-    """Return the ``bridge_*`` names of the configuration; with a namespace they read ``CELERY_BRIDGE_*`` there."""
-    namespace = f"{app.namespace}_".lower() if app.namespace else ""  # type: ignore[attr-defined]  # not in the stubs
-    found = {str(name).lower().removeprefix(namespace): app.conf[name] for name in app.conf}
-    return {name: value for name, value in found.items() if name.startswith(_CONF_PREFIX)}
-
-
-def _refuse_unknown(names: Iterable[str], prefix: str, where: str) -> None:
-    known = BridgeSettings.model_fields
-    for name in names:
-        short = name.removeprefix(prefix).lower()
-        if short not in known:
-            guess = difflib.get_close_matches(short, known, n=1, cutoff=0.5)
-            spelt = [prefix + (key.upper() if prefix.isupper() else key) for key in guess or sorted(known)]
-            hint = f"did you mean {spelt[0]}?" if guess else f"known are {', '.join(spelt)}."
-            raise SettingsError(f"{where}: there is no setting {name}; {hint}")
-
-
-def _refuse_shared_prefix(settings: BridgeSettings, app: Celery) -> None:
-    for name in ("broker_transport_options", "result_backend_transport_options"):
-        shared = str((app.conf[name] or {}).get("global_keyprefix") or "")
-        if shared.startswith(settings.channel_prefix):
-            raise SettingsError(
-                f"{name}['global_keyprefix'] is {shared!r}, below the channel prefix {settings.channel_prefix!r}: "
-                "Celery's own messages would be heard as events; choose another for one of them"
-            )
-
-
-def _describe(error: ValidationError) -> str:
-    problems = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        name = ".".join(str(part) for part in problem["loc"])
-        problems.append(f"{name}: {problem['msg']}" if name else problem["msg"])
-    return "; ".join(problems)

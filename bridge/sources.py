@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 from redis import Redis
 
+from bridge.admission import Admission
 from bridge.connection import attempt
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.keys import Keys
 from bridge.logs import about
+from bridge.records import Entry
 from bridge.selection import Selection
 from bridge.settings import BridgeSettings
 
@@ -32,6 +34,7 @@ class Candidate:
         place: Its stream id in the source.
         handler: The one task it is for; empty: all that match.
         letter_id: The dead letter that goes when the event is replayed.
+        signed: The event is signed, so that the replay may sign it anew: its mark changes the text.
     """
 
     place: str
@@ -41,6 +44,7 @@ class Candidate:
     handler: str = ""
     letter_id: str = ""
     problem: str = ""
+    signed: bool = False
 
 
 class Source(Protocol):
@@ -76,6 +80,7 @@ class JournalSource:
     ) -> None:
         self._client = client
         self._settings = settings
+        self._admission = Admission(settings)
         self.key = Keys(settings.channel_prefix).journal
         self.selection = selection
         self._handler = handler
@@ -107,10 +112,11 @@ class JournalSource:
 
     def _candidate(self, place: str, event_id: str, event_type: str, data: bytes) -> Candidate:
         try:
-            event = Event.decode(data, max_bytes=len(data))
+            event = self._admission.read(Entry(place.encode(), data)).event
+            signed = self._admission.vouches_for(event, data, dispatched=False)
         except EventInvalid as error:
             return Candidate(place, event_id, event_type, None, problem=str(error))
-        return Candidate(place, event_id, event_type, event, self._handler)
+        return Candidate(place, event_id, event_type, event, self._handler, signed=signed)
 
 
 class DeadSource:
@@ -129,6 +135,7 @@ class DeadSource:
     def __init__(self, client: Redis, settings: BridgeSettings, selection: Selection, handlers: Container[str]) -> None:
         self._client = client
         self._settings = settings
+        self._admission = Admission(settings)
         self.key = Keys(settings.channel_prefix).dead(settings.group)
         self._letters = DeadLetters(client, settings)
         self.selection = selection
@@ -139,13 +146,14 @@ class DeadSource:
         return map(self._candidate, self._letters.select(self.selection, between=(first, last)))
 
     def _candidate(self, letter: DeadLetter) -> Candidate:
-        event, problem = None, ""
+        event, signed, problem = None, False, ""
         try:
             event = letter.event()
+            signed = self._admission.vouches_for(event, letter.raw, dispatched=letter.handler != "")
         except EventInvalid as error:
-            problem = str(error)
+            event, problem = None, str(error)
         if letter.handler and letter.handler not in self._handlers:
             event, problem = None, f"there is no handler {letter.handler} here"
         place, event_type = letter.letter_id, letter.event_type or (event.type if event else "")
         event_id = letter.event_id or (event.id if event else "")
-        return Candidate(place, event_id, event_type, event, letter.handler, place, problem)
+        return Candidate(place, event_id, event_type, event, letter.handler, place, problem, signed)

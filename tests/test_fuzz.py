@@ -18,6 +18,7 @@ from kombu.utils.json import loads as kombu_loads
 from redis import Redis
 
 from bridge import BridgeSettings, Event
+from bridge.admission import Admission
 from bridge.dead_letters import DeadLetters
 from bridge.errors import EventInvalid
 from bridge.feed import restore_sources
@@ -271,7 +272,7 @@ def test_broken_keys_behind_a_broadcast(client: Redis, prefix: str, settings: Br
     heard = Event.decode(VALID[1], max_bytes=LIMIT)
     client.hset(Keys(prefix).event(heard.id), "field", "value")
     for _ in range(400):
-        ((event, data, _),) = restore_sources(client, settings, [Record(heard, VALID[1])])
+        ((event, data, _),) = restore_sources(client, settings, [Record(heard, VALID[1])], Admission(settings))
         assert Event.decode(data, max_bytes=LIMIT) == event
         assert event.to_dict() | {"source": heard.source} == heard.to_dict()
         sources.add(event.source)
