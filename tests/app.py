@@ -19,7 +19,8 @@ from bridge import Event, current_event, get_bus, mark_done, on_event, publish_e
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "test:")
 VISIBILITY_TIMEOUT_S = float(os.environ.get("TEST_VISIBILITY_TIMEOUT_S", "3600"))
-EFFECTS = f"{PREFIX}effects"
+#: In a Redis Cluster it has to be where the bridge's own keys are.
+EFFECTS = os.environ.get("TEST_EFFECTS", f"{PREFIX}effects")
 
 app = Celery("tests")
 app.conf.update(

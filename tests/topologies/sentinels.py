@@ -75,7 +75,8 @@ class Replicated:
     @property
     def url(self) -> str:
         login = f":{self.password}@" if self.password else ""
-        return f"redis+sentinel://{login}{self.hosts}/{self.service}"
+        query = f"?sentinel_password={self.password}" if self.password else ""
+        return f"redis+sentinel://{login}{self.hosts}/{self.service}{query}"
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
