@@ -223,7 +223,7 @@ class Outbox:
         filled_in = route.template.filled_in(message.stored, message.task_id, message.content)
         if route.template.delayed_to is not None:
             link.delay_to(route.template.delayed_to)
-        elif not filled_in["declare"]:
+        elif route.template.exchange:
             link.look_for(route.template.exchange)
         if not link.is_new(route.queue):
             filled_in["declare"] = None  # kombu would find that out anew for every message

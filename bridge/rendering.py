@@ -58,9 +58,10 @@ class Template:
 
     @property
     def exchange(self) -> str:
-        """Name of the exchange; empty for the default one, which leads to the queue of the routing key."""
+        """Name of the exchange if it is not declared with the queue; empty for the default one too."""
         exchange = self.publish["exchange"]
-        return str(getattr(exchange, "name", exchange) or "")
+        name = str(getattr(exchange, "name", exchange) or "")
+        return "" if any(queue.exchange.name == name for queue in self.publish["declare"] or ()) else name
 
     def content(self, stored: StoredEvent) -> tuple[str, str, bytes]:
         """Return content type, encoding and body of the message for an event."""

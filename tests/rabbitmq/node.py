@@ -76,6 +76,7 @@ class RabbitNode:
         }
         self._mapper: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._frozen = self._alarmed = False
 
     @property
     def url(self) -> str:
@@ -109,6 +110,7 @@ class RabbitNode:
             try:
                 self._process.wait(_STOP_TIMEOUT_S)
                 self._process = None
+                self._frozen = self._alarmed = False
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -124,25 +126,42 @@ class RabbitNode:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._process = None
+        self._frozen = self._alarmed = False
 
     def freeze(self) -> None:
         """Stop the node with SIGSTOP: connections are accepted by the system, and nobody answers."""
         os.kill(self.pid, signal.SIGSTOP)
+        self._frozen = True
 
     def thaw(self) -> None:
+        """Let a frozen node go on."""
         os.kill(self.pid, signal.SIGCONT)
+        self._frozen = False
 
-    def control(self, *command: str) -> str:
-        """Run rabbitmqctl; takes a second or two."""
+    def alarm(self, *, on: bool) -> None:
+        """Raise the memory alarm, or clear it."""
+        self._control("set_vm_memory_high_watermark", "0" if on else "0.4")
+        self._alarmed = on
+
+    def evaluate(self, expression: str) -> str:
+        """Return what an Erlang expression gives inside the node."""
+        return self._control("eval", expression)
+
+    def heal(self) -> None:
+        """Undo what was done to it."""
+        if self._frozen:
+            self.thaw()
+        if self._process is None:
+            self.start()
+        elif self._alarmed:
+            self.alarm(on=False)
+
+    def _control(self, *command: str) -> str:
         line = [self._programs / "rabbitmqctl", "--quiet", *command]
         done = subprocess.run(line, env=self._environment, capture_output=True, text=True, timeout=40, check=False)
         if done.returncode:
             raise RuntimeError(f"rabbitmqctl {' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout
-
-    def alarm(self, *, on: bool) -> None:
-        """Raise the memory alarm, or clear it."""
-        self.control("set_vm_memory_high_watermark", "0" if on else "0.4")
 
     def connect(self) -> Any:
         """Return an open connection of py-amqp."""
