@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -83,7 +84,7 @@ def test_a_publisher_that_dies_between_the_two_steps(
         assert publisher.stdin is not None
         assert publisher.stdout is not None
         assert publisher.stdout.readline() == b"ready\n"
-        servers.ask(home, "CLIENT", "PAUSE", 20_000, "ALL")
+        servers.ask(home, "CLIENT", "PAUSE", 20_000, "WRITE")
         try:
             publisher.stdin.write(f"{apart}\n".encode())
             publisher.stdin.flush()
@@ -143,13 +144,13 @@ def test_waiting_for_replicas(servers: ClusterServers, settings: BridgeSettings,
     careful = settings.model_copy(update={"wait_replicas": 1, "wait_replicas_ms": 100})
     with EventBus(careful) as bus:
         event = bus.publish("dream.created", {"n": 1}).event
-        servers.ask(replica, "CLIENT", "PAUSE", 20_000, "ALL")  # it does not acknowledge either
+        os.kill(replica.pid, signal.SIGSTOP)
         try:
             for wanted in (event, Event(type="dream.created")):
                 with pytest.raises(NotReplicated, match="0 replicas have it, bridge_wait_replicas asks for 1"):
                     bus.publish(wanted)
         finally:
-            servers.ask(replica, "CLIENT", "UNPAUSE")
+            os.kill(replica.pid, signal.SIGCONT)
         again = eventually(lambda: published(bus, wanted), "the replica has it")
         assert again.duplicate
         assert not again.conflict
