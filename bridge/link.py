@@ -117,6 +117,7 @@ class Link:
             kind = self._app.conf.broker_native_delayed_delivery_queue_type
             declare_native_delayed_delivery_exchanges_and_queues(connection, kind)
             self._exchanges.add(DELAYS)
+        queue(self.producer.channel).declare()  # with its exchange, which is what gets bound
         bind_queue_to_native_delayed_delivery_exchange(connection, queue)
         self._exchanges.add(name)
 

@@ -212,7 +212,7 @@ def test_the_visibility_timeout_when_none_is_set(serve: Serve) -> None:
 
 
 def test_the_broker_transport_of_rabbitmq(serve: Serve) -> None:
-    """Publishing without confirmation is named; no connection to the broker is opened for it."""
+    """Tasks that publish without confirmation are named; no connection to the broker is opened for it."""
     server = serve(*SAFE)
     broker = "amqp://guest@rabbitmq.invalid//"
     assert set(check(server.url, broker)) == {"broker_transport_options['confirm_publish']"}

@@ -24,7 +24,7 @@ from tests.rabbitmq.conftest import Rabbit
 from tests.rabbitmq.node import RabbitNode
 
 #: Differ between any two messages that Celery sends.
-VOLATILE = ("reply_to", "eta", "expires")
+VOLATILE = ("reply_to", "eta", "expires", "x-death")
 
 
 def stored(event_id: str = "e1", text: str = "x") -> StoredEvent:
