@@ -22,9 +22,9 @@ from bridge.stored import StoredEvent
 
 
 class _Rules(NamedTuple):
-    """What the settings say of one type: why it is *rejected*, if so, and whether its events must be *signed*."""
+    """What the settings say of one type: why it is *refused*, if so, and whether its events must be *signed*."""
 
-    rejected: str
+    refused: str
     signed: bool
 
 
@@ -51,7 +51,7 @@ class Admission:
         """Decode what another program sent; as :meth:`Event.receive`.
 
         Raises:
-            EventInvalid: It is no event, is ``rejected``, or lacks the ``signature`` it must have.
+            EventInvalid: It is no event, is ``not_accepted``, or lacks the ``signature`` it must have.
         """
         event, kept = Event.receive(data, max_bytes=self._max_bytes, channel_type=channel_type)
         if not self._open:
@@ -87,9 +87,9 @@ class Admission:
         return event
 
     def check_type(self, event_type: str) -> None:
-        """Raise :class:`EventInvalid` if events of this type are rejected."""
-        if not self._open and (why := self._rules_of(event_type).rejected):
-            raise EventInvalid("rejected", "type", why)
+        """Raise :class:`EventInvalid` if events of this type are not accepted."""
+        if not self._open and (why := self._rules_of(event_type).refused):
+            raise EventInvalid("not_accepted", "type", why)
 
     def must_be_signed(self, event_type: str) -> bool:
         """Whether events of this type need a signature."""
@@ -112,8 +112,8 @@ class Admission:
 
     def _admit(self, event_type: str, data: bytes, at_ms: int, *, replayed: bool = False) -> None:
         rules = self._rules_of(event_type)
-        if rules.rejected:
-            raise EventInvalid("rejected", "type", rules.rejected)
+        if rules.refused:
+            raise EventInvalid("not_accepted", "type", rules.refused)
         if rules.signed:
             self._check_age(self._keyring.verify(data), at_ms, replayed)
 
@@ -132,9 +132,9 @@ class Admission:
             raise EventInvalid(SIGNATURE, "timestamp", text)
 
     def _rules(self, event_type: str) -> _Rules:
-        rejected = ""
+        refused = ""
         if self._accept and not any(pattern.fullmatch(event_type) for pattern in self._accept):
-            rejected = f"{event_type!r} is none of the types in bridge_accept"
+            refused = f"{event_type!r} is none of the types in bridge_accept"
         elif any(pattern.fullmatch(event_type) for pattern in self._reject):
-            rejected = f"{event_type!r} is one of the types in bridge_reject"
-        return _Rules(rejected, any(pattern.fullmatch(event_type) for pattern in self._require))
+            refused = f"{event_type!r} is one of the types in bridge_reject"
+        return _Rules(refused, any(pattern.fullmatch(event_type) for pattern in self._require))

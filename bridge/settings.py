@@ -76,7 +76,7 @@ class BridgeSettings(BaseSettings):
     #: source count as one. The rest become dead letters. What catch-up finds is not limited. Unless it is signed, a
     #: source is what the publisher says it is: this stops accidents, not attackers. None: no limit.
     max_source_rate: float | None = Field(default=None, gt=0)
-    #: Event types that are let in, as Redis globs; empty: all. Others become dead letters, and are not published.
+    #: Event types that are let in and published, as Redis globs; empty: all. Others become dead letters.
     accept: Patterns = Field(default_factory=list)
     #: Event types that are not let in, whatever ``accept`` says.
     reject: Patterns = Field(default_factory=list)

@@ -82,7 +82,7 @@ class Keyring:
         if not hmac.compare_digest(found[2], self._mac(key_id, data[:start] + b"}")):
             text = f"key {key_id!r} has not signed this: it was changed, is of another bus, or of another secret"
             raise EventInvalid(SIGNATURE, SIGNATURE, text)
-        fields: dict[str, Any] = json.loads(data, object_pairs_hook=_each_once)
+        fields: dict[str, Any] = _decoder.decode(data.decode())
         if not is_plain(fields):
             text = "a signed event has id, type and timestamp, whole ms, under these names and with no other types"
             raise EventInvalid(SIGNATURE, "", text)
@@ -143,6 +143,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise EventInvalid(SIGNATURE, "", text)
     return fields
 
+
+_decoder = json.JSONDecoder(object_pairs_hook=_each_once)
 
 #: Key id to secret, for the settings.
 SigningKeys = Annotated[dict[str, SecretStr], BeforeValidator(_usable)]

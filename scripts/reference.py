@@ -34,6 +34,7 @@ COMPUTED = {
     "group": "name of the Celery application",
     "source": "name of the Celery application",
     "dedup_ttl_s": "`event_ttl_s` + 3600",
+    "signature_max_age_s": "`event_ttl_s`",
 }
 #: Headings of the settings, by the first setting below each. In the code an empty line stands for them.
 SECTIONS = {
@@ -83,7 +84,7 @@ def settings_page() -> str:
         "Of several values the first of these counts: an argument of `BridgeSettings.load()`, the environment, the "
         "Celery configuration (`celeryconfig.py` or `app.conf`), the default. Below each setting stand its type, its "
         "default, its name in the environment, and its name in the configuration. An unknown `BRIDGE_*` or `bridge_*` "
-        "name is an error that proposes the right one. In the environment, objects are JSON.\n\n"
+        "name is an error that proposes the right one. In the environment, objects and arrays are JSON.\n\n"
     )
     comments = _comments()
     schema = BridgeSettings.model_json_schema()["properties"]
@@ -128,9 +129,14 @@ def _kind(about: dict[str, Any]) -> str:
     (kind,) = kinds
     if choice := kind.get("enum"):
         return " or ".join(f"`{one}`" for one in choice)
-    name: str = {"object": "object of objects", "string": "text", "boolean": "true or false"}.get(
-        kind["type"], kind["type"]
-    )
+    name: str = {
+        "object": "object of objects",
+        "array": "array of texts",
+        "string": "text",
+        "boolean": "true or false",
+    }.get(kind["type"], kind["type"])
+    if kind.get("additionalProperties", {}).get("format") == "password":
+        name = "object of texts, shown nowhere"
     if kind.get("format") == "password":
         name = "text, shown nowhere"
     words = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
@@ -138,7 +144,7 @@ def _kind(about: dict[str, Any]) -> str:
 
 
 def _default(name: str, about: dict[str, Any]) -> str:
-    default = about.get("default", {})
+    default = about.get("default", [] if about.get("type") == "array" else {})
     if name in COMPUTED:
         return COMPUTED[name]
     if default is None:
