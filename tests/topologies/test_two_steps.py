@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from redis.cluster import RedisCluster
 
 from bridge import BridgeSettings, Event, EventBus, intake
 from bridge.devserver import RedisServer
-from bridge.errors import NotReplicated
 from bridge.journal import Journal, new_attempt
 from bridge.keys import Keys
 from bridge.records import Record
@@ -136,28 +134,3 @@ def test_a_repeated_id_is_remembered_as_long_as_its_key(everywhere: RedisCluster
     everywhere.pexpire(keys.seen(apart), 60_000)
     assert bus.publish("dream.created", id=apart).duplicate
     assert everywhere.pttl(keys.seen(apart)) > everywhere.pttl(keys.event(apart)) > 0
-
-
-def test_waiting_for_replicas(servers: ClusterServers, settings: BridgeSettings, prefix: str) -> None:
-    """A publication that the replica does not have is an error; published again it waits again, until it has."""
-    replica = servers.replica_of(servers.owner(Keys(prefix).journal))
-    careful = settings.model_copy(update={"wait_replicas": 1, "wait_replicas_ms": 100})
-    with EventBus(careful) as bus:
-        event = bus.publish("dream.created", {"n": 1}).event
-        os.kill(replica.pid, signal.SIGSTOP)
-        try:
-            for wanted in (event, Event(type="dream.created")):
-                with pytest.raises(NotReplicated, match="0 replicas have it, bridge_wait_replicas asks for 1"):
-                    bus.publish(wanted)
-        finally:
-            os.kill(replica.pid, signal.SIGCONT)
-        again = eventually(lambda: published(bus, wanted), "the replica has it")
-        assert again.duplicate
-        assert not again.conflict
-
-
-def published(bus: EventBus, event: Event) -> object:
-    try:
-        return bus.publish(event)
-    except NotReplicated:
-        return None
