@@ -22,11 +22,14 @@ def servers(request: pytest.FixtureRequest) -> Iterator[tuple[RedisServer, Redis
     binary = request.param()
     if binary is None:
         missing(f"a redis-server ({request.param.__name__})")
-    with RedisServer(binary, ["--repl-diskless-sync-delay", "0"]) as primary:
-        with RedisServer(binary, ["--replicaof", "127.0.0.1", str(primary.port)]) as replica:
-            with Redis.from_url(replica.url) as client:
-                eventually(lambda: client.info("replication")["master_link_status"] == "up", "it has caught up")
-            yield primary, replica
+    arguments = ["--repl-diskless-sync-delay", "0"]
+    with (
+        RedisServer(binary, arguments) as primary,
+        RedisServer(binary, ["--replicaof", "127.0.0.1", str(primary.port)]) as replica,
+        Redis.from_url(replica.url) as client,
+    ):
+        eventually(lambda: client.info("replication")["master_link_status"] == "up", "it has caught up")
+        yield primary, replica
 
 
 @pytest.fixture
