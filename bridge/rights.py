@@ -1,111 +1,63 @@
-"""Whether the Redis user of the bus may do what the bridge does: each command is tried where it changes nothing.
+"""Whether a Redis user may do what its role has to do: each right in acl.py is asked for, and nothing is carried out.
 
-Redis looks at rights before arguments. So a command with an argument that it refuses, or on a key that is not there,
-tells whether it would be allowed; and so does one in a transaction that is given up. ``bus groups delete`` needs
-UNLINK and XGROUP DESTROY besides; a subscriber does well without them.
+A script can ask Redis whether its user may give a command. So only one right has to be tried: that to run scripts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import closing
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 from redis import Redis
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError
 
-from bridge.keys import Keys
+from bridge.acl import Role, bus_grants
+from bridge.connection import script
+from bridge.grants import Grant
 from bridge.settings import BridgeSettings
 
-#: Names a task, an event, a group and a consumer that there are not.
-_NOBODY = "bridge-check"
-#: Where a number or an id belongs.
-_WRONG = "none"
+#: Where the key of a command is not its first argument.
+_WORDS = {
+    "EVALSHA": ("0" * 40, "1", "{key}"),
+    "XREADGROUP": ("GROUP", "group", "consumer", "STREAMS", "{key}", ">"),
+}
+#: How many words follow the name of a command; what they say does not matter, unless they are keys.
+_ARGUMENTS = 4
 
 
-def refused(client: Redis, settings: BridgeSettings) -> list[str]:
-    """Return what the user is not allowed, as ``XADD {prefix}journal: <what Redis says>``.
+def refused(client: Redis, settings: BridgeSettings, role: Role = "worker") -> list[str]:
+    """Return what the user is not allowed on the bus, as ``XADD {prefix}journal``.
 
     Raises:
         RedisError: Redis does not answer.
     """
-    keys = Keys(settings.channel_prefix)
-    connection: Any = client.connection_pool.get_connection()  # all on one, for the sake of the transaction
+    return refused_of(client, bus_grants(role, settings))
+
+
+def refused_of(client: Redis, grants: Iterable[Grant]) -> list[str]:
+    """Return what of *grants* the user does not have; where Redis does not tell, as before 7.0, that is nothing.
+
+    Raises:
+        RedisError: Redis does not answer.
+    """
+    questions = [question for grant in grants for question in grant.questions()]
+    args: list[Any] = []
+    for command, name in questions:
+        words = _words(command, name)
+        args += (len(words), *words)
     try:
-        found = list(_refusals(connection, _harmless(keys, settings.group), keys))
-        # Only MULTI keeps the rest from being carried out.
-        if not (alone := list(_refusals(connection, [("MULTI",)], keys))):
-            found += _refusals(connection, _given_up(keys, settings.enable_pubsub), keys)
-    finally:
-        connection.disconnect()  # which gives up the transaction
-        client.connection_pool.release(connection)
-    if settings.enable_pubsub:
-        found += _subscriptions(client, keys)
-    return found + alone
+        positions = script(client, "may")(args=args)
+    except NoPermissionError as error:
+        return [f"EVALSHA or SCRIPT LOAD, which the other rights are asked for with: {error}"]
+    return [" ".join(questions[at - 1]).strip() for at in cast("list[int]", positions or ())]
 
 
 def user_of(client: Redis) -> str:
-    """Return the name of the user; ``default`` where Redis does not tell."""
-    try:
-        name: Any = client.acl_whoami()
-    except RedisError:
-        return "default"
-    return name.decode() if isinstance(name, bytes) else str(name)
+    """Return the name of the user that a client logs in as."""
+    return str(client.connection_pool.connection_kwargs.get("username") or "default")
 
 
-def _refusals(connection: Any, commands: Iterable[tuple[Any, ...]], keys: Keys) -> Iterator[str]:
-    for command in commands:
-        connection.send_command(*command)
-        try:
-            connection.read_response()
-        except ResponseError as error:  # most are allowed, and refused for what we gave them
-            if isinstance(error, NoPermissionError) or "NOPERM" in str(error):  # of EXEC it is part of an EXECABORT
-                yield f"{_told(command, keys)}: {error}"
-
-
-def _harmless(keys: Keys, group: str) -> Iterator[tuple[Any, ...]]:
-    event, seen, lease, journal = keys.event(_NOBODY), keys.seen(_NOBODY), keys.lease(_NOBODY), keys.journal
-    dead, inflight, fence = keys.dead(_NOBODY), keys.inflight(_NOBODY), keys.fence(_NOBODY)
-    yield from (("TIME",), ("SCAN", 0, "COUNT", 1), ("EVALSHA", "0" * 40, 0))
-    yield from (("SCRIPT", "LOAD", "return 1"), ("SCRIPT", "EXISTS", "0" * 40))
-    yield from (("GET", event), ("GETRANGE", event, 0, 0), ("PTTL", event), ("SET", event, "", "PX", _WRONG))
-    yield from (("GET", seen), ("MGET", seen), ("EXISTS", seen), ("SET", seen, "", "PX", _WRONG))
-    yield from (
-        ("XADD", journal, "NOMKSTREAM", "0-0", "f", "v"),
-        ("XLEN", journal),
-        ("XTRIM", journal, "MAXLEN", _WRONG),
-    )
-    yield from (("XRANGE", journal, "+", "-"), ("XREVRANGE", journal, "-", "+"))
-    yield from (("XGROUP", "CREATE", journal, group, _WRONG), ("XGROUP", "DELCONSUMER", journal, group, _NOBODY))
-    yield ("XREADGROUP", "GROUP", group, _NOBODY, "COUNT", _WRONG, "STREAMS", journal, ">")
-    yield from (("XACK", journal, group, _WRONG), ("XAUTOCLAIM", journal, group, _NOBODY, _WRONG, "0"))
-    yield from (("XINFO", "GROUPS", journal), ("XINFO", "CONSUMERS", journal, group), ("XPENDING", journal, group))
-    yield from (("XADD", dead, "NOMKSTREAM", "0-0", "f", "v"), ("XRANGE", dead, "+", "-"), ("XDEL", dead, "0-0"))
-    yield from (("HSET", lease, "f", "v", "f"), ("HGET", lease, "f"), ("HMGET", lease, "f"), ("HGETALL", lease))
-    yield from (("HDEL", lease, "f"), ("HINCRBY", lease, "f", _WRONG), ("HEXISTS", lease, "f"))
-    yield from (("PEXPIRE", lease, 1), ("DEL", lease), ("ZADD", inflight, _WRONG, "m"), ("ZREM", inflight, "m"))
-    yield from (("ZCARD", inflight), ("ZCOUNT", inflight, 0, 0), ("ZRANGE", inflight, 0, 0))
-    yield from (("ZRANGEBYSCORE", inflight, 0, 0), ("WATCH", fence), ("UNWATCH",), ("EXEC",))
-
-
-def _given_up(keys: Keys, pubsub: bool) -> Iterator[tuple[Any, ...]]:
-    yield from (("INCRBY", keys.fence(_NOBODY), 1), ("HSETNX", keys.replay(_NOBODY, _NOBODY), "f", "v"))
-    if pubsub:
-        yield from (("PUBLISH", keys.heartbeat, ""), ("PUBLISH", keys.channel(_NOBODY), ""))
-
-
-def _subscriptions(client: Redis, keys: Keys) -> Iterator[str]:
-    for command, name in (("psubscribe", keys.all_channels), ("subscribe", keys.heartbeat)):
-        with closing(client.pubsub()) as pubsub:  # type: ignore[no-untyped-call]  # redis-py has no types here
-            try:
-                getattr(pubsub, command)(name)
-                pubsub.get_message(timeout=1.0)
-            except NoPermissionError as error:
-                yield f"{command.upper()} {name}: {error}"
-
-
-def _told(command: tuple[Any, ...], keys: Keys) -> str:
-    two = command[0] in ("XGROUP", "XINFO", "SCRIPT")
-    words = command[: 2 if two else 1]
-    key = next((part for part in command[1:] if isinstance(part, str) and keys.prefix in part), "")
-    return " ".join([*words, key]).strip()
+def _words(command: str, name: str) -> list[str]:
+    if (words := _WORDS.get(command)) is not None:
+        return [command, *(name if word == "{key}" else word for word in words)]
+    return [*command.split(" "), *([name or "0"] * _ARGUMENTS)]

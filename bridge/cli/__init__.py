@@ -24,6 +24,7 @@ COMMANDS: dict[str, list[tuple[str, str]]] = {
         ("status", "Show how the groups get on: what waits, who works, what failed."),
         ("check", "Check servers, settings, rights, clocks, routes and workers."),
         ("routes", "List the handlers, and where their tasks go."),
+        ("acl", "Print what a kind of program may do on Redis, for ACL SETUSER."),
         ("groups", "Consumer groups of the journal: list them, delete one."),
     ],
     "Repair": [

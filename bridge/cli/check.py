@@ -14,8 +14,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge import broker, checks, rights
+from bridge.acl import ROLES, Role
+from bridge.acl_celery import BrokerKeys, broker_grants
 from bridge.checks import Finding
 from bridge.cli import output
+from bridge.cli.acl import queues_of
 from bridge.cli.connect import Unreachable, client_of, load, told
 from bridge.cli.options import json_option
 from bridge.cli.output import Styled
@@ -35,12 +38,18 @@ _TRIES = 2
 @click.option(
     "--ready", is_flag=True, help="Only whether the subscribers of this host are ready; for container checks."
 )
+@click.option(
+    "--role", type=click.Choice(ROLES), default="worker", show_default=True, help="Whose rights the users must have."
+)
 @json_option
 @click.pass_context
-def check(ctx: click.Context, /, ready: bool, as_json: bool) -> None:
+def check(ctx: click.Context, /, ready: bool, role: Role, as_json: bool) -> None:
     """Check servers, settings, rights, clocks, routes and workers, and say what to do about what is wrong.
 
     Exit code 0: all is well. 1: something is not. 3: Redis or the broker cannot be reached, or refuses.
+
+    The users of bus and broker are those of the settings; --role operator asks whether they may do what these commands
+    do, rather than what a worker does. bus acl prints the rights of each role.
 
     --ready asks Redis whether the subscribers of this host live and are ready, as their /readyz would say: one look-up,
     for the health check of a container.
@@ -52,7 +61,7 @@ def check(ctx: click.Context, /, ready: bool, as_json: bool) -> None:
     """
     settings = load(ctx.obj.app)
     with client_of(settings) as client:
-        steps = _readiness(client, settings) if ready else _steps(ctx.obj.app, client, settings)
+        steps = _readiness(client, settings) if ready else _steps(ctx.obj.app, client, settings, role)
         worst = 0
         for name, find in steps:
             try:
@@ -74,12 +83,12 @@ def check(ctx: click.Context, /, ready: bool, as_json: bool) -> None:
 Steps = Iterator[tuple[str, Callable[[], Sequence[Finding]]]]
 
 
-def _steps(app: Celery, client: Redis, settings: BridgeSettings) -> Steps:
+def _steps(app: Celery, client: Redis, settings: BridgeSettings, role: Role) -> Steps:
     yield f"bus at {settings.redacted_url}", list
-    yield "rights of the bus user", lambda: _rights(client, settings)
+    yield "rights of the bus user", lambda: _rights(client, settings, role)
     yield "clock", lambda: checks.clock(client)
     yield f"subscribers of group {settings.group}", lambda: _subscribers(client, settings)
-    yield "broker", lambda: _broker(app)
+    yield "broker", lambda: _broker(app, settings, role)
     tasks = [app.tasks[handler.task_name] for handler in registry]
     yield "durability, memory and Celery's settings", lambda: checks.check(settings, app, tasks)
     yield "handlers and their workers", lambda: list(_workers(app, settings))
@@ -97,18 +106,27 @@ def _readiness(client: Redis, settings: BridgeSettings) -> Steps:
     yield f"subscribers on {host}", ready
 
 
-def _rights(client: Redis, settings: BridgeSettings) -> list[Finding]:
-    user = rights.user_of(client)
-    advice = f"grant it with ACL SETUSER {user}"
-    return [Finding(f"user {user} may not", what, advice) for what in rights.refused(client, settings)]
+def _rights(client: Redis, settings: BridgeSettings, role: Role) -> list[Finding]:
+    return _missing(rights.user_of(client), rights.refused(client, settings, role), role)
 
 
-def _broker(app: Celery) -> list[Finding]:
+def _broker(app: Celery, settings: BridgeSettings, role: Role) -> list[Finding]:
     try:
         broker.try_out(app)
+        with broker.look(app) as connection:
+            if connection.transport.driver_type != "redis":
+                return []
+            grants = broker_grants(role, BrokerKeys(app, connection, queues_of(app, settings)))
+            channel: Any = connection.default_channel
+            client = Redis(connection_pool=channel.pool)
+            return _missing(f"{rights.user_of(client)} of the broker", rights.refused_of(client, grants), role)
     except Exception as error:
         raise Unreachable(str(error) or type(error).__name__) from error
-    return []
+
+
+def _missing(user: str, refused: Sequence[str], role: Role) -> list[Finding]:
+    advice = f"bus acl {role} prints the rights of its user"
+    return [Finding(f"user {user} may not", what, advice) for what in refused]
 
 
 def _subscribers(client: Redis, settings: BridgeSettings) -> list[Finding]:

@@ -1,0 +1,162 @@
+"""What Celery needs of a Redis that is its broker or its result backend, for each role; see acl.py for the bus.
+
+kombu and Celery choose these commands. The tests listen to what a worker says, so that this list is neither longer nor
+shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from celery import Celery
+from kombu.transport import redis as kombu_redis
+
+from bridge.acl import Role
+from bridge.grants import CONNECTING, Grant, Name, below, exactly, granted, literally
+
+#: Kept by kombu for each exchange: which queues are bound to it, until when, and which for ever.
+_BINDINGS = "_kombu.binding"
+
+
+class BrokerKeys:
+    """The keys and channels of kombu on one Redis.
+
+    Arguments:
+        app: Whose broker it is.
+        connection: A kombu connection to it, which need not be open.
+        queues: Names of the task queues.
+    """
+
+    def __init__(self, app: Celery, connection: Any, queues: Iterable[str]) -> None:
+        self._options = connection.transport_options
+        self._prefix = str(self._option("global_keyprefix"))
+        self._mailbox = app.conf.control_exchange
+        self._events = app.conf.event_exchange
+        self._event_queues = app.conf.event_queue_prefix
+        fanout = self._option("fanout_prefix")
+        start = fanout if isinstance(fanout, str) else kombu_redis.Channel.keyprefix_fanout if fanout else ""
+        database = str(connection.virtual_host or "0").strip("/") or "0"
+        self._fanout = f"{self._prefix}{start.format(db=database)}"
+        self.database = int(database) if database.isdigit() else 0
+        self.tasks = [name for queue in sorted(queues) for name in self._queue(exactly(f"{self._prefix}{queue}"))]
+
+    def _option(self, name: str) -> Any:
+        return self._options.get(name, getattr(kombu_redis.Channel, name))
+
+    def _queue(self, name: Name) -> Iterator[Name]:
+        """Yield the list for messages of priority 0, and those for the others."""
+        yield name
+        steps = [str(step) for step in self._option("priority_steps") if step]
+        between = "?" * len(self._option("sep"))
+        if all(len(step) == 1 for step in steps):
+            steps = [f"[{''.join(steps)}]"] if steps else []
+        for step in steps:
+            yield Name(f"{name.pattern}{between}{step}", f"{name.example}{self._option('sep')}{step.strip('[]')[0]}")
+
+    def _anybodys(self, queue: str) -> list[Name]:
+        """Return the queues that processes make for themselves: each begins with their name."""
+        end = exactly(queue)
+        return list(self._queue(Name(f"{exactly(self._prefix).pattern}*.{end.pattern}", f"{self._prefix}me.{queue}")))
+
+    @property
+    def replies(self) -> list[Name]:
+        """Queues for the answers of workers, one of each process that asks them."""
+        return self._anybodys(f"reply.{self._mailbox}.pidbox")
+
+    @property
+    def orders(self) -> list[Name]:
+        """Queues of workers for what they are asked; kombu broadcasts that, and only deletes them."""
+        return self._anybodys(f"{self._mailbox}.pidbox")
+
+    @property
+    def listeners(self) -> list[Name]:
+        """Queues of those who hear the events of workers; likewise."""
+        name = below(f"{self._prefix}{self._event_queues}.")
+        return list(self._queue(name))[:1]
+
+    @property
+    def bindings(self) -> list[Name]:
+        """Which queues are bound to which exchanges."""
+        return [below(f"{self._prefix}{_BINDINGS}")]
+
+    def kept(self, name: str) -> list[Name]:
+        """Return what a worker notes of the messages that it has taken."""
+        return [exactly(f"{self._prefix}{self._option(name)}")] if self._option("ack_emulation") else []
+
+    @property
+    def order_channel(self) -> str:
+        """Where workers are asked."""
+        return f"{self._fanout}{self._mailbox}.pidbox"
+
+    def events(self, what: str) -> str:
+        """Return where workers tell of events, those of *what*."""
+        topic = f"{self._fanout}{self._events}"
+        return f"{topic}/{what}" if self._option("fanout_patterns") else topic
+
+
+def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> list[Grant]:
+    """Return what a role needs of a broker; nothing, if that is the publisher."""
+    if role == "publisher":
+        return []
+    keyless = {"multi", "exec"} | CONNECTING - {"client|setname"}
+    if keys.database:
+        keyless.add("select")
+    bindings, tasks = keys.bindings, keys.tasks
+    if role == "subscriber":
+        return [Grant(frozenset(keyless | {"info"})), *granted(("lpush llen", tasks), ("sadd smembers", bindings))]
+    asking = [
+        ("lpush llen brpop del", keys.replies),
+        ("evalsha sadd smembers srem zadd zrangebyscore zrem exists del", bindings),
+    ]
+    keyless |= {"script|load", "script|exists", "time", "info"}
+    order = exactly(keys.order_channel)
+    if role == "operator":
+        return [
+            Grant(frozenset(keyless | {"config|get", "punsubscribe"})),
+            *granted(
+                *asking,
+                ("llen", tasks),
+                ("del llen", keys.listeners),
+                channels=[("publish", [order]), ("psubscribe", [literally(keys.events("*"))])],
+            ),
+        ]
+    return [
+        Grant(frozenset(keyless | {"punsubscribe", "watch", "unwatch"})),
+        *granted(
+            *asking,
+            ("lpush rpush llen brpop", tasks),
+            ("del llen", [*keys.orders, *keys.listeners]),
+            ("hset hget hdel watch", keys.kept("unacked_key")),
+            ("zadd zrem zrange", keys.kept("unacked_index_key")),
+            ("set evalsha get del", keys.kept("unacked_mutex_key")),
+            channels=[
+                ("publish psubscribe", [literally(keys.order_channel)]),
+                ("psubscribe", [literally(keys.events("worker.*"))]),
+                ("publish", [Name(exactly(keys.events("")).pattern + "*", keys.events("task.multi"))]),
+            ],
+        ),
+    ]
+
+
+def result_grants(role: Role, backend: Any) -> list[Grant]:
+    """Return what a role needs of a result backend: workers write, and operators read the states of tasks.
+
+    Arguments:
+        backend: A ``RedisBackend``, whose stubs do not know its keys.
+    """
+    if role in ("publisher", "subscriber"):
+        return []
+    start = backend.task_keyprefix.decode()
+    tasks, groups = [below(start)], [below(backend.group_keyprefix.decode())]
+    database = {"select"} if backend.connparams.get("db") else set()
+    if role == "operator":
+        return [Grant(CONNECTING - {"client|setname"} | database), *granted(("get", tasks))]
+    return [
+        Grant(CONNECTING - {"client|setname"} | {"multi", "exec", "script|load"} | database),
+        *granted(
+            ("get setex", tasks),
+            ("evalsha get set setex del expire exists sadd sismember zadd zcount zrange", groups),
+            channels=[("publish", tasks)],
+        ),
+    ]
