@@ -43,12 +43,14 @@ LAYERS = (
     ("records",),
     ("connection",),
     ("metrics", "pulse", "primary"),
+    ("acl_celery",),
+    ("acl",),
     ("settings", "concealment"),
     ("stored", "signing", "redaction"),
     ("event",),
     ("fields",),
     ("selection", "grants"),
-    ("wire", "keys", "patterns", "devserver", "logs", "broker", "confirms", "serializers", "conf"),
+    ("wire", "keys", "patterns", "devserver", "logs", "broker", "confirms", "serializers", "conf", "letter_fields", "advice"),
     ("errors", "address"),
 )
 HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}
