@@ -65,11 +65,12 @@ def establish(broker: Connection, timeout_s: float = _RABBITMQ_TIMEOUT_S) -> Non
         broker.connection.sock.settimeout(timeout_s)
 
 
-def abandon(broker: Connection) -> None:
-    """Close a connection that has failed, without a word where words may be waited for."""
-    if is_rabbitmq(broker):
-        if broker.connected:
-            broker.connection.sock.settimeout(_LOOK_TIMEOUT_S)  # TLS has a last word
+def close(broker: Connection, *, failed: bool = False) -> None:
+    """Close a connection without waiting long for the broker; if it has *failed*, not at all where that can be done."""
+    rabbitmq = is_rabbitmq(broker)
+    if rabbitmq and broker.connected:
+        broker.connection.sock.settimeout(_LOOK_TIMEOUT_S)  # TLS has a last word in any case
+    if rabbitmq and failed:
         broker.collect()
     else:
         broker.release()

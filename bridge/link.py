@@ -137,14 +137,13 @@ class Link:
         """Close the connection; the next use opens another."""
         self.arrived.clear()
         if self._producer is not None:
-            connection = self._let_go()
-            connection.release()
+            broker.close(self._let_go())
 
     def fail(self, error: BaseException) -> None:
         """Give the connection up after an error, without waiting for the broker."""
         if self._producer is None or isinstance(error, Blocked):
             return  # RabbitMQ reads what is in a blocked connection later, even if we close it: wait for that
-        broker.abandon(self._let_go())
+        broker.close(self._let_go(), failed=True)
 
     def _let_go(self) -> Any:
         connection, self._producer, self._confirms = self._producer.connection, None, None
