@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge import broker
+from bridge.admission import Admission
 from bridge.connection import connect
+from bridge.errors import EventInvalid
 from bridge.settings import BridgeSettings
 
 #: The first Redis with XAUTOCLAIM.
@@ -26,6 +28,8 @@ _MIN_VERSION = (6, 2)
 _TIMEOUT_S = 1.0
 #: Clocks that differ by more make expiry, countdown and the times of events misleading.
 _CLOCK_SKEW_S = 5.0
+#: What makes a pattern more than one type.
+_GLOB = re.compile(r"[*?\[\\]")
 #: That of kombu, for a Redis broker.
 _DEFAULT_VISIBILITY_TIMEOUT_S = 3600
 
@@ -57,7 +61,7 @@ def check(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]
         tasks: Those of the handlers.
     """
     bus = _ask_bus(settings)
-    findings = [*_version(bus), *_durability(bus), *_memory(bus)]
+    findings = [*_kind(settings, bus), *_version(bus), *_durability(bus), *_memory(bus)]
     with broker.look(app) as connection:
         driver = connection.transport.driver_type
         if driver == "redis":
@@ -70,6 +74,24 @@ def check(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]
     elif driver == "amqp":
         findings += _amqp_transport(options)
     return [*findings, *_acknowledgement(tasks)]
+
+
+def refused_handlers(settings: BridgeSettings, patterns: Mapping[str, Iterable[str]]) -> list[Finding]:
+    """Look for types that handlers want and ``accept`` and ``reject`` keep out. It may be meant, for a while.
+
+    Arguments:
+        patterns: Name of a task to those of its handler. Of globs nobody can tell.
+    """
+    admission, found = Admission(settings), []
+    for name, wanted in patterns.items():
+        for pattern in wanted:
+            try:
+                if not _GLOB.search(pattern):
+                    admission.check_type(pattern)
+            except EventInvalid as error:
+                advice = "let the type in, or take the handler out"
+                found.append(Finding(f"handler {name}", f"gets nothing: {error.detail}", advice))
+    return found
 
 
 def clock(client: Redis) -> list[Finding]:
@@ -150,6 +172,8 @@ def server_of(client: Redis, name: str, holds: str = "events") -> Server:
     info, *parts = [{} if isinstance(reply, Exception) else reply for reply in replies]
     told = {
         "version": info.get("redis_version"),
+        "mode": info.get("redis_mode"),
+        "role": info.get("role"),
         "appendonly": {0: "no", 1: "yes"}.get(info.get("aof_enabled")),
         "maxmemory": info.get("maxmemory"),
         "maxmemory-policy": info.get("maxmemory_policy"),
@@ -159,6 +183,18 @@ def server_of(client: Redis, name: str, holds: str = "events") -> Server:
     known = {setting: str(value) for setting, value in told.items() if value is not None}
     silence = f"says: {refusals[0]}" if refusals else "does not tell"
     return Server(name, holds, known, silence, info.get("run_id"))
+
+
+def _kind(settings: BridgeSettings, server: Server) -> Iterator[Finding]:
+    """Look whether what is at the address is what the address says."""
+    mode, scheme = server.settings.get("mode"), settings.url.partition("://")[0]
+    if mode == "cluster" and "+cluster" not in scheme:
+        problem = "cluster: this address reaches the keys of one of its servers alone"
+        yield server.finding("mode", problem, f"write {scheme}+cluster for {scheme} in it")
+    elif mode == "sentinel":
+        yield server.finding("mode", "sentinel: it has no keys", f"write {scheme}+sentinel://HOSTS/SERVICE")
+    elif server.settings.get("role") == "slave":
+        yield server.finding("role", "replica: it takes no writes", "point the address at the primary, or at Sentinels")
 
 
 def _version(server: Server) -> Iterator[Finding]:
