@@ -189,6 +189,11 @@ def expiring(event: Event) -> None:
     effect("expiring", event.id)
 
 
+@on_event("delayed.created", countdown=1)
+def delayed(event: Event) -> None:
+    effect("delayed", event.id)
+
+
 @on_event("limited.created", time_limit=1)
 def limited(event: Event) -> None:
     effect("limited", event.id)
