@@ -11,6 +11,7 @@ import time
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from bridge import wire
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.fields import SIGNATURE
@@ -32,11 +33,14 @@ class Admission:
     """Lets the events of one bus in.
 
     Arguments:
-        settings: ``max_event_bytes``, ``accept``, ``reject``, ``require_signature`` and what goes with it.
+        settings: ``max_event_bytes``, ``max_event_depth``, ``accept``, ``reject``, ``require_signature`` and what goes
+            with it.
     """
 
     def __init__(self, settings: BridgeSettings) -> None:
         self._max_bytes = settings.max_event_bytes
+        #: None: the decoder has the same limit.
+        self._max_depth = settings.max_event_depth if settings.max_event_depth < wire.MAX_DEPTH else None
         self._max_age_ms = settings.signature_max_age_ms
         self._keyring = Keyring(settings.signing_keys, settings.channel_prefix)
         self._accept, self._reject, self._require = (
@@ -54,6 +58,7 @@ class Admission:
             EventInvalid: It is no event, is ``not_accepted``, or lacks the ``signature`` it must have.
         """
         event, kept = Event.receive(data, max_bytes=self._max_bytes, channel_type=channel_type)
+        self._check_depth(event)
         if not self._open:
             self._admit(event.type, data, time.time_ns() // 1_000_000)
         return event, kept
@@ -68,6 +73,8 @@ class Admission:
         """
         data = entry.data or b""
         stored = StoredEvent.read(data)
+        if self._max_depth is not None:
+            self._check_depth(stored.event)
         if not self._open:
             at_ms, _ = place_of(entry.entry_id.decode())
             self._admit(stored.type, data, at_ms, replayed=entry.group is not None)
@@ -85,6 +92,11 @@ class Admission:
             if event.id != event_id:
                 raise EventInvalid(SIGNATURE, "id", f"the key of event {event_id} holds event {event.id}")
         return event
+
+    def check(self, event: Event) -> None:
+        """Raise :class:`EventInvalid` if *event*, which is to be published, would not be let in."""
+        self.check_type(event.type)
+        self._check_depth(event)
 
     def check_type(self, event_type: str) -> None:
         """Raise :class:`EventInvalid` if events of this type are not accepted."""
@@ -116,6 +128,10 @@ class Admission:
             raise EventInvalid("not_accepted", "type", rules.refused)
         if rules.signed:
             self._check_age(self._keyring.verify(data), at_ms, replayed)
+
+    def _check_depth(self, event: Event) -> None:
+        if self._max_depth is not None:
+            wire.check_containers(event.to_dict(), self._max_depth)
 
     def _check_age(self, fields: dict[str, Any], at_ms: int, replayed: bool) -> None:
         signed_ms = fields["timestamp"]

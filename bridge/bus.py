@@ -170,7 +170,7 @@ class EventBus(LocalBus):
         return Publication(record.event, duplicate=outcome != "appended", conflict=outcome == "conflict")
 
     def _record(self, event: Event) -> Record:
-        self._admission.check_type(event.type)
+        self._admission.check(event)
         if event.source == UNHEARD_SOURCE:
             raise EventInvalid("source", "source", f"{UNHEARD_SOURCE!r} is dropped by the TypeScript bus; name another")
         if event.hops > self.settings.max_hops:

@@ -25,6 +25,7 @@ from bridge.event import UNHEARD_SOURCE
 from bridge.patterns import Patterns
 from bridge.serializers import refuse_pickle
 from bridge.signing import CLOCK_SKEW_S, SigningKeys
+from bridge.wire import MAX_DEPTH
 
 _ENV_PREFIX = "BRIDGE_"
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
@@ -70,6 +71,8 @@ class BridgeSettings(BaseSettings):
     dedup_ttl_s: int = Field(default=0, ge=0)
     #: Largest event, encoded, that is published or accepted.
     max_event_bytes: int = Field(default=1024 * 1024, ge=1)
+    #: Levels of objects and arrays that an event may have, itself the first.
+    max_event_depth: int = Field(default=MAX_DEPTH, ge=2, le=MAX_DEPTH)
     #: Longest chain of events that cause each other.
     max_hops: int = Field(default=16, ge=1)
     #: Most new events per second, over 10 s, that are taken from one source of foreign broadcasts; those without a

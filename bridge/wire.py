@@ -110,7 +110,7 @@ def loads(data: bytes, max_bytes: int) -> Any:
     # Brackets bound the depth from above, and names may be escaped: only suspicious messages pay for the walk.
     escapes = b"\\" in data
     if "__type__" in text or (escapes and "\\u00" in text) or text.count("{") + text.count("[") > MAX_DEPTH:
-        _check_containers(value)
+        check_containers(value)
     if escapes and b"\\ud" in data.lower():  # an escape that may be half a pair: only then pay for the check
         dumps(value)  # after the nesting: what is too deep to encode never gets here
     return value
@@ -129,11 +129,12 @@ def _parsed(text: str) -> Any:
         raise EventInvalid("json", "", f"not JSON: {error}") from error
 
 
-def _check_containers(value: Any) -> None:
+def check_containers(value: Any, max_depth: int = MAX_DEPTH) -> None:
+    """Raise :class:`EventInvalid` if *value* is nested deeper than *max_depth* levels, or means more to Celery."""
     level, depth = [value] if isinstance(value, _CONTAINERS) else [], 0
     while level:
         depth += 1
-        _check_depth(depth, "")
+        _check_depth(depth, "", max_depth)
         for item in level:
             if isinstance(item, dict):
                 _check_names(item, "")
@@ -141,9 +142,9 @@ def _check_containers(value: Any) -> None:
         level = [child for child in chain.from_iterable(children) if isinstance(child, _CONTAINERS)]
 
 
-def _check_depth(depth: int, field: str) -> None:
-    if depth > MAX_DEPTH:
-        raise EventInvalid("depth", field[:200], f"nested deeper than {MAX_DEPTH} levels")
+def _check_depth(depth: int, field: str, max_depth: int = MAX_DEPTH) -> None:
+    if depth > max_depth:
+        raise EventInvalid("depth", field[:200], f"nested deeper than {max_depth} levels")
 
 
 def _check_names(fields: dict[str, Any], field: str) -> None:

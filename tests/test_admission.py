@@ -59,6 +59,23 @@ def test_types_that_are_not_accepted_are_not_published(settings: BridgeSettings,
     assert client.keys(f"{prefix}event:with-it") == []
 
 
+def test_events_of_few_levels(use, start: Start, settings: BridgeSettings, outside: Outside, queues: Queues) -> None:
+    """What has more than max_event_depth levels is not published, and becomes a dead letter whichever way it came."""
+    use("t.exact")
+    flat, deep = {"a": [1]}, {"a": [[1]]}
+    outside.keep("by-key", outside.unsigned("by-key", "dream.created", deep))
+    start(max_event_depth=3)
+    outside.say(outside.unsigned("heard", "dream.created", deep), "dream.created")
+    outside.write(outside.unsigned("written", "dream.created", deep))
+    outside.say(outside.unsigned("flat", "dream.created", flat), "dream.created")
+    eventually(lambda: outside.reasons() == ["depth"] * 3, "the deep ones are refused")
+    eventually(lambda: list(queues.tasks()) == ["t.exact dream.created flat"], "the flat one runs")
+    with bus_with(settings, max_event_depth=3) as bus:
+        bus.publish("dream.created", flat)
+        with pytest.raises(EventInvalid, match="nested deeper than 3 levels"):
+            bus.publish("dream.created", deep)
+
+
 def test_what_was_not_accepted_runs_once_it_is(use, start: Start, outside: Outside, client: Redis, queues) -> None:
     """After a change of accept the dead letters can be retried; one that must be signed still has to be."""
     use("t.exact", "t.plain")
