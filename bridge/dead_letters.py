@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from redis import Redis
 
+from bridge import letter_fields, wire
 from bridge.connection import attempt, entries_by_id, script
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.keys import Keys
 from bridge.ledger import Ended
+from bridge.redaction import Redaction
 from bridge.selection import Selection
 from bridge.settings import BridgeSettings
 from bridge.stored import StoredEvent
@@ -23,9 +24,6 @@ from bridge.stored import StoredEvent
 _RAW_BYTES = 4096
 #: Within this time the same failure is written once, however many subscribers meet it.
 _MARK_TTL_MS = 300_000
-#: Bytes of a text that are kept. The end of a traceback tells most, the beginning of everything else.
-_TEXT_BYTES = 1000
-_TRACEBACK_BYTES = 2048
 #: Letters read in one round trip; each may have a whole event.
 _PAGE = 100
 #: Reasons for which a whole event is not taken at its word, with the field and what is wrong with it.
@@ -52,6 +50,7 @@ class DeadLetter:
         traceback: The end of it, when a task failed.
         attempts: How often the task was tried.
         at_ms: When it was written, ms since the epoch.
+        redacted: 1 when parts of it were left out, see :meth:`shown`.
         letter_id: Its place among the dead letters; given when it is written.
     """
 
@@ -68,6 +67,7 @@ class DeadLetter:
     traceback: str = ""
     attempts: int = 0
     sha256: str = ""
+    redacted: int = 0
     letter_id: str = ""
 
     @classmethod
@@ -87,13 +87,43 @@ class DeadLetter:
         """Return the event it holds.
 
         Raises:
-            EventInvalid: It holds none, or only the beginning of one.
+            EventInvalid: It holds none, or only parts of one.
         """
+        if self.redacted:
+            raise EventInvalid("redacted", "", "what bridge_sensitive names was left out")
         if len(self.raw) < self.size:
             raise EventInvalid("size", "", f"only {len(self.raw)} of {self.size} bytes were kept")
         if self.reason in _NOT_THAT_EVENT:
             raise EventInvalid(self.reason, *_NOT_THAT_EVENT[self.reason])
         return Event.decode(self.raw, max_bytes=len(self.raw))
+
+    @property
+    def stands_for(self) -> Event | None:
+        """The event that it is about, without the parts that were left out; None when it has it whole, or none."""
+        if not self.redacted or self.reason in _NOT_THAT_EVENT:
+            return None
+        return self._decoded()
+
+    def _decoded(self) -> Event | None:
+        try:
+            return Event.decode(self.raw, max_bytes=len(self.raw))
+        except EventInvalid:
+            return None
+
+    def shown(self, redaction: Redaction) -> DeadLetter:
+        """Return it as it may be kept and shown. What is no event has no paths: nothing of it is."""
+        if not (redaction and self.raw):
+            return self
+        event = self._decoded() if self.redacted or len(self.raw) == self.size else None
+        if event is None:
+            return replace(self, raw=b"", redacted=1)
+        fields = event.to_dict()
+        values = redaction.values(fields)
+        if not values:
+            return self
+        detail, traceback = (redaction.text(text, values) for text in (self.detail, self.traceback))
+        raw = wire.dumps(redaction.fields(fields))
+        return replace(self, raw=raw, detail=detail, traceback=traceback, redacted=1)
 
     @property
     def mark(self) -> str:
@@ -102,7 +132,7 @@ class DeadLetter:
         return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
 
 
-#: Field to the name of its type. What another version of the bridge wrote may have others, or fewer.
+#: Field to the name of its type.
 _KINDS = {field.name: field.type for field in fields(DeadLetter)}
 
 
@@ -148,6 +178,10 @@ class DeadLetters:
                 self._park(keys=self._letter_keys(letter), args=self._arguments(letter, mark_ttl_ms), client=pipe)
             return [bool(written) for written in pipe.execute()]
 
+    def shown(self, letter: DeadLetter) -> DeadLetter:
+        """Return *letter* without what ``sensitive`` names, as it is written: it outlives the event."""
+        return letter.shown(self._settings.redaction)
+
     def bury(self, letter: DeadLetter, ended: Ended | None) -> bool:
         """Write *letter* and take its task out of the ledger in one step; False as :meth:`add`. Safe to repeat.
 
@@ -166,7 +200,7 @@ class DeadLetters:
     def _arguments(self, letter: DeadLetter, mark_ttl_ms: int, ended: Ended | None = None) -> list[Any]:
         limits = (self._settings.max_dead_letters, self._settings.max_dead_letter_bytes)
         done = (self._settings.dedup_ttl_ms, ended.encode()) if ended else (0, "")
-        return [mark_ttl_ms, *limits, letter.task_id, *done, *_written(letter)]
+        return [mark_ttl_ms, *limits, letter.task_id, *done, *_written(self.shown(letter))]
 
     def latest(self, count: int) -> list[DeadLetter]:
         """Return up to *count* letters, newest first."""
@@ -233,32 +267,18 @@ class DeadLetters:
 
 
 def _written(letter: DeadLetter) -> list[Any]:
-    """Return fields and values of *letter* as they are stored."""
-    now = {"at_ms": time.time_ns() // 1_000_000}
-    stored = {name: value for name, value in vars(letter).items() if name != "letter_id"} | now
-    stored |= {name: _text(value) for name, value in stored.items() if isinstance(value, str)}
-    stored["traceback"] = _encodable(letter.traceback)[-_TRACEBACK_BYTES:].decode(errors="ignore")
-    return [part for pair in stored.items() for part in pair]
-
-
-def _text(text: str) -> str:
-    return _encodable(text)[:_TEXT_BYTES].decode(errors="ignore")
-
-
-def _encodable(text: str) -> bytes:
-    return text.encode(errors="backslashreplace")  # half a surrogate pair has no UTF-8
+    return letter_fields.written(
+        {
+            name: value
+            for name, value in vars(letter).items()
+            if name != "letter_id"
+            and (name != "redacted" or value)  # where nothing is sensitive nothing else is stored
+        }
+    )
 
 
 def _letter(letter_id: bytes, stored: dict[bytes, bytes]) -> DeadLetter:
-    values: dict[str, Any] = dict.fromkeys(("reason", "detail", "origin"), "")
-    values |= {"raw": stored.get(b"raw", b""), "letter_id": letter_id.decode()}
-    for name, value in stored.items():
-        kind = _KINDS.get(name.decode(errors="replace"))
-        if kind == "str":
-            values[name.decode()] = value.decode(errors="replace")
-        elif kind == "int":
-            values[name.decode()] = int(value) if value.isdigit() else 0
-    return DeadLetter(**values)
+    return DeadLetter(**letter_fields.read(stored, _KINDS) | {"letter_id": letter_id.decode()})
 
 
 def _sha256(data: bytes) -> str:

@@ -278,6 +278,7 @@ class Dispatcher:
         return named
 
     def _park(self, letter: DeadLetter) -> None:
+        letter = self._dead_letters.shown(letter)
         is_new = self._dead_letters.bury(letter, Ended()) if letter.task_id else self._dead_letters.add(letter)
         if not is_new:
             return  # it was counted and told when it was

@@ -7,6 +7,7 @@
     ├── HandlerInvalid      @on_event was used in a way that cannot work
     ├── EventInvalid        an event breaks the wire format or a limit
     ├── EventLoop           tasks and events feed each other beyond ``max_hops``
+    ├── HandlerFailed       a handler's error quoted what is sensitive; this one stands for it
     ├── BusUnavailable      Redis did not do what was asked, after bounded retries
     │   └── NotReplicated   it did, but fewer replicas than ``wait_replicas`` say that they have it
     └── JournalLost         the journal or its consumer group is gone from Redis
@@ -70,6 +71,10 @@ class EventLoop(BridgeError):
             "Look for a handler that publishes a type which leads back to itself; "
             "raise bridge_max_hops if the chain is meant to be this long."
         )
+
+
+class HandlerFailed(BridgeError):
+    """Stands for an error of a handler whose text quoted what ``sensitive`` names; the text has its type."""
 
 
 class BusUnavailable(BridgeError, ConnectionError):

@@ -10,13 +10,16 @@ import logging
 import secrets
 import threading
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from redis.client import Pipeline
 from redis.exceptions import RedisError, ResponseError, WatchError
 
 from bridge.bus import EventBus
+from bridge.concealment import concealing
 from bridge.connection import attempt
 from bridge.context import current_request
 from bridge.dead_letters import DeadLetter, DeadLetters
@@ -65,6 +68,10 @@ class Executions:
         self._keeper: threading.Thread | None = None
         self._pace = Pace(_SAY_AGAIN_S)
         self._wake = threading.Event()
+
+    def concealing(self, event: dict[str, Any]) -> AbstractContextManager[None]:
+        """Return a context that errors leave without what is sensitive in *event*, see concealment.py."""
+        return concealing(self._settings.redaction, event)
 
     def begin(self, task_id: str, *, idempotent: bool, retries: int = 0) -> Begun:
         """Ask whether a task may run; if so it counts as running until one of the methods below is called.

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.concealment import concealing
 from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.logs import about
 from bridge.patterns import compile_pattern
+from bridge.redaction import NOTHING, Redaction
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +48,15 @@ class LocalBus:
     Arguments:
         max_events: Events kept for :meth:`get_event`, oldest forgotten first.
         max_event_bytes: Largest event accepted, encoded.
+        redaction: What lines of the log about errors of handlers are not to show.
     """
 
-    def __init__(self, max_events: int = 1000, max_event_bytes: int = 1024 * 1024) -> None:
+    def __init__(
+        self, max_events: int = 1000, max_event_bytes: int = 1024 * 1024, redaction: Redaction = NOTHING
+    ) -> None:
         self._max_events = max_events
         self._max_event_bytes = max_event_bytes
+        self._redaction = redaction
         self._lock = threading.Lock()
         self._handlers: list[tuple[re.Pattern[str], LocalHandler]] = []
         self._ids: OrderedDict[str, None] = OrderedDict()
@@ -128,7 +134,8 @@ class LocalBus:
             handlers = [handler for pattern, handler in self._handlers if pattern.fullmatch(event.type)]
         for handler in handlers:
             try:
-                handler(event)
+                with concealing(self._redaction, event.to_dict() if self._redaction else {}):
+                    handler(event)
             except Exception:  # user code: its error must not stop the other handlers
                 name = getattr(handler, "__qualname__", type(handler).__qualname__)
                 extra = about("local_handler_failed", event_id=event.id, event_type=event.type, handler=name)

@@ -181,6 +181,7 @@ class Outcomes:
     def _with_letters(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
         wanted = [node.letter_id for node in nodes if node.letter_id]
         letters = self._letters.by_id(wanted) if wanted else {}
+        letters = {letter_id: self._letters.shown(letter) for letter_id, letter in letters.items()}
         return [_with_letter(node, letters.get(node.letter_id)) if node.letter_id else node for node in nodes]
 
     def _from_backend(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:

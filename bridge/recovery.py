@@ -152,11 +152,12 @@ class Recovery:
             )
         else:
             letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts)
+        letter = self._dead_letters.shown(letter)
         self._dead_letters.bury(letter, Ended(queue=task.pair.queue) if event is not None else None)
         self._counters.add("dead", event_type=event.type if event else "")
         text = "dead letter (%s): %s of event %s: %s"
         extra = about_letter("dead_letter", letter, self._settings.group)
-        log.error(text, why.reason, handler, task.pair.event_id, why.detail, extra=extra)
+        log.error(text, why.reason, handler, task.pair.event_id, letter.detail, extra=extra)
 
 
 class _Hopeless(Exception):

@@ -23,6 +23,7 @@ from bridge.conf import CONF_PREFIX, bridge_names, describe, refuse_shared_prefi
 from bridge.errors import SettingsError
 from bridge.event import UNHEARD_SOURCE
 from bridge.patterns import Patterns
+from bridge.redaction import Redaction, redaction_of
 from bridge.serializers import refuse_pickle
 from bridge.signing import CLOCK_SKEW_S, SigningKeys
 from bridge.wire import MAX_DEPTH
@@ -126,6 +127,10 @@ class BridgeSettings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     #: Log lines of workers and of ``bus subscribe``: for people, or one JSON object a line.
     log_format: Literal["text", "json"] = "text"
+    #: Parts of events that logs, Flower, commands and dead letters show as ``[redacted]``, by path:
+    #: ``payload.user.email``, ``payload.*.password``, ``metadata.token``. A ``*`` is any one level; lists are walked
+    #: through. Dead letters are retried with the event itself, while that is kept.
+    sensitive: list[str] = Field(default_factory=list)
     #: Options for sending tasks by event type, first match wins: ``{"billing.*": {"queue": "billing"}}``.
     routes: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -181,6 +186,12 @@ class BridgeSettings(BaseSettings):
             raise ValueError(f"{UNHEARD_SOURCE!r} is what the TypeScript bus drops; no one would hear our events")
         return source
 
+    @field_validator("sensitive")
+    @classmethod
+    def _usable_paths(cls, paths: list[str]) -> list[str]:
+        Redaction(paths)
+        return paths
+
     @field_validator("group")
     @classmethod
     def _usable_group(cls, group: str) -> str:
@@ -224,6 +235,11 @@ class BridgeSettings(BaseSettings):
         if "@" in rest[len(place) :]:  # of the password or of the query: not to be told apart
             return f"{scheme}://..."
         return f"{scheme}://{place.rpartition('@')[2]}"
+
+    @property
+    def redaction(self) -> Redaction:
+        """What is to be left out of what people see."""
+        return redaction_of(tuple(self.sensitive))
 
     @property
     def event_ttl_ms(self) -> int:

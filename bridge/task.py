@@ -166,7 +166,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             raise
         count_publications(self.request)
         try:
-            with handling(typed):
+            with handling(typed), executions.concealing(event):
                 result = self.run(typed)
         except BaseException as error:
             if isinstance(error, WatchError) and executions.has_ended(task_id):
@@ -221,7 +221,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
 
     def _validated(self, event: dict[str, Any], task_id: str) -> Event[Any]:
         try:
-            return self.event_model.from_dict(event)
+            with get_executions().concealing(event):
+                return self.event_model.from_dict(event)
         except EventInvalid as error:
             # What somebody sent by hand and is no event at all fails here, as any task does.
             whole = Event.from_dict(event)
@@ -284,8 +285,7 @@ def end_revoked(sender: Any, request: Any = None, expired: bool = False, termina
     """
     if isinstance(sender, EventTask):
         reason = "expired" if expired else "revoked"
-        text = f"its message was {reason}"
-        sender.give_up(reason, text, str(request.id), request.args, unless_begun=not terminated)
+        sender.give_up(reason, f"its message was {reason}", str(request.id), request.args, unless_begun=not terminated)
 
 
 def describe(event: Any) -> str:

@@ -13,7 +13,9 @@ from celery.signals import task_revoked
 from pydantic import SecretStr
 
 from bridge import json_logs
+from bridge.concealment import conceal_in_worker
 from bridge.context import install_propagation
+from bridge.handlers import registry
 from bridge.serializers import refuse_pickle, refuse_pickled_tasks
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
@@ -70,6 +72,8 @@ class SubscriberStep(bootsteps.StartStopStep):
             # `inspect conf`, and so Flower, would show the password in it. With a namespace there is another name.
             if str(name).lower().endswith("bridge_redis_url") and isinstance(conf[name], str):
                 conf[name] = SecretStr(conf[name])
+        if BridgeSettings.load(worker.app).redaction:
+            conceal_in_worker([worker.app.tasks[handler.task_name] for handler in registry])
         super().__init__(worker, **options)
 
     def start(self, worker: Any) -> None:

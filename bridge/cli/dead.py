@@ -67,7 +67,9 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
     """
     with connected(ctx.obj.app) as (client, settings):
         letters = DeadLetters(client, settings)
-        found = list(islice(letters.select(selection_of(asked), newest_first=True), limit))
+        found = [
+            letters.shown(letter) for letter in islice(letters.select(selection_of(asked), newest_first=True), limit)
+        ]
         size = letters.size()
     if as_json:
         for letter in found:
@@ -93,7 +95,8 @@ def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
       celery -A bridge bus dead show 1795534238046-3
     """
     with connected(ctx.obj.app) as (client, settings):
-        found = list(DeadLetters(client, settings).select(Selection(ids=frozenset(ids))))
+        letters = DeadLetters(client, settings)
+        found = [letters.shown(letter) for letter in letters.select(Selection(ids=frozenset(ids)))]
     missing = set(ids) - {one for letter in found for one in (letter.letter_id, letter.event_id)}
     for letter in found:
         if as_json:
@@ -159,7 +162,10 @@ def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, *
 
 
 def _plain(letter: DeadLetter) -> dict[str, Any]:
-    return asdict(letter) | {"raw": letter.raw.decode(errors="backslashreplace")}
+    plain = asdict(letter) | {"raw": letter.raw.decode(errors="backslashreplace")}
+    if not letter.redacted:
+        del plain["redacted"]
+    return plain
 
 
 def _table(letters: Sequence[DeadLetter]) -> None:
@@ -204,7 +210,7 @@ def _show(letter: DeadLetter) -> None:
             "attempts": letter.attempts or None,
             "size": f"{letter.size} bytes",
             "sha256": letter.sha256,
-            "message": letter.raw.decode(errors="backslashreplace"),
+            "message": letter.raw.decode(errors="backslashreplace") or ("[redacted]" if letter.redacted else None),
         }
     )
     for text in letter.traceback.splitlines():

@@ -130,6 +130,7 @@ class Follower:
                 self._event(record.event, time.time_ns() // 1_000_000)
 
     def _event(self, event: Event, at_ms: int) -> None:
+        event = self._settings.redaction.event(event)
         if self._show is not None:
             self._show(event.to_dict())
         else:

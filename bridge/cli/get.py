@@ -17,7 +17,8 @@ from bridge.history import History
 def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
     """Show an event.
 
-    As its key holds it, or else the journal. In a pipe, and with --json, it is one line.
+    As its key holds it, or else the journal, but for what bridge_sensitive names. In a pipe, and with --json, it is
+    one line.
 
     \b
     Example:
@@ -32,7 +33,8 @@ def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
                 f"kept for {settings.event_ttl_s / 3600:g} h (bridge_event_ttl_s); bus dead list --id {event_id} "
                 "says whether it could not be processed"
             )
+    fields = settings.redaction.fields(event.to_dict())
     if as_json:
-        output.as_json(event.to_dict())
+        output.as_json(fields)
     else:
-        output.document(event.to_dict())
+        output.document(fields)

@@ -200,6 +200,7 @@ class EventData:
         if event is None and trace is None:
             return None
         handlers = registry.matching(event.type) if event is not None else ()
+        event = event and self.settings.redaction.event(event)
         return Page(event, trace, tuple(handler.task_name for handler in handlers))
 
     def trace(self, any_id: str) -> Trace | None:
@@ -220,29 +221,45 @@ class EventData:
         part = search.strip().lower()
         if part:
             found = [letter for letter in self._newest_letters() if part in "\n".join(_texts(letter)).lower()]
-            return Listing([_letter_row(one) for one in _rows_of(found, start, length)], total, len(found), count)
+            return Listing([self._letter_row(one) for one in _rows_of(found, start, length)], total, len(found), count)
         length = min(length, _ROWS)
         letters = list(islice(self._newest_letters(), start + length))[start:]
-        return Listing([_letter_row(one) for one in letters], total, total, count)
+        return Listing([self._letter_row(one) for one in letters], total, total, count)
 
     def _newest_letters(self) -> Iterator[DeadLetter]:
         size = 0
         for letter in islice(self.letters.select(Selection(), newest_first=True), NEWEST_LETTERS):
             size += len(letter.raw)
-            yield letter
+            yield self.letters.shown(letter)
             if size > _READ_BYTES:
                 return
 
+    def _letter_row(self, letter: DeadLetter) -> dict[str, Any]:
+        return {
+            "letter": letter.letter_id,
+            "at_ms": letter.at_ms,
+            "reason": letter.reason,
+            "type": letter.event_type,
+            "id": letter.event_id,
+            "handler": letter.handler,
+            "origin": letter.origin,
+            "task": letter.task_id,
+            "detail": letter.detail,
+            "problem": self._why_not(letter),
+        }
 
-def why_not(letter: DeadLetter) -> str:
-    """Return why a dead letter cannot be retried, for a person; empty: it can."""
-    if letter.handler and letter.handler not in {handler.task_name for handler in registry}:
-        return f"there is no handler {letter.handler} here"
-    try:
-        letter.event()
-    except EventInvalid as error:
-        return str(error)
-    return ""
+    def _why_not(self, letter: DeadLetter) -> str:
+        """Return why a dead letter cannot be retried, for a person; empty: it can."""
+        if letter.handler and letter.handler not in {handler.task_name for handler in registry}:
+            return f"there is no handler {letter.handler} here"
+        if letter.stands_for:  # which is whole for as long as it is kept
+            expired = letter.at_ms + self.settings.event_ttl_ms < time.time_ns() // 1_000_000
+            return "its event has expired" if expired else ""
+        try:
+            letter.event()
+        except EventInvalid as error:
+            return str(error)
+        return ""
 
 
 def _once_each(headers: Sequence[Header]) -> list[Header]:
@@ -276,18 +293,3 @@ def _event_row(header: Header, tasks: Sequence[TaskNode], source: str) -> dict[s
 
 def _texts(letter: DeadLetter) -> tuple[str, ...]:
     return letter.reason, letter.event_type, letter.event_id, letter.handler or letter.origin, letter.detail
-
-
-def _letter_row(letter: DeadLetter) -> dict[str, Any]:
-    return {
-        "letter": letter.letter_id,
-        "at_ms": letter.at_ms,
-        "reason": letter.reason,
-        "type": letter.event_type,
-        "id": letter.event_id,
-        "handler": letter.handler,
-        "origin": letter.origin,
-        "task": letter.task_id,
-        "detail": letter.detail,
-        "problem": why_not(letter),
-    }

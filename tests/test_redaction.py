@@ -1,0 +1,368 @@
+"""What is sensitive is seen by handlers only: not in logs, monitors, commands or dead letters."""
+
+from __future__ import annotations
+
+import json
+import threading
+import traceback
+from typing import Any
+
+import pytest
+from celery.exceptions import Reject, Retry
+from pydantic import BaseModel
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus, EventInvalid, LocalBus, SettingsError
+from bridge.concealment import concealing
+from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.errors import HandlerFailed
+from bridge.flower.data import EventData
+from bridge.keys import Keys
+from bridge.redaction import REDACTED, Redaction
+from tests.cli.conftest import Say, say  # noqa: F401  # a fixture
+from tests.conftest import Processes, eventually
+from tests.replays import FAST, Bench, last
+
+SECRET = "ada.lovelace@example.com"
+PAYLOAD = {"user": {"email": SECRET, "name": "Ada"}, "order": 7}
+SENSITIVE = ["payload.user.email"]
+
+PATHS: list[tuple[list[str], Any, Any]] = [
+    (["payload.a.b"], {"a": {"b": 1, "c": 2}, "b": 3}, {"a": {"b": REDACTED, "c": 2}, "b": 3}),
+    (
+        ["payload.*.b"],
+        {"a": {"b": 1}, "c": {"b": {"d": 2}}, "b": 3},
+        {"a": {"b": REDACTED}, "c": {"b": REDACTED}, "b": 3},
+    ),
+    (["payload.a"], [{"a": 1}, [{"a": 2}], 3], [{"a": REDACTED}, [{"a": REDACTED}], 3]),
+    (["payload.a.*"], {"a": [1, {"b": 2}]}, {"a": [REDACTED, REDACTED]}),
+    (["payload.*.b"], [{"b": 1, "c": 2}], [{"b": REDACTED, "c": 2}]),
+    (["payload"], [1], REDACTED),
+    (["payload.a.b", "payload.a"], {"a": {"b": 1}}, {"a": REDACTED}),
+    (["payload.a", "payload.a.b"], {"a": {"b": 1}}, {"a": REDACTED}),
+    (["payload.a", "payload.*.c"], {"a": 1, "b": {"c": None}}, {"a": REDACTED, "b": {"c": REDACTED}}),
+    (["payload.a.b"], {"a": "b"}, {"a": "b"}),
+    (["payload.A"], {"a": 1}, {"a": 1}),
+    ([], {"a": 1}, {"a": 1}),
+]
+
+
+@pytest.mark.parametrize(("paths", "payload", "shown"), PATHS)
+def test_paths(paths: list[str], payload: Any, shown: Any) -> None:
+    """Names are literal, ``*`` is one level, lists are walked through; the event itself stays as it is."""
+    event = Event(type="a.b", id="1", payload=payload, metadata={"a": 1})
+    before = event.encode()
+    redacted = Redaction(paths).event(event)
+    assert redacted.payload == shown
+    assert redacted.model_copy(update={"payload": payload}) == event
+    assert event.encode() == before
+
+
+def test_other_fields() -> None:
+    """Metadata and fields of other programs can be sensitive, too; metadata stays an object."""
+    event = Event(type="a.b", id="1", metadata={"token": "x", "hops": 1}, tenant={"key": "k"})
+    shown = Redaction(["metadata.token", "tenant.key"]).event(event).to_dict()
+    assert (shown["metadata"], shown["tenant"]) == ({"token": REDACTED, "hops": 1}, {"key": REDACTED})
+    assert Redaction(["metadata"]).event(event).metadata == {"token": REDACTED, "hops": REDACTED}
+
+
+@pytest.mark.parametrize("path", ["", "payload.", "payload..a", ".a", "*", "*.a", "id", "type", "source", "timestamp"])
+def test_paths_that_are_none(path: str) -> None:
+    """Is said at the start, with what to write instead."""
+    with pytest.raises(SettingsError, match=r"sensitive: .*(payload.*password|begin with payload)"):
+        BridgeSettings.load(sensitive=["payload.a", path])
+
+
+TEXTS: list[tuple[Any, str, str]] = [
+    (SECRET, f"a {SECRET} b", "a [redacted] b"),
+    (SECRET, f"'{SECRET.upper()}'", "'[redacted]'"),
+    (SECRET, "input_value='ada.lovelace@e...xample.com'", "input_value='[redacted]...[redacted]'"),
+    ("Ada", "Ada, Adam and ada-b", "[redacted], Adam and [redacted]-b"),
+    ("a\nb", "in 'a\\nb'", "in '[redacted]'"),
+    ("ä", "\\u00e4 and ä", "[redacted] and [redacted]"),
+    (42, "42 of 420, 4.2", "[redacted] of 420, 4.2"),
+    (1234567890123, "at 1234567890123", "at [redacted]"),
+    (None, "None of True", "None of True"),
+    ("", "nothing", "nothing"),
+    ({"x@example.org": [SECRET, 1.5]}, f"x@example.org {SECRET} 1.5", "[redacted] [redacted] [redacted]"),
+    ("İstanbul-Street", "İstanbul-Street", "[redacted]"),
+    ("x" * 300_000, "short", REDACTED),
+]
+
+
+@pytest.mark.parametrize(("value", "text", "shown"), TEXTS, ids=range(len(TEXTS)))
+def test_texts(value: Any, text: str, shown: str) -> None:
+    """A text shows no sensitive value: whole, in pieces, escaped, in capitals. Short ones count as whole words."""
+    redaction = Redaction(["payload.secret"])
+    assert redaction.text(text, redaction.values({"payload": {"secret": value, "other": text}})) == shown
+
+
+class Model(BaseModel):
+    email: int
+
+
+def nested() -> None:
+    try:
+        raise KeyError(SECRET)
+    except KeyError as error:
+        raise RuntimeError(1, SECRET, {"user": SECRET}) from error
+
+
+def noted() -> None:
+    error = ValueError("plain")
+    error.add_note(f"of {SECRET}")
+    raise error
+
+
+def retried() -> None:
+    try:
+        raise ValueError(SECRET)
+    except ValueError as error:
+        raise Retry(f"for {SECRET}", error, 5) from error
+
+
+def raised(error: BaseException) -> None:
+    raise error
+
+
+ERRORS: dict[str, tuple[Any, type[BaseException]]] = {
+    "arguments": (nested, RuntimeError),
+    "notes": (noted, ValueError),
+    "a model": (lambda: Model.model_validate({"email": SECRET}), HandlerFailed),
+    "attributes": (lambda: raised(FileNotFoundError(2, "no file", SECRET)), HandlerFailed),
+    "a group": (lambda: raised(ExceptionGroup("all", [ValueError(SECRET)])), ExceptionGroup),
+    "a group that cannot change": (lambda: raised(ExceptionGroup("all", [OSError(2, "no", SECRET)])), HandlerFailed),
+    "an exit": (lambda: raised(SystemExit(f"bye {SECRET}")), SystemExit),
+    "a retry": (retried, Retry),
+    "a rejection": (lambda: raised(Reject(SECRET, requeue=False)), Reject),
+    "an event": (lambda: raised(EventInvalid("payload", "user", SECRET)), EventInvalid),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_that_quote_what_is_sensitive(name: str) -> None:
+    """They keep their type where that can be, and their place; nothing that is shown of them quotes it."""
+    fail, kind = ERRORS[name]
+    with pytest.raises(kind) as caught, concealing(Redaction(SENSITIVE), {"payload": PAYLOAD}):
+        fail()
+    error: Any = caught.value
+    text = (
+        "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error)) + repr(getattr(error, "exc", ""))
+    )
+    assert "lovelace" not in text.lower()
+    assert REDACTED in text or "sub-exception" in text
+    assert __file__ in text
+    if kind is HandlerFailed:
+        assert str(error).partition(":")[0] in ("ValidationError", "FileNotFoundError", "ExceptionGroup")
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    """What quotes nothing is the same error, arguments and cause and all."""
+    error = ValueError("harmless", [1])
+    error.__cause__ = KeyError("also")
+    for payload in (PAYLOAD, {}):
+        with (
+            pytest.raises(ValueError, match="harmless") as caught,
+            concealing(Redaction(SENSITIVE), {"payload": payload}),
+        ):
+            raise error
+        assert caught.value is error
+        assert (error.args, str(error.__cause__)) == (("harmless", [1]), "'also'")
+
+
+@pytest.fixture
+def discreet(settings: BridgeSettings) -> BridgeSettings:
+    return settings.model_copy(update={"sensitive": SENSITIVE})
+
+
+def letter_of(event: Event, reason: str = "failure", **more: Any) -> DeadLetter:
+    data = event.encode()
+    return DeadLetter.of_event(reason, f"bad {SECRET}", event, data, "t.exact", f"task-{event.id}", **more)
+
+
+def test_stored_letters(client: Redis, discreet: BridgeSettings, prefix: str) -> None:
+    """The letter outlives the event, so nothing sensitive is stored; size and hash are those of the whole event."""
+    letters = DeadLetters(client, discreet)
+    event = Event(type="dream.created", id="e1", payload=PAYLOAD)
+    whole = letter_of(event, traceback=f"ValueError: {SECRET}")
+    assert letters.add(whole)
+    assert not letters.add(whole)
+    ((_, stored),) = client.xrange(Keys(prefix).dead("tests"))
+    assert b"lovelace" not in b" ".join(stored.values())
+    (letter,) = letters.latest(1)
+    assert json.loads(letter.raw)["payload"] == {"user": {"email": REDACTED, "name": "Ada"}, "order": 7}
+    assert (letter.detail, letter.traceback) == ("bad [redacted]", "ValueError: [redacted]")
+    assert (letter.size, letter.sha256, letter.event_id, letter.redacted) == (whole.size, whole.sha256, "e1", 1)
+    with pytest.raises(EventInvalid, match="bridge_sensitive"):
+        letter.event()
+
+
+@pytest.mark.parametrize("data", [b"{", b'{"id":"a b","type":"c","payload":{"user":{"email":"ada.lovelace"}}}'])
+def test_messages_that_are_no_events_are_not_kept(client: Redis, discreet: BridgeSettings, data: bytes) -> None:
+    """They have no paths: size, hash and reason are all that is kept. So it is of the beginning of a long one."""
+    letters = DeadLetters(client, discreet)
+    letters.add(DeadLetter.of_message("json", "not JSON", "somewhere", data))
+    letters.add(DeadLetter.of_message("loop", "too long", "here", Event(type="a.b", payload="x" * 5000).encode()))
+    for letter in letters.latest(2):
+        assert (letter.raw, letter.redacted) == (b"", 1)
+        assert letter.size >= len(data)
+        assert len(letter.sha256) == 64
+
+
+def test_without_sensitive_paths_nothing_changes(client: Redis, settings: BridgeSettings, prefix: str) -> None:
+    """Also where there are some, but nothing of the kind in the event: stored byte for byte, and no field more."""
+    event = Event(type="dream.created", id="e1", payload={"user": {"phone": 1}})
+    other = Event(type="dream.created", id="e2", payload=PAYLOAD)
+    for paths, one in ((SENSITIVE, event), ([], other)):
+        letters = DeadLetters(client, settings.model_copy(update={"sensitive": paths}))
+        letters.add(letter_of(one))
+        assert letters.latest(1)[0].event() == one
+        assert b"redacted" not in client.xrevrange(Keys(prefix).dead("tests"), count=1)[0][1]
+
+
+@pytest.mark.parametrize("kept_in", ["key", "journal"])
+def test_a_retry_takes_the_event_itself(client: Redis, discreet: BridgeSettings, kept_in: str) -> None:
+    """From its key or the journal; the handler gets all of it."""
+    bench = Bench(client, discreet)
+    event = Event(type="dream.created", id="e1", payload=PAYLOAD)
+    with EventBus(discreet) as bus:
+        event = bus.publish(event).event
+    if kept_in == "journal":
+        client.delete(bench.keys.event("e1"))
+    bench.letters.add(letter_of(event))
+    assert last(bench.dead().run(FAST)).replayed == 1
+    (fields,) = bench.replayed()
+    assert json.loads(fields[b"event"])["payload"] == PAYLOAD
+    assert fields[b"handler"] == b"t.exact"
+    assert bench.letters.size().letters == 0
+
+
+def test_a_retry_of_an_expired_event(client: Redis, discreet: BridgeSettings) -> None:
+    """The letter stays, and so it does when something else is in the place of its event; the text says so."""
+    bench = Bench(client, discreet)
+    for number in range(2):
+        bench.letters.add(letter_of(Event(type="dream.created", id=f"e{number}", payload=PAYLOAD)))
+    client.set(bench.keys.event("e1"), Event(type="dream.other", id="e1").encode())
+    problems = [one.problem for one in bench.dead("p").remaining()]
+    assert "the event has expired, and the letter is without what is sensitive" in problems[0]
+    assert "another one is in its place" in problems[1]
+    assert last(bench.dead().run(FAST)).skipped == 2
+    assert bench.letters.size().letters == 2
+
+
+def test_refused_events_are_not_retried_by_their_id(client: Redis, discreet: BridgeSettings) -> None:
+    """What passed for another event does not become that one."""
+    bench = Bench(client, discreet)
+    event = Event(type="dream.created", id="e1", payload=PAYLOAD)
+    client.set(bench.keys.event("e1"), event.encode())
+    bench.letters.add(DeadLetter.of_message("id_conflict", "taken", "there", event.encode()))
+    assert [one.event for one in bench.dead().remaining()] == [None]
+
+
+def test_commands(say: Say, client: Redis, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """`get` and `dead` show the rest, as text and as JSON; also of letters that were stored before the setting was."""
+    event = Event(type="dream.created", id="e1", payload=PAYLOAD)
+    with EventBus(settings) as bus:
+        bus.publish(event)
+    DeadLetters(client, settings).add(letter_of(event))
+    before = say("get", "e1").output + say("dead", "show", "e1").output
+    assert before.count(SECRET) == 3
+    monkeypatch.setenv("BRIDGE_SENSITIVE", json.dumps(SENSITIVE))
+    for line in (["get", "e1"], ["dead", "show", "e1"], ["dead", "list"], ["trace", "e1"]):
+        for arguments in (line, [*line, "--json"]):
+            output = say(*arguments).output
+            assert "lovelace" not in output
+            assert ("Ada" in output) == (line[0] == "get" or "show" in line or arguments == ["dead", "list", "--json"])
+    assert json.loads(say("get", "e1", "--json").output)["payload"]["user"] == {"email": REDACTED, "name": "Ada"}
+
+
+def test_tail(processes: Processes, settings: BridgeSettings, client: Redis) -> None:
+    """What comes, and what the journal has, is shown without it."""
+    with EventBus(settings) as bus:
+        bus.publish("dream.created", PAYLOAD, id="e1")
+        for name, options in (("text", []), ("json", ["--json"])):
+            environment = {"BRIDGE_SENSITIVE": json.dumps(SENSITIVE)}
+            processes.celery("bus", "tail", "--since", "1h", *options, name=name, **environment)
+            eventually(lambda name=name: "live:" in processes.log(name), "it listens")
+            bus.publish("dream.created", PAYLOAD, id=f"live-{name}")
+            eventually(lambda name=name: f"live-{name}" in processes.log(name), "it is shown")
+            assert processes.log(name).count(REDACTED) == processes.log(name).count("Ada") >= 2
+            assert "lovelace" not in processes.log(name)
+
+
+def test_flowers_pages(app: Any, settings: BridgeSettings, client: Redis, monkeypatch: pytest.MonkeyPatch, use) -> None:
+    """The page of an event, the list of dead letters and its search know nothing of it."""
+    use("t.exact")
+    monkeypatch.setenv("BRIDGE_REDIS_URL", settings.url)
+    app.conf.update(bridge_channel_prefix=settings.channel_prefix, bridge_group="tests", bridge_sensitive=SENSITIVE)
+    event = Event(type="dream.created", id="e1", payload=PAYLOAD)
+    with EventBus(settings) as bus:
+        bus.publish(event)
+    DeadLetters(client, settings).add(letter_of(event))
+    data = EventData(app)
+    page = data.page("e1")
+    assert page
+    assert page.event
+    assert page.event.payload["user"] == {"email": REDACTED, "name": "Ada"}
+    rows = data.dead("", 0, 10).rows
+    assert [(row["detail"], row["problem"]) for row in rows] == [("bad [redacted]", "")]
+    assert data.dead("lovelace", 0, 10).matching == 0
+    assert data.dead("bad", 0, 10).matching == 1
+
+
+def test_handlers_of_a_bus(settings: BridgeSettings, discreet: BridgeSettings, caplog) -> None:
+    """Their errors are logged without it."""
+
+    def handler(event: Event) -> None:
+        raise ValueError(event.payload["user"]["email"])
+
+    with EventBus(discreet.model_copy(update={"enable_pubsub": False})) as bus:
+        bus.subscribe("*", handler)
+        bus.publish("a.b", PAYLOAD)
+    assert "ValueError: [redacted]" in caplog.text
+    assert "lovelace" not in caplog.text
+    local = LocalBus()
+    local.subscribe("*", handler)
+    local.publish("a.b", PAYLOAD)
+    assert f"ValueError: {SECRET}" in caplog.text
+
+
+LEAKS = ["raise", "chain", "model", "inside", "retry", "auto", "reject", "return", "where"]
+
+
+def test_a_worker_keeps_it_to_itself(
+    processes: Processes, settings: BridgeSettings, client: Redis, bus: EventBus, prefix: str
+) -> None:
+    """Neither log nor events for Flower nor dead letters nor stored failures have it, however a handler ends."""
+    from tests.leaky import app  # its address comes from the environment of the worker
+
+    heard: list[dict[str, Any]] = []
+    app.conf.update(broker_url=settings.url, result_backend=settings.url)
+    for name in ("broker_transport_options", "result_backend_transport_options"):
+        app.conf[name] = app.conf[name] | {"global_keyprefix": f"broker:{prefix}"}
+    with app.connection() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": heard.append})
+        ears = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None), daemon=True)
+        ears.start()
+        environment = {"BRIDGE_SENSITIVE": '["payload.user"]'}
+        processes.celery("worker", "-c", "1", "-E", "-l", "DEBUG", app="tests.leaky", name="w1", **environment)
+        for leak in LEAKS:
+            bus.publish(f"leak.{leak}", PAYLOAD, id=leak)
+        letters = DeadLetters(client, settings)
+        eventually(lambda: letters.size().letters == len(LEAKS) - 1, "all but one end as dead letters", 40)
+        app.send_task("no.such.task", [PAYLOAD], argsrepr="()")
+        eventually(lambda: "no.such.task" in processes.log("w1"), "an unknown task is told")
+        eventually(lambda: [one for one in heard if one["type"] == "task-succeeded"], "events are heard")
+        receiver.should_stop = True
+        ears.join(10)
+    log = processes.log("w1")
+    assert "lovelace" not in log.lower()
+    assert "ValueError: no mail to [redacted] or [redacted]" in log
+    assert f"{REDACTED} (" in log  # the body of the unknown task
+    assert {one["type"] for one in heard} >= {"task-failed", "task-retried", "task-deadlettered"}
+    assert "lovelace" not in repr(heard).lower()
+    for letter in letters.latest(20):
+        assert "lovelace" not in repr(letter).lower()
+        assert letter.redacted
+    for key in client.scan_iter(f"broker:{prefix}celery-task-meta-*"):
+        assert b"lovelace" not in client.get(key).lower() or b'"SUCCESS"' in client.get(key)
