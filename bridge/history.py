@@ -85,8 +85,16 @@ class History:
             EventInvalid: What is there is no event.
             BusUnavailable: Redis does not answer, after bounded retries.
         """
-        data = self._data([event_id])[event_id]
+        data = self.data(event_id)
         return None if data is None else Event.decode(data, max_bytes=len(data))
+
+    def data(self, event_id: str) -> bytes | None:
+        """Return what :meth:`event` reads, which may be no event.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        return self._data([event_id])[event_id]
 
     def events(self, event_ids: Sequence[str]) -> dict[str, Event]:
         """Return those of the events that are retained, by id, without their payloads, which may be large.

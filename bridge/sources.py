@@ -14,6 +14,7 @@ from bridge.connection import attempt
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.errors import EventInvalid
 from bridge.event import Event
+from bridge.history import History
 from bridge.keys import Keys
 from bridge.logs import about
 from bridge.records import Entry
@@ -123,7 +124,7 @@ class DeadSource:
     """The dead letters of the group: each is moved, to the handler that failed.
 
     A letter without a whole event stays: a message that was refused as an event, or a task whose event was lost. So
-    does one of a handler that is gone.
+    does one of a handler that is gone. Of one that what is sensitive was left out of, the event is looked up.
 
     Arguments:
         client: Connected to the bus.
@@ -138,6 +139,7 @@ class DeadSource:
         self._admission = Admission(settings)
         self.key = Keys(settings.channel_prefix).dead(settings.group)
         self._letters = DeadLetters(client, settings)
+        self._history = History(client, settings)
         self.selection = selection
         self._handlers = handlers
 
@@ -148,8 +150,11 @@ class DeadSource:
     def _candidate(self, letter: DeadLetter) -> Candidate:
         event, signed, problem = None, False, ""
         try:
-            event = letter.event()
-            signed = self._admission.vouches_for(event, letter.raw, dispatched=letter.handler != "")
+            if part := letter.stands_for:
+                event, data, dispatched = *self._kept(part), False
+            else:
+                event, data, dispatched = letter.event(), letter.raw, letter.handler != ""
+            signed = self._admission.vouches_for(event, data, dispatched=dispatched)
         except EventInvalid as error:
             event, problem = None, str(error)
         if letter.handler and letter.handler not in self._handlers:
@@ -157,3 +162,15 @@ class DeadSource:
         place, event_type = letter.letter_id, letter.event_type or (event.type if event else "")
         event_id = letter.event_id or (event.id if event else "")
         return Candidate(place, event_id, event_type, event, letter.handler, place, problem, signed)
+
+    def _kept(self, part: Event) -> tuple[Event, bytes]:
+        """Return the whole event of a letter that has a part of it, and its JSON."""
+        data = self._history.data(part.id)
+        if data is None:
+            raise EventInvalid(
+                "expired", "", "the event has expired, and the letter is without what is sensitive in it"
+            )
+        event = Event.decode(data, max_bytes=len(data))
+        if (event.id, event.type) != (part.id, part.type):
+            raise EventInvalid("expired", "", "the event has expired, and another one is in its place")
+        return event, data
