@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from bridge import broker
 from bridge.admission import Admission
-from bridge.connection import connect
+from bridge.connection import connect, servers_of
 from bridge.errors import EventInvalid
 from bridge.settings import BridgeSettings
 
@@ -61,12 +61,13 @@ def check(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]
         tasks: Those of the handlers.
     """
     bus = _ask_bus(settings)
-    findings = [*_kind(settings, bus), *_version(bus), *_durability(bus), *_memory(bus)]
+    findings = list(_kind(settings, bus[0]))
+    findings += [finding for one in bus for finding in (*_version(one), *_durability(one), *_memory(one))]
     with broker.look(app) as connection:
         driver = connection.transport.driver_type
         if driver == "redis":
             server = _ask_broker(connection)
-            if server.run_id is None or server.run_id != bus.run_id:  # otherwise one server is both
+            if server.run_id is None or server.run_id not in [one.run_id for one in bus]:  # else one server is both
                 findings += [*_durability(server), *_memory(server)]
     options = app.conf.broker_transport_options
     if driver == "redis":
@@ -135,13 +136,13 @@ class Server:
         return self.finding(setting, f"unknown, for Redis {self.silence}", advice)
 
 
-def _ask_bus(settings: BridgeSettings) -> Server:
-    name, holds = "bus", "events"
+def _ask_bus(settings: BridgeSettings) -> list[Server]:
+    """Ask each server that holds something of the bus."""
     try:
         with connect(settings, _TIMEOUT_S) as client:
-            return server_of(client, name, holds)
+            return [server_of(one, f"bus at {place}" if place else "bus") for place, one in servers_of(client)]
     except (RedisError, OSError) as error:
-        return Server(name, holds, {}, f"does not answer ({error})")
+        return [Server("bus", "events", {}, f"does not answer ({error})")]
 
 
 def _ask_broker(connection: Any) -> Server:  # kombu.Connection; its stubs know neither fractions of seconds nor client

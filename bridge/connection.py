@@ -36,6 +36,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from bridge.address import Address
+from bridge.advice import remedy, told
 from bridge.errors import BusUnavailable
 from bridge.keys import Keys
 from bridge.logs import about
@@ -93,7 +94,7 @@ def connect(settings: BridgeSettings, timeout_s: float | None = None) -> Redis:
     if address.kind == "server":
         return Redis.from_pool(pool(address, None, **options, **of_pool))
     if address.kind == "sentinel":
-        locate = by_sentinel(address, retry=no_retry, **sockets)
+        locate = by_sentinel(address, retry=no_retry, protocol=2, **sockets)
         return Redis.from_pool(pool(address, locate, **options, **of_pool))
     cluster = Cluster(address, retry=no_retry, **options)
     journal = Keys(settings.channel_prefix).journal
@@ -116,6 +117,18 @@ class _OwnKeysClient(Redis):
 def cluster_of(client: Redis) -> Cluster | None:
     """Return the Redis Cluster that a client of :func:`connect` leads into, None when it is one server."""
     return client.redis_cluster if isinstance(client, _OwnKeysClient) else None
+
+
+def servers_of(client: Redis) -> list[tuple[str, Redis]]:
+    """Return a client for each server that holds something of the bus, with its address if there are several.
+
+    Raises:
+        RedisConnectionError: No node of the cluster answers.
+    """
+    cluster = cluster_of(client)
+    if cluster is None:
+        return [("", client)]
+    return [(f"{place[0]}:{place[1]}", one) for place, one in cluster.primaries()]
 
 
 @cache
@@ -151,7 +164,7 @@ def attempt(settings: BridgeSettings, what: str, do: Callable[[], T]) -> T:
     try:
         return retry.call_with_retry(do, lambda _: None, is_retryable=lambda error: not isinstance(error, _PERMANENT))
     except RedisError as error:
-        text = f"{what}: Redis at {settings.redacted_url} says {error or type(error).__name__}. {_advice(error)}"
+        text = f"{what}: Redis at {settings.redacted_url} says {told(error)}. {_advice(error)}"
         raise BusUnavailable(text) from error
 
 
@@ -177,10 +190,11 @@ class BackOff:
     def wait(self, error: Exception) -> None:
         """Wait after a failure, with jitter, longer after each one in a row."""
         self._counters.add("errors")
-        self.last = f"{type(error).__name__}: {error}"
+        kind = type(error).__name__
+        self.last = f"{kind}: {told(error)}"
         if self.failures == 0:
-            kind = type(error).__name__
-            self._log.warning("%s: %s: %s", self._what, kind, error, extra=about("outage", reason=kind))
+            hint = f". {advice}" if (advice := remedy(error)) else ""
+            self._log.warning("%s: %s%s", self._what, self.last, hint, extra=about("outage", reason=kind))
         self._stop.wait(_loop_backoff.compute(min(self.failures, 16)))
         self.failures += 1
 
@@ -194,6 +208,8 @@ class BackOff:
 
 
 def _advice(error: RedisError) -> str:
+    if found := remedy(error, "BRIDGE_REDIS_URL"):
+        return found
     if isinstance(error, AuthenticationError | AuthorizationError):
         return "Check the user and password of BRIDGE_REDIS_URL."
     if isinstance(error, NoPermissionError):

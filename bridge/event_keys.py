@@ -14,7 +14,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException
 
-from bridge.connection import TRANSIENT, cluster_of
+from bridge.connection import TRANSIENT, cluster_of, servers_of
 from bridge.keys import Keys
 from bridge.records import Record
 from bridge.settings import BridgeSettings
@@ -71,7 +71,7 @@ class EventKeys:
         Raises:
             RedisError: A server does not answer.
         """
-        for client in self._cluster.primaries() if self._cluster is not None else [self._client]:
+        for _, client in servers_of(self._client):
             cursor, first = 0, True
             while cursor or first:
                 first = False

@@ -13,11 +13,12 @@ from typing import Any
 from redis import Redis, RedisCluster
 from redis.cluster import ClusterNode
 from redis.connection import BlockingConnectionPool, Connection, SSLConnection
-from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisClusterException
+from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.sentinel import Sentinel
 
 from bridge.address import Address
+from bridge.advice import told
 
 #: Replies of a server that does not, or no longer, hold the keys; a MovedError is an AskError.
 _ELSEWHERE = (ReadOnlyError, AskError, ClusterDownError)
@@ -74,15 +75,30 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
     Arguments:
         options: Of connections to Sentinels.
     """
-    places = list(address.hosts)
     given = dict(address.sentinel_options)
     if given.pop("connection_class", None):
         given["ssl"] = True
-    sentinel = Sentinel(places, sentinel_kwargs={**options, **given})  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(list(address.hosts), sentinel_kwargs={**options, **given})  # type: ignore[no-untyped-call]
+    known = list(zip(address.hosts, sentinel.sentinels, strict=True))
 
     def locate() -> Place:
-        host, port = sentinel.discover_master(address.service)  # type: ignore[no-untyped-call]
-        return host, int(port)
+        # Not discover_master(), whose error shows redis-py's clients and keeps what the last Sentinel said to itself.
+        problems = []
+        for place, client in list(known):
+            try:
+                states: Any = client.sentinel_masters()
+            except RedisError as error:
+                problems.append(f"{place[0]}:{place[1]} says {told(error)}")
+                continue
+            state = states.get(address.service)
+            if state is None:
+                problems.append(f"{place[0]}:{place[1]} watches no {address.service}")
+            elif not sentinel.check_master_state(state, address.service):  # type: ignore[no-untyped-call]
+                problems.append(f"{place[0]}:{place[1]} takes it for dead")
+            else:
+                known[:] = sorted(known, key=lambda one: one[0] != place)  # who answers is asked first from now on
+                return state["ip"], int(state["port"])
+        raise RedisConnectionError(f"no Sentinel names the primary: {'; '.join(problems)}")
 
     return locate
 
@@ -136,8 +152,8 @@ class Cluster:
             raise RedisConnectionError(str(error)) from error
         return node.host, node.port
 
-    def primaries(self) -> list[Redis]:
-        """Return a client for each primary, asking the cluster anew which there are.
+    def primaries(self) -> list[tuple[Place, Redis]]:
+        """Return the place of each primary and a client for it, asking the cluster anew which there are.
 
         Raises:
             RedisConnectionError: No node answers.
@@ -147,7 +163,8 @@ class Cluster:
             client.nodes_manager.initialize()
         except RedisClusterException as error:
             raise RedisConnectionError(str(error)) from error
-        return [client.get_redis_connection(node) for node in client.get_primaries()]  # type: ignore[no-untyped-call]
+        nodes = client.get_primaries()  # type: ignore[no-untyped-call]
+        return [((node.host, node.port), client.get_redis_connection(node)) for node in nodes]
 
     def close(self) -> None:
         """Close the connections; the next use makes new ones."""
