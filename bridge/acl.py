@@ -100,7 +100,7 @@ _SUBSCRIBING = (
 _INTAKE = _Needs(
     ("append", "park"),
     {"event": "get getrange pttl", "seen": "exists mget"},
-    "scan",
+    "scan script|exists",
     {"all_events": "psubscribe", "heartbeat": "subscribe publish"},
 )
 _RUNNING = _Needs(

@@ -1,0 +1,72 @@
+"""What a program may do that only publishes: that, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+from redis.exceptions import NoPermissionError, ResponseError
+
+from bridge import Event, EventBus
+from bridge.keys import Keys
+from tests.acl.place import Place
+
+
+def publish(place: Place, user: str) -> None:
+    """All there is to publishing, with the bridge."""
+    with EventBus(place.settings(user)) as bus:
+        assert not bus.publish("dream.created", {"n": 1}, id="one").duplicate
+        assert bus.publish("dream.created", {"n": 1}, id="one").duplicate
+        caused = Event(type="dream.created", id="two").child("dream.told")
+        bus.publish_many([caused, Event(type="dream.created", id="three")])
+
+
+def publish_raw(place: Place, user: str) -> None:
+    """What a program does that knows nothing of the bridge."""
+    keys, event = Keys(place.prefix), Event(type="dream.created", id="raw").encode()
+    with Redis.from_url(place.url(user), client_name="raw") as client:
+        client.ping()
+        client.set(keys.event("raw"), event, px=60_000)
+        client.execute_command("SETEX", keys.event("raw"), 60, event)
+        client.publish(keys.channel("dream.created"), event)
+
+
+@pytest.mark.parametrize(("do", "arguments"), [(publish, []), (publish_raw, ["--raw"])], ids=["bridge", "raw"])
+def test_it_has_what_it_needs_and_no_more(place: Place, do, arguments: list[str]) -> None:
+    """Publishing works and nothing is refused; each right that is taken away would have something refused."""
+    rules = place.grant("shop", "publisher", *arguments)
+    with place.recorded() as commands:
+        do(place, "shop")
+    assert place.refusals() == set()
+    assert place.refused(rules, commands) == []
+    assert place.superfluous(rules, commands) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--raw"]], ids=["bridge", "raw"])
+def test_it_reaches_nothing_else(place: Place, arguments: list[str]) -> None:
+    """Neither the task queues nor what others publish nor another bus, by commands or by scripts of its own."""
+    place.grant("shop", "publisher", *arguments)
+    keys, other = Keys(place.prefix), Keys("other:")
+    queue, event = f"broker:{place.prefix}celery", keys.event("e")
+    place.admin.set(event, "secret", ex=60)
+    tries = [
+        *(("LPUSH", name, "{}") for name in (queue, "celery", "celery\x06\x163", "unacked")),
+        *(("RPUSH", queue, "{}"), ("LRANGE", queue, 0, -1), ("BRPOP", queue, 0.01), ("DEL", queue), ("SET", queue, 1)),
+        *(("PUBLISH", f"broker:{place.prefix}/0.celery.pidbox", "{}"), ("PUBLISH", "/0.celery.pidbox", "{}")),
+        *(("GET", event), ("SET", event, "x", "GET"), ("GETRANGE", event, 0, -1), ("DEL", event), ("APPEND", event, 1)),
+        *(("XRANGE", keys.journal, "-", "+"), ("XREAD", "STREAMS", keys.journal, 0), ("DEL", keys.journal)),
+        *(("XADD", other.journal, "*", "id", "e"), ("SET", other.event("e"), "x"), ("GET", other.event("e"))),
+        *(("SET", other.seen("e"), "x"), ("PUBLISH", other.channel("a.b"), "x"), ("PUBLISH", keys.heartbeat, "x")),
+        *(("SET", keys.done("t"), "x"), ("HSET", keys.lease("t"), "f", "v"), ("XADD", keys.dead("t"), "*", "f", "v")),
+        *(("PSUBSCRIBE", "*"), ("PSUBSCRIBE", keys.all_channels), ("SUBSCRIBE", keys.channel("a.b"))),
+        *(("KEYS", "*"), ("SCAN", 0), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("ACL", "LIST"), ("INFO",), ("MONITOR",)),
+    ]
+    for words in tries:
+        with Redis.from_url(place.url("shop")) as client, pytest.raises(NoPermissionError):
+            client.execute_command(*words)
+    with Redis.from_url(place.url("shop")) as client:
+        for words in tries[:24]:
+            text = f"return redis.call({', '.join(repr(str(word)) for word in words)})"
+            with pytest.raises(ResponseError, match="permission|can't (run|access|publish)|not allowed from script"):
+                client.evalsha(client.script_load(text), 0)
+    assert place.admin.get(event) == b"secret"
+    assert place.admin.exists(queue, other.journal, other.event("e"), keys.done("t")) == 0

@@ -1,0 +1,96 @@
+"""What ``bus subscribe`` may do: turn events into tasks, and look after those that are lost."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from typing import Any
+
+from redis import Redis
+
+from bridge import Event, EventBus
+from bridge.event import UNHEARD_SOURCE
+from bridge.keys import Keys
+from bridge.ledger import Ledger, Pair
+from bridge.messages import task_id_for
+from bridge.subscriber import Subscriber
+from tests.acl.place import Place
+from tests.conftest import Queues, eventually
+
+#: Times that come within the test.
+SOON = {
+    "upkeep_interval_s": 0.1,
+    "claim_idle_s": 0.1,
+    "redispatch_after_s": 0.2,
+    "heartbeat_interval_s": 0.2,
+    "max_redispatches": 1,
+    "max_dead_letters": 1,
+    "max_source_rate": 100,
+}
+#: Asked for once, to warn of what loses events; it tells too much to be granted.
+NOT_GRANTED = {"config|get", "config"}
+
+
+def prepare(place: Place) -> None:
+    """Leave what needs looking after: entries of a consumer that died, tasks that are overdue, one that has ended."""
+    keys, settings = Keys(place.prefix), place.settings()
+    place.admin.xgroup_create(keys.journal, "tests", id="0", mkstream=True)
+    with EventBus(settings) as bus:
+        bus.publish_many([Event(type="dream.created", id=f"old-{number}", payload={"yes": 1}) for number in range(3)])
+        rows: Any = place.admin.xreadgroup("tests", "dead", {keys.journal: ">"}, count=2)
+        entry_id = rows[0][1][0][0].decode()
+        ledger = Ledger(bus.client, settings.model_copy(update={"redispatch_after_s": 0.001}))
+        for event_id in ("old-0", "gone", "ended"):
+            pair = Pair("t.exact", event_id, entry_id if event_id == "old-0" else "1-1", queue="celery")
+            ledger.sent([], [pair.listed(task_id_for("tests", event_id, "t.exact"))])
+        place.admin.zadd(keys.inflight("tests"), {"without a pair": 1})
+        place.admin.set(keys.done(task_id_for("tests", "ended", "t.exact")), "- 1 celery", ex=60)
+    place.admin.xadd(keys.journal, {"id": "ancient", "type": "a.b", "event": "{}"}, id="*")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def subscribe(place: Place, user: str, admin: Redis) -> None:
+    """All that a subscriber does, while other programs publish."""
+    keys, port = Keys(place.prefix), free_port()
+    settings = place.settings(user, metrics_port=port, event_ttl_s=3600, **SOON)
+    place.app.conf.broker_url = place.url(user)
+    subscriber, queues = Subscriber(place.app, settings, "one"), Queues(admin, place.prefix)
+    subscriber.start()
+    try:
+        assert subscriber.ready.wait(20)
+        for number in range(4):
+            event = Event(type="dream.created", id=f"new-{number}", source=UNHEARD_SOURCE, payload={"no": 1})
+            admin.set(keys.event(event.id), event.encode(), ex=60)
+            admin.publish(keys.channel(event.type), event.encode())
+        caused = event.child("dream.told", {"yes": 1})
+        admin.publish(keys.channel("dream.told"), caused.encode())
+        admin.publish(keys.channel("dream.told"), b"no event")
+        for task in ("t.exact dream.created new-0", "t.chosen dream.told"):
+            eventually(lambda: any(one.startswith(task) for one in queues.tasks()), task)  # noqa: B023  # called now
+        eventually(lambda: admin.hget(keys.dead_size("tests"), "dropped"), "dead letters, of which one made room")
+        eventually(lambda: admin.zcard(keys.inflight("tests")) and not ended(place), "the ended task is struck")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"bridge_journal" in answer.read()
+    finally:
+        subscriber.stop()
+
+
+def ended(place: Place) -> bool:
+    task_id = task_id_for("tests", "ended", "t.exact")
+    return place.admin.zscore(Keys(place.prefix).inflight("tests"), task_id) is not None
+
+
+def test_it_has_what_it_needs_and_no_more(place: Place) -> None:
+    """It works and nothing but CONFIG GET is refused; each right that is taken away would have something refused."""
+    rules = place.grant("shop", "subscriber", **SOON)
+    prepare(place)
+    with place.recorded() as commands:
+        subscribe(place, "shop", place.admin)
+    assert {text for text in place.refusals() if text.split()[2] not in NOT_GRANTED} == set()
+    wanted = [words for words in commands if words[0] != b"CONFIG"]
+    assert place.refused(rules, wanted) == []
+    assert place.superfluous(rules, wanted) == []
