@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ _DEFAULT_PORTS: dict[Kind, int] = {"server": 6379, "sentinel": 26379, "cluster":
 #: Options of a URL that would win over what the bridge relies on: the shape of replies, and who repeats a command.
 _REFUSED = {"protocol", "decode_responses", "legacy_responses", "retry_on_timeout", "retry_on_error"}
 _REFUSED |= {"socket_timeout", "client_name"}
+_FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 _SENTINEL_LOGIN = {"sentinel_username": "username", "sentinel_password": "password"}
 
 
@@ -71,6 +73,18 @@ class Address:
         if kind == "server":
             return cls(kind, hosts, "", options, {})
         return _of_many(kind, hosts, parts.path, options)
+
+    def refuse_missing_files(self) -> None:
+        """Look for the files with certificates that it names.
+
+        Raises:
+            ValueError: One cannot be read. A connection would say no more than that something is not there.
+        """
+        for option in _FILES & self.options.keys():
+            try:
+                Path(self.options[option]).open("rb").close()
+            except OSError as error:
+                raise ValueError(f"{option}: cannot read {self.options[option]}: {error.strerror}") from None
 
     @property
     def secure(self) -> bool:

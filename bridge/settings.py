@@ -202,7 +202,7 @@ class BridgeSettings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         try:
-            Address.parse(self.url)
+            Address.parse(self.url).refuse_missing_files()
         except ValueError as error:
             raise ValueError(f"redis_url: {error}") from None
         if self.dedup_ttl_s and self.dedup_ttl_s <= self.event_ttl_s:

@@ -13,6 +13,8 @@ from redis.exceptions import AuthenticationError, AuthorizationError, InvalidRes
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from bridge.advice import remedy
+from bridge.advice import told as explained
 from bridge.connection import connect
 from bridge.errors import BridgeError, BusUnavailable, SettingsError
 from bridge.settings import BridgeSettings
@@ -93,16 +95,16 @@ def _reach(settings: BridgeSettings) -> None:
 
 
 def _says(error: RedisError) -> str:
-    text = str(error).rstrip(".") or type(error).__name__
+    text, advice = explained(error), remedy(error, _source())
     if isinstance(error, NoPermissionError):
         return f"refuses: {text}. Grant this user the right with ACL SETUSER."
     if isinstance(error, AuthenticationError | AuthorizationError):
         return f"refuses: {text}. Check user and password in {_source()}: redis://USER:PASSWORD@HOST:PORT/0."
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
-        return f"does not answer: {text}. Check that it runs, and the address in {_source()}."
+        return f"does not answer: {text}. {advice or f'Check that it runs, and the address in {_source()}.'}"
     if isinstance(error, InvalidResponse):
         return f"is no Redis, for it says: {text}. Check the address in {_source()}."
-    return f"says: {text}."
+    return f"says: {text}. {advice}".rstrip()
 
 
 def _source() -> str:

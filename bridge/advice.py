@@ -1,0 +1,81 @@
+"""What an error of Redis means and what to do about it, for people. Nothing of an address is shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from redis.exceptions import AskError, MovedError
+
+#: Texts that an error has, all of them, to what to do about it; the first that fits. ``{url}``: where the address is.
+_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
+    # What a client finds wrong with the server's certificate
+    (("certificate has expired",), "Renew the certificate of the server."),
+    (("certificate is not yet valid",), "Check the clock here, and the certificate of the server."),
+    (("is not valid for",), "The certificate of the server has other names: write one of them in {url}, or renew it."),
+    (
+        ("CERTIFICATE_VERIFY_FAILED",),
+        "No authority that is trusted here issued it: name its file with ssl_ca_certs=... in {url}.",
+    ),
+    # What a server finds wrong with the client's
+    (("CERTIFICATE_EXPIRED",), "Renew the certificate that ssl_certfile=... in {url} names."),
+    (
+        ("ALERT_UNKNOWN_CA",),
+        "The server does not trust who issued the certificate that ssl_certfile=... in {url} names.",
+    ),
+    (
+        ("CERTIFICATE_REQUIRED",),
+        "The server wants a certificate: add ssl_certfile=... and ssl_keyfile=... to {url}.",
+    ),
+    (
+        ("EOF occurred in violation of protocol",),
+        "The server may want a certificate: add ssl_certfile=... and ssl_keyfile=... to {url}.",
+    ),
+    # TLS at one end alone
+    (("WRONG_VERSION_NUMBER",), "It does not speak TLS: write redis for rediss in {url}."),
+    (("record layer failure",), "It does not speak TLS: write redis for rediss in {url}."),
+    (("handshake operation timed out",), "It takes connections, and no TLS: write redis for rediss in {url}."),
+    (("Connection reset by peer",), "Check that it runs; if it wants TLS, write rediss for redis in {url}."),
+    # Sentinels
+    (("no Sentinel", "watches no"), "Check the name of the service, at the end of {url}."),
+    (("no Sentinel", "uthentication"), "Check sentinel_password=... and sentinel_username=... in {url}."),
+    (("no Sentinel", "username-password"), "Check sentinel_password=... and sentinel_username=... in {url}."),
+    (("no Sentinel", "no permissions"), "Allow the user of the Sentinels +sentinel|masters."),
+    (("no Sentinel", "unknown command"), "Name the Sentinels in {url}, not the servers that they watch."),
+    (("no Sentinel",), "Check that the Sentinels run, that they see the primary, and their addresses in {url}."),
+    # One kind of server where another was meant
+    (("Cluster mode is not enabled",), "That is no Redis Cluster: write redis for redis+cluster in {url}."),
+    (("hash to the same slot",), "That is a Redis Cluster: write redis+cluster for redis in {url}."),
+    (
+        ("unknown command",),
+        "Redis has it from 6.2 on; a Sentinel does not: write redis+sentinel://HOSTS/SERVICE in {url} if it is one.",
+    ),
+)
+#: Where in the source of Python an error of TLS arose; what a server repeats of a command that it does not know.
+_NOISE = re.compile(r" ?\(_ssl\.c:\d+\)|,? with args beginning with:.*", re.DOTALL)
+
+
+def told(error: Exception) -> str:
+    """Return what an error says, without what helps nobody, and without the stop at its end."""
+    text = _NOISE.sub("", str(error)).rstrip(". ") or type(error).__name__
+    # redis-py takes the word away.
+    return f"{'MOVED' if isinstance(error, MovedError) else 'ASK'} {text}" if isinstance(error, AskError) else text
+
+
+def remedy(error: Exception, url: str = "the address") -> str:
+    """Return what to do, in a sentence; empty when the error alone does not tell.
+
+    Arguments:
+        url: Where the address of the bus comes from, e.g. ``BRIDGE_REDIS_URL``.
+    """
+    if isinstance(error, AskError):
+        return f"That is a Redis Cluster: write redis+cluster for redis in {url}."
+    text = " ".join(_texts(error))
+    return next((what for parts, what in _REMEDIES if all(part in text for part in parts)), "").format(url=url)
+
+
+def _texts(error: BaseException | None) -> Iterator[str]:
+    """Yield what the error says and what those say that caused it, which tells a handshake from a connection."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
