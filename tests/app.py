@@ -39,6 +39,9 @@ app.conf.update(
     bridge_redis_url="redis://:conf-s3cret@unused",  # REDIS_URL of the environment wins; must not be shown
     bridge_routes={"routed.*": {"queue": "routed"}},
 )
+if os.environ.get("TEST_QUORUM"):  # with exchanges on which RabbitMQ holds messages back itself
+    app.conf.update(task_default_queue_type="quorum", task_default_exchange_type="topic")
+    app.conf.update(task_create_missing_queue_type="quorum", task_create_missing_queue_exchange_type="topic")
 bridge.install(app)
 
 

@@ -82,6 +82,14 @@ class Rabbit:
         except (amqp.AMQPError, OSError):
             return 0
 
+    def is_there(self, queue: str) -> bool:
+        """Whether there is such a queue."""
+        try:
+            self.do(lambda channel: channel.queue_declare(queue, passive=True))
+        except amqp.NotFound:
+            return False
+        return True
+
     def take(self, queue: str = "celery") -> list[Any]:
         """Take all messages out of a queue."""
 

@@ -50,21 +50,25 @@ def site(rabbit_processes: Processes, settings: BridgeSettings, client: Redis, r
     return Site(rabbit_processes, settings, client, rabbit)
 
 
-def test_events_become_effects_and_every_task_ends(site: Site, bus: EventBus) -> None:
-    """Foreign events, retries, countdowns, expiry and failures are what they are with Redis."""
-    site.worker()
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_events_become_effects_and_every_task_ends(site: Site, bus: EventBus, kind: str) -> None:
+    """Foreign events, retries, countdowns, expiry, routes and failures are what they are with Redis."""
+    site.worker("w1", "-Q", "celery,elsewhere", TEST_QUORUM="1" if kind == "quorum" else "")
     foreign = Event(type="dream.created", id="foreign", payload={"dreamId": 1}, source="shop")
     site.client.set(f"{site.prefix}event:foreign", foreign.encode(), ex=3600)
     site.client.publish(f"{site.prefix}dream.created", foreign.encode())
     for name in ("dream", "retry", "failing", "rejected", "expiring", "delayed"):
         bus.publish(f"{name}.created", id=name)
+    bus.publish("routed.elsewhere")
     eventually(lambda: site.dead() and len(site.dead()) == 4, "four dead letters")
     assert {event_id for _, event_id in site.dead()} == {"retry", "failing", "rejected", "expiring"}
     eventually(lambda: site.effects()["delayed delayed"], "the countdown is over")
     eventually(site.done, "nothing is left")
     ran = {f"{task} {event_id}": 1 for task in ("plain", "glob") for event_id in ("dream", "foreign")}
     ran |= {f"retry {retries}": 1 for retries in range(4)}
-    assert site.effects() == Counter(ran) + Counter({"delayed delayed": 1})
+    assert site.effects() == Counter(ran | {"delayed delayed": 1, "elsewhere elsewhere": 1})
+    held = [level for level in range(28) if site.rabbit.is_there(f"celery_delayed_{level}")]
+    assert len(held) == (28 if kind == "quorum" else 0)
 
 
 def test_a_purged_queue_is_filled_again(site: Site, bus: EventBus) -> None:
