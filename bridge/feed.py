@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -80,6 +80,7 @@ class ChannelFeed:
         counters: Raises ``gaps`` and ``errors``.
         sift: Gets what came and returns what of it is to be decoded. Must not raise.
         pulse: Gets a ``turn`` for every round, and notes ``heard`` and ``gap``.
+        types: Globs of the event types whose channels are listened to.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ChannelFeed:
         counters: Counters,
         sift: Callable[[list[Broadcast]], list[Broadcast]] = lambda broadcasts: broadcasts,
         pulse: Pulse | None = None,
+        types: Sequence[str] = ("*",),
     ) -> None:
         self._client = client
         self._settings = settings
@@ -97,6 +99,7 @@ class ChannelFeed:
         self._counters = counters
         self._sift = sift
         self._pulse = pulse or Pulse()
+        self._channels = [self._keys.channels(pattern) for pattern in types]
         self._subscriptions = 0
 
     def run(self, stop: threading.Event, on_heard: Callable[[Heard], None]) -> None:
@@ -119,7 +122,7 @@ class ChannelFeed:
         pubsub: Any = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py has no types here
         try:
             pubsub.subscribe(self._keys.heartbeat)
-            pubsub.psubscribe(self._keys.all_channels)
+            pubsub.psubscribe(*self._channels)
             alive_at = beat_at = time.monotonic()
             while not stop.is_set():
                 heard, any_sign = self._read(pubsub)
@@ -154,7 +157,7 @@ class ChannelFeed:
                     name = reply[2].decode(errors="backslashreplace")
                     broadcasts.append(Broadcast(name.removeprefix(prefix), reply[3]))
                     size += len(reply[3])
-                elif reply[0] == b"psubscribe":
+                elif reply[0] == b"psubscribe" and reply[1].decode() == self._channels[-1]:
                     self._confirmed(heard)
                 more = connection.can_read(timeout=0)
         except (RedisError, OSError):
@@ -182,7 +185,8 @@ class ChannelFeed:
             self._counters.add("gaps")
             self._pulse.note("gap")
             extra = about("subscribed_again", count=self._subscriptions - 1)
-            log.info("subscribed to %s again: events may have been missed", self._keys.all_channels, extra=extra)
+            text = "subscribed to %s again: events may have been missed"
+            log.info(text, ", ".join(self._channels), extra=extra)
 
 
 def restore_sources(

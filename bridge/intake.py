@@ -96,7 +96,7 @@ class Intake:
 
     def listen(self, stop: threading.Event) -> None:
         """Append what is broadcast until *stop* is set."""
-        feed = ChannelFeed(self._client, self._settings, self._counters, self._sift, self._pulse)
+        feed = ChannelFeed(self._client, self._settings, self._counters, self._sift, self._pulse, self._settings.types)
         feed.run(stop, lambda heard: self._on_heard(heard, stop))
 
     def catch_up(self, stop: threading.Event) -> None:

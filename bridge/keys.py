@@ -45,7 +45,11 @@ class Keys:
     @property
     def all_channels(self) -> str:
         """PSUBSCRIBE pattern for every event of this bus."""
-        return escape_glob(self.prefix) + "*"
+        return self.channels("*")
+
+    def channels(self, type_pattern: str) -> str:
+        """PSUBSCRIBE pattern for the events whose types match a glob."""
+        return escape_glob(self.prefix) + type_pattern
 
     @property
     def all_events(self) -> str:

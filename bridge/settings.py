@@ -96,6 +96,9 @@ class BridgeSettings(BaseSettings):
 
     #: Consumer group: names one Celery application. Each group gets every event once.
     group: str = ""
+    #: Globs of the event types whose broadcasts a subscriber listens to. Where they are more than one can take in,
+    #: the subscribers of a group may share them by type; together they must listen to all. Dispatch is shared anyway.
+    types: Patterns = Field(default=["*"], min_length=1)
     #: Where a new group begins: the oldest retained event, or only what comes after its creation.
     start: Literal["earliest", "latest"] = "earliest"
     #: Most events read, dispatched or written to the journal in one step.

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from bridge import BridgeSettings, Event
+from bridge import BridgeSettings, Event, SettingsError
 from bridge.connection import connect
 from bridge.dead_letters import DeadLetters
 from bridge.feed import ChannelFeed, Heard
@@ -226,3 +226,28 @@ def test_a_user_who_may_not_ask_for_ttls_is_told(client: Redis, prefix: str, set
         with pytest.raises(NoPermissionError, match="pttl"):
             intake._scan(threading.Event(), refill=False)
     client.acl_deluser(user)
+
+
+def test_subscribers_share_the_broadcasts_by_type(
+    use, start: Start, client: Redis, prefix: str, queues: Queues
+) -> None:
+    """Each listens to its own types, also to several, and the events of all become messages once."""
+    use("t.all")
+    dreams, rest = start("dreams", types=["dream.*"]), start("rest", types=["user.*", "index", "dream.*.x"])
+    channels = ("dream.created", "dream.a.x", "user.created", "index", "unheard")
+    for number, channel in enumerate(channels):
+        client.publish(prefix + channel, Event(type=channel, id=f"e{number}").encode())
+    expected = {f"t.all {channel} e{number}": 1 for number, channel in enumerate(channels[:-1])}
+    eventually(lambda: queues.tasks() == expected, "those that are listened to")
+    totals = [one.counters.snapshot() for one in (dreams, rest)]
+    assert [total["received"] for total in totals] == [2, 3]
+    assert [total.get("gaps", 0) for total in totals] == [0, 0]
+    assert client.client_kill_filter(_type="pubsub") >= 2
+    eventually(lambda: rest.counters.snapshot().get("gaps") == 1, "one gap, however many patterns there are")
+
+
+def test_types_that_match_nothing_are_refused() -> None:
+    """No type at all, or a glob that is none, ends at the start."""
+    for types, problem in (([], "types"), (["dream.["], "not closed"), ([""], "empty pattern")):
+        with pytest.raises(SettingsError, match=problem):
+            BridgeSettings.load(types=types)
