@@ -84,7 +84,7 @@ def foreign_events(server: RedisServer, count: int, subscribers: int) -> float:
         client.flushall()
         client.config_set("client-output-buffer-limit", "pubsub 0 0 0")
         with processes(server.url, SUBSCRIBE, subscribers):
-            _wait_for_subscribers(client, subscribers)
+            wait_for_subscribers(client, subscribers)
             publisher = multiprocessing.Process(target=broadcast, args=(server.port, messages))
             publisher.start()
             try:
@@ -118,7 +118,7 @@ def latency(server: RedisServer, per_s: float, seconds: float, *, to_task: bool 
         with processes(url, command), EventBus(redis_url=url, channel_prefix=PREFIX) as bus:
             ours, theirs = multiprocessing.Pipe()
             if not to_task:
-                taker = multiprocessing.Process(target=_take, args=(server.url, count + 1, theirs))
+                taker = multiprocessing.Process(target=take, args=(server.url, count + 1, theirs))
                 taker.start()
                 theirs.close()  # so that the end of the process is the end of the pipe
             _wait_until_ready(bus, client, to_task)
@@ -136,20 +136,22 @@ def latency(server: RedisServer, per_s: float, seconds: float, *, to_task: bool 
             return Latency.of(values[1:])
 
 
-def _wait_for_subscribers(client: Redis, count: int) -> None:
+def wait_for_subscribers(client: Redis, count: int) -> None:
+    """Wait until so many listen and have looked for what they missed."""
     while client.pubsub_numsub(Keys(PREFIX).heartbeat)[0][1] < count:
         time.sleep(0.05)
     time.sleep(_SETTLED_S)
 
 
 def _wait_until_ready(bus: EventBus, client: Redis, to_task: bool) -> None:
-    _wait_for_subscribers(client, 1)
+    wait_for_subscribers(client, 1)
     bus.publish("dream.created", payload(200) | {"at_ns": time.time_ns()})
     while to_task and not client.llen(STARTS):
         time.sleep(0.05)
 
 
-def _take(url: str, count: int, results: Connection) -> None:
+def take(url: str, count: int, results: Connection) -> None:
+    """Take so many messages from the queue, and send how late they came, in ms after the moment in their payload."""
     values = []
     with Redis.from_url(url, socket_timeout=None) as client:  # the first comes when a subscriber is ready
         while len(values) < count:
