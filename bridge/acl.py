@@ -92,7 +92,7 @@ _SUBSCRIBING = (
             "inflight": "zadd",
             "fence": "watch get incrby",
         },
-        "multi exec unwatch",
+        "multi exec",
     ),
     _Needs(("elect", "leave", "overdue", "sweep", "trim"), {"journal": "xautoclaim xinfo|consumers"}),  # upkeep
     _Needs(("backlog", "say"), {**_STATUS, "subscribers": "hdel hgetall"}, "time info"),  # how it is, and the others

@@ -39,6 +39,8 @@ class BrokerKeys:
         database = str(connection.virtual_host or "0").strip("/") or "0"
         self._fanout = f"{self._prefix}{start.format(db=database)}"
         self.database = int(database) if database.isdigit() else 0
+        #: Whether tasks go to exchanges, rather than straight to their queues.
+        self.exchanges = any(queue.exchange.type != "direct" for queue in app.amqp.queues.values())
         self.tasks = [name for queue in sorted(queues) for name in self._queue(exactly(f"{self._prefix}{queue}"))]
 
     def _option(self, name: str) -> Any:
@@ -104,7 +106,8 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
         keyless.add("select")
     bindings, tasks = keys.bindings, keys.tasks
     if role == "subscriber":
-        return [Grant(frozenset(keyless | {"info"})), *granted(("lpush llen", tasks), ("sadd smembers", bindings))]
+        binding = "sadd smembers" if keys.exchanges else "sadd"
+        return [Grant(frozenset(keyless | {"info"})), *granted(("lpush llen", tasks), (binding, bindings))]
     asking = [
         ("lpush llen brpop del", keys.replies),
         ("evalsha sadd smembers srem zadd zrangebyscore zrem exists del", bindings),

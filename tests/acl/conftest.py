@@ -23,7 +23,7 @@ def acl_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def place(acl_server: RedisServer, prefix: str, use) -> Iterator[Place]:
-    use("t.exact", "t.chosen")
+    use("t.exact", "t.chosen", "t.picky")
     with (
         make_app(acl_server.url, prefix) as app,
         Redis.from_url(acl_server.url, single_connection_client=True) as admin,

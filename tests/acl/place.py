@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
 from redis import Redis
@@ -86,6 +87,12 @@ class Place:
         self.admin.script_flush()
         with Recorder(self.admin) as recorder:
             yield recorder.commands
+
+    def judge(self, rules: Sequence[str], commands: Sequence[Words]) -> None:
+        """Fail unless *rules* allow all of *commands*, and each of their rights something of them."""
+        assert self.refused(rules, commands) == []
+        if found := self.superfluous(rules, commands):
+            pytest.fail("\n".join(found))
 
     def refused(self, rules: Sequence[str], commands: Sequence[Words]) -> list[Words]:
         """Return those of *commands* that a user with *rules* may not give: Redis is asked, nothing is done."""

@@ -37,8 +37,7 @@ def test_it_has_what_it_needs_and_no_more(place: Place, do, arguments: list[str]
     with place.recorded() as commands:
         do(place, "shop")
     assert place.refusals() == set()
-    assert place.refused(rules, commands) == []
-    assert place.superfluous(rules, commands) == []
+    place.judge(rules, commands)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--raw"]], ids=["bridge", "raw"])
