@@ -6,8 +6,10 @@ waited for together. What RabbitMQ has not confirmed counts as not sent.
 
 from __future__ import annotations
 
+import select
 from typing import Any
 
+from amqp import spec
 from kombu.exceptions import OperationalError
 
 #: Longest silence of a broker that owes answers.
@@ -29,9 +31,11 @@ class Confirms:
     """
 
     def __init__(self, channel: Any, arrived: set[str]) -> None:
+        self._channel = channel
         self._connection = channel.connection
         self._arrived = arrived
-        self._publish = channel.basic_publish
+        self._readable = select.poll()
+        self._readable.register(self._connection.sock, select.POLLIN)
         #: Delivery tag to task id of what is not answered yet, in this order.
         self._open: dict[int, str] = {}
         self._last_tag = 0
@@ -55,13 +59,7 @@ class Confirms:
             Exception: Whatever py-amqp raises.
         """
         while self._open or self._blocked:
-            try:
-                self._connection.drain_events(timeout=_BLOCKED_TIMEOUT_S if self._blocked else CONFIRM_TIMEOUT_S)
-            except TimeoutError as error:
-                if self._blocked:
-                    raise Blocked("RabbitMQ takes no messages: it is short of memory or disk, see its log") from error
-                text = f"RabbitMQ did not confirm {len(self._open)} messages within {CONFIRM_TIMEOUT_S:.0f} s"
-                raise OperationalError(text) from error
+            self._read()
         refused, self._refused = self._refused, 0
         unroutable, self._unroutable = self._unroutable, set()
         if refused:
@@ -71,13 +69,31 @@ class Confirms:
         return unroutable
 
     def _publish_counted(self, message: Any, exchange: str = "", routing_key: str = "", **_: Any) -> Any:
+        """Take the place of py-amqp's method, which may look for answers for ever when one has come in part."""
+        while self._has_answers():
+            self._read()
         if self._blocked:  # more would not be read, and fill the connection in the middle of a message
             self.settle()
         # A message that expires in its queue ends without a word; a worker that gets it sees to the task's end.
         message.properties.pop("expiration", None)
         self._last_tag += 1
         self._open[self._last_tag] = message.properties.get("correlation_id", "")
-        return self._publish(message, exchange=exchange, routing_key=routing_key, mandatory=True)
+        ticket, mandatory, immediate = 0, True, False
+        arguments = (ticket, exchange, routing_key, mandatory, immediate)
+        return self._channel.send_method(spec.Basic.Publish, "Bssbb", arguments, message)
+
+    def _has_answers(self) -> bool:
+        pending = getattr(self._connection.sock, "pending", None)  # of TLS
+        return bool(self._readable.poll(0) or (pending is not None and pending()))
+
+    def _read(self) -> None:
+        try:
+            self._connection.drain_events(timeout=_BLOCKED_TIMEOUT_S if self._blocked else CONFIRM_TIMEOUT_S)
+        except TimeoutError as error:
+            if self._blocked:
+                raise Blocked("RabbitMQ takes no messages: it is short of memory or disk, see its log") from error
+            text = f"RabbitMQ did not confirm {len(self._open)} messages within {CONFIRM_TIMEOUT_S:.0f} s"
+            raise OperationalError(text) from error
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
         self._arrived.update(task_id for task_id in self._answered(tag, multiple) if task_id not in self._unroutable)

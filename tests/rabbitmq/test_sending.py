@@ -19,6 +19,7 @@ from bridge.confirms import Blocked
 from bridge.messages import Message, Outbox
 from bridge.stored import StoredEvent
 from tests.conftest import eventually
+from tests.faults.proxy import Proxy
 from tests.handlers import HANDLERS
 from tests.rabbitmq.conftest import Rabbit
 from tests.rabbitmq.node import RabbitNode
@@ -243,3 +244,23 @@ def test_a_broker_that_hangs_fails_in_time(
     node.thaw()
     assert outbox.send(prepared(outbox, count=5)) == []
     assert set(rabbit.tasks()) == {f"t.plain e{number}" for number in range(5)}
+
+
+def test_a_broker_that_hangs_in_the_middle_of_an_answer(
+    node: RabbitNode, settings: BridgeSettings, rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of a confirmation is not waited for without end, nor with a busy processor."""
+    monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 1.0)
+    with Proxy(node.port) as proxy, Celery("tests", broker=rabbit.url_at(proxy.port), set_as_current=False) as app:
+        app.finalize()
+        outbox = Outbox(app, settings)
+        assert outbox.send(prepared(outbox)) == []
+        proxy.dribble(5, 20)
+        before, used_before = time.monotonic(), time.process_time()
+        with pytest.raises(OperationalError, match="did not confirm"):
+            outbox.send(prepared(outbox, count=3000))
+        assert time.monotonic() - before < 5
+        assert time.process_time() - used_before < 3
+        proxy.heal()
+        assert outbox.send(prepared(outbox)) == []
+        outbox.close()
