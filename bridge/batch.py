@@ -44,7 +44,7 @@ class Batch:
         message = refused.message
         self.messages = [one for one in self.messages if one is not message]
         self.letters.append(
-            _letter("message", refused.detail, message.stored, message.route.task.name, message.task_id)
+            _letter(refused.reason, refused.detail, message.stored, message.route.task.name, message.task_id)
         )
 
     def bury(self, reason: str, detail: str, stored: StoredEvent, handler: str, group: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha1
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 from uuid import UUID, uuid4
 
 from celery import Celery, Task
@@ -78,9 +78,10 @@ class Message(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A message that cannot be sent, and the *detail* of why, for a person."""
+    """A message that cannot be sent, why, and the *detail* of that for a person."""
 
     message: Message
+    reason: Literal["message", "unroutable"]
     detail: str
 
 
@@ -141,7 +142,7 @@ class Outbox:
         An error leaves open which of them went out; sending all of them again gives them the same task ids.
 
         Returns:
-            Those that cannot be sent, though the broker is well: Celery calls user code for the messages it makes.
+            Those that cannot be sent though the broker is well: user code failed that Celery calls, or a route leads nowhere.
 
         Raises:
             Exception: Whatever the broker's client raises; the connection is then made anew next time.
@@ -196,7 +197,8 @@ class Outbox:
             # outage, which would hold all other routes up as well, for who knows how long.
             self._link.forget_declared()
             unroutable = self._publish_batch(unroutable, refused)
-            refused += [Refused(one, "the broker has no queue for it: bind one to its exchange") for one in unroutable]
+            detail = "the broker has no queue for it: bind one to its exchange"
+            refused += [Refused(message, "unroutable", detail) for message in unroutable]
         self._link.arrived.difference_update(message.task_id for message in messages)
 
     def _publish_batch(self, messages: Sequence[Message], refused: list[Refused]) -> list[Message]:
@@ -208,11 +210,11 @@ class Outbox:
                 try:
                     self._publish(producer, message)
                 except Unroutable as error:
-                    refused.append(Refused(message, str(error)))
+                    refused.append(Refused(message, "unroutable", str(error)))
                 except Exception as error:
                     if message.content is not None or broker.is_outage(error, producer.connection):
                         raise
-                    refused.append(Refused(message, f"{type(error).__name__}: {error}"))
+                    refused.append(Refused(message, "message", f"{type(error).__name__}: {error}"))
         return [message for message in messages if message.task_id in self._link.unroutable]
 
     def _publish(self, producer: Any, message: Message) -> None:

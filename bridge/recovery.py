@@ -93,7 +93,7 @@ class Recovery:
         self._outbox.close()  # a broker that lost messages may have lost queues and bindings, which kombu declares once
         for refused in self._outbox.send(messages):
             message = refused.message
-            self._give_up(tasks.pop(message.task_id), _Hopeless("message", refused.detail, message.stored))
+            self._give_up(tasks.pop(message.task_id), _Hopeless(refused.reason, refused.detail, message.stored))
         if tasks:
             again = {name: task.pair._replace(redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
             self._ledger.sent([], [pair.listed(task_id) for task_id, pair in again.items()])

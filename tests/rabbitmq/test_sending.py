@@ -135,13 +135,13 @@ def test_a_route_that_leads_nowhere_stops_no_other(
     outbox = Outbox(rabbit_app, settings)
     (refused,) = outbox.send([*prepared(outbox, "t.own", 2), lost])
     assert (refused.message, rabbit.length("own")) == (lost, 2)
-    assert refused.detail == "the broker has no exchange void"
+    assert (refused.reason, refused.detail) == ("unroutable", "the broker has no exchange void")
     rabbit.do(lambda channel: channel.exchange_declare("void", "topic", durable=True, auto_delete=False))
     for message in (lost, lost._replace(content=None)):
         rabbit.take("own")
         (refused,) = outbox.send([*prepared(outbox, "t.own", 2), message])
         assert (refused.message, rabbit.length("own")) == (message, 2)
-        assert refused.detail == "the broker has no queue for it: bind one to its exchange"
+        assert (refused.reason, refused.detail[:31]) == ("unroutable", "the broker has no queue for it:")
     outbox.close()
 
 
