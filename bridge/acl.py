@@ -113,7 +113,7 @@ _OPERATING = (
     _Needs(  # get, trace, tail, and the pages of Flower
         ("headers",),
         {
-            "event": "get getrange",
+            "event": "get getrange pttl",
             "seen": "mget",
             "journal": "xrange xrevrange xinfo|groups xpending",
             "caused": "zrange zcard",
@@ -130,7 +130,7 @@ _OPERATING = (
     _Needs(("drop", "replay"), {"replay": "hgetall hsetnx pexpire"}, "multi exec"),  # dead, replay
     _Needs(  # groups
         (),
-        {"of_any_group": "exists unlink", "by_id_of_any_group": "unlink", "journal": "xgroup|destroy"},
+        {"all_of_any_group": "exists unlink", "journal": "xgroup|destroy"},
         "scan multi exec",
     ),
 )
@@ -173,10 +173,13 @@ def bus_grants(role: Role, settings: BridgeSettings, *, raw: bool = False, subsc
     if scripts:
         keyless |= {"script|load"}
     channels = ((commands, names[kind]) for one in needs for kind, commands in one.channels.items())
+    found = [(commands, names[kind]) for kind, commands in _commands(needs, scripts)]
     return [
         Grant(keyless),
         *granted(("evalsha", [name for kind, some in names.items() if kind in declared for name in some])),
-        *granted(*((commands, names[kind]) for kind, commands in _commands(needs, scripts)), channels=channels),
+        *granted(*(one for one in found if len(one[1]) == 1), channels=channels),
+        # Of several kinds in one command, which wants all of its keys in one selector.
+        *(grant for one in found if len(one[1]) > 1 for grant in granted(one)),
     ]
 
 
@@ -229,8 +232,7 @@ def _names(settings: BridgeSettings) -> dict[str, list[Name]]:
         **{kind: [exactly(getattr(keys, kind)(group))] for kind in _OF_GROUP},
         **{kind: [below(getattr(keys, kind)(group, ""))] for kind in _OF_GROUP_BY_ID},
         **any_group,
-        "of_any_group": [name for some in any_group.values() for name in some],
-        "by_id_of_any_group": all_by_id,
+        "all_of_any_group": [*(name for some in any_group.values() for name in some), *all_by_id],
         "events": [below(settings.channel_prefix)],
         "all_events": [literally(keys.all_channels)],
         "heartbeat": [exactly(keys.heartbeat)],

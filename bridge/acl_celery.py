@@ -105,34 +105,39 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
     if keys.database:
         keyless.add("select")
     bindings, tasks = keys.bindings, keys.tasks
+    binding = "sadd smembers" if keys.exchanges else "sadd"
     if role == "subscriber":
-        binding = "sadd smembers" if keys.exchanges else "sadd"
         return [Grant(frozenset(keyless | {"info"})), *granted(("lpush llen", tasks), (binding, bindings))]
-    asking = [
-        ("lpush llen brpop del", keys.replies),
-        ("evalsha sadd smembers srem zadd zrangebyscore zrem exists del", bindings),
+    # Whoever takes messages, answers of workers or their events, puts back tasks that a worker has held for too long.
+    taking = [
+        ("llen brpop del", keys.replies),
+        (f"{binding} evalsha srem zadd zrangebyscore zrem exists del", bindings),
+        ("llen rpush", tasks),
+        ("hget hdel watch", keys.kept("unacked_key")),
+        ("zrem zrange", keys.kept("unacked_index_key")),
+        ("set evalsha get del", keys.kept("unacked_mutex_key")),
     ]
-    keyless |= {"script|load", "script|exists", "time", "info"}
+    keyless |= {"script|load", "script|exists", "time", "info", "punsubscribe"}
     order = exactly(keys.order_channel)
     if role == "operator":
         return [
-            Grant(frozenset(keyless | {"config|get", "punsubscribe"})),
+            Grant(frozenset(keyless | {"config|get"})),
             *granted(
-                *asking,
-                ("llen", tasks),
+                *taking,
                 ("del llen", keys.listeners),
                 channels=[("publish", [order]), ("psubscribe", [literally(keys.events("*"))])],
             ),
         ]
     return [
-        Grant(frozenset(keyless | {"punsubscribe", "watch", "unwatch"})),
+        Grant(frozenset(keyless)),
         *granted(
-            *asking,
-            ("lpush rpush llen brpop", tasks),
+            *taking,
+            ("lpush brpop", tasks),
+            ("lpush", keys.replies),
+            ("smembers", bindings),
             ("del llen", [*keys.orders, *keys.listeners]),
-            ("hset hget hdel watch", keys.kept("unacked_key")),
-            ("zadd zrem zrange", keys.kept("unacked_index_key")),
-            ("set evalsha get del", keys.kept("unacked_mutex_key")),
+            ("hset", keys.kept("unacked_key")),
+            ("zadd", keys.kept("unacked_index_key")),
             channels=[
                 ("publish psubscribe", [literally(keys.order_channel)]),
                 ("psubscribe", [literally(keys.events("worker.*"))]),

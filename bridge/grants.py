@@ -66,7 +66,9 @@ class Grant:
 
     def rules(self) -> list[str]:
         """Return the rules for a user or, in parentheses, for a selector."""
-        access = "R" * bool(self.commands & _READ) + "W" * bool(self.commands & _WRITE) or "R"  # some right there must be
+        access = (
+            "R" * bool(self.commands & _READ) + "W" * bool(self.commands & _WRITE) or "R"
+        )  # some right there must be
         some = f"%{access}~" if len(access) == 1 else "~"
         commands = [f"+{command}" for command in sorted(self.commands)]
         keys = [some + name.pattern for name in self.keys]

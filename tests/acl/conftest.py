@@ -33,4 +33,3 @@ def place(acl_server: RedisServer, prefix: str, use) -> Iterator[Place]:
         for user in admin.acl_users():
             if user != "default":
                 admin.acl_deluser(user)
-

@@ -48,15 +48,15 @@ class Place:
 
     def say(self, *arguments: str, user: str = "", expect: int = 0, **changes: Any) -> Result:
         """Run ``bus ...`` in this process as a user, with settings."""
-        with self._as(user, {f"BRIDGE_{name.upper()}": str(value) for name, value in changes.items()}):
+        with self.as_user(user, {f"BRIDGE_{name.upper()}": str(value) for name, value in changes.items()}):
             result = CliRunner().invoke(bus_command, arguments, obj=SimpleNamespace(app=self.app))
         assert result.exit_code == expect, result.output
         assert "s3cret" not in result.output
         return result
 
     @contextmanager
-    def _as(self, user: str, settings: dict[str, str]) -> Iterator[None]:
-        environment = {"REDIS_URL": self.url(user), "BRIDGE_CHANNEL_PREFIX": self.prefix} | settings
+    def as_user(self, user: str, settings: dict[str, str] | None = None) -> Iterator[None]:
+        environment = {"REDIS_URL": self.url(user), "BRIDGE_CHANNEL_PREFIX": self.prefix} | (settings or {})
         self.app.conf.broker_url = self.app.conf.result_backend = self.url(user)
         self.app.backend_cls = None
         self.app._local.__dict__.pop("backend", None)  # Celery keeps one for each thread

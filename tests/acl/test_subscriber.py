@@ -74,7 +74,9 @@ def subscribe(place: Place, user: str, admin: Redis) -> None:
         eventually(lambda: admin.hget(keys.dead_size("tests"), "dropped"), "dead letters, of which one made room")
         eventually(lambda: admin.zcard(keys.inflight("tests")) and not ended(place), "the ended task is struck")
         again = (keys.channel(event.type), event.encode())
-        eventually(lambda: admin.publish(*again) and subscriber.counters.snapshot().get("duplicate", 0) > 20, "repetitions")
+        eventually(
+            lambda: admin.publish(*again) and subscriber.counters.snapshot().get("duplicate", 0) > 20, "repetitions"
+        )
         admin.xgroup_destroy(keys.journal, "tests")
         eventually(lambda: admin.xinfo_groups(keys.journal), "the group is there again")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
