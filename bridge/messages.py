@@ -142,7 +142,8 @@ class Outbox:
         An error leaves open which of them went out; sending all of them again gives them the same task ids.
 
         Returns:
-            Those that cannot be sent though the broker is well: user code failed that Celery calls, or a route leads nowhere.
+            Those that cannot be sent though the broker is well: user code that Celery calls failed, or the route
+            leads nowhere.
 
         Raises:
             Exception: Whatever the broker's client raises; the connection is then made anew next time.
