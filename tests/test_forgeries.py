@@ -174,7 +174,7 @@ def test_a_backlog_makes_nothing_old(use, start: Start, outside: Outside, queues
 def test_a_replay_signs_what_is_signed_and_nothing_else(
     use, start: Start, outside: Outside, client: Redis, queues: Queues
 ) -> None:
-    """Real events run again, however old they are by now; a forgery in the journal is not made real by its replay."""
+    """Real events run again, however old they are by now; what was refused is not made real by its replay."""
     use("t.plain", "t.exact")
     settings = with_keys(outside.settings, signature_max_age_s=3600)
     then = now_ms() - 2 * HOUR_MS
@@ -183,15 +183,16 @@ def test_a_replay_signs_what_is_signed_and_nothing_else(
     outside.write(outside.unsigned("free", "dream.created", timestamp=then), f"{then}-3", id="free")
     bad = outside.signed("bad", "dream.created", timestamp=then).replace(b'"payload":1', b'"payload":2')
     outside.write(bad, f"{then}-4", id="bad")
+    outside.write(outside.signed("late", timestamp=then - 2 * HOUR_MS), f"{then}-5", id="late")
     bench = Bench(client, settings)
     progress = last(bench.journal().run(FAST))
-    assert (progress.replayed, progress.skipped) == (3, 1)
+    assert (progress.replayed, progress.skipped) == (3, 2)
     assert bench.ids() == ["real", "free", "bad"]
     signed = [outside.keyring.has_signed(fields[b"event"]) for fields in bench.replayed()]
     assert signed == [True, False, False]
     start(**SIGNED, signature_max_age_s=3600)
-    eventually(lambda: queues.length() == 6, "all but the forgery, and once more")
-    assert outside.reasons() == ["signature"]
+    eventually(lambda: queues.length() == 6, "all but the forgery and the one that came late, and once more")
+    assert outside.reasons() == ["signature"] * 2
     assert queues.tasks()["t.plain billing.paid real"] == 2
 
 
@@ -209,6 +210,8 @@ def test_dead_letters_are_signed_anew_when_they_are_retried(
     progress = last(bench.dead().run(FAST))
     assert (progress.replayed, progress.skipped) == (1, 1)
     eventually(lambda: list(queues.tasks()) == ["t.plain billing.paid old"], "it runs again")
+    careless = last(Bench(client, outside.settings).dead("careless").run(FAST))  # requires no signatures itself
+    assert (careless.replayed, careless.skipped) == (0, 1)
     assert outside.reasons() == ["signature"]
 
 
