@@ -23,6 +23,7 @@ from bridge.errors import EventInvalid
 from bridge.event import Event
 from bridge.feed import Broadcast, ChannelFeed, Heard, InvalidMessage
 from bridge.fields import ID_PATTERN
+from bridge.journal import Outcome
 from bridge.keys import Keys
 from bridge.logs import about
 from bridge.metrics import Counters
@@ -126,9 +127,11 @@ class Intake:
         if heard.subscribed:
             self._gap.set()  # subscribed first, scan second: nothing falls between
         self._counters.add_each("received", heard.types)
-        appended = self._until_done(lambda: self._take(heard.records, heard.invalid, "appended"), stop)
-        if heard.count:
-            self._behind = 2 * (appended or 0) <= heard.count
+        came = self._until_done(lambda: self._take(heard.records, heard.invalid, "appended"), stop) or Counter()
+        # Of what was refused nobody is ahead: a flood of it must not make us wait.
+        known = heard.count - len(heard.records) - len(heard.invalid) + came["repeated"]
+        if known or came["appended"]:
+            self._behind = known >= came["appended"]
 
     def _sift(self, broadcasts: list[Broadcast]) -> list[Broadcast]:
         """Drop what is in the journal already, without decoding it.
@@ -173,8 +176,8 @@ class Intake:
 
     def _take(
         self, heard: Sequence[Record], invalid: Sequence[InvalidMessage], counter: str, refill: bool = False
-    ) -> int:
-        """Append events, make dead letters of the rest; return how many were new."""
+    ) -> Counter[Outcome]:
+        """Append events, make dead letters of the rest; return how often what became of the events."""
         heard_now = counter == "appended"
         max_hops = self._settings.max_hops
         looping = [record for record in heard if record.event.hops > max_hops]
@@ -199,7 +202,7 @@ class Intake:
         for name, outcome in ((counter, "appended"), ("duplicate", "repeated")):
             rows = zip(records, outcomes, strict=True)
             self._counters.add_each(name, [record.event.type for record, came in rows if came == outcome])
-        return outcomes.count("appended")
+        return Counter(outcomes)
 
     def _letter(self, reason: str, detail: str, record: Record) -> DeadLetter:
         return DeadLetter.of_message(reason, detail, self._keys.channel(record.event.type), record.data)
