@@ -172,6 +172,25 @@ def test_a_full_queue_holds_back_and_nothing_arrives_twice(
     outbox.close()
 
 
+def test_several_addresses(rabbit: Rabbit, settings: BridgeSettings) -> None:
+    """Each is tried; the first that answers is used, without a failure in between."""
+    dead = "amqp://guest:guest@127.0.0.1:1//"
+    with Celery("tests", broker=f"{dead};{dead};{rabbit.url}", set_as_current=False) as app:
+        app.finalize()
+        outbox = Outbox(app, settings)
+        before = time.monotonic()
+        assert outbox.send(prepared(outbox)) == []
+        assert time.monotonic() - before < 3
+        assert rabbit.length() == 1
+        outbox.close()
+    with Celery("tests", broker=f"{dead};{dead}", set_as_current=False) as app:
+        app.finalize()
+        before = time.monotonic()
+        with pytest.raises(OperationalError):
+            Outbox(app, settings).send(prepared(Outbox(app, settings)))
+        assert time.monotonic() - before < 3
+
+
 def test_a_queue_declared_otherwise_is_waited_for(outbox: Outbox, rabbit: Rabbit) -> None:
     """Its error says which setting differs; its messages are no dead letters, for the queue may be put right."""
     rabbit.do(lambda channel: channel.queue_declare("celery", durable=False, auto_delete=False))
