@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ours, peers
+from benchmarks import ours, peers, scaling
 from benchmarks.setting import event
 from bridge.devserver import RedisServer
 
@@ -63,7 +63,13 @@ LATENCY: dict[str, Row] = {
     "to the start of the task, 2,000/s": lambda server: ours.latency(server, 2000, 5, to_task=True),
 }
 BACKLOG: dict[str, Row] = {"backlog": lambda server: ours.backlog(server, 1_000_000)}
-PARTS = {"speed": (SPEED, 3), "sizes": (SIZES, 3), "latency": (LATENCY, 3), "backlog": (BACKLOG, 1)}
+PARTS = {
+    "speed": (SPEED, 3),
+    "sizes": (SIZES, 3),
+    "latency": (LATENCY, 3),
+    "backlog": (BACKLOG, 1),
+    "scaling": (scaling.ROWS, 3),
+}
 
 
 def measure(rows: dict[str, Row], rounds: int) -> dict[str, list[Any]]:
@@ -105,7 +111,13 @@ def show_backlog(results: dict[str, list[list[ours.Drained]]]) -> None:
         print(f"| {tenth.left:,} | {tenth.per_s:,.0f} | {tenth.rss_mb:.0f} |")
 
 
-SHOW = {"speed": show_rates, "sizes": show_rates, "latency": show_latencies, "backlog": show_backlog}
+SHOW = {
+    "speed": show_rates,
+    "sizes": show_rates,
+    "latency": show_latencies,
+    "backlog": show_backlog,
+    "scaling": scaling.show,
+}
 
 
 def main() -> None:

@@ -1,29 +1,39 @@
 """What one subscriber, one journal and one Redis can do, and what more of them would.
 
-Each stage is measured as processor time for each event, which holds on any number of machines: of the subscriber, of the
-workers, and of the Redis of bus and of broker. A simulation then puts them together as they would be on machines that this
-one is not: stations with so many servers, and events that pass through them in order.
+Each stage is measured as processor time for each event, which holds on any number of machines: of the subscriber, of
+the workers, and of the Redis of bus and of broker. A simulation then puts them together as they would be on machines
+that this one is not: stations with so many servers, and events that pass through them in order.
 """
 
 from __future__ import annotations
 
 import heapq
+import multiprocessing
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import psutil
 from redis import Redis
 
 from benchmarks.ours import SUBSCRIBE, wait_for_subscribers
-from benchmarks.setting import PREFIX, QUEUE, STARTS, broadcast, event, fill, foreign, processes
+from benchmarks.setting import GROUP, PREFIX, QUEUE, STARTS, broadcast, event, fill, foreign, processes, rate
 from bridge import EventBus
+from bridge.connection import connect
 from bridge.devserver import RedisServer
+from bridge.keys import Keys
+from bridge.ledger import Ended, Ledger, Listed, Pair
+from bridge.settings import BridgeSettings
 
 #: One process that runs one task at a time, and no subscriber.
 WORKER = ("worker", "-c", "1", "--no-subscriber", "--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+#: Processes that ask one Redis at the same time, so that it has always something to do, as at its limit.
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -41,13 +51,14 @@ class Costs:
     task_worker: float
 
 
-def costs(_: RedisServer) -> Costs:
+def costs(_: RedisServer | None = None) -> Costs:
     """Measure every stage on two private servers: one for the bus, one for the broker."""
     with RedisServer() as bus, RedisServer() as broker:
         publish_bus = _publish(bus, 20_000)
         intake = _intake(bus, 30_000)
         dispatch = _dispatch(bus, broker, 60_000)
         task = _tasks(bus, broker, 4000)
+        task_bus = _ledger(bus, 20_000)
     return Costs(
         publish_bus,
         intake["bus"],
@@ -55,19 +66,57 @@ def costs(_: RedisServer) -> Costs:
         dispatch["bus"],
         dispatch["broker"],
         dispatch["processes"],
-        task["bus"],
+        task_bus,
         task["broker"],
         task["processes"],
     )
 
 
 def _publish(server: RedisServer, count: int) -> float:
-    with EventBus(redis_url=server.url, channel_prefix=PREFIX) as bus:
-        bus.client.flushall()
-        bus.publish(event(0))
-        with _spent({"bus": [server.pid]}, count) as spent:
-            for number in range(1, count + 1):
-                bus.publish(event(number))
+    with Redis.from_url(server.url) as client:
+        client.flushall()
+    return _at_once(server, _publish_some, range(count))
+
+
+def _publish_some(url: str, numbers: Sequence[int]) -> None:
+    with EventBus(redis_url=url, channel_prefix=PREFIX) as bus:
+        for number in numbers:
+            bus.publish(event(number))
+
+
+def _ledger(server: RedisServer, count: int) -> float:
+    """What a task's begin and end cost; of a worker that does both one can see no more than some hundred a second."""
+    settings = BridgeSettings.load(redis_url=server.url, channel_prefix=PREFIX, group=GROUP)
+    with connect(settings) as client:
+        client.flushall()
+        ledger = Ledger(client, settings)
+        for start in range(0, count, 500):
+            tasks = [(event(number).id, f"task{number}") for number in range(start, start + 500)]
+            pairs = [(task_id, Pair("handler0", event_id, "1-1", QUEUE, 0, 0).encode()) for event_id, task_id in tasks]
+            ledger.sent([], [Listed(task_id, pair, 0) for task_id, pair in pairs])
+    return _at_once(server, _run_some, range(count))
+
+
+def _run_some(url: str, numbers: Sequence[int]) -> None:
+    settings = BridgeSettings.load(redis_url=url, channel_prefix=PREFIX, group=GROUP)
+    with connect(settings) as client:
+        ledger = Ledger(client, settings)
+        for number in numbers:
+            ledger.begin(f"task{number}", "run", idempotent=True)
+            with client.pipeline(transaction=True) as pipe:
+                ledger.end(f"task{number}", Ended("", 1, QUEUE), pipe)
+                pipe.execute()
+
+
+def _at_once(server: RedisServer, run: Callable[[str, Sequence[int]], None], numbers: Sequence[int]) -> float:
+    running = [
+        multiprocessing.Process(target=run, args=(server.url, numbers[first::_AT_ONCE])) for first in range(_AT_ONCE)
+    ]
+    with _spent({"bus": [server.pid]}, len(numbers)) as spent:
+        for process in running:
+            process.start()
+        for process in running:
+            process.join()
     return spent["bus"]
 
 
@@ -81,7 +130,7 @@ def _intake(server: RedisServer, count: int) -> dict[str, float]:
             wait_for_subscribers(client, 1)
             with _spent({"bus": [server.pid], "processes": pids}, count) as spent:
                 broadcast(server.port, messages)
-                _wait(lambda: client.xlen("{%s}journal" % PREFIX) >= count)
+                _wait(lambda: client.xlen(Keys(PREFIX).journal) >= count)
     return spent
 
 
@@ -137,6 +186,7 @@ class Site:
         worker_cores: Each runs one task after the other.
         subscribers: Processes with a core of their own.
         journals: Each in a Redis of its own, with its part of the ledger.
+        brokers: Servers among which the queues are spread.
         broker_apart: Whether Celery's broker is another Redis than that of the bus.
         task_us: What a handler does itself, besides Celery and the bridge.
     """
@@ -144,13 +194,14 @@ class Site:
     worker_cores: int
     subscribers: int = 1
     journals: int = 1
+    brokers: int = 1
     broker_apart: bool = True
     task_us: float = 0.0
 
 
 def simulate(site: Site, spent: Costs, events: int = 20_000) -> tuple[float, str]:
     """Let *events* pass, all there at the beginning; return events per second, and the station that was busiest."""
-    servers = {"subscriber": site.subscribers, "workers": site.worker_cores, "broker": 1}
+    servers = {"subscriber": site.subscribers, "workers": site.worker_cores, "broker": site.brokers}
     servers |= {f"journal {number}": 1 for number in range(site.journals)}
     free = {name: [0.0] * count for name, count in servers.items()}
     busy = dict.fromkeys(servers, 0.0)
@@ -186,12 +237,43 @@ def simulate(site: Site, spent: Costs, events: int = 20_000) -> tuple[float, str
 
 
 def subscribers(server: RedisServer, count: int) -> float:
-    """A backlog, drained by so many subscribers to another Redis: events per second of all."""
+    """A backlog, drained to another Redis by so many subscribers: events per second of all."""
     backlog = 60_000
     with RedisServer() as broker, Redis.from_url(broker.url) as client:
         fill(server.url, backlog)
         with processes(server.url, SUBSCRIBE, count, BENCH_BROKER_URL=broker.url, BENCH_PUBSUB="0"):
-            _wait(lambda: client.llen(QUEUE))
-            began_at, before = time.monotonic(), client.llen(QUEUE)
-            _wait(lambda: client.llen(QUEUE) >= backlog)
-            return (backlog - before) / (time.monotonic() - began_at)
+            return rate(client, backlog)
+
+
+def show(results: Mapping[str, Sequence[Any]]) -> None:
+    """Print what each stage costs, what was measured with more subscribers, and what the simulation says beyond."""
+    rounds: Sequence[Costs] = results["costs"]
+    spent = Costs(*(statistics.median(getattr(one, field.name) for one in rounds) for field in fields(Costs)))
+    print("| µs for each event | Redis of the bus | Redis as broker | our process |\n|---|---|---|---|")
+    print(f"| publish_event() | {spent.publish_bus:.0f} | | |")
+    print(f"| intake of a foreign event | {spent.intake_bus:.0f} | | {spent.intake_subscriber:.0f} |")
+    cells = (spent.dispatch_bus, spent.dispatch_broker, spent.dispatch_subscriber)
+    print("| dispatch | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |")
+    print(f"| a task that does nothing | {spent.task_bus:.0f} | {spent.task_broker:.0f} | {spent.task_worker:.0f} |")
+    for name in results:
+        if name != "costs":
+            print(f"\n{name}: {statistics.median(results[name]):,.0f} events per second")
+    print("\n| worker cores | " + " | ".join(SITES) + " |\n|---|" + "---|" * len(SITES))
+    for cores in (1, 4, 8, 16, 32, 64):
+        row = [simulate(replace(site, worker_cores=cores), spent) for site in SITES.values()]
+        print(f"| {cores} | " + " | ".join(f"{per_s:,.0f} ({busiest})" for per_s, busiest in row) + " |")
+
+
+#: What is compared beyond this machine.
+SITES = {
+    "one Redis": Site(1, broker_apart=False),
+    "broker apart": Site(1),
+    "broker apart, tasks of 10 ms": Site(1, task_us=10_000),
+    "two journals": Site(1, journals=2),
+    "two journals, four brokers": Site(1, journals=2, brokers=4),
+}
+ROWS: dict[str, Callable[[RedisServer], Any]] = {
+    "costs": costs,
+    "1 subscriber": lambda server: subscribers(server, 1),
+    "2 subscribers": lambda server: subscribers(server, 2),
+}
