@@ -13,7 +13,7 @@ from typing import Any
 from redis import Redis, RedisCluster
 from redis.cluster import ClusterNode
 from redis.connection import BlockingConnectionPool, Connection, SSLConnection
-from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisClusterException, RedisError
+from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.sentinel import Sentinel
 
@@ -22,6 +22,8 @@ from bridge.advice import told
 
 #: Replies of a server that does not, or no longer, hold the keys; a MovedError is an AskError.
 _ELSEWHERE = (ReadOnlyError, AskError, ClusterDownError)
+#: So does one, with ``min-replicas-to-write``, whose replicas follow another primary already.
+_FORSAKEN = "NOREPLICAS"
 
 Place = tuple[str, int]
 
@@ -41,7 +43,9 @@ class _Following:
     def read_response(self, *args: Any, **options: Any) -> Any:
         try:
             return super().read_response(*args, **options)  # type: ignore[misc]
-        except _ELSEWHERE as error:
+        except ResponseError as error:
+            if not isinstance(error, _ELSEWHERE) and not str(error).startswith(_FORSAKEN):
+                raise
             self.disconnect()  # type: ignore[attr-defined]
             raise RedisConnectionError(f"not the primary of these keys any more: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -98,13 +99,31 @@ class ClusterServers:
             if server.running and (role := self.ask(server, "ROLE"))[0] == b"slave" and role[2] == primary.port
         )
 
+    def slot(self, key: str) -> int:
+        return int(self.ask(self.primaries()[0], "CLUSTER", "KEYSLOT", key))
+
     def owner(self, key: str) -> RedisServer:
         """The primary that has the slot of *key*."""
-        for server in self.primaries():
-            slot = self.ask(server, "CLUSTER", "KEYSLOT", key)
-            if any(first <= slot <= last for first, last in self._slots(server)):
-                return server
-        raise AssertionError(f"nobody has the slot of {key}")
+        slot = self.slot(key)
+        return next(
+            server for server in self.primaries() if any(first <= slot <= last for first, last in self._slots(server))
+        )
+
+    def move_slot(self, key: str, to: RedisServer, halfway: Callable[[], Any] = lambda: None) -> None:
+        """Move the slot of *key* to another primary, as redis-cli does.
+
+        Arguments:
+            halfway: Called while the slot is open, its keys not moved yet: what is missing is asked for with ASK.
+        """
+        slot, source = self.slot(key), self.owner(key)
+        self.ask(to, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.node_id(source))
+        self.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.node_id(to))
+        halfway()
+        while names := self.ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            self.ask(source, "MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *names)
+        target = self.node_id(to)
+        for server in (to, source, *self.primaries()):
+            self.ask(server, "CLUSTER", "SETSLOT", slot, "NODE", target)
 
     def _slots(self, server: RedisServer) -> list[tuple[int, int]]:
         myself = next(node for node in self.nodes(server).values() if "myself" in node["flags"])

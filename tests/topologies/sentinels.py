@@ -44,6 +44,8 @@ class Replicated:
     def __init__(self, binary: Path | None = None, password: str = "") -> None:
         self.password = password
         login = ["--requirepass", password, "--masterauth", password] if password else []
+        # A primary that lost both replicas, as to a failover that it missed, refuses writes rather than forget them.
+        login += ["--min-replicas-to-write", "1", "--min-replicas-max-lag", "5"]
         common = ["--repl-diskless-sync-delay", "0", "--appendonly", "yes", "--appendfsync", "always", *login]
         ports = free_ports(6)
         self.servers = [RedisServer(binary, common) for _ in range(3)]
