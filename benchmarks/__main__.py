@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ours, peers, scaling
+from benchmarks import flood, ours, peers, scaling
 from benchmarks.setting import event
 from bridge.devserver import RedisServer
 
@@ -63,11 +63,16 @@ LATENCY: dict[str, Row] = {
     "to the start of the task, 2,000/s": lambda server: ours.latency(server, 2000, 5, to_task=True),
 }
 BACKLOG: dict[str, Row] = {"backlog": lambda server: ours.backlog(server, 1_000_000)}
+FLOOD: dict[str, Row] = {
+    "nobody": lambda server: flood.flood(server, 60, 0),
+    "1,000 hostile messages per second": lambda server: flood.flood(server, 60, 1000),
+}
 PARTS = {
     "speed": (SPEED, 3),
     "sizes": (SIZES, 3),
     "latency": (LATENCY, 3),
     "backlog": (BACKLOG, 1),
+    "flood": (FLOOD, 1),
     "scaling": (scaling.ROWS, 3),
 }
 
@@ -111,11 +116,23 @@ def show_backlog(results: dict[str, list[list[ours.Drained]]]) -> None:
         print(f"| {tenth.left:,} | {tenth.per_s:,.0f} | {tenth.rss_mb:.0f} |")
 
 
+def show_flood(results: dict[str, list[flood.Flooded]]) -> None:
+    """Print the latencies of honest events, and what the flood left behind."""
+    print("| beside the honest events | p50 ms | p99 ms | max ms | dead letters | subscriber, MB | Redis, MB |")
+    print("|---|---|---|---|---|---|---|")
+    for name, values in results.items():
+        for one in values:
+            latency = " | ".join(f"{ms:.1f}" for ms in one.latency)
+            memory = " | ".join(f"{first:.0f} to {last:.0f}" for first, last in (one.rss_mb, one.redis_mb))
+            print(f"| {name} | {latency} | {one.letters:,} | {memory} |")
+
+
 SHOW = {
     "speed": show_rates,
     "sizes": show_rates,
     "latency": show_latencies,
     "backlog": show_backlog,
+    "flood": show_flood,
     "scaling": scaling.show,
 }
 

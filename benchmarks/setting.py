@@ -97,13 +97,14 @@ def broadcast(port: int, messages: Sequence[bytes]) -> None:
         for parts in ((b"SETEX", key, b"86400", data), (b"PUBLISH", channel, data)):
             commands += b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        replies = threading.Thread(target=_drain, args=(connection,))
+        replies = threading.Thread(target=drain, args=(connection,))
         replies.start()
         connection.sendall(commands)
         connection.shutdown(socket.SHUT_WR)
         replies.join()
 
 
-def _drain(connection: socket.socket) -> None:
+def drain(connection: socket.socket) -> None:
+    """Read and throw away."""
     while connection.recv(1 << 16):
         pass

@@ -24,6 +24,8 @@ from bridge.stored import StoredEvent
 _RAW_BYTES = 4096
 #: Within this time the same failure is written once, however many subscribers meet it.
 _MARK_TTL_MS = 300_000
+#: Likewise of messages, which strangers may send without end: each mark takes memory.
+_MESSAGE_MARK_TTL_MS = 60_000
 #: Letters read in one round trip; each may have a whole event.
 _PAGE = 100
 #: Reasons for which a whole event is not taken at its word, with the field and what is wrong with it.
@@ -172,7 +174,7 @@ class DeadLetters:
         Arguments:
             remember: Not for moments, but for as long as events are: of what is met again after every gap.
         """
-        mark_ttl_ms = self._settings.dedup_ttl_ms if remember else _MARK_TTL_MS
+        mark_ttl_ms = self._settings.dedup_ttl_ms if remember else _MESSAGE_MARK_TTL_MS
         with self._client.pipeline(transaction=False) as pipe:
             for letter in letters:
                 self._park(keys=self._letter_keys(letter), args=self._arguments(letter, mark_ttl_ms), client=pipe)

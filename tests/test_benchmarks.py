@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import ours, peers
-from benchmarks.__main__ import LOOP, show_backlog, show_latencies, show_rates
+from benchmarks import flood, ours, peers
+from benchmarks.__main__ import LOOP, show_backlog, show_flood, show_latencies, show_rates
 from bridge.devserver import RedisServer
 
 
@@ -51,3 +51,11 @@ def test_latency_and_backlog(own_server: RedisServer, capsys: pytest.CaptureFixt
     assert len(tenths) == 10
     assert tenths[-1].left <= 0
     assert float(capsys.readouterr().out.splitlines()[2].split("|")[2]) > 20
+
+
+def test_flood(own_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Honest events are timed beside hostile messages, which are refused."""
+    flooded = flood.flood(own_server, 2, 200, honest_per_s=50)
+    show_flood({"few": [flooded]})
+    assert 400 < flooded.letters <= flooded.hostile
+    assert capsys.readouterr().out.splitlines()[2].startswith("| few | ")
