@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu import Connection
@@ -18,9 +19,7 @@ from bridge.address import Address
 #: kombu waits for ever for a broker that is gone, unless told; these are for Redis, where it is so.
 _REDIS_BROKER_TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0, "socket_keepalive": True}
 #: The same for RabbitMQ, whose client would wait for ever too: for each read and write of an open connection.
-_RABBITMQ_TIMEOUT_S = 10.0
-#: py-amqp would wait for the confirmation of each message by itself; see confirms.py.
-_RABBITMQ_OPTIONS = {"confirm_publish": False}
+RABBITMQ_TIMEOUT_S = 10.0
 #: For those who only look whether it is there.
 _LOOK_TIMEOUT_S = 1.0
 _LOOK_TIMEOUTS = {
@@ -50,7 +49,7 @@ def try_out(app: Celery) -> None:
         establish(connection, _LOOK_TIMEOUT_S)
 
 
-def establish(broker: Connection, timeout_s: float = _RABBITMQ_TIMEOUT_S) -> None:
+def establish(broker: Connection, timeout_s: float) -> None:
     """Connect now, trying each of its addresses once more than it fails.
 
     Arguments:
@@ -82,8 +81,8 @@ def is_rabbitmq(broker: Connection) -> bool:
 
 
 def is_redis(broker: Connection) -> bool:
-    """Whether the queues of *broker* are lists of one Redis."""
-    return type(broker.transport) is kombu_redis.Transport  # not Sentinel's
+    """Whether the queues of *broker* are lists of one Redis, maybe behind Sentinels."""
+    return type(broker.transport) in (kombu_redis.Transport, kombu_redis.SentinelTransport)
 
 
 def _connection(app: Celery, redis_options: Mapping[str, Any], **options: Any) -> Connection:
@@ -91,8 +90,6 @@ def _connection(app: Celery, redis_options: Mapping[str, Any], **options: Any) -
     if connection.transport.driver_type == "redis":
         # Before those of the configuration; which of them other brokers take is theirs to say.
         connection = app.connection_for_write(transport_options=redis_options, **options)
-    elif is_rabbitmq(connection):
-        connection = app.connection_for_write(transport_options=_RABBITMQ_OPTIONS, **options)
     return connection
 
 
@@ -110,18 +107,21 @@ def is_redis_at(broker: Connection, url: str) -> bool:
     if not is_redis(broker) or "://" in (broker.hostname or ""):
         return False  # another broker, or a socket
     bus = Address.parse(url)
-    if bus.kind != "server":
-        return False
+    kind, service = "server", ""
+    if isinstance(broker.transport, kombu_redis.SentinelTransport):
+        kind, service = "sentinel", str((broker.transport_options or {}).get("master_name", ""))
     database = int(str(broker.virtual_host or "0").strip("/") or 0)
-    of_broker = (broker.hostname or "127.0.0.1", broker.port or 6379, database, broker.userid or None, bool(broker.ssl))
-    options = bus.options
-    of_bus = (
-        options.get("host", "localhost"),
-        options.get("port", 6379),
-        options.get("db", 0),
-        options.get("username"),
-    )
-    return of_broker == (*of_bus, bus.secure)
+    of_broker = (kind, service, _places(broker), database, broker.userid or None, bool(broker.ssl))
+    login = (bus.options.get("db", 0), bus.options.get("username"))
+    return of_broker == (bus.kind, bus.service, set(bus.hosts), *login, bus.secure)
+
+
+def _places(broker: Connection) -> set[tuple[str, int]]:
+    """Return host and port of each server, or Sentinel, that the address of *broker* names."""
+    default_port = int(broker.transport.default_port or 0)
+    parts = [urlsplit(url) for url in broker.alt]
+    alternatives = {(part.hostname or "127.0.0.1", part.port or default_port) for part in parts}
+    return alternatives or {(broker.hostname or "127.0.0.1", broker.port or default_port)}
 
 
 def is_outage(error: Exception, connection: Any) -> bool:

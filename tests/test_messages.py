@@ -145,6 +145,8 @@ def test_configuration_that_changes_is_noticed(app: Celery, outbox: Outbox, chan
         ("redis://other:6379/0", False),
         ("redis://user:secret@localhost:6379/0", False),
         ("rediss://localhost:6379/0", False),
+        ("redis://localhost;redis://other", False),
+        ("sentinel://localhost:6379/0", False),
         ("amqp://localhost", False),
         ("memory://", False),
     ],
@@ -154,6 +156,26 @@ def test_one_redis_is_told_from_the_addresses(settings: BridgeSettings, url: str
     with Celery("x", broker=url, set_as_current=False) as app:
         at_home = settings.model_copy(update={"redis_url": SecretStr("redis://localhost:6379/0")})
         assert Outbox(app, at_home).one_redis is same
+
+
+@pytest.mark.parametrize(
+    ("url", "master_name", "same"),
+    [
+        ("sentinel://b:26379;sentinel://a:26380/1", "bus", False),
+        ("sentinel://b:26379/1;sentinel://a:26380/1", "bus", True),
+        ("sentinel://b:26379/1;sentinel://a:26380/1", "other", False),
+        ("sentinel://b:26379/1", "bus", False),
+        ("redis://b:26379/1;redis://a:26380/1", "bus", False),
+    ],
+)
+def test_one_redis_is_told_from_its_sentinels(settings: BridgeSettings, url: str, master_name: str, same: bool) -> None:
+    """Behind Sentinels it is the same Redis if they and the name of the service are the same."""
+    with Celery("x", broker=url, set_as_current=False) as app:
+        app.conf.broker_transport_options = {"master_name": master_name}
+        at_home = settings.model_copy(update={"redis_url": SecretStr("redis+sentinel://a:26380,b/bus/1")})
+        assert Outbox(app, at_home).one_redis is same
+        clustered = settings.model_copy(update={"redis_url": SecretStr("redis+cluster://a:26380,b")})
+        assert not Outbox(app, clustered).one_redis
 
 
 def test_celery_sends_when_someone_listens(app: Celery, outbox: Outbox, queues: Queues) -> None:
