@@ -251,7 +251,7 @@ def test_a_broker_that_hangs_fails_in_time(
 ) -> None:
     """Neither sending nor asking nor closing waits longer than its bound; afterwards all goes on."""
     monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(broker, "_RABBITMQ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(broker, "RABBITMQ_TIMEOUT_S", 1.0)
     assert outbox.send(prepared(outbox)) == []
     node.freeze()
     with pytest.raises(OperationalError, match="did not confirm 5 messages within 1 s"):
@@ -260,6 +260,14 @@ def test_a_broker_that_hangs_fails_in_time(
     with pytest.raises(OperationalError, match="timed out"):
         broker.try_out(outbox._app)
     assert time.monotonic() - before < 4
+    node.thaw()
+    assert outbox.waiting("celery") >= 1
+    node.freeze()
+    before = time.monotonic()
+    with pytest.raises(TimeoutError):
+        outbox.waiting("celery")
+    outbox.close()
+    assert time.monotonic() - before < 3
     node.thaw()
     assert outbox.send(prepared(outbox, count=5)) == []
     assert set(rabbit.tasks()) == {f"t.plain e{number}" for number in range(5)}
