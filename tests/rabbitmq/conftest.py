@@ -16,14 +16,20 @@ from bridge import BridgeSettings
 from bridge.messages import Outbox
 from tests.conftest import Processes, missing
 from tests.rabbitmq.node import RabbitNode, find_programs
+from tests.topologies.certificates import Certificates
 
 
 @pytest.fixture(scope="session")
-def shared_node() -> Iterator[RabbitNode]:
+def rabbit_certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def shared_node(rabbit_certificates: Certificates) -> Iterator[RabbitNode]:
     programs = find_programs()
     if programs is None:
         missing("rabbitmq-server")
-    with RabbitNode(programs) as running:
+    with RabbitNode(programs, rabbit_certificates) as running:
         yield running
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,11 +14,21 @@ from typing import Any, Self
 
 import amqp
 
+from tests.topologies.certificates import Certificates
+from tests.topologies.servers import free_ports
+
 _START_TIMEOUT_S = 40.0
 _STOP_TIMEOUT_S = 20.0
 _REAP_TIMEOUT_S = 2.0
 #: One scheduler that does not spin while idle: the tests share two cores with it.
 _FRUGAL = "+S 1:1 +SDcpu 1:1 +SDio 1 +A 1 +sbwt none +sbwtdcpu none +sbwtdio none"
+
+_TLS = """
+listeners.ssl.1 = 127.0.0.1:{port}
+ssl_options.cacertfile = {certificates.authority}
+ssl_options.certfile = {certificates.server.certificate}
+ssl_options.keyfile = {certificates.server.key}
+"""
 
 _CONFIG = """
 listeners.tcp.1 = 127.0.0.1:{port}
@@ -45,15 +54,17 @@ class RabbitNode:
 
     Arguments:
         programs: See :func:`find_programs`.
+        certificates: For a second port, that of TLS; when missing there is none.
     """
 
-    def __init__(self, programs: Path) -> None:
+    def __init__(self, programs: Path, certificates: Certificates | None = None) -> None:
         self._programs = programs
         self._home = tempfile.TemporaryDirectory(prefix="bridge-rabbit-")
         home = Path(self._home.name)
-        self.port, distribution_port, self._mapper_port = _free_ports(3)
+        self.port, self.tls_port, distribution_port, self._mapper_port = free_ports(4)
         self._name = f"bridge{self.port}@localhost"
-        (home / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port))
+        tls = _TLS.format(port=self.tls_port, certificates=certificates) if certificates else ""
+        (home / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port) + tls)
         (home / "enabled_plugins").write_text("[].")
         (home / "environment").write_text("")
         cookie = home / ".erlang.cookie"
@@ -208,11 +219,3 @@ class RabbitNode:
                 if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

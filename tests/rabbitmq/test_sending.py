@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections import Counter
 from typing import Any
@@ -23,6 +24,7 @@ from tests.faults.proxy import Proxy
 from tests.handlers import HANDLERS
 from tests.rabbitmq.conftest import Rabbit
 from tests.rabbitmq.node import RabbitNode
+from tests.topologies.certificates import Certificates
 
 #: Differ between any two messages that Celery sends.
 VOLATILE = ("reply_to", "eta", "expires", "x-death")
@@ -191,6 +193,37 @@ def test_several_addresses(rabbit: Rabbit, settings: BridgeSettings) -> None:
         assert time.monotonic() - before < 3
 
 
+def test_over_tls(
+    node: RabbitNode,
+    rabbit: Rabbit,
+    rabbit_certificates: Certificates,
+    settings: BridgeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Confirmed as without it, and as bounded; a certificate that is not trusted is an error that says so."""
+    monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 1.0)
+    address = rabbit.url_at(node.tls_port).replace("amqp:", "amqps:")
+    tls = {
+        "ca_certs": str(rabbit_certificates.authority),
+        "cert_reqs": ssl.CERT_REQUIRED,
+        "server_hostname": "127.0.0.1",
+    }
+    with Celery("tests", broker=address, broker_use_ssl=tls, set_as_current=False) as app:
+        app.finalize()
+        outbox = Outbox(app, settings)
+        assert outbox.send(prepared(outbox, count=1000)) == []
+        assert rabbit.length() == 1000
+        node.freeze()
+        before = time.monotonic()
+        with pytest.raises(OperationalError, match="did not confirm"):
+            outbox.send(prepared(outbox))
+        assert time.monotonic() - before < 4
+        node.thaw()
+        app.conf.broker_use_ssl = tls | {"ca_certs": str(rabbit_certificates.other_authority)}
+        with pytest.raises(OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
+            outbox.send(prepared(outbox))
+
+
 def test_a_queue_declared_otherwise_is_waited_for(outbox: Outbox, rabbit: Rabbit) -> None:
     """Its error says which setting differs; its messages are no dead letters, for the queue may be put right."""
     rabbit.do(lambda channel: channel.queue_declare("celery", durable=False, auto_delete=False))
@@ -282,7 +315,7 @@ def test_a_broker_that_hangs_in_the_middle_of_an_answer(
         app.finalize()
         outbox = Outbox(app, settings)
         assert outbox.send(prepared(outbox)) == []
-        proxy.dribble(5, 20)
+        proxy.dribble(9, 20)  # the head of a frame, and no more than a part of the rest
         before, used_before = time.monotonic(), time.process_time()
         with pytest.raises(OperationalError, match="did not confirm"):
             outbox.send(prepared(outbox, count=3000))
