@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import time
 from typing import Any
 
@@ -36,6 +37,12 @@ class Outside:
 
     def signed(self, event_id: str, event_type: str = "billing.paid", payload: Any = 1, **fields: Any) -> bytes:
         return self.keyring.encode(Event(id=event_id, type=event_type, payload=payload, **fields))
+
+    def sign(self, text: str, key_id: str = "new") -> bytes:
+        """Sign a JSON text, however it is spelt, as docs/signing.md says."""
+        signed = f"bridge-event:{key_id}:{self.keys.prefix}\n{text}".encode()
+        digest = hmac.new(SECRETS[key_id].get_secret_value().encode(), signed, "sha256").hexdigest()
+        return f'{text[:-1]},"signature":"{key_id}:{digest}"}}'.encode()
 
     def unsigned(self, event_id: str, event_type: str = "billing.paid", payload: Any = 1, **fields: Any) -> bytes:
         return Event(id=event_id, type=event_type, payload=payload, **fields).encode()
