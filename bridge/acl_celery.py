@@ -110,32 +110,32 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
         return [Grant(frozenset(keyless | {"info"})), *granted(("lpush llen", tasks), (binding, bindings))]
     # Whoever takes messages, answers of workers or their events, puts back tasks that a worker has held for too long.
     taking = [
-        ("llen brpop del", keys.replies),
+        ("brpop", keys.replies),
         (f"{binding} evalsha srem zadd zrangebyscore zrem exists del", bindings),
         ("llen rpush", tasks),
         ("hget hdel watch", keys.kept("unacked_key")),
         ("zrem zrange", keys.kept("unacked_index_key")),
         ("set evalsha get del", keys.kept("unacked_mutex_key")),
     ]
-    keyless |= {"script|load", "script|exists", "time", "info", "punsubscribe"}
+    keyless |= {"script|load", "script|exists", "time", "punsubscribe"}
     order = exactly(keys.order_channel)
     if role == "operator":
         return [
-            Grant(frozenset(keyless | {"config|get"})),
+            Grant(frozenset(keyless | {"info", "config|get"})),
             *granted(
                 *taking,
-                ("del llen", keys.listeners),
+                ("del llen", [*keys.replies, *keys.listeners]),
                 channels=[("publish", [order]), ("psubscribe", [literally(keys.events("*"))])],
             ),
         ]
     return [
-        Grant(frozenset(keyless)),
+        Grant(frozenset(keyless | ({"info"} if subscriber else set()))),
         *granted(
             *taking,
             ("lpush brpop", tasks),
             ("lpush", keys.replies),
             ("smembers", bindings),
-            ("del llen", [*keys.orders, *keys.listeners]),
+            ("del llen", [*keys.orders, *keys.listeners]),  # and replies, whose names end like those of orders
             ("hset", keys.kept("unacked_key")),
             ("zadd", keys.kept("unacked_index_key")),
             channels=[
@@ -148,23 +148,25 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
 
 
 def result_grants(role: Role, backend: Any) -> list[Grant]:
-    """Return what a role needs of a result backend: workers write, and operators read the states of tasks.
+    """Return what a role needs of a result backend: whoever sends tasks listens for results, as Celery has it.
 
     Arguments:
         backend: A ``RedisBackend``, whose stubs do not know its keys.
     """
-    if role in ("publisher", "subscriber"):
+    if role == "publisher":
         return []
-    start = backend.task_keyprefix.decode()
-    tasks, groups = [below(start)], [below(backend.group_keyprefix.decode())]
-    database = {"select"} if backend.connparams.get("db") else set()
+    tasks, groups = [below(backend.task_keyprefix.decode())], [below(backend.group_keyprefix.decode())]
+    keyless = CONNECTING - {"client|setname"} | ({"select"} if backend.connparams.get("db") else set())
     if role == "operator":
-        return [Grant(CONNECTING - {"client|setname"} | database), *granted(("get", tasks))]
+        return [Grant(keyless), *granted(("get", tasks))]
+    listening = ("subscribe", tasks)
+    if role == "subscriber":
+        return [Grant(keyless | {"unsubscribe"}), *granted(channels=[listening])]
     return [
-        Grant(CONNECTING - {"client|setname"} | {"multi", "exec", "script|load"} | database),
+        Grant(keyless | {"unsubscribe", "multi", "exec", "script|load"}),
         *granted(
             ("get setex", tasks),
             ("evalsha get set setex del expire exists sadd sismember zadd zcount zrange", groups),
-            channels=[("publish", tasks)],
+            channels=[listening, ("publish", [*tasks, *groups])],
         ),
     ]

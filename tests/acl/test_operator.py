@@ -54,7 +54,8 @@ def operate(place: Place, user: str) -> None:
     def say(text: str, **options: Any) -> str:
         return str(place.say(*text.split(), user=user, **options).output)
 
-    assert "old-shop" in say("status") and "old-shop" in say("groups list")
+    assert "old-shop" in say("status")
+    assert "old-shop" in say("groups list")
     assert "ok    rights of the bus user" in say("check --role operator", expect=1)  # no worker lives
     assert "dream.told" in say("trace first")
     assert "first" in say("get first")

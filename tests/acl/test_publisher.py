@@ -65,7 +65,7 @@ def test_it_reaches_nothing_else(place: Place, arguments: list[str]) -> None:
     with Redis.from_url(place.url("shop")) as client:
         for words in tries[:24]:
             text = f"return redis.call({', '.join(repr(str(word)) for word in words)})"
-            with pytest.raises(ResponseError, match="permission|can't (run|access|publish)|not allowed from script"):
+            with pytest.raises(ResponseError, match=r"permission|can't (run|access|publish)|not allowed from script"):
                 client.evalsha(client.script_load(text), 0)
     assert place.admin.get(event) == b"secret"
     assert place.admin.exists(queue, other.journal, other.event("e"), keys.done("t")) == 0

@@ -57,8 +57,9 @@ def subscribe(place: Place, user: str, admin: Redis) -> None:
     """All that a subscriber does, while other programs publish."""
     keys, port = Keys(place.prefix), free_port()
     settings = place.settings(user, metrics_port=port, event_ttl_s=3600, **SOON)
-    place.app.conf.broker_url = place.url(user)
-    subscriber, queues = Subscriber(place.app, settings, "one"), Queues(admin, place.prefix)
+    queues = Queues(admin, place.prefix)
+    with place.as_user(user):
+        subscriber = Subscriber(place.app, settings, "one")
     subscriber.start()
     try:
         assert subscriber.ready.wait(20)

@@ -1,0 +1,74 @@
+"""An application whose tasks do all that tasks of events do, and nothing else in Redis; workers of the tests run it."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from typing import Any
+
+from celery import Celery, chord, group
+from redis.exceptions import WatchError
+
+import bridge
+from bridge import Event, get_bus, mark_done, on_event, publish_event
+
+PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "test:")
+
+app = Celery("tests")
+app.conf.update(
+    broker_url=os.environ.get("REDIS_URL"),
+    result_backend=os.environ.get("REDIS_URL"),
+    broker_transport_options={"global_keyprefix": f"broker:{PREFIX}", "socket_timeout": 10.0},
+    result_backend_transport_options={"global_keyprefix": f"broker:{PREFIX}"},
+    worker_send_task_events=True,
+    task_track_started=True,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+)
+bridge.install(app)
+
+
+@app.task
+def one() -> int:
+    return 1
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@on_event("work.published")
+def publishes(event: Event) -> None:
+    assert get_bus().get_event(event.id)
+    publish_event("work.told")
+    get_bus().publish_many([event.child("work.told", number) for number in range(2)])
+
+
+@on_event("work.retried", bind=True, max_retries=1, default_retry_delay=0)
+def retries(self: bridge.EventTask, event: Event) -> None:
+    raise self.retry(exc=RuntimeError("as intended"))
+
+
+@on_event("work.long")
+def takes_long(event: Event) -> None:
+    time.sleep(1)
+
+
+@on_event("work.marked")
+def marks(event: Event) -> None:
+    with get_bus().client.pipeline() as pipe:
+        mark_done(pipe)
+        pipe.execute()
+    with get_bus().client.pipeline() as pipe, suppress(WatchError):  # as another copy of the task would
+        mark_done(pipe)
+
+
+@on_event("work.canvas")
+def canvas(event: Event) -> Any:
+    group([one.si()])().save()
+    one.delay()
+    late = [app.backend.get_key_for_group("late", part) for part in (".c", ".s")]
+    app.backend._chord_claim_extend_script(keys=late, args=["token", 10])  # as for a callback that is sent slowly
+    return str(chord([one.si(), one.si()], total.s()).delay().id)
