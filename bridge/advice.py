@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from redis.exceptions import AskError, MovedError
+from redis.exceptions import AskError, MovedError, NoPermissionError
 
 #: Texts that an error has, all of them, to what to do about it; the first that fits. ``{url}``: where the address is.
 _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -51,8 +51,15 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
         "Redis has it from 6.2 on; a Sentinel does not: write redis+sentinel://HOSTS/SERVICE in {url} if it is one.",
     ),
 )
-#: Where in the source of Python an error of TLS arose; what a server repeats of a command that it does not know.
-_NOISE = re.compile(r" ?\(_ssl\.c:\d+\)|,? with args beginning with:.*", re.DOTALL)
+#: Missing rights as Redis 7.0 and later tell of them inside a script, where redis-py does not know them.
+_REFUSED_IN_SCRIPT = ("The user executing the script can't", "ACL failure in script")
+#: Redis names the command at best, and neither key nor channel.
+_NO_PERMISSION = (
+    "Give this user what bus acl prints for its role, with ACL SETUSER; bus check --role ROLE names what it lacks."
+)
+#: Where in the source of Python an error of TLS arose, and any error in a script; what a server repeats of a command that
+#: it does not know.
+_NOISE = re.compile(r" ?\(_ssl\.c:\d+\)| script: \w{40}, on @user_script:\d+|,? with args beginning with:.*", re.DOTALL)
 
 
 def told(error: Exception) -> str:
@@ -71,6 +78,8 @@ def remedy(error: Exception, url: str = "the address") -> str:
     if isinstance(error, AskError):
         return f"That is a Redis Cluster: write redis+cluster for redis in {url}."
     text = " ".join(_texts(error))
+    if isinstance(error, NoPermissionError) or text.startswith(_REFUSED_IN_SCRIPT):
+        return _NO_PERMISSION
     return next((what for parts, what in _REMEDIES if all(part in text for part in parts)), "").format(url=url)
 
 

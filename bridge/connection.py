@@ -24,7 +24,6 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     ClusterDownError,
-    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -212,8 +211,6 @@ def _advice(error: RedisError) -> str:
         return found
     if isinstance(error, AuthenticationError | AuthorizationError):
         return "Check the user and password of BRIDGE_REDIS_URL."
-    if isinstance(error, NoPermissionError):
-        return "Grant this user the right with ACL SETUSER."
     if isinstance(error, OutOfMemoryError):
         return "Raise maxmemory or shorten bridge_event_ttl_s."
     if isinstance(error, ReadOnlyError):

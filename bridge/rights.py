@@ -48,7 +48,9 @@ def refused_of(client: Redis, grants: Iterable[Grant]) -> list[str]:
     try:
         positions = script(client, "may")(args=args)
     except NoPermissionError as error:
-        return [f"EVALSHA or SCRIPT LOAD, which the other rights are asked for with: {error}"]
+        if not {"'evalsha'", "'script|load'"} & set(str(error).split()):
+            raise  # it cannot even connect
+        return [f"run the script that asks for the other rights: {error}"]
     return [" ".join(questions[at - 1]).strip() for at in cast("list[int]", positions or ())]
 
 

@@ -127,7 +127,7 @@ def _broker(app: Celery, settings: BridgeSettings, role: Role) -> list[Finding]:
 
 
 def _missing(user: str, refused: Sequence[str], role: Role) -> list[Finding]:
-    advice = f"bus acl {role} prints the rights of its user"
+    advice = f"give it what bus acl {role} prints, with ACL SETUSER"
     return [Finding(f"user {user} may not", what, advice) for what in refused]
 
 

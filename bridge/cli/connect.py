@@ -97,7 +97,7 @@ def _reach(settings: BridgeSettings) -> None:
 def _says(error: RedisError) -> str:
     text, advice = explained(error), remedy(error, _source())
     if isinstance(error, NoPermissionError):
-        return f"refuses: {text}. Grant this user the right with ACL SETUSER."
+        return f"refuses: {text}. {advice}"
     if isinstance(error, AuthenticationError | AuthorizationError):
         return f"refuses: {text}. Check user and password in {_source()}: redis://USER:PASSWORD@HOST:PORT/0."
     if isinstance(error, RedisConnectionError | RedisTimeoutError):

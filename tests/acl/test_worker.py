@@ -32,7 +32,7 @@ def waiting(place: Place, processes: Processes) -> None:
 
 
 def hold_for_too_long(place: Place) -> None:
-    """Leave a message that was taken from the queue and not acknowledged, an exchange that nobody uses, a dead letter."""
+    """Leave a message that was taken from the queue and not acknowledged, an unused exchange, and a dead letter."""
     letter = DeadLetter.of_message("json", "no event", "channel", b"{")
     DeadLetters(place.admin, place.settings()).add(letter)
     where = {"exchange": "", "routing_key": "celery"}
