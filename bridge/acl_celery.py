@@ -49,12 +49,11 @@ class BrokerKeys:
     def _queue(self, name: Name) -> Iterator[Name]:
         """Yield the list for messages of priority 0, and those for the others."""
         yield name
-        steps = [str(step) for step in self._option("priority_steps") if step]
-        between = "?" * len(self._option("sep"))
-        if all(len(step) == 1 for step in steps):
-            steps = [f"[{''.join(steps)}]"] if steps else []
-        for step in steps:
-            yield Name(f"{name.pattern}{between}{step}", f"{name.example}{self._option('sep')}{step.strip('[]')[0]}")
+        separator, steps = self._option("sep"), [str(step) for step in self._option("priority_steps") if step]
+        single = {len(step) for step in steps} == {1}
+        globs = {f"[{''.join(steps)}]": steps[0]} if single else {step: step for step in steps}
+        for glob, step in globs.items():
+            yield Name(f"{name.pattern}{'?' * len(separator)}{glob}", f"{name.example}{separator}{step}")
 
     def _anybodys(self, queue: str) -> list[Name]:
         """Return the queues that processes make for themselves: each begins with their name."""

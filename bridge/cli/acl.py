@@ -11,6 +11,7 @@ import click
 from celery import Celery
 from celery.app import backends
 from celery.backends.redis import RedisBackend
+from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 from redis import Redis
 from redis.exceptions import RedisError
@@ -89,7 +90,7 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, on: 
         if as_json:
             output.as_json(line)
         else:
-            output.note(output.Styled(f"{' and '.join(line['for'])} at {line['at']}", "bold"), _told(line["version"]))
+            output.note(output.Styled(f"{', '.join(line['for'])} at {line['at']}", "bold"), _told(line["version"]))
             output.line("ACL SETUSER ", line["user"], " ", " ".join(line["rules"]))
     if not shown:
         raise click.ClickException(f"a {role} needs nothing of the {on}, or that is no Redis")
@@ -123,7 +124,7 @@ def _version(asked: str | None, part: Part) -> tuple[int, ...] | None:
         except ValueError:
             raise click.UsageError(f"--redis: {asked!r} is no version; write it like 7.0") from None
     else:
-        with suppress(RedisError, OSError, KeyError):
+        with suppress(RedisError, OperationalError, OSError, KeyError):
             client = part.client()
             try:
                 found = version_of(client)

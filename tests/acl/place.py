@@ -46,9 +46,10 @@ class Place:
         given = {"redis_url": self.url(user), "channel_prefix": self.prefix, "group": "tests", "block_ms": 100}
         return BridgeSettings.load(**given | changes)
 
-    def say(self, *arguments: str, user: str = "", expect: int = 0, **changes: Any) -> Result:
+    def say(self, *arguments: str, user: str = "", expect: int = 0, broker: str = "", **changes: Any) -> Result:
         """Run ``bus ...`` in this process as a user, with settings."""
         with self.as_user(user, {f"BRIDGE_{name.upper()}": str(value) for name, value in changes.items()}):
+            self.app.conf.broker_url = broker or self.url(user)
             result = CliRunner().invoke(bus_command, arguments, obj=SimpleNamespace(app=self.app))
         assert result.exit_code == expect, result.output
         assert "s3cret" not in result.output
