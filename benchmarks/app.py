@@ -18,6 +18,7 @@ app.conf.update(
     broker_transport=os.environ.get("BENCH_TRANSPORT") or None,
     bridge_channel_prefix=PREFIX,
     bridge_enable_pubsub=os.environ.get("BENCH_PUBSUB", "1") == "1",
+    task_default_queue_type=os.environ.get("BENCH_QUEUE_TYPE", "classic"),
     task_ignore_result=True,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,

@@ -55,10 +55,14 @@ class RabbitNode:
     Arguments:
         programs: See :func:`find_programs`.
         certificates: For a second port, that of TLS; when missing there is none.
+        login: Name and password of its user.
     """
 
-    def __init__(self, programs: Path, certificates: Certificates | None = None) -> None:
+    def __init__(
+        self, programs: Path, certificates: Certificates | None = None, login: tuple[str, str] = ("guest", "guest")
+    ) -> None:
         self._programs = programs
+        self._login = login
         self._home = tempfile.TemporaryDirectory(prefix="bridge-rabbit-")
         home = Path(self._home.name)
         self.port, self.tls_port, distribution_port, self._mapper_port = free_ports(4)
@@ -75,6 +79,8 @@ class RabbitNode:
             "ERL_EPMD_PORT": str(self._mapper_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_DEFAULT_USER": login[0],
+            "RABBITMQ_DEFAULT_PASS": login[1],
             "RABBITMQ_DIST_PORT": str(distribution_port),
             "RABBITMQ_CONF_ENV_FILE": str(home / "environment"),
             "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
@@ -92,7 +98,7 @@ class RabbitNode:
     @property
     def url(self) -> str:
         """Address of the default virtual host."""
-        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        return f"amqp://{':'.join(self._login)}@127.0.0.1:{self.port}//"
 
     @property
     def pid(self) -> int:
@@ -158,6 +164,10 @@ class RabbitNode:
         """Return what an Erlang expression gives inside the node."""
         return self._control("eval", expression)
 
+    def diagnose(self, *command: str) -> str:
+        """Return what ``rabbitmq-diagnostics`` says."""
+        return self._control(*command, program="rabbitmq-diagnostics")
+
     def heal(self) -> None:
         """Undo what was done to it."""
         if self._frozen:
@@ -167,16 +177,16 @@ class RabbitNode:
         elif self._alarmed:
             self.alarm(on=False)
 
-    def _control(self, *command: str) -> str:
-        line = [self._programs / "rabbitmqctl", "--quiet", *command]
+    def _control(self, *command: str, program: str = "rabbitmqctl") -> str:
+        line = [self._programs / program, "--quiet", *command]
         done = subprocess.run(line, env=self._environment, capture_output=True, text=True, timeout=40, check=False)
         if done.returncode:
-            raise RuntimeError(f"rabbitmqctl {' '.join(command)}: {done.stdout}{done.stderr}")
+            raise RuntimeError(f"{program} {' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout
 
     def connect(self) -> Any:
         """Return an open connection of py-amqp."""
-        connection = amqp.Connection(f"127.0.0.1:{self.port}", "guest", "guest", connect_timeout=5)
+        connection = amqp.Connection(f"127.0.0.1:{self.port}", *self._login, connect_timeout=5)
         connection.connect()
         return connection
 

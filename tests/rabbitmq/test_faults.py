@@ -52,74 +52,79 @@ class Load:
             thread.join()
 
 
+class Site:
+    """A bus that is well, RabbitMQ, and what has been dispatched."""
+
+    def __init__(self, bus: EventBus, client: Redis, node: RabbitNode, rabbit: Rabbit) -> None:
+        self.bus = bus
+        self.node = node
+        self.rabbit = rabbit
+        self.load = Load(bus)
+        self._client = client
+        self._keys = Keys(bus.settings.channel_prefix)
+
+    def idle(self) -> bool:
+        """Whether all of the journal is dispatched and acknowledged."""
+        (group,) = self._client.xinfo_groups(self._keys.journal)
+        return bool(group["pending"] == 0 and group["lag"] == 0)
+
+    def pending(self) -> int:
+        """How many entries are under way."""
+        return int(self._client.xpending(self._keys.journal, "tests")["pending"])
+
+    def has_letters(self) -> bool:
+        return bool(self._client.exists(self._keys.dead("tests")))
+
+    def published(self) -> set[str]:
+        """The tasks of all that the load has published."""
+        return {f"t.all {event_id}" for event_id in self.load.published}
+
+
 @pytest.fixture
-def load(bus: EventBus) -> Load:
-    return Load(bus)
+def site(bus: EventBus, client: Redis, node: RabbitNode, rabbit: Rabbit) -> Site:
+    return Site(bus, client, node, rabbit)
 
 
 def errors(subscriber: Subscriber) -> int:
     return int(subscriber.info().get("errors", 0))
 
 
-def idle(client: Redis, prefix: str) -> bool:
-    """Whether all of the journal is dispatched and acknowledged."""
-    (group,) = client.xinfo_groups(Keys(prefix).journal)
-    return bool(group["pending"] == 0 and group["lag"] == 0)
-
-
 @pytest.mark.parametrize("end", [RabbitNode.stop, RabbitNode.kill], ids=["stopped", "killed"])
 def test_a_restart_under_load(
-    use: Callable[..., None],
-    start: Start,
-    load: Load,
-    node: RabbitNode,
-    rabbit: Rabbit,
-    rabbit_app: Celery,
-    client: Redis,
-    prefix: str,
-    end: Callable[[RabbitNode], None],
+    use: Callable[..., None], start: Start, site: Site, rabbit_app: Celery, end: Callable[[RabbitNode], None]
 ) -> None:
     """What RabbitMQ confirmed is there afterwards, the rest is sent then; no dead letter is written."""
     use("t.all")
     subscriber = start(app=rabbit_app)
-    with load.running():
-        load.more(200)
-        end(node)
+    with site.load.running():
+        site.load.more(200)
+        end(site.node)
         eventually(lambda: errors(subscriber) >= 2, "dispatch fails and is tried again")
-        load.more(50)
-        node.start()
-        load.more(100)
-    eventually(lambda: idle(client, prefix), "all are dispatched")
-    tasks = rabbit.tasks()
-    assert set(tasks) == {f"t.all {event_id}" for event_id in load.published}
-    assert not client.exists(Keys(prefix).dead("tests"))
+        site.load.more(50)
+        site.node.start()
+        site.load.more(100)
+    eventually(site.idle, "all are dispatched")
+    tasks = site.rabbit.tasks()
+    assert set(tasks) == site.published()
+    assert not site.has_letters()
 
 
-def test_a_memory_alarm_under_load(
-    use: Callable[..., None],
-    start: Start,
-    load: Load,
-    node: RabbitNode,
-    rabbit: Rabbit,
-    rabbit_app: Celery,
-    client: Redis,
-    prefix: str,
-) -> None:
+def test_a_memory_alarm_under_load(use: Callable[..., None], start: Start, site: Site, rabbit_app: Celery) -> None:
     """The journal keeps, health says why, a stop is quick; after the alarm each message is there once."""
     use("t.all")
     subscriber, other = start(app=rabbit_app), start("two", app=rabbit_app)
-    with load.running():
-        load.more(100)
-        node.alarm(on=True)
+    with site.load.running():
+        site.load.more(100)
+        site.node.alarm(on=True)
         eventually(lambda: "short of memory or disk" in subscriber._trouble(), "it says why dispatch fails")
         eventually(lambda: errors(other) > 0, "the other fails too")
-        load.more(50)
-        node.alarm(on=False)
-        load.more(50)
-    eventually(lambda: idle(client, prefix), "all are dispatched")
-    assert rabbit.tasks() == Counter(f"t.all {event_id}" for event_id in load.published)
-    node.alarm(on=True)
-    load._bus.publish("a.b", id="last")
+        site.load.more(50)
+        site.node.alarm(on=False)
+        site.load.more(50)
+    eventually(site.idle, "all are dispatched")
+    assert site.rabbit.tasks() == Counter(site.published())
+    site.node.alarm(on=True)
+    site.bus.publish("a.b", id="last")
     eventually(lambda: subscriber._trouble() or other._trouble(), "one of them has it")
     before = time.monotonic()
     subscriber.stop()
@@ -129,69 +134,59 @@ def test_a_memory_alarm_under_load(
 
 @pytest.mark.parametrize("how", ["frozen", "blackholed"])
 def test_a_broker_that_hangs(
-    use: Callable[..., None],
-    start: Start,
-    bus: EventBus,
-    node: RabbitNode,
-    rabbit: Rabbit,
-    client: Redis,
-    prefix: str,
-    monkeypatch: pytest.MonkeyPatch,
-    how: str,
+    use: Callable[..., None], start: Start, site: Site, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Dispatch fails within its bound and goes on afterwards, a stop meanwhile is quick and acknowledges nothing."""
     monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 2.0)
     use("t.all")
-    with Proxy(node.port) as proxy, Celery("tests", broker=rabbit.url_at(proxy.port), set_as_current=False) as app:
+    with (
+        Proxy(site.node.port) as proxy,
+        Celery("tests", broker=site.rabbit.url_at(proxy.port), set_as_current=False) as app,
+    ):
         subscriber = start(app=app)
-        bus.publish("a.b", id="before")
-        eventually(lambda: rabbit.length() == 1, "the first is dispatched")
+        site.bus.publish("a.b", id="before")
+        eventually(lambda: site.rabbit.length() == 1, "the first is dispatched")
         if how == "frozen":
-            node.freeze()
+            site.node.freeze()
         else:
             proxy.blackhole()
-        bus.publish("a.b", id="meanwhile")
+        site.bus.publish("a.b", id="meanwhile")
         eventually(lambda: "did not confirm 1 messages" in subscriber._trouble(), "dispatch fails")
-        assert not idle(client, prefix)
+        assert not site.idle()
         if how == "frozen":
-            node.thaw()
+            site.node.thaw()
         else:
             proxy.heal()
-        eventually(lambda: idle(client, prefix), "all are dispatched")
-        assert set(rabbit.tasks()) == {"t.all before", "t.all meanwhile"}
+        eventually(site.idle, "all are dispatched")
+        assert set(site.rabbit.tasks()) == {"t.all before", "t.all meanwhile"}
         if how == "frozen":
-            node.freeze()
+            site.node.freeze()
         else:
             proxy.blackhole()
-        bus.publish("a.b", id="last")
-        eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"], "it is under way")
+        site.bus.publish("a.b", id="last")
+        eventually(site.pending, "it is under way")
         before = time.monotonic()
         subscriber.stop()
         assert time.monotonic() - before < 8
-        assert client.xpending(Keys(prefix).journal, "tests")["pending"] == 1
+        assert site.pending() == 1
 
 
-def test_connections_cut_under_load(
-    use: Callable[..., None],
-    start: Start,
-    load: Load,
-    node: RabbitNode,
-    rabbit: Rabbit,
-    client: Redis,
-    prefix: str,
-) -> None:
+def test_connections_cut_under_load(use: Callable[..., None], start: Start, site: Site) -> None:
     """Nothing is lost; twice there is what RabbitMQ took and could not confirm any more."""
     use("t.all")
-    with Proxy(node.port) as proxy, Celery("tests", broker=rabbit.url_at(proxy.port), set_as_current=False) as app:
+    with (
+        Proxy(site.node.port) as proxy,
+        Celery("tests", broker=site.rabbit.url_at(proxy.port), set_as_current=False) as app,
+    ):
         subscriber = start(app=app)
-        with load.running():
+        with site.load.running():
             for _ in range(6):
-                load.more(50)
+                site.load.more(50)
                 so_far = errors(subscriber)
                 eventually(lambda so_far=so_far: proxy.cut() or errors(subscriber) > so_far, "a cut is noticed")
-        eventually(lambda: idle(client, prefix), "all are dispatched")
+        eventually(site.idle, "all are dispatched")
         assert proxy.done["cut"] >= 6
-        tasks = rabbit.tasks()
-        assert set(tasks) == {f"t.all {event_id}" for event_id in load.published}
+        tasks = site.rabbit.tasks()
+        assert set(tasks) == site.published()
         assert tasks.total() < len(tasks) * 1.5
         subscriber.stop()

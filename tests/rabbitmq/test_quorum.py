@@ -13,7 +13,7 @@ from bridge.messages import Outbox
 from tests.conftest import eventually
 from tests.handlers import HANDLERS
 from tests.rabbitmq.conftest import Rabbit
-from tests.rabbitmq.test_sending import plain, prepared
+from tests.rabbitmq.messages import plain, prepared
 
 #: Of the queue that is declared.
 QUORUM = {"x-queue-type": "quorum"}

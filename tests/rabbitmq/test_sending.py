@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import ssl
 import time
 from collections import Counter
 from typing import Any
@@ -15,36 +13,15 @@ from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from bridge import BridgeSettings, Event, broker
-from bridge.confirms import Blocked
-from bridge.messages import Message, Outbox
-from bridge.stored import StoredEvent
+from benchmarks import rabbitmq as benchmark
+from bridge import BridgeSettings
+from bridge.devserver import RedisServer
+from bridge.messages import Outbox
 from tests.conftest import eventually
-from tests.faults.proxy import Proxy
 from tests.handlers import HANDLERS
 from tests.rabbitmq.conftest import Rabbit
+from tests.rabbitmq.messages import plain, prepared
 from tests.rabbitmq.node import RabbitNode
-from tests.topologies.certificates import Certificates
-
-#: Differ between any two messages that Celery sends.
-VOLATILE = ("reply_to", "eta", "expires", "x-death")
-
-
-def stored(event_id: str = "e1", text: str = "x") -> StoredEvent:
-    return StoredEvent.read(Event(type="billing.paid", id=event_id, payload={"text": text}, source="shop").encode())
-
-
-def prepared(outbox: Outbox, name: str = "t.plain", count: int = 1, text: str = "x") -> list[Message]:
-    return [outbox.prepare(HANDLERS[name], stored(f"e{number}", text), b"1-1") for number in range(count)]
-
-
-def plain(message: Any) -> dict[str, Any]:
-    """The message without what differs each time."""
-    headers = message.properties["application_headers"]
-    properties = {name: value for name, value in message.properties.items() if name != "application_headers"}
-    parts = [{name: value for name, value in part.items() if name not in VOLATILE} for part in (properties, headers)]
-    return {"parts": parts, "body": json.loads(message.body), "key": message.delivery_info["routing_key"]}
-
 
 ROUTES: dict[str, tuple[str, dict[str, Any], str]] = {
     "default": ("t.plain", {}, "celery"),
@@ -174,56 +151,6 @@ def test_a_full_queue_holds_back_and_nothing_arrives_twice(
     outbox.close()
 
 
-def test_several_addresses(rabbit: Rabbit, settings: BridgeSettings) -> None:
-    """Each is tried; the first that answers is used, without a failure in between."""
-    dead = "amqp://guest:guest@127.0.0.1:1//"
-    with Celery("tests", broker=f"{dead};{dead};{rabbit.url}", set_as_current=False) as app:
-        app.finalize()
-        outbox = Outbox(app, settings)
-        before = time.monotonic()
-        assert outbox.send(prepared(outbox)) == []
-        assert time.monotonic() - before < 3
-        assert rabbit.length() == 1
-        outbox.close()
-    with Celery("tests", broker=f"{dead};{dead}", set_as_current=False) as app:
-        app.finalize()
-        before = time.monotonic()
-        with pytest.raises(OperationalError):
-            Outbox(app, settings).send(prepared(Outbox(app, settings)))
-        assert time.monotonic() - before < 3
-
-
-def test_over_tls(
-    node: RabbitNode,
-    rabbit: Rabbit,
-    rabbit_certificates: Certificates,
-    settings: BridgeSettings,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Confirmed as without it, and as bounded; a certificate that is not trusted is an error that says so."""
-    monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 1.0)
-    address = rabbit.url_at(node.tls_port).replace("amqp:", "amqps:")
-    tls = {
-        "ca_certs": str(rabbit_certificates.authority),
-        "cert_reqs": ssl.CERT_REQUIRED,
-        "server_hostname": "127.0.0.1",
-    }
-    with Celery("tests", broker=address, broker_use_ssl=tls, set_as_current=False) as app:
-        app.finalize()
-        outbox = Outbox(app, settings)
-        assert outbox.send(prepared(outbox, count=1000)) == []
-        assert rabbit.length() == 1000
-        node.freeze()
-        before = time.monotonic()
-        with pytest.raises(OperationalError, match="did not confirm"):
-            outbox.send(prepared(outbox))
-        assert time.monotonic() - before < 4
-        node.thaw()
-        app.conf.broker_use_ssl = tls | {"ca_certs": str(rabbit_certificates.other_authority)}
-        with pytest.raises(OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
-            outbox.send(prepared(outbox))
-
-
 def test_a_queue_declared_otherwise_is_waited_for(outbox: Outbox, rabbit: Rabbit) -> None:
     """Its error says which setting differs; its messages are no dead letters, for the queue may be put right."""
     rabbit.do(lambda channel: channel.queue_declare("celery", durable=False, auto_delete=False))
@@ -253,6 +180,13 @@ def test_celery_sends_when_someone_listens(outbox: Outbox, rabbit: Rabbit) -> No
     assert seen == [message.task_id for message in messages]
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_the_benchmark_runs(own_server: RedisServer, node: RabbitNode, kind: str) -> None:
+    """Both ways send every message."""
+    assert benchmark.apply_async(node, kind, 20) > 0
+    assert benchmark.dispatch(own_server, node, kind, 1000) > 0
+
+
 def test_the_length_of_a_queue(outbox: Outbox, rabbit: Rabbit) -> None:
     """It is what waits there, nothing for a queue that is not there; sending goes on after either."""
     assert outbox.waiting("celery") == 0
@@ -261,66 +195,3 @@ def test_the_length_of_a_queue(outbox: Outbox, rabbit: Rabbit) -> None:
     assert outbox.waiting("nowhere") == 0
     assert outbox.send(prepared(outbox)) == []
     assert outbox.waiting("celery") == 8
-
-
-def test_a_broker_short_of_memory_gets_nothing_twice(node: RabbitNode, outbox: Outbox, rabbit: Rabbit) -> None:
-    """An alarm in the middle is noticed within seconds; afterwards each message is there once."""
-    assert outbox.send(prepared(outbox)) == []
-    rabbit.take()
-    node.alarm(on=True)
-    messages = prepared(outbox, count=300)
-    for _ in range(3):
-        before = time.monotonic()
-        with pytest.raises(Blocked, match="short of memory or disk"):
-            outbox.send(messages)
-        assert time.monotonic() - before < 3
-    node.alarm(on=False)
-    assert outbox.send(messages) == []
-    assert rabbit.tasks() == Counter({f"t.plain e{number}": 1 for number in range(300)})
-
-
-def test_a_broker_that_hangs_fails_in_time(
-    node: RabbitNode, outbox: Outbox, rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither sending nor asking nor closing waits longer than its bound; afterwards all goes on."""
-    monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(broker, "RABBITMQ_TIMEOUT_S", 1.0)
-    assert outbox.send(prepared(outbox)) == []
-    node.freeze()
-    with pytest.raises(OperationalError, match="did not confirm 5 messages within 1 s"):
-        outbox.send(prepared(outbox, count=5))
-    before = time.monotonic()
-    with pytest.raises(OperationalError, match="timed out"):
-        broker.try_out(outbox._app)
-    assert time.monotonic() - before < 4
-    node.thaw()
-    assert outbox.waiting("celery") >= 1
-    node.freeze()
-    before = time.monotonic()
-    with pytest.raises(TimeoutError):
-        outbox.waiting("celery")
-    outbox.close()
-    assert time.monotonic() - before < 3
-    node.thaw()
-    assert outbox.send(prepared(outbox, count=5)) == []
-    assert set(rabbit.tasks()) == {f"t.plain e{number}" for number in range(5)}
-
-
-def test_a_broker_that_hangs_in_the_middle_of_an_answer(
-    node: RabbitNode, settings: BridgeSettings, rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A part of a confirmation is not waited for without end, nor with a busy processor."""
-    monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 1.0)
-    with Proxy(node.port) as proxy, Celery("tests", broker=rabbit.url_at(proxy.port), set_as_current=False) as app:
-        app.finalize()
-        outbox = Outbox(app, settings)
-        assert outbox.send(prepared(outbox)) == []
-        proxy.dribble(9, 20)  # the head of a frame, and no more than a part of the rest
-        before, used_before = time.monotonic(), time.process_time()
-        with pytest.raises(OperationalError, match="did not confirm"):
-            outbox.send(prepared(outbox, count=3000))
-        assert time.monotonic() - before < 5
-        assert time.process_time() - used_before < 3
-        proxy.heal()
-        assert outbox.send(prepared(outbox)) == []
-        outbox.close()

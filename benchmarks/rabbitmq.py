@@ -1,0 +1,94 @@
+"""RabbitMQ as broker: ``python -m benchmarks.rabbitmq``. Needs a rabbitmq-server; its node is a private one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+from celery import Celery
+
+from benchmarks.ours import SUBSCRIBE
+from benchmarks.setting import QUEUE, fill, payload, processes
+from bridge.devserver import RedisServer
+from tests.rabbitmq.node import RabbitNode, find_programs
+
+_ROUNDS = 3
+#: Until everything has arrived; something is wrong after that.
+_PATIENCE_S = 300.0
+#: By the name that ``task_default_queue_type`` has for it.
+_ARGUMENTS: dict[str, dict[str, str] | None] = {"classic": None, "quorum": {"x-queue-type": "quorum"}}
+
+
+def _clean(node: RabbitNode, kind: str) -> Any:
+    """Return a channel of a connection, and the queue, empty and new."""
+    channel = node.connect().channel()
+    channel.queue_delete(QUEUE)
+    channel.queue_declare(QUEUE, durable=True, auto_delete=False, arguments=_ARGUMENTS[kind])
+    return channel
+
+
+def apply_async(node: RabbitNode, kind: str, count: int) -> float:
+    """apply_async(), where each message is waited for as ``confirm_publish`` has it: messages per second."""
+    channel = _clean(node, kind)
+    with Celery("peer", broker=node.url, set_as_current=False) as app:
+        app.conf.broker_transport_options = {"confirm_publish": True}
+        app.conf.task_default_queue_type = kind
+
+        @app.task(name="handler0", shared=False)
+        def handle(event: dict[str, Any]) -> None: ...
+
+        handle.apply_async((payload(200),))
+        began_at = time.perf_counter()
+        for _ in range(count):
+            handle.apply_async((payload(200),))
+        seconds = time.perf_counter() - began_at
+    channel.connection.close()
+    return count / seconds
+
+
+def dispatch(server: RedisServer, node: RabbitNode, kind: str, count: int) -> float:
+    """A backlog from journal to queue by one subscriber: events per second."""
+    fill(server.url, count)
+    channel = _clean(node, kind)
+    environment = {"BENCH_BROKER_URL": node.url, "BENCH_QUEUE_TYPE": kind, "BENCH_PUBSUB": "0"}
+    with processes(server.url, SUBSCRIBE, **environment):
+        rate = _rate(channel, count)
+    channel.connection.close()
+    return rate
+
+
+def _rate(channel: Any, total: int) -> float:
+    """Return messages per second from the first to the last of *total* in the queue."""
+    deadline = time.monotonic() + _PATIENCE_S
+    began_at, first = 0.0, 0
+    while (length := channel.queue_declare(QUEUE, passive=True).message_count) < total:
+        now = time.monotonic()
+        if length and not began_at:
+            began_at, first = now, length
+        if now > deadline:
+            raise TimeoutError(f"{length} of {total} messages after {_PATIENCE_S:.0f} s")
+        time.sleep(0.02)
+    return (total - first) / (time.monotonic() - began_at)
+
+
+def main() -> None:
+    """Print the medians as a table."""
+    programs = find_programs()
+    if programs is None:
+        raise SystemExit("there is no rabbitmq-server: apt-get install rabbitmq-server")
+    print("| | per second | lowest to highest |\n|---|---|---|")
+    with RabbitNode(programs) as node:
+        for kind in _ARGUMENTS:
+            each = [apply_async(node, kind, 1000) for _ in range(_ROUNDS)]
+            ours = []
+            for _ in range(_ROUNDS):
+                with RedisServer() as server:
+                    ours.append(dispatch(server, node, kind, 30_000))
+            for name, rates in (("apply_async(), each confirmed", each), ("bridge, a batch confirmed", ours)):
+                middle, lowest, highest = statistics.median(rates), min(rates), max(rates)
+                print(f"| {name}, {kind} queue | {middle:,.0f} | {lowest:,.0f} to {highest:,.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Messages for the tests, and what of them is to be compared."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bridge import Event
+from bridge.messages import Message, Outbox
+from bridge.stored import StoredEvent
+from tests.handlers import HANDLERS
+
+#: Differ between any two messages that Celery sends.
+VOLATILE = ("reply_to", "eta", "expires", "x-death")
+
+
+def stored(event_id: str = "e1", text: str = "x") -> StoredEvent:
+    return StoredEvent.read(Event(type="billing.paid", id=event_id, payload={"text": text}, source="shop").encode())
+
+
+def prepared(outbox: Outbox, name: str = "t.plain", count: int = 1, text: str = "x") -> list[Message]:
+    return [outbox.prepare(HANDLERS[name], stored(f"e{number}", text), b"1-1") for number in range(count)]
+
+
+def plain(message: Any) -> dict[str, Any]:
+    """The message without what differs each time."""
+    headers = message.properties["application_headers"]
+    properties = {name: value for name, value in message.properties.items() if name != "application_headers"}
+    parts = [{name: value for name, value in part.items() if name not in VOLATILE} for part in (properties, headers)]
+    return {"parts": parts, "body": json.loads(message.body), "key": message.delivery_info["routing_key"]}
