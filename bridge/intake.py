@@ -74,6 +74,7 @@ class Intake:
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
         self._gap = threading.Event()
+        self._subscribed = False
         #: Whether what is heard is mostly in the journal already.
         self._behind = False
         self._looked_at = time.monotonic()
@@ -125,6 +126,7 @@ class Intake:
 
     def _on_heard(self, heard: Heard, stop: threading.Event) -> None:
         if heard.subscribed:
+            self._subscribed = True
             self._gap.set()  # subscribed first, scan second: nothing falls between
         self._counters.add_each("received", heard.types)
         came = self._until_done(lambda: self._take(heard.records, heard.invalid, "appended"), stop) or Counter()
@@ -208,7 +210,7 @@ class Intake:
         return DeadLetter.of_message(reason, detail, self._keys.channel(record.event.type), record.data)
 
     def _scan(self, stop: threading.Event, refill: bool) -> None:
-        stale = 0
+        stale, subscribed = 0, self._subscribed  # a group that was made anew has us look before we hear
         for names in self._event_keys.names():
             if stop.is_set():
                 return
@@ -218,7 +220,8 @@ class Intake:
             text += "which the keys outlive; make it longer than any program keeps them"
             extra = about("keys_left_alone", group=self._settings.group, count=stale)
             log.warning(text, stale, self._settings.event_ttl_s, extra=extra)
-        self.caught_up.set()
+        if subscribed:
+            self.caught_up.set()
 
     def _take_keys(self, names: Sequence[bytes], refill: bool) -> int:
         """Append the events behind *names* that are missing; return how many of them are taken for old."""

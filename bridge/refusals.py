@@ -64,7 +64,6 @@ class Refusals:
         """
         if not letters:
             return
-        letters = [self._dead_letters.shown(letter) for letter in letters]
         try:
             written = self._dead_letters.add_many(letters, remember=remember)
         except TRANSIENT:

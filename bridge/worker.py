@@ -16,7 +16,7 @@ from bridge import json_logs
 from bridge.concealment import conceal_in_worker
 from bridge.context import install_propagation
 from bridge.handlers import registry
-from bridge.serializers import refuse_pickle, refuse_pickled_tasks
+from bridge.serializers import refuse_pickled_tasks
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
 from bridge.task import end_revoked
@@ -66,13 +66,12 @@ class SubscriberStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, no_subscriber: bool = False, **options: Any) -> None:
         self.enabled = not no_subscriber
         conf = worker.app.conf
-        refuse_pickle(conf)  # also without a subscriber
         refuse_pickled_tasks(worker.app.tasks)
         for name in list(conf):
             # `inspect conf`, and so Flower, would show the password in it. With a namespace there is another name.
             if str(name).lower().endswith("bridge_redis_url") and isinstance(conf[name], str):
                 conf[name] = SecretStr(conf[name])
-        if BridgeSettings.load(worker.app).redaction:
+        if BridgeSettings.load(worker.app).redaction:  # wrong settings end a worker without a subscriber, too
             conceal_in_worker([worker.app.tasks[handler.task_name] for handler in registry])
         super().__init__(worker, **options)
 

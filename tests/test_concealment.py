@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import traceback
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.exceptions import Reject, Retry
 from pydantic import BaseModel
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus, EventInvalid, LocalBus
-from bridge.concealment import concealing
+from bridge.concealment import conceal_in_worker, concealing
 from bridge.dead_letters import DeadLetters
 from bridge.errors import HandlerFailed
+from bridge.handlers import registry
+from bridge.ledger import Overdue, Pair
+from bridge.messages import Outbox
+from bridge.metrics import Counters
+from bridge.recovery import Recovery, _Hopeless
 from bridge.redaction import REDACTED, Redaction
+from bridge.stored import StoredEvent
+from bridge.stores import Stores
 from tests.conftest import Processes, eventually
 from tests.test_redaction import PAYLOAD, SECRET, SENSITIVE
 
@@ -108,6 +117,32 @@ def test_handlers_of_a_bus(settings: BridgeSettings, caplog) -> None:
     local.subscribe("*", handler)
     local.publish("a.b", PAYLOAD)
     assert f"ValueError: {SECRET}" in caplog.text
+
+
+def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, caplog) -> None:
+    """What keeps a message from being made again is told without it."""
+    discreet = settings.model_copy(update={"sensitive": SENSITIVE})
+    recovery = Recovery(Stores.of(client, discreet), Outbox(app, discreet), registry, Counters(), discreet)
+    event = Event(type="a.b", id="e1", payload=PAYLOAD)
+    why = _Hopeless("message", f"KeyError: {SECRET}", StoredEvent.read(event.encode()))
+    recovery._give_up(Overdue("task-e1", Pair("t.all", "e1", "1-1", "celery", 0, 0), passed=False), why)
+    assert "dead letter (message): t.all of event e1: KeyError: [redacted]" in caplog.text
+    assert "lovelace" not in caplog.text
+
+
+def test_celerys_own_lines() -> None:
+    """Those with the body of a message lose it, and keep its size; others stay as they are."""
+    conceal_in_worker([])
+    conceal_in_worker([])
+    for name, args, shown in (
+        ("celery.pool", ("run", f"('{SECRET}',)", "{}"), "run [redacted] [redacted]"),
+        ("celery.worker.consumer.consumer", (KeyError("x"), f'[["{SECRET}"]]\n (44b)', {}), "'x' [redacted] (44b) {}"),
+        ("celery.worker.consumer.consumer", ("harmless (b)", 1, None), "harmless (b) 1 None"),
+    ):
+        record = logging.LogRecord(name, logging.ERROR, "", 0, "%s %s %s", args, None)
+        assert len(logging.getLogger(name).filters) == 1
+        assert logging.getLogger(name).filter(record)
+        assert record.getMessage() == shown
 
 
 LEAKS = ["raise", "chain", "model", "inside", "retry", "auto", "reject", "return", "where"]

@@ -251,3 +251,24 @@ def test_types_that_match_nothing_are_refused() -> None:
     for types, problem in (([], "types"), (["dream.["], "not closed"), ([""], "empty pattern")):
         with pytest.raises(SettingsError, match=problem):
             BridgeSettings.load(types=types)
+
+
+def test_it_has_not_caught_up_before_it_hears(client: Redis, prefix: str, settings: BridgeSettings) -> None:
+    """A look at the keys for a journal that is new brings them in, and tells nobody yet that nothing is missed."""
+    stop = threading.Event()
+    intake = Intake(Stores.of(connect(settings), settings), Counters(), Pulse(), settings)
+    client.set(Keys(prefix).event("early"), Event(type="a.b", id="early").encode(), ex=60)
+    threads = [threading.Thread(target=intake.catch_up, args=(stop,))]
+    threads[0].start()
+    try:
+        intake.refill()
+        eventually(lambda: client.xlen(Keys(prefix).journal) == 1, "it is brought in")
+        assert not intake.caught_up.wait(0.3)
+        threads.append(threading.Thread(target=intake.listen, args=(stop,)))
+        threads[1].start()
+        assert intake.caught_up.wait(10)
+        assert client.pubsub_numsub(Keys(prefix).heartbeat)[0][1] == 1
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(10)

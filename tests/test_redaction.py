@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from bridge import BridgeSettings, Event, EventBus, EventInvalid, SettingsError
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.flower.data import EventData
 from bridge.keys import Keys
+from bridge.ledger import Ended
+from bridge.messages import task_id_for
 from bridge.redaction import REDACTED, Redaction
 from tests.cli.conftest import Say, say  # noqa: F401  # a fixture
 from tests.conftest import Processes, eventually
@@ -185,9 +188,10 @@ def test_commands(say: Say, client: Redis, settings: BridgeSettings, monkeypatch
     event = Event(type="dream.created", id="e1", payload=PAYLOAD)
     with EventBus(settings) as bus:
         bus.publish(event)
-    DeadLetters(client, settings).add(letter_of(event))
-    before = say("get", "e1").output + say("dead", "show", "e1").output
-    assert before.count(SECRET) == 3
+    letter = replace(letter_of(event), task_id=task_id_for("tests", "e1", "t.exact"))
+    DeadLetters(client, settings).bury(letter, Ended())
+    before = say("get", "e1").output + say("dead", "show", "e1").output + say("trace", "e1").output
+    assert before.count(SECRET) == 4
     monkeypatch.setenv("BRIDGE_SENSITIVE", json.dumps(SENSITIVE))
     for line in (["get", "e1"], ["dead", "show", "e1"], ["dead", "list"], ["trace", "e1"]):
         for arguments in (line, [*line, "--json"]):
