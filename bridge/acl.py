@@ -201,7 +201,7 @@ def _fitting(one: _Needs, settings: BridgeSettings) -> Iterator[_Needs]:
         yield _Needs(("append, limited",))
     yield one
     if cluster:
-        yield _Needs(keyless="cluster|slots")
+        yield _Needs(keyless="cluster|slots command asking")
 
 
 def _commands(needs: Sequence[_Needs], scripts: Iterable[str]) -> Iterator[tuple[str, str]]:

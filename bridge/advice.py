@@ -57,8 +57,8 @@ _REFUSED_IN_SCRIPT = ("The user executing the script can't", "ACL failure in scr
 _NO_PERMISSION = (
     "Give this user what bus acl prints for its role, with ACL SETUSER; bus check --role ROLE names what it lacks."
 )
-#: Where in the source of Python an error of TLS arose, and any error in a script; what a server repeats of a command that
-#: it does not know.
+#: Where in the source of Python an error of TLS arose, and any error in a script; what a server repeats of a command
+#: that it does not know.
 _NOISE = re.compile(r" ?\(_ssl\.c:\d+\)| script: \w{40}, on @user_script:\d+|,? with args beginning with:.*", re.DOTALL)
 
 
