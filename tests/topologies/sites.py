@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from amqp import NotFound
 from redis import Redis
 from redis.cluster import RedisCluster
 
+from bridge import BridgeSettings, broker
+from bridge.acl import ROLES, bus_grants
+from bridge.acl_celery import BrokerKeys, broker_grants, result_grants
 from bridge.devserver import RedisServer, binary_of_wheel, binary_on_path
-from tests.conftest import Queues, missing
+from bridge.grants import exactly, granted, rules_of, version_of
+from tests.conftest import Queues, make_app, missing
 from tests.rabbitmq.node import RabbitNode, find_programs
 from tests.topologies.certificates import Certificates
 from tests.topologies.clusters import ClusterServers
@@ -23,6 +28,9 @@ from tests.topologies.servers import TlsServer
 
 BINARIES: dict[str, Callable[[], Path | None]] = {"system": binary_on_path, "wheel": binary_of_wheel}
 PASSWORD = "s3cret"
+_USER = "anybody"
+#: A second application on the bus, in some tests.
+OTHER_GROUP = "others"
 
 
 class Waiting(ABC):
@@ -75,6 +83,7 @@ class Site:
         broker_url: Address of Celery's broker.
         results_url: Of Celery's results.
         waiting: Makes a look at the broker's queues, from the prefix of a test.
+        admit: Called with the settings of a test before it: lets it in.
     """
 
     def __init__(
@@ -84,12 +93,14 @@ class Site:
         broker_url: str,
         results_url: str,
         waiting: Callable[[str], Waiting],
+        admit: Callable[[BridgeSettings], None] = lambda _: None,
     ) -> None:
         self.bus_url = bus_url
         self.client: Any = client
         self.broker_url = broker_url
         self.results_url = results_url
         self.waiting = waiting
+        self.admit = admit
 
     @property
     def cluster(self) -> bool:
@@ -107,7 +118,7 @@ class Site:
             "BRIDGE_REDIS_URL": self.bus_url,
             "CELERY_BROKER_URL": self.broker_url,
             "BRIDGE_CHANNEL_PREFIX": prefix,
-            "TEST_EFFECTS": f"{{{prefix}}}effects",
+            "TEST_EFFECTS": effects_of(prefix),
             "C_FORCE_ROOT": "1",
             "PYTHONWARNINGS": "ignore::celery.platforms.SecurityWarning",
         }
@@ -124,8 +135,8 @@ def _program(name: str) -> Path:
 def _on_redis(stack: ExitStack, bus_url: str, client: Redis | RedisCluster, broker_url: str) -> Site:
     """A site with a Redis as its broker."""
     stack.callback(client.close)
-    broker = stack.enter_context(Redis.from_url(broker_url))
-    return Site(bus_url, client, broker_url, broker_url, lambda prefix: RedisWaiting(broker, prefix))
+    queues = stack.enter_context(Redis.from_url(broker_url))
+    return Site(bus_url, client, broker_url, broker_url, partial(RedisWaiting, queues))
 
 
 @contextmanager
@@ -138,12 +149,40 @@ def standalone(binary: str) -> Iterator[Site]:
 
 @contextmanager
 def tls(folder: Path) -> Iterator[Site]:
-    """One Redis for bus and broker, with TLS, certificates of clients, and a password."""
+    """One Redis for bus and broker, with TLS, certificates of clients, and a user of no more rights than it needs."""
     with ExitStack() as stack:
         server = TlsServer(Certificates(folder), arguments=["--requirepass", PASSWORD])
         stack.enter_context(server)
-        url = server.url_with(server.certificates.query() + "&ssl_cert_reqs=required", f":{PASSWORD}@")
-        yield _on_redis(stack, url, Redis.from_url(url), url)
+        query = server.certificates.query() + "&ssl_cert_reqs=required"
+        admin_url, url = (server.url_with(query, f"{user}:{PASSWORD}@") for user in ("default", _USER))
+        admin = Redis.from_url(admin_url)
+        stack.callback(admin.close)
+        look = partial(RedisWaiting, admin)
+        yield Site(url, admin, url, url, look, lambda settings: _admit(admin, url, settings))
+        assert [(one["username"], one["reason"], one["object"]) for one in admin.acl_log()] == [], "what was refused"
+
+
+def _admit(admin: Redis, broker_url: str, settings: BridgeSettings) -> None:
+    """Give the user of the site what ``bus acl`` prints for each role, and what the handlers of the tests need."""
+    with make_app(broker_url, settings.channel_prefix) as app:
+        app.conf.result_backend = broker_url
+        app.conf.result_backend_transport_options = {"global_keyprefix": f"broker:{settings.channel_prefix}"}
+        with broker.look(app) as connection:
+            keys = BrokerKeys(app, connection, {"celery"})
+        grants = granted(("rpush", [exactly(effects_of(settings.channel_prefix))]))
+        for role in ROLES:
+            for group in (settings.group, OTHER_GROUP):
+                grants += bus_grants(role, settings.model_copy(update={"group": group}))
+            grants += broker_grants(role, keys)
+            grants += result_grants(role, app.backend)
+    rules = (word for rule in rules_of(grants, version_of(admin)) for word in rule.split(" "))
+    admin.execute_command("ACL", "SETUSER", _USER, *rules)
+    admin.execute_command("ACL", "SETUSER", _USER, f">{PASSWORD}")
+
+
+def effects_of(prefix: str) -> str:
+    """Where the handlers of tests/app.py leave their effects: beside the bridge's own keys, in a cluster as well."""
+    return f"{{{prefix}}}effects"
 
 
 @contextmanager
@@ -151,8 +190,8 @@ def sentinel(binary: str) -> Iterator[Site]:
     """A primary with replicas behind Sentinels, all with passwords; and another Redis as broker."""
     with ExitStack() as stack:
         servers = stack.enter_context(Replicated(_program(binary), PASSWORD))
-        broker = stack.enter_context(RedisServer(_program(binary)))
-        yield _on_redis(stack, servers.url, servers.client(), broker.url)
+        queues = stack.enter_context(RedisServer(_program(binary)))
+        yield _on_redis(stack, servers.url, servers.client(), queues.url)
 
 
 @contextmanager
@@ -160,8 +199,8 @@ def cluster(binary: str) -> Iterator[Site]:
     """A Redis Cluster; and another Redis as broker."""
     with ExitStack() as stack:
         servers = stack.enter_context(ClusterServers(_program(binary)))
-        broker = stack.enter_context(RedisServer(_program(binary)))
-        yield _on_redis(stack, servers.url, servers.client(), broker.url)
+        queues = stack.enter_context(RedisServer(_program(binary)))
+        yield _on_redis(stack, servers.url, servers.client(), queues.url)
 
 
 @contextmanager
@@ -179,7 +218,7 @@ def rabbitmq() -> Iterator[Site]:
 SITES: dict[str, Callable[[Path], Any]] = {
     "standalone-system": lambda _: standalone("system"),
     "standalone-wheel": lambda _: standalone("wheel"),
-    "tls-system": tls,  # the server of the wheel was built without TLS
+    "tls-acl-system": tls,  # the server of the wheel was built without TLS
     "sentinel-system": lambda _: sentinel("system"),
     "sentinel-wheel": lambda _: sentinel("wheel"),
     "cluster-system": lambda _: cluster("system"),

@@ -24,7 +24,9 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def settings(site: Site, prefix: str) -> BridgeSettings:
-    return BridgeSettings.load(redis_url=site.bus_url, channel_prefix=prefix, group="tests")
+    loaded = BridgeSettings.load(redis_url=site.bus_url, channel_prefix=prefix, group="tests")
+    site.admit(loaded)
+    return loaded
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def app(site: Site, prefix: str) -> Iterator[Celery]:
 
 
 @pytest.fixture
-def waiting(site: Site, prefix: str) -> Iterator[Waiting]:
+def waiting(site: Site, settings: BridgeSettings, prefix: str) -> Iterator[Waiting]:
     """What waits at the broker; nothing when the test begins."""
     found = site.waiting(prefix)
     found.clear()
@@ -50,7 +52,7 @@ def waiting(site: Site, prefix: str) -> Iterator[Waiting]:
 
 
 @pytest.fixture
-def processes(tmp_path: Path, site: Site, prefix: str) -> Iterator[Processes]:
+def processes(tmp_path: Path, site: Site, settings: BridgeSettings, prefix: str) -> Iterator[Processes]:
     children = Processes(tmp_path, site.environment(prefix))
     yield children
     children.end()

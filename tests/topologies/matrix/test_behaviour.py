@@ -17,7 +17,7 @@ from bridge.presence import Presences
 from bridge.status import read_status
 from tests.conftest import Start, eventually
 from tests.replays import FAST, Bench, last
-from tests.topologies.sites import Site, Waiting
+from tests.topologies.sites import OTHER_GROUP, Site, Waiting, effects_of
 
 
 def publish(bus: EventBus, *ids: str) -> None:
@@ -139,12 +139,12 @@ def test_each_group_has_every_event(
     """Two groups, two messages; a group that is deleted leaves nothing behind and the other its own."""
     use("t.exact")
     start("one")
-    late = start("two", group="others")
+    late = start("two", group=OTHER_GROUP)
     publish(bus, "a", "b")
     eventually(lambda: waiting.tasks() == {message("a"): 2, message("b"): 2}, "two messages each")
     late.stop()
-    assert [group.name for group in read_status(client, settings).groups] == ["others", "tests"]
-    Groups(client, settings).delete("others")
+    assert [group.name for group in read_status(client, settings).groups] == [OTHER_GROUP, "tests"]
+    Groups(client, settings).delete(OTHER_GROUP)
     assert [group.name for group in read_status(client, settings).groups] == ["tests"]
 
 
@@ -226,7 +226,7 @@ def test_status_and_presence(
 @pytest.fixture
 def effects(site: Site, prefix: str) -> Any:
     """What the handlers of ``tests/app.py`` left behind."""
-    return lambda: sorted(value.decode() for value in site.client.lrange(f"{{{prefix}}}effects", 0, -1))
+    return lambda: sorted(value.decode() for value in site.client.lrange(effects_of(prefix), 0, -1))
 
 
 def test_a_worker(
