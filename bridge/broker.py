@@ -50,7 +50,7 @@ def try_out(app: Celery) -> None:
 
 
 def establish(broker: Connection, timeout_s: float) -> None:
-    """Connect now, trying each of its addresses once more than it fails.
+    """Connect now, to the first of its addresses that answers.
 
     Arguments:
         timeout_s: Longest wait of RabbitMQ's client from then on, for each read and write.

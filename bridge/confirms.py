@@ -63,9 +63,8 @@ class Confirms:
         refused, self._refused = self._refused, 0
         unroutable, self._unroutable = self._unroutable, set()
         if refused:
-            raise OperationalError(
-                f"RabbitMQ refused {refused} messages: a queue is full or not available, see its log"
-            )
+            text = f"RabbitMQ refused {refused} messages: a queue is full or not available, see its log"
+            raise OperationalError(text)
         return unroutable
 
     def _publish_counted(self, message: Any, exchange: str = "", routing_key: str = "", **_: Any) -> Any:

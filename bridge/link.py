@@ -52,8 +52,12 @@ class Link:
         if self._producer is None:
             connection: Any = broker.connect(self._app)
             if broker.is_rabbitmq(connection):
-                broker.establish(connection, broker.RABBITMQ_TIMEOUT_S)
-                self._confirms = Confirms(connection.default_channel, self.arrived)
+                try:
+                    broker.establish(connection, broker.RABBITMQ_TIMEOUT_S)
+                    self._confirms = Confirms(connection.default_channel, self.arrived)
+                except BaseException:
+                    broker.close(connection, failed=True)
+                    raise
             self._producer = self._app.amqp.Producer(connection, auto_declare=False)
         return self._producer
 
