@@ -172,6 +172,8 @@ def bus_grants(role: Role, settings: BridgeSettings, *, raw: bool = False, subsc
     keyless = CONNECTING.union(*(one.keyless.split() for one in needs))
     if scripts:
         keyless |= {"script|load"}
+    if Address.parse(settings.url).options.get("db"):
+        keyless |= {"select"}
     channels = ((commands, names[kind]) for one in needs for kind, commands in one.channels.items())
     found = [(commands, names[kind]) for kind, commands in _commands(needs, scripts)]
     return [

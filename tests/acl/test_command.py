@@ -97,7 +97,8 @@ def test_settings_have_a_say(place: Place) -> None:
     )
     assert "+wait" in rules(place, "publisher", wait_replicas=1)
     assert ":}rate:*" in rules(place, "subscriber", max_source_rate=5)
-    for text in ("+wait", ":}rate:"):
+    assert "+select " in rules(place, "publisher", redis_url=place.url().replace("/0", "/3"))
+    for text in ("+wait", ":}rate:", "+select"):
         assert not any(text in rules(place, role) for role in ROLES)
     assert "dead:other)" in rules(place, "worker", group="other")
     assert lines(place, "worker", group="other")[0]["user"] == "other-worker"

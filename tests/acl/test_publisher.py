@@ -7,8 +7,11 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from bridge import Event, EventBus
+from bridge.errors import NotReplicated
 from bridge.keys import Keys
 from tests.acl.place import Place
+
+REPLICATED = {"wait_replicas": 1, "wait_replicas_ms": 1}
 
 
 def publish(place: Place, user: str) -> None:
@@ -30,10 +33,23 @@ def publish_raw(place: Place, user: str) -> None:
         client.publish(keys.channel("dream.created"), event)
 
 
-@pytest.mark.parametrize(("do", "arguments"), [(publish, []), (publish_raw, ["--raw"])], ids=["bridge", "raw"])
-def test_it_has_what_it_needs_and_no_more(place: Place, do, arguments: list[str]) -> None:
+def publish_waiting(place: Place, user: str) -> None:
+    """For replicas, which there are none of; twice, for the second time waits as well."""
+    with EventBus(place.settings(user, **REPLICATED)) as bus:
+        for _ in range(2):
+            with pytest.raises(NotReplicated):
+                bus.publish(Event(type="dream.created", id="one").child("dream.told"))
+            with pytest.raises(NotReplicated):
+                bus.publish_many([Event(type="dream.created", id=event_id) for event_id in ("two", "three")])
+
+
+WAYS = [(publish, [], {}), (publish_raw, ["--raw"], {}), (publish_waiting, [], REPLICATED)]
+
+
+@pytest.mark.parametrize(("do", "arguments", "settings"), WAYS, ids=["bridge", "raw", "waiting"])
+def test_it_has_what_it_needs_and_no_more(place: Place, do, arguments: list[str], settings: dict[str, int]) -> None:
     """Publishing works and nothing is refused; each right that is taken away would have something refused."""
-    rules = place.grant("shop", "publisher", *arguments)
+    rules = place.grant("shop", "publisher", *arguments, **settings)
     with place.recorded() as commands:
         do(place, "shop")
     assert place.refusals() == set()
