@@ -18,6 +18,7 @@ from bridge.settings import BridgeSettings
 
 #: Where the key of a command is not its first argument.
 _WORDS = {
+    "COMMAND": (),  # the name of another one, with a word behind it
     "EVALSHA": ("0" * 40, "1", "{key}"),
     "XREADGROUP": ("GROUP", "group", "consumer", "STREAMS", "{key}", ">"),
 }
