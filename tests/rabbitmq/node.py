@@ -56,10 +56,15 @@ class RabbitNode:
         programs: See :func:`find_programs`.
         certificates: For a second port, that of TLS; when missing there is none.
         login: Name and password of its user.
+        configuration: Further lines of its configuration.
     """
 
     def __init__(
-        self, programs: Path, certificates: Certificates | None = None, login: tuple[str, str] = ("guest", "guest")
+        self,
+        programs: Path,
+        certificates: Certificates | None = None,
+        login: tuple[str, str] = ("guest", "guest"),
+        configuration: str = "",
     ) -> None:
         self._programs = programs
         self._login = login
@@ -68,7 +73,7 @@ class RabbitNode:
         self.port, self.tls_port, distribution_port, self._mapper_port = free_ports(4)
         self._name = f"bridge{self.port}@localhost"
         tls = _TLS.format(port=self.tls_port, certificates=certificates) if certificates else ""
-        (home / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port) + tls)
+        (home / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port) + tls + configuration)
         (home / "enabled_plugins").write_text("[].")
         (home / "environment").write_text("")
         cookie = home / ".erlang.cookie"
