@@ -47,6 +47,8 @@ _BEHIND_S = 0.02
 _ID = re.compile(rb'\{\s*"(?:id|eventId)"\s*:\s*"(%b)"' % ID_PATTERN.encode())
 #: How long after its broadcast a program may write the key of an event.
 _LATE_KEY_S = 2.0
+#: How often who waits for that looks whether there is something else to do.
+_LATE_KEY_TICK_S = 0.05
 #: PTTL of a key that is not there, as one that expired since the scan.
 _NO_KEY = -2
 #: Pause between two looks for what was missed without a sign.
@@ -121,8 +123,16 @@ class Intake:
         self._looked_at = time.monotonic()
         self._until_done(lambda: self._scan(stop, refill), stop)
         # Once more: a program may broadcast before it writes the key, and both may straddle the gap.
-        if not stop.wait(_LATE_KEY_S):
+        if not self._first_gap_within(_LATE_KEY_S, stop) and not stop.is_set():
             self._until_done(lambda: self._scan(stop, refill), stop)
+
+    def _first_gap_within(self, seconds: float, stop: threading.Event) -> bool:
+        """Wait, and return at once with True when there is a gap to look into before anybody takes us for ready."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not stop.wait(_LATE_KEY_TICK_S):
+            if self._gap.is_set() and not self.caught_up.is_set():
+                return True
+        return False
 
     def _on_heard(self, heard: Heard, stop: threading.Event) -> None:
         if heard.subscribed:
