@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import pytest
 
 import bridge
-from bridge.errors import BridgeError, BusUnavailable, EventInvalid, EventLoop
+from bridge.errors import BridgeError, BusUnavailable, EventInvalid, EventLoop, NotReplicated
 from tests.conftest import ROOT
 
 #: Arguments of the errors whose constructors take more than a text.
 ARGUMENTS: dict[type[BridgeError], tuple[object, ...]] = {
     EventInvalid: ("non_finite", "payload.items[3].price", "nan is not JSON"),
     EventLoop: ("dream.again", 17, 16),
+    NotReplicated: (0, 1),
 }
 
 
