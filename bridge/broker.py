@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from kombu.transport import redis as kombu_redis
 from redis import Redis
 from redis.exceptions import RedisError
 
+from bridge import confirms
 from bridge.address import Address
 
 #: kombu waits for ever for a broker that is gone, unless told; these are for Redis, where it is so.
@@ -47,6 +49,9 @@ def try_out(app: Celery) -> None:
     """
     with look(app) as connection:
         establish(connection, _LOOK_TIMEOUT_S)
+        if is_rabbitmq(connection):
+            with suppress(*connection.channel_errors):  # this user may not, and it answers
+                confirms.probe(connection.default_channel, _LOOK_TIMEOUT_S)
 
 
 def establish(broker: Connection, timeout_s: float) -> None:
@@ -111,12 +116,12 @@ def is_redis_at(broker: Connection, url: str) -> bool:
     if isinstance(broker.transport, kombu_redis.SentinelTransport):
         kind, service = "sentinel", str((broker.transport_options or {}).get("master_name", ""))
     database = int(str(broker.virtual_host or "0").strip("/") or 0)
-    of_broker = (kind, service, _places(broker), database, broker.userid or None, bool(broker.ssl))
+    of_broker = (kind, service, places(broker), database, broker.userid or None, bool(broker.ssl))
     login = (bus.options.get("db", 0), bus.options.get("username"))
     return of_broker == (bus.kind, bus.service, set(bus.hosts), *login, bus.secure)
 
 
-def _places(broker: Connection) -> set[tuple[str, int]]:
+def places(broker: Connection) -> set[tuple[str, int]]:
     """Return host and port of each server, or Sentinel, that the address of *broker* names."""
     default_port = int(broker.transport.default_port or 0)
     parts = [urlsplit(url) for url in broker.alt]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import select
 from typing import Any
 
-from amqp import spec
+from amqp import Message, spec
 from kombu.exceptions import OperationalError
 
-#: Longest silence of a broker that owes answers.
+#: Longest silence of a broker that owes answers to a batch.
 CONFIRM_TIMEOUT_S = 10.0
 #: Longest wait for a broker that takes no messages and says so: it may last hours, and a stop waits for us.
 _BLOCKED_TIMEOUT_S = 1.0
@@ -28,12 +28,14 @@ class Confirms:
     Arguments:
         channel: Of py-amqp, nothing published over it yet.
         arrived: Task ids of what RabbitMQ has taken are added to it.
+        timeout_s: Longest silence of a broker that owes answers.
     """
 
-    def __init__(self, channel: Any, arrived: set[str]) -> None:
+    def __init__(self, channel: Any, arrived: set[str], timeout_s: float) -> None:
         self._channel = channel
         self._connection = channel.connection
         self._arrived = arrived
+        self._timeout_s = timeout_s
         self._readable = select.poll()
         self._readable.register(self._connection.sock, select.POLLIN)
         #: Delivery tag to task id of what is not answered yet, in this order.
@@ -87,11 +89,11 @@ class Confirms:
 
     def _read(self) -> None:
         try:
-            self._connection.drain_events(timeout=_BLOCKED_TIMEOUT_S if self._blocked else CONFIRM_TIMEOUT_S)
+            self._connection.drain_events(timeout=_BLOCKED_TIMEOUT_S if self._blocked else self._timeout_s)
         except TimeoutError as error:
             if self._blocked:
                 raise Blocked("RabbitMQ takes no messages: it is short of memory or disk, see its log") from error
-            text = f"RabbitMQ did not confirm {len(self._open)} messages within {CONFIRM_TIMEOUT_S:.0f} s"
+            text = f"RabbitMQ did not confirm {len(self._open)} messages within {self._timeout_s:.0f} s"
             raise OperationalError(text) from error
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
@@ -118,3 +120,15 @@ class Confirms:
 
     def _on_unblocked(self) -> None:
         self._blocked = False
+
+
+def probe(channel: Any, timeout_s: float) -> None:
+    """Publish to nobody: RabbitMQ tells only those who publish that it takes no messages.
+
+    Raises:
+        Blocked: It takes none.
+        Exception: Whatever py-amqp raises.
+    """
+    confirms = Confirms(channel, set(), timeout_s)
+    channel.basic_publish(Message(b""), "", "bridge-probe")
+    confirms.settle()

@@ -16,7 +16,7 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
-from bridge import broker
+from bridge import broker, confirms
 from bridge.confirms import Blocked, Confirms
 
 #: Where Celery sends what is to be delivered later to a quorum queue.
@@ -54,7 +54,7 @@ class Link:
             if broker.is_rabbitmq(connection):
                 try:
                     broker.establish(connection, broker.RABBITMQ_TIMEOUT_S)
-                    self._confirms = Confirms(connection.default_channel, self.arrived)
+                    self._confirms = Confirms(connection.default_channel, self.arrived, confirms.CONFIRM_TIMEOUT_S)
                 except BaseException:
                     broker.close(connection, failed=True)
                     raise

@@ -50,8 +50,8 @@ LAYERS = (
     ("event",),
     ("fields",),
     ("selection", "grants"),
-    ("wire", "keys", "patterns", "devserver", "logs", "broker", "confirms", "serializers", "conf", "letter_fields", "advice"),
-    ("errors", "address"),
+    ("wire", "keys", "patterns", "devserver", "logs", "broker", "serializers", "conf", "letter_fields", "advice"),
+    ("errors", "address", "confirms"),
 )
 HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}
 

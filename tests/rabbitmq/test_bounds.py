@@ -7,6 +7,7 @@ import time
 from collections import Counter
 
 import pytest
+from amqp.exceptions import AccessRefused
 from celery import Celery
 from kombu.exceptions import OperationalError
 
@@ -81,7 +82,10 @@ def test_a_broker_short_of_memory_gets_nothing_twice(node: RabbitNode, outbox: O
         with pytest.raises(Blocked, match="short of memory or disk"):
             outbox.send(messages)
         assert time.monotonic() - before < 3
+    with pytest.raises(Blocked):  # those who only look are told as well
+        broker.try_out(outbox._app)
     node.alarm(on=False)
+    broker.try_out(outbox._app)
     assert outbox.send(messages) == []
     assert rabbit.tasks() == Counter({f"t.plain e{number}": 1 for number in range(300)})
 
@@ -131,3 +135,18 @@ def test_a_broker_that_hangs_in_the_middle_of_an_answer(
         proxy.heal()
         assert outbox.send(prepared(outbox)) == []
         outbox.close()
+
+
+def test_a_look_without_rights(node: RabbitNode, rabbit: Rabbit) -> None:
+    """A user who may not publish to the default exchange learns that RabbitMQ is there."""
+    none = ", ".join(['<<"">>'] * 4)
+    node.evaluate(
+        'rabbit_auth_backend_internal:add_user(<<"poor">>, <<"poor">>, <<"tests">>),'
+        f'rabbit_auth_backend_internal:set_permissions(<<"poor">>, <<"{rabbit.name}">>, {none}).'
+    )
+    address = rabbit.url.replace("guest:guest", "poor:poor")
+    with Celery("tests", broker=address, set_as_current=False) as app:
+        broker.try_out(app)
+    wrong = Celery("tests", broker=address.replace("poor:poor", "poor:wrong"), set_as_current=False)
+    with wrong as app, pytest.raises(AccessRefused):
+        broker.try_out(app)
