@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import click
 from celery import Celery
@@ -32,21 +33,39 @@ from bridge.settings import BridgeSettings
 _PATIENCE_S = 1.5
 
 
+class Place(NamedTuple):
+    """Where a user is made: one server, those behind Sentinels or of a cluster, or the Sentinels themselves.
+
+    Arguments:
+        name: The path of a socket, or what the Sentinels call the server.
+    """
+
+    kind: str
+    hosts: tuple[tuple[str, int], ...] = ()
+    name: str = ""
+
+    @classmethod
+    def of_server(cls, path: str | None, host: str | None, port: Any) -> Place:
+        """Return that of one server; what its address leaves out is usual."""
+        host = "127.0.0.1" if host in (None, "", "localhost") else host
+        return cls("socket", (), path) if path else cls("server", ((host, int(port or 6379)),))
+
+    def __str__(self) -> str:
+        hosts = ", ".join(f"{host}:{port}" for host, port in self.hosts)
+        return {"sentinel": f"{self.name} behind Sentinels {hosts}", "socket": self.name}.get(self.kind, hosts)
+
+
 @dataclass(frozen=True)
 class Part:
-    """What a role needs of one server, in one of its uses.
+    """What a role needs of one place, in one of its uses.
 
     Arguments:
         use: ``bus``, ``broker``, ``results`` or ``sentinels``.
-        place: The same for uses of one server.
-        at: Where that is, without a secret.
-        grants: What is needed; nothing where nothing is.
         client: Makes a client for it, to ask its version.
     """
 
     use: str
-    place: tuple[Any, ...]
-    at: str
+    place: Place
     grants: list[Grant]
     client: Callable[[], Any]
 
@@ -83,8 +102,9 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, on: 
     app = ctx.obj.app
     settings = load(app)
     with told(settings):
+        version = asked.pop("redis")
         parts = [part for part in _parts(app, settings, role, **asked) if part.grants]
-        lines = list(_lines(parts, user or f"{settings.group}-{role}", asked["redis"]))
+        lines = list(_lines(parts, user or f"{settings.group}-{role}", version))
     shown = [line for line in lines if on is None or on in line["for"]]
     for line in shown:
         if as_json:
@@ -97,7 +117,7 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, on: 
 
 
 def _lines(parts: Iterable[Part], user: str, version: str | None) -> Iterator[dict[str, Any]]:
-    places: dict[tuple[Any, ...], list[Part]] = {}
+    places: dict[Place, list[Part]] = {}
     for part in parts:
         places.setdefault(part.place, []).append(part)
     for some in places.values():
@@ -108,7 +128,7 @@ def _lines(parts: Iterable[Part], user: str, version: str | None) -> Iterator[di
         name = user if uses[0] == "bus" else f"{user}-{uses[0]}"
         rules = rules_of((grant for part in some for grant in part.grants), found or MIN_VERSION)
         told_version = ".".join(map(str, found)) if found else ""
-        yield {"user": name, "for": uses, "at": first.at, "version": told_version, "rules": rules}
+        yield {"user": name, "for": uses, "at": str(first.place), "version": told_version, "rules": rules}
 
 
 def _version(asked: str | None, part: Part) -> tuple[int, ...] | None:
@@ -132,7 +152,9 @@ def _version(asked: str | None, part: Part) -> tuple[int, ...] | None:
                 client.close()
     if found is not None and found < MIN_VERSION:
         wanted, has = (".".join(map(str, one)) for one in (MIN_VERSION, found))
-        text = f"the {part.use} at {part.at} is Redis {has}, whose users have no selectors; these lines need {wanted}"
+        text = (
+            f"the {part.use} at {part.place} is Redis {has}, whose users have no selectors; these lines need {wanted}"
+        )
         raise click.ClickException(text)
     return found
 
@@ -144,17 +166,19 @@ def _told(version: str) -> str:
 
 
 def _parts(
-    app: Celery, settings: BridgeSettings, role: Role, raw: bool, no_subscriber: bool, queue: Sequence[str], redis: Any
+    app: Celery, settings: BridgeSettings, role: Role, raw: bool, no_subscriber: bool, queue: Sequence[str]
 ) -> Iterator[Part]:
-    address = Address.parse(settings.url)
     grants = bus_grants(role, settings, raw=raw, subscriber=not no_subscriber)
-    yield Part("bus", _place_of_bus(address), settings.redacted_url, grants, lambda: connect(settings, _PATIENCE_S))
-    yield from _of_celery(app, settings, role, queue, subscriber=not no_subscriber)
-    if address.kind == "sentinel":
-        at = ", ".join(f"{host}:{port}" for host, port in address.hosts)
-        host, port = address.hosts[0]
-        options = {**address.sentinel_options, "socket_timeout": _PATIENCE_S}
-        yield Part("sentinels", ("sentinels",), at, sentinel_grants(), lambda: Redis(host=host, port=port, **options))
+    found = [Part("bus", _place_of_bus(settings), grants, lambda: connect(settings, _PATIENCE_S))]
+    found += _of_celery(app, settings, role, queue, subscriber=not no_subscriber)
+    yield from found
+    for part in found:
+        if part.place.kind == "sentinel" and part.grants:
+            host, port = part.place.hosts[0]
+            options = Address.parse(settings.url).sentinel_options | {"socket_timeout": _PATIENCE_S}
+            sentinels = Place("sentinels", part.place.hosts)
+            yield Part("sentinels", sentinels, sentinel_grants(), partial(Redis, host=host, port=port, **options))
+            break
 
 
 def _of_celery(
@@ -163,18 +187,13 @@ def _of_celery(
     with broker.look(app) as connection:
         if connection.transport.driver_type == "redis":
             keys = BrokerKeys(app, connection, {*queues_of(app, settings), *extra})
-            place = _place_of_broker(connection)
             grants = broker_grants(role, keys, subscriber=subscriber)
-            at = f"{connection.transport.driver_type}://{place[1]}:{place[2]}/{keys.database}"
-            yield Part("broker", place, at, grants, lambda: _client_of(app))
+            yield Part("broker", _place_of_broker(connection), grants, lambda: _client_of(app))
     found: Any = backends.by_url(app.conf.result_backend, app.loader)
     kind, url = found
     if issubclass(kind, RedisBackend):
         backend = kind(app=app, url=url)  # not that of the application, which may have been told to have none
-        options = backend.connparams
-        place = _place(options.get("path"), options.get("host"), options.get("port"))
-        at = f"redis://{place[1]}:{place[2]}/{options.get('db') or 0}"
-        yield Part("results", place, at, result_grants(role, backend), lambda: backend.client)
+        yield Part("results", _place_of_results(backend), result_grants(role, backend), lambda: backend.client)
 
 
 def queues_of(app: Celery, settings: BridgeSettings) -> set[str]:
@@ -191,20 +210,24 @@ def _client_of(app: Celery) -> Any:
         return channel._create_client()
 
 
-def _place(path: str | None, host: str | None, port: Any) -> tuple[Any, ...]:
-    host = "127.0.0.1" if host in (None, "", "localhost") else host
-    return ("unix", path, "") if path else ("redis", host, int(port or 6379))
-
-
-def _place_of_bus(address: Address) -> tuple[Any, ...]:
+def _place_of_bus(settings: BridgeSettings) -> Place:
+    address = Address.parse(settings.url)
     if address.kind != "server":
-        return (address.kind, *sorted(address.hosts), address.service)
-    options = address.options
-    return _place(options.get("path"), options.get("host"), options.get("port"))
+        return Place(address.kind, tuple(sorted(address.hosts)), address.service)
+    return Place.of_server(*(address.options.get(part) for part in ("path", "host", "port")))
 
 
-def _place_of_broker(connection: Any) -> tuple[Any, ...]:
-    if type(connection.transport) is not kombu_redis.Transport:  # Sentinel's
-        return ("sentinel", str(connection.hostname), connection.port)
-    host = connection.hostname or ""
-    return _place(host.partition("://")[2] if "://" in host else None, host, connection.port)
+def _place_of_broker(connection: Any) -> Place:
+    if isinstance(connection.transport, kombu_redis.SentinelTransport):
+        name = str(connection.transport_options.get("master_name", ""))
+        return Place("sentinel", tuple(sorted(broker.places(connection))), name)
+    path = (connection.hostname or "").partition("://")[2]
+    return Place.of_server(path, connection.hostname, connection.port)
+
+
+def _place_of_results(backend: Any) -> Place:
+    options = backend.connparams
+    if (hosts := options.get("hosts")) is None:
+        return Place.of_server(*(options.get(part) for part in ("path", "host", "port")))
+    name = str(backend.app.conf.result_backend_transport_options.get("master_name", ""))
+    return Place("sentinel", tuple(sorted((one["host"], int(one["port"])) for one in hosts)), name)

@@ -40,7 +40,7 @@ def test_a_server_gets_one_line(place: Place) -> None:
     assert result.stdout.startswith("ACL SETUSER tests-worker on resetkeys resetchannels nocommands clearselectors +")
     assert result.stdout.count("\n") == 1
     version = ".".join(place.admin.info()["redis_version"].split(".")[:2])
-    assert result.stderr == f"bus, broker, results at {place.url()}, Redis {version}\n"
+    assert result.stderr == f"bus, broker, results at 127.0.0.1:{place.server.port}, Redis {version}\n"
     assert ">" not in result.stdout
     assert place.say("acl", "worker", "--on", "results").stdout == result.stdout
 
@@ -51,8 +51,8 @@ def test_servers_apart_have_users_of_their_own(place: Place) -> None:
     assert [
         (line["user"], line["for"], line["at"], line["version"]) for line in lines(place, "worker", broker=broker)
     ] == [
-        ("tests-worker", ["bus", "results"], place.url(), lines(place, "worker")[0]["version"]),
-        ("tests-worker-broker", ["broker"], "redis://127.0.0.1:1/3", ""),
+        ("tests-worker", ["bus", "results"], f"127.0.0.1:{place.server.port}", lines(place, "worker")[0]["version"]),
+        ("tests-worker-broker", ["broker"], "127.0.0.1:1", ""),
     ]
     assert "which does not tell its version" in place.say("acl", "worker", broker=broker).stderr
     (line,) = lines(place, "worker", "--on", "broker", broker=broker)

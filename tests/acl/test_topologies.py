@@ -57,7 +57,7 @@ def rules(app: Celery, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, *
     result = CliRunner().invoke(bus_command, ["acl", *arguments, "--json"], obj=SimpleNamespace(app=app))
     assert result.exit_code == 0, result.output
     assert "s3cret" not in result.output
-    return {line["for"][0]: line["rules"] for line in map(json.loads, result.stdout.splitlines())}
+    return {", ".join(line["for"]): line["rules"] for line in map(json.loads, result.stdout.splitlines())}
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,9 @@ def test_the_servers_behind_sentinels_and_the_sentinels(
         url = servers.url
         found = rules(app, url, prefix, monkeypatch, "publisher")
         assert set(found) == {"bus", "sentinels"}
+        app.conf.broker_url = ";".join(f"sentinel://:s3cret@{host}/0" for host in servers.hosts.split(","))
+        app.conf.broker_transport_options |= {"master_name": servers.service}
+        assert set(rules(app, url, prefix, monkeypatch, "worker")) == {"bus, broker", "sentinels"}
         nodes, sentinels = Nodes(servers.servers, password="s3cret"), Nodes(servers.sentinels, password="s3cret")
         nodes.grant(found["bus"])
         sentinels.grant(found["sentinels"])
