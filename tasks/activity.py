@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from bridge import Event, get_bus, on_event
+from tasks.names import key
 
 #: Events kept, newest first.
 LOG_SIZE = 1000
-LOG_KEY = "dreams:activity"
 
 
 @on_event("dream.*")
 def record(event: Event) -> None:
     """Note the event; noting it twice changes nothing."""
+    log = key("activity")
     with get_bus().client.pipeline() as pipe:
-        pipe.zadd(LOG_KEY, {f"{event.type} {event.id}": event.timestamp or 0})
-        pipe.zremrangebyrank(LOG_KEY, 0, -LOG_SIZE - 1)
+        pipe.zadd(log, {f"{event.type} {event.id}": event.timestamp or 0})
+        pipe.zremrangebyrank(log, 0, -LOG_SIZE - 1)
         pipe.execute()

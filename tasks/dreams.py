@@ -9,11 +9,10 @@ from pydantic import BaseModel, Field
 
 from bridge import Event, get_bus, on_event, publish_event
 from tasks import text
+from tasks.names import key
 
 #: Dreams kept in the index, newest first.
 INDEX_SIZE = 1000
-INDEX_KEY = "dreams:index"
-WORDS_KEY = "dreams:words"
 
 
 class DreamCreated(BaseModel):
@@ -35,14 +34,11 @@ def analyse(event: Event[DreamCreated]) -> dict[str, Any]:
 def index(event: Event) -> int:
     """Put the dream into the rolling index, which knows the newest dreams by time and by word."""
     dream_id, statistics = event.payload["dreamId"], event.payload["statistics"]
-    redis = get_bus().client
-    with redis.pipeline() as pipe:
-        pipe.zadd(INDEX_KEY, {dream_id: event.timestamp})
-        for word in statistics["top_words"]:
-            pipe.zadd(f"{WORDS_KEY}:{word}", {dream_id: event.timestamp})
-            pipe.zremrangebyrank(f"{WORDS_KEY}:{word}", 0, -INDEX_SIZE - 1)
-        pipe.zremrangebyrank(INDEX_KEY, 0, -INDEX_SIZE - 1)
-        pipe.zrevrank(INDEX_KEY, dream_id)
+    with get_bus().client.pipeline() as pipe:
+        for name in ("index", *(f"words:{word}" for word in statistics["top_words"])):
+            pipe.zadd(key(name), {dream_id: event.timestamp})
+            pipe.zremrangebyrank(key(name), 0, -INDEX_SIZE - 1)
+        pipe.zrevrank(key("index"), dream_id)
         rank = pipe.execute()[-1]
     position = -1 if rank is None else int(rank)  # an old dream may fall out at once
     mood = statistics["sentiment"]

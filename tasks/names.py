@@ -1,0 +1,10 @@
+"""The names of what the handlers keep in the Redis of the bus."""
+
+from __future__ import annotations
+
+from bridge import get_bus
+
+
+def key(name: str) -> str:
+    """Return the name of a key: with the hash tag of the bus, so that in a Redis Cluster its client leads there."""
+    return f"{{{get_bus().settings.channel_prefix}}}dreams:{name}"
