@@ -101,7 +101,7 @@ _INTAKE = _Needs(
     ("append", "park"),
     {"event": "get getrange pttl", "seen": "exists mget"},
     "scan script|exists",
-    {"all_events": "psubscribe", "heartbeat": "subscribe publish"},
+    {"listened_to": "psubscribe", "heartbeat": "subscribe publish"},
 )
 _RUNNING = _Needs(
     ("begin", "renew", "release", "park", "park, of a task"),
@@ -237,5 +237,6 @@ def _names(settings: BridgeSettings) -> dict[str, list[Name]]:
         "all_of_any_group": [*(name for some in any_group.values() for name in some), *all_by_id],
         "events": [below(settings.channel_prefix)],
         "all_events": [literally(keys.all_channels)],
+        "listened_to": [literally(keys.channels(pattern)) for pattern in settings.types],
         "heartbeat": [exactly(keys.heartbeat)],
     }

@@ -100,6 +100,9 @@ def test_settings_have_a_say(place: Place) -> None:
     assert "+select " in rules(place, "publisher", redis_url=place.url().replace("/0", "/3"))
     for text in ("+wait", ":}rate:", "+select"):
         assert not any(text in rules(place, role) for role in ROLES)
+    listening = rules(place, "subscriber", types='["dream.*", "user.?"]')
+    assert f"(+psubscribe &{place.prefix}dream.* &{place.prefix}user.?)" in listening
+    assert f"(+psubscribe &{place.prefix}*)" in rules(place, "operator", types='["dream.*"]')
     assert "dead:other)" in rules(place, "worker", group="other")
     assert lines(place, "worker", group="other")[0]["user"] == "other-worker"
 
