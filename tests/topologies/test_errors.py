@@ -96,7 +96,7 @@ WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
     "missing right": (
         lambda at: at.at(f"few:{PASSWORD}"),
         "no permissions to",
-        "Grant this user the right",
+        "Give this user what bus acl prints",
     ),
     "no Sentinel": (
         lambda at: f"redis+sentinel://:{PASSWORD}@127.0.0.1:1,127.0.0.1:2/bus",
