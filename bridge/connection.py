@@ -113,6 +113,11 @@ class _OwnKeysClient(Redis):
         self.redis_cluster.close()
 
 
+def look_again(client: Redis) -> None:
+    """Let go of the connections that nobody uses: new ones ask where the primary is."""
+    client.connection_pool.disconnect(inuse_connections=False)
+
+
 def cluster_of(client: Redis) -> Cluster | None:
     """Return the Redis Cluster that a client of :func:`connect` leads into, None when it is one server."""
     return client.redis_cluster if isinstance(client, _OwnKeysClient) else None

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.connection import entries_by_id, script
+from bridge.connection import entries_by_id, look_again, script
 from bridge.errors import JournalLost, NotReplicated
 from bridge.event_keys import EventKeys
 from bridge.keys import Keys
@@ -97,6 +97,7 @@ class Journal:
                 pipe.wait(replicas, wait_ms)
             replies = pipe.execute()
         if replicas and (have := replies.pop()) < replicas:
+            look_again(self._client)  # one that has lost its replicas may have missed that it is no primary any more
             raise NotReplicated(have, replicas)
         return [_OUTCOMES[reply] for reply in replies]
 

@@ -17,11 +17,13 @@ class Load:
 
     Arguments:
         event_type: Of the events.
+        name: Their ids begin with it.
         settings: Of the bus.
     """
 
-    def __init__(self, event_type: str, **settings: Any) -> None:
+    def __init__(self, event_type: str, name: str = "e", **settings: Any) -> None:
         self._type = event_type
+        self._name = name
         self._bus = EventBus(publish_attempts=1, **settings)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -34,7 +36,7 @@ class Load:
     def _run(self) -> None:
         number = 0
         while not self._stop.wait(0.002):
-            event = Event(type=self._type, id=f"e{number}")
+            event = Event(type=self._type, id=f"{self._name}{number}")
             number += 1
             while not self._publish(event):
                 if self._stop.wait(0.02):
