@@ -42,7 +42,7 @@ lint: install ## Check style and types
 
 docs: install ## Write what docs/ has from the code, and the site into site/
 	$(BIN)/python scripts/reference.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove .venv, caches and what was built
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site

@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.cluster import RedisCluster
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.sentinel import Sentinel
 
 from bridge.devserver import RedisServer, binary_on_path
@@ -199,11 +200,20 @@ def test_sentinel(make: Make) -> None:
     see_it_done(site, finder.master_for("bus"))
     is_well(site)
     first = finder.discover_master("bus")
-    finder.sentinels[0].execute_command("SENTINEL", "FAILOVER", "bus")
+    eventually(lambda: fail_over(finder.sentinels[0]), "a Sentinel knows the replicas")
     second = eventually(lambda: (now := finder.discover_master("bus")) != first and now, "another primary")
-    see_it_done(site, finder.master_for("bus"))
+    before = len(done(site))
+    command = ("celery", "-A", "bridge", "bus", "publish", "dream.shared", "{}")
+    eventually(lambda: site.run("worker", *command).returncode == 0, "it has a replica, and takes a publication")
+    eventually(lambda: len(done(site)) > before, "an event of afterwards is recorded")
     name = next(name for name in ("redis-2", "redis-3") if site.address(name) == second[0])
     assert "replicaof" not in (site.folder / "volumes" / name / "own.conf").read_text()
+
+
+def fail_over(sentinel: Redis) -> bool:
+    with suppress(ResponseError):  # it asks for replicas every ten seconds only
+        return bool(sentinel.execute_command("SENTINEL", "FAILOVER", "bus"))
+    return False
 
 
 def test_cluster(make: Make) -> None:

@@ -80,7 +80,7 @@ def test_generated_parts_follow_the_code(name: str) -> None:
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     """No link leads nowhere, no page is left out; fonts, scripts and styles are of the site."""
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         check=False,
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
