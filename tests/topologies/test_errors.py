@@ -136,7 +136,7 @@ WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
     "plain to cluster": (
         lambda at: f"redis://127.0.0.1:{at.cluster.servers[1].port}/0",
         "",
-        "That is a Redis Cluster: write redis+cluster for redis in",
+        "write redis+cluster for redis in",
     ),
     "no cluster": (lambda at: "redis+cluster://127.0.0.1:1", "Connection refused", "Check that it runs"),
 }
