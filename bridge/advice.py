@@ -46,6 +46,13 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
     # One kind of server where another was meant
     (("Cluster mode is not enabled",), "That is no Redis Cluster: write redis for redis+cluster in {url}."),
     (("hash to the same slot",), "That is a Redis Cluster: write redis+cluster for redis in {url}."),
+    # On the way from one server to another
+    (
+        ("not the primary of these keys: MOVED",),
+        "If that stays so, they are keys of your own: begin their names with the channel prefix in braces.",
+    ),
+    (("during rehashing of slot",), "Its slot is being moved to another server: try again when that is done."),
+    (("NOREPLICAS",), "Look after its replicas: fewer follow it than min-replicas-to-write asks for."),
     (
         ("unknown command",),
         "Redis has it from 6.2 on; a Sentinel does not: write redis+sentinel://HOSTS/SERVICE in {url} if it is one.",

@@ -47,7 +47,7 @@ class _Following:
             if not isinstance(error, _ELSEWHERE) and not str(error).startswith(_FORSAKEN):
                 raise
             self.disconnect()  # type: ignore[attr-defined]
-            raise RedisConnectionError(f"not the primary of these keys any more: {error}") from error
+            raise RedisConnectionError(f"not the primary of these keys: {told(error)}") from error
 
 
 class _FollowingConnection(_Following, Connection):
