@@ -76,30 +76,33 @@ class Journal:
         Raises:
             NotReplicated: They are written, but not on ``wait_replicas`` replicas.
         """
-        if not self._event_keys.apart:
-            return self._publish_all(records, attempts, broadcast)
-        new = self._event_keys.add(records)
-        outcomes = self._publish_all(records, attempts, broadcast)
-        came = list(zip(records, outcomes, new, strict=True))
-        # The key belongs to the event that came first, as where one script writes all.
-        self._event_keys.remove([one.event.id for one, outcome, is_new in came if outcome == "conflict" and is_new])
-        self._event_keys.replace([one for one, outcome, is_new in came if outcome == "appended" and not is_new])
+        new = self._event_keys.add(records) if self._event_keys.apart else ()
+        outcomes, replicas = self._publish_all(records, attempts, broadcast)
+        if new:
+            came = list(zip(records, outcomes, new, strict=True))
+            # The key belongs to the event that came first, as where one script writes all.
+            self._event_keys.remove([one.event.id for one, outcome, is_new in came if outcome == "conflict" and is_new])
+            self._event_keys.replace([one for one, outcome, is_new in came if outcome == "appended" and not is_new])
+        if replicas < self._settings.wait_replicas:
+            look_again(self._client)  # one that has lost its replicas may have missed that it is no primary any more
+            raise NotReplicated(replicas, self._settings.wait_replicas)
         return outcomes
 
-    def _publish_all(self, records: Sequence[Record], attempts: Sequence[str], broadcast: bool) -> list[Outcome]:
-        replicas, wait_ms = self._settings.wait_replicas, self._settings.wait_replicas_ms
-        if len(records) == 1 and not replicas:
-            return [_OUTCOMES[self._publish_one(records[0], attempts[0], broadcast, None)]]
+    def _publish_all(
+        self, records: Sequence[Record], attempts: Sequence[str], broadcast: bool
+    ) -> tuple[list[Outcome], int]:
+        """Return what became of each record, and how many replicas have them, if that is asked for."""
+        wanted = self._settings.wait_replicas
+        if len(records) == 1 and not wanted:
+            return [_OUTCOMES[self._publish_one(records[0], attempts[0], broadcast, None)]], 0
         with self._client.pipeline(transaction=False) as pipe:
             for record, token in zip(records, attempts, strict=True):
                 self._publish_one(record, token, broadcast, pipe)
-            if replicas:
-                pipe.wait(replicas, wait_ms)
+            if wanted:
+                pipe.wait(wanted, self._settings.wait_replicas_ms)
             replies = pipe.execute()
-        if replicas and (have := replies.pop()) < replicas:
-            look_again(self._client)  # one that has lost its replicas may have missed that it is no primary any more
-            raise NotReplicated(have, replicas)
-        return [_OUTCOMES[reply] for reply in replies]
+        replicas = replies.pop() if wanted else 0
+        return [_OUTCOMES[reply] for reply in replies], replicas
 
     def _publish_one(self, record: Record, token: str, broadcast: bool, client: Any) -> Any:
         event = record.event
