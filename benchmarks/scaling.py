@@ -13,8 +13,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import psutil
 from redis import Redis
@@ -36,8 +36,7 @@ WORKER = ("worker", "-c", "1", "--no-subscriber", "--without-gossip", "--without
 _AT_ONCE = 4
 
 
-@dataclass(frozen=True)
-class Costs:
+class Costs(NamedTuple):
     """Microseconds of processor time for each event, by stage; of a task, for each task."""
 
     publish_bus: float
@@ -248,7 +247,7 @@ def subscribers(server: RedisServer, count: int) -> float:
 def show(results: Mapping[str, Sequence[Any]]) -> None:
     """Print what each stage costs, what was measured with more subscribers, and what the simulation says beyond."""
     rounds: Sequence[Costs] = results["costs"]
-    spent = Costs(*(statistics.median(getattr(one, field.name) for one in rounds) for field in fields(Costs)))
+    spent = Costs(*(statistics.median(column) for column in zip(*rounds, strict=True)))
     print("| µs for each event | Redis of the bus | Redis as broker | our process |\n|---|---|---|---|")
     print(f"| publish_event() | {spent.publish_bus:.0f} | | |")
     print(f"| intake of a foreign event | {spent.intake_bus:.0f} | | {spent.intake_subscriber:.0f} |")
