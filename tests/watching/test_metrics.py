@@ -99,8 +99,8 @@ def test_what_upkeep_does(
     client.xgroup_createconsumer(journal, "tests", "idle")
     client.xreadgroup("tests", "dead", {journal: ">"}, count=2)
     client.xdel(journal, second)
-    times = {"claim_idle_s": 0.01, "upkeep_interval_s": 0.05, "redispatch_after_s": 0.05, "max_redispatches": 1}
-    start(metrics_port=port, event_ttl_s=1, **times)
+    times = {"claim_idle_s": 0.5, "upkeep_interval_s": 0.05, "redispatch_after_s": 0.05, "max_redispatches": 1}
+    start(metrics_port=port, event_ttl_s=3, **times)
 
     def done() -> bool:
         client.delete(f"broker:{prefix}celery")  # a broker that loses messages
@@ -114,7 +114,7 @@ def test_what_upkeep_does(
     assert page.value("bridge_removed_total") == 2
     assert page.value("bridge_tasks_in_flight") == 0
     assert page.value("bridge_dead_letters_written_total") == 2
-    eventually(lambda: scrape().events("trimmed") == {"": 2}, "they have outlived their retention", 5)
+    eventually(lambda: scrape().events("trimmed") == {"": 2}, "they have outlived their retention", 10)
 
 
 def test_gaps_and_outages(use, start: Start, proxy: Proxy, bus: EventBus, port: int, scrape: Scrape) -> None:
