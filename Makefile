@@ -23,8 +23,8 @@ demo: install ## Watch events become tasks that publish further events
 dev: install ## The same, running on, with Flower on port 5555
 	$(BIN)/python scripts/demo.py --stay
 
-test: install ## Run the tests, more at a time than there are cores: they mostly wait
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+test: install ## Run the tests
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 SEED ?= $(shell date +%s)
 MINUTES ?= 30
