@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pydantic import SecretStr
 from redis import Redis
 
-from bridge import BridgeError, BusUnavailable, Event, EventBus, EventInvalid, EventLoop
+from bridge import BridgeError, BridgeSettings, BusUnavailable, Event, EventBus, EventInvalid, EventLoop
 from bridge.devserver import RedisServer
 from bridge.keys import Keys
 from tests.conftest import eventually
@@ -243,3 +245,13 @@ def test_close_leaves_no_thread(bus: EventBus) -> None:
     with pytest.raises(BridgeError, match="closed"):
         bus.subscribe("*", lambda event: None)
     assert not any(thread.name == "bridge-bus" for thread in threading.enumerate())
+
+
+def test_connections_are_bounded(settings: BridgeSettings, client: Redis) -> None:
+    """Threads wait for one of the connections rather than open more or fail, and all of them bear our name."""
+    changes = {"redis_url": SecretStr(f"{settings.url}?max_connections=2"), "group": settings.channel_prefix[5:-1]}
+    with EventBus(settings.model_copy(update=changes)) as bus, ThreadPoolExecutor(16) as threads:
+        publications = list(threads.map(lambda number: bus.publish("a.b", number), range(400)))
+        ours = [one for one in client.client_list() if one["name"] == bus.settings.client_name]
+    assert len({publication.event.id for publication in publications}) == 400
+    assert 1 <= len(ours) <= 2
