@@ -62,12 +62,15 @@ class Address:
         try:
             parts = urlsplit(f"{plain_scheme}://{rest}")
             login, _, places = parts.netloc.rpartition("@")
-            one_server = rest if kind == "server" else f"{login}@host?{parts.query}"
-            options: dict[str, Any] = parse_url(f"{plain_scheme}://{one_server}")  # type: ignore[no-untyped-call]
             hosts = () if plain_scheme == "unix" else tuple(_hosts(places, _DEFAULT_PORTS[kind]))
+            too_many = kind == "server" and len(hosts) > 1
+            one_server = f"{login}@host?{parts.query}" if too_many or kind != "server" else rest
+            options: dict[str, Any] = parse_url(f"{plain_scheme}://{one_server}")  # type: ignore[no-untyped-call]
         except ValueError:
             # The original would show a part of the password.
             raise ValueError("cannot be read; write special characters of the password as %XX") from None
+        if too_many:
+            raise ValueError(f"names several hosts; write {scheme}+cluster:// or {scheme}+sentinel://.../service")
         if refused := _REFUSED & options.keys():
             raise ValueError(f"takes no {', '.join(sorted(refused))}; the bridge chooses that itself")
         if kind == "server":

@@ -107,6 +107,12 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
     return locate
 
 
+def _reason(error: RedisClusterException) -> RedisError:
+    """Return what kept redis-py from a cluster, as what it is: a wrong password is no lost connection."""
+    cause = error.__cause__
+    return type(cause)(str(cause)) if isinstance(cause, RedisError) else RedisConnectionError(str(error))
+
+
 class Cluster:
     """A Redis Cluster: made with the first use, for redis-py connects at once.
 
@@ -139,7 +145,7 @@ class Cluster:
                     **{**self._options, **given},
                 )
             except RedisClusterException as error:
-                raise RedisConnectionError(str(error)) from error
+                raise _reason(error) from error
         return self._client
 
     def locate(self, key: str) -> Place:
@@ -153,7 +159,7 @@ class Cluster:
             client.nodes_manager.initialize()
             node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]
         except RedisClusterException as error:
-            raise RedisConnectionError(str(error)) from error
+            raise _reason(error) from error
         return node.host, node.port
 
     def primaries(self) -> list[tuple[Place, Redis]]:
@@ -166,7 +172,7 @@ class Cluster:
         try:
             client.nodes_manager.initialize()
         except RedisClusterException as error:
-            raise RedisConnectionError(str(error)) from error
+            raise _reason(error) from error
         nodes = client.get_primaries()  # type: ignore[no-untyped-call]
         return [((node.host, node.port), client.get_redis_connection(node)) for node in nodes]
 

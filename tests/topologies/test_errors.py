@@ -138,6 +138,11 @@ WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
         "",
         "write redis+cluster for redis in",
     ),
+    "wrong password of a cluster": (
+        lambda at: at.cluster.url.replace("://", f"://:{WRONG}@"),
+        "without any password configured",
+        "user and password",
+    ),
     "no cluster": (lambda at: "redis+cluster://127.0.0.1:1", "Connection refused", "Check that it runs"),
 }
 
