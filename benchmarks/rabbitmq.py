@@ -9,13 +9,11 @@ from typing import Any
 from celery import Celery
 
 from benchmarks.ours import SUBSCRIBE
-from benchmarks.setting import QUEUE, fill, payload, processes
+from benchmarks.setting import QUEUE, fill, payload, processes, rate_of
 from bridge.devserver import RedisServer
 from tests.rabbitmq.node import RabbitNode, find_programs
 
 _ROUNDS = 3
-#: Until everything has arrived; something is wrong after that.
-_PATIENCE_S = 300.0
 #: By the name that ``task_default_queue_type`` has for it.
 _ARGUMENTS: dict[str, dict[str, str] | None] = {"classic": None, "quorum": {"x-queue-type": "quorum"}}
 
@@ -53,23 +51,9 @@ def dispatch(server: RedisServer, node: RabbitNode, kind: str, count: int) -> fl
     channel = _clean(node, kind)
     environment = {"BENCH_BROKER_URL": node.url, "BENCH_QUEUE_TYPE": kind, "BENCH_PUBSUB": "0"}
     with processes(server.url, SUBSCRIBE, **environment):
-        rate = _rate(channel, count)
+        per_s = rate_of(lambda: int(channel.queue_declare(QUEUE, passive=True).message_count), count, 0.02)
     channel.connection.close()
-    return rate
-
-
-def _rate(channel: Any, total: int) -> float:
-    """Return messages per second from the first to the last of *total* in the queue."""
-    deadline = time.monotonic() + _PATIENCE_S
-    began_at, first = 0.0, 0
-    while (length := channel.queue_declare(QUEUE, passive=True).message_count) < total:
-        now = time.monotonic()
-        if length and not began_at:
-            began_at, first = now, length
-        if now > deadline:
-            raise TimeoutError(f"{length} of {total} messages after {_PATIENCE_S:.0f} s")
-        time.sleep(0.02)
-    return (total - first) / (time.monotonic() - began_at)
+    return per_s
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,15 +77,20 @@ def processes(url: str, command: Sequence[str], count: int = 1, **environment: s
 
 def rate(client: Redis, total: int, queue: str = QUEUE) -> float:
     """Return messages per second from the first to the last of *total* in the queue."""
+    return rate_of(lambda: int(client.llen(queue)), total, 0.002)
+
+
+def rate_of(length_of: Callable[[], int], total: int, tick_s: float) -> float:
+    """Return messages per second from the first to the last of *total*, looking every *tick_s* how many there are."""
     deadline = time.monotonic() + _PATIENCE_S
     began_at, first = 0.0, 0
-    while (length := client.llen(queue)) < total:
+    while (length := length_of()) < total:
         now = time.monotonic()
         if length and not began_at:
             began_at, first = now, length
         if now > deadline:
             raise TimeoutError(f"{length} of {total} messages after {_PATIENCE_S:.0f} s")
-        time.sleep(0.002)
+        time.sleep(tick_s)
     return (total - first) / (time.monotonic() - began_at)
 
 
