@@ -87,7 +87,7 @@ class Admission:
             EventInvalid: It is no event, or lacks the signature it must have, or is another one.
         """
         event = Event.decode(data, max_bytes=self._max_bytes)
-        if not self._open and self._rules_of(event.type).signed:
+        if self.must_be_signed(event.type):
             self._keyring.verify(data)
             if event.id != event_id:
                 raise EventInvalid(SIGNATURE, "id", f"the key of event {event_id} holds event {event.id}")
@@ -123,10 +123,8 @@ class Admission:
         return True
 
     def _admit(self, event_type: str, data: bytes, at_ms: int, *, replayed: bool = False) -> None:
-        rules = self._rules_of(event_type)
-        if rules.refused:
-            raise EventInvalid("not_accepted", "type", rules.refused)
-        if rules.signed:
+        self.check_type(event_type)
+        if self.must_be_signed(event_type):
             self._check_age(self._keyring.verify(data), at_ms, replayed)
 
     def _check_depth(self, event: Event) -> None:
