@@ -72,10 +72,9 @@ class EventKeys:
             RedisError: A server does not answer.
         """
         for _, client in servers_of(self._client):
-            cursor, first = 0, True
-            while cursor or first:
-                first = False
-                cursor, page = client.scan(cursor, match=self._keys.all_events, count=_SCAN_COUNT)
+            cursor: int | None = None
+            while cursor != 0:
+                cursor, page = client.scan(cursor or 0, match=self._keys.all_events, count=_SCAN_COUNT)
                 yield cast("list[bytes]", page)
 
     def name(self, event_id: str) -> str:

@@ -95,6 +95,7 @@ class ChannelFeed:
         self._client = client
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
+        self._event_keys = EventKeys(client, settings)
         self._admission = Admission(settings)
         self._counters = counters
         self._sift = sift
@@ -132,7 +133,7 @@ class ChannelFeed:
                     alive_at = now
                     self._pulse.note("heard")
                 if heard.count or heard.subscribed:
-                    heard.records = restore_sources(self._client, self._settings, heard.records, self._admission)
+                    heard.records = restore_sources(self._event_keys, heard.records, self._admission)
                     yield heard
                 interval = self._settings.heartbeat_interval_s
                 if now - alive_at > _MISSED_HEARTBEATS * interval:
@@ -189,9 +190,7 @@ class ChannelFeed:
             log.info(text, ", ".join(self._channels), extra=extra)
 
 
-def restore_sources(
-    client: Redis, settings: BridgeSettings, records: list[Record], admission: Admission
-) -> list[Record]:
+def restore_sources(event_keys: EventKeys, records: list[Record], admission: Admission) -> list[Record]:
     """Return *records* with the real source of those the TypeScript bus broadcast, as far as their keys tell.
 
     That bus writes its own name as the source of every broadcast and keeps the real one in the event key. Key
@@ -201,7 +200,6 @@ def restore_sources(
     hidden = [record.event.id for record in records if record.event.source == UNHEARD_SOURCE]
     if not hidden:
         return records
-    event_keys = EventKeys(client, settings)
     try:
         beginnings = event_keys.beginnings([event_keys.name(event_id) for event_id in hidden])
     except RedisError:

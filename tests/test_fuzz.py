@@ -21,6 +21,7 @@ from bridge import BridgeSettings, Event
 from bridge.admission import Admission
 from bridge.dead_letters import DeadLetters
 from bridge.errors import EventInvalid
+from bridge.event_keys import EventKeys
 from bridge.feed import restore_sources
 from bridge.keys import Keys
 from bridge.records import Record
@@ -272,7 +273,9 @@ def test_broken_keys_behind_a_broadcast(client: Redis, prefix: str, settings: Br
     heard = Event.decode(VALID[1], max_bytes=LIMIT)
     client.hset(Keys(prefix).event(heard.id), "field", "value")
     for _ in range(400):
-        ((event, data, _),) = restore_sources(client, settings, [Record(heard, VALID[1])], Admission(settings))
+        ((event, data, _),) = restore_sources(
+            EventKeys(client, settings), [Record(heard, VALID[1])], Admission(settings)
+        )
         assert Event.decode(data, max_bytes=LIMIT) == event
         assert event.to_dict() | {"source": heard.source} == heard.to_dict()
         sources.add(event.source)
