@@ -73,16 +73,20 @@ def pool(address: Address, locate: Callable[[], Place] | None, **options: Any) -
     return BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
 
 
+def _of_client(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of connections as redis-py's clients take them, which choose the class of these themselves."""
+    given = {name: value for name, value in options.items() if name != "connection_class"}
+    return given | {"ssl": True} if "connection_class" in options else given
+
+
 def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
     """Return a function that asks the Sentinels for the primary of the service.
 
     Arguments:
         options: Of connections to Sentinels.
     """
-    given = dict(address.sentinel_options)
-    if given.pop("connection_class", None):
-        given["ssl"] = True
-    sentinel = Sentinel(list(address.hosts), sentinel_kwargs={**options, **given})  # type: ignore[no-untyped-call]
+    given = options | _of_client(address.sentinel_options)
+    sentinel = Sentinel(list(address.hosts), sentinel_kwargs=given)  # type: ignore[no-untyped-call]
     known = list(zip(address.hosts, sentinel.sentinels, strict=True))
 
     def locate() -> Place:
@@ -134,15 +138,12 @@ class Cluster:
             RedisConnectionError: No node answers, or they know of no cluster.
         """
         if self._client is None:
-            given = dict(self._address.options)
-            if given.pop("connection_class", None):
-                given["ssl"] = True
             nodes = [ClusterNode(host, port) for host, port in self._address.hosts]  # type: ignore[no-untyped-call]
             try:
                 self._client = RedisCluster(
                     startup_nodes=nodes,
                     require_full_coverage=False,  # what one dead primary held does not stop the rest
-                    **{**self._options, **given},
+                    **self._options | _of_client(self._address.options),
                 )
             except RedisClusterException as error:
                 raise _reason(error) from error
@@ -154,9 +155,8 @@ class Cluster:
         Raises:
             RedisConnectionError: No node answers, or none holds it.
         """
-        client = self.client
+        client = self._refreshed()
         try:
-            client.nodes_manager.initialize()
             node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]
         except RedisClusterException as error:
             raise _reason(error) from error
@@ -168,13 +168,17 @@ class Cluster:
         Raises:
             RedisConnectionError: No node answers.
         """
+        client = self._refreshed()
+        nodes = client.get_primaries()  # type: ignore[no-untyped-call]
+        return [((node.host, node.port), client.get_redis_connection(node)) for node in nodes]
+
+    def _refreshed(self) -> RedisCluster:
         client = self.client
         try:
             client.nodes_manager.initialize()
         except RedisClusterException as error:
             raise _reason(error) from error
-        nodes = client.get_primaries()  # type: ignore[no-untyped-call]
-        return [((node.host, node.port), client.get_redis_connection(node)) for node in nodes]
+        return client
 
     def close(self) -> None:
         """Close the connections; the next use makes new ones."""
