@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from bridge.address import Address
 from bridge.errors import SettingsError
 from bridge.grants import CONNECTING, Grant, Name, below, exactly, granted, literally
 from bridge.keys import Keys
@@ -172,7 +171,7 @@ def bus_grants(role: Role, settings: BridgeSettings, *, raw: bool = False, subsc
     keyless = CONNECTING.union(*(one.keyless.split() for one in needs))
     if scripts:
         keyless |= {"script|load"}
-    if Address.parse(settings.url).options.get("db"):
+    if settings.address.options.get("db"):
         keyless |= {"select"}
     channels = ((commands, names[kind]) for one in needs for kind, commands in one.channels.items())
     found = [(commands, names[kind]) for kind, commands in _commands(needs, scripts)]
@@ -187,7 +186,7 @@ def bus_grants(role: Role, settings: BridgeSettings, *, raw: bool = False, subsc
 
 def _fitting(one: _Needs, settings: BridgeSettings) -> Iterator[_Needs]:
     """Yield what of some needs there is with these settings, and what comes to it."""
-    cluster = Address.parse(settings.url).kind == "cluster"
+    cluster = settings.address.kind == "cluster"
     if not settings.enable_pubsub:
         if one in (_INTAKE, _BROADCASTING):
             return

@@ -111,14 +111,19 @@ def is_redis_at(broker: Connection, url: str) -> bool:
     """Whether *broker* is the Redis database at *url*, as the same user, as far as the two addresses tell."""
     if not is_redis(broker) or "://" in (broker.hostname or ""):
         return False  # another broker, or a socket
-    bus = Address.parse(url)
-    kind, service = "server", ""
-    if isinstance(broker.transport, kombu_redis.SentinelTransport):
-        kind, service = "sentinel", str((broker.transport_options or {}).get("master_name", ""))
+    bus, service = Address.parse(url), service_of(broker)
+    kind = "server" if service is None else "sentinel"
     database = int(str(broker.virtual_host or "0").strip("/") or 0)
-    of_broker = (kind, service, places(broker), database, broker.userid or None, bool(broker.ssl))
+    of_broker = (kind, service or "", places(broker), database, broker.userid or None, bool(broker.ssl))
     login = (bus.options.get("db", 0), bus.options.get("username"))
     return of_broker == (bus.kind, bus.service, set(bus.hosts), *login, bus.secure)
+
+
+def service_of(broker: Connection) -> str | None:
+    """Return what its Sentinels call *broker*; None when it is behind none."""
+    if not isinstance(broker.transport, kombu_redis.SentinelTransport):
+        return None
+    return str((broker.transport_options or {}).get("master_name", ""))
 
 
 def places(broker: Connection) -> set[tuple[str, int]]:

@@ -189,7 +189,7 @@ def server_of(client: Redis, name: str, holds: str = "events") -> Server:
 def _kind(settings: BridgeSettings, server: Server) -> Iterator[Finding]:
     """Look whether what is at the address is what the address says."""
     mode, scheme = server.settings.get("mode"), settings.url.partition("://")[0]
-    if mode == "cluster" and "+cluster" not in scheme:
+    if mode == "cluster" and settings.address.kind != "cluster":
         problem = "cluster: this address reaches the keys of one of its servers alone"
         yield server.finding("mode", problem, f"write {scheme}+cluster for {scheme} in it")
     elif mode == "sentinel":

@@ -34,7 +34,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from bridge.address import Address
 from bridge.advice import remedy, told
 from bridge.errors import BusUnavailable
 from bridge.keys import Keys
@@ -75,7 +74,7 @@ def connect(settings: BridgeSettings, timeout_s: float | None = None) -> Redis:
         settings: Where it is.
         timeout_s: Longest wait for a connection and for an answer, for those who only look; else by the settings.
     """
-    address = Address.parse(settings.url)
+    address = settings.address
     answer_s = timeout_s or settings.socket_timeout_s
     sockets = {
         "socket_timeout": answer_s,

@@ -113,6 +113,11 @@ class Registry:
                 self._by_type[event_type] = found
         return found
 
+    @property
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """The patterns of each handler, by the name of its task."""
+        return {handler.task_name: handler.patterns for handler in self}
+
     def __iter__(self) -> typing.Iterator[Handler]:
         return iter(tuple(self._handlers.values()))
 

@@ -205,7 +205,7 @@ class BridgeSettings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         try:
-            Address.parse(self.url).refuse_missing_files()
+            self.address.refuse_missing_files()
         except ValueError as error:
             raise ValueError(f"redis_url: {error}") from None
         if self.dedup_ttl_s and self.dedup_ttl_s <= self.event_ttl_s:
@@ -229,6 +229,11 @@ class BridgeSettings(BaseSettings):
         login = f":{quote(password, safe='')}@" if password else ""
         host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
         return f"redis://{login}{host}:{self.redis_port}/0"
+
+    @property
+    def address(self) -> Address:
+        """Address of the bus, read."""
+        return Address.parse(self.url)
 
     @property
     def redacted_url(self) -> str:

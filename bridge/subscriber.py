@@ -165,9 +165,8 @@ class Subscriber:
         if self._stop.is_set():
             return
         tasks = [self._app.tasks[handler.task_name] for handler in registry]
-        patterns = {handler.task_name: handler.patterns for handler in registry}
         self._findings = checks.check(self._settings, self._app, tasks)
-        self._findings += checks.refused_handlers(self._settings, patterns)
+        self._findings += checks.refused_handlers(self._settings, registry.patterns)
         for finding in self._findings:
             extra = about("check_failed", group=self._settings.group, setting=finding.setting)
             log.warning("%s", finding, extra=extra)

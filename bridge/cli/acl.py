@@ -13,14 +13,12 @@ from celery import Celery
 from celery.app import backends
 from celery.backends.redis import RedisBackend
 from kombu.exceptions import OperationalError
-from kombu.transport import redis as kombu_redis
 from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge import broker
 from bridge.acl import ROLES, Role, bus_grants, sentinel_grants
 from bridge.acl_celery import BrokerKeys, broker_grants, result_grants
-from bridge.address import Address
 from bridge.cli import output
 from bridge.cli.connect import load, told
 from bridge.cli.options import json_option
@@ -175,7 +173,7 @@ def _parts(
     for part in found:
         if part.place.kind == "sentinel" and part.grants:
             host, port = part.place.hosts[0]
-            options = Address.parse(settings.url).sentinel_options | {"socket_timeout": _PATIENCE_S}
+            options = settings.address.sentinel_options | {"socket_timeout": _PATIENCE_S}
             sentinels = Place("sentinels", part.place.hosts)
             yield Part("sentinels", sentinels, sentinel_grants(), partial(Redis, host=host, port=port, **options))
             break
@@ -211,16 +209,15 @@ def _client_of(app: Celery) -> Any:
 
 
 def _place_of_bus(settings: BridgeSettings) -> Place:
-    address = Address.parse(settings.url)
+    address = settings.address
     if address.kind != "server":
         return Place(address.kind, tuple(sorted(address.hosts)), address.service)
     return Place.of_server(*(address.options.get(part) for part in ("path", "host", "port")))
 
 
 def _place_of_broker(connection: Any) -> Place:
-    if isinstance(connection.transport, kombu_redis.SentinelTransport):
-        name = str(connection.transport_options.get("master_name", ""))
-        return Place("sentinel", tuple(sorted(broker.places(connection))), name)
+    if (service := broker.service_of(connection)) is not None:
+        return Place("sentinel", tuple(sorted(broker.places(connection))), service)
     path = (connection.hostname or "").partition("://")[2]
     return Place.of_server(path, connection.hostname, connection.port)
 

@@ -91,8 +91,7 @@ def _steps(app: Celery, client: Redis, settings: BridgeSettings, role: Role) -> 
     yield "broker", lambda: _broker(app, settings, role)
     tasks = [app.tasks[handler.task_name] for handler in registry]
     yield "durability, memory and Celery's settings", lambda: checks.check(settings, app, tasks)
-    patterns = {handler.task_name: handler.patterns for handler in registry}
-    yield "types that are let in", lambda: checks.refused_handlers(settings, patterns)
+    yield "types that are let in", lambda: checks.refused_handlers(settings, registry.patterns)
     yield "handlers and their workers", lambda: list(_workers(app, settings))
 
 
