@@ -32,6 +32,8 @@ from tests.replays import Bench
 
 ROOT = Path(__file__).parent.parent
 IN_CI = bool(os.environ.get("CI"))
+#: Characters shown of the log of each process of a test that failed.
+LOG_SHOWN = 8_000
 
 # A shell ignores SIGINT in what it runs in the background, and the processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -158,7 +160,9 @@ class Processes:
 
 
 @pytest.fixture
-def processes(tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Processes]:
+def processes(
+    request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer, prefix: str
+) -> Iterator[Processes]:
     """Start real processes on the shared server with the prefix, and the broker queues, of this test."""
     environment = {
         "REDIS_URL": server.url,
@@ -169,6 +173,8 @@ def processes(tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Proc
     children = Processes(tmp_path, environment)
     yield children
     children.end()
+    for path in sorted(tmp_path.glob("*.log")):  # pytest shows it with a test that failed
+        request.node.add_report_section("teardown", path.name, children.log(path.stem)[-LOG_SHOWN:])
 
 
 # In-process subscribers, whose task messages stay in the queues to be looked at.

@@ -90,6 +90,7 @@ def test_a_subscriber_tells_what_it_waits_for(
     """A full queue is no problem of the subscriber, so it stays ready, and says which queue it is."""
     use("t.all")
     start(max_queue_length=2)
+    eventually(lambda: only(presences).ready, "it is ready", 5)
     for number in range(2):
         bus.publish("a.b", id=f"n{number}")
     eventually(lambda: queues.length() == 2, "the queue is full")
