@@ -160,9 +160,7 @@ class Processes:
 
 
 @pytest.fixture
-def processes(
-    request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer, prefix: str
-) -> Iterator[Processes]:
+def processes(request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Processes]:
     """Start real processes on the shared server with the prefix, and the broker queues, of this test."""
     environment = {
         "REDIS_URL": server.url,
