@@ -240,6 +240,7 @@ def test_cluster(make: Make) -> None:
     assert site.log("cluster").count("All 16384 slots covered") == 1
 
 
+@pytest.mark.timeout(180)
 def test_rabbitmq(make: Make) -> None:
     """RabbitMQ has the user of the file and no other, takes its configuration, and an event comes through."""
     programs = find_programs()

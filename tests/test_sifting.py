@@ -165,4 +165,5 @@ def test_what_differs_is_no_duplicate(
     (letter,) = eventually(lambda: DeadLetters(client, bus.settings).latest(10), "the dead letter")
     assert (letter.reason, letter.origin) == (reason, prefix + channel)
     heard(subscriber, 201)
+    eventually(lambda: queues.length() >= 200, "all are dispatched")
     assert queues.length() == client.xlen(Keys(prefix).journal) == 200

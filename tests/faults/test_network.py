@@ -259,7 +259,7 @@ def test_a_failover(use, start: Start, own_server: RedisServer, prefix: str, que
         subscriber = start(redis_url=address.url)
         with EventBus(redis_url=address.url, channel_prefix=prefix, publish_attempts=50) as bus:
             publish(bus, *(f"before{number}" for number in range(50)))
-            assert bus.client.wait(1, 5000) == 1
+            eventually(lambda: bus.client.wait(1, 1000) == 1, "the replica has them", 30)
             publishing = threading.Thread(target=lambda: publish(bus, *(f"during{number}" for number in range(50))))
             os.kill(own_server.pid, signal.SIGKILL)
             address.target = replica.port

@@ -14,10 +14,11 @@ from typing import Any, Self
 
 import amqp
 
+from tests.conftest import eventually
 from tests.topologies.certificates import Certificates
 from tests.topologies.servers import free_ports
 
-_START_TIMEOUT_S = 40.0
+_START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 20.0
 _REAP_TIMEOUT_S = 2.0
 #: One scheduler that does not spin while idle: the tests share two cores with it.
@@ -154,6 +155,9 @@ class RabbitNode:
         """Stop the node with SIGSTOP: connections are accepted by the system, and nobody answers."""
         os.kill(self.pid, signal.SIGSTOP)
         self._frozen = True
+        # One of its threads takes the signal when it gets a processor, and until then the others may answer.
+        threads = Path(f"/proc/{self.pid}/task")
+        eventually(lambda: all("\nState:\tT" in path.read_text() for path in threads.glob("*/status")), "it is frozen")
 
     def thaw(self) -> None:
         """Let a frozen node go on."""
@@ -184,7 +188,7 @@ class RabbitNode:
 
     def _control(self, *command: str, program: str = "rabbitmqctl") -> str:
         line = [self._programs / program, "--quiet", *command]
-        done = subprocess.run(line, env=self._environment, capture_output=True, text=True, timeout=40, check=False)
+        done = subprocess.run(line, env=self._environment, capture_output=True, text=True, timeout=90, check=False)
         if done.returncode:
             raise RuntimeError(f"{program} {' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout
