@@ -157,10 +157,12 @@ class Processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        for path in sorted(self.directory.glob("*.log")):  # pytest shows what is printed, if the test failed
+            sys.stdout.write(f"--- {path.name}\n{self.log(path.stem)[-LOG_SHOWN:]}\n")
 
 
 @pytest.fixture
-def processes(request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Processes]:
+def processes(tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Processes]:
     """Start real processes on the shared server with the prefix, and the broker queues, of this test."""
     environment = {
         "REDIS_URL": server.url,
@@ -171,8 +173,6 @@ def processes(request: pytest.FixtureRequest, tmp_path: Path, server: RedisServe
     children = Processes(tmp_path, environment)
     yield children
     children.end()
-    for path in sorted(tmp_path.glob("*.log")):  # pytest shows it with a test that failed
-        request.node.add_report_section("teardown", path.name, children.log(path.stem)[-LOG_SHOWN:])
 
 
 # In-process subscribers, whose task messages stay in the queues to be looked at.

@@ -20,9 +20,6 @@ from tests.rabbitmq.messages import prepared
 from tests.rabbitmq.node import RabbitNode
 from tests.topologies.certificates import Certificates
 
-# Each command to RabbitMQ starts an Erlang, which takes many seconds on a busy machine.
-pytestmark = pytest.mark.timeout(180)
-
 
 def test_several_addresses(rabbit: Rabbit, settings: BridgeSettings) -> None:
     """Each is tried; the first that answers is used, without a failure in between."""

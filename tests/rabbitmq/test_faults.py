@@ -20,9 +20,6 @@ from tests.faults.proxy import Proxy
 from tests.rabbitmq.conftest import Rabbit
 from tests.rabbitmq.node import RabbitNode
 
-# Each command to RabbitMQ starts an Erlang, which takes many seconds on a busy machine.
-pytestmark = pytest.mark.timeout(180)
-
 
 class Load:
     """Events that are published while the test does something else."""

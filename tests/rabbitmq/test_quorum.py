@@ -15,9 +15,6 @@ from tests.handlers import HANDLERS
 from tests.rabbitmq.conftest import Rabbit
 from tests.rabbitmq.messages import plain, prepared
 
-# Each command to RabbitMQ starts an Erlang, which takes many seconds on a busy machine.
-pytestmark = pytest.mark.timeout(180)
-
 #: Of the queue that is declared.
 QUORUM = {"x-queue-type": "quorum"}
 

@@ -23,9 +23,6 @@ from tests.rabbitmq.conftest import Rabbit
 from tests.rabbitmq.messages import plain, prepared
 from tests.rabbitmq.node import RabbitNode
 
-# Each command to RabbitMQ starts an Erlang, which takes many seconds on a busy machine.
-pytestmark = pytest.mark.timeout(180)
-
 ROUTES: dict[str, tuple[str, dict[str, Any], str]] = {
     "default": ("t.plain", {}, "celery"),
     "routed by type": ("t.plain", {"queue": "billing", "priority": 6}, "billing"),

@@ -17,9 +17,6 @@ from tests.rabbitmq.conftest import Rabbit
 from tests.rabbitmq.node import RabbitNode
 from tests.test_execution import FAST
 
-# Each command to RabbitMQ starts an Erlang, which takes many seconds on a busy machine.
-pytestmark = pytest.mark.timeout(180)
-
 
 class Site:
     """One bus, RabbitMQ and workers, and what became of the events."""
