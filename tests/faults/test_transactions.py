@@ -32,7 +32,8 @@ def test_a_task_frozen_before_its_effect(processes: Processes, bus: EventBus, cl
 
     def worker(name: str) -> Any:
         addresses = {"CELERY_BROKER_URL": bus.settings.url, "CHAOS_ORACLE_URL": bus.settings.url}
-        arguments = ("worker", "-n", f"{name}@test", "-c", "1")
+        # Its main process lives on while its child is frozen: it must not take the copies that another is to run.
+        arguments = ("worker", "-n", f"{name}@test", "-c", "1", "--prefetch-multiplier", "1")
         return processes.celery(*arguments, name=name, app="tests.faults.app", **FAST, **addresses)
 
     def done(event_id: str) -> int:
@@ -46,6 +47,7 @@ def test_a_task_frozen_before_its_effect(processes: Processes, bus: EventBus, cl
     child.send_signal(signal.SIGSTOP)
     second = worker("second")
     eventually(lambda: done("e"), "another copy has ended", 30)
+    assert client.lrange(f"{prefix}effects", 0, -1) == [b"considered e"]
     second.terminate()
     second.wait()
     child.send_signal(signal.SIGCONT)
