@@ -57,6 +57,12 @@ class Site:
         message["properties"]["delivery_tag"] = str(uuid.uuid4())
         self.client.lpush(f"broker:{self.prefix}celery", json.dumps(message))
 
+    def wait_for_request(self) -> None:
+        """Wait until a worker asks for the next message; that stands for a second, if there is none."""
+        with self.client.monitor() as monitor:
+            request = f"BRPOP broker:{self.prefix}celery "
+            next(one for one in monitor.listen() if one["command"].startswith(request))
+
     def taken(self) -> list[dict[str, Any]]:
         """The messages that workers have taken and not acknowledged."""
         return [json.loads(raw)[0] for raw in self.client.hvals(f"broker:{self.prefix}unacked")]
@@ -106,8 +112,9 @@ def test_a_task_that_kills_its_worker_ends_as_a_dead_letter(site: Site, bus: Eve
 
 def test_two_copies_do_not_run_at_once(site: Site, bus: EventBus) -> None:
     """While a task outlives its lease three times, a second copy of its message waits; then it is skipped."""
-    site.worker("w1", "-c", "1", "--prefetch-multiplier", "1")  # it takes no second message
-    site.worker("w2", "-c", "1", "--no-subscriber")
+    one_each = ("-c", "1", "--prefetch-multiplier", "1")  # whoever runs the task takes no second message
+    site.worker("w1", *one_each)
+    site.worker("w2", *one_each, "--no-subscriber")
     eventually(lambda: all("ready." in site.processes.log(name) for name in ("w1", "w2")), "both wait for messages")
     bus.publish("slow.created", 3.5, id="e")
     eventually(lambda: site.client.exists(site.lease("e", "slow")), "the task runs")
@@ -236,7 +243,8 @@ def test_a_message_lost_between_the_broker_and_the_worker_comes_again(site: Site
     bus.publish("dream.created", id="first")
     eventually(lambda: site.effects() == {"plain first": 1, "glob first": 1}, "it takes messages")
     eventually(site.nothing_left, "it has ended them")
-    os.kill(victim.pid, signal.SIGSTOP)  # its BRPOP stands; what Redis hands out now goes nowhere
+    site.wait_for_request()
+    os.kill(victim.pid, signal.SIGSTOP)  # what Redis hands out now goes nowhere
     bus.publish("slow.created", 0, id="e")
     eventually(lambda: site.ledger.size() == 1 and site.queues.length() == 0, "Redis has handed it out")
     assert site.client.hlen(f"broker:{site.prefix}unacked") == 0

@@ -142,7 +142,9 @@ def test_a_stop_within_a_backlog(use, start: Start, client: Redis, backlog: Back
     """A subscriber that stops leaves nothing it has read behind; the next one does the rest, and nothing twice."""
     use("t.all")
     backlog.publish(5000)
-    start("first", enable_pubsub=False, batch_size=10).stop()
+    first = start("first", enable_pubsub=False, batch_size=10)
+    eventually(backlog.queues.length, "it is at work")  # it is ready before it has read anything
+    first.stop()
     sent = backlog.queues.length()
     assert 0 < sent < 5000
     assert backlog.ids()[:sent] == backlog.sent()

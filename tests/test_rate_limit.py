@@ -117,6 +117,8 @@ def test_all_subscribers_share_one_count(
         assert all(letter.event() == event(int(letter.event_id[5:])) for letter in letters.latest(50))
     eventually(lambda: queues.length() == 40, "ten of each source are dispatched, for two groups")
     assert set(queues.tasks().values()) == {2}
+    # A letter is counted after it is written.
+    eventually(lambda: sum(one.info().get("limited", 0) for one in subscribers) == 80, "all are counted")
     infos = [one.info() for one in subscribers]
     assert sum(info.get("limited", 0) for info in infos[:2]) == infos[2]["limited"] == 40
     assert not any(info.get("invalid") for info in infos)

@@ -64,7 +64,7 @@ def test_a_lost_message_is_sent_again(
     again = eventually(queues.messages, "the message again")
     assert [message["headers"]["id"] for message in again] == [lost] == [task_id_for("tests", "n0", "t.exact")]
     assert again[0]["headers"]["argsrepr"] == "(<Event dream.created n0>,)"
-    assert subscriber.info()["redispatched"] == 1
+    eventually(lambda: subscriber.info().get("redispatched") == 1, "it is counted")
 
 
 def test_a_long_queue_is_not_multiplied(
@@ -110,7 +110,8 @@ def test_a_message_lost_from_a_long_queue_is_sent_again_when_later_ones_begin(
 ) -> None:
     """In a queue that never empties, a task is missed once one that was sent a lease later has begun."""
     use("t.exact")
-    start(**HASTY, lease_s=0.05)
+    # While its queue is empty, a lost one that is overdue is sent again at once: the later ones have to come before.
+    start(**HASTY | {"redispatch_after_s": 2}, lease_s=0.05)
     publish(bus, 1)
     eventually(lambda: queues.length() == 1, "the first message")
     lost = steal(client, prefix)
@@ -176,18 +177,19 @@ def test_a_lost_message_whose_journal_entry_is_gone_is_sent_again(
 
 
 def test_one_subscriber_does_the_upkeep_until_it_stops(use, start: Start, client: Redis, prefix: str) -> None:
-    """The first keeps the upkeep; when it stops, another has it before the term of the first is over."""
+    """The first keeps the upkeep; when it stops, another need not wait until the term of the first is over."""
     use("t.exact")
-    slow_term = {"upkeep_interval_s": 0.1}
+    slow_term = {"upkeep_interval_s": 1}  # its term is three times as long
     first = start("first", **slow_term)
     elected = Keys(prefix).upkeep("tests")
     eventually(lambda: client.get(elected) == b"first", "the first is elected")
     start("second", **slow_term)
     ends = client.pexpiretime(elected)
-    eventually(lambda: client.pexpiretime(elected) > ends + 500, "some rounds")
+    eventually(lambda: client.pexpiretime(elected) > ends + 1500, "some rounds")
     assert client.get(elected) == b"first"
     first.stop()
-    eventually(lambda: client.get(elected) == b"second", "the second is elected", 0.29)
+    assert client.get(elected) != b"first"
+    eventually(lambda: client.get(elected) == b"second", "the second is elected")
 
 
 def test_dead_consumers_are_removed_when_they_hold_nothing(

@@ -167,7 +167,8 @@ def test_a_deleted_journal_is_filled_again(
         return len(names) == 21 + while_running
 
     eventually(work_off, "all are dispatched", 30)
-    assert client.xlen(journal) == 21 + while_running
+    # The first one, which was dispatched before, may be the last that comes back.
+    eventually(lambda: client.xlen(journal) == 21 + while_running, "all are in the journal")
 
 
 def test_a_dead_consumers_entries_are_taken_over(use, start: Start, settings: BridgeSettings, queues: Queues) -> None:
@@ -217,7 +218,7 @@ def test_hostile_journal_entries_stop_nothing(
     eventually(lambda: queues.tasks() == {"t.all a.b good": 1}, "the good one is dispatched")
     eventually(lambda: client.xpending(journal, "tests")["pending"] == 0, "all are acknowledged")
     assert sorted(letter.reason for letter in DeadLetters(client, settings).latest(10)) == ["encoding", "no_handler"]
-    assert subscriber.info()["lost"] == 1
+    eventually(lambda: subscriber.info().get("lost") == 1, "the entry without an event is counted")
     assert "errors" not in subscriber.info()
 
 
