@@ -72,7 +72,6 @@ def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
     """Run ``bus check ...`` in this process."""
     monkeypatch.setenv("REDIS_URL", settings.url)
     monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
-
     monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # where none is
 
     def run(*arguments: str, expect: int | None = 0) -> Result:
@@ -100,7 +99,7 @@ def passed(result: Result) -> list[str]:
 
 @pytest.fixture
 def worker(
-    processes: Processes, url: str, admin: Redis, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
+    processes: Processes, url: str, admin: Redis, app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Start a worker on that Redis; it is ready when this returns."""
 
@@ -108,7 +107,8 @@ def worker(
         monkeypatch.setattr(COMMAND, "_WORKERS_S", 1.0)
         command = ["worker", "-n", "w1@test", "-c", "1", "-l", "INFO", "-Q", queues]
         running = processes.celery(*command, app=HERE, name="w1", REDIS_URL=url)
-        eventually(lambda: "w1@test ready" in processes.log("w1"), "the worker is ready")
+        eventually(lambda: "w1@test ready" in processes.log("w1"), "the worker is ready", 30)
+        eventually(lambda: app.control.ping(timeout=0.5), "it answers")  # not yet when it says that it is ready
         eventually(lambda: [one.ready for one in Presences(admin, settings).all()] == [True], "its subscriber is ready")
         return running
 

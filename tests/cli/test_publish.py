@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from redis import Redis
 
@@ -149,6 +150,11 @@ def test_a_line_is_published_as_it_arrives(processes: Processes, client: Redis, 
     for number in range(2):
         slow.write(b"%d\n" % number)
         eventually(lambda number=number: len(journal(client, settings)) == number + 1, "it is published")
+        assert slow.process.stdout
+        assert slow.process.stdout.readline(), "it knows that it is"
+    # The line counts as done a moment after its id is printed.
+    program = psutil.Process(slow.process.pid)
+    eventually(lambda: program.status() == psutil.STATUS_SLEEPING, "it waits for the next line")
     slow.process.send_signal(signal.SIGINT)
     assert "interrupted; lines up to 2 are done" in slow.says()
     assert slow.process.returncode == 130

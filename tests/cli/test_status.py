@@ -54,9 +54,9 @@ def told(say: Say) -> dict[str, Any]:
 
 
 def subscriber(say: Say) -> dict[str, Any]:
-    """What is told to programs of the only one."""
+    """What is told to programs of the only one; before it has said anything, that it neither waits nor has problems."""
     (group,) = told(say)["groups"]
-    (one,) = group["subscribers"]
+    (one,) = group["subscribers"] or [{"waits": "", "problems": []}]
     return dict(one)
 
 

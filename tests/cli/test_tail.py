@@ -13,7 +13,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from bridge import BridgeSettings, EventBus
+from bridge import EventBus
 from bridge.keys import Keys
 from tests.cli.conftest import OpenTerminal
 from tests.conftest import ROOT, Processes, eventually
@@ -21,16 +21,17 @@ from tests.faults.proxy import Proxy
 
 
 @pytest.fixture
-def tail(processes: Processes, client: Redis, settings: BridgeSettings):
+def tail(processes: Processes, client: Redis):
     """Start ``bus tail``, and return once it hears."""
 
     def start(*arguments: str, name: str = "tail", **environment: str) -> Any:
-        before = client.pubsub_numpat()
         process = processes.celery("bus", "tail", *arguments, name=name, PYTHONWARNINGS="", **environment)
-        # After the channel of heartbeats comes the pattern.
-        channel = Keys(settings.channel_prefix).heartbeat
-        eventually(lambda: dict(client.pubsub_numsub(channel))[channel.encode()] == 1, "it listens")
-        eventually(lambda: client.pubsub_numpat() >= before + 1, "it listens")
+
+        def listens() -> bool:  # to its heartbeats and, after those, to events; a first try asks for events only
+            own = [one for one in client.client_list() if one["name"].endswith(f":{process.pid}")]
+            return any(int(one["sub"]) and int(one["psub"]) for one in own)
+
+        eventually(listens, "it listens", 30)
         return process
 
     return start

@@ -63,6 +63,7 @@ def test_events_become_effects_and_every_task_ends(site: Site, bus: EventBus, ki
     eventually(lambda: site.dead() and len(site.dead()) == 4, "four dead letters")
     assert {event_id for _, event_id in site.dead()} == {"retry", "failing", "rejected", "expiring"}
     eventually(lambda: site.effects()["delayed delayed"], "the countdown is over")
+    eventually(lambda: site.effects()["glob foreign"], "the foreign event came, in its own time")
     eventually(site.done, "nothing is left")
     ran = {f"{task} {event_id}": 1 for task in ("plain", "glob") for event_id in ("dream", "foreign")}
     ran |= {f"retry {retries}": 1 for retries in range(4)}

@@ -53,15 +53,17 @@ def test_redis_and_python_choose_the_same_class(client: Redis, settings: BridgeS
     """The script that counts starts puts a delay where Delays does."""
     keys = Keys(settings.channel_prefix)
     ledger = Ledger(client, settings)
-    for _ in range(20):  # a moment may pass on the way
+
+    def counted() -> dict[str, int]:
         client.delete(keys.starts("tests"), keys.lease("t"))
         seconds, microseconds = client.time()
         entry = f"{seconds * 1000 + microseconds // 1000 - ms}-0"
         ledger.sent([], [Pair("t.all", "e", entry, "celery").listed("t")])
         ledger.begin("t", "run", idempotent=True)
         stored = {name.decode(): int(value) for name, value in client.hgetall(keys.starts("tests")).items()}
-        if stored.pop("ms") == ms:
-            break
+        return stored if stored.pop("ms") == ms else {}
+
+    stored = eventually(counted, "begun in the millisecond that it was meant for")
     expected = Delays()
     expected.add(ms, 1)
     assert stored == {str(exponent): count for exponent, count in expected.counts.items()}
