@@ -77,11 +77,12 @@ def test_a_frozen_subscriber_is_replaced_and_harmless_when_it_thaws(
     started(processes, "frozen")
     numbers, ids = count(), list[str]()
     journal = Keys(prefix).journal
+    eventually(lambda: client.exists(journal), "its group is there")
     consumer = f"subscribe@{os.uname().nodename}:{frozen.pid}"
 
     def holds_entries() -> bool:
         frozen.send_signal(signal.SIGSTOP)
-        if client.exists(journal) and client.xpending_range(journal, "tests", "-", "+", 1, consumername=consumer):
+        if client.xpending_range(journal, "tests", "-", "+", 1, consumername=consumer):
             return True
         frozen.send_signal(signal.SIGCONT)
         more = [f"n{next(numbers)}" for _ in range(100)]
@@ -166,8 +167,9 @@ def test_signals_at_any_moment(processes: Processes, bus: EventBus, client: Redi
 @pytest.mark.timeout(120)
 def test_a_pool_that_forks_for_every_task(site: Site, bus: EventBus) -> None:
     """With max_tasks_per_child=1 every task runs in a new fork of a process with running threads; none hangs."""
-    # Forks are slow here, and a retry that is taken for lost begins anew.
-    site.processes.worker("w1", "--max-tasks-per-child", "1", **FAST | {"BRIDGE_REDISPATCH_AFTER_S": "60"})
+    # Forks are slow here, and what is taken for lost or restored meanwhile begins anew between two tries.
+    patient = FAST | {"BRIDGE_REDISPATCH_AFTER_S": "60", "TEST_VISIBILITY_TIMEOUT_S": "120"}
+    site.processes.worker("w1", "--max-tasks-per-child", "1", **patient)
     ids = [f"n{number}" for number in range(15)]
     bus.publish_many([Event(type="bound.created", id=event_id) for event_id in ids])
     expected = len(ids) * 4  # three tries of each handler, and the handler of the event that they publish
@@ -235,7 +237,12 @@ def test_a_rolling_restart(processes: Processes, bus: EventBus, client: Redis, p
         publisher.join()
     all_dispatched(client, queues, prefix, ids)
     assert queues.length() == len(ids), "a gentle stop repeats nothing"
-    assert len(client.xinfo_consumers(Keys(prefix).journal, "tests")) == 3
+
+    def consumers() -> set[str]:
+        return {row["name"].decode() for row in client.xinfo_consumers(Keys(prefix).journal, "tests")}
+
+    running = {f"subscribe@{os.uname().nodename}:{replica.pid}" for replica in replicas.values()}
+    eventually(lambda: consumers() == running, "those that run are its consumers, the newest one soon")
 
 
 def test_no_file_descriptors_left(
@@ -260,16 +267,17 @@ def test_no_file_descriptors_left(
         eventually(lambda: queues.length() == 2, "it goes on", 30)
 
 
+@pytest.mark.timeout(120)
 def test_tasks_wait_for_memory(site: Site, own_server: RedisServer, prefix: str) -> None:
     """While the bus has no memory for a lease no task runs, the worker does not spin, and all run once afterwards."""
     worker = site.processes.worker("w1", "-c", "1", BRIDGE_REDIS_URL=own_server.url, **FAST)
-    eventually(lambda: "ready." in site.processes.log("w1"), "the worker waits for messages")
+    eventually(lambda: "ready." in site.processes.log("w1"), "the worker waits for messages", 30)
     with EventBus(redis_url=own_server.url, channel_prefix=prefix) as bus, Redis.from_url(own_server.url) as admin:
         own = Ledger(bus.client, bus.settings.model_copy(update={"group": "tests"}))
         worker.send_signal(signal.SIGSTOP)  # until there are messages and no memory
         site.processes.celery("bus", "subscribe", name="subscribe", BRIDGE_REDIS_URL=own_server.url, **FAST)
         publish(bus, [f"n{number}" for number in range(5)])
-        eventually(lambda: own.size() == 5, "all are sent")
+        eventually(lambda: own.size() == 5, "all are sent", 30)
         assert admin.config_set("maxmemory", 1)
         worker.send_signal(signal.SIGCONT)
         eventually(lambda: "used memory > 'maxmemory'" in site.processes.log("w1"), "a task cannot begin")

@@ -58,6 +58,11 @@ def dispatched(queues: Queues, *ids: str) -> None:
     assert dict(queues.tasks()) == {f"t.all a.b {event_id}": 1 for event_id in ids}
 
 
+def acknowledged(subscriber: Subscriber, count: int) -> None:
+    """Wait until the journal knows what is at the broker, which is sent again otherwise."""
+    eventually(lambda: subscriber.info().get("dispatched") == count, f"{count} are acknowledged")
+
+
 def commands(admin: Redis) -> dict[str, int]:
     stats: Any = admin.info("commandstats")
     return {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}
@@ -187,6 +192,7 @@ def test_a_primary_that_becomes_a_replica(harmed: Subscriber, bus: EventBus, adm
     """READONLY, as after a failover to here that is not finished, is waited for by publishers and subscribers."""
     publish(bus, "before")
     dispatched(queues, "before")
+    acknowledged(harmed, 1)
     admin.config_set("replica-serve-stale-data", "yes")
     admin.replicaof("127.0.0.1", 1)  # nobody there: it keeps its data
     with pytest.raises(BusUnavailable, match=r"point BRIDGE_REDIS_URL at the primary"):
@@ -229,6 +235,7 @@ def test_rights_taken_away(use, start: Start, own_server: RedisServer, prefix: s
             eventually(lambda: subscriber.info().get("errors", 0) >= 2, "intake and dispatch complain")
             admin.execute_command("ACL SETUSER bus +xadd +xreadgroup")
             dispatched(queues, "before", "foreign")
+            acknowledged(subscriber, 2)
             admin.execute_command("ACL SETUSER bus off")
             admin.execute_command("CLIENT KILL USER bus")
             with pytest.raises(BusUnavailable, match="user and password"):
