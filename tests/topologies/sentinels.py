@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.sentinel import Sentinel
 
 from bridge.devserver import RedisServer
@@ -124,21 +124,35 @@ class Replicated:
         return self.finder().master_for(self.service)
 
     def primary(self) -> RedisServer:
-        """The server that the Sentinels name."""
-        _, port = self.finder().discover_master(self.service)
-        return next(server for server in self.servers if server.port == port)
+        """The server that all Sentinels name."""
+        return eventually(self._named, "the Sentinels agree", 30)
+
+    def _named(self) -> RedisServer | None:
+        # Not discover_master(): who leads a failover names the old primary until it is over, which may be back by then.
+        ports = set()
+        for sentinel in self.sentinels:
+            if sentinel.running:
+                with self.direct(sentinel) as client:
+                    ports.add(int(client.sentinel_get_master_addr_by_name(self.service)[1]))
+        return next((server for server in self.servers if {server.port} == ports), None)
 
     def wait_for_failover(self, old: RedisServer) -> RedisServer:
         """Wait until another server than *old* is the primary, and says so; return it."""
 
         def promoted() -> RedisServer | None:
             with suppress(RedisError):
-                new = self.primary()
-                with self.direct(new) as client:
-                    return new if new is not old and client.info("replication")["role"] == "master" else None
+                if (new := self._named()) not in (None, old):
+                    with self.direct(new) as client:
+                        return new if client.info("replication")["role"] == "master" else None
             return None
 
         return eventually(promoted, "another primary", 30)
+
+    def order_failover(self) -> bool:
+        """Have another server made the primary; False while that cannot be, as when the last failover is not over."""
+        with self.direct(self.sentinels[0]) as client, suppress(ResponseError):
+            return bool(client.execute_command("SENTINEL", "FAILOVER", self.service))
+        return False
 
     def heal(self) -> None:
         """Start what is down, and wait until everything follows the primary."""

@@ -138,8 +138,7 @@ def test_sentinel_failovers_under_load(
 
         def change_places() -> None:
             old = servers.primary()
-            with servers.direct(servers.sentinels[0]) as sentinel:
-                sentinel.execute_command("SENTINEL", "FAILOVER", servers.service)
+            eventually(servers.order_failover, "a Sentinel takes the order")
             servers.wait_for_failover(old)
             servers.heal()
 

@@ -72,6 +72,6 @@ def test_tasks_are_sent_with_the_journal(
     old = servers.primary()
     old.kill()
     servers.wait_for_failover(old)
-    eventually(lambda: publish(bus, "after"), "the new primary takes events")
+    eventually(lambda: publish(bus, "after"), "the new primary takes events", 30)
     eventually(lambda: subscriber.counters.snapshot().get("dispatched") == 2, "it is dispatched")
     assert Counter(take(app)) == {"before": 1, "after": 1}

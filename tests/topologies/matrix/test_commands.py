@@ -49,10 +49,11 @@ def test_events_are_published_found_and_traced(
     say: Say, start: Start, site: Site, prefix: str, waiting: Waiting
 ) -> None:
     """``publish``, ``get``, ``trace``: ours and foreign events, and what came of them."""
-    start()
+    subscriber = start()
     assert say("publish", "dream.created", '{"n": 1}', "--id", "a").stdout == "a\n"
     site.shout(prefix, Event(type="dream.created", id="foreign", payload={"n": 2}))
     eventually(lambda: waiting.tasks().total() == 2, "both are dispatched")
+    eventually(lambda: subscriber.info().get("dispatched") == 2, "it is noted")
     found = [rows(say("get", event_id, "--json"))[0]["payload"] for event_id in ("a", "foreign")]
     assert found == [{"n": 1}, {"n": 2}]
     say("get", "unknown", expect=1)
