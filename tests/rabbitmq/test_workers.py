@@ -75,10 +75,11 @@ def test_events_become_effects_and_every_task_ends(site: Site, bus: EventBus, ki
 def test_a_purged_queue_is_filled_again(site: Site, bus: EventBus) -> None:
     """Messages that an operator threw away are sent again when they are overdue; each has one effect."""
     site.worker("w1", "-c", "1", "--prefetch-multiplier", "1")
-    bus.publish("slow.created", 1.5, id="first")
+    bus.publish("slow.created", 3, id="first")
     eventually(lambda: site.ledger.size() == 1 and not site.rabbit.length(), "the only process is busy")
     bus.publish_many([Event(type="chosen.x", id=f"e{number}", payload={"yes": 1}) for number in range(20)])
-    eventually(lambda: site.rabbit.length() >= 15, "the others wait")
+    # They are listed after they were sent. Were they purged before that, nothing would be left once the first ends.
+    eventually(lambda: site.ledger.size() == 21 and site.rabbit.length() >= 15, "the others wait")
     assert site.rabbit.do(lambda channel: channel.queue_purge("celery")) >= 15
     eventually(site.done, "all have ended", 30)
     assert site.effects() == Counter({"slow first": 1} | {f"chosen e{number}": 1 for number in range(20)})
