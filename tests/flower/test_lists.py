@@ -75,7 +75,7 @@ def test_events_are_chosen_by_state(site: Site, flower: Flower, browser: Browser
     """The buttons show what failed, runs, waits or succeeded; the choice is in the address."""
     site.bus.publish("dream.created", id=f"{name}.done")
     site.bus.publish("failing.created", id=f"{name}.dead")
-    site.bus.publish("slow.created", 3, id=f"{name}.slow")
+    site.bus.publish("slow.created", 20, id=f"{name}.slow")  # it is to run until all have been looked at
     site.bus.publish("routed.elsewhere", id=f"{name}.waits")
     listed(browser, flower, f"search={name}")
     browser.shows(ROWS, "SUCCESS", "FAILURE", "SENT")
