@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import importlib
 import json
 import time
@@ -105,10 +106,11 @@ def send_all(client: Redis, subscriber: Subscriber) -> dict[str, int]:
         client.publish(channel_of(case), case.data)
     received = sum(channel_of(case).startswith(PREFIX.encode()) for case in broadcast)
     neighbours = len(CASES) - sum(case.late for case in CASES.values())
+    again = sum(case.outcome == "again" for case in CASES.values())
 
     def settled() -> bool:
         counts = subscriber.counters.snapshot()
-        wanted = {"received": received, "invalid": len(DEAD), "unrouted": neighbours}
+        wanted = {"received": received, "invalid": len(DEAD), "unrouted": neighbours, "duplicate": again}
         enough = all(counts.get(name, 0) >= count for name, count in wanted.items())
         return enough and len(client.keys(KEYS.seen("next-*"))) >= neighbours
 
@@ -116,13 +118,18 @@ def send_all(client: Redis, subscriber: Subscriber) -> dict[str, int]:
         eventually(settled, "all is taken or refused", 10)
     counters = subscriber.counters.snapshot()
     write_keys(client, [case for case in both if case.late])
+    scan, ended = subscriber._intake._scan, []
+
+    def noting(*arguments: Any) -> None:
+        scan(*arguments)
+        ended.append(True)
+
+    subscriber._intake._scan = noting  # of the scans that begin from now on
     for connection in client.client_list():
         if connection["name"].startswith(f"bridge:{GROUP}:") and int(connection["psub"]):
             client.client_kill_filter(_id=connection["id"])
-    for sentinel in ("first", "second"):  # when the second is found, the scan that found the first has ended
-        client.set(KEYS.event(sentinel), Event(id=sentinel, type="sentinel").encode())
-        with suppress(pytest.fail.Exception):
-            eventually(lambda name=sentinel: client.exists(KEYS.seen(name)), "catch-up finds it", 10)
+    with suppress(pytest.fail.Exception):  # that of the start comes again, maybe only now; then comes that of the cut
+        eventually(lambda: len(ended) >= 2, "catch-up has looked at all keys", 10)
     return counters
 
 
@@ -181,7 +188,7 @@ def test_nothing_else_happens(outcome: Outcome) -> None:
     """Journal and dead letters hold the table and no more, each once; every message is counted, none is an error."""
     outcomes = [case.outcome for case in CASES.values()]
     expected = {case.fields["id"] for case in CASES.values() if case.outcome == "taken"}
-    expected |= {f"next-{name}" for name in CASES} | {"zero", "first", "second"}
+    expected |= {f"next-{name}" for name in CASES} | {"zero"}
     assert {event_id: len(entries) for event_id, entries in outcome.journal.items() if entries} == dict.fromkeys(
         expected, 1
     )
@@ -220,7 +227,7 @@ def test_events_without_handler_are_no_error(outcome: Outcome) -> None:
 
 def test_keys_of_others_stay(outcome: Outcome) -> None:
     """33: catch-up deletes no key, whatever it holds."""
-    assert outcome.keys_left == 2 * sum(bool(case.key) for case in CASES.values()) + 3
+    assert outcome.keys_left == 2 * sum(bool(case.key) for case in CASES.values()) + 1
 
 
 def test_counters_have_fixed_names(outcome: Outcome) -> None:
@@ -241,11 +248,15 @@ def test_time_is_bounded(data: bytes) -> None:
     """The costliest messages of the largest size cost well under a second, and do not grow beyond four times that."""
     assert LIMIT // 2 < len(data) <= LIMIT or len(data) < 100
     costs, event = [], None
-    for _ in range(3):  # the best of three: others may slow this machine down
-        began = time.thread_time()
-        with suppress(EventInvalid):
-            event = Event.decode(data, max_bytes=LIMIT, channel_type="a.b")
-        costs.append(time.thread_time() - began)
+    gc.freeze()  # what the tests before this one have left, each collection would look at
+    try:
+        for _ in range(3):  # the best of three: others may slow this machine down
+            began = time.thread_time()
+            with suppress(EventInvalid):
+                event = Event.decode(data, max_bytes=LIMIT, channel_type="a.b")
+            costs.append(time.thread_time() - began)
+    finally:
+        gc.unfreeze()
     assert min(costs) < 1.0
     assert event is None or len(event.encode()) <= 4 * len(data)
 

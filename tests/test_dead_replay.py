@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 from redis import Redis
@@ -103,10 +104,14 @@ def test_replays_at_once_move_each_letter_once(bench: Bench, server: RedisServer
     """Several of other names on the same letters: each letter goes with one of them, and none is left."""
     for number in range(60):
         bench.park(number)
+    all_begun = Barrier(3)  # one that begins when none is left is an error
 
     def run(name: str) -> int:
         with Redis.from_url(server.url) as own:
-            return last(Bench(own, settings).dead(name).run(200)).replayed
+            replay = Bench(own, settings).dead(name)
+            replay._begin()
+            all_begun.wait(30)
+            return last(replay.run(200)).replayed
 
     with ThreadPoolExecutor(3) as pool:
         assert sum(pool.map(run, "abc")) == 60

@@ -144,7 +144,7 @@ def test_dead_letters_that_cannot_be_kept_are_told_once(
         client.publish(f"{prefix}a.b", f"no json {number}")
     eventually(lambda: subscriber.info().get("received", 0) >= 20, "all are heard")
     eventually(lambda: subscriber.info().get("errors", 0), "none can be kept")
-    (line,) = actions(caplog, "dead_letter_lost")
+    (line,) = eventually(lambda: actions(caplog, "dead_letter_lost"), "it is told, after it is counted")
     assert (line.reason, line.group) == ("json", "tests")
 
 
