@@ -78,8 +78,8 @@ def subscribe(place: Place, user: str, admin: Redis) -> None:
         eventually(
             lambda: admin.publish(*again) and subscriber.counters.snapshot().get("duplicate", 0) > 20, "repetitions"
         )
-        so_far = publications(admin)
-        eventually(lambda: publications(admin) > so_far, "in silence it wants to hear itself")
+        so_far = place.publications()
+        eventually(lambda: place.publications() > so_far, "in silence it wants to hear itself")
         eventually(lambda: subscriber.info()["warnings"], "it has looked at the settings of the server")
         admin.xgroup_destroy(keys.journal, "tests")
         eventually(lambda: admin.xinfo_groups(keys.journal), "the group is there again")
@@ -87,10 +87,6 @@ def subscribe(place: Place, user: str, admin: Redis) -> None:
             assert b"bridge_journal" in answer.read()
     finally:
         subscriber.stop()
-
-
-def publications(admin: Redis) -> int:
-    return int(admin.info("commandstats")["cmdstat_publish"]["calls"])
 
 
 def ended(place: Place) -> bool:
