@@ -120,7 +120,9 @@ class Executions:
             unless_begun: Do nothing if the task has ended, or another copy of its message runs.
         """
         with self._lock:
-            self._ends[task_id] = _End(letter, _ending(), unless_begun)
+            waits = self._ends.get(task_id)
+            if waits is None or waits.unless_begun:  # what must be noted is not replaced by what may be
+                self._ends[task_id] = _End(letter, _ending(), unless_begun)
             self._start_keeper()
         self._wake.set()
 
@@ -211,6 +213,8 @@ class Executions:
                 log.warning("the end of task %s is not noted: %s", task_id, error, extra=extra)
             return  # others may have better luck
         with self._lock:
+            if self._ends[task_id] is not end:
+                return  # replaced meanwhile
             del self._ends[task_id]
             self._running.pop(task_id, None)
 

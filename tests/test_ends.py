@@ -127,6 +127,26 @@ def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
         other.abandon(task_id)
 
 
+@pytest.mark.parametrize("first", ["terminated", "dropped"])
+def test_a_terminated_run_is_the_end_of_its_task_whatever_becomes_of_copies(
+    executions: Executions, bus: EventBus, client: Redis, ledger: Ledger, first: str
+) -> None:
+    """An operator terminates a run and Celery drops a copy, in either order, while the first cannot be noted yet."""
+    other = Executions(bus)  # of another process
+    assert other.begin("t", idempotent=True).outcome == "begun"
+    other.abandon("t")
+    client.client_pause(10_000, all=False)
+    revoke("t", terminated=first == "terminated")
+
+    def held() -> bool:
+        return any("b" in row["flags"] for row in client.client_list())
+
+    eventually(held, "Redis holds the first up")
+    revoke("t", terminated=first != "terminated")
+    client.client_unpause()
+    eventually(lambda: ledger.has_ended("t"), "the end is noted")
+
+
 def test_nothing_holds_up_the_main_process_of_a_worker(executions: Executions, bus: EventBus, client: Redis) -> None:
     """A bus that hangs delays the note that a message was dropped, not the process that drops it."""
     client.client_pause(1500, all=True)
