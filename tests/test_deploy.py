@@ -24,6 +24,7 @@ from redis import Redis
 
 from bridge.devserver import RedisServer
 from tests.conftest import ROOT, Processes, eventually, missing
+from tests.ports import free_port
 
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -223,12 +224,6 @@ def distributions(requirements: list[str]) -> set[str]:
             if not needed.marker or any(needed.marker.evaluate({"extra": extra}) for extra in ("", *found[name])):
                 todo.append(needed)
     return set(found)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def status(port: int, path: str, login: str | None = None) -> int | None:

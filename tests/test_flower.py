@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.error import HTTPError
@@ -18,6 +17,7 @@ from bridge import EventBus
 from bridge.devserver import RedisServer
 from bridge.messages import task_id_for
 from tests.conftest import Processes, eventually, missing
+from tests.ports import free_port
 
 WORKER = "w1@test"
 #: Stands in every payload of these tests; nothing of a payload may reach a monitor.
@@ -77,9 +77,7 @@ def flower(processes: Processes) -> Flower:
     """A Flower that has heard from worker ``w1``, and so hears all that follows."""
     if importlib.util.find_spec("flower") is None:
         missing("flower")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     listen = [f"--port={port}", "--address=127.0.0.1"]
     processes.celery("flower", *listen, name="flower", FLOWER_UNAUTHENTICATED_API="true")
     processes.worker("w1")

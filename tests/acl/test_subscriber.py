@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import urllib.request
 from typing import Any
 
@@ -16,6 +15,7 @@ from bridge.messages import task_id_for
 from bridge.subscriber import Subscriber
 from tests.acl.place import Place
 from tests.conftest import Queues, eventually
+from tests.ports import free_port
 
 #: Times that come within the test.
 SOON = {
@@ -46,11 +46,6 @@ def prepare(place: Place) -> None:
             ledger.sent([], [pair.listed(task_id_for("tests", event_id, "t.exact"))])
         place.admin.zadd(keys.inflight("tests"), {"without a pair": 1})
         place.admin.set(keys.done(task_id_for("tests", "ended", "t.exact")), "- 1 celery", ex=60)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def subscribe(place: Place, user: str, admin: Redis) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -21,6 +20,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from bridge import BridgeSettings, EventBus
 from bridge.dead_letters import DeadLetters
 from tests.conftest import Processes, eventually
+from tests.ports import free_port
 
 #: In addresses: the pages refresh themselves that often, in seconds.
 QUICK = "autorefresh=0.3"
@@ -95,12 +95,6 @@ class Site:
         """Wait for the dead letter of an event; return its id."""
         latest = lambda: [one.letter_id for one in self.letters.latest(1000) if one.event_id == event_id]  # noqa: E731
         return str(eventually(latest, f"a dead letter of {event_id}")[0])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Browser:

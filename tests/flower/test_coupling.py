@@ -17,7 +17,8 @@ from tornado.web import Application, url  # noqa: E402
 
 from bridge.flower import _with_tab, add_pages  # noqa: E402
 from tests.conftest import Processes, eventually  # noqa: E402
-from tests.flower.site import Flower, free_port  # noqa: E402
+from tests.flower.site import Flower  # noqa: E402
+from tests.ports import free_port  # noqa: E402
 
 NAVBAR = (Path(flower.__file__).parent / "templates" / "navbar.html").read_text()
 #: Starts Flower as if it were of another version.

@@ -15,8 +15,8 @@ from typing import Any, Self
 import amqp
 
 from tests.conftest import eventually
+from tests.ports import free_ports
 from tests.topologies.certificates import Certificates
-from tests.topologies.servers import free_ports
 
 _START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 20.0

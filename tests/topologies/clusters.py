@@ -14,7 +14,8 @@ from redis.exceptions import RedisError
 
 from bridge.devserver import RedisServer
 from tests.conftest import eventually
-from tests.topologies.servers import DOWN_MS, free_ports
+from tests.ports import free_ports
+from tests.topologies.servers import DOWN_MS
 
 SLOTS = 16384
 

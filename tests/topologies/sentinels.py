@@ -13,7 +13,8 @@ from redis.sentinel import Sentinel
 
 from bridge.devserver import RedisServer
 from tests.conftest import eventually
-from tests.topologies.servers import DOWN_MS, free_ports
+from tests.ports import free_ports
+from tests.topologies.servers import DOWN_MS
 
 
 class SentinelNode(RedisServer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 
 from redis import Redis
@@ -14,19 +13,6 @@ from tests.topologies.certificates import Certificates, Pair
 
 #: After so long without an answer a server counts as down, ms.
 DOWN_MS = 1000
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports that nobody listens on, nor is given by the system before this process ends."""
-    ports = []
-    for _ in range(count):
-        probe = socket.socket()
-        # While bound it is given to no other test; it does not listen, so a server may bind it too, with this option.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        ports.append(probe.getsockname()[1])
-        probe.detach()
-    return ports
 
 
 class TlsServer(RedisServer):

@@ -17,6 +17,7 @@ from bridge.devserver import RedisServer
 from bridge.presence import Presence, Presences
 from tests.conftest import Processes, Queues, Start, eventually
 from tests.faults.proxy import Proxy
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_live_subscriber_is_ready(use, start: Start, presences: Presences) -> 
 def test_every_subscriber_of_a_group_speaks_for_itself(use, start: Start, presences: Presences) -> None:
     """Two are two, by name; another group is another list; the address of the metrics is theirs."""
     use("t.all")
-    start("two", metrics_port=_free_port())
+    start("two", metrics_port=free_port())
     start("one")
     start("three", group="other")
     found = eventually(lambda: len(presences.all()) == 2 and presences.all(), "both speak", 5)
@@ -193,8 +194,3 @@ def test_what_is_said_is_what_is_read(each: Presences) -> None:
     each.leave("one")
     each.leave("one")
     assert each.all() == []
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
