@@ -34,6 +34,9 @@ ROOT = Path(__file__).parent.parent
 IN_CI = bool(os.environ.get("CI"))
 #: Characters shown of the log of each process of a test that failed.
 LOG_SHOWN = 8_000
+#: How long a worker may take to stop: the prefork pool of Celery 5.7 takes 30 s now and then, or twice that, with or
+#: without the bridge.
+STOP_S = 100
 
 # A shell ignores SIGINT in what it runs in the background, and the processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

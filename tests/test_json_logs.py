@@ -21,7 +21,7 @@ from bridge.context import handling
 from bridge.devserver import RedisServer
 from bridge.logs import about
 from bridge.messages import task_id_for
-from tests.conftest import Processes, eventually
+from tests.conftest import STOP_S, Processes, eventually
 
 SECRET = "s3cret-payload"
 #: Warnings of Python itself, before a worker has set up its logging, are off.
@@ -192,6 +192,7 @@ def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
         yield connected
 
 
+@pytest.mark.timeout(200)
 def test_a_worker_writes_json_only(processes: Processes, bus: EventBus) -> None:
     """Lines of the bridge, of Celery and of pool children parse; that of a dead letter says what it is about."""
     worker = processes.worker("w1", **JSON)
@@ -204,7 +205,7 @@ def test_a_worker_writes_json_only(processes: Processes, bus: EventBus) -> None:
 
     eventually(told, "three dead letters are told")
     worker.terminate()
-    worker.wait(20)
+    worker.wait(STOP_S)
     text = processes.log("w1")
     written = lines(text)
     dead = {one["reason"]: one for one in written if one.get("action") == "dead_letter"}

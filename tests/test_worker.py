@@ -21,7 +21,7 @@ from bridge.devserver import RedisServer
 from bridge.keys import Keys
 from bridge.messages import task_id_for
 from bridge.settings import BridgeSettings
-from tests.conftest import ROOT, Processes, eventually
+from tests.conftest import ROOT, STOP_S, Processes, eventually
 
 
 @pytest.fixture
@@ -61,6 +61,7 @@ def stats(processes: Processes) -> dict[str, Any]:
     return inspect(processes, "stats")
 
 
+@pytest.mark.timeout(200)
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 def test_events_run_tasks_in_every_pool(
     processes: Processes, bus: EventBus, effects: Effects, client: Redis, prefix: str, pool: str
@@ -74,7 +75,7 @@ def test_events_run_tasks_in_every_pool(
     bus.publish("slow.created", 0.3, id="slow")
     effects.wait_for("plain foreign", "glob foreign", "slow slow")
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(15) == 0
+    assert worker.wait(STOP_S) == 0
     assert set(effects.all().values()) == {1}
     assert client.xinfo_consumers(Keys(prefix).journal, "tests") == []  # it left the group
     assert "Traceback" not in processes.log("w1")
@@ -262,8 +263,7 @@ def test_shutdown_under_load_loses_nothing(
     eventually(lambda: len(effects.all()) > 20, "it is at work", 30)
     family = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
     worker.send_signal(how)
-    # The prefork pool of Celery 5.7 sometimes takes 30 s to stop under load, or twice that, with or without us.
-    worker.wait(100)
+    worker.wait(STOP_S)
     eventually(lambda: not any(process.is_running() for process in family[1:]), "no process is left")
     assert len(effects.all()) < len(ids), "it was stopped in the middle"
     # What was reserved waits for the broker's visibility timeout; the test does not wait an hour.

@@ -15,7 +15,7 @@ from bridge.keys import Keys
 from bridge.messages import task_id_for
 from bridge.presence import Presences
 from bridge.status import read_status
-from tests.conftest import Start, eventually
+from tests.conftest import STOP_S, Start, eventually
 from tests.replays import FAST, Bench, last
 from tests.topologies.sites import OTHER_GROUP, Site, Waiting, effects_of
 
@@ -229,6 +229,7 @@ def effects(site: Site, prefix: str) -> Any:
     return lambda: sorted(value.decode() for value in site.client.lrange(effects_of(prefix), 0, -1))
 
 
+@pytest.mark.timeout(200)
 def test_a_worker(
     processes: Any, site: Site, bus: EventBus, client: Redis, settings: BridgeSettings, prefix: str, waiting, effects
 ) -> None:
@@ -247,5 +248,5 @@ def test_a_worker(
     (step,) = eventually(lambda: [one for one in effects() if one.startswith("step ")], "the end of the chain")
     assert effects() == sorted([*expected, step])
     worker.terminate()
-    assert worker.wait(15) == 0
+    assert worker.wait(STOP_S) == 0
     assert processes.log("w1").count("Traceback") == 1, "that of the task that failed"
