@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import socket
-import threading
+from collections.abc import Callable
 
 import click
 from celery.bin.base import LOG_LEVEL
@@ -16,6 +16,8 @@ from bridge.cli.connect import told
 from bridge.logs import about
 from bridge.settings import BridgeSettings
 from bridge.subscriber import Subscriber
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command()
@@ -37,9 +39,7 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
       celery -A bridge bus subscribe --types 'dream.*' --types 'user.*'
       celery -A bridge worker --no-subscriber
     """
-    stop = threading.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda *_: stop.set())
+    wait_for_signal = signals_noted()
     app = ctx.obj.app
     app.log.setup_logging_subsystem(loglevel=loglevel)
     with told():
@@ -49,7 +49,27 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
 
     gc.freeze()  # what was imported is no garbage, see worker.py
     subscriber.start()
-    stop.wait()
+    wait_for_signal()
     extra = about("subscriber_stopping", group=settings.group, consumer=subscriber.name)
     logging.getLogger(__name__).info("stopping", extra=extra)
     subscriber.stop()
+
+
+def signals_noted() -> Callable[[], None]:
+    """Note SIGTERM and SIGINT from now on; return a function that waits until one has come.
+
+    By the pipe that :func:`signal.set_wakeup_fd` is for. Python runs a handler between two of its instructions: one
+    that comes just before the main thread blocks, on a lock, an ``Event`` or a queue, would wait for the thread to go
+    on, and the thread for the handler.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    for number in _STOPPING:
+        signal.signal(number, lambda *_: None)
+
+    def wait() -> None:
+        while os.read(reader, 1)[0] not in _STOPPING:
+            pass  # a signal that user code handles
+
+    return wait
