@@ -106,6 +106,8 @@ def test_no_event_is_shown_twice_while_others_publish(processes: Processes, bus:
 def test_a_lost_connection_is_said(tail, processes: Processes, bus: EventBus, proxy: Proxy) -> None:
     """It goes on by itself, and says that events may have been missed."""
     process = tail(REDIS_URL=proxy.url)
+    bus.publish("dream.created", id="before")
+    eventually(lambda: "before" in processes.log("tail"), "it has heard that it listens, so that more may be missed")
     proxy.cut()
     eventually(lambda: "events may have been missed" in processes.log("tail"), "it is back")
     bus.publish("dream.created", id="after")

@@ -45,7 +45,9 @@ Publish = Callable[[EventBus, list[Event]], None]
 
 def main(name: str, seed: int, log: Path) -> None:
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # By a thread: a handler may interrupt the beginning of stop.wait(), whose lock stop.set() would wait for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=lambda: (signal.sigwait([signal.SIGTERM]), stop.set()), daemon=True).start()
     choice = random.Random(seed)
     number = 0
     # Unbuffered: a line is in the file or not, whenever this process is killed.
