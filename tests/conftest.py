@@ -37,6 +37,8 @@ LOG_SHOWN = 8_000
 #: How long a worker may take to stop: the prefork pool of Celery 5.7 takes 30 s now and then, or twice that, with or
 #: without the bridge.
 STOP_S = 100
+#: Mark of the tests that wait for that.
+stops_worker = pytest.mark.timeout(2 * STOP_S)
 
 # A shell ignores SIGINT in what it runs in the background, and the processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,6 +49,12 @@ def missing(what: str) -> None:
     if IN_CI:
         pytest.fail(f"{what} is missing; .ci/run installs it")
     pytest.skip(f"{what} is missing")
+
+
+def calls(client: Redis) -> dict[str, int]:
+    """How often each command has been called on a server, whoever called it."""
+    stats: Any = client.info("commandstats")
+    return {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}
 
 
 def eventually(check: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:

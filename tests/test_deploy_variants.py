@@ -8,7 +8,6 @@ import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.cluster import RedisCluster
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.sentinel import Sentinel
 
 from bridge.devserver import RedisServer, binary_on_path
@@ -24,6 +23,7 @@ from bridge.grants import version_of
 from tests.compose import PATH, Site
 from tests.conftest import ROOT, eventually, missing
 from tests.rabbitmq.node import RabbitNode, find_programs
+from tests.topologies.sentinels import fail_over
 
 PREFIX = "dreamnet:events:"
 PASSWORD = "0123456789abcdef"
@@ -204,7 +204,7 @@ def test_sentinel(make: Make) -> None:
     see_it_done(site, finder.master_for("bus"))
     is_well(site)
     first = finder.discover_master("bus")
-    eventually(lambda: fail_over(finder.sentinels[0]), "a Sentinel knows the replicas")
+    eventually(lambda: fail_over(finder.sentinels[0], "bus"), "a Sentinel knows the replicas")
     second = eventually(lambda: (now := finder.discover_master("bus")) != first and now, "another primary")
     before = len(done(site))
     command = ("celery", "-A", "bridge", "bus", "publish", "dream.shared", "{}")
@@ -212,12 +212,6 @@ def test_sentinel(make: Make) -> None:
     eventually(lambda: len(done(site)) > before, "an event of afterwards is recorded")
     name = next(name for name in ("redis-2", "redis-3") if site.address(name) == second[0])
     assert "replicaof" not in (site.folder / "volumes" / name / "own.conf").read_text()
-
-
-def fail_over(sentinel: Redis) -> bool:
-    with suppress(ResponseError):
-        return bool(sentinel.execute_command("SENTINEL", "FAILOVER", "bus"))
-    return False
 
 
 def test_cluster(make: Make) -> None:

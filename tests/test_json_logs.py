@@ -21,7 +21,7 @@ from bridge.context import handling
 from bridge.devserver import RedisServer
 from bridge.logs import about
 from bridge.messages import task_id_for
-from tests.conftest import STOP_S, Processes, eventually
+from tests.conftest import STOP_S, Processes, eventually, stops_worker
 
 SECRET = "s3cret-payload"
 #: Warnings of Python itself, before a worker has set up its logging, are off.
@@ -192,7 +192,7 @@ def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
         yield connected
 
 
-@pytest.mark.timeout(200)
+@stops_worker
 def test_a_worker_writes_json_only(processes: Processes, bus: EventBus) -> None:
     """Lines of the bridge, of Celery and of pool children parse; that of a dead letter says what it is about."""
     worker = processes.worker("w1", **JSON)

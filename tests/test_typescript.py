@@ -19,7 +19,7 @@ from bridge import Event, EventBus
 from bridge.devserver import RedisServer
 from bridge.event import UNHEARD_SOURCE
 from bridge.keys import Keys
-from tests.conftest import STOP_S, Processes, eventually, missing
+from tests.conftest import STOP_S, Processes, eventually, missing, stops_worker
 
 SCRIPT = str(Path(__file__).parent / "typescript" / "redis_event_bus.mjs")
 DREAM = {"dreamId": 7, "text": "Straße – 夢 🌙", "tags": ["a", None, True], "depth": {"score": 0.5, "n": -(2**53) + 1}}
@@ -110,7 +110,7 @@ def end_gently(workers: list[Any]) -> None:
         assert worker.wait(STOP_S) == 0
 
 
-@pytest.mark.timeout(200)
+@stops_worker
 def test_each_handler_runs_once_per_event_with_three_workers(
     publish: Publish, processes: Processes, client: Redis, prefix: str
 ) -> None:
@@ -215,7 +215,7 @@ def test_local_handlers_hear_the_typescript_bus(publish: Publish, bus: EventBus)
         assert bus.get_event(event.id).source == "dream-service"
 
 
-@pytest.mark.timeout(200)
+@stops_worker
 def test_events_from_before_the_first_subscriber_are_dispatched(
     publish: Publish, processes: Processes, client: Redis, prefix: str
 ) -> None:

@@ -21,7 +21,7 @@ from bridge.devserver import RedisServer
 from bridge.keys import Keys
 from bridge.messages import task_id_for
 from bridge.settings import BridgeSettings
-from tests.conftest import ROOT, STOP_S, Processes, eventually
+from tests.conftest import ROOT, STOP_S, Processes, eventually, stops_worker
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def stats(processes: Processes) -> dict[str, Any]:
     return inspect(processes, "stats")
 
 
-@pytest.mark.timeout(200)
+@stops_worker
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 def test_events_run_tasks_in_every_pool(
     processes: Processes, bus: EventBus, effects: Effects, client: Redis, prefix: str, pool: str
@@ -247,7 +247,7 @@ def test_misspelt_settings_end_the_worker(processes: Processes) -> None:
     assert "did you mean BRIDGE_CHANNEL_PREFIX?" in processes.log("w1")
 
 
-@pytest.mark.timeout(200)
+@stops_worker
 @pytest.mark.parametrize(
     ("how", "pool"),
     [(signal.SIGTERM, "prefork"), (signal.SIGQUIT, "prefork"), (signal.SIGINT, "threads")],

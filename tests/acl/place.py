@@ -82,11 +82,6 @@ class Place:
         entries: Any = self.admin.acl_log()
         return {f"{one['username']}: {one['reason']} {one['object']} ({one['context']})" for one in entries}
 
-    def publications(self) -> int:
-        """How often anybody has published something on this server."""
-        calls: Any = self.admin.info("commandstats")
-        return int(calls["cmdstat_publish"]["calls"])
-
     @contextmanager
     def recorded(self) -> Iterator[list[Words]]:
         """Listen to all commands for the time of a block, from a server that knows no script."""

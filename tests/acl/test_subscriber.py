@@ -14,7 +14,7 @@ from bridge.ledger import Ledger, Pair
 from bridge.messages import task_id_for
 from bridge.subscriber import Subscriber
 from tests.acl.place import Place
-from tests.conftest import Queues, eventually
+from tests.conftest import Queues, calls, eventually
 from tests.ports import free_port
 
 #: Times that come within the test.
@@ -73,8 +73,8 @@ def subscribe(place: Place, user: str, admin: Redis) -> None:
         eventually(
             lambda: admin.publish(*again) and subscriber.counters.snapshot().get("duplicate", 0) > 20, "repetitions"
         )
-        so_far = place.publications()
-        eventually(lambda: place.publications() > so_far, "in silence it wants to hear itself")
+        so_far = calls(admin)["publish"]
+        eventually(lambda: calls(admin)["publish"] > so_far, "in silence it wants to hear itself")
         eventually(lambda: subscriber.info()["warnings"], "it has looked at the settings of the server")
         admin.xgroup_destroy(keys.journal, "tests")
         eventually(lambda: admin.xinfo_groups(keys.journal), "the group is there again")

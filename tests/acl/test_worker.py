@@ -12,7 +12,7 @@ from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.keys import Keys
 from tests.acl.place import Place
 from tests.acl.test_subscriber import NOT_GRANTED, SOON, prepare, subscribe
-from tests.conftest import STOP_S, Processes, Queues, eventually
+from tests.conftest import STOP_S, Processes, Queues, eventually, stops_worker
 
 KINDS = ["work.published", "work.retried", "work.long", "work.marked", "work.canvas"]
 APP = "tests.acl.app"
@@ -74,7 +74,7 @@ def refusals(place: Place) -> set[str]:
     return {text for text in place.refusals() if text.split()[2] not in NOT_GRANTED}
 
 
-@pytest.mark.timeout(200)
+@stops_worker
 def test_one_that_only_runs_tasks_has_what_it_needs_and_no_more(
     place: Place, waiting: None, processes: Processes
 ) -> None:
@@ -86,7 +86,7 @@ def test_one_that_only_runs_tasks_has_what_it_needs_and_no_more(
     place.judge(rules, commands)
 
 
-@pytest.mark.timeout(200)
+@stops_worker
 def test_one_with_a_subscriber_has_what_it_needs_and_no_more(place: Place, processes: Processes) -> None:
     """Likewise, and what it does for the events of others as well."""
     rules = place.grant("shop", "worker", **SOON)

@@ -54,9 +54,13 @@ def told(say: Say) -> dict[str, Any]:
 
 
 def subscriber(say: Say) -> dict[str, Any]:
-    """What is told to programs of the only one; before it has said anything, that it neither waits nor has problems."""
-    (group,) = told(say)["groups"]
-    (one,) = group["subscribers"] or [{"waits": "", "problems": []}]
+    """What is told to programs of the only one, once it has said something."""
+
+    def subscribers() -> list[dict[str, Any]]:
+        (group,) = told(say)["groups"]
+        return list(group["subscribers"])
+
+    (one,) = eventually(subscribers, "it says that it lives")
     return dict(one)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +14,7 @@ from bridge import BusUnavailable, Event, EventBus
 from bridge.devserver import RedisServer, binary_of_wheel, binary_on_path, find_binary
 from bridge.keys import Keys
 from bridge.subscriber import Subscriber
-from tests.conftest import Queues, Start, eventually, missing
+from tests.conftest import Queues, Start, calls, eventually, missing
 
 
 @pytest.fixture
@@ -63,17 +62,12 @@ def acknowledged(subscriber: Subscriber, count: int) -> None:
     eventually(lambda: subscriber.info().get("dispatched") == count, f"{count} are acknowledged")
 
 
-def commands(admin: Redis) -> dict[str, int]:
-    stats: Any = admin.info("commandstats")
-    return {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}
-
-
 def test_mark_and_entry_are_one_command(bus: EventBus, admin: Redis) -> None:
     """No process can die between the mark of an event and its journal entry: both are one script call."""
     publish(bus, "first")  # connects, and loads the script
-    before = commands(admin)
+    before = calls(admin)
     bus.publish("a.b", id="second")
-    sent = {name: count - before.get(name, 0) for name, count in commands(admin).items()}
+    sent = {name: count - before.get(name, 0) for name, count in calls(admin).items()}
     assert {name: count for name, count in sent.items() if count and name != "info"} == {
         "evalsha": 1, "get": 1, "xadd": 1, "set": 2, "publish": 1
     }  # fmt: skip

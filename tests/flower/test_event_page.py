@@ -37,7 +37,7 @@ def test_the_page_keeps_up(site: Site, flower: Flower, browser: Browser, name: s
     site.bus.publish("slow.created", 5.1, id=name)
     browser.open(f"{flower.url}/event/{name}?{QUICK}")
     browser.shows(TREE, "STARTED")
-    browser.shows(TREE, "SUCCESS", "5.")
+    browser.shows(TREE, "SUCCESS", "5.1")
 
 
 def test_a_failed_task_is_retried(site: Site, flower: Flower, browser: Browser, name: str, client: Redis) -> None:

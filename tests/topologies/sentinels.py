@@ -32,6 +32,13 @@ class SentinelNode(RedisServer):
         return [str(file), "--sentinel"]
 
 
+def fail_over(sentinel: Redis, service: str) -> bool:
+    """Have a Sentinel make another server the primary; False while it cannot, as when a failover is not over."""
+    with suppress(ResponseError):
+        return bool(sentinel.execute_command("SENTINEL", "FAILOVER", service))
+    return False
+
+
 class Replicated:
     """A primary, two replicas, and three Sentinels that watch them.
 
@@ -114,15 +121,11 @@ class Replicated:
             state: Any = client.execute_command("SENTINEL", "CKQUORUM", self.service)
             return str(state).startswith(("OK 3", "b'OK 3"))
 
-    def finder(self) -> Sentinel:
-        """redis-py's own way to the primary, for tests."""
+    def client(self) -> Redis:
+        """A client of whichever server is the primary, found in redis-py's own way."""
         options = {"password": self.password or None, "socket_timeout": 2}
         places = [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
-        return Sentinel(places, sentinel_kwargs=options, **options)
-
-    def client(self) -> Redis:
-        """A client of whichever server is the primary."""
-        return self.finder().master_for(self.service)
+        return Sentinel(places, sentinel_kwargs=options, **options).master_for(self.service)
 
     def primary(self) -> RedisServer:
         """The server that all Sentinels name."""
@@ -149,11 +152,10 @@ class Replicated:
 
         return eventually(promoted, "another primary", 30)
 
-    def order_failover(self) -> bool:
-        """Have another server made the primary; False while that cannot be, as when the last failover is not over."""
-        with self.direct(self.sentinels[0]) as client, suppress(ResponseError):
-            return bool(client.execute_command("SENTINEL", "FAILOVER", self.service))
-        return False
+    def fail_over(self) -> bool:
+        """See :func:`fail_over`."""
+        with self.direct(self.sentinels[0]) as client:
+            return fail_over(client, self.service)
 
     def heal(self) -> None:
         """Start what is down, and wait until everything follows the primary."""

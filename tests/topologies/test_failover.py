@@ -138,7 +138,7 @@ def test_sentinel_failovers_under_load(
 
         def change_places() -> None:
             old = servers.primary()
-            eventually(servers.order_failover, "a Sentinel takes the order")
+            eventually(servers.fail_over, "a Sentinel takes the order")
             servers.wait_for_failover(old)
             servers.heal()
 

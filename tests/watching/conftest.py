@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from bridge.handlers import registry
 from bridge.outcomes import EventNode, TaskNode
 from bridge.trace import Tracer
 from tests.conftest import make_app
+from tests.ports import free_port
 
 #: Runs a function and returns the commands of clients, and the commands inside their scripts.
 Listen = Callable[[Callable[[], Any]], tuple[list[str], list[str]]]
@@ -104,8 +104,7 @@ def listening(process: psutil.Process) -> set[tuple[str, int]]:
 @pytest.fixture
 def port() -> int:
     """A free port for the metrics of a subscriber."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

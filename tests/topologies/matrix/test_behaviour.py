@@ -15,7 +15,7 @@ from bridge.keys import Keys
 from bridge.messages import task_id_for
 from bridge.presence import Presences
 from bridge.status import read_status
-from tests.conftest import STOP_S, Start, eventually
+from tests.conftest import STOP_S, Start, eventually, stops_worker
 from tests.replays import FAST, Bench, last
 from tests.topologies.sites import OTHER_GROUP, Site, Waiting, effects_of
 
@@ -229,7 +229,7 @@ def effects(site: Site, prefix: str) -> Any:
     return lambda: sorted(value.decode() for value in site.client.lrange(effects_of(prefix), 0, -1))
 
 
-@pytest.mark.timeout(200)
+@stops_worker
 def test_a_worker(
     processes: Any, site: Site, bus: EventBus, client: Redis, settings: BridgeSettings, prefix: str, waiting, effects
 ) -> None:
