@@ -103,7 +103,7 @@ class Exporter:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            return self._metrics(environ, start_response)  # type: ignore[no-any-return]
+            return self._metrics(environ, start_response)  # type: ignore[no-any-return]  # untyped in prometheus_client
         if path == "/healthz":
             return _verdict(self._health.stuck(), start_response)
         if path == "/readyz":

@@ -38,15 +38,15 @@ class _Following:
     def connect(self) -> None:
         if not self.is_connected:  # type: ignore[attr-defined]  # of the class that this one is combined with
             self.host, self.port = self._locate()
-        super().connect()  # type: ignore[misc]
+        super().connect()  # type: ignore[misc]  # likewise
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().read_response(*args, **options)  # type: ignore[misc]
+            return super().read_response(*args, **options)  # type: ignore[misc]  # likewise
         except ResponseError as error:
             if not isinstance(error, _ELSEWHERE) and not str(error).startswith(_FORSAKEN):
                 raise
-            self.disconnect()  # type: ignore[attr-defined]
+            self.disconnect()  # type: ignore[attr-defined]  # likewise
             raise RedisConnectionError(f"not the primary of these keys: {told(error)}") from error
 
 
@@ -70,7 +70,7 @@ def pool(address: Address, locate: Callable[[], Place] | None, **options: Any) -
     if locate is not None:
         options["connection_class"] = _FollowingTlsConnection if address.secure else _FollowingConnection
         options["locate"] = locate
-    return BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
+    return BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]  # untyped in redis-py
 
 
 def _of_client(options: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
         options: Of connections to Sentinels.
     """
     given = options | _of_client(address.sentinel_options)
-    sentinel = Sentinel(list(address.hosts), sentinel_kwargs=given)  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(list(address.hosts), sentinel_kwargs=given)  # type: ignore[no-untyped-call]  # untyped in redis-py
     known = list(zip(address.hosts, sentinel.sentinels, strict=True))
 
     def locate() -> Place:
@@ -101,7 +101,7 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
             state = states.get(address.service)
             if state is None:
                 problems.append(f"{place[0]}:{place[1]} watches no {address.service}")
-            elif not sentinel.check_master_state(state, address.service):  # type: ignore[no-untyped-call]
+            elif not sentinel.check_master_state(state, address.service):  # type: ignore[no-untyped-call]  # untyped in redis-py
                 problems.append(f"{place[0]}:{place[1]} takes it for dead")
             else:
                 known[:] = sorted(known, key=lambda one: one[0] != place)  # who answers is asked first from now on
@@ -138,7 +138,7 @@ class Cluster:
             RedisConnectionError: No node answers, or they know of no cluster.
         """
         if self._client is None:
-            nodes = [ClusterNode(host, port) for host, port in self._address.hosts]  # type: ignore[no-untyped-call]
+            nodes = [ClusterNode(host, port) for host, port in self._address.hosts]  # type: ignore[no-untyped-call]  # untyped in redis-py
             try:
                 self._client = RedisCluster(
                     startup_nodes=nodes,
@@ -157,7 +157,7 @@ class Cluster:
         """
         client = self._refreshed()
         try:
-            node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]
+            node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]  # untyped in redis-py
         except RedisClusterException as error:
             raise _reason(error) from error
         return node.host, node.port
@@ -169,7 +169,7 @@ class Cluster:
             RedisConnectionError: No node answers.
         """
         client = self._refreshed()
-        nodes = client.get_primaries()  # type: ignore[no-untyped-call]
+        nodes = client.get_primaries()  # type: ignore[no-untyped-call]  # untyped in redis-py
         return [((node.host, node.port), client.get_redis_connection(node)) for node in nodes]
 
     def _refreshed(self) -> RedisCluster:

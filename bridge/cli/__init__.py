@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, cast
 
 import click
-from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
+from click_didyoumean import DYMGroup  # type: ignore[import-untyped]  # it has no types
 
 #: Headings of the help, and below each the commands with their short help, which stands here as well so that the list
 #: of commands imports none of them. Module and function of a command have its name.

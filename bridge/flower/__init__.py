@@ -51,7 +51,7 @@ def add_pages() -> bool:
 
 def _add_pages() -> bool:
     import flower  # noqa: PLC0415  # only the process that is Flower needs it, and tornado with it
-    from flower import app, command, urls  # noqa: PLC0415
+    from flower import app, command, urls  # noqa: PLC0415  # likewise
 
     if flower.VERSION[:2] != TESTED or not flower.__version__.startswith("{}.{}.".format(*TESTED)):
         raise _Misfit(f"they were tested with {'.'.join(map(str, TESTED))}.x, this is {flower.__version__}")
@@ -81,7 +81,7 @@ def _expect(holds: bool, otherwise: str) -> None:
 
 def _loader(flowers: Path) -> BaseLoader:
     """Return a loader of our templates and of Flower's, with our tab in its navigation bar."""
-    from tornado.template import BaseLoader, Template  # noqa: PLC0415
+    from tornado.template import BaseLoader, Template  # noqa: PLC0415  # only Flower has tornado
 
     class Loader(BaseLoader):
         def resolve_path(self, name: str, parent_path: str | None = None) -> str:
