@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import flood, ours, peers, scaling
 from benchmarks.setting import event
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 
 Row = Callable[[RedisServer], Any]
 

@@ -14,8 +14,8 @@ from redis import Redis
 
 from benchmarks.ours import SUBSCRIBE, Latency, take, wait_for_subscribers
 from benchmarks.setting import GROUP, PREFIX, drain, processes
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 
 #: Bursts of the flood in a second.
 _BURSTS_PER_S = 100

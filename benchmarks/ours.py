@@ -18,8 +18,8 @@ from redis import Redis
 from benchmarks.delay import delayed
 from benchmarks.setting import PREFIX, QUEUE, STARTS, broadcast, fill, foreign, payload, processes, rate
 from bridge import Event, EventBus, get_bus, publish_event
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 
 SUBSCRIBE = ("bus", "subscribe")
 #: What the broker is to the bus, and database and transport for that.

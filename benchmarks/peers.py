@@ -17,7 +17,7 @@ from faststream.redis import RedisBroker
 from redis import Redis
 
 from benchmarks.setting import PREFIX, event, foreign
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 
 CHANNEL = f"{PREFIX}dream.created"
 

@@ -10,7 +10,7 @@ from celery import Celery
 
 from benchmarks.ours import SUBSCRIBE
 from benchmarks.setting import QUEUE, fill, payload, processes, rate_of
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 from tests.rabbitmq.node import RabbitNode, find_programs
 
 _ROUNDS = 3

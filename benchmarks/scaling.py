@@ -22,11 +22,11 @@ from redis import Redis
 from benchmarks.ours import SUBSCRIBE, wait_for_subscribers
 from benchmarks.setting import GROUP, PREFIX, QUEUE, STARTS, broadcast, event, fill, foreign, processes, rate
 from bridge import EventBus
-from bridge.connection import connect
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
-from bridge.ledger import Ended, Ledger, Listed, Pair
-from bridge.settings import BridgeSettings
+from bridge.config.settings import BridgeSettings
+from bridge.redis.client import connect
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ended, Ledger, Listed, Pair
+from bridge.testing.redis_server import RedisServer
 
 #: One process that runs one task at a time, and no subscriber.
 WORKER = ("worker", "-c", "1", "--no-subscriber", "--without-gossip", "--without-mingle", "--without-heartbeat")

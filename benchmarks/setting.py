@@ -17,7 +17,7 @@ from kombu.transport.redis import Transport
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "bench:"

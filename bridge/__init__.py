@@ -3,8 +3,11 @@
 Importing this builds no Celery application and opens no connection.
 """
 
-from bridge.bus import EventBus
-from bridge.context import current_event
+from bridge.bus.bus import EventBus
+from bridge.bus.causation import current_event
+from bridge.bus.local import LocalBus, Publication
+from bridge.bus.publish import get_bus, publish_event
+from bridge.config.settings import BridgeSettings
 from bridge.errors import (
     BridgeError,
     BusUnavailable,
@@ -14,13 +17,10 @@ from bridge.errors import (
     JournalLost,
     SettingsError,
 )
-from bridge.event import Event
-from bridge.execution import mark_done
-from bridge.handlers import on_event
-from bridge.local_bus import LocalBus, Publication
-from bridge.publishing import get_bus, publish_event
-from bridge.settings import BridgeSettings
-from bridge.task import EventTask
+from bridge.events.event import Event
+from bridge.handlers.leases import mark_done
+from bridge.handlers.on_event import on_event
+from bridge.handlers.task import EventTask
 from bridge.worker import install
 
 __all__ = [

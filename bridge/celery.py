@@ -1,5 +1,7 @@
 """The Celery application of ``celery -A bridge``; wiring only. Your own application needs ``bridge.install(app)``."""
 
+from __future__ import annotations
+
 from celery import Celery
 
 from bridge.worker import install

@@ -12,14 +12,14 @@ from celery import Celery, _state, bootsteps
 from celery.signals import task_revoked
 from pydantic import SecretStr
 
-from bridge import json_logs
-from bridge.concealment import conceal_in_worker
-from bridge.context import install_propagation
-from bridge.handlers import registry
-from bridge.serializers import refuse_pickled_tasks
-from bridge.settings import BridgeSettings
-from bridge.subscriber import Subscriber
-from bridge.task import end_revoked
+from bridge.bus.causation import install_propagation
+from bridge.config.celery_config import refuse_pickled_tasks
+from bridge.config.settings import BridgeSettings
+from bridge.handlers.registry import registry
+from bridge.handlers.task import end_revoked
+from bridge.subscriber.subscriber import Subscriber
+from bridge.telemetry import json_logs
+from bridge.telemetry.error_redaction import conceal_in_worker
 
 
 def install(app: Celery) -> None:

@@ -24,12 +24,12 @@ sys.path.insert(0, str(ROOT))  # celeryconfig.py and tasks/
 
 from bridge import Event, EventBus  # noqa: E402
 from bridge.celery import app  # noqa: E402
-from bridge.dead_letters import DeadLetters  # noqa: E402
-from bridge.devserver import running_redis  # noqa: E402
-from bridge.keys import Keys  # noqa: E402
-from bridge.outcomes import EventNode  # noqa: E402
-from bridge.settings import BridgeSettings  # noqa: E402
-from bridge.trace import Tracer  # noqa: E402
+from bridge.config.settings import BridgeSettings  # noqa: E402
+from bridge.operations.task_states import EventNode  # noqa: E402
+from bridge.operations.trace import Tracer  # noqa: E402
+from bridge.storage.dead_letters import DeadLetters  # noqa: E402
+from bridge.storage.keys import Keys  # noqa: E402
+from bridge.testing.redis_server import running_redis  # noqa: E402
 
 TIMEOUT_S = 45
 FLOWER_URL = "http://localhost:5555"

@@ -21,12 +21,13 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from bridge import exporter, settings
 from bridge.cli import COMMANDS, bus
-from bridge.exporter import OUTCOMES
-from bridge.logs import ACTIONS, Fields
-from bridge.metrics import Counters
-from bridge.settings import BridgeSettings
+from bridge.config import settings
+from bridge.config.settings import BridgeSettings
+from bridge.subscriber.monitoring import metrics_server as exporter
+from bridge.subscriber.monitoring.metrics_server import OUTCOMES
+from bridge.telemetry.counters import Counters
+from bridge.telemetry.logs import ACTIONS, Fields
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 #: Defaults that follow from something else; the class holds a stand-in.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.keys import Keys
-from bridge.ledger import Ledger
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger
 from tests.conftest import Queues, eventually
 
 

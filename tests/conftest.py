@@ -22,10 +22,10 @@ from celery import Celery
 from redis import Redis
 
 from bridge import EventBus
-from bridge.devserver import RedisServer, binary_of_wheel, binary_on_path
-from bridge.handlers import registry
-from bridge.settings import BridgeSettings
-from bridge.subscriber import Subscriber
+from bridge.config.settings import BridgeSettings
+from bridge.handlers.registry import registry
+from bridge.subscriber.subscriber import Subscriber
+from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path
 from tests.faults.proxy import Proxy
 from tests.handlers import HANDLERS
 from tests.replays import Bench

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from bridge import BridgeSettings, Event
-from bridge.connection import connect
-from bridge.journal import Journal, Outcome
-from bridge.keys import Keys
-from bridge.records import Record
+from bridge.events.encoded import Record
+from bridge.redis.client import connect
+from bridge.storage.journal import Journal, Outcome
+from bridge.storage.keys import Keys
 from tests.models import RepeatingMachine, repeatable
 
 TTL_S = 3600

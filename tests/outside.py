@@ -10,9 +10,10 @@ from pydantic import SecretStr
 from redis import Redis
 
 from bridge import BridgeSettings, Event
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.keys import Keys
-from bridge.signing import Keyring
+from bridge.events.signing import Keyring
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
 
 SECRETS = {
     "new": SecretStr("the newer secret of the tests, 32 bytes and more"),

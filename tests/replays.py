@@ -8,12 +8,13 @@ from typing import Any
 from redis import Redis
 
 from bridge import BridgeSettings, Event
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.keys import Keys
-from bridge.messages import task_id_for
-from bridge.replay import Progress, Replay
-from bridge.selection import Selection
-from bridge.sources import DeadSource, JournalSource
+from bridge.handlers.registry import task_id_for
+from bridge.operations.replay import Progress, Replay
+from bridge.operations.replay_sources import DeadSource, JournalSource
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.entries import Selection
+from bridge.storage.keys import Keys
 
 HANDLERS = ["t.exact", "t.plain"]
 FAST = 1e9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.connection import SSLConnection, UnixDomainSocketConnection
 
-from bridge.address import Address
+from bridge.config.address import Address
 
 
 @pytest.mark.parametrize(

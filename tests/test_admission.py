@@ -12,8 +12,8 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus, EventInvalid
-from bridge.checks import refused_handlers
-from bridge.handlers import registry
+from bridge.handlers.registry import registry
+from bridge.subscriber.checks import refused_handlers
 from tests.conftest import ROOT, Processes, Queues, Start, eventually, missing
 from tests.outside import SECRETS, SIGNED, Outside
 from tests.replays import FAST, Bench, last

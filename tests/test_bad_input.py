@@ -18,16 +18,17 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from bridge.bus import EventBus
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.devserver import RedisServer
+from bridge.bus.bus import EventBus
+from bridge.config.settings import BridgeSettings
 from bridge.errors import EventInvalid, SettingsError
-from bridge.event import Event
-from bridge.handlers import registry
-from bridge.journal import Journal
-from bridge.keys import Keys
-from bridge.settings import BridgeSettings
-from bridge.subscriber import Subscriber
+from bridge.events.event import Event
+from bridge.handlers.registry import registry
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.journal import Journal
+from bridge.storage.keys import Keys
+from bridge.subscriber.subscriber import Subscriber
+from bridge.testing.redis_server import RedisServer
 from tests.bad_inputs import COSTLY, LIMIT, PREFIX, ROWS, Case
 from tests.conftest import Queues, eventually
 from tests.handlers import HANDLERS

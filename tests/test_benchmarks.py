@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import flood, ours, peers
 from benchmarks.__main__ import LOOP, show_backlog, show_flood, show_latencies, show_rates
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 
 
 def test_peers(own_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, BusUnavailable, Event, EventBus, EventInvalid, EventLoop
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import eventually
 
 

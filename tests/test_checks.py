@@ -15,9 +15,10 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from bridge import BridgeSettings, checks
-from bridge.checks import Finding
-from bridge.devserver import RedisServer
+from bridge import BridgeSettings
+from bridge.subscriber import checks
+from bridge.subscriber.checks import Finding
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Start, eventually
 from tests.handlers import HANDLERS
 

@@ -14,17 +14,17 @@ from pydantic import BaseModel
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus, EventInvalid, LocalBus
-from bridge.concealment import conceal_in_worker, concealing
-from bridge.dead_letters import DeadLetters
+from bridge.broker.outbox import Outbox
 from bridge.errors import HandlerFailed
-from bridge.handlers import registry
-from bridge.ledger import Overdue, Pair
-from bridge.messages import Outbox
-from bridge.metrics import Counters
-from bridge.recovery import Recovery, _Hopeless
-from bridge.redaction import REDACTED, Redaction
-from bridge.stored import StoredEvent
-from bridge.stores import Stores
+from bridge.events.encoded import StoredEvent
+from bridge.events.redaction import REDACTED, Redaction
+from bridge.handlers.registry import registry
+from bridge.storage import Stores
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.ledger import Overdue, Pair
+from bridge.subscriber.maintenance.rescuer import Recovery, _Hopeless
+from bridge.telemetry.counters import Counters
+from bridge.telemetry.error_redaction import conceal_in_worker, concealing
 from tests.conftest import Processes, eventually
 from tests.test_redaction import PAYLOAD, SECRET, SENSITIVE
 

@@ -15,8 +15,8 @@ import pytest
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, Queues, Start, eventually, make_app
 
 

@@ -9,12 +9,13 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from bridge.dead_letters import DeadLetter, DeadLetters, Selection, Size
-from bridge.devserver import RedisServer
-from bridge.event import Event
-from bridge.keys import Keys
-from bridge.ledger import Ended, Ledger, Pair
-from bridge.settings import BridgeSettings
+from bridge.config.settings import BridgeSettings
+from bridge.events.event import Event
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters, Selection, Size
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ended, Ledger, Pair
+from bridge.testing.redis_server import RedisServer
 
 
 def letter(number: int, raw: bytes = b"{}", **more: str) -> DeadLetter:

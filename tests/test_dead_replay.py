@@ -9,10 +9,11 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, Event
-from bridge.dead_letters import DeadLetter, Size
-from bridge.devserver import RedisServer
-from bridge.messages import task_id_for
-from bridge.selection import Selection
+from bridge.handlers.registry import task_id_for
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import Size
+from bridge.storage.entries import Selection
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Queues, Start, eventually
 from tests.replays import FAST, Bench, last
 

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from redis import Redis
 
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import ROOT, Processes, eventually, missing
 from tests.ports import free_port
 

@@ -18,8 +18,8 @@ from redis.cluster import RedisCluster
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.sentinel import Sentinel
 
-from bridge.devserver import RedisServer, binary_on_path
-from bridge.grants import version_of
+from bridge.operations.acl.rules import version_of
+from bridge.testing.redis_server import RedisServer, binary_on_path
 from tests.compose import PATH, Site
 from tests.conftest import ROOT, eventually, missing
 from tests.rabbitmq.node import RabbitNode, find_programs

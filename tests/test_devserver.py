@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeError
-from bridge.devserver import RedisServer, binary_of_wheel, find_binary, running_redis
+from bridge.testing.redis_server import RedisServer, binary_of_wheel, find_binary, running_redis
 from tests.conftest import missing
 
 

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from bridge.cli import bus
-from bridge.logs import ACTIONS
-from bridge.settings import BridgeSettings
+from bridge.config.settings import BridgeSettings
+from bridge.telemetry.logs import ACTIONS
 from scripts import reference
 from tests.conftest import ROOT
 

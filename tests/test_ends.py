@@ -11,12 +11,13 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge import Event, EventBus, HandlerInvalid
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.devserver import RedisServer
-from bridge.execution import Executions
-from bridge.keys import Keys
-from bridge.ledger import Ledger, Pair
-from bridge.task import end_revoked
+from bridge.handlers.leases import Executions
+from bridge.handlers.task import end_revoked
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger, Pair
+from bridge.testing.redis_server import RedisServer
 from tests import handlers
 from tests.conftest import eventually, make_app
 
@@ -32,7 +33,7 @@ def bus(server: object, settings: object) -> Iterator[EventBus]:
 @pytest.fixture
 def executions(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> Executions:
     made = Executions(bus)
-    monkeypatch.setattr("bridge.task.get_executions", lambda: made)
+    monkeypatch.setattr("bridge.handlers.task.get_executions", lambda: made)
     return made
 
 

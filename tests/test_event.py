@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from bridge.errors import EventInvalid
-from bridge.event import Event, caused_by
-from bridge.wire import MAX_DEPTH, MAX_INT, MIN_INT
+from bridge.events.event import Event, caused_by
+from bridge.events.wire import MAX_DEPTH, MAX_INT, MIN_INT
 
 LIMIT = 1024 * 1024
 NAN, INF = float("nan"), float("inf")

@@ -15,11 +15,12 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus, mark_done
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
-from bridge.ledger import Ledger
-from bridge.messages import task_id_for
+from bridge.handlers.registry import task_id_for
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, Queues, eventually
 
 #: A dead run counts as dead after a second, a lost message as lost after two.

@@ -14,8 +14,8 @@ import pytest
 from redis import Redis
 
 from bridge import EventBus
-from bridge.devserver import RedisServer
-from bridge.messages import task_id_for
+from bridge.handlers.registry import task_id_for
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, eventually, missing
 from tests.ports import free_port
 

@@ -10,10 +10,10 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus, EventInvalid
-from bridge.dead_letters import DeadLetter
-from bridge.event import UNHEARD_SOURCE
-from bridge.messages import task_id_for
-from bridge.signing import Keyring
+from bridge.events.event import UNHEARD_SOURCE
+from bridge.events.signing import Keyring
+from bridge.handlers.registry import task_id_for
+from bridge.storage.dead_letter import DeadLetter
 from tests.conftest import Queues, Start, eventually
 from tests.outside import SECRETS, SIGNED, Outside, now_ms
 from tests.replays import FAST, Bench, last

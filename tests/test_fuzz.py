@@ -18,14 +18,14 @@ from kombu.utils.json import loads as kombu_loads
 from redis import Redis
 
 from bridge import BridgeSettings, Event
-from bridge.admission import Admission
-from bridge.dead_letters import DeadLetters
+from bridge.bus.admission import Admission
+from bridge.bus.listener import restore_sources
 from bridge.errors import EventInvalid
-from bridge.event_keys import EventKeys
-from bridge.feed import restore_sources
-from bridge.keys import Keys
-from bridge.records import Record
-from bridge.subscriber import Subscriber
+from bridge.events.encoded import Record
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.event_keys import EventKeys
+from bridge.storage.keys import Keys
+from bridge.subscriber.subscriber import Subscriber
 from tests.conftest import Queues, Start, eventually
 
 LIMIT = 1024 * 1024

@@ -12,12 +12,13 @@ from celery import Celery, Task
 from celery.contrib.testing.app import setup_default_app
 from pydantic import BaseModel
 
-from bridge import handlers
-from bridge.context import current_event
+from bridge.bus.causation import current_event
 from bridge.errors import EventInvalid, HandlerInvalid
-from bridge.event import Event
-from bridge.handlers import Handler, Registry, on_event, registry
-from bridge.task import EventTask
+from bridge.events.event import Event
+from bridge.handlers import on_event as handlers
+from bridge.handlers.on_event import on_event
+from bridge.handlers.registry import Handler, Registry, registry
+from bridge.handlers.task import EventTask
 
 if TYPE_CHECKING:
     from decimal import Decimal

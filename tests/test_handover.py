@@ -13,8 +13,8 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.devserver import RedisServer
-from bridge.journal import Journal
+from bridge.storage.journal import Journal
+from bridge.testing.redis_server import RedisServer
 from tests.backlog import Backlog
 from tests.conftest import Queues, Start, eventually, make_app
 from tests.faults.proxy import Proxy

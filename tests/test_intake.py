@@ -10,14 +10,14 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from bridge import BridgeSettings, Event, SettingsError
-from bridge.connection import connect
-from bridge.dead_letters import DeadLetters
-from bridge.feed import ChannelFeed, Heard
-from bridge.intake import Intake
-from bridge.keys import Keys
-from bridge.metrics import Counters
-from bridge.pulse import Pulse
-from bridge.stores import Stores
+from bridge.bus.listener import ChannelFeed, Heard
+from bridge.redis.client import connect
+from bridge.storage import Stores
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.subscriber.intake.intake import Intake
+from bridge.telemetry.counters import Counters
+from bridge.telemetry.liveness import Pulse
 from tests.conftest import Queues, Start, eventually
 
 

@@ -11,11 +11,11 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from bridge import BridgeSettings, Event, JournalLost
-from bridge.connection import connect
-from bridge.devserver import RedisServer
-from bridge.journal import Journal, new_attempt
-from bridge.keys import Keys
-from bridge.records import Record
+from bridge.events.encoded import Record
+from bridge.redis.client import connect
+from bridge.storage.journal import Journal, new_attempt
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from bridge import JournalLost, journal
-from bridge.devserver import RedisServer
-from bridge.records import Entry, Trimmed
+from bridge import JournalLost
+from bridge.storage import journal
+from bridge.storage.entries import Entry, Trimmed
+from bridge.testing.redis_server import RedisServer
 from tests.journal_model import FIRST, IDS, TTL_S, EntryId, Group, WritingMachine, groups, ids, parsed, spelt
 from tests.models import repeatable, run_model
 

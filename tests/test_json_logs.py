@@ -16,11 +16,12 @@ import pytest
 from celery import Celery, signals
 from celery.app.log import Logging, TaskFormatter
 
-from bridge import Event, EventBus, json_logs
-from bridge.context import handling
-from bridge.devserver import RedisServer
-from bridge.logs import about
-from bridge.messages import task_id_for
+from bridge import Event, EventBus
+from bridge.bus.causation import handling
+from bridge.handlers.registry import task_id_for
+from bridge.telemetry import json_logs
+from bridge.telemetry.logs import about
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import STOP_S, Processes, eventually, stops_worker
 
 SECRET = "s3cret-payload"

@@ -10,9 +10,9 @@ from redis import Redis
 from redis.exceptions import WatchError
 
 from bridge import BridgeSettings
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
-from bridge.ledger import Begun, Ended, Ledger, Pair
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Begun, Ended, Ledger, Pair
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import eventually
 
 PAIR = Pair(handler="t.all", event_id="e1", entry_id="1-1", queue="celery")

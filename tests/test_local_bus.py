@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from bridge import local_bus
+from bridge.bus import local as local_bus
+from bridge.bus.local import LocalBus
 from bridge.errors import EventInvalid
-from bridge.event import Event
-from bridge.local_bus import LocalBus
+from bridge.events.event import Event
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.keys import Keys
-from bridge.logs import ACTIONS, Action, Fields, Pace, about
+from bridge.storage.keys import Keys
+from bridge.telemetry.logs import ACTIONS, Action, Fields, Pace, about
 from tests.conftest import Queues, Start, eventually
 from tests.test_layers import name_of, sources
 

@@ -17,10 +17,12 @@ from pydantic import SecretStr
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus, SettingsError
-from bridge.dead_letters import DeadLetters
-from bridge.messages import Message, Outbox, task_id_for
-from bridge.stored import StoredEvent
-from bridge.subscriber import Subscriber
+from bridge.broker.messages import Message
+from bridge.broker.outbox import Outbox
+from bridge.events.encoded import StoredEvent
+from bridge.handlers.registry import task_id_for
+from bridge.storage.dead_letters import DeadLetters
+from bridge.subscriber.subscriber import Subscriber
 from tests.conftest import Queues, Start, eventually
 from tests.handlers import HANDLERS
 

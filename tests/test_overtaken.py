@@ -11,18 +11,19 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bridge import BridgeSettings, EventBus
-from bridge.connection import connect
-from bridge.devserver import RedisServer
-from bridge.dispatcher import Dispatcher
+from bridge.broker.messages import Message
+from bridge.broker.outbox import Outbox
 from bridge.errors import JournalLost
-from bridge.handlers import registry
-from bridge.handover import Answer, Handover
-from bridge.journal import Journal
-from bridge.messages import Message, Outbox
-from bridge.metrics import Counters
-from bridge.records import Entry
-from bridge.stored import StoredEvent
-from bridge.stores import Stores
+from bridge.events.encoded import StoredEvent
+from bridge.handlers.registry import registry
+from bridge.redis.client import connect
+from bridge.storage import Stores
+from bridge.storage.entries import Entry
+from bridge.storage.journal import Journal
+from bridge.subscriber.dispatch.dispatcher import Dispatcher
+from bridge.subscriber.dispatch.transaction import Answer, Handover
+from bridge.telemetry.counters import Counters
+from bridge.testing.redis_server import RedisServer
 from tests.backlog import Backlog
 from tests.conftest import Queues, eventually, make_app
 from tests.faults.proxy import Proxy

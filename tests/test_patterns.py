@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from bridge.keys import Keys, escape_glob
-from bridge.patterns import compile_pattern
+from bridge.events.patterns import compile_pattern, escape_glob
+from bridge.storage.keys import Keys
 
 #: Every character with a meaning in patterns, and some without.
 ALPHABET = "ab.*?[]^-\\"

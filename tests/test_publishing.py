@@ -14,9 +14,9 @@ from celery.contrib.testing.app import setup_default_app
 from redis import Redis
 
 from bridge import BusUnavailable, Event, Publication, get_bus, publish_event
-from bridge.context import event_id_for
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
+from bridge.bus.causation import event_id_for
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 
 Run = Callable[..., Any]
 

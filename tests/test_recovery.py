@@ -8,10 +8,10 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.dead_letters import DeadLetters
-from bridge.keys import Keys
-from bridge.ledger import Ledger
-from bridge.messages import task_id_for
+from bridge.handlers.registry import task_id_for
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger
 from tests.conftest import Queues, Start, eventually
 
 #: Every task is overdue at once, and looked at several times a second.
@@ -87,8 +87,8 @@ def test_a_sweep_is_bounded(
 ) -> None:
     """However many tasks are overdue, a sweep returns to dispatch in time; the next one goes on where it ended."""
     use("t.exact")
-    monkeypatch.setattr("bridge.recovery._SWEEP_S", 0.0)
-    monkeypatch.setattr("bridge.recovery._SWEEP_TASKS", 10)
+    monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._SWEEP_S", 0.0)
+    monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._SWEEP_TASKS", 10)
     subscriber = start(redispatch_after_s=2, upkeep_interval_s=0.05)
     publish(bus, 100)
     eventually(lambda: queues.length() == 100, "the messages")

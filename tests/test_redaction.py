@@ -10,12 +10,13 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus, EventInvalid, SettingsError
-from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.events.redaction import REDACTED, Redaction
 from bridge.flower.data import EventData
-from bridge.keys import Keys
-from bridge.ledger import Ended
-from bridge.messages import task_id_for
-from bridge.redaction import REDACTED, Redaction
+from bridge.handlers.registry import task_id_for
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ended
 from tests.cli.conftest import Say, say  # noqa: F401  # a fixture
 from tests.conftest import Processes, eventually
 from tests.replays import FAST, Bench, last

@@ -11,11 +11,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus
-from bridge.devserver import RedisServer
-from bridge.messages import task_id_for
-from bridge.replay import Replay
-from bridge.selection import Selection
-from bridge.sources import JournalSource
+from bridge.handlers.registry import task_id_for
+from bridge.operations.replay import Replay
+from bridge.operations.replay_sources import JournalSource
+from bridge.storage.entries import Selection
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Queues, Start, eventually
 from tests.replays import FAST, Bench, last
 

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus, acl, rights
-from bridge.acl import ROLES, Role, bus_grants
-from bridge.connection import connect
-from bridge.devserver import RedisServer
-from bridge.grants import Grant, rules_of, version_of
-from bridge.keys import Keys
+from bridge import BridgeSettings, Event, EventBus
+from bridge.operations.acl import bus as acl
+from bridge.operations.acl import verify as rights
+from bridge.operations.acl.bus import ROLES, Role, bus_grants
+from bridge.operations.acl.rules import Grant, rules_of, version_of
+from bridge.redis.client import connect
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import ROOT
 
 
@@ -115,7 +117,7 @@ def test_a_user_is_named(client: Redis, admin: Redis, prefix: str) -> None:
 def test_a_server_that_does_not_tell(client: Redis, settings: BridgeSettings, admin: Redis, monkeypatch) -> None:
     """Before 7.0 scripts cannot ask for rights: nothing is said then."""
     grant(admin, client, bus_grants("worker", settings))
-    monkeypatch.setattr("bridge.connection._script_text", lambda _: "return false")
+    monkeypatch.setattr("bridge.redis.client._script_text", lambda _: "return false")
     assert rights.refused(client, settings, "operator") == []
 
 

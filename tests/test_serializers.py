@@ -9,9 +9,9 @@ from celery import Celery
 from kombu.serialization import registry, unpickle
 
 from bridge import EventTask, HandlerInvalid, SettingsError, on_event
-from bridge.serializers import is_pickle, refuse_pickled_tasks
-from bridge.settings import BridgeSettings
-from bridge.subscriber import Subscriber
+from bridge.config.celery_config import is_pickle, refuse_pickled_tasks
+from bridge.config.settings import BridgeSettings
+from bridge.subscriber.subscriber import Subscriber
 from tests.conftest import Processes, eventually
 
 SETTINGS: list[dict[str, Any]] = [

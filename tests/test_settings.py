@@ -11,8 +11,8 @@ import pytest
 from celery import Celery
 from pydantic import ValidationError
 
+from bridge.config.settings import BridgeSettings
 from bridge.errors import SettingsError
-from bridge.settings import BridgeSettings
 from bridge.worker import SubscriberStep
 
 SECRET = "s3cret"

@@ -9,10 +9,10 @@ import pytest
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.dead_letters import DeadLetters
-from bridge.feed import ChannelFeed
-from bridge.keys import Keys
-from bridge.subscriber import Subscriber
+from bridge.bus.listener import ChannelFeed
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.subscriber.subscriber import Subscriber
 from tests.conftest import Queues, Start, eventually
 
 Decoded = Callable[[Subscriber], int]

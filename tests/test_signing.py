@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from bridge import BridgeSettings, Event
 from bridge.errors import EventInvalid, SettingsError
-from bridge.signing import Keyring, is_signed, unsigned
+from bridge.events.signing import Keyring, is_signed, unsigned
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "signing.md").read_text()

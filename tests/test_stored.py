@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.dead_letters import DeadLetters
 from bridge.errors import EventInvalid
-from bridge.event import _FROM_WIRE
-from bridge.keys import Keys
-from bridge.stored import StoredEvent
+from bridge.events.encoded import StoredEvent
+from bridge.events.event import _FROM_WIRE
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
 from tests.conftest import Queues, Start, eventually
 from tests.test_event import JSON, TEXT
 

@@ -9,12 +9,12 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.connection import connect
-from bridge.dead_letters import DeadLetters
-from bridge.devserver import RedisServer
-from bridge.journal import Journal
-from bridge.keys import Keys
-from bridge.settings import BATCH_BYTES
+from bridge.config.settings import BATCH_BYTES
+from bridge.redis.client import connect
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.journal import Journal
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Queues, Start, eventually, make_app
 
 

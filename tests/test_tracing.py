@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.messages import Outbox
-from bridge.stored import StoredEvent
+from bridge.broker.outbox import Outbox
+from bridge.events.encoded import StoredEvent
 from tests.conftest import Queues, Start, eventually
 from tests.handlers import HANDLERS
 

@@ -16,9 +16,9 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from bridge import Event, EventBus
-from bridge.devserver import RedisServer
-from bridge.event import UNHEARD_SOURCE
-from bridge.keys import Keys
+from bridge.events.event import UNHEARD_SOURCE
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import STOP_S, Processes, eventually, missing, stops_worker
 
 SCRIPT = str(Path(__file__).parent / "typescript" / "redis_event_bus.mjs")

@@ -16,11 +16,11 @@ import pytest
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.dead_letters import DeadLetters
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
-from bridge.messages import task_id_for
-from bridge.settings import BridgeSettings
+from bridge.config.settings import BridgeSettings
+from bridge.handlers.registry import task_id_for
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import ROOT, STOP_S, Processes, eventually, stops_worker
 
 

@@ -57,7 +57,7 @@ class _Commands(DYMGroup):  # type: ignore[misc]  # untyped
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _NAMES:
             return None
-        return cast("click.Command", getattr(import_module(f"bridge.cli.{cmd_name}"), cmd_name))
+        return cast("click.Command", getattr(import_module(f"bridge.cli.commands.{cmd_name}"), cmd_name))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

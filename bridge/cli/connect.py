@@ -13,11 +13,11 @@ from redis.exceptions import AuthenticationError, AuthorizationError, InvalidRes
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from bridge.advice import remedy
-from bridge.advice import told as explained
-from bridge.connection import connect
+from bridge.config.settings import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, SettingsError
-from bridge.settings import BridgeSettings
+from bridge.redis.client import connect
+from bridge.redis.error_hints import remedy
+from bridge.redis.error_hints import told as explained
 
 #: Longest wait for a server that takes no connection, and then for its first answer, each.
 _PATIENCE_S = 1.5

@@ -13,16 +13,15 @@ from zlib import crc32
 
 from redis import Redis
 
+from bridge.bus.listener import Broadcast, ChannelFeed, Heard
 from bridge.cli import output
-from bridge.event import Event
-from bridge.feed import Broadcast, ChannelFeed, Heard
-from bridge.keys import Keys
-from bridge.metrics import Counters
-from bridge.patterns import compile_pattern
-from bridge.records import place_of
-from bridge.selection import Selection
-from bridge.settings import BridgeSettings
-from bridge.sources import JournalSource
+from bridge.config.settings import BridgeSettings
+from bridge.events.event import Event
+from bridge.events.patterns import compile_pattern
+from bridge.operations.replay_sources import JournalSource
+from bridge.storage.entries import Selection, place_of
+from bridge.storage.keys import Keys
+from bridge.telemetry.counters import Counters
 
 #: Messages that wait to be shown, in bytes; then they wait in Redis, which cuts the connection off in the end.
 _MAX_WAITING_BYTES = 8 * 1024 * 1024

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from bridge.errors import BridgeError
-from bridge.handlers import Handler, registry
-from bridge.patterns import compile_pattern
-from bridge.selection import Selection
+from bridge.events.patterns import compile_pattern
+from bridge.handlers.registry import Handler, registry
+from bridge.storage.entries import Selection
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge.logs import about
+from bridge.telemetry.logs import about
 
 if TYPE_CHECKING:
     from tornado.template import BaseLoader

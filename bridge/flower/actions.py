@@ -11,12 +11,11 @@ from typing import Any
 from bridge.errors import BridgeError
 from bridge.flower.data import EventData
 from bridge.flower.tree import find
-from bridge.handlers import registry
-from bridge.logs import about
-from bridge.records import place_of
-from bridge.replay import Replay
-from bridge.selection import Selection
-from bridge.sources import Candidate, DeadSource, JournalSource, Source
+from bridge.handlers.registry import registry
+from bridge.operations.replay import Replay
+from bridge.operations.replay_sources import Candidate, DeadSource, JournalSource, Source
+from bridge.storage.entries import Selection, place_of
+from bridge.telemetry.logs import about
 
 log = logging.getLogger(__name__)
 

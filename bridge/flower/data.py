@@ -15,19 +15,19 @@ from typing import Any, TypeVar
 from celery import Celery
 from redis import Redis
 
-from bridge.connection import connect
-from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.config.settings import BridgeSettings
 from bridge.errors import EventInvalid
-from bridge.event import Event
-from bridge.handlers import registry
-from bridge.history import Header, History
-from bridge.journal import Journal
-from bridge.outcomes import Outcomes, TaskNode
-from bridge.patterns import compile_pattern
-from bridge.records import place_of
-from bridge.selection import Selection
-from bridge.settings import BridgeSettings
-from bridge.trace import Trace, Tracer
+from bridge.events.event import Event
+from bridge.events.patterns import compile_pattern
+from bridge.handlers.registry import registry
+from bridge.operations.history import Header, History
+from bridge.operations.task_states import Outcomes, TaskNode
+from bridge.operations.trace import Trace, Tracer
+from bridge.redis.client import connect
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.entries import Selection, place_of
+from bridge.storage.journal import Journal
 
 T = TypeVar("T")
 

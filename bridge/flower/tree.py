@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bridge.outcomes import EventNode, TaskNode
-from bridge.trace import Trace
+from bridge.operations.task_states import EventNode, TaskNode
+from bridge.operations.trace import Trace
 
 
 @dataclass(frozen=True)

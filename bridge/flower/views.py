@@ -17,7 +17,8 @@ from redis.exceptions import RedisError
 from tornado import web
 
 from bridge.errors import BridgeError
-from bridge.flower import actions, shown
+from bridge.flower import actions
+from bridge.flower import formatting as shown
 from bridge.flower.data import BY_STATE, EventData, Listing
 from bridge.flower.tree import lines
 

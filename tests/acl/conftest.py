@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from bridge.devserver import RedisServer, binary_of_wheel, binary_on_path
+from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path
 from tests.acl.place import Place
 from tests.conftest import make_app, missing
 

@@ -18,7 +18,7 @@ from redis import Redis
 
 from bridge import BridgeSettings
 from bridge.cli import bus as bus_command
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 from tests.acl.recorder import Recorder, Words, name_of
 
 #: What MONITOR does not tell.

@@ -14,10 +14,10 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from bridge import EventBus
-from bridge.acl import ROLES
-from bridge.acl_celery import BrokerKeys
 from bridge.errors import BusUnavailable
-from bridge.keys import Keys
+from bridge.operations.acl.bus import ROLES
+from bridge.operations.acl.celery import BrokerKeys
+from bridge.storage.keys import Keys
 from tests.acl.place import Place
 from tests.conftest import missing
 

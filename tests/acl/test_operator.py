@@ -12,14 +12,15 @@ from flower.utils.broker import Redis as FlowersBroker
 
 from bridge import Event, EventBus
 from bridge.cli.follow import Follower
-from bridge.connection import connect
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.event import UNHEARD_SOURCE
+from bridge.events.event import UNHEARD_SOURCE
 from bridge.flower import actions
 from bridge.flower.data import EventData
-from bridge.keys import Keys
-from bridge.ledger import Ledger, Pair
-from bridge.messages import task_id_for
+from bridge.handlers.registry import task_id_for
+from bridge.redis.client import connect
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger, Pair
 from tests.acl.place import Place
 from tests.conftest import calls, eventually
 

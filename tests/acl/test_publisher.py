@@ -8,7 +8,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from bridge import Event, EventBus
 from bridge.errors import NotReplicated
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
 from tests.acl.place import Place
 
 REPLICATED = {"wait_replicas": 1, "wait_replicas_ms": 1}

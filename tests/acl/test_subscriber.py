@@ -8,11 +8,11 @@ from typing import Any
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.event import UNHEARD_SOURCE
-from bridge.keys import Keys
-from bridge.ledger import Ledger, Pair
-from bridge.messages import task_id_for
-from bridge.subscriber import Subscriber
+from bridge.events.event import UNHEARD_SOURCE
+from bridge.handlers.registry import task_id_for
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger, Pair
+from bridge.subscriber.subscriber import Subscriber
 from tests.acl.place import Place
 from tests.conftest import Queues, calls, eventually
 from tests.ports import free_port

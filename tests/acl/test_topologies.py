@@ -15,9 +15,9 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.cli import bus as bus_command
-from bridge.devserver import RedisServer
 from bridge.errors import BusUnavailable
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.acl.place import Place
 from tests.acl.recorder import Recorder, Words
 from tests.conftest import Start, eventually

@@ -8,8 +8,9 @@ import signal
 import pytest
 
 from bridge import Event, EventBus
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.keys import Keys
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
 from tests.acl.place import Place
 from tests.acl.test_subscriber import NOT_GRANTED, SOON, prepare, subscribe
 from tests.conftest import STOP_S, Processes, Queues, eventually, stops_worker

@@ -17,12 +17,13 @@ from celery import Celery
 from click.testing import CliRunner, Result
 from redis import Redis
 
-from bridge import BridgeSettings, EventBus, checks
+from bridge import BridgeSettings, EventBus
 from bridge.cli import bus as bus_command
-from bridge.devserver import RedisServer
-from bridge.handlers import registry
-from bridge.keys import Keys
-from bridge.presence import Presence, Presences
+from bridge.handlers.registry import registry
+from bridge.storage.keys import Keys
+from bridge.storage.presence import Presence, Presences
+from bridge.subscriber import checks
+from bridge.testing.redis_server import RedisServer
 from tests.cli.conftest import OpenTerminal
 from tests.conftest import Processes, Start, eventually
 from tests.faults.proxy import Proxy
@@ -39,7 +40,7 @@ CHECKS = [
     "types that are let in",
     "handlers and their workers",
 ]
-COMMAND = import_module("bridge.cli.check")
+COMMAND = import_module("bridge.cli.commands.check")
 Check = Callable[..., Result]
 
 

@@ -19,8 +19,8 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bridge.celery import app as example_app
-from bridge.cli.dev import app_name
-from bridge.devserver import RedisServer
+from bridge.cli.commands.dev import app_name
+from bridge.testing.redis_server import RedisServer
 from tests.cli.conftest import OpenTerminal, Terminal
 from tests.conftest import ROOT, eventually
 

@@ -9,10 +9,11 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.groups import Groups
-from bridge.journal import Journal
-from bridge.keys import Keys
+from bridge.operations.groups import Groups
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.journal import Journal
+from bridge.storage.keys import Keys
 from tests.cli.conftest import Say
 from tests.conftest import Start
 

@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 
 from bridge.cli import COMMANDS, bus
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 from tests.cli.conftest import Say
 from tests.conftest import ROOT, Processes
 

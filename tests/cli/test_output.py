@@ -12,7 +12,7 @@ from redis import Redis
 
 from bridge import Event, EventBus
 from bridge.cli import output
-from bridge.dead_letters import DeadLetter
+from bridge.storage.dead_letter import DeadLetter
 from tests.cli.conftest import OpenTerminal
 from tests.replays import Bench
 

@@ -15,8 +15,8 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, EventBus
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.cli.conftest import OpenTerminal, Say
 from tests.conftest import ROOT, Processes, eventually
 

@@ -9,9 +9,9 @@ import pytest
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.dead_letters import DeadLetter
-from bridge.messages import task_id_for
-from bridge.selection import Selection
+from bridge.handlers.registry import task_id_for
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.entries import Selection
 from tests.cli.conftest import Say
 from tests.conftest import Processes, eventually
 from tests.replays import Bench

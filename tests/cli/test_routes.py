@@ -10,9 +10,9 @@ import pytest
 from celery import Celery
 
 from bridge import BridgeSettings, EventBus
-from bridge.cli.routes import _example
-from bridge.handlers import registry
-from bridge.patterns import compile_pattern
+from bridge.events.patterns import compile_pattern
+from bridge.handlers.registry import registry
+from bridge.operations.routes import _example
 from tests.cli.conftest import OpenTerminal, Say
 from tests.conftest import Queues, Start, eventually
 

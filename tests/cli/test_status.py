@@ -14,12 +14,15 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus, health, monitoring
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
-from bridge.ledger import Ledger, Pair
-from bridge.presence import Presence, Presences
+from bridge import BridgeSettings, Event, EventBus
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger, Pair
+from bridge.storage.presence import Presence, Presences
+from bridge.subscriber.monitoring import health
+from bridge.subscriber.monitoring import reporter as monitoring
+from bridge.testing.redis_server import RedisServer
 from tests.cli.conftest import OpenTerminal, Say
 from tests.conftest import Processes, Start, eventually
 from tests.faults.proxy import Proxy

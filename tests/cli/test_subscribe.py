@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 #: A signal that another thread gets does not interrupt the main thread; nor does one that comes just before it blocks.
 SIGNALLED = """
 import signal, threading
-from bridge.cli.subscribe import signals_noted
+from bridge.cli.commands.subscribe import signals_noted
 
 def send():
     signal.pthread_kill(threading.get_ident(), signal.SIGTERM)

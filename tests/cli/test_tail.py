@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from bridge import EventBus
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
 from tests.cli.conftest import OpenTerminal
 from tests.conftest import ROOT, Processes, eventually
 from tests.faults.proxy import Proxy

@@ -15,10 +15,11 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.cli import bus as bus_command
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.keys import Keys
-from bridge.ledger import Ended, Ledger, Pair
-from bridge.messages import task_id_for
+from bridge.handlers.registry import task_id_for
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ended, Ledger, Pair
 from tests.cli.conftest import OpenTerminal
 from tests.conftest import Processes, eventually
 

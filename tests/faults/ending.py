@@ -10,8 +10,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge import BridgeSettings
-from bridge.dead_letters import DeadLetters
-from bridge.keys import Keys
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
 from tests.faults.app import BROKER_PREFIX, EFFECTS, GROUP
 from tests.faults.oracle import Evidence, Verdict, judge
 from tests.faults.site import PREFIX, Site

@@ -20,7 +20,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge import BusUnavailable, Event, EventBus
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
 from tests.faults.app import GROUP
 
 #: Type to its share of the events.

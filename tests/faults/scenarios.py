@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import psutil
 from redis import Redis
 
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
 from tests.faults.app import GROUP
 from tests.faults.oracle import Loss
 from tests.faults.site import PREFIX, Site

@@ -16,7 +16,7 @@ from typing import Self
 import psutil
 from redis import Redis
 
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import ROOT
 from tests.faults.oracle import Accepted, Loss, read_log
 from tests.faults.proxy import Proxy

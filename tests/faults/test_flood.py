@@ -13,9 +13,9 @@ from redis import Redis
 
 from benchmarks.flood import hostile
 from bridge import BridgeSettings, Event
-from bridge.dead_letters import DeadLetters
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, Queues, eventually
 
 COUNT, HONEST, MOST_LETTERS = 6000, 200, 500

@@ -16,10 +16,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge import BusUnavailable, Event, EventBus
-from bridge.connection import script
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
-from bridge.ledger import Ledger
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger
+from bridge.storage.lua import script
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, Queues, Start, eventually
 from tests.faults.proxy import Proxy
 

@@ -18,9 +18,9 @@ import pytest
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
-from bridge.ledger import Ledger
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, Queues, calls, eventually
 from tests.test_execution import Site
 

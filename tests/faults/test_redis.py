@@ -11,9 +11,9 @@ import pytest
 from redis import Redis
 
 from bridge import BusUnavailable, Event, EventBus
-from bridge.devserver import RedisServer, binary_of_wheel, binary_on_path, find_binary
-from bridge.keys import Keys
-from bridge.subscriber import Subscriber
+from bridge.storage.keys import Keys
+from bridge.subscriber.subscriber import Subscriber
+from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path, find_binary
 from tests.conftest import Queues, Start, calls, eventually, missing
 
 

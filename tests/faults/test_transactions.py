@@ -11,9 +11,9 @@ import pytest
 from redis import Redis
 
 from bridge import EventBus
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
-from bridge.messages import task_id_for
+from bridge.handlers.registry import task_id_for
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, eventually
 from tests.faults.app import GROUP
 

@@ -13,7 +13,7 @@ from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
 from bridge import BridgeSettings, EventBus
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, missing
 from tests.flower.site import Browser, Flower, Site
 

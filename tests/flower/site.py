@@ -18,7 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from bridge import BridgeSettings, EventBus
-from bridge.dead_letters import DeadLetters
+from bridge.storage.dead_letters import DeadLetters
 from tests.conftest import Processes, eventually
 from tests.ports import free_port
 

@@ -11,13 +11,13 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeSettings, BusUnavailable, Event, EventBus
-from bridge.dead_letters import DeadLetter
 from bridge.flower import data as module
 from bridge.flower.data import BY_STATE, EventData, Page
 from bridge.flower.tree import Line, find, lines
-from bridge.keys import Keys
-from bridge.outcomes import EventNode, TaskNode
-from bridge.trace import Trace
+from bridge.operations.task_states import EventNode, TaskNode
+from bridge.operations.trace import Trace
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.keys import Keys
 from tests.conftest import Start, eventually
 from tests.faults.proxy import Proxy
 from tests.replays import FAST, Bench, last

@@ -6,7 +6,7 @@ import json
 
 from redis import Redis
 
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
 from tests.conftest import eventually
 from tests.flower.site import QUICK, Browser, Flower, Site
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 from tests.faults.proxy import Proxy
 from tests.flower.site import QUICK, Browser, Flower, Site
 

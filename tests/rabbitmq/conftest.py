@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 
 from bridge import BridgeSettings
-from bridge.messages import Outbox
+from bridge.broker.outbox import Outbox
 from tests.conftest import Processes, missing
 from tests.rabbitmq.node import RabbitNode, find_programs
 from tests.topologies.certificates import Certificates

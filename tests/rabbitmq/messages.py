@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from bridge import Event
-from bridge.messages import Message, Outbox
-from bridge.stored import StoredEvent
+from bridge.broker.messages import Message
+from bridge.broker.outbox import Outbox
+from bridge.events.encoded import StoredEvent
 from tests.handlers import HANDLERS
 
 #: Differ between any two messages that Celery sends.

@@ -11,9 +11,10 @@ from amqp.exceptions import AccessRefused
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from bridge import BridgeSettings, broker
-from bridge.confirms import Blocked
-from bridge.messages import Outbox
+from bridge import BridgeSettings
+from bridge.broker import connection as broker
+from bridge.broker.confirms import Blocked
+from bridge.broker.outbox import Outbox
 from tests.faults.proxy import Proxy
 from tests.rabbitmq.conftest import Rabbit
 from tests.rabbitmq.messages import prepared
@@ -48,7 +49,7 @@ def test_over_tls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Confirmed as without it, and as bounded; a certificate that is not trusted is an error that says so."""
-    monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("bridge.broker.confirms.CONFIRM_TIMEOUT_S", 1.0)
     address = rabbit.url_at(node.tls_port).replace("amqp:", "amqps:")
     tls = {
         "ca_certs": str(rabbit_certificates.authority),
@@ -94,7 +95,7 @@ def test_a_broker_that_hangs_fails_in_time(
     node: RabbitNode, outbox: Outbox, rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither sending nor asking nor closing waits longer than its bound; afterwards all goes on."""
-    monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("bridge.broker.confirms.CONFIRM_TIMEOUT_S", 1.0)
     monkeypatch.setattr(broker, "RABBITMQ_TIMEOUT_S", 1.0)
     assert outbox.send(prepared(outbox)) == []
     node.freeze()
@@ -121,7 +122,7 @@ def test_a_broker_that_hangs_in_the_middle_of_an_answer(
     node: RabbitNode, settings: BridgeSettings, rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A part of a confirmation is not waited for without end, nor with a busy processor."""
-    monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("bridge.broker.confirms.CONFIRM_TIMEOUT_S", 1.0)
     with Proxy(node.port) as proxy, Celery("tests", broker=rabbit.url_at(proxy.port), set_as_current=False) as app:
         app.finalize()
         outbox = Outbox(app, settings)

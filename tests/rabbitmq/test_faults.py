@@ -13,8 +13,8 @@ from celery import Celery
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.keys import Keys
-from bridge.subscriber import Subscriber
+from bridge.storage.keys import Keys
+from bridge.subscriber.subscriber import Subscriber
 from tests.conftest import Start, eventually
 from tests.faults.proxy import Proxy
 from tests.rabbitmq.conftest import Rabbit
@@ -137,7 +137,7 @@ def test_a_broker_that_hangs(
     use: Callable[..., None], start: Start, site: Site, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Dispatch fails within its bound and goes on afterwards, a stop meanwhile is quick and acknowledges nothing."""
-    monkeypatch.setattr("bridge.confirms.CONFIRM_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("bridge.broker.confirms.CONFIRM_TIMEOUT_S", 2.0)
     use("t.all")
     with (
         Proxy(site.node.port) as proxy,

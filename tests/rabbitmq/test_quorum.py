@@ -9,7 +9,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from bridge import BridgeSettings
-from bridge.messages import Outbox
+from bridge.broker.outbox import Outbox
 from tests.conftest import eventually
 from tests.handlers import HANDLERS
 from tests.rabbitmq.conftest import Rabbit

@@ -15,8 +15,8 @@ from kombu.exceptions import OperationalError
 
 from benchmarks import rabbitmq as benchmark
 from bridge import BridgeSettings
-from bridge.devserver import RedisServer
-from bridge.messages import Outbox
+from bridge.broker.outbox import Outbox
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import eventually
 from tests.handlers import HANDLERS
 from tests.rabbitmq.conftest import Rabbit

@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.dead_letters import DeadLetters
-from bridge.ledger import Ledger
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.ledger import Ledger
 from tests.conftest import Processes, eventually
 from tests.rabbitmq.conftest import Rabbit
 from tests.rabbitmq.node import RabbitNode

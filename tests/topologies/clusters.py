@@ -12,7 +12,7 @@ from redis import Redis
 from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import RedisError
 
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import eventually
 from tests.ports import free_ports
 from tests.topologies.servers import DOWN_MS

@@ -11,7 +11,7 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 from redis.sentinel import Sentinel
 
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import eventually
 from tests.ports import free_ports
 from tests.topologies.servers import DOWN_MS

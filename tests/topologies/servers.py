@@ -8,7 +8,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from bridge.devserver import RedisServer
+from bridge.testing.redis_server import RedisServer
 from tests.topologies.certificates import Certificates, Pair
 
 #: After so long without an answer a server counts as down, ms.

@@ -14,11 +14,12 @@ from amqp import NotFound
 from redis import Redis
 from redis.cluster import RedisCluster
 
-from bridge import BridgeSettings, broker
-from bridge.acl import ROLES, bus_grants
-from bridge.acl_celery import BrokerKeys, broker_grants, result_grants
-from bridge.devserver import RedisServer, binary_of_wheel, binary_on_path
-from bridge.grants import exactly, granted, rules_of, version_of
+from bridge import BridgeSettings
+from bridge.broker import connection as broker
+from bridge.operations.acl.bus import ROLES, bus_grants
+from bridge.operations.acl.celery import BrokerKeys, broker_grants, result_grants
+from bridge.operations.acl.rules import exactly, granted, rules_of, version_of
+from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path
 from tests.conftest import Queues, make_app, missing
 from tests.rabbitmq.node import RabbitNode, find_programs
 from tests.topologies.certificates import Certificates

@@ -13,8 +13,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import BusyLoadingError
 
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Queues, Start, eventually
 from tests.topologies.clusters import ClusterServers
 from tests.topologies.load import Load

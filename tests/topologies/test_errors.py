@@ -13,8 +13,8 @@ from redis import Redis
 
 from bridge import BridgeSettings, BusUnavailable, EventBus, SettingsError
 from bridge.cli import bus as bus_command
-from bridge.devserver import RedisServer
-from bridge.subscriber import Subscriber
+from bridge.subscriber.subscriber import Subscriber
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import eventually, make_app
 from tests.topologies.certificates import Certificates
 from tests.topologies.clusters import ClusterServers

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, eventually, missing
 from tests.faults.site import FAST
 from tests.topologies.clusters import ClusterServers

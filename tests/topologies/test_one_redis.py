@@ -13,7 +13,7 @@ from celery import Celery
 from kombu.simple import SimpleQueue
 
 from bridge import BridgeSettings, BusUnavailable, EventBus
-from bridge.subscriber import Subscriber
+from bridge.subscriber.subscriber import Subscriber
 from tests.conftest import Start, eventually
 from tests.topologies.sentinels import Replicated
 

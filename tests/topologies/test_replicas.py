@@ -10,9 +10,9 @@ import pytest
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.devserver import RedisServer, binary_of_wheel, binary_on_path
+from bridge.config.settings import BridgeSettings
 from bridge.errors import NotReplicated, SettingsError
-from bridge.settings import BridgeSettings
+from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path
 from tests.conftest import eventually, missing
 
 

@@ -15,10 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from redis.connection import Connection
 
-from bridge.devserver import RedisServer
-from bridge.handlers import registry
-from bridge.outcomes import EventNode, TaskNode
-from bridge.trace import Tracer
+from bridge.handlers.registry import registry
+from bridge.operations.task_states import EventNode, TaskNode
+from bridge.operations.trace import Tracer
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import make_app
 from tests.ports import free_port
 

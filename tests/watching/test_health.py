@@ -14,13 +14,14 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from bridge import BridgeSettings, EventBus, health
-from bridge.devserver import RedisServer
-from bridge.handlers import registry
-from bridge.health import Health
-from bridge.journal import Journal
-from bridge.keys import Keys
-from bridge.pulse import Pulse
+from bridge import BridgeSettings, EventBus
+from bridge.handlers.registry import registry
+from bridge.storage.journal import Journal
+from bridge.storage.keys import Keys
+from bridge.subscriber.monitoring import health
+from bridge.subscriber.monitoring.health import Health
+from bridge.telemetry.liveness import Pulse
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, Queues, Start, eventually
 from tests.faults.proxy import Proxy
 from tests.handlers import HANDLERS

@@ -6,9 +6,9 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event
-from bridge.keys import Keys
-from bridge.ledger import Ledger, Pair
-from bridge.metrics import Delays
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger, Pair
+from bridge.telemetry.counters import Delays
 from tests.conftest import Start, eventually
 from tests.watching.conftest import Scrape
 

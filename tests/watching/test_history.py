@@ -6,8 +6,8 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus, EventInvalid
-from bridge.history import Header, History
-from bridge.keys import Keys
+from bridge.operations.history import Header, History
+from bridge.storage.keys import Keys
 from tests.replays import FAST, Bench, last
 from tests.watching.conftest import RoundTrips
 

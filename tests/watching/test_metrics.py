@@ -8,12 +8,13 @@ import subprocess
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.exporter import OUTCOMES
-from bridge.keys import Keys
-from bridge.ledger import Ended, Ledger
-from bridge.messages import task_id_for
-from bridge.metrics import OTHER_TYPES, Counters
+from bridge.handlers.registry import task_id_for
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ended, Ledger
+from bridge.subscriber.monitoring.metrics_server import OUTCOMES
+from bridge.telemetry.counters import OTHER_TYPES, Counters
 from tests.conftest import Queues, Start, eventually, missing
 from tests.faults.proxy import Proxy
 from tests.replays import FAST, Bench, last

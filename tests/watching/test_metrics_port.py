@@ -16,7 +16,7 @@ from redis import Redis
 
 from bridge import BridgeSettings
 from bridge.errors import SettingsError
-from bridge.presence import Presences
+from bridge.storage.presence import Presences
 from tests.conftest import ROOT, Processes, Start, eventually
 from tests.watching.conftest import Ask, listening, ready
 

@@ -11,10 +11,12 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from bridge import BridgeSettings, EventBus, health, monitoring
-from bridge.connection import connect
-from bridge.devserver import RedisServer
-from bridge.presence import Presence, Presences
+from bridge import BridgeSettings, EventBus
+from bridge.redis.client import connect
+from bridge.storage.presence import Presence, Presences
+from bridge.subscriber.monitoring import health
+from bridge.subscriber.monitoring import reporter as monitoring
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, Queues, Start, eventually
 from tests.faults.proxy import Proxy
 from tests.ports import free_port

@@ -10,13 +10,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.connection import connect
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.devserver import RedisServer
-from bridge.keys import Keys
-from bridge.ledger import Ended, Ledger, Listed, Pair
-from bridge.presence import Presence, Presences
-from bridge.status import BusStatus, GroupStatus, read_status
+from bridge.redis.client import connect
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ended, Ledger, Listed, Pair
+from bridge.storage.presence import Presence, Presences
+from bridge.storage.status import BusStatus, GroupStatus, read_status
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Start, eventually
 from tests.faults.proxy import Proxy
 from tests.watching.conftest import RoundTrips

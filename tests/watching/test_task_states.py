@@ -10,12 +10,13 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.keys import Keys
-from bridge.ledger import Ended, Ledger
-from bridge.messages import task_id_for
-from bridge.outcomes import Outcomes
-from bridge.trace import Tracer
+from bridge.handlers.registry import task_id_for
+from bridge.operations.task_states import Outcomes
+from bridge.operations.trace import Tracer
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ended, Ledger
 from tests.conftest import Start, eventually
 from tests.faults.proxy import Proxy
 from tests.watching.conftest import RoundTrips, tasks, trees

@@ -9,13 +9,13 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.dead_letters import DeadLetters
-from bridge.keys import Keys
-from bridge.outcomes import Outcomes
-from bridge.replay import Replay
-from bridge.selection import Selection
-from bridge.sources import DeadSource
-from bridge.trace import Tracer
+from bridge.operations.replay import Replay
+from bridge.operations.replay_sources import DeadSource
+from bridge.operations.task_states import Outcomes
+from bridge.operations.trace import Tracer
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.entries import Selection
+from bridge.storage.keys import Keys
 from tests.conftest import Processes, eventually
 from tests.watching.conftest import events, tasks, trees
 

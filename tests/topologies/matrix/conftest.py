@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from bridge import BridgeSettings
-from bridge.connection import connect
+from bridge.redis.client import connect
 from tests.conftest import Processes, make_app
 from tests.topologies.sites import SITES, Site, Waiting
 

@@ -8,13 +8,13 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.dead_letters import DeadLetters
-from bridge.groups import Groups
-from bridge.journal import Journal
-from bridge.keys import Keys
-from bridge.messages import task_id_for
-from bridge.presence import Presences
-from bridge.status import read_status
+from bridge.handlers.registry import task_id_for
+from bridge.operations.groups import Groups
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.journal import Journal
+from bridge.storage.keys import Keys
+from bridge.storage.presence import Presences
+from bridge.storage.status import read_status
 from tests.conftest import STOP_S, Start, eventually, stops_worker
 from tests.replays import FAST, Bench, last
 from tests.topologies.sites import OTHER_GROUP, Site, Waiting, effects_of

@@ -12,11 +12,12 @@ import pytest
 from redis import Redis
 from redis.cluster import RedisCluster
 
-from bridge import BridgeSettings, Event, EventBus, intake
-from bridge.devserver import RedisServer
-from bridge.journal import Journal, new_attempt
-from bridge.keys import Keys
-from bridge.records import Record
+from bridge import BridgeSettings, Event, EventBus
+from bridge.events.encoded import Record
+from bridge.storage.journal import Journal, new_attempt
+from bridge.storage.keys import Keys
+from bridge.subscriber.intake import intake
+from bridge.testing.redis_server import RedisServer
 from tests.conftest import Start, eventually
 from tests.topologies.clusters import ClusterServers
 from tests.topologies.sites import RedisWaiting, Site, Waiting

@@ -1,0 +1,207 @@
+"""Celery task messages for events, by the fastest way on which they are what Celery itself would send.
+
+Where the broker is a Redis, a message is *stamped*: the bytes that kombu would push. The transaction of
+:mod:`bridge.handover` pushes them if that is the Redis of the bus; otherwise the outbox does. To any other broker kombu
+publishes what was rendered once per route and filled in. Celery itself sends each message when someone listens to the
+publish signals, when sent-events are on, or when user code that looks at the event has a say in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from celery import Celery, Task
+from celery.app.routes import MapRoute
+from celery.signals import after_task_publish, before_task_publish
+
+from bridge.broker import connection as broker
+from bridge.broker.messages import Message, Refused, Route, _route_of, by_queue
+from bridge.broker.producer import Link, Unroutable
+from bridge.broker.templates import delivery_tags, render, send_by_celery
+from bridge.bus.causation import PROPAGATOR
+from bridge.config.settings import BridgeSettings
+from bridge.errors import HandlerInvalid, SettingsError
+from bridge.events.encoded import StoredEvent
+from bridge.events.patterns import compile_pattern
+from bridge.handlers.on_event import SEND_OPTIONS, check_send_options
+from bridge.handlers.registry import Handler, task_id_for
+from bridge.handlers.task import EventTask
+
+#: Types are few; a program that invents new ones without end must not fill our memory.
+_MAX_ROUTES = 10_000
+
+
+class Outbox:
+    """Makes task messages, and sends those that the transaction of the journal does not; used by one thread.
+
+    Arguments:
+        app: The Celery application whose tasks and broker these are.
+        settings: ``group`` goes into the task ids, ``routes`` choose queues by event type.
+
+    Raises:
+        SettingsError: ``bridge_routes`` holds an option that does not concern sending.
+    """
+
+    def __init__(self, app: Celery, settings: BridgeSettings) -> None:
+        connection = app.connection_for_write()
+        self._app = app
+        self._group = settings.group
+        self._rules = [(compile_pattern(pattern), options) for pattern, options in settings.routes.items()]
+        self._routes: dict[tuple[str, str], Route] = {}
+        self._made_for: Any = None
+        self._link = Link(app)
+        #: Whether bus and broker are the same database of the same Redis.
+        self.one_redis = broker.is_redis_at(connection, settings.url)
+        self._stamps = broker.is_redis(connection)
+        self._tags = delivery_tags()
+        _check_routes(settings)
+
+    def prepare(self, handler: Handler, stored: StoredEvent, entry_id: bytes) -> Message:
+        """Make the message that calls *handler* with an event of the journal.
+
+        Arguments:
+            stored, entry_id: The event, and the entry that it was read from.
+
+        Raises:
+            Exception: Whatever is wrong with handler or event.
+        """
+        route = self._routes.get((handler.task_name, stored.type)) or self._route(handler, stored)
+        task_id, template = task_id_for(self._group, stored.id, handler.task_name, stored.replay), route.template
+        if template is None:
+            return Message(route, task_id, stored, entry_id)
+        if template.queue_key:
+            text = template.stamped(stored, task_id.encode(), next(self._tags))
+            return Message(route, task_id, stored, entry_id, None, text)
+        return Message(route, task_id, stored, entry_id, template.content(stored))
+
+    def refresh(self) -> None:
+        """Forget the routes if the configuration has changed since they were made, or someone began to listen."""
+        listening = (len(before_task_publish.receivers), len(after_task_publish.receivers))
+        made_for = (self._app.conf.changes, listening, tuple(self._router.routes))
+        if made_for != self._made_for:
+            self._made_for = (dict(made_for[0] or {}), *made_for[1:])
+            self._routes.clear()
+
+    def send(self, messages: Sequence[Message]) -> list[Refused]:
+        """Send *messages*: push those that are stamped, the others go through one broker batch.
+
+        An error leaves open which of them went out; sending all of them again gives them the same task ids.
+
+        Returns:
+            Those that cannot be sent though the broker is well: user code that Celery calls failed, or the route
+            leads nowhere.
+
+        Raises:
+            Exception: Whatever the broker's client raises; the connection is then made anew next time.
+        """
+        refused: list[Refused] = []
+        try:
+            if others := [message for message in messages if not message.stamped]:
+                self._publish_all(others, refused)
+            for key, texts in by_queue(message for message in messages if message.stamped).items():
+                broker.push(self._link.producer.channel, key, texts)
+        except BaseException as error:
+            self._link.fail(error)
+            raise
+        return refused
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages are in *queue*, those that workers have taken not counted.
+
+        Raises:
+            Exception: Whatever the broker's client raises; the connection is then made anew next time.
+        """
+        try:
+            return self._link.waiting(queue)
+        except BaseException as error:
+            self._link.fail(error)
+            raise
+
+    def close(self) -> None:
+        """Close the broker connection; the next message opens another."""
+        self._link.close()
+
+    def _route(self, handler: Handler, stored: StoredEvent) -> Route:
+        task = cast("EventTask", self._app.tasks[handler.task_name])
+        chosen = next((options for pattern, options in self._rules if pattern.fullmatch(stored.type)), {})
+        options = {**chosen, **handler.send_options}
+        if self._only_celery_may_send() or self._differs_by_event(task):
+            # An unknown queue, or a router that fails, is the fault of this handler: say so before the batch.
+            routed = self._router.route(dict(options), task.name, [stored.event.to_dict()], {}, task)
+            return _route_of(task, options, routed.get("queue"), routed.get("priority"), None)
+        template, queue, priority = render(
+            self._app, task, options, broker.connect(self._app) if self._stamps else None
+        )
+        if len(self._routes) >= _MAX_ROUTES:
+            self._routes.clear()
+        route = self._routes[handler.task_name, stored.type] = _route_of(task, options, queue, priority, template)
+        return route
+
+    def _publish_all(self, messages: Sequence[Message], refused: list[Refused]) -> None:
+        unroutable = self._publish_batch(messages, refused)
+        if unroutable:
+            # A queue or a binding was deleted since it was declared. If that is not it, the route leads nowhere: no
+            # outage, which would hold all other routes up as well, for who knows how long.
+            self._link.forget_declared()
+            unroutable = self._publish_batch(unroutable, refused)
+            detail = "the broker has no queue for it: bind one to its exchange"
+            refused += [Refused(message, "unroutable", detail) for message in unroutable]
+        self._link.arrived.difference_update(message.task_id for message in messages)
+
+    def _publish_batch(self, messages: Sequence[Message], refused: list[Refused]) -> list[Message]:
+        """Publish what has not arrived yet; return what the broker has no queue for."""
+        with self._link.batch() as producer:
+            for message in messages:
+                if message.task_id in self._link.arrived:
+                    continue
+                try:
+                    self._publish(producer, message)
+                except Unroutable as error:
+                    refused.append(Refused(message, "unroutable", str(error)))
+                except Exception as error:
+                    if message.content is not None or broker.is_outage(error, producer.connection):
+                        raise
+                    refused.append(Refused(message, "message", f"{type(error).__name__}: {error}"))
+        return [message for message in messages if message.task_id in self._link.unroutable]
+
+    def _publish(self, producer: Any, message: Message) -> None:
+        route, link = message.route, self._link
+        if message.content is None or route.template is None:
+            send_by_celery(producer, route.task, route.options, message.stored, message.task_id)
+            return
+        filled_in = route.template.filled_in(message.stored, message.task_id, message.content)
+        if route.template.delayed_to is not None:
+            link.delay_to(route.template.delayed_to)
+        elif route.template.exchange:
+            link.look_for(route.template.exchange)
+        if not link.is_new(route.queue):
+            filled_in["declare"] = None  # kombu would find that out anew for every message
+        producer.publish(**filled_in)
+        link.declared(route.queue)
+
+    def _differs_by_event(self, task: EventTask) -> bool:
+        """Whether user code that looks at the event has a say in the message."""
+        overridden = (
+            type(task).shadow_name is not Task.shadow_name or type(task).apply_async is not EventTask.apply_async
+        )
+        return overridden or not all(isinstance(route, MapRoute) for route in self._router.routes)
+
+    @property
+    def _router(self) -> Any:  # its stubs know neither its routes nor a task instance
+        return self._app.amqp.router
+
+    def _only_celery_may_send(self) -> bool:
+        others = any(key[0] != PROPAGATOR for key, *_ in before_task_publish.receivers or ())
+        return bool(others or after_task_publish.receivers or self._app.conf.task_send_sent_event)
+
+
+def _check_routes(settings: BridgeSettings) -> None:
+    for pattern, options in settings.routes.items():
+        if unknown := options.keys() - SEND_OPTIONS:
+            known = ", ".join(sorted(SEND_OPTIONS))
+            raise SettingsError(f"bridge_routes[{pattern!r}]: {', '.join(sorted(unknown))} is none of {known}")
+        try:
+            check_send_options(options)
+        except HandlerInvalid as error:
+            raise SettingsError(f"bridge_routes[{pattern!r}]: {error}") from error

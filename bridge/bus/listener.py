@@ -1,0 +1,223 @@
+"""Listening to the event channels, and knowing when something may have been missed.
+
+A pub/sub connection can die in silence, and redis-py subscribes again without a word. So the feed hears its own
+heartbeat on the bridge's own channel, and reports every confirmation of the subscription: each one after the first
+is a gap.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from bridge.bus.admission import Admission
+from bridge.config.settings import BATCH_BYTES, BridgeSettings
+from bridge.errors import EventInvalid
+from bridge.events.encoded import Record
+from bridge.events.event import UNHEARD_SOURCE
+from bridge.events.signing import is_signed
+from bridge.redis.retry import BackOff
+from bridge.storage.event_keys import EventKeys
+from bridge.storage.keys import Keys
+from bridge.telemetry.counters import Counters
+from bridge.telemetry.liveness import Pulse
+from bridge.telemetry.logs import about
+
+log = logging.getLogger(__name__)
+
+#: Wait for something to arrive; bounds how fast a stop is noticed.
+_IDLE_WAIT_S = 0.2
+#: Wait for the rest of a message: redis-py drops a large one whose pieces come with longer pauses than this.
+_READ_WAIT_S = 1.0
+_MISSED_HEARTBEATS = 3
+
+
+@dataclass(frozen=True)
+class InvalidMessage:
+    """Bytes that are no event: where they came from, and why they were refused."""
+
+    origin: str
+    data: bytes
+    error: EventInvalid
+
+
+class Broadcast(NamedTuple):
+    """A message as it came, with the event type that its channel names."""
+
+    event_type: str
+    data: bytes
+
+
+@dataclass
+class Heard:
+    """What arrived in one go, messages of these *types*, and whether the subscription began anew."""
+
+    types: list[str] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    invalid: list[InvalidMessage] = field(default_factory=list)
+    subscribed: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many messages that were."""
+        return len(self.types)
+
+
+class ChannelFeed:
+    """Every message on the event channels of one bus, read by one thread.
+
+    Arguments:
+        client: Connected to the bus; its pool supplies the subscribed connection.
+        settings: Prefix, batch size and heartbeat interval.
+        counters: Raises ``gaps`` and ``errors``.
+        sift: Gets what came and returns what of it is to be decoded. Must not raise.
+        pulse: Gets a ``turn`` for every round, and notes ``heard`` and ``gap``.
+        types: Globs of the event types whose channels are listened to.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        settings: BridgeSettings,
+        counters: Counters,
+        sift: Callable[[list[Broadcast]], list[Broadcast]] = lambda broadcasts: broadcasts,
+        pulse: Pulse | None = None,
+        types: Sequence[str] = ("*",),
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._keys = Keys(settings.channel_prefix)
+        self._event_keys = EventKeys(client, settings)
+        self._admission = Admission(settings)
+        self._counters = counters
+        self._sift = sift
+        self._pulse = pulse or Pulse()
+        self._channels = [self._keys.channels(pattern) for pattern in types]
+        self._subscriptions = 0
+
+    def run(self, stop: threading.Event, on_heard: Callable[[Heard], None]) -> None:
+        """Listen until *stop* is set, through lost connections; *on_heard* gets every batch.
+
+        It must not raise. Its first batch says ``subscribed``: from then on nothing is missed silently.
+        """
+        back_off = BackOff(log, f"lost the event channels at {self._settings.redacted_url}", self._counters, stop)
+        while not stop.is_set():
+            self._pulse.turn()
+            try:
+                for heard in self._listen(stop):
+                    on_heard(heard)
+                    if heard.count:  # more than a subscription, which a dying server grants too
+                        back_off.reset()
+            except (RedisError, OSError) as error:
+                back_off.wait(error)
+
+    def _listen(self, stop: threading.Event) -> Iterator[Heard]:
+        pubsub: Any = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py has no types here
+        try:
+            pubsub.subscribe(self._keys.heartbeat)
+            pubsub.psubscribe(*self._channels)
+            alive_at = beat_at = time.monotonic()
+            while not stop.is_set():
+                heard, any_sign = self._read(pubsub)
+                now = time.monotonic()
+                self._pulse.turn()
+                if any_sign:
+                    alive_at = now
+                    self._pulse.note("heard")
+                if heard.count or heard.subscribed:
+                    heard.records = restore_sources(self._event_keys, heard.records, self._admission)
+                    yield heard
+                interval = self._settings.heartbeat_interval_s
+                if now - alive_at > _MISSED_HEARTBEATS * interval:
+                    raise RedisConnectionError(f"nothing heard for {now - alive_at:.0f} s, not even the own heartbeat")
+                if now - max(alive_at, beat_at) > interval:
+                    self._client.publish(self._keys.heartbeat, self._settings.client_name)
+                    beat_at = now
+        finally:
+            pubsub.close()
+
+    def _read(self, pubsub: Any) -> tuple[Heard, bool]:
+        heard, any_sign, size = Heard(), False, 0
+        broadcasts: list[Broadcast] = []
+        connection, prefix = pubsub.connection, self._keys.prefix
+        more = connection.can_read(timeout=_IDLE_WAIT_S)
+        try:
+            while more and len(broadcasts) < self._settings.batch_size and size <= BATCH_BYTES:
+                # Not get_message(), which does much more for each of them, and subscribes again in silence.
+                reply = connection.read_response(timeout=_READ_WAIT_S)
+                any_sign = True
+                if reply[0] == b"pmessage":
+                    name = reply[2].decode(errors="backslashreplace")
+                    broadcasts.append(Broadcast(name.removeprefix(prefix), reply[3]))
+                    size += len(reply[3])
+                elif reply[0] == b"psubscribe" and reply[1].decode() == self._channels[-1]:
+                    self._confirmed(heard)
+                more = connection.can_read(timeout=0)
+        except (RedisError, OSError):
+            if not any_sign:
+                raise
+            # What was heard goes first: nobody says it again. The next read meets the error again.
+        heard.types = [broadcast.event_type for broadcast in broadcasts]
+        for broadcast in self._sift(broadcasts):
+            self._decode(broadcast, heard)
+        return heard, any_sign
+
+    def _decode(self, broadcast: Broadcast, heard: Heard) -> None:
+        event_type, data = broadcast
+        try:
+            event, kept = self._admission.receive(data, event_type)
+        except EventInvalid as error:
+            heard.invalid.append(InvalidMessage(self._keys.channel(event_type), data, error))
+        else:
+            heard.records.append(Record(event, kept, data))
+
+    def _confirmed(self, heard: Heard) -> None:
+        heard.subscribed = True
+        self._subscriptions += 1
+        if self._subscriptions > 1:
+            self._counters.add("gaps")
+            self._pulse.note("gap")
+            extra = about("subscribed_again", count=self._subscriptions - 1)
+            text = "subscribed to %s again: events may have been missed"
+            log.info(text, ", ".join(self._channels), extra=extra)
+
+
+def restore_sources(event_keys: EventKeys, records: list[Record], admission: Admission) -> list[Record]:
+    """Return *records* with the real source of those the TypeScript bus broadcast, as far as their keys tell.
+
+    That bus writes its own name as the source of every broadcast and keeps the real one in the event key. Key
+    and broadcast go out on two connections, so the key may not be there yet: then the source stays. Of a signed
+    event the copy in the key takes the place of the other, as it is: it has a signature of its own.
+    """
+    hidden = [record.event.id for record in records if record.event.source == UNHEARD_SOURCE]
+    if not hidden:
+        return records
+    try:
+        beginnings = event_keys.beginnings([event_keys.name(event_id) for event_id in hidden])
+    except RedisError:
+        return records  # better an event without its source than no event
+
+    values = {event_id: value for event_id, (value, _) in zip(hidden, beginnings, strict=True)}
+
+    def restored(record: Record) -> Record:
+        try:
+            kept, data = admission.receive(values[record.event.id])
+        except (KeyError, TypeError, AttributeError, EventInvalid):
+            return record
+        if not kept.source:
+            return record
+        if is_signed(record.event):
+            same = is_signed(kept) and (kept.id, kept.digest) == (record.event.id, record.event.digest)
+            return record._replace(event=kept, data=data) if same else record
+        event = record.event.model_copy(update={"source": kept.source})
+        return record._replace(event=event, data=event.encode())
+
+    return [restored(record) for record in records]

@@ -1,0 +1,142 @@
+"""A bus inside one process: handlers by pattern, and a bounded memory of what was published."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.errors import EventInvalid
+from bridge.events.event import Event
+from bridge.events.patterns import compile_pattern
+from bridge.events.redaction import NOTHING, Redaction
+from bridge.telemetry.error_redaction import concealing
+from bridge.telemetry.logs import about
+
+log = logging.getLogger(__name__)
+
+LocalHandler = Callable[[Event], object]
+
+#: Ids remembered to recognise a repetition; far more than broadcasts are ever on their way back to us.
+_REMEMBERED_IDS = 65_536
+#: Total size of the events kept for get_event.
+_MAX_STORE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Result of publishing.
+
+    Arguments:
+        event: The event as it went out, or would have.
+        duplicate: Its id had been published before, so nothing happened: no handler ran, nothing was written.
+        conflict: The earlier event of this id has another type or payload; it stays. Known only with persistence.
+    """
+
+    event: Event
+    duplicate: bool
+    conflict: bool = False
+
+
+class LocalBus:
+    """Publish and subscribe within one process; safe for several threads.
+
+    Arguments:
+        max_events: Events kept for :meth:`get_event`, oldest forgotten first.
+        max_event_bytes: Largest event accepted, encoded.
+        redaction: What lines of the log about errors of handlers are not to show.
+    """
+
+    def __init__(
+        self, max_events: int = 1000, max_event_bytes: int = 1024 * 1024, redaction: Redaction = NOTHING
+    ) -> None:
+        self._max_events = max_events
+        self._max_event_bytes = max_event_bytes
+        self._redaction = redaction
+        self._lock = threading.Lock()
+        self._handlers: list[tuple[re.Pattern[str], LocalHandler]] = []
+        self._ids: OrderedDict[str, None] = OrderedDict()
+        self._store: OrderedDict[str, bytes] = OrderedDict()
+        self._store_bytes = 0
+
+    def subscribe(self, pattern: str, handler: LocalHandler) -> Callable[[], None]:
+        """Call *handler* with every event whose type matches *pattern*, a Redis glob such as ``dream.*``.
+
+        Returns:
+            A function that ends the subscription.
+
+        Raises:
+            ValueError: The pattern can match nothing.
+        """
+        entry = (compile_pattern(pattern), handler)
+        with self._lock:
+            self._handlers.append(entry)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._handlers = [other for other in self._handlers if other is not entry]
+
+        return unsubscribe
+
+    def publish(self, event: Event | str, payload: Any = None, **fields: Any) -> Publication:
+        """Publish an event: either an :class:`Event`, or its type, payload and further fields.
+
+        Handlers run in the calling thread before this returns. One that raises is logged and stops no other.
+
+        Raises:
+            EventInvalid: The event breaks the wire format or a limit.
+        """
+        event = self._prepare(event, payload, fields)
+        data = event.encode(max_bytes=self._max_event_bytes)
+        if not self._remember_id(event.id):
+            return Publication(event, duplicate=True)
+        self._keep_and_deliver(event, data)
+        return Publication(event, duplicate=False)
+
+    def get_event(self, event_id: str) -> Event | None:
+        """Return a published event by its id, None when it is unknown or forgotten."""
+        with self._lock:
+            data = self._store.get(event_id)
+        return None if data is None else Event.decode(data, max_bytes=len(data))
+
+    def _prepare(self, event: Event | str, payload: Any, fields: dict[str, Any]) -> Event:
+        if isinstance(event, str):
+            return Event(type=event, payload=payload, **fields)
+        if payload is not None or fields:
+            raise EventInvalid("event", "", "publish takes an Event alone, or a type with payload and fields")
+        return event
+
+    def _remember_id(self, event_id: str) -> bool:
+        """Note the id; False when it was noted before."""
+        with self._lock:
+            if event_id in self._ids:
+                return False
+            self._ids[event_id] = None
+            if len(self._ids) > _REMEMBERED_IDS:
+                self._ids.popitem(last=False)
+            return True
+
+    def _forget_id(self, event_id: str) -> None:
+        with self._lock:
+            self._ids.pop(event_id, None)
+
+    def _keep_and_deliver(self, event: Event, data: bytes) -> None:
+        with self._lock:
+            self._store_bytes += len(data) - len(self._store.pop(event.id, b""))
+            self._store[event.id] = data
+            while self._store and (len(self._store) > self._max_events or self._store_bytes > _MAX_STORE_BYTES):
+                _, forgotten = self._store.popitem(last=False)
+                self._store_bytes -= len(forgotten)
+            handlers = [handler for pattern, handler in self._handlers if pattern.fullmatch(event.type)]
+        for handler in handlers:
+            try:
+                with concealing(self._redaction, event.to_dict() if self._redaction else {}):
+                    handler(event)
+            except Exception:  # user code: its error must not stop the other handlers
+                name = getattr(handler, "__qualname__", type(handler).__qualname__)
+                extra = about("local_handler_failed", event_id=event.id, event_type=event.type, handler=name)
+                log.exception("local handler %r failed on %r", handler, event, extra=extra)

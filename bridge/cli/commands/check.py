@@ -1,0 +1,190 @@
+"""``celery -A APP bus check``: whether everything is as the bridge needs it, for people and for deploy scripts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from bridge.broker import connection as broker
+from bridge.cli import output
+from bridge.cli.connect import Unreachable, client_of, load, told
+from bridge.cli.options import json_option
+from bridge.cli.output import Styled
+from bridge.config.settings import BridgeSettings
+from bridge.handlers.registry import registry
+from bridge.operations.acl import verify as rights
+from bridge.operations.acl.bus import ROLES, Role
+from bridge.operations.acl.celery import BrokerKeys, broker_grants
+from bridge.operations.acl.plan import queues_of
+from bridge.operations.routes import routes_of
+from bridge.storage.presence import Presences
+from bridge.storage.status import read_status
+from bridge.subscriber import checks
+from bridge.subscriber.checks import Finding
+
+#: How long workers have time to say what they know.
+_WORKERS_S = 1.0
+#: How often those are asked that have answered once: a worker that says nothing would leave its queues to nobody.
+_TRIES = 2
+
+
+@click.command(short_help="Check servers, settings, rights, clocks, routes and workers.")
+@click.option(
+    "--ready", is_flag=True, help="Only whether the subscribers of this host are ready; for container checks."
+)
+@click.option(
+    "--role", type=click.Choice(ROLES), default="worker", show_default=True, help="Whose rights the users must have."
+)
+@json_option
+@click.pass_context
+def check(ctx: click.Context, /, ready: bool, role: Role, as_json: bool) -> None:
+    """Check servers, settings, rights, clocks, routes and workers, and say what to do about what is wrong.
+
+    Exit code 0: all is well. 1: something is not. 3: Redis or the broker cannot be reached, or refuses.
+
+    The users of bus and broker are those of the settings; --role operator asks whether they may do what these commands
+    do, rather than what a worker does. bus acl prints the rights of each role.
+
+    --ready asks Redis whether the subscribers of this host live and are ready, as their /readyz would say: one look-up,
+    for the health check of a container.
+
+    \b
+    Example:
+      celery -A bridge bus check
+      celery -A bridge bus check --ready
+    """
+    settings = load(ctx.obj.app)
+    with client_of(settings) as client:
+        steps = _readiness(client, settings) if ready else _steps(ctx.obj.app, client, settings, role)
+        worst = 0
+        for name, find in steps:
+            try:
+                with told(settings):
+                    findings = find()
+            except Unreachable as error:
+                _report(
+                    name,
+                    [Finding(name, error.message, "see that it runs; check its address, user and rights")],
+                    as_json,
+                )
+                worst = 3
+                break  # what comes next asks it as well
+            _report(name, findings, as_json)
+            worst = max(worst, 1 if findings else 0)
+    ctx.exit(worst)
+
+
+Steps = Iterator[tuple[str, Callable[[], Sequence[Finding]]]]
+
+
+def _steps(app: Celery, client: Redis, settings: BridgeSettings, role: Role) -> Steps:
+    yield f"bus at {settings.redacted_url}", list
+    yield "rights of the bus user", lambda: _rights(client, settings, role)
+    yield "clock", lambda: checks.clock(client)
+    yield f"subscribers of group {settings.group}", lambda: _subscribers(client, settings)
+    yield "broker", lambda: _broker(app, settings, role)
+    tasks = [app.tasks[handler.task_name] for handler in registry]
+    yield "durability, memory and Celery's settings", lambda: checks.check(settings, app, tasks)
+    yield "types that are let in", lambda: checks.refused_handlers(settings, registry.patterns)
+    yield "handlers and their workers", lambda: list(_workers(app, settings))
+
+
+def _readiness(client: Redis, settings: BridgeSettings) -> Steps:
+    host = socket.gethostname()
+
+    def ready() -> list[Finding]:
+        here = [one for one in Presences(client, settings).all() if one.host == host and one.alive]
+        if not here:
+            return [Finding(f"subscriber on {host}", "none lives", "see the log of its worker")]
+        return [Finding(one.name, "; ".join(one.problems), "see bus check") for one in here if not one.ready]
+
+    yield f"subscribers on {host}", ready
+
+
+def _rights(client: Redis, settings: BridgeSettings, role: Role) -> list[Finding]:
+    return _missing(rights.user_of(client), rights.refused(client, settings, role), role)
+
+
+def _broker(app: Celery, settings: BridgeSettings, role: Role) -> list[Finding]:
+    try:
+        broker.try_out(app)
+        with broker.look(app) as connection:
+            if connection.transport.driver_type != "redis":
+                return []
+            grants = broker_grants(role, BrokerKeys(app, connection, queues_of(app, settings)))
+            channel: Any = connection.default_channel
+            client = Redis(connection_pool=channel.pool)
+            return _missing(f"{rights.user_of(client)} of the broker", rights.refused_of(client, grants), role)
+    except Exception as error:
+        raise Unreachable(str(error) or type(error).__name__) from error
+
+
+def _missing(user: str, refused: Sequence[str], role: Role) -> list[Finding]:
+    advice = f"give it what bus acl {role} prints, with ACL SETUSER"
+    return [Finding(f"user {user} may not", what, advice) for what in refused]
+
+
+def _subscribers(client: Redis, settings: BridgeSettings) -> list[Finding]:
+    group = read_status(client, settings).group(settings.group)
+    if group is None:
+        problem = "not in the journal: no subscriber has run, or it was deleted"
+        return [Finding(f"group {settings.group}", problem, "start a worker, or bus subscribe")]
+    found = [
+        Finding(one.name, "; ".join(one.problems), "see its log")
+        for one in group.subscribers
+        if one.alive and one.problems
+    ]
+    if not group.alive:
+        problem = f"no subscriber lives; {group.backlog} events wait"
+        found.append(Finding(f"group {group.name}", problem, "start a worker, or bus subscribe"))
+    return found
+
+
+def _workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
+    """Look for handlers that no live worker knows, and for queues that none takes from."""
+    if not list(registry):
+        yield Finding("handlers", "there are none", "import their modules: imports in celeryconfig.py, or autodiscover")
+        return
+    try:
+        registered: dict[str, list[str]] = app.control.inspect(timeout=_WORKERS_S).registered() or {}
+        queues: dict[str, Any] = {}
+        for _ in range(_TRIES):
+            if silent := sorted(registered.keys() - queues.keys()):
+                queues |= app.control.inspect(silent, timeout=_WORKERS_S).active_queues() or {}
+    except (RedisError, OperationalError, OSError) as error:
+        raise Unreachable(f"the broker says {error}") from error
+    if not registered:
+        yield Finding("workers", "none answers", "start one: celery -A APP worker")
+        return
+    known = {text.split(" ")[0] for texts in registered.values() for text in texts}
+    taken = {queue["name"] for some in queues.values() for queue in some}
+    for handler in registry:
+        if handler.task_name not in known:
+            problem = f"no live worker knows it; its tasks would be refused ({handler.defined_at})"
+            yield Finding(f"handler {handler.task_name}", problem, "deploy it to the workers before the subscribers")
+    if unknown := sorted(registered.keys() - queues.keys()):
+        yield Finding(
+            ", ".join(unknown), "does not say which queues it takes from", "look again when it has less to do"
+        )
+        return
+    for queue in sorted({route.queue for route in routes_of(app, settings)} - taken - {""}):
+        yield Finding(f"queue {queue}", "no live worker takes from it", f"start one with -Q {queue}, or task_queues")
+
+
+def _report(name: str, findings: Sequence[Finding], as_json: bool) -> None:
+    if as_json:
+        output.as_json({"check": name, "ok": not findings, "findings": [asdict(finding) for finding in findings]})
+        return
+    if not findings:
+        output.line(Styled("ok    ", "green"), name)
+    for finding in findings:
+        output.line(Styled("FAIL  ", "bold red"), finding.setting, ": ", finding.problem)
+        output.line(Styled(f"      -> {finding.advice}", "dim"))

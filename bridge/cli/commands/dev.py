@@ -1,0 +1,181 @@
+"""``celery -A APP bus dev``: everything that an application needs, on one terminal, while it is developed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import click
+from celery import Celery
+from pydantic import BaseModel
+from redis import Redis
+
+from bridge.cli import output
+from bridge.cli.commands.tail import until_interrupted
+from bridge.cli.connect import client_of, load, told
+from bridge.cli.follow import Follower
+from bridge.cli.processes import Children
+from bridge.config.settings import BridgeSettings
+from bridge.events.event import Event
+from bridge.handlers.registry import registry
+from bridge.handlers.task import EventTask
+from bridge.operations.routes import routes_of
+from bridge.storage.presence import Presences
+from bridge.testing.redis_server import running_redis
+
+#: Every address that the application might use leads to the one Redis.
+_ADDRESSES = ("REDIS_URL", "BRIDGE_REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+_LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
+
+
+@click.command()
+@click.option("-c", "--concurrency", type=click.IntRange(1), default=2, show_default=True, help="Tasks at a time.")
+@click.option("-l", "--loglevel", type=_LEVEL, default="WARNING", show_default=True, help="Of the worker.")
+@click.option(
+    "--flower-port",
+    type=click.IntRange(1, 65535),
+    default=5555,
+    show_default=True,
+    help="Where Flower listens; another one if that is taken.",
+)
+@click.option("--no-flower", is_flag=True, help="Without Flower.")
+@click.pass_context
+def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int, no_flower: bool) -> None:
+    """Run Redis, a worker and Flower for development, and show the events.
+
+    The Redis is a throw-away one, or that of REDIS_URL. The worker runs this application and takes from all queues that
+    its handlers use; its warnings are shown. Flower runs if it is installed. Start it again after a change of the code.
+    Ctrl-C ends all of them.
+
+    \b
+    Example:
+      celery -A bridge bus dev
+      REDIS_URL=redis://localhost:6379/5 celery -A bridge bus dev --loglevel INFO --no-flower
+    """
+    app = ctx.obj.app
+    name = app_name(app)
+    load(app)
+    with until_interrupted(), told(), _redis() as url, Children() as children:
+        settings = BridgeSettings.load(app, redis_url=url)
+        environment = dict.fromkeys(_ADDRESSES, url)
+        with client_of(settings) as client:
+            celery = [sys.executable, "-m", "celery", "-A", name]
+            queues = _queues(app, settings)
+            worker = ["-q", "worker", "-n", "dev@%h", "-l", loglevel, "-c", str(concurrency), "-E", "--without-mingle"]
+            children.start("worker", [*celery, *worker, "-Q", ",".join(queues)], environment | _QUIET, shown=True)
+            output.note(_title("worker"), f"{name}, queues {', '.join(queues)}")
+            if not no_flower and importlib.util.find_spec("flower") is not None:
+                port = _free_port(flower_port)
+                flower = ["flower", "--address=127.0.0.1", f"--port={port}"]
+                children.start("flower", [*celery, *flower], environment, shown=False)
+                output.note(_title("flower"), f"http://127.0.0.1:{port}")
+            _tell_how(app, name, url)
+            Follower(client, settings, (), as_json=False).follow(tick=_Watch(children, client, settings).tick)
+
+
+#: Celery warns of a worker run by root: in a container, and here, that is usual.
+_QUIET = {"PYTHONWARNINGS": "ignore:You're running the worker with superuser privileges"}
+
+
+def app_name(app: Celery) -> str:
+    """Return *app* as ``-A`` takes it, ``module:attribute``.
+
+    Raises:
+        click.UsageError: No module has it, so no other process can import it.
+    """
+    places = [
+        f"{module}:{attribute}"
+        for module, content in list(sys.modules.items())
+        if module.partition(".")[0] not in ("celery", "__main__")
+        for attribute, value in list(getattr(content, "__dict__", {}).items())
+        if value is app
+    ]
+    if not places:
+        raise click.UsageError("say which application: celery -A MODULE bus dev")
+    return min(places, key=lambda place: (place.count("."), len(place)))
+
+
+class _Watch:
+    """Looks after the children while the events are shown."""
+
+    def __init__(self, children: Children, client: Redis, settings: BridgeSettings) -> None:
+        self._children = children
+        self._presences = Presences(client, settings)
+        self._ready = False
+
+    def tick(self) -> bool:
+        """Say what has happened to them.
+
+        Raises:
+            click.ClickException: The worker has ended.
+        """
+        for child in [child for child in self._children.running if child.status is not None]:
+            child.tell_end()
+            if child.name == "worker":
+                raise click.ClickException("without a worker there is nothing to see")
+            self._children.running.remove(child)
+        if not self._ready:
+            self._ready = any(subscriber.ready for subscriber in self._presences.all())
+            if self._ready:
+                output.note(output.Styled("the worker is ready", "green"))
+        return True
+
+
+@contextmanager
+def _redis() -> Iterator[str]:
+    # Kept on disk only so that the bridge does not warn: it goes with its data.
+    with running_redis(["--appendonly", "yes"]) as url:
+        given = bool(os.environ.get("REDIS_URL"))  # which may hold a password
+        output.note(_title("redis"), "that of REDIS_URL" if given else f"{url}, goes with its data when this ends")
+        yield url
+
+
+def _queues(app: Celery, settings: BridgeSettings) -> list[str]:
+    of_handlers = {route.queue for route in routes_of(app, settings) if route.queue}
+    return sorted(of_handlers | set(app.amqp.queues))
+
+
+def _tell_how(app: Celery, name: str, url: str) -> None:
+    handlers = [(handler, pattern) for handler in registry for pattern in handler.patterns]
+    handler, event_type = next((pair for pair in handlers if not set(pair[1]) & set("*?[\\")), (None, "dream.created"))
+    task = cast("EventTask", app.tasks[handler.task_name]) if handler else None
+    payload = json.dumps(_example_for(task.event_model)) if task else "{}"
+    where = "" if os.environ.get("REDIS_URL") else f"BRIDGE_REDIS_URL={url} "
+    command = shlex.join(["celery", "-A", name, "bus", "publish", event_type, payload])
+    output.note("publish an event from another terminal:")
+    output.note(f"  {where}{command}")
+    output.note("Ctrl-C ends everything; the events:")
+
+
+def _example_for(model: type[Event[Any]]) -> dict[str, Any]:
+    """Return a payload that a handler is likely to take."""
+    (kind,) = model.__pydantic_generic_metadata__["args"] or (None,)
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return {}
+    values = {"string": "text", "integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
+    schema = kind.model_json_schema()
+    fields = {name: schema["properties"][name] for name in schema.get("required", ())}
+    return {name: values.get(field.get("type")) for name, field in fields.items()}
+
+
+def _title(text: str) -> output.Styled:
+    return output.Styled(f"{text:<8}", "bold")
+
+
+def _free_port(port: int) -> int:
+    for wanted in (port, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just ended does not count
+            try:
+                probe.bind(("127.0.0.1", wanted))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise click.ClickException("no port is free for Flower; see --no-flower")

@@ -1,0 +1,40 @@
+"""``celery -A APP bus get``: one event by its id."""
+
+from __future__ import annotations
+
+import click
+
+from bridge.cli import output
+from bridge.cli.connect import connected
+from bridge.cli.options import json_option
+from bridge.operations.history import History
+
+
+@click.command()
+@click.argument("event_id", metavar="ID")
+@json_option
+@click.pass_context
+def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
+    """Show an event.
+
+    As its key holds it, or else the journal, but for what bridge_sensitive names. In a pipe, and with --json, it is
+    one line.
+
+    \b
+    Example:
+      celery -A bridge bus get 975c7603-5f0c-4b53-a1a4-0b7a5a1d6a2e
+      celery -A bridge bus get d1 | jq .payload
+    """
+    with connected(ctx.obj.app) as (client, settings):
+        event = History(client, settings).event(event_id)
+        if event is None:
+            raise click.ClickException(
+                f"there is no event {event_id} below {settings.channel_prefix} at {settings.redacted_url}. Events are "
+                f"kept for {settings.event_ttl_s / 3600:g} h (bridge_event_ttl_s); bus dead list --id {event_id} "
+                "says whether it could not be processed"
+            )
+    fields = settings.redaction.fields(event.to_dict())
+    if as_json:
+        output.as_json(fields)
+    else:
+        output.document(fields)

@@ -1,0 +1,104 @@
+"""``celery -A APP bus groups ...``: the consumer groups of the journal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from bridge.cli import output
+from bridge.cli.connect import connected
+from bridge.cli.options import force_option, json_option
+from bridge.operations.groups import Groups
+from bridge.storage.status import GroupStatus, read_status
+
+_COLUMNS = [
+    output.Column("GROUP", "bold", whole=True),
+    output.Column("CONSUMERS", right=True),
+    output.Column("PENDING", right=True),
+    output.Column("BACKLOG", right=True),
+    output.Column("LAST DELIVERED"),
+    output.Column("OF"),
+]
+
+
+@click.group()
+def groups() -> None:
+    """Consumer groups of the journal: list them, delete one.
+
+    Each application has one, by its name or bridge_group; each gets every event once.
+    """
+
+
+@groups.command(name="list")
+@json_option
+@click.pass_context
+def list_(ctx: click.Context, /, as_json: bool) -> None:
+    """List the groups of all applications on this bus.
+
+    BACKLOG are events that the group has yet to dispatch, PENDING those of them that a subscriber has taken, LAST
+    DELIVERED is the time of the newest event that was taken. bus status has more.
+
+    \b
+    Example:
+      celery -A bridge bus groups list
+    """
+    with connected(ctx.obj.app) as (client, settings):
+        found = read_status(client, settings).groups
+    own = settings.group
+    if as_json:
+        for group in found:
+            shown = ("name", "backlog", "exact", "pending", "last_ms")
+            output.as_json({name: getattr(group, name) for name in shown} | {"own": group.name == own})
+        return
+    if found:
+        output.table(_COLUMNS, [_row(group, own) for group in found])
+    if own not in [group.name for group in found]:
+        output.note(f"group {own} of this application is not there: none of its subscribers has run yet")
+
+
+def _row(group: GroupStatus, own: str) -> list[output.Cell]:
+    return [
+        group.name,
+        len(group.pending),
+        sum(group.pending.values()),
+        f"{group.backlog}{'' if group.exact else '+'}",
+        output.moment(group.last_ms) or "never",
+        output.Styled("this application", "green") if group.name == own else "",
+    ]
+
+
+@groups.command()
+@click.argument("name")
+@force_option
+@json_option
+@click.pass_context
+def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None:
+    """Delete a group and all that the bridge keeps for it: of an application that is gone.
+
+    Its dead letters go as well, and so does the note of which tasks are in flight: those in a queue still run, but one
+    that is lost is not sent again. The events stay in the journal. Refuses while a subscriber of the group is alive,
+    who would begin it anew at the oldest event; --force does not refuse, and does not ask.
+
+    \b
+    Example:
+      celery -A bridge bus groups delete old-shop
+    """
+    with connected(ctx.obj.app) as (client, settings):
+        all_groups = Groups(client, settings)
+        if not all_groups.exists(name):
+            names = ", ".join(group.name for group in read_status(client, settings).groups) or "none"
+            raise click.ClickException(f"there is no group {output.printable(name)}; there are {names}")
+        if not force and all_groups.in_use(name):
+            raise click.ClickException(
+                f"a subscriber of group {name} is alive: stop its workers and bus subscribe first, or --force it"
+            )
+        held = all_groups.holdings(name)
+        what = f"{held.pending} pending entries, {held.dead_letters} dead letters, {held.in_flight} tasks in flight"
+        whose = "group" if name != settings.group else "this application's own group"
+        output.ask(f"Delete {whose} {name} with its {what} and its replays, for good?", force=force)
+        all_groups.delete(name)
+    if as_json:
+        output.as_json({"deleted": name} | asdict(held))
+    else:
+        output.line(f"group {name} deleted: {what}")

@@ -1,0 +1,129 @@
+"""``celery -A APP bus replay``: events of the journal once more. And what it shares with ``bus dead retry``."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from bridge.cli import output
+from bridge.cli.connect import Unreachable, connected
+from bridge.cli.options import all_option, as_asked, event_filters, handler_named, json_option, options, selection_of
+from bridge.errors import BridgeError, BusUnavailable
+from bridge.operations.replay import Progress, Replay
+from bridge.operations.replay_sources import Candidate, JournalSource
+
+#: Events that a dry run shows; it counts the others.
+_SHOWN = 20
+
+replay_options = options(
+    click.option("--name", help="Name of the replay. The same name again goes on where it stopped."),
+    click.option("--rate", type=click.IntRange(1), default=100, show_default=True, help="Most events per second."),
+    click.option("--dry-run", is_flag=True, help="Show what would be replayed; change nothing."),
+)
+
+
+@click.command()
+@event_filters
+@all_option
+@replay_options
+@json_option
+@click.pass_context
+def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: Any) -> None:
+    """Give events of the journal to the handlers once more.
+
+    To those of this application, as far back as the journal goes (bridge_event_ttl_s); times are those at which it
+    took the events. Tasks of a replay run although those of the first time are done, and find its name in
+    event.metadata["replay"]. With --handler only that task runs, on the events that its patterns match.
+
+    \b
+    Example:
+      celery -A bridge bus replay --since 2h --type 'dream.*' --dry-run
+      celery -A bridge bus replay --since 2h --type 'dream.*' --name after-the-fix
+    """
+    how = {key: asked.pop(key) for key in ("rate", "dry_run", "as_json")}
+    filters = {"from": "journal"} | as_asked(asked, everything)
+    with connected(ctx.obj.app) as (client, settings):
+        handler = None if asked["handler"] is None else handler_named(asked["handler"])
+        selection = selection_of(asked | {"handler": None})  # which it is for, not which it comes from
+        source = (
+            JournalSource(client, settings, selection)
+            if handler is None
+            else JournalSource(client, settings, selection, handler.task_name, handler.matches)
+        )
+        name = name or new_name()
+        perform(Replay(client, settings, source, name, filters), name, **how)
+
+
+def new_name() -> str:
+    """Return a name for a replay that nobody named."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def perform(replay: Replay, name: str, *, rate: float, dry_run: bool, as_json: bool) -> None:
+    """Run a replay, or show what it would do, and say what came of it."""
+    if dry_run:
+        _preview(replay.remaining(), as_json)
+        return
+    progress = replay.progress()
+    if progress is not None and progress.finished:
+        output.note(f"replay {name} has finished before; nothing to do. Another --name does it again.")
+    else:
+        progress = _run(replay, progress, name, rate)
+    if as_json:
+        output.as_json({"name": name} | asdict(progress))
+    else:
+        left = f", {progress.skipped} left: they cannot be replayed, --dry-run says why" if progress.skipped else ""
+        output.line(f"replay {name}: {progress.replayed} replayed{left}")
+
+
+def _run(replay: Replay, before: Progress | None, name: str, rate: float) -> Progress:
+    begun_ms = _ms(before.cursor) if before else None
+    progress = None
+    output.note(f"replay {name}: {'goes on' if before else 'looks for the first event'}")
+    try:
+        with output.progress(f"replay {name}", total=1.0) as report:
+            for progress in replay.run(rate):
+                if begun_ms is None:
+                    begun_ms = _ms(progress.cursor)
+                whole_ms = _ms(progress.until) - begun_ms
+                report((_ms(progress.cursor) - begun_ms) / whole_ms if whole_ms else 1.0, f"{progress.replayed} so far")
+    except KeyboardInterrupt:
+        output.note(f"interrupted; the same command with --name {name} goes on")
+        raise SystemExit(130) from None
+    except BusUnavailable as error:
+        raise Unreachable(f"{error} The same command with --name {name} goes on.") from error
+    if progress is None:
+        raise BridgeError(f"another process has just finished replay {name!r}")
+    return progress
+
+
+def _ms(cursor: str) -> int:
+    """Return the time in a stream id as XRANGE takes it; how far a replay has come is known by time only."""
+    found = re.match(r"\(?(\d+)", cursor)
+    return int(found[1]) if found else 0
+
+
+def _preview(found: Iterator[Candidate], as_json: bool) -> None:
+    problems: Counter[str] = Counter()
+    count = 0
+    output.note("looking; nothing is changed")  # a million events may be looked at before the first that matches
+    for one in found:
+        if as_json:
+            output.as_json({"id": one.event_id, "type": one.event_type, "handler": one.handler, "problem": one.problem})
+        elif one.event is None:
+            problems[one.problem] += 1
+        else:
+            count += 1
+            if count <= _SHOWN:
+                output.line(one.event_type, "  ", one.event_id, "  ", one.handler or "all handlers")
+    if not as_json:
+        output.line(f"{count} would be replayed" + (f", the first {_SHOWN} are shown" if count > _SHOWN else ""))
+        for problem, times in problems.most_common(_SHOWN):
+            output.line(f"{times} cannot be: ", problem)

@@ -1,0 +1,95 @@
+"""``celery -A APP bus routes``: which tasks events become, and where those go."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+from celery import Celery
+
+from bridge.cli import output
+from bridge.cli.connect import load, told
+from bridge.cli.options import json_option
+from bridge.config.settings import BridgeSettings
+from bridge.errors import EventInvalid
+from bridge.events.validation import check_type
+from bridge.handlers.registry import registry
+from bridge.operations.routes import Route, _outbox, _route, routes_of
+
+_COLUMNS: list[output.Column | str] = [
+    output.Column("HANDLER", "bold"),
+    "EVENTS",
+    output.Column("QUEUE", "cyan"),
+    "OPTIONS",
+]
+
+
+@click.command()
+@click.option("--match", metavar="TYPE", help="Only what an event of this type becomes.")
+@json_option
+@click.pass_context
+def routes(ctx: click.Context, /, match: str | None, as_json: bool) -> None:
+    """List the handlers, and where their tasks go.
+
+    Options are those of @on_event, of bridge_routes and of the task, where they are not the usual ones. Rows marked
+    bridge_routes are for events to which that rule applies. Needs no Redis.
+
+    \b
+    Example:
+      celery -A bridge bus routes
+      celery -A bridge bus routes --match dream.created
+    """
+    app = ctx.obj.app
+    settings = load(app)
+    with told(settings):
+        found = list(routes_of(app, settings) if match is None else _matching(app, settings, match))
+    for route in found if as_json else ():
+        output.as_json(asdict(route))
+    if found and not as_json:
+        output.table(_COLUMNS, _rows(found))
+    if not found:
+        raise click.ClickException(_nothing(match))
+    if any(route.problem for route in found):
+        raise click.ClickException("some of these tasks cannot be sent; what stands in OPTIONS says why")
+
+
+def _matching(app: Celery, settings: BridgeSettings, event_type: str) -> Iterator[Route]:
+    try:
+        check_type(event_type)
+    except EventInvalid as error:
+        raise click.UsageError(str(error)) from error
+    outbox = _outbox(app, settings)
+    for handler in registry.matching(event_type):
+        yield _route(app, settings, outbox, handler, event_type, event_type)
+
+
+def _rows(found: list[Route]) -> Iterator[tuple[output.Cell, ...]]:
+    before = ""
+    for route in found:
+        texts = ["where"] * route.where + [f"payload={route.payload}"] * bool(route.payload)
+        texts += [f"{name}={_short(value)}" for name, value in route.options.items()]
+        texts += [f"bridge_routes[{route.rule}]"] * bool(route.rule)
+        options: output.Cell = " ".join(texts)
+        if route.problem:
+            options = output.Styled(route.problem, "red")
+        again = output.on_terminal() and route.handler == before
+        yield "" if again else route.handler, route.events, route.queue, options
+        before = route.handler
+
+
+def _short(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _nothing(match: str | None) -> str:
+    if match is None:
+        return (
+            "there is no handler. Are the modules with @on_event imported? See imports= of the configuration, "
+            "and app.autodiscover_tasks()"
+        )
+    literal = [pattern for handler in registry for pattern in handler.patterns if not set(pattern) & set("*?[\\")]
+    guess = difflib.get_close_matches(match, literal, n=1)
+    return f"no handler takes {match}" + (f"; did you mean {guess[0]}?" if guess else "")

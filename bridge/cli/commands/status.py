@@ -1,0 +1,129 @@
+"""``celery -A APP bus status``: how the groups of the bus get on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from bridge.cli import output
+from bridge.cli.connect import connected
+from bridge.cli.options import json_option
+from bridge.cli.output import Cell, Column, Styled
+from bridge.storage.presence import Presence
+from bridge.storage.status import BusStatus, GroupStatus, read_status
+from bridge.subscriber.checks import server_of
+
+#: Of the server, by name in CONFIG.
+_SHOWN = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
+#: Age from which waiting events are shown as a trouble.
+_LATE_S = 60
+
+
+@click.command(short_help="Show how the groups get on: what waits, who works, what failed.")
+@json_option
+@click.pass_context
+def status(ctx: click.Context, /, as_json: bool) -> None:
+    """Show how the groups of the bus get on: what waits, who works, what failed.
+
+    BACKLOG are events of the journal that the group has yet to dispatch, OLDEST the age of the first of them, RATE task
+    messages a second over the last ten seconds. IN FLIGHT are tasks that were sent and have not ended, OVERDUE those of
+    them that should have. A subscriber that has said nothing for six seconds counts as gone.
+
+    \b
+    Example:
+      celery -A bridge bus status
+      celery -A bridge bus status --json | jq '.groups[] | select(.backlog > 1000)'
+    """
+    with connected(ctx.obj.app) as (client, settings):
+        server = server_of(client, "bus").settings
+        bus = read_status(client, settings)
+    own = settings.group
+    if as_json:
+        output.as_json(_json(bus, server, own))
+        return
+    version = server.get("version", "of unknown version")
+    told = [f"{name} {server.get(name, 'unknown')}" for name in _SHOWN]
+    output.line("bus      ", settings.redacted_url, Styled(f"  Redis {version}, {', '.join(told)}", "dim"))
+    since = f", the oldest of {output.moment(bus.first_ms)}" if bus.entries else ""
+    output.line("journal  ", f"{bus.entries} entries of {settings.channel_prefix}*{since}")
+    if bus.group(own) is None:
+        output.line(
+            "group    ", own, Styled(" is not there: no subscriber of this application has run here yet", "yellow")
+        )
+    if bus.groups:
+        output.line()
+        _groups(bus, own)
+        output.line()
+        _subscribers(bus)
+
+
+def _groups(bus: BusStatus, own: str) -> None:
+    columns = [Column("GROUP", whole=True)]
+    columns += [Column(name, right=True) for name in ("BACKLOG", "OLDEST", "RATE", "IN FLIGHT", "OVERDUE", "DEAD")]
+    columns += [Column("SUBSCRIBERS", right=True)]
+    output.table(columns, [_group_row(group, own) for group in bus.groups])
+
+
+def _group_row(group: GroupStatus, own: str) -> list[Cell]:
+    late = (group.oldest_s or 0) > _LATE_S
+    return [
+        Styled(group.name, "bold" if group.name == own else ""),
+        f"{group.backlog}{'' if group.exact else '+'}",
+        Styled("-" if group.oldest_s is None else _span(group.oldest_s), "red" if late else ""),
+        f"{group.dispatched_per_s:.1f}/s",
+        group.in_flight,
+        Styled(str(group.overdue), "red" if group.overdue else ""),
+        Styled(str(group.dead_letters), "yellow" if group.dead_letters else ""),
+        Styled(str(group.alive), "" if group.alive else "bold red"),
+    ]
+
+
+def _subscribers(bus: BusStatus) -> None:
+    rows: list[list[Cell]] = []
+    for group in bus.groups:
+        said = {subscriber.name for subscriber in group.subscribers}
+        rows += [_subscriber_row(bus, group, subscriber) for subscriber in group.subscribers]
+        rows += [
+            [name, group.name, Styled("a consumer that says nothing of itself", "dim"), pending, "", ""]
+            for name, pending in group.pending.items()
+            if name not in said
+        ]
+    pending, rate = Column("PENDING", right=True), Column("RATE", right=True)
+    output.table([Column("SUBSCRIBER", whole=True), "GROUP", "STATE", pending, rate, "LAST GAP"], rows)
+
+
+def _subscriber_row(bus: BusStatus, group: GroupStatus, subscriber: Presence) -> list[Cell]:
+    gap = f"{_span((bus.at_ms - subscriber.gap_ms) / 1000)} ago" if subscriber.gap_ms else ""
+    pending = group.pending.get(subscriber.name, 0)
+    rate = f"{subscriber.dispatched_per_s:.1f}/s" if subscriber.alive else ""
+    return [subscriber.name, group.name, _state(subscriber), pending, rate, gap]
+
+
+def _state(subscriber: Presence) -> Cell:
+    if not subscriber.alive:
+        return Styled(f"gone: last heard of {_span(subscriber.seen_s)} ago", "bold red")
+    if subscriber.problems:
+        return Styled("; ".join(subscriber.problems), "red")
+    return Styled(subscriber.waits, "yellow") if subscriber.waits else Styled("ready", "green")
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.1f} s"
+
+
+def _json(bus: BusStatus, server: Mapping[str, str], own: str) -> dict[str, Any]:
+    groups = []
+    for group in bus.groups:
+        fields = asdict(group)
+        del fields["starts"]  # a histogram, for monitors
+        for shown, subscriber in zip(fields["subscribers"], group.subscribers, strict=True):
+            shown |= {"alive": subscriber.alive, "ready": subscriber.ready}
+        groups.append(fields | {"dispatched_per_s": group.dispatched_per_s, "alive": group.alive})
+    journal = {"entries": bus.entries, "first_ms": bus.first_ms, "last_ms": bus.last_ms}
+    return {"at_ms": bus.at_ms, "group": own, "server": dict(server), "journal": journal, "groups": groups}

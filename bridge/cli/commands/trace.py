@@ -1,0 +1,96 @@
+"""``celery -A APP bus trace``: what came of an event, as a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import click
+
+from bridge.cli import output
+from bridge.cli.connect import connected
+from bridge.cli.options import json_option
+from bridge.cli.output import Cell, Styled
+from bridge.operations.task_states import EventNode, TaskNode
+from bridge.operations.trace import Tracer
+
+STATE_STYLES = {
+    "SUCCESS": "green",
+    "FAILURE": "bold red",
+    "STARTED": "blue",
+    "RETRY": "yellow",
+    "SENT": "yellow",
+    "WAITING": "yellow",
+}
+#: Of a failure; ``bus dead show`` has the rest.
+_DETAIL_CHARS = 200
+
+
+@click.command(short_help="Show what came of an event: tasks, their events, and so on.")
+@click.argument("any_id", metavar="ID")
+@json_option
+@click.pass_context
+def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
+    """Show what came of an event: its tasks, the events that those published, their tasks, and so on.
+
+    ID is that of any event of the chain, or a correlation id. Each task has its state, how long its last run took and
+    its queue. WAITING: its event is not dispatched yet. SENT: in its queue. SKIPPED: where= said no, or the handler is
+    newer than the event. FAILURE: in a dead letter, with its reason, and its id for bus dead show and bus dead retry.
+
+    \b
+    Example:
+      celery -A bridge bus trace 3f2a7c1e-9d0b-4c55-8a43-0c6f4b1f2a77
+      celery -A bridge bus trace order-1234 --json
+    """
+    with connected(ctx.obj.app) as (client, settings):
+        found = Tracer(ctx.obj.app, client, settings).trace(any_id)
+    if found is None:
+        raise click.ClickException(
+            f"nothing is known of {output.printable(any_id)}: no event and no chain of that id is retained"
+        )
+    if as_json:
+        output.as_json(asdict(found))
+        return
+    for root in found.roots:
+        for parts in _event(root, "", "", any_id):
+            output.line(*parts)
+    if found.hidden:
+        output.line(Styled(f"{found.hidden} more that begin this chain, not shown", "dim"))
+
+
+def _event(node: EventNode, branch: str, indent: str, asked: str) -> Iterator[list[Cell]]:
+    kind = Styled(node.event_type, "bold") if node.event_type else Styled("(retained no more)", "dim")
+    when = output.ago(node.at_ms) if node.at_ms and output.on_terminal() else output.moment(node.at_ms)
+    about = [text for text in (node.source, when) if text]
+    here = Styled("  <- asked for" if node.event_id == asked else "", "bold cyan")
+    yield [Styled(branch, "dim"), kind, "  ", node.event_id, Styled("  ".join(["", *about]), "dim"), here]
+    yield from _below([*node.tasks, *node.events], node.hidden, indent, asked)
+
+
+def _task(node: TaskNode, branch: str, indent: str, asked: str) -> Iterator[list[Cell]]:
+    name = node.handler or f"task {node.task_id} of no handler here"
+    runtime = "" if node.runtime_s is None else f"{node.runtime_s:.3f} s"
+    about = [text for text in (runtime, node.queue, node.replay and f"replay {node.replay}") if text]
+    detail = node.detail if len(node.detail) <= _DETAIL_CHARS else f"{node.detail[:_DETAIL_CHARS]}..."
+    letter = f"  (dead letter {node.letter_id})" if node.letter_id else ""
+    yield [
+        Styled(branch, "dim"),
+        name,
+        "  ",
+        Styled(node.state, STATE_STYLES.get(node.state, "dim")),
+        Styled("  ".join(["", *about]), "dim"),
+        Styled(f"  {detail}{letter}" if detail else "", "red"),
+    ]
+    yield from _below(node.events, 0, indent, asked)
+
+
+def _below(nodes: Sequence[EventNode | TaskNode], hidden: int, indent: str, asked: str) -> Iterator[list[Cell]]:
+    for number, node in enumerate(nodes, 1):
+        last = number == len(nodes) and not hidden
+        branch, deeper = indent + ("└─ " if last else "├─ "), indent + ("   " if last else "│  ")
+        if isinstance(node, EventNode):
+            yield from _event(node, branch, deeper, asked)
+        else:
+            yield from _task(node, branch, deeper, asked)
+    if hidden:
+        yield [Styled(f"{indent}└─ {hidden} more, not shown", "dim")]

@@ -1,0 +1,85 @@
+"""What people wrote where settings come from: names in the environment and in the Celery configuration."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from celery import Celery
+from kombu.serialization import registry  # type: ignore[attr-defined]  # not in the stubs
+from pydantic import ValidationError
+
+from bridge.errors import SettingsError
+
+CONF_PREFIX = "bridge_"
+
+
+def bridge_names(app: Celery) -> dict[str, Any]:
+    """Return the ``bridge_*`` names of the configuration; with a namespace they read ``CELERY_BRIDGE_*`` there."""
+    namespace = f"{app.namespace}_".lower() if app.namespace else ""  # type: ignore[attr-defined]  # not in the stubs
+    found = {str(name).lower().removeprefix(namespace): app.conf[name] for name in app.conf}
+    return {name: value for name, value in found.items() if name.startswith(CONF_PREFIX)}
+
+
+def refuse_unknown(names: Iterable[str], known: Collection[str], prefix: str, where: str) -> None:
+    """Raise :class:`SettingsError` if one of *names*, with *prefix*, is no setting; propose the right one."""
+    for name in names:
+        short = name.removeprefix(prefix).lower()
+        if short not in known:
+            guess = difflib.get_close_matches(short, known, n=1, cutoff=0.5)
+            spelt = [prefix + (key.upper() if prefix.isupper() else key) for key in guess or sorted(known)]
+            hint = f"did you mean {spelt[0]}?" if guess else f"known are {', '.join(spelt)}."
+            raise SettingsError(f"{where}: there is no setting {name}; {hint}")
+
+
+def refuse_shared_prefix(channel_prefix: str, app: Celery) -> None:
+    """Raise :class:`SettingsError` if the messages of *app* would be heard as events."""
+    for name in ("broker_transport_options", "result_backend_transport_options"):
+        shared = str((app.conf[name] or {}).get("global_keyprefix") or "")
+        if shared.startswith(channel_prefix):
+            raise SettingsError(
+                f"{name}['global_keyprefix'] is {shared!r}, below the channel prefix {channel_prefix!r}: "
+                "Celery's own messages would be heard as events; choose another for one of them"
+            )
+
+
+def describe(error: ValidationError) -> str:
+    """Return what is wrong with which settings, without their values."""
+    problems = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(str(part) for part in problem["loc"])
+        problems.append(f"{name}: {problem['msg']}" if name else problem["msg"])
+    return "; ".join(problems)
+
+
+#: What kombu reads with pickle. Its YAML is the safe kind, and MessagePack has no code in it.
+_PICKLE = "application/x-python-serialize"
+#: Settings of Celery that hold one name of a serializer, and those that hold several.
+_ONE = ("task_serializer", "result_serializer", "event_serializer")
+_SEVERAL = ("accept_content", "result_accept_content")
+
+
+def is_pickle(name: Any) -> bool:
+    """Whether a serializer, given by its name or its content type, is pickle, under whatever name."""
+    content_type = name if "/" in str(name) else registry.name_to_type.get(name)
+    return str(content_type).lower() == _PICKLE or str(name).lower() == "pickle"
+
+
+def refuse_pickle(conf: Mapping[str, Any]) -> None:
+    """Raise :class:`SettingsError` when this configuration of Celery writes or accepts pickle."""
+    for name in (*_ONE, *_SEVERAL):
+        value = conf[name] or ()
+        if any(is_pickle(one) for one in ([value] if isinstance(value, str) else value)):
+            wanted = "'json'" if name in _ONE else "['json']"
+            raise SettingsError(
+                f"{name} has pickle: whoever may write to the broker or to the result backend could run any code in "
+                f"the workers; set {name} = {wanted}. Events and their tasks are JSON"
+            )
+
+
+def refuse_pickled_tasks(tasks: Mapping[str, Any]) -> None:
+    """Raise :class:`SettingsError` when a task, by its own choice, is sent with pickle: the workers would need it."""
+    for name, task in tasks.items():
+        if is_pickle(task.serializer):
+            raise SettingsError(f"task {name} has serializer {task.serializer!r}, which is pickle; set it to 'json'")

@@ -1,0 +1,296 @@
+"""The event: one frozen value, its wire format, and how one event follows from another.
+
+Wire format, fixed because other programs speak it: one JSON object with ``id``, ``type``, ``payload``,
+``timestamp`` (ms since the epoch), and optionally ``source``, ``metadata``, ``correlationId``. ``eventId`` and
+``eventType`` are read as ``id`` and ``type``. Unknown fields are kept and passed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from typing_extensions import TypeVar
+
+from bridge.errors import EventInvalid
+from bridge.events import wire
+from bridge.events.validation import SIGNATURE, check_id, check_type, in_short, is_plain, replay_of
+
+PayloadT = TypeVar("PayloadT", default=Any)
+
+#: The existing TypeScript bus drops every message that carries this source, so no event of ours may.
+UNHEARD_SOURCE = "RedisEventBus"
+
+_ALIASES = {"eventId": "id", "eventType": "type", "correlation_id": "correlationId"}
+_ORDER = ("id", "type", "payload", "timestamp", "source", "metadata", "correlationId")
+#: How the JSON begins that is stored, whoever wrote it.
+STORED_START = b'{"id":"'
+_PLAIN = frozenset(_ORDER)
+#: Longest id of a cause or a chain that is indexed: it becomes part of a key. Other programs choose it.
+_MAX_CAUSE_LENGTH = 200
+_set = object.__setattr__
+#: Validation context of data that came through ``wire.loads`` and so is plain JSON already.
+_FROM_WIRE = {"from_wire": True}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What a consequence needs to know of the event behind it; travels in the headers of Celery messages."""
+
+    event_id: str
+    correlation_id: str
+    hops: int
+    #: The handler's task in which it follows; empty outside one.
+    task_id: str = ""
+
+
+class Event(BaseModel, Generic[PayloadT]):
+    """One event. ``Event[DreamCreated]`` has its payload validated as that pydantic model.
+
+    Arguments:
+        type: What happened, e.g. ``dream.created``; case counts.
+        payload: Any JSON; pydantic models, datetimes, UUIDs and Decimals are converted.
+        id: Unique id, the idempotency key of the event; a random UUID unless given.
+        timestamp: When it happened, ms since the epoch; now unless given. Foreign values that are no such
+            number are kept as they came, see :attr:`occurred_at`.
+        source: Program that published it.
+        metadata: JSON object about the event. The bridge uses ``causationId``, ``hops``, ``taskId`` and ``replay``.
+        correlation_id: Id shared by all events of one chain.
+
+    Raises:
+        EventInvalid: A field breaks the wire format or a limit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    id: str = Field(default_factory=lambda: str(uuid.uuid4()))
+    type: str
+    payload: PayloadT = Field(default=None, validate_default=False)  # type: ignore[assignment]  # null when missing
+    timestamp: int | float | str | bool | None = Field(default_factory=lambda: time.time_ns() // 1_000_000)
+    source: str | None = None
+    metadata: dict[str, Any] | None = None
+    correlation_id: str | None = Field(default=None, alias="correlationId")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _validate(cls, data: Any, build: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        if isinstance(data, Event):
+            data = data.to_dict() | {"timestamp": data.timestamp}  # an unknown moment stays unknown
+        if not isinstance(data, dict):
+            raise EventInvalid("not_object", "", f"an event is a JSON object, not {type(data).__name__}")
+        fields = _renamed(data)
+        if info.context is _FROM_WIRE:
+            fields.setdefault("timestamp", None)  # the moment is unknown: invent none
+        else:
+            fields = {name: wire.jsonable(value, name) for name, value in fields.items()}
+        try:
+            event = build(fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            path = ".".join(str(part) for part in first["loc"])
+            raise EventInvalid(path.partition(".")[0] or "event", path, first["msg"]) from error
+        check_id(event.id)
+        check_type(event.type)
+        return event
+
+    @classmethod
+    def decode(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> Event:
+        """Read an event from the bytes another program sent.
+
+        Arguments:
+            data: One JSON object in UTF-8.
+            max_bytes: Largest size accepted.
+            channel_type: The type that the channel names, if it came on one. Stands in for a missing type.
+
+        Raises:
+            EventInvalid: With the reason; among others ``no_id``, and ``type_mismatch`` when message and channel
+                disagree, which would let a publisher that may only use one channel pass for another.
+        """
+        return cls._decode(data, max_bytes, channel_type)[0]
+
+    @classmethod
+    def receive(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> tuple[Event, bytes]:
+        """Like :meth:`decode`; return with it the JSON to pass on, *data* itself unless that spells things its own way.
+
+        Raises:
+            EventInvalid: As :meth:`decode`.
+        """
+        event, as_it_came = cls._decode(data, max_bytes, channel_type)
+        return event, data if as_it_came else event.encode()
+
+    @classmethod
+    def _decode(cls, data: bytes, max_bytes: int, channel_type: str | None) -> tuple[Event, bool]:
+        """Return the event, and whether its JSON can be passed on as it came."""
+        fields = wire.loads(data, max_bytes)
+        if not isinstance(fields, dict):
+            raise EventInvalid("not_object", "", f"an event is a JSON object, not {type(fields).__name__}")
+        event: Event | None = cls._plain(fields)
+        as_it_came = event is not None and data.startswith(STORED_START)
+        as_it_came |= SIGNATURE in fields and is_plain(fields)  # another spelling would break it
+        if event is None:
+            fields = _renamed(fields)
+            if fields.get("id") is None:
+                raise EventInvalid("no_id", "id", "missing")
+            if type(fields["id"]) is int:
+                fields["id"] = str(fields["id"])
+            if fields.get("type") is None and channel_type is not None:
+                fields["type"] = channel_type
+            event = cls.model_validate(fields, context=_FROM_WIRE)
+        if channel_type is not None and event.type != channel_type:
+            raise EventInvalid("type_mismatch", "type", f"{event.type!r} came on the channel of {channel_type[:80]!r}")
+        return event, as_it_came
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Event[PayloadT]:
+        """Rebuild an event from :meth:`to_dict`, e.g. from the argument of a task message."""
+        return cls._plain(fields) or cls.model_validate(fields, context=_FROM_WIRE)
+
+    @classmethod
+    def _plain(cls, fields: dict[str, Any]) -> Self | None:
+        """Return the event that validation would make of *fields*, in half the time, if they are as nearly always."""
+        if not (cls is Event and fields.keys() <= _PLAIN and is_plain(fields)):
+            return None
+        check_id(fields["id"])
+        check_type(fields["type"])
+        get = fields.get
+        values = {
+            "id": fields["id"],
+            "type": fields["type"],
+            "payload": get("payload"),
+            "timestamp": fields["timestamp"],
+            "source": get("source"),
+            "metadata": get("metadata"),
+            "correlation_id": get("correlationId"),
+        }
+        event = cls.__new__(cls)
+        # What pydantic's own model_construct() sets.
+        _set(event, "__dict__", values)
+        _set(event, "__pydantic_fields_set__", set(values))
+        _set(event, "__pydantic_extra__", {})
+        _set(event, "__pydantic_private__", None)
+        return event
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event in its wire form as plain JSON types; absent optional fields stay absent."""
+        known = {
+            "id": self.id,
+            "type": self.type,
+            "payload": self._json_payload,
+            "timestamp": self.timestamp,
+            "source": self.source,
+            "metadata": self.metadata,
+            "correlationId": self.correlation_id,
+        }
+        optional = _ORDER[3:]
+        present = {name: known[name] for name in _ORDER if name not in optional or known[name] is not None}
+        return present | (self.__pydantic_extra__ or {})
+
+    __json__ = to_dict  # kombu's JSON encoder asks for this name: an Event can be an argument of any task
+
+    def encode(self, *, max_bytes: int | None = None) -> bytes:
+        """Return the event as it goes over the wire; without *max_bytes*, of any size.
+
+        Raises:
+            EventInvalid: It is larger than *max_bytes*; ``field`` is the largest field.
+        """
+        fields = self.to_dict()
+        data = wire.dumps(fields)
+        if max_bytes is not None and len(data) > max_bytes:
+            largest = max(fields, key=lambda name: len(wire.dumps(fields[name])))
+            raise EventInvalid("size", largest, f"the event has {len(data)} bytes, the limit is {max_bytes}")
+        return data
+
+    @property
+    def digest(self) -> str:
+        """Hash of type and payload: two events with one id and different digests are a conflict.
+
+        Source, timestamp and metadata do not count: the copies that one publisher writes to the key and to the
+        channel may differ in them.
+        """
+        content = wire.dumps([self.type, self._json_payload], sort_keys=True)
+        return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+    @property
+    def _json_payload(self) -> Any:
+        # Only Event[Model] holds something else than plain JSON types.
+        return self.payload if type(self) is Event else wire.jsonable(self.payload, "payload")
+
+    @property
+    def occurred_at(self) -> datetime | None:
+        """The timestamp as a time, or None when it is not a plausible number of milliseconds."""
+        if isinstance(self.timestamp, bool) or not isinstance(self.timestamp, int | float):
+            return None
+        try:
+            return datetime.fromtimestamp(self.timestamp / 1000, UTC)
+        except (OverflowError, ValueError, OSError):
+            return None
+
+    @property
+    def hops(self) -> int:
+        """Publications between the first event of the chain (0) and this one."""
+        hops = (self.metadata or {}).get("hops")
+        return hops if type(hops) is int and hops > 0 else 0
+
+    @property
+    def follows(self) -> str | None:
+        """Id of the event that caused this one, or else of its chain; None when it is the first of its own."""
+        cause = (self.metadata or {}).get("causationId") or self.correlation_id
+        fits = isinstance(cause, str) and 0 < len(cause) <= _MAX_CAUSE_LENGTH and cause.isascii()
+        return cause if fits and cause != self.id else None
+
+    @property
+    def replay(self) -> str | None:
+        """Name of the replay that brings this event once more; None for the first time."""
+        return replay_of(self.metadata)
+
+    @property
+    def cause(self) -> Cause:
+        """This event as the cause of what follows from it."""
+        return Cause(self.id, self.correlation_id or self.id, self.hops)
+
+    def child(self, type: str, payload: Any = None, **fields: Any) -> Event:
+        """Return a new event that this one caused.
+
+        It carries the correlation id on (the first event of a chain lends its own id) and records the cause
+        in ``metadata.causationId`` and the length of the chain in ``metadata.hops``.
+
+        Arguments:
+            type, payload: Of the new event.
+            fields: Any other field of :class:`Event`. They win, but for causationId and hops in the metadata.
+        """
+        return caused_by(self.cause, type, payload, **fields)
+
+    def __repr__(self) -> str:
+        return in_short(self.type, self.id)
+
+    __str__ = __repr__
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+def caused_by(cause: Cause | None, type: str, payload: Any = None, **fields: Any) -> Event:
+    """Return a new event with its place in the chain of *cause*; without a cause it starts a chain."""
+    if cause is not None:
+        fields = _renamed(fields)
+        fields.setdefault("correlationId", cause.correlation_id)
+        chain: dict[str, Any] = {"causationId": cause.event_id, "hops": cause.hops + 1}
+        if cause.task_id:
+            chain["taskId"] = cause.task_id
+        # The chain wins: a caller who passes the parent's metadata on must not switch the loop guard off.
+        fields["metadata"] = (fields.get("metadata") or {}) | chain
+    return Event(type=type, payload=payload, **fields)
+
+
+def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
+    renamed = dict(fields)  # a null is no name, so that an alias beside it counts before and after a round trip
+    for alias, name in _ALIASES.items():
+        if alias in renamed and renamed.get(name) is None:
+            renamed[name] = renamed.pop(alias)
+    return renamed

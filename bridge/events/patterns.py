@@ -1,0 +1,88 @@
+"""Patterns over event types: Redis globs, as PSUBSCRIBE has them, matched against the whole type.
+
+``*`` is any text, dots included: ``dream.*`` also matches ``dream.image.rendered``. ``?`` is one character,
+``[a-c]`` one of a set, ``[^a]`` one outside it, and a backslash takes the next character literally. Case counts.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+_GLOB_SPECIAL = re.compile(r"([\\*?\[\]^])")
+
+
+def escape_glob(literal: str) -> str:
+    """Quote *literal* so that a Redis glob pattern matches exactly it."""
+    return _GLOB_SPECIAL.sub(r"\\\1", literal)
+
+
+@lru_cache(maxsize=4096)
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Return *pattern* as a regular expression; use its ``fullmatch``.
+
+    Raises:
+        ValueError: The pattern is empty, or a set is not closed (Redis would close it at the end; here it is a slip).
+    """
+    if not pattern:
+        raise ValueError("an empty pattern matches no event")
+    runs: list[str] = []  # what each star ends
+    parts: list[str] = []
+    position = 0
+    while position < len(pattern):
+        char = pattern[position]
+        position += 1
+        if char == "*":
+            runs.append("".join(parts))
+            parts = []
+        elif char == "?":
+            parts.append(".")
+        elif char == "[":
+            part, position = _set(pattern, position)
+            parts.append(part)
+        else:
+            if char == "\\" and position < len(pattern):
+                char = pattern[position]
+                position += 1
+            parts.append(re.escape(char))
+    if not runs:
+        return re.compile("".join(parts), re.DOTALL)
+    # What lies between two stars is taken where it first fits, for good: no other choice could do better.
+    middle = "".join(f"(?>.*?{run})" for run in runs[1:] if run)
+    return re.compile(f"{runs[0]}{middle}.*{''.join(parts)}", re.DOTALL)
+
+
+def _set(pattern: str, position: int) -> tuple[str, int]:
+    negated = pattern[position : position + 1] == "^"
+    position += negated
+    members: list[str] = []
+    while position < len(pattern) and pattern[position] != "]":
+        if pattern[position] == "\\" and position + 1 < len(pattern):
+            position += 1
+            members.append(re.escape(pattern[position]))
+            position += 1
+        elif pattern[position + 1 : position + 2] == "-" and position + 2 < len(pattern):
+            low, high = sorted((pattern[position], pattern[position + 2]))
+            members.append(f"{re.escape(low)}-{re.escape(high)}")
+            position += 3
+        else:
+            members.append(re.escape(pattern[position]))
+            position += 1
+    if position >= len(pattern):
+        raise ValueError(f"pattern {pattern!r}: the set after '[' is not closed with ']'")
+    if not members:
+        return ("." if negated else r"(?!)"), position + 1
+    return f"[{'^' if negated else ''}{''.join(members)}]", position + 1
+
+
+def _compilable(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        compile_pattern(pattern)
+    return patterns
+
+
+#: Those of a setting.
+Patterns = Annotated[list[str], AfterValidator(_compilable)]

@@ -1,0 +1,62 @@
+"""What the fields of an event may hold, whoever wrote it."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from bridge.errors import EventInvalid
+
+#: Ids become parts of Redis keys: no glob, no brace (it would move the key to another Cluster slot), no space.
+ID_PATTERN = r"[A-Za-z0-9._:@+-]{1,200}"
+_ID = re.compile(ID_PATTERN)
+_TYPE = re.compile(r"[A-Za-z0-9_-]+(?:[.:/][A-Za-z0-9_-]+)*")
+_MAX_TYPE_LENGTH = 200
+#: Field of a signature over the very bytes of an event, see signing.py; reason of what is refused for it.
+SIGNATURE = "signature"
+
+
+def in_short(event_type: str, event_id: str) -> str:
+    """Return how logs and Flower show an event: neither payload nor secrets."""
+    short = event_id if len(event_id) <= 12 else f"{event_id[:8]}..."
+    return f"<Event {event_type} {short}>"
+
+
+def replay_of(metadata: dict[str, Any] | None) -> str | None:
+    """Return the name of the replay in the metadata of an event."""
+    replay = metadata.get("replay") if metadata else None
+    name = replay.get("name") if isinstance(replay, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def is_plain(fields: dict[str, Any]) -> bool:
+    """Whether the fields of an event from the wire are of types that need no conversion, as in nearly all events."""
+    get = fields.get
+    metadata, source, correlation_id = get("metadata"), get("source"), get("correlationId")
+    return (
+        type(get("id")) is type(get("type")) is str
+        and type(get("timestamp")) is int
+        and (metadata is None or type(metadata) is dict)
+        and (source is None or type(source) is str)
+        and (correlation_id is None or type(correlation_id) is str)
+    )
+
+
+def check_id(event_id: str) -> None:
+    """Raise :class:`EventInvalid` unless *event_id* is one that events may have."""
+    if not _ID.fullmatch(event_id):
+        raise EventInvalid("id", "id", f"{event_id[:80]!r} is not 1 to 200 of A-Z a-z 0-9 . _ : @ + -")
+
+
+@lru_cache(maxsize=10_000)  # types are few, events are many
+def check_type(event_type: str) -> None:
+    """Raise :class:`EventInvalid` unless *event_type* is one that events may have."""
+    if len(event_type) > _MAX_TYPE_LENGTH or not _TYPE.fullmatch(event_type):
+        raise EventInvalid("type", "type", f"{event_type[:80]!r} is not words of A-Z a-z 0-9 _ - joined by . : /")
+    if RESERVED_TYPES.match(event_type):
+        raise EventInvalid("type", "type", f"{event_type!r} is reserved for the bridge's own keys")
+
+
+#: Event types that would read like one of the bridge's own keys below the same prefix.
+RESERVED_TYPES = re.compile(r"(?:event|seen|dead|parked|inflight|done|heartbeat):|journal\Z|heartbeat\Z")

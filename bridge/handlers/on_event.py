@@ -1,0 +1,151 @@
+"""``@on_event``: which tasks an event becomes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from celery import shared_task
+from kombu.compression import get_encoder
+from kombu.entity import maybe_delivery_mode
+
+from bridge.config.celery_config import is_pickle
+from bridge.errors import EventInvalid, HandlerInvalid
+from bridge.events.event import Event
+from bridge.events.patterns import compile_pattern
+from bridge.events.validation import check_type
+from bridge.handlers.registry import Handler, registry
+from bridge.handlers.task import EventTask
+
+#: Options that choose how a task message is sent; all others are attributes of the task.
+SEND_OPTIONS = frozenset(
+    {
+        "queue",
+        "exchange",
+        "exchange_type",
+        "routing_key",
+        "priority",
+        "delivery_mode",
+        "countdown",
+        "compression",
+        "headers",
+    }
+)
+#: Plain attributes of a task: not its methods, nor what it computes, nor what the decorator sets itself.
+_TASK_OPTIONS = {
+    name
+    for name in dir(EventTask)
+    if not name.startswith("_") and not hasattr(inspect.getattr_static(EventTask, name), "__get__")
+} - {"abstract", "event_model", "send_options"} | {
+    "bind",
+    "autoretry_for",
+    "dont_autoretry_for",
+    "retry_kwargs",
+    "retry_backoff",
+    "retry_backoff_max",
+    "retry_jitter",
+}
+_GLOB_CHARS = frozenset("*?[]\\")
+
+
+def on_event(
+    *patterns: str, where: Callable[[Event[Any]], bool] | None = None, **options: Any
+) -> Callable[[Callable[..., Any]], EventTask]:
+    """Make a function the handler of events: a Celery task that runs once for each matching event.
+
+    The function takes the event as its one argument (after the task itself with ``bind=True``). Annotated
+    ``Event[Model]``, with a pydantic model, it gets the payload as that model; a payload that does not fit
+    becomes a dead letter. The result is an ordinary Celery task and can be called as a plain function.
+
+    Arguments:
+        patterns: Event types, or Redis globs over the whole type such as ``dream.*``.
+        where: Predicate on the event, asked in the subscriber before a task is sent.
+        options: Any option of a Celery task (``bind``, ``autoretry_for``, ``rate_limit``, ...) and of sending one
+            (``queue``, ``priority``, ``countdown``, ...).
+
+    Raises:
+        HandlerInvalid: It could never work as written; the text says what to change.
+    """
+    _check_patterns(patterns)
+    _check_options(options)
+    if where is not None and not callable(where):
+        raise HandlerInvalid(f"@on_event: where={where!r} must be a function of the event")
+
+    def register(function: Callable[..., Any]) -> EventTask:
+        if not inspect.isfunction(inspect.unwrap(function)):
+            raise HandlerInvalid(f"{function!r} must be a function, with a name that its task can have")
+        send_options = {name: options[name] for name in options if name in SEND_OPTIONS}
+        task_options = {name: options[name] for name in options if name not in SEND_OPTIONS}
+        name = task_options.pop("name", None) or f"{function.__module__}.{function.__name__}"
+        model = _event_model(function, bound=bool(task_options.get("bind")))
+        ours = {"name": name, "base": EventTask, "event_model": model, "send_options": send_options}
+        code = inspect.unwrap(function).__code__
+        registry.add(Handler(name, patterns, where, send_options, f"{code.co_filename}:{code.co_firstlineno}"))
+        make_task = cast("Any", shared_task)(**ours | task_options)
+        return cast("EventTask", make_task(function))
+
+    return register
+
+
+def check_send_options(options: Mapping[str, Any]) -> None:
+    """Raise :class:`HandlerInvalid` for values that the broker's client would refuse only with the first event."""
+    try:
+        if options.get("compression") is not None:
+            get_encoder(options["compression"])
+        if options.get("delivery_mode") is not None:
+            maybe_delivery_mode(options["delivery_mode"])
+    except (KeyError, AttributeError) as error:
+        raise HandlerInvalid(f"compression or delivery_mode: kombu knows no {error}") from error
+    if not isinstance(options.get("countdown") or 0, int | float):
+        raise HandlerInvalid(f"countdown={options['countdown']!r} must be a number of seconds")
+
+
+def _check_patterns(patterns: tuple[Any, ...]) -> None:
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise HandlerInvalid("@on_event needs one or more event types: @on_event('dream.created')")
+    for pattern in patterns:
+        try:
+            compile_pattern(pattern)
+            if not _GLOB_CHARS & set(pattern):
+                check_type(pattern)
+        except (ValueError, EventInvalid) as error:
+            raise HandlerInvalid(f"@on_event({pattern!r}) can match no event: {error}") from error
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = SEND_OPTIONS | _TASK_OPTIONS | {"base"}
+    for name in options:
+        if name not in known:
+            guess = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {guess[0]!r}?" if guess else "it is no option of a Celery task."
+            raise HandlerInvalid(f"@on_event has no option {name!r}; {hint}")
+    check_send_options(options)
+    if is_pickle(options.get("serializer")):
+        raise HandlerInvalid("serializer='pickle' lets whoever may write to the queue run any code; leave it at 'json'")
+    base = options.get("base", EventTask)
+    if not (isinstance(base, type) and issubclass(base, EventTask)):
+        raise HandlerInvalid(f"base={base!r} must be a subclass of bridge.EventTask")
+
+
+def _event_model(function: Callable[..., Any], *, bound: bool) -> type[Event[Any]]:
+    name = getattr(function, "__name__", repr(function))
+    if inspect.iscoroutinefunction(function):
+        raise HandlerInvalid(f"{name} is async; Celery runs plain functions: call asyncio.run() inside one")
+    signature = inspect.signature(function)
+    try:
+        arguments = signature.bind(*([None] * (1 + bound))).arguments
+    except TypeError as error:
+        wanted = "the task and the event" if bound else "the event as its one argument (or use bind=True)"
+        raise HandlerInvalid(f"{name}{signature} must take {wanted}") from error
+    try:
+        annotation = typing.get_type_hints(function).get(list(arguments)[-1], Event)
+    except NameError as error:
+        raise HandlerInvalid(
+            f"{name}: {error}; a type that a handler is annotated with is needed at run time"
+        ) from error
+    if not (isinstance(annotation, type) and issubclass(annotation, Event)):
+        raise HandlerInvalid(f"{name} gets an Event; annotate it as Event or Event[Model], not {annotation!r}")
+    return annotation

@@ -1,0 +1,110 @@
+"""The handlers of a process, by event type, and the ids of their tasks."""
+
+from __future__ import annotations
+
+import threading
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha1
+from typing import Any
+from uuid import UUID
+
+from bridge.errors import HandlerInvalid
+from bridge.events.event import Event
+from bridge.events.patterns import compile_pattern
+
+#: Types are few; a program that invents new ones without end must not fill our memory.
+_MAX_CACHED_TYPES = 10_000
+
+
+@dataclass(frozen=True)
+class Handler:
+    """One registered handler.
+
+    Arguments:
+        task_name: Name of its Celery task.
+        patterns: Redis globs; the handler gets an event whose type matches any of them, once.
+        where: Predicate on the event; None accepts all.
+        send_options: Options for sending its task that the decorator gave; they win over ``bridge_routes``.
+        defined_at: File and line of the function.
+    """
+
+    task_name: str
+    patterns: tuple[str, ...]
+    where: Callable[[Event[Any]], bool] | None = None
+    send_options: Mapping[str, Any] = field(default_factory=dict)
+    defined_at: str = ""
+
+    def matches(self, event_type: str) -> bool:
+        """Whether one of the patterns matches."""
+        return any(compile_pattern(pattern).fullmatch(event_type) for pattern in self.patterns)
+
+
+class Registry:
+    """The handlers of one process, in the order of registration."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._handlers: dict[str, Handler] = {}
+        self._by_type: dict[str, tuple[Handler, ...]] = {}
+
+    def add(self, handler: Handler) -> None:
+        """Register *handler*; the same one again, from a module imported twice, changes nothing.
+
+        Raises:
+            HandlerInvalid: Another function has this task name. Celery would run the first for the events of both.
+        """
+        with self._lock:
+            first = self._handlers.get(handler.task_name, handler)
+            if first.defined_at != handler.defined_at:
+                raise HandlerInvalid(
+                    f"two handlers are named {handler.task_name!r}, at {first.defined_at} and {handler.defined_at}; "
+                    "rename one, or give it a name="
+                )
+            self._handlers[handler.task_name] = handler
+            self._by_type.clear()
+
+    def matching(self, event_type: str) -> tuple[Handler, ...]:
+        """Return the handlers for *event_type*, before their predicates are asked."""
+        found = self._by_type.get(event_type)
+        if found is None:
+            with self._lock:
+                found = tuple(handler for handler in self._handlers.values() if handler.matches(event_type))
+                if len(self._by_type) >= _MAX_CACHED_TYPES:
+                    self._by_type.clear()
+                self._by_type[event_type] = found
+        return found
+
+    @property
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """The patterns of each handler, by the name of its task."""
+        return {handler.task_name: handler.patterns for handler in self}
+
+    def __iter__(self) -> typing.Iterator[Handler]:
+        return iter(tuple(self._handlers.values()))
+
+    def clear(self) -> None:
+        """Forget all handlers; for tests."""
+        with self._lock:
+            self._handlers.clear()
+            self._by_type.clear()
+
+
+#: Where ``@on_event`` registers. Like ``shared_task``, it serves every Celery application of the process.
+registry = Registry()
+
+#: Derives task ids; any fixed UUID serves, this one must never change: a repeated dispatch has the same task id.
+_TASK_IDS = UUID("2b9b1d1e-64c1-4f0f-8a52-6c5d2d7c9a10").bytes
+
+
+def task_id_for(group: str, event_id: str, task_name: str, replay: str | None = None) -> str:
+    """Return the id of the task that *task_name* of *group* runs for an event: the same until it is replayed."""
+    attempt = "" if replay is None else f":{replay}"
+    # uuid.uuid5() by hand, as RFC 9562 has it: three times as fast.
+    text = sha1(_TASK_IDS + f"{group}:{event_id}:{task_name}{attempt}".encode(), usedforsecurity=False).hexdigest()
+    return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{_VARIANT[text[16]]}{text[17:20]}-{text[20:32]}"
+
+
+#: The first digit of the fourth group of a UUID: its upper two bits are fixed.
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}

@@ -1,0 +1,241 @@
+"""What each kind of program may do on the bus: the one list, of which ``bus acl`` makes lines and rights.py questions.
+
+A role is what some scripts and commands do with some kinds of keys. Redis looks at rights twice where a script runs: it
+asks for all rights on the keys that the script declares, for EVALSHA, and then for each command inside it, like any
+other. So a user gets EVALSHA for the keys of its scripts, and for each kind of keys the commands that touch it, and no
+others. Who may run scripts may run scripts of their own, and can do no more with them.
+
+What Celery needs of its broker and of its result backend is in acl_celery.py.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+from bridge.config.settings import BridgeSettings
+from bridge.errors import SettingsError
+from bridge.operations.acl.rules import CONNECTING, Grant, Name, below, exactly, granted, literally
+from bridge.storage.keys import Keys
+
+Role = Literal["publisher", "subscriber", "worker", "operator"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+#: What each script does with its keys, by their kind, which is a method of Keys; behind a comma: in some cases only.
+_SCRIPTS: Mapping[str, Mapping[str, str]] = {
+    "append": {"journal": "xadd xrange", "seen": "get set", "caused": "zadd pexpire"},
+    "append, limited": {"rate": "get incr pexpire"},
+    "backlog": {"journal": "exists xlen xrange xrevrange xinfo|groups xpending"},
+    "begin": {
+        "done": "exists",
+        "lease": "hmget hset hdel pexpire",
+        "inflight": "zrem zadd",
+        "inflight_pairs": "hget hdel",
+        "inflight_lanes": "hget hset",
+        "starts": "hincrby",
+    },
+    "drop": {"dead": "xrange xdel", "dead_size": "hexists hincrby"},
+    "elect": {"upkeep": "get set del"},
+    "headers": {"journal": "xrevrange"},
+    "leave": {"journal": "xpending xinfo|consumers xgroup|delconsumer"},
+    "overdue": {"inflight": "zrangebyscore zrem", "inflight_pairs": "hget", "inflight_lanes": "hget"},
+    "park": {"dead": "xadd xlen xrange xdel", "dead_size": "hget hset hincrby", "parked": "get set"},
+    "park, of a task": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_pairs": "hdel"},
+    "publish": {"journal": "xadd", "seen": "get set", "caused": "zadd pexpire"},
+    "publish, with the event key": {"event": "set"},
+    "publish, again": {"seen": "pexpire"},
+    "release": {"lease": "hget del", "inflight_pairs": "hget hset", "inflight": "zadd"},
+    "renew": {"lease": "hget hset hdel pexpire"},
+    "replay": {
+        "journal": "xadd",
+        "replay": "hget hmget hset hincrby pexpire",
+        "dead": "xrange xdel",
+        "dead_size": "hexists hincrby",
+        "replays": "zadd pexpire",
+    },
+    "say": {"subscribers": "hgetall hdel hset pexpire"},
+    "sent": {"journal": "xack", "done": "mget", "inflight": "zrem zadd", "inflight_pairs": "hdel hset"},
+    "sweep": {"inflight": "zrem zadd", "inflight_pairs": "hget hdel", "done": "exists", "lease": "hget"},
+    "trim": {"journal": "xrange xinfo|groups xpending xack xtrim"},
+}
+#: How the groups get on, all of them: ``any_dead`` is of any group, ``dead`` of that of the settings.
+_STATUS = {
+    "journal": "xinfo|consumers",
+    "any_inflight": "zcard zcount",
+    "any_dead": "xlen",
+    "any_dead_size": "hmget",
+    "any_starts": "hgetall",
+    "any_subscribers": "hgetall",
+}
+
+
+class _Needs(NamedTuple):
+    """Of a part of a role: names of scripts, commands by the kind of keys, commands without keys, channels."""
+
+    scripts: tuple[str, ...] = ()
+    keys: Mapping[str, str] = {}
+    keyless: str = ""
+    channels: Mapping[str, str] = {}
+
+
+_BROADCASTING = _Needs(channels={"events": "publish"})
+_PUBLISHING = (_Needs(("publish",), keyless="script|exists"), _BROADCASTING)
+_RAW = (_Needs(keys={"event": "set setex"}), _BROADCASTING)
+_SUBSCRIBING = (
+    _Needs(  # dispatch
+        ("sent", "park", "park, of a task"),
+        {
+            "journal": "xreadgroup xack xgroup|create xinfo|groups xrange",
+            "inflight_pairs": "hset",
+            "inflight": "zadd",
+            "fence": "watch get incrby",
+        },
+        "multi exec",
+    ),
+    _Needs(("elect", "leave", "overdue", "sweep", "trim"), {"journal": "xautoclaim xinfo|consumers"}),  # upkeep
+    _Needs(("backlog", "say"), {**_STATUS, "subscribers": "hdel hgetall"}, "time info"),  # how it is, and the others
+)
+_INTAKE = _Needs(
+    ("append", "park"),
+    {"event": "get getrange pttl", "seen": "exists mget"},
+    "scan script|exists",
+    {"listened_to": "psubscribe", "heartbeat": "subscribe publish"},
+)
+_RUNNING = _Needs(
+    ("begin", "renew", "release", "park", "park, of a task"),
+    {"done": "exists set watch", "lease": "del", "inflight": "zrem", "inflight_pairs": "hdel", "event": "get"},
+    "multi exec unwatch",
+)
+_OPERATING = (
+    _Needs(("backlog",), {**_STATUS, "subscribers": "hgetall"}, "time info config|get"),  # status, check
+    _Needs(  # get, trace, tail, and the pages of Flower
+        ("headers",),
+        {
+            "event": "get getrange pttl",
+            "seen": "mget",
+            "journal": "xrange xrevrange xinfo|groups xpending",
+            "caused": "zrange zcard",
+            "done": "get",
+            "lease": "hget",
+            "inflight_pairs": "hget",
+            "replays": "zrange",
+            "dead": "xrange xrevrange xlen",
+            "dead_size": "hmget",
+        },
+        "",
+        {"all_events": "psubscribe", "heartbeat": "subscribe publish"},
+    ),
+    _Needs(("drop", "replay"), {"replay": "hgetall hsetnx pexpire"}, "multi exec"),  # dead, replay
+    _Needs(  # groups
+        (),
+        {"all_of_any_group": "exists unlink", "journal": "xgroup|destroy"},
+        "scan multi exec",
+    ),
+)
+_NEEDS: Mapping[Role, tuple[_Needs, ...]] = {
+    "publisher": _PUBLISHING,
+    "subscriber": (*_SUBSCRIBING, _INTAKE),
+    "worker": (_RUNNING, *_PUBLISHING),
+    "operator": _OPERATING,
+}
+
+#: Kinds of keys that end with an id; that there is one of for each group; and of these those that end with an id too.
+_BY_ID = ("event", "seen", "caused", "done", "lease")
+_OF_GROUP = (
+    *("inflight", "inflight_pairs", "inflight_lanes", "fence", "upkeep"),
+    *("dead", "dead_size", "starts", "subscribers"),
+)
+_OF_GROUP_BY_ID = ("replay", "replays", "parked")
+
+
+def bus_grants(role: Role, settings: BridgeSettings, *, raw: bool = False, subscriber: bool = True) -> list[Grant]:
+    """Return what a role needs on the bus.
+
+    Arguments:
+        raw: Of a publisher that knows nothing of the bridge: it writes event keys and broadcasts.
+        subscriber: Whether a worker runs one.
+
+    Raises:
+        SettingsError: The prefix has characters that no rule can hold.
+    """
+    if set("()'\"") & set(settings.channel_prefix):
+        raise SettingsError("channel_prefix: no rule of an ACL can hold its parentheses or quotes; choose another")
+    needs = list(_RAW if raw else _NEEDS[role])
+    if role == "worker" and subscriber:
+        needs += _NEEDS["subscriber"]
+    needs = [fitting for one in needs for fitting in _fitting(one, settings)]
+    names = _names(settings)
+    scripts = {script for one in needs for script in one.scripts}
+    declared = {kind for script in scripts for kind in _SCRIPTS[script]}
+    keyless = CONNECTING.union(*(one.keyless.split() for one in needs))
+    if scripts:
+        keyless |= {"script|load"}
+    if settings.address.options.get("db"):
+        keyless |= {"select"}
+    channels = ((commands, names[kind]) for one in needs for kind, commands in one.channels.items())
+    found = [(commands, names[kind]) for kind, commands in _commands(needs, scripts)]
+    return [
+        Grant(keyless),
+        *granted(("evalsha", [name for kind, some in names.items() if kind in declared for name in some])),
+        *granted(*(one for one in found if len(one[1]) == 1), channels=channels),
+        # Of several kinds in one command, which wants all of its keys in one selector.
+        *(grant for one in found if len(one[1]) > 1 for grant in granted(one)),
+    ]
+
+
+def _fitting(one: _Needs, settings: BridgeSettings) -> Iterator[_Needs]:
+    """Yield what of some needs there is with these settings, and what comes to it."""
+    cluster = settings.address.kind == "cluster"
+    if not settings.enable_pubsub:
+        if one in (_INTAKE, _BROADCASTING):
+            return
+        one = one._replace(channels={})
+    if "publish" in one.scripts:
+        if not settings.enable_persistence:
+            return
+        # In a cluster their slots differ, and so they are written before the script.
+        yield _Needs((), {"event": "set del"}) if cluster else _Needs(("publish, with the event key",))
+        if cluster or settings.wait_replicas:
+            yield _Needs(("publish, again",), keyless="wait" if settings.wait_replicas else "")
+    if "append" in one.scripts and settings.max_source_rate is not None:
+        yield _Needs(("append, limited",))
+    yield one
+    if cluster:
+        yield _Needs(keyless="cluster|slots command asking")
+
+
+def _commands(needs: Sequence[_Needs], scripts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield kinds of keys and what is done with them; what is allowed for all groups need not be for the own one."""
+    by_kind: defaultdict[str, set[str]] = defaultdict(set)
+    for some in [*(_SCRIPTS[script] for script in sorted(scripts)), *(one.keys for one in needs)]:
+        for kind, commands in some.items():
+            by_kind[kind].update(commands.split())
+    for kind, allowed in by_kind.items():
+        if rest := allowed - by_kind.get(f"any_{kind}", set()):
+            yield kind, " ".join(sorted(rest))
+
+
+def sentinel_grants() -> list[Grant]:
+    """Return what everybody needs of Sentinels that ask for a login: where the server is."""
+    return [Grant(frozenset({"sentinel|masters"}))]
+
+
+def _names(settings: BridgeSettings) -> dict[str, list[Name]]:
+    """Return the keys and channels of each kind."""
+    keys, group = Keys(settings.channel_prefix), settings.group
+    any_group = {f"any_{kind}": [below(getattr(keys, kind)(""))] for kind in _OF_GROUP}
+    all_by_id = [below(getattr(keys, kind)("", "").rstrip(":") + ":") for kind in _OF_GROUP_BY_ID]
+    return {
+        "journal": [exactly(keys.journal)],
+        **{kind: [below(getattr(keys, kind)(""))] for kind in _BY_ID},
+        "rate": [below(keys.rate("").rpartition(":")[0] + ":")],
+        **{kind: [exactly(getattr(keys, kind)(group))] for kind in _OF_GROUP},
+        **{kind: [below(getattr(keys, kind)(group, ""))] for kind in _OF_GROUP_BY_ID},
+        **any_group,
+        "all_of_any_group": [*(name for some in any_group.values() for name in some), *all_by_id],
+        "events": [below(settings.channel_prefix)],
+        "all_events": [literally(keys.all_channels)],
+        "listened_to": [literally(keys.channels(pattern)) for pattern in settings.types],
+        "heartbeat": [exactly(keys.heartbeat)],
+    }

@@ -1,0 +1,171 @@
+"""What Celery needs of a Redis that is its broker or its result backend, for each role; see acl.py for the bus.
+
+kombu and Celery choose these commands. The tests listen to what a worker says, so that this list is neither longer nor
+shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from celery import Celery
+from kombu.transport import redis as kombu_redis
+
+from bridge.operations.acl.bus import Role
+from bridge.operations.acl.rules import CONNECTING, Grant, Name, below, exactly, granted, literally
+
+#: Kept by kombu for each exchange: which queues are bound to it, until when, and which for ever.
+_BINDINGS = "_kombu.binding"
+
+
+class BrokerKeys:
+    """The keys and channels of kombu on one Redis.
+
+    Arguments:
+        app: Whose broker it is.
+        connection: A kombu connection to it, which need not be open.
+        queues: Names of the task queues.
+    """
+
+    def __init__(self, app: Celery, connection: Any, queues: Iterable[str]) -> None:
+        self._options = connection.transport_options
+        self._prefix = str(self._option("global_keyprefix"))
+        self._mailbox = app.conf.control_exchange
+        self._events = app.conf.event_exchange
+        self._event_queues = app.conf.event_queue_prefix
+        fanout = self._option("fanout_prefix")
+        start = fanout if isinstance(fanout, str) else kombu_redis.Channel.keyprefix_fanout if fanout else ""
+        database = str(connection.virtual_host or "0").strip("/") or "0"
+        self._fanout = f"{self._prefix}{start.format(db=database)}"
+        self.database = int(database) if database.isdigit() else 0
+        #: Whether tasks go to exchanges, rather than straight to their queues.
+        self.exchanges = any(queue.exchange.type != "direct" for queue in app.amqp.queues.values())
+        self.tasks = [name for queue in sorted(queues) for name in self._queue(exactly(f"{self._prefix}{queue}"))]
+
+    def _option(self, name: str) -> Any:
+        return self._options.get(name, getattr(kombu_redis.Channel, name))
+
+    def _queue(self, name: Name) -> Iterator[Name]:
+        """Yield the list for messages of priority 0, and those for the others."""
+        yield name
+        separator, steps = self._option("sep"), [str(step) for step in self._option("priority_steps") if step]
+        single = {len(step) for step in steps} == {1}
+        globs = {f"[{''.join(steps)}]": steps[0]} if single else {step: step for step in steps}
+        for glob, step in globs.items():
+            yield Name(f"{name.pattern}{'?' * len(separator)}{glob}", f"{name.example}{separator}{step}")
+
+    def _anybodys(self, queue: str) -> list[Name]:
+        """Return the queues that processes make for themselves: each begins with their name."""
+        end = exactly(queue)
+        return list(self._queue(Name(f"{exactly(self._prefix).pattern}*.{end.pattern}", f"{self._prefix}me.{queue}")))
+
+    @property
+    def replies(self) -> list[Name]:
+        """Queues for the answers of workers, one of each process that asks them."""
+        return self._anybodys(f"reply.{self._mailbox}.pidbox")
+
+    @property
+    def orders(self) -> list[Name]:
+        """Queues of workers for what they are asked; kombu broadcasts that, and only deletes them."""
+        return self._anybodys(f"{self._mailbox}.pidbox")
+
+    @property
+    def listeners(self) -> list[Name]:
+        """Queues of those who hear the events of workers; likewise."""
+        name = below(f"{self._prefix}{self._event_queues}.")
+        return list(self._queue(name))[:1]
+
+    @property
+    def bindings(self) -> list[Name]:
+        """Which queues are bound to which exchanges."""
+        return [below(f"{self._prefix}{_BINDINGS}")]
+
+    def kept(self, name: str) -> list[Name]:
+        """Return what a worker notes of the messages that it has taken."""
+        return [exactly(f"{self._prefix}{self._option(name)}")] if self._option("ack_emulation") else []
+
+    @property
+    def order_channel(self) -> str:
+        """Where workers are asked."""
+        return f"{self._fanout}{self._mailbox}.pidbox"
+
+    def events(self, what: str) -> str:
+        """Return where workers tell of events, those of *what*."""
+        topic = f"{self._fanout}{self._events}"
+        return f"{topic}/{what}" if self._option("fanout_patterns") else topic
+
+
+def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> list[Grant]:
+    """Return what a role needs of a broker; nothing, if that is the publisher."""
+    if role == "publisher":
+        return []
+    keyless = {"multi", "exec"} | CONNECTING - {"client|setname"}
+    if keys.database:
+        keyless.add("select")
+    bindings, tasks = keys.bindings, keys.tasks
+    binding = "sadd smembers" if keys.exchanges else "sadd"
+    if role == "subscriber":
+        return [Grant(frozenset(keyless | {"info"})), *granted(("lpush llen", tasks), (binding, bindings))]
+    # Whoever takes messages, answers of workers or their events, puts back tasks that a worker has held for too long.
+    taking = [
+        ("brpop", keys.replies),
+        (f"{binding} evalsha srem zadd zrangebyscore zrem exists del", bindings),
+        ("llen rpush", tasks),
+        ("hget hdel watch", keys.kept("unacked_key")),
+        ("zrem zrange", keys.kept("unacked_index_key")),
+        ("set evalsha get del", keys.kept("unacked_mutex_key")),
+    ]
+    keyless |= {"script|load", "script|exists", "time", "punsubscribe"}
+    order = exactly(keys.order_channel)
+    if role == "operator":
+        return [
+            Grant(frozenset(keyless | {"info", "config|get"})),
+            *granted(
+                *taking,
+                ("del llen", [*keys.replies, *keys.listeners]),
+                channels=[("publish", [order]), ("psubscribe", [literally(keys.events("*"))])],
+            ),
+        ]
+    return [
+        Grant(frozenset(keyless | ({"info"} if subscriber else set()))),
+        *granted(
+            *taking,
+            ("lpush brpop", tasks),
+            ("lpush", keys.replies),
+            ("smembers", bindings),
+            ("del llen", [*keys.orders, *keys.listeners]),  # and replies, whose names end like those of orders
+            ("hset", keys.kept("unacked_key")),
+            ("zadd", keys.kept("unacked_index_key")),
+            channels=[
+                ("publish psubscribe", [literally(keys.order_channel)]),
+                ("psubscribe", [literally(keys.events("worker.*"))]),
+                ("publish", [Name(exactly(keys.events("")).pattern + "*", keys.events("task.multi"))]),
+            ],
+        ),
+    ]
+
+
+def result_grants(role: Role, backend: Any) -> list[Grant]:
+    """Return what a role needs of a result backend: whoever sends tasks listens for results, as Celery has it.
+
+    Arguments:
+        backend: A ``RedisBackend``, whose stubs do not know its keys.
+    """
+    if role == "publisher":
+        return []
+    tasks, groups = [below(backend.task_keyprefix.decode())], [below(backend.group_keyprefix.decode())]
+    keyless = CONNECTING - {"client|setname"} | ({"select"} if backend.connparams.get("db") else set())
+    if role == "operator":
+        return [Grant(keyless), *granted(("get", tasks))]
+    listening = ("subscribe", tasks)
+    if role == "subscriber":
+        return [Grant(keyless | {"unsubscribe"}), *granted(channels=[listening])]
+    return [
+        Grant(keyless | {"unsubscribe", "multi", "exec", "script|load"}),
+        *granted(
+            ("get setex", tasks),
+            ("evalsha get set setex del expire exists sadd sismember zadd zcount zrange", groups),
+            channels=[listening, ("publish", [*tasks, *groups])],
+        ),
+    ]

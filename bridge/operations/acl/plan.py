@@ -1,0 +1,128 @@
+"""Which rights a role needs on which server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+from celery import Celery
+from celery.app import backends
+from celery.backends.redis import RedisBackend
+from redis import Redis
+
+from bridge.broker import connection as broker
+from bridge.config.settings import BridgeSettings
+from bridge.operations.acl.bus import Role, bus_grants, sentinel_grants
+from bridge.operations.acl.celery import BrokerKeys, broker_grants, result_grants
+from bridge.operations.acl.rules import Grant
+from bridge.operations.routes import routes_of
+from bridge.redis.client import connect
+
+#: Longest wait for a server that is asked for its version.
+_PATIENCE_S = 1.5
+
+
+class Place(NamedTuple):
+    """Where a user is made: one server, those behind Sentinels or of a cluster, or the Sentinels themselves.
+
+    Arguments:
+        name: The path of a socket, or what the Sentinels call the server.
+    """
+
+    kind: str
+    hosts: tuple[tuple[str, int], ...] = ()
+    name: str = ""
+
+    @classmethod
+    def of_server(cls, path: str | None, host: str | None, port: Any) -> Place:
+        """Return that of one server; what its address leaves out is usual."""
+        host = "127.0.0.1" if host in (None, "", "localhost") else host
+        return cls("socket", (), path) if path else cls("server", ((host, int(port or 6379)),))
+
+    def __str__(self) -> str:
+        hosts = ", ".join(f"{host}:{port}" for host, port in self.hosts)
+        return {"sentinel": f"{self.name} behind Sentinels {hosts}", "socket": self.name}.get(self.kind, hosts)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a role needs of one place, in one of its uses.
+
+    Arguments:
+        use: ``bus``, ``broker``, ``results`` or ``sentinels``.
+        client: Makes a client for it, to ask its version.
+    """
+
+    use: str
+    place: Place
+    grants: list[Grant]
+    client: Callable[[], Any]
+
+
+def _parts(
+    app: Celery, settings: BridgeSettings, role: Role, raw: bool, no_subscriber: bool, queue: Sequence[str]
+) -> Iterator[Part]:
+    grants = bus_grants(role, settings, raw=raw, subscriber=not no_subscriber)
+    found = [Part("bus", _place_of_bus(settings), grants, lambda: connect(settings, _PATIENCE_S))]
+    found += _of_celery(app, settings, role, queue, subscriber=not no_subscriber)
+    yield from found
+    for part in found:
+        if part.place.kind == "sentinel" and part.grants:
+            host, port = part.place.hosts[0]
+            options = settings.address.sentinel_options | {"socket_timeout": _PATIENCE_S}
+            sentinels = Place("sentinels", part.place.hosts)
+            yield Part("sentinels", sentinels, sentinel_grants(), partial(Redis, host=host, port=port, **options))
+            break
+
+
+def _of_celery(
+    app: Celery, settings: BridgeSettings, role: Role, extra: Iterable[str], *, subscriber: bool
+) -> Iterator[Part]:
+    with broker.look(app) as connection:
+        if connection.transport.driver_type == "redis":
+            keys = BrokerKeys(app, connection, {*queues_of(app, settings), *extra})
+            grants = broker_grants(role, keys, subscriber=subscriber)
+            yield Part("broker", _place_of_broker(connection), grants, lambda: _client_of(app))
+    found: Any = backends.by_url(app.conf.result_backend, app.loader)
+    kind, url = found
+    if issubclass(kind, RedisBackend):
+        backend = kind(app=app, url=url)  # not that of the application, which may have been told to have none
+        yield Part("results", _place_of_results(backend), result_grants(role, backend), lambda: backend.client)
+
+
+def queues_of(app: Celery, settings: BridgeSettings) -> set[str]:
+    """Return the names of the queues that workers of *app* take from, and that its tasks and handlers go to."""
+    router = cast("Any", app.amqp).router
+    routed = [router.route({}, name).get("queue") for name in app.tasks if not name.startswith("celery.")]
+    names = {getattr(queue, "name", queue) for queue in routed} | {route.queue for route in routes_of(app, settings)}
+    return {*app.amqp.queues, *names} - {"", None}
+
+
+def _client_of(app: Celery) -> Any:
+    with broker.look(app) as connection:
+        channel: Any = connection.default_channel
+        return channel._create_client()
+
+
+def _place_of_bus(settings: BridgeSettings) -> Place:
+    address = settings.address
+    if address.kind != "server":
+        return Place(address.kind, tuple(sorted(address.hosts)), address.service)
+    return Place.of_server(*(address.options.get(part) for part in ("path", "host", "port")))
+
+
+def _place_of_broker(connection: Any) -> Place:
+    if (service := broker.service_of(connection)) is not None:
+        return Place("sentinel", tuple(sorted(broker.places(connection))), service)
+    path = (connection.hostname or "").partition("://")[2]
+    return Place.of_server(path, connection.hostname, connection.port)
+
+
+def _place_of_results(backend: Any) -> Place:
+    options = backend.connparams
+    if (hosts := options.get("hosts")) is None:
+        return Place.of_server(*(options.get(part) for part in ("path", "host", "port")))
+    name = str(backend.app.conf.result_backend_transport_options.get("master_name", ""))
+    return Place("sentinel", tuple(sorted((one["host"], int(one["port"])) for one in hosts)), name)

@@ -1,0 +1,121 @@
+"""How a consumer group goes for good, with all that is its own. Which there are: see status.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from bridge.config.settings import BridgeSettings
+from bridge.events.patterns import escape_glob
+from bridge.storage.keys import Keys
+from bridge.storage.presence import Presences
+
+#: Keys the server looks at in one step of a scan, and the most that are removed in one.
+_SCAN_KEYS = 1000
+#: A consumer that has read within this time is alive.
+_ALIVE_MS = 10_000
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What goes with a group: entries under way, dead letters, tasks that were sent and have not ended."""
+
+    pending: int
+    dead_letters: int
+    in_flight: int
+
+
+class Groups:
+    """The groups of one bus.
+
+    Arguments:
+        client: Connected to the bus.
+        settings: Prefix.
+    """
+
+    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._keys = Keys(settings.channel_prefix)
+
+    def holdings(self, name: str) -> Holdings:
+        """Return what a group holds.
+
+        Raises:
+            RedisError: Redis does not answer.
+        """
+        pending = sum(row["pending"] for row in self._rows() if row["name"] == name.encode())
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.xlen(self._keys.dead(name))
+            pipe.zcard(self._keys.inflight(name))
+            return Holdings(pending, *pipe.execute())
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a group, or something is left of it.
+
+        Raises:
+            RedisError: Redis does not answer.
+        """
+        there = any(row["name"] == name.encode() for row in self._rows())
+        return there or bool(self._client.exists(*self._fixed(name)))
+
+    def in_use(self, name: str) -> bool:
+        """Whether a subscriber of the group lives, or another program has just read for it.
+
+        Raises:
+            RedisError: Redis does not answer.
+        """
+        if any(one.alive for one in Presences(self._client, self._settings.model_copy(update={"group": name})).all()):
+            return True
+        try:
+            rows: Any = self._client.xinfo_consumers(self._keys.journal, name)
+        except ResponseError as error:
+            if str(error).startswith("NOGROUP") or "no such key" in str(error):
+                return False
+            raise
+        return any(row["idle"] < _ALIVE_MS for row in rows)
+
+    def delete(self, name: str) -> None:
+        """Remove a group and every key of its own; safe to repeat, and to go on with after an error.
+
+        A subscriber of it that is alive would begin it anew, at the oldest event that is retained.
+
+        Raises:
+            RedisError: Redis does not answer; some of it may be gone.
+        """
+        for pattern in self._patterns(name):
+            found: list[bytes] = []
+            for key in self._client.scan_iter(match=pattern, count=_SCAN_KEYS):
+                found.append(key)
+                if len(found) >= _SCAN_KEYS:
+                    self._client.unlink(*found)
+                    found.clear()
+            if found:
+                self._client.unlink(*found)
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.unlink(*self._fixed(name))
+            pipe.xgroup_destroy(self._keys.journal, name)
+            _, destroyed = pipe.execute(raise_on_error=False)
+        if isinstance(destroyed, Exception) and "key to exist" not in str(destroyed):
+            raise destroyed
+
+    def _rows(self) -> Any:
+        try:
+            return self._client.xinfo_groups(self._keys.journal)
+        except ResponseError as error:
+            if "no such key" in str(error):
+                return []
+            raise
+
+    def _fixed(self, name: str) -> list[str]:
+        keys = self._keys
+        ledger = [keys.inflight(name), keys.inflight_pairs(name), keys.inflight_lanes(name)]
+        letters = [keys.dead(name), keys.dead_size(name)]
+        return [*ledger, *letters, keys.fence(name), keys.upkeep(name), keys.starts(name), keys.subscribers(name)]
+
+    def _patterns(self, name: str) -> list[str]:
+        keys = (self._keys.replay(name, ""), self._keys.replays(name, ""), self._keys.parked(name, ""))
+        return [escape_glob(key) + "*" for key in keys]

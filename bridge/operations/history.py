@@ -1,0 +1,179 @@
+"""The journal as people look at it: backwards, in small pieces, and without taking anything from a consumer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from bridge.config.settings import BridgeSettings
+from bridge.errors import EventInvalid
+from bridge.events.event import Event
+from bridge.redis.retry import attempt
+from bridge.storage.entries import entries_by_id, place_of
+from bridge.storage.event_keys import EventKeys
+from bridge.storage.keys import Keys
+from bridge.storage.lua import script
+
+#: Events read in one round trip: each may have a megabyte.
+_AT_ONCE = 50
+#: End of the mark of an event; one that was refused for its source's rate has none.
+_ENTRY_ID = re.compile(rb":(\d+-\d+)\Z")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a journal entry says beside its event.
+
+    Arguments:
+        entry_id: Its stream id.
+        event_id, event_type: Of the event.
+        at_ms: When the journal took it, ms since the epoch.
+        replay: Whether a replay put it there.
+    """
+
+    entry_id: str
+    event_id: str
+    event_type: str
+    at_ms: int
+    replay: bool
+
+
+class History:
+    """What the journal and the event keys of one bus hold.
+
+    Arguments:
+        client: Connected to the bus.
+        settings: Prefix and limits.
+    """
+
+    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._keys = Keys(settings.channel_prefix)
+        self._event_keys = EventKeys(client, settings)
+        self._headers = script(client, "headers")
+
+    def newest(self, count: int, before: str = "+") -> list[Header]:
+        """Return up to *count* entries, the newest first, without their events.
+
+        Arguments:
+            before: Last stream id looked at; ``(`` in front of it leaves that one out.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        found: list[Header] = []
+        while len(found) < count:
+            page = min(_AT_ONCE, count - len(found))
+            args: list[Any] = [f"({found[-1].entry_id}" if found else before, page]
+            rows = self._attempt(partial(self._headers, keys=[self._keys.journal], args=args))
+            found += map(_header, rows)
+            if len(rows) < page:
+                break
+        return found
+
+    def event(self, event_id: str) -> Event | None:
+        """Return an event: as its key holds it, or else the journal; None when neither does.
+
+        Raises:
+            EventInvalid: What is there is no event.
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        data = self.data(event_id)
+        return None if data is None else Event.decode(data, max_bytes=len(data))
+
+    def data(self, event_id: str) -> bytes | None:
+        """Return what :meth:`event` reads, which may be no event.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        return self._data([event_id])[event_id]
+
+    def events(self, event_ids: Sequence[str]) -> dict[str, Event]:
+        """Return those of the events that are retained, by id, without their payloads, which may be large.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        found: dict[str, Event] = {}
+        for start in range(0, len(event_ids), _AT_ONCE):
+            for event_id, data in self._data(event_ids[start : start + _AT_ONCE]).items():
+                with suppress(EventInvalid):
+                    if data is not None:
+                        event = Event.decode(data, max_bytes=len(data))
+                        found[event_id] = event.model_copy(update={"payload": None})
+        return found
+
+    def entry_ids(self, event_ids: Sequence[str]) -> dict[str, str]:
+        """Return the stream ids under which the journal took these events, as far as that is remembered.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        keys = [self._keys.seen(event_id) for event_id in event_ids]
+        marks = cast("list[bytes | None]", self._attempt(lambda: self._client.mget(keys)) if keys else [])
+        return {
+            event_id: entry[1].decode()
+            for event_id, mark in zip(event_ids, marks, strict=True)
+            if mark is not None and (entry := _ENTRY_ID.search(mark))
+        }
+
+    def undispatched(self, entry_ids: Sequence[str]) -> set[str]:
+        """Return those of the journal entries that the group has yet to dispatch.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        journal, group = self._keys.journal, self._settings.group
+
+        def read() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:
+                pipe.xinfo_groups(journal)
+                for entry_id in entry_ids:
+                    pipe.xpending_range(journal, group, entry_id, entry_id, 1)
+                return pipe.execute(raise_on_error=False)
+
+        groups, *pending = self._attempt(read)
+        rows = [] if isinstance(groups, ResponseError) else groups  # no journal
+        delivered = next(
+            (place_of(row["last-delivered-id"].decode()) for row in rows if row["name"] == group.encode()), (0, 0)
+        )
+        return {
+            entry_id
+            for entry_id, held in zip(entry_ids, pending, strict=True)
+            if place_of(entry_id) > delivered or (isinstance(held, list) and held)
+        }
+
+    def _data(self, event_ids: Sequence[str]) -> dict[str, bytes | None]:
+        kept: dict[str, bytes | None] = self._attempt(lambda: self._event_keys.kept(event_ids))
+        missing = [event_id for event_id in event_ids if event_id not in kept]
+        return kept | dict.fromkeys(missing) | self._entries(self.entry_ids(missing))
+
+    def _entries(self, entry_ids: dict[str, str]) -> dict[str, bytes | None]:
+        if not entry_ids:
+            return {}
+        wanted = list(entry_ids.values())
+        rows = self._attempt(lambda: entries_by_id(self._client, self._keys.journal, wanted))
+        # A new journal may give an entry id again, so the entry must be that event's.
+        return {
+            event_id: rows[entry_id].get(b"event")
+            for event_id, entry_id in entry_ids.items()
+            if entry_id in rows and rows[entry_id].get(b"id") == event_id.encode()
+        }
+
+    def _attempt(self, do: Callable[[], Any]) -> Any:
+        return attempt(self._settings, "reading the journal", do)
+
+
+def _header(row: list[Any]) -> Header:
+    entry_id, event_id, event_type, replay = row
+    event_id, event_type = (text.decode(errors="replace") for text in (event_id, event_type))
+    return Header(entry_id.decode(), event_id, event_type, place_of(entry_id.decode())[0], bool(replay))

@@ -1,0 +1,220 @@
+"""Replay: events once more, from the journal or from the dead letters, to one group.
+
+A replay appends to the journal what its group is to have once more, marked with ``metadata.replay``. The mark gives
+the tasks ids of their own, so that the done marks of the first time do not stop them; the event keeps its id. Nothing
+is broadcast, no event key is written, and no other group takes notice.
+
+Each replay has a name. How far it has come is kept under that name, in the same step as what it appends, so that a
+replay that was interrupted goes on without missing or repeating an event. Where it ends is fixed when it begins: a
+replay never feeds itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from redis import Redis
+
+from bridge.config.settings import BATCH_BYTES, BridgeSettings
+from bridge.errors import BridgeError
+from bridge.events.event import Event
+from bridge.events.signing import Keyring, is_signed, unsigned
+from bridge.operations.replay_sources import Candidate, Source
+from bridge.redis.retry import attempt
+from bridge.storage.keys import Keys
+from bridge.storage.lua import script
+
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,100}")
+#: Most events appended in one step, and most steps in a second while the rate allows fewer.
+_STEP_EVENTS = 100
+_STEPS_PER_S = 10
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a replay has come.
+
+    Arguments:
+        cursor, until: Where it goes on and where it ends, as XRANGE takes them.
+        at_ms: When it began, ms since the epoch.
+        replayed, skipped: Events appended; those that cannot be replayed.
+    """
+
+    cursor: str
+    until: str
+    at_ms: int
+    replayed: int = 0
+    skipped: int = 0
+    finished: bool = False
+
+
+class Replay:
+    """One replay of one group, by its name.
+
+    Arguments:
+        client: Connected to the bus.
+        settings: Prefix, group and ``dedup_ttl_s``, for which the progress is kept.
+        source: What to replay.
+        name: 1 to 100 of A-Z a-z 0-9 . _ @ -; goes into ``metadata.replay`` and into the ids of the tasks.
+        filters: What was asked for, as it was asked: text of a time, not the moment it meant. They make sure that
+            the same name means the same replay.
+
+    Raises:
+        BridgeError: The name is none.
+    """
+
+    def __init__(
+        self, client: Redis, settings: BridgeSettings, source: Source, name: str, filters: Mapping[str, Any]
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise BridgeError(f"{name[:120]!r} is no name for a replay: use 1 to 100 of A-Z a-z 0-9 . _ @ -")
+        self._client = client
+        self._settings = settings
+        self._source = source
+        self._name = name
+        self._filters = json.dumps(filters, sort_keys=True)
+        keys = Keys(settings.channel_prefix)
+        self._names = keys
+        self._key = keys.replay(settings.group, name)
+        self._keys = [keys.journal, self._key, keys.dead(settings.group), keys.dead_size(settings.group)]
+        self._keyring = Keyring(settings.signing_keys, settings.channel_prefix)
+        self._replay = script(client, "replay")
+
+    def progress(self) -> Progress | None:
+        """Return how far it has come; None when it has not begun.
+
+        Raises:
+            BridgeError: It was begun with other filters.
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        rows: Any = attempt(self._settings, f"looking up replay {self._name}", lambda: self._client.hgetall(self._key))
+        if not rows:
+            return None
+        stored = {name.decode(): value.decode() for name, value in rows.items()}
+        if stored["filters"] != self._filters:
+            raise BridgeError(
+                f"replay {self._name!r} was begun with {stored['filters']}, not with {self._filters}: "
+                "repeat those to go on with it, or choose another name"
+            )
+        at_ms, replayed, skipped = (int(stored.get(name, 0)) for name in ("at_ms", "replayed", "skipped"))
+        finished = stored.get("finished") == "1"
+        return Progress(stored["cursor"], stored["until"], at_ms, replayed, skipped, finished)
+
+    def remaining(self) -> Iterator[Candidate]:
+        """Yield what :meth:`run` would still replay or skip; writes nothing.
+
+        Raises:
+            BridgeError, BusUnavailable: As :meth:`progress`.
+        """
+        progress = self.progress()
+        if progress is not None and progress.finished:
+            return iter(())
+        return self._source.read(progress.cursor, progress.until) if progress else self._source.read(*self._bounds())
+
+    def run(self, rate: float) -> Iterator[Progress]:
+        """Do it, or the rest of it, and yield the progress after each step; nothing when it has finished before.
+
+        Leaving it at any moment is safe: another call goes on there.
+
+        Arguments:
+            rate: Most events per second.
+
+        Raises:
+            BridgeError: Nothing matches, the name was used with other filters, or another process runs it.
+            BusUnavailable: Redis does not answer, after bounded retries; another call goes on.
+        """
+        progress = self.progress() or self._begin()
+        if progress.finished:
+            return
+        due_s = 0.0
+        for step in self._steps(progress, limit=max(1, min(_STEP_EVENTS, int(rate / _STEPS_PER_S)))):
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            progress = self._take(progress, step)
+            due_s = time.monotonic() + len(step.events) / rate
+            yield progress
+
+    def _bounds(self) -> tuple[str, str]:
+        """Return where to begin and to end: at the newest entry there is now, or "0-0" when there is none."""
+        first, last = self._source.selection.bounds
+        what = f"looking up the end of {self._source.key}"
+        rows: Any = attempt(
+            self._settings, what, lambda: self._client.xrevrange(self._source.key, last, first, count=1)
+        )
+        return first, rows[0][0].decode() if rows else "0-0"
+
+    def _begin(self) -> Progress:
+        first, until = self._bounds()
+        found = next(self._source.read(first, until), None)
+        if found is None:
+            raise BridgeError(f"nothing to replay matches {self._filters}; try fewer of them with --dry-run")
+        fields = {"filters": self._filters, "cursor": found.place, "until": until, "at_ms": time.time_ns() // 1_000_000}
+
+        def begin() -> None:
+            with self._client.pipeline(transaction=True) as pipe:
+                for name, value in fields.items():
+                    pipe.hsetnx(self._key, name, str(value))  # another process may have been faster
+                pipe.pexpire(self._key, self._settings.dedup_ttl_ms)
+                pipe.execute()
+
+        attempt(self._settings, f"beginning replay {self._name}", begin)
+        return self.progress() or self._begin()
+
+    def _steps(self, progress: Progress, limit: int) -> Iterator[_Step]:
+        step = _Step()
+        for found in self._source.read(progress.cursor, progress.until):
+            step.to = f"({found.place}"
+            if found.event is None:
+                step.skipped += 1
+                continue
+            data = self._marked(found.event, found.signed, progress.at_ms)
+            step.events.append((found.letter_id, found.event.id, found.event.type, data, found.handler))
+            step.size += len(data)
+            if len(step.events) == limit or step.size >= BATCH_BYTES:
+                yield step
+                step = _Step()
+        step.to, step.finished = f"({progress.until}", True
+        yield step
+
+    def _marked(self, event: Event, signed: bool, at_ms: int) -> bytes:
+        """Encode *event* as this replay of it, of any size: it was small enough the first time.
+
+        One that is *signed* is signed anew; when that was, which may be long after the event, is in the mark.
+        """
+        if is_signed(event) and not self._keyring:
+            raise BridgeError(
+                f"event {event.id} is signed, and a replay changes its text: set bridge_signing_keys here as well, "
+                "so that it can be signed anew"
+            )
+        mark: dict[str, Any] = {"name": self._name, "at": at_ms}
+        if signed:
+            mark["signed"] = time.time_ns() // 1_000_000
+        marked = event.model_copy(update={"metadata": (event.metadata or {}) | {"replay": mark}})
+        return self._keyring.encode(marked) if signed else unsigned(marked).encode()
+
+    def _take(self, progress: Progress, step: _Step) -> Progress:
+        """Append the events of *step*, which begins where *progress* is; safe to repeat."""
+        ttl_ms, group = self._settings.dedup_ttl_ms, self._settings.group
+        head: list[Any] = [progress.cursor, step.to, ttl_ms, step.skipped, int(step.finished), group, self._name]
+        args = [*head, *(part for event in step.events for part in event)]
+        keys = [*self._keys, *(self._names.replays(group, event_id) for _, event_id, *_ in step.events)]
+        counts = attempt(self._settings, f"replay {self._name}", lambda: self._replay(keys=keys, args=args))
+        if counts is None:
+            raise BridgeError(f"another process runs replay {self._name!r}; wait for it, or choose another name")
+        replayed, skipped = map(int, counts)
+        return replace(progress, cursor=step.to, replayed=replayed, skipped=skipped, finished=step.finished)
+
+
+@dataclass
+class _Step:
+    """Events that are appended at once, as arguments for the script, and the cursor after them."""
+
+    to: str = ""
+    events: list[tuple[str, str, str, bytes, str]] = field(default_factory=list)
+    size: int = 0
+    skipped: int = 0
+    finished: bool = False

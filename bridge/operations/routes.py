@@ -1,0 +1,128 @@
+"""Which tasks events become, and the queues these go to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from celery import Celery
+
+from bridge.broker.outbox import Outbox
+from bridge.config.settings import BridgeSettings
+from bridge.events.encoded import StoredEvent
+from bridge.events.event import Event
+from bridge.events.patterns import compile_pattern
+from bridge.handlers.registry import Handler, registry
+from bridge.handlers.task import EventTask
+
+#: Attributes of a task that matter to who runs it, and the usual values, which are not shown.
+_TASK_OPTIONS = {
+    "expires": None,
+    "acks_late": True,
+    "reject_on_worker_lost": True,
+    "idempotent": True,
+    "max_retries": 3,
+}
+#: A part of a glob: an escaped character, a set, or anything else.
+_GLOB_PART = re.compile(r"\\.|\[(?:\\.|[^\]])*\]|.", re.DOTALL)
+_CHARS = "xabcdefghijklmnopqrstuvwyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the tasks of one handler go for some events.
+
+    Arguments:
+        handler: Name of the task.
+        events: The event type, or the glob, that this is about.
+        queue: Its queue; empty with a *problem*.
+        options: For sending and running the task, where they are not the usual ones.
+        rule: The pattern of ``bridge_routes`` that applies; empty: none.
+        where: Whether the handler chooses among the events by their content.
+        payload: Name of the model that payloads have to fit; empty: none.
+        defined_at: File and line.
+        problem: Why no such task can be sent.
+    """
+
+    handler: str
+    events: str
+    queue: str
+    options: dict[str, Any]
+    rule: str
+    where: bool
+    payload: str
+    defined_at: str
+    problem: str = ""
+
+
+def routes_of(app: Celery, settings: BridgeSettings) -> Iterator[Route]:
+    """Yield the routes of all handlers: one for each of their patterns, and for each rule that changes something."""
+    outbox = _outbox(app, settings)
+    for handler in sorted(registry, key=lambda handler: handler.task_name):
+        own = [_route(app, settings, outbox, handler, pattern, _example(pattern)) for pattern in handler.patterns]
+        yield from own
+        shown = {(route.queue, repr(route.options)) for route in own}
+        for pattern in settings.routes:
+            example = _example(pattern)
+            if pattern not in handler.patterns and handler.matches(example):
+                route = _route(app, settings, outbox, handler, pattern, example)
+                if (route.queue, repr(route.options)) not in shown:
+                    yield route
+
+
+def _outbox(app: Celery, settings: BridgeSettings) -> Outbox:
+    app.backend_cls = "disabled"  # Celery would connect to it, to listen for the results of what is rendered only
+    return Outbox(app, settings)
+
+
+def _route(
+    app: Celery, settings: BridgeSettings, outbox: Outbox, handler: Handler, events: str, event_type: str
+) -> Route:
+    task = cast("EventTask", app.tasks[handler.task_name])
+    queue, sending, problem = "", dict(handler.send_options), ""
+    try:
+        event = Event(type=event_type, id="example")
+        message = outbox.prepare(handler, StoredEvent(event.id, event.type, None, event.encode(), event), b"0-0")
+        queue, sending = message.route.queue, dict(message.route.options)
+    except Exception as error:  # noqa: BLE001  # routers are user code, and Celery refuses options in many ways
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+    sending.pop("queue", None)
+    rule = next((rule for rule in settings.routes if compile_pattern(rule).fullmatch(event_type)), "")
+    model = task.event_model
+    payload = "" if model is Event else model.__name__.removeprefix("Event[").removesuffix("]")
+    options = _shown(sending | _task_options(app, task))
+    where = handler.where is not None
+    return Route(task.name, events, queue, options, rule, where, payload, handler.defined_at, problem)
+
+
+def _task_options(app: Celery, task: EventTask) -> dict[str, Any]:
+    conf = app.conf
+    usual = _TASK_OPTIONS | {"serializer": conf.task_serializer, "ignore_result": conf.task_ignore_result}
+    usual |= {"time_limit": conf.task_time_limit, "soft_time_limit": conf.task_soft_time_limit}
+    usual["rate_limit"] = conf.task_default_rate_limit
+    found = {name: getattr(task, name) for name in usual if getattr(task, name) != usual[name]}
+    if kinds := getattr(task, "autoretry_for", ()):
+        found["autoretry_for"] = [getattr(kind, "__name__", str(kind)) for kind in kinds]
+    return found
+
+
+def _shown(options: dict[str, Any]) -> dict[str, Any]:
+    """Return *options* as JSON can have them: they hold whatever the user wrote."""
+    return {name: json.loads(json.dumps(value, default=str)) for name, value in options.items()}
+
+
+def _example(pattern: str) -> str:
+    """Return an event type that a glob matches, and that nothing else is likely to name."""
+    text = ""
+    for part in _GLOB_PART.findall(pattern):
+        if part in ("*", "?"):
+            text += "x"
+        elif part[0] == "[":
+            fits = compile_pattern(part).fullmatch
+            text += next((char for char in _CHARS if fits(char)), "x")
+        else:
+            text += part[-1]
+    return text

@@ -1,0 +1,227 @@
+"""What became of the tasks of events: from the ledger, its dead letters, and Celery's result backend.
+
+The ledger knows every task from its dispatch until long after its end. What it knows nothing of, as after a lost Redis,
+is looked up in the result backend.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from celery import Celery
+from redis import Redis
+
+from bridge.config.settings import BridgeSettings
+from bridge.handlers.registry import registry, task_id_for
+from bridge.operations.history import History
+from bridge.redis.retry import attempt
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger, Look
+
+#: Newest replays of an event that are looked at.
+_MAX_REPLAYS = 10
+#: Most tasks that the result backend is asked for, and the longest wait: it only adds what the ledger has forgotten.
+_MAX_ASKED = 50
+_BACKEND_WAIT_S = 2.0
+#: How long one that did not answer is left alone: a trace looks at many events.
+_BACKEND_PAUSE_S = 10.0
+
+
+@dataclass(frozen=True)
+class TaskNode:
+    """One task of an event.
+
+    Arguments:
+        state: ``WAITING`` (its event waits in the journal), ``SENT``, ``STARTED``, ``RETRY``, ``SUCCESS``, ``FAILURE``
+            (in a dead letter), ``SKIPPED`` (``where`` said no, or the handler is newer), or one of the result backend.
+        handler: Name of the task; empty when that is unknown.
+        queue, runtime_s: Where its message went, how long its last run took; as far as known.
+        detail: Of a failure: reason and text of the dead letter.
+        letter_id: The dead letter, while it is there and can be retried.
+        replay: Name of the replay it belongs to; empty the first time.
+        events: What it published.
+    """
+
+    task_id: str
+    handler: str
+    state: str
+    queue: str = ""
+    runtime_s: float | None = None
+    detail: str = ""
+    letter_id: str = ""
+    replay: str = ""
+    events: tuple[EventNode, ...] = ()
+
+
+@dataclass(frozen=True)
+class EventNode:
+    """One event.
+
+    Arguments:
+        event_type, source: Empty when the event is retained no more.
+        at_ms: When the journal took it, ms since the epoch; 0 when that is unknown.
+        tasks: Of this application.
+        events: Caused by it, outside the tasks above.
+        hidden: How many further consequences are not shown.
+    """
+
+    event_id: str
+    event_type: str
+    source: str
+    at_ms: int
+    tasks: tuple[TaskNode, ...] = ()
+    events: tuple[EventNode, ...] = ()
+    hidden: int = 0
+
+
+class Outcomes:
+    """Looks up the tasks of events, for one application.
+
+    Arguments:
+        app: Its handlers must be imported.
+        client: Connected to the bus.
+        settings: Prefix and group.
+    """
+
+    def __init__(self, app: Celery, client: Redis, settings: BridgeSettings) -> None:
+        self._app = app
+        self._client = client
+        self._settings = settings
+        self._keys = Keys(settings.channel_prefix)
+        self._history = History(client, settings)
+        self._ledger = Ledger(client, settings)
+        self._letters = DeadLetters(client, settings)
+        self._ask_backend_at_s = 0.0
+
+    def states(self, events: Sequence[tuple[str, str]]) -> list[list[TaskNode]]:
+        """Return the tasks of each event, given by id and type: of each handler the newest run, without consequences.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        ids = [event_id for event_id, _ in events]
+        tasks = self.of_events(dict(events), self._history.entry_ids(ids))
+        return [list({task.handler: task for task in tasks[event_id]}.values()) for event_id in ids]
+
+    def of_events(self, types: Mapping[str, str], entry_ids: Mapping[str, str]) -> dict[str, list[TaskNode]]:
+        """Return the tasks of events, by event id: of each handler the first run, then those of replays.
+
+        Arguments:
+            types: Event type, by event id.
+            entry_ids: Where the journal has the event, by event id, as far as known.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        group, replays = self._settings.group, self._replays(list(types))
+        runs = [
+            (event_id, handler.task_name, replay, task_id_for(group, event_id, handler.task_name, replay or None))
+            for event_id, event_type in types.items()
+            for handler in registry.matching(event_type)
+            for replay in ("", *replays[event_id])
+        ]
+        looks = self._looks([task_id for *_, task_id in runs])
+        nodes = [_task(task_id, handler, replay, looks[task_id]) for _, handler, replay, task_id in runs]
+        unknown = {event_id for (event_id, *_), node in zip(runs, nodes, strict=True) if not node.state}
+        waiting = self._waiting(unknown, entry_ids)
+        nodes = [
+            replace(node, state="WAITING") if event_id in waiting and not (node.state or node.replay) else node
+            for (event_id, *_), node in zip(runs, nodes, strict=True)
+        ]
+        nodes = self._with_letters(self._from_backend(nodes))
+        found: dict[str, list[TaskNode]] = {event_id: [] for event_id in types}
+        for (event_id, *_), node in zip(runs, nodes, strict=True):
+            if node.state or not node.replay:  # a replay may have been for another handler
+                found[event_id].append(replace(node, state=node.state or "SKIPPED"))
+        return found
+
+    def of_strangers(self, task_ids: Iterable[str]) -> list[TaskNode]:
+        """Return tasks that are of no handler here: of another application, or renamed.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        looks = self._looks(list(task_ids))
+        nodes = [_task(task_id, "", "", look) for task_id, look in looks.items()]
+        return [replace(node, state=node.state or "UNKNOWN") for node in self._with_letters(self._from_backend(nodes))]
+
+    def _looks(self, task_ids: Sequence[str]) -> dict[str, Look]:
+        if not task_ids:
+            return {}
+        looks = attempt(self._settings, "reading the ledger", lambda: self._ledger.look(task_ids))
+        return dict(zip(task_ids, looks, strict=True))
+
+    def _replays(self, event_ids: Sequence[str]) -> dict[str, list[str]]:
+        def read() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for event_id in event_ids:
+                    pipe.zrange(self._keys.replays(self._settings.group, event_id), -_MAX_REPLAYS, -1)
+                return pipe.execute()
+
+        replies = attempt(self._settings, "reading which events were replayed", read)
+        return {event_id: [name.decode() for name in names] for event_id, names in zip(event_ids, replies, strict=True)}
+
+    def _waiting(self, event_ids: Iterable[str], entry_ids: Mapping[str, str]) -> set[str]:
+        """Return those of the events that the group has not dispatched yet."""
+        entries = {event_id: entry_ids[event_id] for event_id in event_ids if event_id in entry_ids}
+        if not entries:
+            return set()
+        waiting = attempt(
+            self._settings, "reading the journal", lambda: self._history.undispatched(list(entries.values()))
+        )
+        return {event_id for event_id, entry_id in entries.items() if entry_id in waiting}
+
+    def _with_letters(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
+        wanted = [node.letter_id for node in nodes if node.letter_id]
+        letters = self._letters.by_id(wanted) if wanted else {}
+        letters = {letter_id: self._letters.shown(letter) for letter_id, letter in letters.items()}
+        return [_with_letter(node, letters.get(node.letter_id)) if node.letter_id else node for node in nodes]
+
+    def _from_backend(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
+        """Fill in what the ledger does not know."""
+        unknown = [node.task_id for node in nodes if not node.state][:_MAX_ASKED]
+        states: dict[str, str] = {}
+
+        def ask() -> None:
+            for task_id in unknown:
+                states[task_id] = str(self._app.AsyncResult(task_id).state)
+
+        if unknown and time.monotonic() >= self._ask_backend_at_s:
+            # In a thread of its own: a backend that is away is asked again and again by Celery.
+            thread = threading.Thread(target=_quietly, args=(ask,), name="bridge-results", daemon=True)
+            thread.start()
+            thread.join(_BACKEND_WAIT_S)
+            if len(states) < len(unknown):
+                self._ask_backend_at_s = time.monotonic() + _BACKEND_PAUSE_S
+        known = {task_id: state for task_id, state in states.copy().items() if state != "PENDING"}
+        return [replace(node, state=node.state or known.get(node.task_id, "")) for node in nodes]
+
+
+def _task(task_id: str, handler: str, replay: str, look: Look) -> TaskNode:
+    """Return what the ledger knows of a task; without a state when that is nothing."""
+    ended, running, pair = look
+    if ended is not None:
+        runtime_s = None if ended.runtime_ms < 0 else ended.runtime_ms / 1000
+        state = "FAILURE" if ended.letter_id else "SUCCESS"
+        return TaskNode(task_id, handler, state, ended.queue, runtime_s, letter_id=ended.letter_id, replay=replay)
+    queue = pair.queue if pair else ""
+    state = "STARTED" if running else ("RETRY" if pair.retried else "SENT") if pair else ""
+    return TaskNode(task_id, handler or (pair.handler if pair else ""), state, queue, replay=replay)
+
+
+def _with_letter(node: TaskNode, letter: DeadLetter | None) -> TaskNode:
+    if letter is None:
+        return replace(node, detail="its dead letter is gone: retried, purged, or it made room", letter_id="")
+    return replace(node, handler=node.handler or letter.handler, detail=f"{letter.reason}: {letter.detail}")
+
+
+def _quietly(do: Callable[[], None]) -> None:
+    with suppress(Exception):  # whatever a backend raises: the ledger's answer stands without it
+        do()

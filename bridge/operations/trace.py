@@ -1,0 +1,195 @@
+"""What came of an event: its tasks, the events that those published, their tasks, and so on.
+
+Read from the causality index, which is written with each event, and from the ledger; nothing is scanned.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from celery import Celery
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from bridge.config.settings import BridgeSettings
+from bridge.events.event import Event
+from bridge.operations.history import History
+from bridge.operations.task_states import EventNode, Outcomes, TaskNode
+from bridge.redis.retry import attempt
+from bridge.storage.entries import place_of
+from bridge.storage.keys import Keys
+
+#: Most events of one trace, and most consequences of one event that are shown: more do not fit a screen or a page.
+_MAX_EVENTS = 500
+_MAX_CONSEQUENCES = 50
+#: Longest chain that is shown, and how much of it above what was asked for; anybody may write a longer one.
+_MAX_DEPTH = 50
+_MAX_ABOVE = 40
+#: Longest task id that is looked up: an event says which task published it, and anybody may publish.
+_MAX_TASK_ID = 200
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The whole chain that the id *asked* for belongs to: of an event, or a correlation id.
+
+    Arguments:
+        hidden: How many events that begin the chain are not shown.
+    """
+
+    asked: str
+    correlation_id: str
+    roots: tuple[EventNode, ...]
+    hidden: int = 0
+
+
+@dataclass
+class _Fact:
+    """What was read of one event."""
+
+    event: Event | None
+    entry_id: str
+    children: list[str] = field(default_factory=list)
+    hidden: int = 0
+    tasks: list[TaskNode] = field(default_factory=list)
+
+
+class Tracer:
+    """Looks up what came of events, for one application.
+
+    Arguments:
+        app: Its handlers must be imported.
+        client: Connected to the bus.
+        settings: Prefix and group.
+    """
+
+    def __init__(self, app: Celery, client: Redis, settings: BridgeSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._keys = Keys(settings.channel_prefix)
+        self._history = History(client, settings)
+        self._outcomes = Outcomes(app, client, settings)
+
+    def trace(self, any_id: str) -> Trace | None:
+        """Return the chain of an event, or of a correlation id; None when nothing is known of it.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        above, event = [any_id], self._one(any_id)
+        correlation_id = (event.correlation_id if event else None) or any_id
+        while event is not None and event.follows not in (None, *above) and len(above) <= _MAX_ABOVE:
+            above.append(str(event.follows))
+            event = self._one(above[-1])
+        roots, hidden = ([above[-1]], 0) if event is not None else self._first(above)
+        if not roots:
+            return None
+        facts, seen = self._facts(roots, above), set[str]()
+        nodes = [self._node(root, facts, seen) for root in _in_order(roots, facts)]
+        return Trace(any_id, correlation_id, tuple(node for node in nodes if node is not None), hidden)
+
+    def _first(self, above: Sequence[str]) -> tuple[list[str], int]:
+        """Return the first events of a chain, and how many more there are.
+
+        Arguments:
+            above: From what was asked for upwards. The last is the id of an event that is retained no more, or the
+                name of a chain, which several events may begin, or nothing.
+        """
+        first, hidden = self._all_consequences(above[-1:], above)[0]
+        caused = any(_cause(event) == above[-1] for event in self._history.events(first).values())
+        return ([above[-1]], 0) if caused else (first, hidden)
+
+    def _one(self, event_id: str) -> Event | None:
+        return self._history.events([event_id]).get(event_id)
+
+    def _all_consequences(self, event_ids: Sequence[str], above: Sequence[str]) -> list[tuple[list[str], int]]:
+        """Return of each event the first that it caused, and how many more there are; never without those *above*."""
+
+        def read() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for event_id in event_ids:
+                    pipe.zrange(self._keys.caused(event_id), 0, _MAX_CONSEQUENCES - 1)
+                    pipe.zcard(self._keys.caused(event_id))
+                return [_unless_wrong_type(reply) for reply in pipe.execute(raise_on_error=False)]
+
+        replies = attempt(self._settings, "reading what events caused", read)
+        below = dict(zip(above[1:], above, strict=False))
+        found = []
+        for event_id, first, count in zip(event_ids, replies[::2], replies[1::2], strict=True):
+            shown = [child.decode() for child in first or ()]
+            if event_id in below and below[event_id] not in shown:
+                shown.append(below[event_id])
+            found.append((shown, max(0, (count or 0) - len(shown))))
+        return found
+
+    def _facts(self, roots: Sequence[str], above: Sequence[str]) -> dict[str, _Fact]:
+        """Read the events below *roots*, level by level; those *above* what was asked for come first."""
+        facts: dict[str, _Fact] = {}
+        level = list(dict.fromkeys(roots))
+        for _ in range(_MAX_DEPTH):
+            level = sorted(level, key=lambda event_id: event_id not in above)[: _MAX_EVENTS - len(facts)]
+            if not level:
+                break
+            events = self._history.events(level)
+            entries = self._history.entry_ids(level)
+            tasks = self._outcomes.of_events({event_id: event.type for event_id, event in events.items()}, entries)
+            below: list[str] = []
+            for event_id, (children, hidden) in zip(level, self._all_consequences(level, above), strict=True):
+                event, entry_id = events.get(event_id), entries.get(event_id, "")
+                facts[event_id] = _Fact(event, entry_id, children, hidden, tasks.get(event_id, []))
+                below += children
+            level = [event_id for event_id in dict.fromkeys(below) if event_id not in facts]
+        return facts
+
+    def _node(self, event_id: str, facts: Mapping[str, _Fact], seen: set[str]) -> EventNode | None:
+        """Return an event with all that came of it; None when it is shown elsewhere: anybody may write a circle."""
+        if event_id in seen:
+            return None
+        seen.add(event_id)
+        fact = facts[event_id]
+        by_task: dict[str, list[EventNode]] = defaultdict(list)
+        children = _in_order(fact.children, facts)
+        for child in children:
+            if (node := self._node(child, facts, seen)) is not None:
+                by_task[_publisher(facts[child].event)].append(node)
+        tasks = [replace(task, events=tuple(by_task.pop(task.task_id, ()))) for task in fact.tasks]
+        others = by_task.pop("", [])
+        tasks += [replace(task, events=tuple(by_task[task.task_id])) for task in self._outcomes.of_strangers(by_task)]
+        event = fact.event
+        return EventNode(
+            event_id,
+            event.type if event else "",
+            (event.source if event else None) or "",
+            place_of(fact.entry_id)[0],
+            tuple(tasks),
+            tuple(others),
+            fact.hidden + len(fact.children) - len(children),
+        )
+
+
+def _cause(event: Event) -> Any:
+    return (event.metadata or {}).get("causationId")
+
+
+def _in_order(event_ids: Sequence[str], facts: Mapping[str, _Fact]) -> list[str]:
+    """Return those of the events that were read in the order of the journal: many may be of one millisecond."""
+    read = (event_id for event_id in event_ids if event_id in facts)
+    return sorted(read, key=lambda event_id: place_of(facts[event_id].entry_id))
+
+
+def _unless_wrong_type(reply: Any) -> Any:
+    """Return a reply, or None when something else is at the key of an index."""
+    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+        return None
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def _publisher(event: Event | None) -> str:
+    """Return the id of the task that published an event; empty when it was none."""
+    task_id = (event.metadata or {}).get("taskId") if event else None
+    return task_id if isinstance(task_id, str) and len(task_id) <= _MAX_TASK_ID else ""

@@ -1,0 +1,91 @@
+"""Redis clients, scripts, and what to do when Redis is away.
+
+redis-py repeats commands by itself unless told otherwise. Ours never does: every repetition goes through
+:func:`attempt` or a loop of the subscriber, where the write is known to be safe to repeat.
+
+A client leads to the one server that holds the bridge's own keys. In a Redis Cluster the event keys are elsewhere too,
+see event_keys.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.connection import BlockingConnectionPool
+from redis.retry import Retry
+
+from bridge.config.settings import BridgeSettings
+from bridge.redis.topology import Cluster, by_sentinel, pool
+
+_CONNECT_TIMEOUT_S = 3.0
+#: Of one client, unless its URL says ``max_connections``; who needs one more waits for ``socket_timeout_s``.
+_MAX_CONNECTIONS = 50
+
+
+def connect(settings: BridgeSettings, timeout_s: float | None = None) -> Redis:
+    """Return a client for the bus; it connects with the first command and may be shared by threads.
+
+    Arguments:
+        settings: Where it is.
+        timeout_s: Longest wait for a connection and for an answer, for those who only look; else by the settings.
+    """
+    address = settings.address
+    answer_s = timeout_s or settings.socket_timeout_s
+    sockets = {
+        "socket_timeout": answer_s,
+        "socket_connect_timeout": min(answer_s, _CONNECT_TIMEOUT_S),
+        "socket_keepalive": True,
+    }
+    no_retry = Retry(NoBackoff(), 0)
+    options: dict[str, Any] = {
+        **sockets,
+        "decode_responses": False,  # one byte that is no UTF-8 would raise inside redis-py and lose the message
+        "client_name": settings.client_name,
+        "protocol": 2,  # the reply shapes this code reads; RESP3 has others for streams
+    }
+    of_pool = {"retry": no_retry, "max_connections": _MAX_CONNECTIONS, "timeout": answer_s}
+    if address.kind == "server":
+        return Redis.from_pool(pool(address, None, **options, **of_pool))
+    if address.kind == "sentinel":
+        locate = by_sentinel(address, retry=no_retry, protocol=2, **sockets)
+        return Redis.from_pool(pool(address, locate, **options, **of_pool))
+    cluster = Cluster(address, retry=no_retry, **options)
+    own_slot = f"{{{settings.channel_prefix}}}"  # the hash tag of every key of our own
+    return _OwnKeysClient(cluster, pool(address, lambda: cluster.locate(own_slot), **options, **of_pool))
+
+
+class _OwnKeysClient(Redis):
+    """A client for the bridge's own keys in a cluster."""
+
+    def __init__(self, redis_cluster: Cluster, pool: BlockingConnectionPool) -> None:
+        super().__init__(connection_pool=pool)
+        self.auto_close_connection_pool = True  # it is nobody else's
+        self.redis_cluster = redis_cluster
+
+    def close(self) -> None:
+        super().close()
+        self.redis_cluster.close()
+
+
+def look_again(client: Redis) -> None:
+    """Let go of the connections that nobody uses: new ones ask where the primary is."""
+    client.connection_pool.disconnect(inuse_connections=False)
+
+
+def cluster_of(client: Redis) -> Cluster | None:
+    """Return the Redis Cluster that a client of :func:`connect` leads into, None when it is one server."""
+    return client.redis_cluster if isinstance(client, _OwnKeysClient) else None
+
+
+def servers_of(client: Redis) -> list[tuple[str, Redis]]:
+    """Return a client for each server that holds something of the bus, with its address if there are several.
+
+    Raises:
+        RedisConnectionError: No node of the cluster answers.
+    """
+    cluster = cluster_of(client)
+    if cluster is None:
+        return [("", client)]
+    return [(f"{place[0]}:{place[1]}", one) for place, one in cluster.primaries()]

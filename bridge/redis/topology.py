@@ -1,0 +1,187 @@
+"""Connections to the primary that holds the bridge's own keys, wherever it is at the moment.
+
+Sentinels and Redis Clusters promote a replica when a primary dies. So a connection asks where to go each time that it
+is made, and one that is told to go elsewhere is given up: its user meets a lost connection, which every loop survives
+and every write is safe to repeat after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from redis import Redis, RedisCluster
+from redis.cluster import ClusterNode
+from redis.connection import BlockingConnectionPool, Connection, SSLConnection
+from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.sentinel import Sentinel
+
+from bridge.config.address import Address
+from bridge.redis.error_hints import told
+
+#: Replies of a server that does not, or no longer, hold the keys; a MovedError is an AskError.
+_ELSEWHERE = (ReadOnlyError, AskError, ClusterDownError)
+#: So does one, with ``min-replicas-to-write``, whose replicas follow another primary already.
+_FORSAKEN = "NOREPLICAS"
+
+Place = tuple[str, int]
+
+
+class _Following:
+    """What makes a connection of redis-py one to the place that *locate* returns."""
+
+    def __init__(self, locate: Callable[[], Place], **options: Any) -> None:
+        self._locate = locate
+        super().__init__(**options)
+
+    def connect(self) -> None:
+        if not self.is_connected:  # type: ignore[attr-defined]  # of the class that this one is combined with
+            self.host, self.port = self._locate()
+        super().connect()  # type: ignore[misc]  # likewise
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)  # type: ignore[misc]  # likewise
+        except ResponseError as error:
+            if not isinstance(error, _ELSEWHERE) and not str(error).startswith(_FORSAKEN):
+                raise
+            self.disconnect()  # type: ignore[attr-defined]  # likewise
+            raise RedisConnectionError(f"not the primary of these keys: {told(error)}") from error
+
+
+class _FollowingConnection(_Following, Connection):
+    pass
+
+
+class _FollowingTlsConnection(_Following, SSLConnection):
+    pass
+
+
+def pool(address: Address, locate: Callable[[], Place] | None, **options: Any) -> BlockingConnectionPool:
+    """Return a bounded pool of connections.
+
+    Arguments:
+        locate: Returns the place where each of them is to lead, at the time that it is made. None: always to where the
+            address says.
+        options: Of pool and connections, as redis-py takes them; those of the address win.
+    """
+    options |= address.options
+    if locate is not None:
+        options["connection_class"] = _FollowingTlsConnection if address.secure else _FollowingConnection
+        options["locate"] = locate
+    return BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+
+def _of_client(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of connections as redis-py's clients take them, which choose the class of these themselves."""
+    given = {name: value for name, value in options.items() if name != "connection_class"}
+    return given | {"ssl": True} if "connection_class" in options else given
+
+
+def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
+    """Return a function that asks the Sentinels for the primary of the service.
+
+    Arguments:
+        options: Of connections to Sentinels.
+    """
+    given = options | _of_client(address.sentinel_options)
+    sentinel = Sentinel(list(address.hosts), sentinel_kwargs=given)  # type: ignore[no-untyped-call]  # untyped in redis-py
+    known = list(zip(address.hosts, sentinel.sentinels, strict=True))
+
+    def locate() -> Place:
+        # Not discover_master(), whose error shows redis-py's clients and keeps what the last Sentinel said to itself.
+        problems = []
+        for place, client in list(known):
+            try:
+                states: Any = client.sentinel_masters()
+            except RedisError as error:
+                problems.append(f"{place[0]}:{place[1]} says {told(error)}")
+                continue
+            state = states.get(address.service)
+            if state is None:
+                problems.append(f"{place[0]}:{place[1]} watches no {address.service}")
+            elif not sentinel.check_master_state(state, address.service):  # type: ignore[no-untyped-call]  # untyped in redis-py
+                problems.append(f"{place[0]}:{place[1]} takes it for dead")
+            else:
+                known[:] = sorted(known, key=lambda one: one[0] != place)  # who answers is asked first from now on
+                return state["ip"], int(state["port"])
+        raise RedisConnectionError(f"no Sentinel names the primary: {'; '.join(problems)}")
+
+    return locate
+
+
+def _reason(error: RedisClusterException) -> RedisError:
+    """Return what kept redis-py from a cluster, as what it is: a wrong password is no lost connection."""
+    cause = error.__cause__
+    return type(cause)(str(cause)) if isinstance(cause, RedisError) else RedisConnectionError(str(error))
+
+
+class Cluster:
+    """A Redis Cluster: made with the first use, for redis-py connects at once.
+
+    Arguments:
+        address: Nodes to begin with.
+        options: Of connections, as redis-py takes them.
+    """
+
+    def __init__(self, address: Address, **options: Any) -> None:
+        self._address = address
+        self._options = options
+        self._client: RedisCluster | None = None
+
+    @property
+    def client(self) -> RedisCluster:
+        """A client for keys of any slot; it follows redirections by itself and repeats nothing else.
+
+        Raises:
+            RedisConnectionError: No node answers, or they know of no cluster.
+        """
+        if self._client is None:
+            nodes = [ClusterNode(host, port) for host, port in self._address.hosts]  # type: ignore[no-untyped-call]  # untyped in redis-py
+            try:
+                self._client = RedisCluster(
+                    startup_nodes=nodes,
+                    require_full_coverage=False,  # what one dead primary held does not stop the rest
+                    **self._options | _of_client(self._address.options),
+                )
+            except RedisClusterException as error:
+                raise _reason(error) from error
+        return self._client
+
+    def locate(self, key: str) -> Place:
+        """Return where the primary is that holds *key*, asking the cluster anew.
+
+        Raises:
+            RedisConnectionError: No node answers, or none holds it.
+        """
+        client = self._refreshed()
+        try:
+            node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]  # untyped in redis-py
+        except RedisClusterException as error:
+            raise _reason(error) from error
+        return node.host, node.port
+
+    def primaries(self) -> list[tuple[Place, Redis]]:
+        """Return the place of each primary and a client for it, asking the cluster anew which there are.
+
+        Raises:
+            RedisConnectionError: No node answers.
+        """
+        client = self._refreshed()
+        nodes = client.get_primaries()  # type: ignore[no-untyped-call]  # untyped in redis-py
+        return [((node.host, node.port), client.get_redis_connection(node)) for node in nodes]
+
+    def _refreshed(self) -> RedisCluster:
+        client = self.client
+        try:
+            client.nodes_manager.initialize()
+        except RedisClusterException as error:
+            raise _reason(error) from error
+        return client
+
+    def close(self) -> None:
+        """Close the connections; the next use makes new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()

@@ -1,0 +1,141 @@
+"""The event keys of a bus: ``{prefix}event:{id}``, written and read by every program on it.
+
+Their names are part of the wire format and have no hash tag, so in a Redis Cluster they are spread over all primaries,
+while the bridge's own keys are on one. Nothing else reads or writes them, but for the script that publishes where all
+keys are on one server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException
+
+from bridge.config.settings import BridgeSettings
+from bridge.events.encoded import Record
+from bridge.redis.client import cluster_of, servers_of
+from bridge.redis.retry import TRANSIENT
+from bridge.storage.keys import Keys
+
+_SCAN_COUNT = 1000
+
+
+class EventKeys:
+    """The event keys of one bus.
+
+    Arguments:
+        client: Connected to the bus.
+        settings: Prefix, lifetime and size.
+    """
+
+    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+        self._client = client
+        self._cluster = cluster_of(client)
+        self._settings = settings
+        self._keys = Keys(settings.channel_prefix)
+
+    @property
+    def apart(self) -> bool:
+        """Whether they are elsewhere than the journal, so that no script can write both."""
+        return self._cluster is not None
+
+    def get(self, event_id: str) -> bytes | None:
+        """Return what one holds.
+
+        Raises:
+            RedisError: Redis does not answer, or the key holds no string (a ResponseError, ``WRONGTYPE``).
+        """
+        value: Any = self._replies([("GET", self._keys.event(event_id))])[0]
+        if isinstance(value, Exception):
+            raise value
+        return None if value is None else bytes(value)
+
+    def kept(self, event_ids: Sequence[str]) -> dict[str, bytes]:
+        """Return what those of the keys hold that are there, by event id."""
+        values = self._replies([("GET", self._keys.event(event_id)) for event_id in event_ids])
+        return {event_id: value for event_id, value in zip(event_ids, values, strict=True) if isinstance(value, bytes)}
+
+    def beginnings(self, names: Sequence[bytes | str]) -> list[tuple[Any, Any]]:
+        """Return of each key up to a byte more than an event may have, and its TTL in ms; errors as they came."""
+        commands: list[tuple[Any, ...]] = []
+        for name in names:
+            commands += (("GETRANGE", name, 0, self._settings.max_event_bytes), ("PTTL", name))
+        replies = self._replies(commands)
+        return list(zip(replies[::2], replies[1::2], strict=True))
+
+    def names(self) -> Iterator[list[bytes]]:
+        """Yield the names of all keys there are, in pages; one that moves between two servers meanwhile may be missed.
+
+        Raises:
+            RedisError: A server does not answer.
+        """
+        for _, client in servers_of(self._client):
+            cursor: int | None = None
+            while cursor != 0:
+                cursor, page = client.scan(cursor or 0, match=self._keys.all_events, count=_SCAN_COUNT)
+                yield cast("list[bytes]", page)
+
+    def name(self, event_id: str) -> str:
+        """Return the name of one key."""
+        return self._keys.event(event_id)
+
+    def event_id(self, name: bytes) -> str:
+        """Return the id of the event behind the name of a key."""
+        return name.decode(errors="backslashreplace").removeprefix(self._keys.event(""))
+
+    def add(self, records: Sequence[Record]) -> list[bool]:
+        """Write the keys that are not there; return which were not.
+
+        Raises:
+            RedisError: A server does not answer; some may be written.
+        """
+        ttl = ("PX", self._settings.event_ttl_ms)
+        replies = self._replies([("SET", self._keys.event(one.event.id), one.data, *ttl, "NX") for one in records])
+        return [reply is not None for reply in _raised(replies)]
+
+    def replace(self, records: Sequence[Record]) -> None:
+        """Write keys whatever they hold.
+
+        Raises:
+            RedisError: A server does not answer; some may be written.
+        """
+        ttl = ("PX", self._settings.event_ttl_ms)
+        _raised(self._replies([("SET", self._keys.event(one.event.id), one.data, *ttl) for one in records]))
+
+    def remove(self, event_ids: Sequence[str]) -> None:
+        """Remove keys.
+
+        Raises:
+            RedisError: A server does not answer; some may be gone.
+        """
+        _raised(self._replies([("DEL", self._keys.event(event_id)) for event_id in event_ids]))
+
+    def _replies(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Return the answers to commands on one key each, errors of the keys among them.
+
+        Raises:
+            RedisError: A server does not answer.
+        """
+        if not commands:
+            return []
+        try:
+            client = self._client if self._cluster is None else self._cluster.client
+            with client.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                replies = pipe.execute(raise_on_error=False)
+        except RedisClusterException as error:
+            raise RedisConnectionError(str(error)) from error
+        # redis-py returns them for a cluster, as if the keys were to blame.
+        if away := next((reply for reply in replies if isinstance(reply, TRANSIENT)), None):
+            raise away
+        return list(replies)
+
+
+def _raised(replies: list[Any]) -> list[Any]:
+    if error := next((reply for reply in replies if isinstance(reply, Exception)), None):
+        raise error
+    return replies

@@ -1,0 +1,300 @@
+"""The journal: a Redis stream that holds every event once, read through consumer groups.
+
+Pub/sub forgets what nobody hears; the journal does not. It gives order, a backlog that survives crashes, one copy
+per group however many subscribers run, redelivery of what a dead subscriber held, and replay.
+
+The methods raise redis-py's errors as they come: the loops that call them decide how to wait.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from bridge.config.settings import BridgeSettings
+from bridge.errors import JournalLost, NotReplicated
+from bridge.events.encoded import Record, fingerprint
+from bridge.redis.client import look_again
+from bridge.storage.entries import Claimed, Entry, Trimmed, entries_by_id
+from bridge.storage.event_keys import EventKeys
+from bridge.storage.keys import Keys
+from bridge.storage.lua import script
+
+#: Most entries one trim call removes; the server looks at each of them.
+_TRIM_ENTRIES = 1000
+
+#: End of the mark of an event whose source sent too many, see append.lua.
+_LIMITED = b":limited"
+#: Over which the rate of a source is measured.
+RATE_WINDOW_S = 10
+
+Outcome = Literal["appended", "repeated", "conflict", "limited"]
+_OUTCOMES: dict[int, Outcome] = {1: "appended", 0: "repeated", -1: "conflict", -2: "limited"}
+
+
+class Journal:
+    """The journal of one bus, seen by one consumer group.
+
+    Arguments:
+        client: Connected to the bus.
+        settings: Prefix, group and lifetimes.
+    """
+
+    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._group = settings.group
+        self._keys = Keys(settings.channel_prefix)
+        self._key = self._keys.journal
+        self._event_keys = EventKeys(client, settings)
+        self._fence = self._keys.fence(settings.group)
+        self._publish = script(client, "publish")
+        self._append = script(client, "append")
+        self._trim = script(client, "trim")
+        self._leave = script(client, "leave")
+
+    # Writing
+
+    def publish(self, records: Sequence[Record], attempts: Sequence[str], *, broadcast: bool) -> list[Outcome]:
+        """Write event key, journal entry and broadcast of each record in one step; one round trip for all.
+
+        In a cluster the event keys come first, which are on other servers: what is in its key and not in the journal,
+        for the publisher died in between, catch-up finds.
+
+        Arguments:
+            records: The events.
+            attempts: One token per record, the same when the call is repeated after an error. It tells a
+                repetition of this very publication from another one with the same id.
+            broadcast: Whether to PUBLISH.
+
+        Returns:
+            For each record what became of it, as :meth:`append`; nothing is written unless it is ``appended``.
+
+        Raises:
+            NotReplicated: They are written, but not on ``wait_replicas`` replicas.
+        """
+        new = self._event_keys.add(records) if self._event_keys.apart else ()
+        outcomes, replicas = self._publish_all(records, attempts, broadcast)
+        if new:
+            came = list(zip(records, outcomes, new, strict=True))
+            # The key belongs to the event that came first, as where one script writes all.
+            self._event_keys.remove([one.event.id for one, outcome, is_new in came if outcome == "conflict" and is_new])
+            self._event_keys.replace([one for one, outcome, is_new in came if outcome == "appended" and not is_new])
+        if replicas < self._settings.wait_replicas:
+            look_again(self._client)  # one that has lost its replicas may have missed that it is no primary any more
+            raise NotReplicated(replicas, self._settings.wait_replicas)
+        return outcomes
+
+    def _publish_all(
+        self, records: Sequence[Record], attempts: Sequence[str], broadcast: bool
+    ) -> tuple[list[Outcome], int]:
+        """Return what became of each record, and how many replicas have them, if that is asked for."""
+        wanted = self._settings.wait_replicas
+        if len(records) == 1 and not wanted:
+            return [_OUTCOMES[self._publish_one(records[0], attempts[0], broadcast, None)]], 0
+        with self._client.pipeline(transaction=False) as pipe:
+            for record, token in zip(records, attempts, strict=True):
+                self._publish_one(record, token, broadcast, pipe)
+            if wanted:
+                pipe.wait(wanted, self._settings.wait_replicas_ms)
+            replies = pipe.execute()
+        replicas = replies.pop() if wanted else 0
+        return [_OUTCOMES[reply] for reply in replies], replicas
+
+    def _publish_one(self, record: Record, token: str, broadcast: bool, client: Any) -> Any:
+        event = record.event
+        channel = self._keys.channel(event.type) if broadcast else ""
+        ttls = (self._settings.dedup_ttl_ms, self._settings.event_ttl_ms)
+        keys = [self._key, self._keys.seen(event.id)]
+        event_key = caused = 0
+        apart = self._event_keys.apart
+        if not apart:
+            keys.append(self._keys.event(event.id))
+            event_key = len(keys)
+        if (cause := event.follows) is not None:
+            keys.append(self._keys.caused(cause))
+            caused = len(keys)
+        args: list[Any] = [event.digest, record.fingerprint + token, *ttls, event.id, event.type, record.data, channel]
+        args += (event_key, caused, int(apart or self._settings.wait_replicas > 0))
+        return self._publish(keys=keys, args=args, client=client)
+
+    def append(self, records: Sequence[Record], *, refill: bool = False, limit: bool = False) -> list[Outcome]:
+        """Append each event whose id is new, in one call; safe to repeat.
+
+        Arguments:
+            records: The events.
+            refill: Whether to append as well what was in the journal and is no longer: after its deletion. Then
+                nothing is a ``conflict``.
+            limit: Whether ``max_source_rate`` holds for them. One count serves all subscribers of all groups.
+
+        Returns:
+            For each record what became of it. ``conflict``: its id is taken by an event with another type or
+            payload; the first one stays. ``limited``: its source sent too many before it; so is every repetition.
+        """
+        max_rate = self._settings.max_source_rate if limit else None
+        most = max(1, round((max_rate or 0) * RATE_WINDOW_S))
+        args: list[Any] = [self._settings.dedup_ttl_ms, self._settings.event_ttl_ms, int(refill)]
+        args += (most, RATE_WINDOW_S * 1000)
+        keys = [self._key, *(self._keys.seen(record.event.id) for record in records)]
+        for record in records:
+            event, caused, rate = record.event, "", ""
+            if (cause := event.follows) is not None:
+                keys.append(self._keys.caused(cause))
+                caused = str(len(keys))
+            if max_rate is not None:
+                keys.append(self._keys.rate(event.source or ""))
+                rate = str(len(keys))
+            args += (event.digest, record.fingerprint, event.id, event.type, record.data, caused, rate)
+        replies = cast("list[int]", self._append(keys=keys, args=args))
+        return [_OUTCOMES[reply] for reply in replies]
+
+    def unseen(self, event_ids: Sequence[str]) -> list[str]:
+        """Return those of *event_ids* that are not in the journal as far as the marks tell."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for event_id in event_ids:
+                pipe.exists(self._keys.seen(event_id))
+            marks = pipe.execute()
+        return [event_id for event_id, mark in zip(event_ids, marks, strict=True) if not mark]
+
+    def known(self, broadcasts: Sequence[tuple[str, str, bytes]]) -> list[bool]:
+        """Tell of broadcasts, given by event id, type and data, whether exactly they are in the journal.
+
+        Not of those that were refused for their number: each group keeps them as dead letters of its own.
+        """
+        marks = cast("list[bytes | None]", self._client.mget([self._keys.seen(one[0]) for one in broadcasts]))
+        return [
+            mark is not None
+            and mark.partition(b":")[2].startswith(fingerprint(event_type, data).encode())
+            and not mark.endswith(_LIMITED)
+            for mark, (_, event_type, data) in zip(marks, broadcasts, strict=True)
+        ]
+
+    # Reading as a consumer of the group
+
+    def create_group(self, start: Literal["earliest", "latest"]) -> bool:
+        """Create the group, and the journal with it; False when it exists already."""
+        try:
+            self._client.xgroup_create(self._key, self._group, id="0" if start == "earliest" else "$", mkstream=True)
+        except ResponseError as error:
+            if str(error).startswith("BUSYGROUP"):
+                return False
+            raise
+        return True
+
+    def group_exists(self) -> bool:
+        """Whether the group is there."""
+        try:
+            with group_errors():
+                groups = self._client.xinfo_groups(self._key)
+        except JournalLost:
+            return False
+        return self._group.encode() in [group["name"] for group in groups]
+
+    def read(self, consumer: str, count: int, block_ms: int) -> list[Entry]:
+        """Take up to *count* entries no consumer of the group has had; wait up to *block_ms* for the first.
+
+        Raises:
+            JournalLost: Journal or group are gone.
+        """
+        return self._read_group(consumer, ">", count, block_ms)
+
+    def held(self, consumer: str, count: int) -> list[Entry]:
+        """Return up to *count* entries this consumer took and has not acknowledged, the oldest first.
+
+        Raises:
+            JournalLost: Journal or group are gone.
+        """
+        return self._read_group(consumer, "0", count, None)
+
+    def _read_group(self, consumer: str, start: str, count: int, block_ms: int | None) -> list[Entry]:
+        with group_errors():
+            reply = self._client.xreadgroup(self._group, consumer, {self._key: start}, count=count, block=block_ms)
+        return [Entry.of(*row) for row in cast("Any", reply)[0][1]] if reply else []
+
+    def claim(self, consumer: str, min_idle_ms: int, cursor: bytes, count: int) -> Claimed:
+        """Take over entries that another consumer has held for *min_idle_ms*; read them with :meth:`held`.
+
+        Arguments:
+            cursor: ``b"0-0"`` for the first call, then that of the last result until it is ``b"0-0"`` again.
+        """
+        with group_errors():
+            reply: Any = self._client.xautoclaim(
+                self._key, self._group, consumer, min_idle_ms, start_id=cursor, count=count
+            )
+        if reply[1]:
+            self.raise_fence()
+        removed = reply[2] if len(reply) > 2 else []  # Redis 6.2 has no such list
+        return Claimed(cursor=reply[0], taken=len(reply[1]), removed=len(removed))
+
+    # As parts of a request, see handover.py
+
+    def reading(self, consumer: str, count: int) -> tuple[Any, ...]:
+        """Return the command of :meth:`read`, without waiting; its reply is for :meth:`entries_read`."""
+        return ("XREADGROUP", "GROUP", self._group, consumer, "COUNT", count, "STREAMS", self._key, ">")
+
+    def entries_read(self, reply: Any) -> list[Entry]:
+        """Return the entries in the reply to :meth:`reading`."""
+        rows = reply[0][1] if reply else ()
+        return [
+            Entry(entry_id, fields[5])  # as nearly all are
+            if len(fields) == 6 and fields[4] == b"event"
+            else Entry.of(entry_id, dict(zip(fields[::2], fields[1::2], strict=True)))
+            for entry_id, fields in rows
+        ]
+
+    def acknowledging(self, entry_ids: Sequence[bytes]) -> tuple[Any, ...]:
+        """Return the command that drops entries from what the group still has to do; safe to repeat."""
+        return ("XACK", self._key, self._group, *entry_ids)
+
+    def guard(self) -> list[tuple[Any, ...]]:
+        """Return the commands that make the next transaction fail if entries change hands before it."""
+        return [("WATCH", self._fence), ("GET", self._fence)]
+
+    def raise_fence(self) -> None:
+        """Note that entries change hands: before they are read again."""
+        self._client.incr(self._fence)
+
+    def leave(self, consumer: str, min_idle_ms: int = 0) -> bool:
+        """Remove *consumer* from the group unless it still holds entries or has read within *min_idle_ms*."""
+        with group_errors():
+            return bool(self._leave(keys=[self._key], args=[self._group, consumer, min_idle_ms]))
+
+    def idle_consumers(self, min_idle_ms: int) -> list[str]:
+        """Return the consumers of the group that hold nothing and have not read for *min_idle_ms*."""
+        with group_errors():
+            consumers: Any = self._client.xinfo_consumers(self._key, self._group)
+        return [row["name"].decode() for row in consumers if row["idle"] >= min_idle_ms and not row["pending"]]
+
+    def entries(self, entry_ids: Sequence[str]) -> dict[str, Entry]:
+        """Return those of the entries that are still retained, by id."""
+        found = entries_by_id(self._client, self._key, entry_ids)
+        return {entry_id: Entry.of(entry_id.encode(), fields) for entry_id, fields in found.items()}
+
+    # Upkeep
+
+    def trim(self) -> Trimmed:
+        """Remove entries older than the lifetime of an event; call again while ``more``."""
+        reply = cast("list[Any]", self._trim(keys=[self._key], args=[self._settings.event_ttl_ms, _TRIM_ENTRIES]))
+        lost = {group.decode(): count for group, count in zip(reply[2::2], reply[3::2], strict=True) if count}
+        return Trimmed(removed=reply[0], more=bool(reply[1]), lost=lost)
+
+
+def new_attempt() -> str:
+    """Return a token for one publication, see :meth:`Journal.publish`."""
+    return secrets.token_hex(6)
+
+
+@contextmanager
+def group_errors() -> Iterator[None]:
+    """Raise :class:`JournalLost` for the errors of Redis that say so."""
+    try:
+        yield
+    except ResponseError as error:
+        if str(error).startswith(("NOGROUP", "UNBLOCKED")) or "no such key" in str(error):
+            raise JournalLost(str(error)) from error
+        raise

@@ -1,0 +1,170 @@
+"""Recovery: tasks that were sent and have not ended in time are sent again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from bridge.broker.messages import Message
+from bridge.broker.outbox import Outbox
+from bridge.bus.admission import Admission
+from bridge.config.settings import BridgeSettings
+from bridge.errors import EventInvalid
+from bridge.events.encoded import StoredEvent
+from bridge.handlers.registry import Registry, task_id_for
+from bridge.storage import Stores
+from bridge.storage.dead_letter import DeadLetter, about_letter
+from bridge.storage.entries import Entry
+from bridge.storage.ledger import Ended, Overdue
+from bridge.telemetry.counters import Counters
+from bridge.telemetry.logs import about
+
+log = logging.getLogger(__name__)
+
+#: Tasks looked at in one round; an overdue one may have a megabyte.
+_SWEEP_TASKS = 100
+#: Longest sweep, but for its last round: dispatch waits for it, and a million tasks may be overdue.
+_SWEEP_S = 1.0
+
+
+class Recovery:
+    """Walks the ledger of one group. Used by one thread, of one subscriber of the group at a time.
+
+    A message that waits in a long queue is not lost, and another copy would make the queue longer still. The ledger
+    knows when the newest task of each queue that has begun was sent. Queues are worked off in order, so a task sent a
+    lease before that one has left the queue, and one sent later waits there unless the queue is empty. Tasks that run
+    show it by their lease. What is left, neither run nor waiting, is sent again under its old task id; should the
+    first message come after all, the done mark or the lease makes it harmless.
+
+    Arguments:
+        stores, outbox, registry, counters: Its parts.
+        settings: ``max_redispatches``.
+    """
+
+    def __init__(
+        self,
+        stores: Stores,
+        outbox: Outbox,
+        registry: Registry,
+        counters: Counters,
+        settings: BridgeSettings,
+    ) -> None:
+        self._admission = Admission(settings)
+        self._journal = stores.journal
+        self._event_keys = stores.event_keys
+        self._ledger = stores.ledger
+        self._dead_letters = stores.dead_letters
+        self._outbox = outbox
+        self._registry = registry
+        self._counters = counters
+        self._settings = settings
+
+    def sweep(self, stop: threading.Event) -> None:
+        """Deal with overdue tasks, the longest overdue first, for a second or until *stop* is set.
+
+        Raises:
+            Exception: Redis or the broker failed; the next sweep goes on.
+        """
+        deadline = time.monotonic() + _SWEEP_S
+        while not stop.is_set() and (overdue := self._ledger.overdue(_SWEEP_TASKS)):
+            lost = self._ledger.sweep(overdue, self._waiting(overdue))
+            self._redispatch([task for task in overdue if task.task_id in lost])
+            if time.monotonic() > deadline:
+                return
+
+    def _waiting(self, overdue: Sequence[Overdue]) -> set[str]:
+        queues = {task.pair.queue for task in overdue if not task.passed} - {""}
+        busy = {queue for queue in queues if self._outbox.waiting(queue) > 0}
+        return {task.task_id for task in overdue if not task.passed and task.pair.queue in busy}
+
+    def _redispatch(self, overdue: Sequence[Overdue]) -> None:
+        events = self._events(overdue)
+        messages: list[Message] = []
+        tasks: dict[str, Overdue] = {}
+        for task in overdue:
+            try:
+                messages += self._messages(task, events.get(task.task_id))
+            except _Hopeless as reason:
+                self._give_up(task, reason)
+            else:
+                tasks[task.task_id] = task
+        self._outbox.close()  # a broker that lost messages may have lost queues and bindings, which kombu declares once
+        for refused in self._outbox.send(messages):
+            message = refused.message
+            self._give_up(tasks.pop(message.task_id), _Hopeless(refused.reason, refused.detail, message.stored))
+        if tasks:
+            again = {name: task.pair._replace(redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
+            self._ledger.sent([], [pair.listed(task_id) for task_id, pair in again.items()])
+            self._counters.add_each("redispatched", [message.stored.type for message in messages])
+            extra = about("tasks_sent_again", group=self._settings.group, count=len(messages))
+            text = "%d overdue tasks neither ran nor waited in their queue: sent again"
+            log.warning(text, len(messages), extra=extra)
+
+    def _events(self, overdue: Sequence[Overdue]) -> dict[str, StoredEvent]:
+        """Return the events of tasks, by task id: from the journal or, as after its deletion, from their keys."""
+        entries = self._journal.entries([task.pair.entry_id for task in overdue])
+        missing = [task.pair.event_id for task in overdue if task.pair.entry_id not in entries]
+        kept = self._event_keys.kept(missing)
+        events: dict[str, StoredEvent] = {}
+        for task in overdue:
+            key = Entry(task.pair.entry_id.encode(), kept.get(task.pair.event_id))
+            event = self._event(entries.get(task.pair.entry_id, key))
+            # A key knows nothing of a replay, whose tasks have ids of their own.
+            group, handler = self._settings.group, task.pair.handler
+            if event is not None and task.task_id == task_id_for(group, event.id, handler, event.replay):
+                events[task.task_id] = event
+        return events
+
+    def _event(self, entry: Entry) -> StoredEvent | None:
+        if entry.data is None:
+            return None
+        try:
+            return self._admission.read(entry)
+        except EventInvalid:  # let in when it was dispatched: the key was overwritten, or these settings are stricter
+            return None
+
+    def _messages(self, task: Overdue, event: StoredEvent | None) -> list[Message]:
+        if task.pair.redispatches >= self._settings.max_redispatches:
+            raise _Hopeless("unfinished", f"sent {task.pair.redispatches + 1} times and never ended", event)
+        if event is None:
+            text = f"journal entry {task.pair.entry_id} is gone, and so is the key: cannot be sent again"
+            raise _Hopeless("gone", text, None)
+        handler = next((one for one in self._registry if one.task_name == task.pair.handler), None)
+        if handler is None:
+            name, event_id, group = task.pair.handler, task.pair.event_id, self._settings.group
+            extra = about("no_handler", event_id=event_id, task_id=task.task_id, handler=name, group=group)
+            log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, name, extra=extra)
+            return []  # another subscriber may know it; asked for again until max_redispatches
+        try:
+            return [self._outbox.prepare(handler, event, task.pair.entry_id.encode())]
+        except Exception as error:
+            raise _Hopeless("message", f"{type(error).__name__}: {error}", event) from error
+
+    def _give_up(self, task: Overdue, why: _Hopeless) -> None:
+        """Make a dead letter of a task, which is its end if the letter has the event: it can be replayed then."""
+        handler, task_id, event = task.pair.handler, task.task_id, why.event
+        attempts = task.pair.redispatches + 1
+        if event is None:
+            letter = DeadLetter(
+                why.reason, why.detail, "ledger", b"", 0, task.pair.event_id, "", handler, task_id, attempts=attempts
+            )
+        else:
+            letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts)
+        letter = self._dead_letters.shown(letter)
+        self._dead_letters.bury(letter, Ended(queue=task.pair.queue) if event is not None else None)
+        self._counters.add("dead", event_type=event.type if event else "")
+        text = "dead letter (%s): %s of event %s: %s"
+        extra = about_letter("dead_letter", letter, self._settings.group)
+        log.error(text, why.reason, handler, task.pair.event_id, letter.detail, extra=extra)
+
+
+class _Hopeless(Exception):
+    """A task that sending again does not help."""
+
+    def __init__(self, reason: str, detail: str, event: StoredEvent | None) -> None:
+        super().__init__(reason, detail, event)
+        self.reason = reason
+        self.detail = detail
+        self.event = event

@@ -1,0 +1,121 @@
+"""Whether the subscriber of this process lives, and whether it is ready: for those who restart it or send to it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from celery import Celery
+from redis import Redis
+from redis.exceptions import RedisError
+
+from bridge.broker import connection as broker
+from bridge.config.settings import BridgeSettings
+from bridge.redis.client import connect
+from bridge.storage.journal import Journal
+from bridge.telemetry.liveness import Pulse
+
+#: A loop that has not gone round for so long is stuck, or for several time limits of a connection if that is longer.
+_STUCK_S = 60.0
+_STUCK_TIMEOUTS = 4
+#: Longest wait for Redis, to connect and to answer.
+_BUS_TIMEOUT_S = 1.0
+#: How late a heartbeat may be heard, or by one interval if that is shorter.
+_LATE_S = 3.0
+#: What was found out is taken for true for so long: many may ask, and a look at the broker is a connection.
+_KEEP_S = 1.0
+_KEEP_BROKER_S = 5.0
+
+
+class Health:
+    """Health of one subscriber; safe for several threads.
+
+    Arguments:
+        app: Its broker is tried.
+        settings: Where the bus is.
+        pulse: Of the subscriber.
+        caught_up: Set once what was missed before its start is in the journal.
+        trouble, waits: Return what dispatch fails with now, and what it waits for; empty when it does not.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        settings: BridgeSettings,
+        pulse: Pulse,
+        caught_up: threading.Event,
+        trouble: Callable[[], str],
+        waits: Callable[[], str],
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._pulse = pulse
+        self._caught_up = caught_up
+        self._trouble = trouble
+        #: What dispatch waits for on purpose, which is no problem of this subscriber; empty when it does not.
+        self.waits = waits
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[float, str]] = {}
+        self.client: Redis = connect(settings, _BUS_TIMEOUT_S)
+        self._journal = Journal(self.client, settings)
+
+    def stuck(self) -> list[str]:
+        """Return what shows that this process must be started anew; waiting for a server does not."""
+        limit_s = max(_STUCK_S, _STUCK_TIMEOUTS * self._settings.socket_timeout_s)
+        loops = ("bridge-dispatch", "bridge-listen") if self._settings.enable_pubsub else ("bridge-dispatch",)
+        ages = {name: self._pulse.age_s(name) for name in loops}
+        return [f"thread {name} is stuck for {age_s:.0f} s" for name, age_s in ages.items() if age_s > limit_s]
+
+    def problems(self) -> list[str]:
+        """Return why this subscriber does not do its work; nothing when it is ready. Takes some seconds at most."""
+        return [problem for problem in self._problems() if problem]
+
+    def bus(self) -> str:
+        """Return why the bus cannot be used; empty when it can."""
+        return self._remembered("bus", _KEEP_S, self._try_bus)
+
+    def broker(self) -> str:
+        """Return why the broker cannot be used; empty when it can."""
+        return self._remembered("broker", _KEEP_BROKER_S, self._try_broker)
+
+    def _problems(self) -> Iterator[str]:
+        bus = self.bus()
+        yield bus
+        if not bus and self._settings.enable_pubsub:
+            yield self._subscription()
+        yield self.broker()
+        yield self._trouble()
+        yield from self.stuck()
+
+    def _subscription(self) -> str:
+        # A heartbeat is heard after each interval in which nothing else was.
+        silent_s, interval_s = self._pulse.age_s("heard"), self._settings.heartbeat_interval_s
+        if silent_s > interval_s + min(interval_s, _LATE_S):
+            return f"nothing heard on the event channels for {silent_s:.0f} s"
+        if not self._pulse.has("heard"):
+            return "not subscribed to the event channels yet"
+        return "" if self._caught_up.is_set() else "still looking for events that were missed before it started"
+
+    def _try_bus(self) -> str:
+        try:
+            if self._journal.group_exists():
+                return ""
+        except (RedisError, OSError) as error:
+            return f"Redis at {self._settings.redacted_url}: {error or type(error).__name__}"
+        return f"the journal has no group {self._settings.group} yet"
+
+    def _try_broker(self) -> str:
+        try:
+            broker.try_out(self._app)
+        except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
+            return f"broker: {error or type(error).__name__}"
+        return ""
+
+    def _remembered(self, name: str, keep_s: float, find_out: Callable[[], str]) -> str:
+        with self._lock:  # who asks meanwhile waits for the same answer
+            at_s, text = self._known.get(name, (float("-inf"), ""))
+            if time.monotonic() - at_s > keep_s:
+                text = find_out()
+                self._known[name] = time.monotonic(), text
+            return text

@@ -1,0 +1,235 @@
+"""Metrics and health of one subscriber over HTTP: ``/metrics`` for Prometheus, ``/healthz`` and ``/readyz``."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from socketserver import ThreadingMixIn
+from typing import Any
+from weakref import WeakSet
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from redis.exceptions import RedisError
+
+from bridge.config.settings import BridgeSettings
+from bridge.errors import SettingsError
+from bridge.storage.status import GroupStatus, read_status
+from bridge.subscriber.monitoring.health import Health
+from bridge.telemetry.counters import Counters, Delays
+
+#: Counters of events, by type; the others are metrics of their own.
+OUTCOMES = {
+    "received": "Heard on the event channels.",
+    "duplicate": "In the journal already, as all that publish_event() published: it is there before it is heard.",
+    "appended": "Heard, and new to the journal.",
+    "caught_up": "Not heard, and found in its key: after a start or a gap.",
+    "stale": "Left alone in its key, which outlives bridge_event_ttl_s.",
+    "invalid": "No event, or one that was refused: a dead letter.",
+    "limited": "Refused, for their source sent more than bridge_max_source_rate: a dead letter each.",
+    "dispatched": "Task messages: an event with two handlers counts twice.",
+    "unrouted": "Events without a handler here.",
+    "replayed": "Events that a replay brought once more.",
+    "redispatched": "Task messages sent again: their task had not ended in time.",
+    "dead": "Dead letters of this subscriber. Those of tasks are in bridge_dead_letters_written_total.",
+    "lost": "Gone from the journal before they were dispatched.",
+    "trimmed": "Journal entries that have outlived their retention.",
+}
+_OTHERS = {
+    "gaps": "New subscriptions after a lost one: events may have been missed, and were looked for.",
+    "reconnects": "Ends of an outage of Redis or the broker.",
+    "errors": "Failed tries to talk to Redis or the broker.",
+    "held_back": "Batches that waited because a queue had max_queue_length messages.",
+    "journal_lost": "Times the journal or its group was deleted, and made anew.",
+    "claimed": "Entries taken over from dead consumers.",
+    "removed": "Dead consumers removed from the group.",
+}
+#: How fast a stop is noticed.
+_STOP_NOTICED_S = 0.1
+#: Widest class of a histogram: 2 ** 22 ms, 70 minutes.
+_MAX_EXPONENT = 22
+
+
+class Exporter:
+    """Serves the metrics and the health of one subscriber; binds its port at once.
+
+    Arguments:
+        settings: ``metrics_host`` and ``metrics_port``, which must be set.
+        counters, health: Of the subscriber.
+        consumer: Its name.
+
+    Raises:
+        SettingsError: The port cannot be had.
+    """
+
+    def __init__(self, settings: BridgeSettings, counters: Counters, health: Health, consumer: str) -> None:
+        registry = CollectorRegistry()
+        registry.register(_SubscriberCollector(settings, counters, health, consumer))
+        self._metrics: Any = make_wsgi_app(registry)
+        self._health = health
+        host, port = settings.metrics_host, int(settings.metrics_port or 0)
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            server_class = type("Server", (_Server,), {"address_family": family})
+            self._server: WSGIServer = make_server(str(address[0]), port, self._answer, server_class, _QuietHandler)
+        except OSError as error:
+            text = (
+                f"bridge_metrics_port: {host}:{port} cannot be had ({error}); each subscriber of a host needs its own"
+            )
+            raise SettingsError(text) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_STOP_NOTICED_S,), name="bridge-metrics", daemon=True
+        )
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        _servers.add(self._server)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            return self._metrics(environ, start_response)  # type: ignore[no-any-return]  # untyped in prometheus_client
+        if path == "/healthz":
+            return _verdict(self._health.stuck(), start_response)
+        if path == "/readyz":
+            return _verdict(self._health.problems(), start_response, waits=self._health.waits())
+        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"there are /metrics, /healthz and /readyz\n"]
+
+
+def _verdict(problems: list[str], start_response: Callable[..., Any], **more: str) -> list[bytes]:
+    start_response(
+        "503 Service Unavailable" if problems else "200 OK",
+        [("Content-Type", "application/json"), ("Cache-Control", "no-store")],
+    )
+    return [json.dumps({"ok": not problems, "problems": problems, **more}).encode() + b"\n"]
+
+
+class _SubscriberCollector(Collector):
+    """What Prometheus gets: the counters of this process, and what Redis knows of all groups of the bus."""
+
+    def __init__(self, settings: BridgeSettings, counters: Counters, health: Health, consumer: str) -> None:
+        self._settings = settings
+        self._counters = counters
+        self._health = health
+        self._consumer = consumer
+
+    def collect(self) -> Iterator[Metric]:
+        group = self._settings.group
+        info = GaugeMetricFamily("bridge_info", "Always 1.", labels=["group", "consumer", "version"])
+        info.add_metric([group, self._consumer, version("bridge")], 1)
+        yield info
+        yield from self._own(group)
+        bus, broker = self._health.bus(), self._health.broker()
+        yield _gauge("bridge_bus_up", "Whether the Redis of the bus answers and has the group.", not bus)
+        yield _gauge("bridge_broker_up", "Whether Celery's broker takes a connection.", not broker)
+        yield _gauge("bridge_ready", "Whether this subscriber does its work, as /readyz.", not self._health.problems())
+        text = "Whether dispatch waits for room in a queue, bridge_max_queue_length."
+        yield _gauge("bridge_dispatch_waiting", text, bool(self._health.waits()))
+        try:
+            groups = read_status(self._health.client, self._settings).groups
+        except (RedisError, OSError):
+            return  # bridge_bus_up says so; figures of before would be taken for those of now
+        yield from _of_groups(groups)
+
+    def _own(self, group: str) -> Iterator[Metric]:
+        values = self._counters.by_type()
+        text = "Events by what became of them: " + " ".join(f"{name}: {what}" for name, what in OUTCOMES.items())
+        events = CounterMetricFamily("bridge_events", text, labels=["group", "outcome", "type"])
+        # Each from the beginning, at 0: an increase of what was not there yet is none.
+        zeros = {(name, ""): 0 for name in OUTCOMES}
+        for (name, event_type), value in (zeros | values).items():
+            if name in OUTCOMES:
+                events.add_metric([group, name, event_type], value)
+        yield events
+        for name, text in _OTHERS.items():
+            family = CounterMetricFamily(f"bridge_{name}", text, labels=["group"])
+            family.add_metric([group], values.get((name, ""), 0))
+            yield family
+        text = "From an event's entry in the journal to its task message in the queue, for each message."
+        delays = HistogramMetricFamily("bridge_dispatch_delay_seconds", text, labels=["group"])
+        _add(delays, [group], self._counters.dispatch_delays())
+        yield delays
+
+
+def _of_groups(groups: Iterable[GroupStatus]) -> Iterator[Metric]:
+    gauges: dict[str, tuple[str, Callable[[GroupStatus], float]]] = {
+        "bridge_backlog_events": ("Journal entries that the group has yet to dispatch.", lambda g: g.backlog),
+        "bridge_backlog_oldest_seconds": ("Age of the oldest of them; 0 without any.", lambda g: g.oldest_s or 0),
+        "bridge_pending_events": ("Of them, those that a consumer holds.", lambda g: sum(g.pending.values())),
+        "bridge_tasks_in_flight": ("Tasks that were sent and have not ended.", lambda g: g.in_flight),
+        "bridge_tasks_overdue": ("Of them, those that should have.", lambda g: g.overdue),
+        "bridge_dead_letters": ("Dead letters that are kept.", lambda g: g.dead_letters),
+        "bridge_subscribers": ("Subscribers that live.", lambda g: g.alive),
+    }
+    counters: dict[str, tuple[str, Callable[[GroupStatus], float]]] = {
+        "bridge_dead_letters_written": (
+            "Dead letters ever written, by subscribers and tasks.",
+            lambda g: g.dead_written,
+        ),
+        "bridge_dead_letters_dropped": ("Dead letters that made room for newer ones.", lambda g: g.dead_dropped),
+    }
+    groups = list(groups)
+    for kind, figures in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+        for name, (text, value) in figures.items():
+            family = kind(name, f"{text} The same from every subscriber of a bus: do not add up.", labels=["group"])
+            for group in groups:
+                family.add_metric([group.name], value(group))
+            yield family
+    text = "From an event's entry in the journal to the first start of its task, for each task. Do not add up."
+    starts = HistogramMetricFamily("bridge_start_delay_seconds", text, labels=["group"])
+    for group in groups:
+        _add(starts, [group.name], group.starts)
+    yield starts
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], delays: Delays) -> None:
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for exponent in range(_MAX_EXPONENT + 1):
+        total += delays.counts[exponent]
+        buckets.append((str(2**exponent / 1000), total))
+    buckets.append(("+Inf", sum(delays.counts.values())))
+    family.add_metric(labels, buckets=buckets, sum_value=delays.sum_ms / 1000)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 128  # else some that connect at once wait for seconds
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 10  # a client that sends nothing holds its thread no longer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a line for each scrape tells nobody anything."""
+
+
+_servers: WeakSet[WSGIServer] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for server in _servers:  # a child of the pool must not keep the port when its parent is gone
+        server.socket.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

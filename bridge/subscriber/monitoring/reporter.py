@@ -1,0 +1,90 @@
+"""What a subscriber shows of itself to others: that it lives, how it is, and its metrics."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+
+from redis.exceptions import RedisError
+
+from bridge.config.settings import BridgeSettings
+from bridge.storage.presence import BEAT_S, Presence, Presences
+from bridge.subscriber.monitoring.health import Health
+from bridge.telemetry.counters import Counters
+from bridge.telemetry.liveness import Pulse
+
+#: Beats over which the rate is measured.
+_RATE_BEATS = 5
+
+
+class Monitoring:
+    """Tells others about one subscriber, from a thread of its own, until stopped.
+
+    Arguments:
+        settings: ``metrics_port`` among them.
+        counters, pulse, health: Of the subscriber.
+        name: Its consumer name.
+
+    Raises:
+        SettingsError: The port of the metrics cannot be had.
+    """
+
+    def __init__(self, settings: BridgeSettings, counters: Counters, pulse: Pulse, health: Health, name: str) -> None:
+        self._counters = counters
+        self._pulse = pulse
+        self._health = health
+        self._name = name
+        self._presences = Presences(health.client, settings)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="bridge-presence", daemon=True)
+        self._dispatched: deque[tuple[float, int]] = deque(maxlen=_RATE_BEATS + 1)
+        self._exporter = None
+        if settings.metrics_port is not None:
+            from bridge.subscriber.monitoring.metrics_server import Exporter  # noqa: PLC0415  # most have no metrics, and need no Prometheus client
+
+            self._exporter = Exporter(settings, counters, health, name)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+        if self._exporter is not None:
+            self._exporter.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Say good-bye and end; wait for at most *timeout_s*."""
+        self._stop.set()
+        if self._exporter is not None:
+            self._exporter.stop()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            self._health.client.close()
+
+    def _beat(self) -> None:
+        while not self._stop.is_set():
+            with suppress(RedisError, OSError):  # the other threads say so
+                self._presences.say(self._presence())
+            self._stop.wait(BEAT_S)
+        with suppress(RedisError, OSError):  # it is forgotten after a while
+            self._presences.leave(self._name)
+
+    def _presence(self) -> Presence:
+        problems = self._health.problems()
+        gap_ms = int((time.time() - self._pulse.age_s("gap")) * 1000) if self._pulse.has("gap") else 0
+        return Presence(
+            self._name,
+            socket.gethostname(),
+            problems,
+            self._health.waits(),
+            self._rate(),
+            gap_ms,
+            self._exporter.url if self._exporter else "",
+        )
+
+    def _rate(self) -> float:
+        self._dispatched.append((time.monotonic(), self._counters.snapshot().get("dispatched", 0)))
+        (first_s, first), (last_s, last) = self._dispatched[0], self._dispatched[-1]
+        return round((last - first) / (last_s - first_s), 1) if last_s > first_s else 0.0

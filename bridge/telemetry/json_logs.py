@@ -1,0 +1,117 @@
+"""Log lines as JSON, one object a line, for programs that collect them: ``bridge_log_format = "json"``.
+
+Celery makes the handlers, for the worker, ``bus subscribe`` and beat, and tells when it has; they get another formatter
+then. A handler that the application made itself, as with ``worker_hijack_root_logger = False``, keeps the one it has.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from functools import cache, partial
+from typing import Any
+
+from celery import Celery, signals
+from celery._state import get_current_task
+from celery.utils.log import ColorFormatter, get_multiprocessing_logger
+
+from bridge.bus.causation import current_event
+from bridge.config.settings import BridgeSettings
+from bridge.errors import SettingsError
+
+
+def install(app: Celery) -> None:
+    """Have the log lines of processes that run *app* written as its settings say. Of several apps, the last counts."""
+
+    def on_loggers(logger: logging.Logger, **_: Any) -> None:
+        if _wanted(app):
+            for one in (logger, get_multiprocessing_logger()):
+                _use_json(one)
+
+    def on_worker(instance: Any, **_: Any) -> None:
+        if _wanted(instance.app):
+            instance.quiet = True  # no banner: many collectors read standard output as well
+
+    receivers: list[tuple[Any, Any]] = [
+        (signals.after_setup_logger, on_loggers),
+        (signals.after_setup_task_logger, on_loggers),
+        (signals.celeryd_init, on_worker),
+    ]
+    for signal, receiver in receivers:
+        signal.disconnect(dispatch_uid=__name__)
+        signal.connect(receiver, weak=False, dispatch_uid=__name__)
+
+
+def _wanted(app: Celery) -> bool:
+    try:
+        return BridgeSettings.load(app).log_format == "json"
+    except SettingsError:
+        return False  # who needs the settings to work says what is wrong with them
+
+
+def _use_json(logger: logging.Logger | None) -> None:
+    for handler in logger.handlers if logger is not None else ():
+        if isinstance(handler.formatter, ColorFormatter):  # Celery's own
+            handler.setFormatter(formatter())
+
+
+@cache
+def formatter() -> logging.Formatter:
+    """Return the formatter of JSON lines, for handlers of your own as well."""
+    from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415  # only who wants it needs it
+
+    class Lines(JsonFormatter):
+        def format(self, record: logging.LogRecord) -> str:
+            try:
+                return super().format(record)
+            except Exception as error:  # noqa: BLE001  # whatever was logged, the line must be JSON, and not be missing
+                place = f"{record.pathname}:{record.lineno}"
+                text = f"a line logged at {place} cannot be written: {type(error).__name__}: {error}"
+                return json.dumps(_fixed(record) | {"message": text})
+
+        def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+            fixed = _fixed(record)
+            log_data.update(fixed | _context(record))
+            super().add_fields(log_data, record, message_dict)
+            if _of_celery(record):
+                log_data.pop("data", None)  # all of a task: its arguments and its result among it
+            log_data.update(fixed)
+
+    return Lines(
+        rename_fields={"exc_info": "exception", "stack_info": "stack"},
+        reserved_attrs=[*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"],
+        json_serializer=partial(json.dumps, allow_nan=False),
+    )
+
+
+def _of_celery(record: logging.LogRecord) -> bool:
+    return record.name.startswith("celery.")
+
+
+def _fixed(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what every line has."""
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return {
+        "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "level": record.levelname,
+        "logger": record.name,
+        "process": record.processName,
+        "pid": record.process,
+        "message": getattr(record, "message", ""),
+    }
+
+
+def _context(record: logging.LogRecord) -> dict[str, Any]:
+    """Return which task and which event a line is about that does not say so itself: those at work."""
+    found: dict[str, Any] = {}
+    told = getattr(record, "data", None)
+    if _of_celery(record) and isinstance(told, dict) and {"id", "name"} <= told.keys():
+        return {"task_id": told["id"], "task_name": told["name"]}
+    task = get_current_task()
+    if task is not None and task.request.id and not hasattr(record, "task_id"):
+        found |= {"task_id": task.request.id, "task_name": task.name}
+    event = current_event()
+    if event is not None and not hasattr(record, "event_id"):
+        found |= {"event_id": event.id, "event_type": event.type}
+    return found
