@@ -25,7 +25,7 @@ from bridge import EventBus
 from bridge.config.settings import BridgeSettings
 from bridge.redis.client import connect
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, Ledger, Listed, Pair
+from bridge.storage.ledger import Ended, InFlightTask, Ledger, LedgerEntry
 from bridge.testing.redis_server import RedisServer
 
 #: One process that runs one task at a time, and no subscriber.
@@ -91,8 +91,11 @@ def _ledger(server: RedisServer, count: int) -> float:
         ledger = Ledger(client, settings)
         for start in range(0, count, 500):
             tasks = [(event(number).id, f"task{number}") for number in range(start, start + 500)]
-            pairs = [(task_id, Pair("handler0", event_id, "1-1", QUEUE, 0, 0).encode()) for event_id, task_id in tasks]
-            ledger.sent([], [Listed(task_id, pair, 0) for task_id, pair in pairs])
+            pairs = [
+                (task_id, InFlightTask("handler0", event_id, "1-1", QUEUE, 0, 0).encode())
+                for event_id, task_id in tasks
+            ]
+            ledger.sent([], [LedgerEntry(task_id, pair, 0) for task_id, pair in pairs])
     return _at_once(server, _run_some, range(count))
 
 

@@ -4,10 +4,10 @@
 
     BridgeError
     ├── SettingsError       a setting is unknown, missing or contradicts another
-    ├── HandlerInvalid      @on_event was used in a way that cannot work
-    ├── EventInvalid        an event breaks the wire format or a limit
-    ├── EventLoop           tasks and events feed each other beyond ``max_hops``
-    ├── HandlerFailed       a handler's error quoted what is sensitive; this one stands for it
+    ├── InvalidHandler      @on_event was used in a way that cannot work
+    ├── InvalidEvent        an event breaks the wire format or a limit
+    ├── HopLimitExceeded    tasks and events feed each other beyond ``max_hops``
+    ├── RedactedError       a handler's error quoted what is sensitive; this one stands for it
     ├── BusUnavailable      Redis did not do what was asked, after bounded retries
     │   └── NotReplicated   it did, but fewer replicas than ``wait_replicas`` say that they have it
     └── JournalLost         the journal or its consumer group is gone from Redis
@@ -27,11 +27,11 @@ class SettingsError(BridgeError):
     """A setting is unknown, missing or contradicts another one."""
 
 
-class HandlerInvalid(BridgeError, TypeError):
+class InvalidHandler(BridgeError, TypeError):
     """``@on_event`` was used in a way that cannot work."""
 
 
-class EventInvalid(BridgeError):
+class InvalidEvent(BridgeError):
     """An event breaks the wire format or one of its limits.
 
     Arguments:
@@ -50,7 +50,7 @@ class EventInvalid(BridgeError):
         return f"{self.field or 'event'}: {self.detail} [{self.reason}]"
 
 
-class EventLoop(BridgeError):
+class HopLimitExceeded(BridgeError):
     """An event would be more than ``max_hops`` publications away from the one that started the chain.
 
     Arguments:
@@ -73,7 +73,7 @@ class EventLoop(BridgeError):
         )
 
 
-class HandlerFailed(BridgeError):
+class RedactedError(BridgeError):
     """Stands for an error of a handler whose text quoted what ``sensitive`` names; the text has its type."""
 
 

@@ -12,14 +12,15 @@ from celery import Celery, _state, bootsteps
 from celery.signals import task_revoked
 from pydantic import SecretStr
 
-from bridge.bus.causation import install_propagation
+from bridge.bus.causation import current_event, install_propagation
 from bridge.config.celery_config import refuse_pickled_tasks
 from bridge.config.settings import BridgeSettings
+from bridge.errors import SettingsError
 from bridge.handlers.registry import registry
 from bridge.handlers.task import end_revoked
 from bridge.subscriber.subscriber import Subscriber
 from bridge.telemetry import json_logs
-from bridge.telemetry.error_redaction import conceal_in_worker
+from bridge.telemetry.error_redaction import redact_worker_logs
 
 
 def install(app: Celery) -> None:
@@ -29,7 +30,7 @@ def install(app: Celery) -> None:
     the environment. Installing twice is the same as once.
     """
     install_propagation()
-    json_logs.install(app)
+    json_logs.install(app, _wants_json_logs, current_event)
     task_revoked.connect(end_revoked, weak=False, dispatch_uid="bridge.end_revoked")
     if "flower" in sys.argv:
         from bridge.flower import add_pages  # noqa: PLC0415  # only that process has use for it
@@ -52,6 +53,13 @@ def install(app: Celery) -> None:
         )
 
 
+def _wants_json_logs(app: Celery) -> bool:
+    try:
+        return BridgeSettings.load(app).log_format == "json"
+    except SettingsError:
+        return False  # whatever needs the settings to work reports the error
+
+
 class SubscriberStep(bootsteps.StartStopStep):
     """Runs a subscriber beside the pool.
 
@@ -72,7 +80,7 @@ class SubscriberStep(bootsteps.StartStopStep):
             if str(name).lower().endswith("bridge_redis_url") and isinstance(conf[name], str):
                 conf[name] = SecretStr(conf[name])
         if BridgeSettings.load(worker.app).redaction:  # wrong settings end a worker without a subscriber, too
-            conceal_in_worker([worker.app.tasks[handler.task_name] for handler in registry])
+            redact_worker_logs([worker.app.tasks[handler.task_name] for handler in registry])
         super().__init__(worker, **options)
 
     def start(self, worker: Any) -> None:

@@ -10,10 +10,10 @@ from redis import Redis
 from bridge import BridgeSettings, Event
 from bridge.handlers.registry import task_id_for
 from bridge.operations.replay import Progress, Replay
-from bridge.operations.replay_sources import DeadSource, JournalSource
+from bridge.operations.replay_sources import DeadLetterSource, JournalSource
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.entries import Selection
+from bridge.storage.entries import EntryFilter
 from bridge.storage.keys import Keys
 
 HANDLERS = ["t.exact", "t.plain"]
@@ -30,11 +30,13 @@ class Bench:
         self.letters = DeadLetters(client, settings)
 
     def journal(self, name: str = "r", handler: str = "", accepts: Any = None, **selection: Any) -> Replay:
-        source = JournalSource(self.client, self.settings, Selection(**selection), handler, accepts or (lambda _: True))
+        source = JournalSource(
+            self.client, self.settings, EntryFilter(**selection), handler, accepts or (lambda _: True)
+        )
         return Replay(self.client, self.settings, source, name, {"handler": handler, **_plain(selection)})
 
     def dead(self, name: str = "r", **selection: Any) -> Replay:
-        source = DeadSource(self.client, self.settings, Selection(**selection), HANDLERS)
+        source = DeadLetterSource(self.client, self.settings, EntryFilter(**selection), HANDLERS)
         return Replay(self.client, self.settings, source, name, _plain(selection))
 
     def park(self, number: int, handler: str = "t.exact", reason: str = "failure") -> Event:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus, EventInvalid
+from bridge import BridgeSettings, Event, EventBus, InvalidEvent
 from bridge.handlers.registry import registry
 from bridge.subscriber.checks import refused_handlers
 from tests.conftest import ROOT, Processes, Queues, Start, eventually, missing
@@ -54,7 +54,7 @@ def test_types_that_are_not_accepted_are_not_published(settings: BridgeSettings,
     with bus_with(settings, **PICKY) as bus:
         bus.publish("dream.created")
         for event_type in ("other.type", "billing.voided"):
-            with pytest.raises(EventInvalid, match="not_accepted"):
+            with pytest.raises(InvalidEvent, match="not_accepted"):
                 bus.publish_many([Event(type="dream.created", id="with-it"), Event(type=event_type, id=event_type)])
     assert client.keys(f"{prefix}event:with-it") == []
 
@@ -72,7 +72,7 @@ def test_events_of_few_levels(use, start: Start, settings: BridgeSettings, outsi
     eventually(lambda: list(queues.tasks()) == ["t.exact dream.created flat"], "the flat one runs")
     with bus_with(settings, max_event_depth=3) as bus:
         bus.publish("dream.created", flat)
-        with pytest.raises(EventInvalid, match="nested deeper than 3 levels"):
+        with pytest.raises(InvalidEvent, match="nested deeper than 3 levels"):
             bus.publish("dream.created", deep)
 
 
@@ -150,7 +150,7 @@ def test_publishers_of_the_library_sign(use, start: Start, settings: BridgeSetti
         eventually(lambda: last_one.id in [one.id for one in heard], "other processes are heard")
         assert [one.id for one in heard] == [event.id, last_one.id]
         assert bus.get_event(last_one.id) == careless.get_event(last_one.id)
-        with pytest.raises(EventInvalid, match="does not end with a signature"):
+        with pytest.raises(InvalidEvent, match="does not end with a signature"):
             bus.get_event(forged.id)
     eventually(lambda: queues.length() == 2, "those that were signed")
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
-from bridge import BridgeError, BridgeSettings, BusUnavailable, Event, EventBus, EventInvalid, EventLoop
+from bridge import BridgeError, BridgeSettings, BusUnavailable, Event, EventBus, HopLimitExceeded, InvalidEvent
 from bridge.storage.keys import Keys
 from bridge.testing.redis_server import RedisServer
 from tests.conftest import eventually
@@ -134,14 +134,14 @@ def test_switches_work_alone(
 
 
 def test_get_event_by_id(bus: EventBus, prefix: str) -> None:
-    """An event is found in Redis by id; an unknown one is None; what is no event is EventInvalid with its reason."""
+    """An event is found in Redis by id; an unknown one is None; what is no event is InvalidEvent with its reason."""
     event = bus.publish("a.b", {"x": [1, None]}).event
     assert other_process(bus).get_event(event.id) == event
     assert bus.get_event("unknown") is None
     bus.client.set(f"{prefix}event:corrupt", b'{"id": "corrupt"')
     bus.client.hset(f"{prefix}event:hash", "a", "b")
     for event_id, reason in [("corrupt", "json"), ("hash", "wrong_type")]:
-        with pytest.raises(EventInvalid) as caught:
+        with pytest.raises(InvalidEvent) as caught:
             bus.get_event(event_id)
         assert caught.value.reason == reason
 
@@ -150,7 +150,7 @@ def test_source_is_tracked_and_never_the_one_nobody_hears(bus: EventBus) -> None
     """Events carry the publisher's source unless they name one; the source other buses drop is refused."""
     assert bus.publish("a.b").event.source == "tests"
     assert bus.publish("a.b", source="mine").event.source == "mine"
-    with pytest.raises(EventInvalid, match="TypeScript"):
+    with pytest.raises(InvalidEvent, match="TypeScript"):
         bus.publish("a.b", source="RedisEventBus")
 
 
@@ -159,9 +159,9 @@ def test_too_long_chains_and_too_large_events_are_refused(bus: EventBus, prefix:
     event = Event(type="a.b")
     for _ in range(17):
         event = event.child("a.b")
-    with pytest.raises(EventLoop, match="hop 17"):
+    with pytest.raises(HopLimitExceeded, match="hop 17"):
         bus.publish(event)
-    with pytest.raises(EventInvalid) as caught:
+    with pytest.raises(InvalidEvent) as caught:
         bus.publish("a.b", "x" * 1024 * 1024)
     assert (caught.value.reason, caught.value.field) == ("size", "payload")
     assert not list(bus.client.scan_iter(match=f"*{prefix}*"))

@@ -13,18 +13,18 @@ from celery.exceptions import Reject, Retry
 from pydantic import BaseModel
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus, EventInvalid, LocalBus
+from bridge import BridgeSettings, Event, EventBus, InvalidEvent, LocalBus
 from bridge.broker.outbox import Outbox
-from bridge.errors import HandlerFailed
+from bridge.errors import RedactedError
 from bridge.events.encoded import StoredEvent
 from bridge.events.redaction import REDACTED, Redaction
 from bridge.handlers.registry import registry
-from bridge.storage import Stores
+from bridge.storage import Storage
 from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.ledger import Overdue, Pair
-from bridge.subscriber.maintenance.rescuer import Recovery, _Hopeless
+from bridge.storage.ledger import InFlightTask, Overdue
+from bridge.subscriber.maintenance.rescuer import Recovery, _Unrecoverable
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.error_redaction import conceal_in_worker, concealing
+from bridge.telemetry.error_redaction import redact_worker_logs, redacting_errors
 from tests.conftest import Processes, eventually
 from tests.test_redaction import PAYLOAD, SECRET, SENSITIVE
 
@@ -60,14 +60,14 @@ def raised(error: BaseException) -> None:
 ERRORS: dict[str, tuple[Any, type[BaseException]]] = {
     "arguments": (nested, RuntimeError),
     "notes": (noted, ValueError),
-    "a model": (lambda: Model.model_validate({"email": SECRET}), HandlerFailed),
-    "attributes": (lambda: raised(FileNotFoundError(2, "no file", SECRET)), HandlerFailed),
+    "a model": (lambda: Model.model_validate({"email": SECRET}), RedactedError),
+    "attributes": (lambda: raised(FileNotFoundError(2, "no file", SECRET)), RedactedError),
     "a group": (lambda: raised(ExceptionGroup("all", [ValueError(SECRET)])), ExceptionGroup),
-    "a group that cannot change": (lambda: raised(ExceptionGroup("all", [OSError(2, "no", SECRET)])), HandlerFailed),
+    "a group that cannot change": (lambda: raised(ExceptionGroup("all", [OSError(2, "no", SECRET)])), RedactedError),
     "an exit": (lambda: raised(SystemExit(f"bye {SECRET}")), SystemExit),
     "a retry": (retried, Retry),
     "a rejection": (lambda: raised(Reject(SECRET, requeue=False)), Reject),
-    "an event": (lambda: raised(EventInvalid("payload", "user", SECRET)), EventInvalid),
+    "an event": (lambda: raised(InvalidEvent("payload", "user", SECRET)), InvalidEvent),
 }
 
 
@@ -75,7 +75,7 @@ ERRORS: dict[str, tuple[Any, type[BaseException]]] = {
 def test_errors_that_quote_what_is_sensitive(name: str) -> None:
     """They keep their type where that can be, and their place; nothing that is shown of them quotes it."""
     fail, kind = ERRORS[name]
-    with pytest.raises(kind) as caught, concealing(Redaction(SENSITIVE), {"payload": PAYLOAD}):
+    with pytest.raises(kind) as caught, redacting_errors(Redaction(SENSITIVE), {"payload": PAYLOAD}):
         fail()
     error: Any = caught.value
     text = (
@@ -84,7 +84,7 @@ def test_errors_that_quote_what_is_sensitive(name: str) -> None:
     assert "lovelace" not in text.lower()
     assert REDACTED in text or "sub-exception" in text
     assert __file__ in text
-    if kind is HandlerFailed:
+    if kind is RedactedError:
         assert str(error).partition(":")[0] in ("ValidationError", "FileNotFoundError", "ExceptionGroup")
 
 
@@ -95,7 +95,7 @@ def test_other_errors_stay_as_they_are() -> None:
     for payload in (PAYLOAD, {}):
         with (
             pytest.raises(ValueError, match="harmless") as caught,
-            concealing(Redaction(SENSITIVE), {"payload": payload}),
+            redacting_errors(Redaction(SENSITIVE), {"payload": payload}),
         ):
             raise error
         assert caught.value is error
@@ -122,18 +122,18 @@ def test_handlers_of_a_bus(settings: BridgeSettings, caplog) -> None:
 def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, caplog) -> None:
     """What keeps a message from being made again is told without it."""
     discreet = settings.model_copy(update={"sensitive": SENSITIVE})
-    recovery = Recovery(Stores.of(client, discreet), Outbox(app, discreet), registry, Counters(), discreet)
+    recovery = Recovery(Storage.of(client, discreet), Outbox(app, discreet), registry, Counters(), discreet)
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
-    why = _Hopeless("message", f"KeyError: {SECRET}", StoredEvent.read(event.encode()))
-    recovery._give_up(Overdue("task-e1", Pair("t.all", "e1", "1-1", "celery", 0, 0), passed=False), why)
+    why = _Unrecoverable("message", f"KeyError: {SECRET}", StoredEvent.read(event.encode()))
+    recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), passed=False), why)
     assert "dead letter (message): t.all of event e1: KeyError: [redacted]" in caplog.text
     assert "lovelace" not in caplog.text
 
 
 def test_celerys_own_lines() -> None:
     """Those with the body of a message lose it, and keep its size; others stay as they are."""
-    conceal_in_worker([])
-    conceal_in_worker([])
+    redact_worker_logs([])
+    redact_worker_logs([])
     for name, args, shown in (
         ("celery.pool", ("run", f"('{SECRET}',)", "{}"), "run [redacted] [redacted]"),
         ("celery.worker.consumer.consumer", (KeyError("x"), f'[["{SECRET}"]]\n (44b)', {}), "'x' [redacted] (44b) {}"),

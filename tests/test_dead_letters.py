@@ -12,9 +12,9 @@ from redis.exceptions import RedisError
 from bridge.config.settings import BridgeSettings
 from bridge.events.event import Event
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters, Selection, Size
+from bridge.storage.dead_letters import DeadLetters, EntryFilter, Size
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, Ledger, Pair
+from bridge.storage.ledger import Ended, InFlightTask, Ledger
 from bridge.testing.redis_server import RedisServer
 
 
@@ -32,10 +32,10 @@ def held_bytes(client: Redis, settings: BridgeSettings) -> int:
     return sum(len(value) for _, fields in rows for value in fields.values())
 
 
-ALL = Selection()
+ALL = EntryFilter()
 
 
-def details(letters: DeadLetters, selection: Selection = ALL, **options: bool) -> list[str]:
+def details(letters: DeadLetters, selection: EntryFilter = ALL, **options: bool) -> list[str]:
     return [one.detail for one in letters.select(selection, **options)]
 
 
@@ -199,13 +199,13 @@ def test_selection(client: Redis, settings: BridgeSettings, letters: DeadLetters
         client.xadd(dead, fields | {"event_type": f"t.{number % 10}", "handler": f"h{number % 3}"}, id=f"{number}-1")
     assert details(letters) == [str(number) for number in range(1, 351)]
     assert details(letters, newest_first=True) == [str(number) for number in range(350, 0, -1)]
-    assert details(letters, Selection(since_ms=100, until_ms=103)) == ["100", "101", "102"]
-    assert details(letters, Selection(since_ms=349), newest_first=True) == ["350", "349"]
-    assert details(letters, Selection(ids=frozenset({"e5", "300-1", "6"}))) == ["5", "300"]
-    both = Selection(reason="j*", event_type="t.[13]", handler="h1", until_ms=50)
+    assert details(letters, EntryFilter(since_ms=100, until_ms=103)) == ["100", "101", "102"]
+    assert details(letters, EntryFilter(since_ms=349), newest_first=True) == ["350", "349"]
+    assert details(letters, EntryFilter(ids=frozenset({"e5", "300-1", "6"}))) == ["5", "300"]
+    both = EntryFilter(reason="j*", event_type="t.[13]", handler="h1", until_ms=50)
     assert details(letters, both) == ["1", "13", "31", "43"]
     with pytest.raises(ValueError, match="not closed"):
-        Selection(reason="[")
+        EntryFilter(reason="[")
 
 
 @pytest.mark.parametrize("written_before", [False, True])
@@ -215,7 +215,7 @@ def test_no_task_ends_without_its_letter(
     """While its letter cannot be written, for want of memory or because of what is at the key, a task is not ended."""
     with Redis.from_url(own_server.url) as client:
         keys, letters, ledger = Keys(settings.channel_prefix), DeadLetters(client, settings), Ledger(client, settings)
-        ledger.sent([], [Pair("h", "e", "1-1").listed("t1")])
+        ledger.sent([], [InFlightTask("h", "e", "1-1").listed("t1")])
         doomed = letter(1, task_id="t1")
         if written_before:
             letters.add(doomed)
@@ -237,7 +237,7 @@ def test_no_task_ends_without_its_letter(
 def test_an_empty_id_means_none(letters: DeadLetters) -> None:
     """As from a variable of a shell that is not set: it does not stand for the letters without an event."""
     letters.add(letter(1))
-    assert details(letters, Selection(ids=frozenset({""}))) == []
+    assert details(letters, EntryFilter(ids=frozenset({""}))) == []
 
 
 def test_a_full_redis_keeps_what_it_has(own_server: RedisServer, settings: BridgeSettings) -> None:

@@ -12,7 +12,7 @@ from bridge import BridgeError, BridgeSettings, Event
 from bridge.handlers.registry import task_id_for
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import Size
-from bridge.storage.entries import Selection
+from bridge.storage.entries import EntryFilter
 from bridge.testing.redis_server import RedisServer
 from tests.conftest import Queues, Start, eventually
 from tests.replays import FAST, Bench, last
@@ -27,7 +27,7 @@ def test_a_dead_letter_is_moved(bench: Bench, client: Redis) -> None:
         (b"n1", b"t.exact"),
         (b"n3", b"t.exact"),
     ]
-    left = list(bench.letters.select(Selection()))
+    left = list(bench.letters.select(EntryFilter()))
     assert [letter.event_id for letter in left] == ["n0", "n2"]
     rows = client.xrange(bench.keys.dead("tests"))
     assert bench.letters.size() == Size(2, sum(len(value) for _, fields in rows for value in fields.values()), 0)
@@ -41,7 +41,7 @@ def test_dead_letters_that_fail_again_meanwhile_are_left(bench: Bench) -> None:
     next(steps)
     bench.park(10)
     assert last(steps).replayed == 10
-    assert [letter.event_id for letter in bench.letters.select(Selection())] == ["n10"]
+    assert [letter.event_id for letter in bench.letters.select(EntryFilter())] == ["n10"]
 
 
 def test_a_letter_dropped_meanwhile_stays_out(bench: Bench) -> None:
@@ -51,7 +51,7 @@ def test_a_letter_dropped_meanwhile_stays_out(bench: Bench) -> None:
     replay = bench.dead()
     progress = replay._begin()
     (step,) = replay._steps(progress, 100)
-    bench.letters.drop([next(bench.letters.select(Selection())).letter_id])
+    bench.letters.drop([next(bench.letters.select(EntryFilter())).letter_id])
     assert replay._take(progress, step).replayed == 1
     assert bench.ids() == ["n1"]
 
@@ -72,7 +72,7 @@ def test_letters_without_a_whole_event_stay(bench: Bench) -> None:
     progress = last(bench.dead().run(FAST))
     assert (progress.replayed, progress.skipped) == (0, 7)
     assert bench.ids() == []
-    assert [letter.reason for letter in bench.letters.select(Selection())] == [
+    assert [letter.reason for letter in bench.letters.select(EntryFilter())] == [
         "json",
         "type_mismatch",
         "loop",

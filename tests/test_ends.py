@@ -10,13 +10,13 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from bridge import Event, EventBus, HandlerInvalid
-from bridge.handlers.leases import Executions
+from bridge import Event, EventBus, InvalidHandler
+from bridge.handlers.leases import Leases
 from bridge.handlers.task import end_revoked
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger, Pair
+from bridge.storage.ledger import InFlightTask, Ledger
 from bridge.testing.redis_server import RedisServer
 from tests import handlers
 from tests.conftest import eventually, make_app
@@ -31,9 +31,9 @@ def bus(server: object, settings: object) -> Iterator[EventBus]:
 
 
 @pytest.fixture
-def executions(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> Executions:
-    made = Executions(bus)
-    monkeypatch.setattr("bridge.handlers.task.get_executions", lambda: made)
+def executions(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> Leases:
+    made = Leases(bus)
+    monkeypatch.setattr("bridge.handlers.task.get_leases", lambda: made)
     return made
 
 
@@ -52,7 +52,7 @@ def failed(task_id: str) -> DeadLetter:
 
 
 def test_an_end_that_is_refused_holds_up_no_lease(
-    executions: Executions, bus: EventBus, client: Redis, prefix: str, ledger: Ledger, letters: DeadLetters
+    executions: Leases, bus: EventBus, client: Redis, prefix: str, ledger: Ledger, letters: DeadLetters
 ) -> None:
     """While something else is at the key of the dead letters other runs keep their leases, and other ends are noted."""
     client.set(Keys(prefix).dead("tests"), "no stream")
@@ -78,7 +78,7 @@ def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, pre
     """While Redis is away a task's end is kept, with its lease; when Redis is back no copy can run before the note."""
     explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
     with EventBus(**explicit) as bus:
-        executions = Executions(bus)
+        executions = Leases(bus)
         assert executions.begin("t1", idempotent=True).outcome == "begun"
         own_server.kill()
         executions.end("t1", DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1"))
@@ -106,12 +106,14 @@ def revoke(task_id: str, **how: bool) -> None:
 
 
 def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
-    executions: Executions, bus: EventBus, ledger: Ledger, letters: DeadLetters
+    executions: Leases, bus: EventBus, ledger: Ledger, letters: DeadLetters
 ) -> None:
     """A copy that has expired says nothing of a task that has ended or runs; without those it leaves a dead letter."""
-    ledger.sent([], [Pair("t.all", "e1", "1-1").listed(name) for name in ("ended", "running", "waiting", "terminated")])
+    ledger.sent(
+        [], [InFlightTask("t.all", "e1", "1-1").listed(name) for name in ("ended", "running", "waiting", "terminated")]
+    )
     executions.end("ended")
-    other = Executions(bus)  # of another process
+    other = Leases(bus)  # of another process
     for task_id in ("running", "terminated"):
         assert other.begin(task_id, idempotent=True).outcome == "begun"
     for task_id in ("ended", "running", "waiting"):
@@ -125,17 +127,17 @@ def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
     assert not ledger.has_ended("running")
     assert ledger.size() == 1
     for task_id in ("running", "terminated"):
-        other.abandon(task_id)
+        other.release_locally(task_id)
 
 
 @pytest.mark.parametrize("first", ["terminated", "dropped"])
 def test_a_terminated_run_is_the_end_of_its_task_whatever_becomes_of_copies(
-    executions: Executions, bus: EventBus, client: Redis, ledger: Ledger, first: str
+    executions: Leases, bus: EventBus, client: Redis, ledger: Ledger, first: str
 ) -> None:
     """An operator terminates a run and Celery drops a copy, in either order, while the first cannot be noted yet."""
-    other = Executions(bus)  # of another process
+    other = Leases(bus)  # of another process
     assert other.begin("t", idempotent=True).outcome == "begun"
-    other.abandon("t")
+    other.release_locally("t")
     client.client_pause(10_000, all=False)
     revoke("t", terminated=first == "terminated")
 
@@ -148,7 +150,7 @@ def test_a_terminated_run_is_the_end_of_its_task_whatever_becomes_of_copies(
     eventually(lambda: ledger.has_ended("t"), "the end is noted")
 
 
-def test_nothing_holds_up_the_main_process_of_a_worker(executions: Executions, bus: EventBus, client: Redis) -> None:
+def test_nothing_holds_up_the_main_process_of_a_worker(executions: Leases, bus: EventBus, client: Redis) -> None:
     """A bus that hangs delays the note that a message was dropped, not the process that drops it."""
     client.client_pause(1500, all=True)
     began = time.monotonic()
@@ -161,9 +163,9 @@ def test_nothing_holds_up_the_main_process_of_a_worker(executions: Executions, b
 
 def test_a_handler_does_not_take_the_place_of_another() -> None:
     """Celery would give it the id of the task that has ended; the error says what to do instead."""
-    with pytest.raises(HandlerInvalid, match="publish an event for it"):
+    with pytest.raises(InvalidHandler, match="publish an event for it"):
         handlers.everything.replace(handlers.exact.s(EVENT))
-    with pytest.raises(HandlerInvalid, match=r"t\.exact"):
+    with pytest.raises(InvalidHandler, match=r"t\.exact"):
         handlers.everything.replace(handlers.glob.s(EVENT) | handlers.exact.s(EVENT))
 
 

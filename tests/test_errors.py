@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import pytest
 
 import bridge
-from bridge.errors import BridgeError, BusUnavailable, EventInvalid, EventLoop, NotReplicated
+from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent, NotReplicated
 from tests.conftest import ROOT
 
 #: Arguments of the errors whose constructors take more than a text.
 ARGUMENTS: dict[type[BridgeError], tuple[object, ...]] = {
-    EventInvalid: ("non_finite", "payload.items[3].price", "nan is not JSON"),
-    EventLoop: ("dream.again", 17, 16),
+    InvalidEvent: ("non_finite", "payload.items[3].price", "nan is not JSON"),
+    HopLimitExceeded: ("dream.again", 17, 16),
     NotReplicated: (0, 1),
 }
 
@@ -50,13 +50,13 @@ def test_errors_are_documented() -> None:
 
 def test_error_texts_name_the_place_and_the_way_out() -> None:
     """An invalid event names field, problem and reason; a loop names type, limit and setting."""
-    assert str(EventInvalid("json", "payload.a", "bad")) == "payload.a: bad [json]"
-    assert str(EventInvalid("empty", "", "no content")) == "event: no content [empty]"
+    assert str(InvalidEvent("json", "payload.a", "bad")) == "payload.a: bad [json]"
+    assert str(InvalidEvent("empty", "", "no content")) == "event: no content [empty]"
     for part in ("'dream.again'", "17", "16", "bridge_max_hops"):
-        assert part in str(EventLoop("dream.again", 17, 16))
+        assert part in str(HopLimitExceeded("dream.again", 17, 16))
 
 
-@pytest.mark.parametrize(("error", "builtin"), [(BusUnavailable, ConnectionError), (bridge.HandlerInvalid, TypeError)])
+@pytest.mark.parametrize(("error", "builtin"), [(BusUnavailable, ConnectionError), (bridge.InvalidHandler, TypeError)])
 def test_errors_fit_the_built_in_ones(error: type[BridgeError], builtin: type[Exception]) -> None:
     """Code that knows only built-in errors catches these too."""
     with pytest.raises(builtin, match="text"):
@@ -71,10 +71,10 @@ def test_public_names() -> None:
         "BusUnavailable",
         "Event",
         "EventBus",
-        "EventInvalid",
-        "EventLoop",
+        "InvalidEvent",
+        "HopLimitExceeded",
         "EventTask",
-        "HandlerInvalid",
+        "InvalidHandler",
         "JournalLost",
         "LocalBus",
         "Publication",

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.event import Event, caused_by
 from bridge.events.wire import MAX_DEPTH, MAX_INT, MIN_INT
 
@@ -95,7 +95,7 @@ def test_encoding_is_compact_and_limited() -> None:
     data = event.encode()
     assert data == '{"id":"i","type":"a","payload":{"k":"ü\\n"},"timestamp":1,"note":"short"}'.encode()
     assert event.encode(max_bytes=len(data)) == data
-    with pytest.raises(EventInvalid) as caught:
+    with pytest.raises(InvalidEvent) as caught:
         event.encode(max_bytes=len(data) - 1)
     assert (caught.value.reason, caught.value.field) == ("size", "payload")
 
@@ -154,7 +154,7 @@ REFUSED: dict[tuple[str, str], list[dict[str, Any]]] = {
 @pytest.mark.parametrize(("fields", "reason", "field"), flat(REFUSED))
 def test_refusal(fields: dict[str, Any], reason: str, field: str) -> None:
     """What another reader would take differently, or not at all, is refused where it is made."""
-    with pytest.raises(EventInvalid) as caught:
+    with pytest.raises(InvalidEvent) as caught:
         Event(**{"type": "a", **fields})
     assert (caught.value.reason, caught.value.field) == (reason, field)
 
@@ -187,7 +187,7 @@ UNREADABLE: dict[tuple[str, str], list[bytes]] = {
 @pytest.mark.parametrize(("data", "reason", "field"), flat(UNREADABLE))
 def test_unreadable(data: bytes, reason: str, field: str) -> None:
     """Whatever another program sends is refused by name; no parser error comes through."""
-    with pytest.raises(EventInvalid) as caught:
+    with pytest.raises(InvalidEvent) as caught:
         decode(data)
     assert (caught.value.reason, caught.value.field) == (reason, field)
 
@@ -195,7 +195,7 @@ def test_unreadable(data: bytes, reason: str, field: str) -> None:
 def test_depth_at_the_limit_of_the_parser() -> None:
     """Nesting that the parser just manages is refused as depth, with surrogate pairs in it as well."""
     for levels in range(sys.getrecursionlimit() - 250, sys.getrecursionlimit() + 1):
-        with pytest.raises(EventInvalid, match="depth"):
+        with pytest.raises(InvalidEvent, match="depth"):
             decode(HEAD + b"[" * levels + rb'"\ud83d\ude00"' + b"]" * levels + b"}")
 
 
@@ -208,7 +208,7 @@ def test_lenient_reading() -> None:
     assert decode(b'{"id":"i"}', "b.c").type == decode(b'{"id":"i","type":"b.c"}', "b.c").type == "b.c"
     event = decode(b'{"id":null,"eventId":"i","type":"a","correlationId":null,"correlation_id":"c"}')
     assert event.to_dict() == {"id": "i", "type": "a", "payload": None, "correlationId": "c"}
-    with pytest.raises(EventInvalid, match=r"^type: .*type_mismatch"):
+    with pytest.raises(InvalidEvent, match=r"^type: .*type_mismatch"):
         decode(b'{"id":"i","type":"b"}', "b.c")
 
 
@@ -226,7 +226,7 @@ def test_typed_payload() -> None:
     assert event.payload.dream_id == 5
     assert event.to_dict()["payload"] == {"dreamId": 5, "parts": []}
     assert Event[Dream].model_validate(Event.from_dict(event.to_dict())).payload == event.payload
-    with pytest.raises(EventInvalid) as caught:
+    with pytest.raises(InvalidEvent) as caught:
         Event[Dream](type="a", payload={"dreamId": 1, "parts": [{"dreamId": "x"}]})
     assert (caught.value.reason, caught.value.field) == ("payload", "payload.parts.0.dreamId")
 

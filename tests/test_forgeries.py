@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from bridge import BridgeError, BridgeSettings, Event, EventBus, EventInvalid
+from bridge import BridgeError, BridgeSettings, Event, EventBus, InvalidEvent
 from bridge.events.event import UNHEARD_SOURCE
 from bridge.events.signing import Keyring
 from bridge.handlers.registry import task_id_for
@@ -93,10 +93,10 @@ def test_a_key_that_is_overwritten_after_dispatch(use, start: Start, outside: Ou
         eventually(lambda: outside.reasons() == ["signature"], "the forgery is refused")
         eventually(lambda: queues.length() == 3, "the other comes again, to be skipped by its mark")
         assert payloads(queues) == ["real"] * 3
-        with pytest.raises(EventInvalid, match="signature"):
+        with pytest.raises(InvalidEvent, match="signature"):
             bus.get_event("id1")
         outside.keep("id1", outside.signed("id3"))
-        with pytest.raises(EventInvalid, match="the key of event id1 holds event id3"):
+        with pytest.raises(InvalidEvent, match="the key of event id1 holds event id3"):
             bus.get_event("id1")
 
 

@@ -20,7 +20,7 @@ from redis import Redis
 from bridge import BridgeSettings, Event
 from bridge.bus.admission import Admission
 from bridge.bus.listener import restore_sources
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.encoded import Record
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.event_keys import EventKeys
@@ -34,18 +34,18 @@ REASONS = {"size", "empty", "encoding", "json", "depth", "integer", "non_finite"
 REASONS |= {"no_id", "id", "type", "type_mismatch", "timestamp", "source", "metadata", "correlationId"}
 
 
-def decoded(data: bytes, channel_type: str | None) -> Event | EventInvalid:
+def decoded(data: bytes, channel_type: str | None) -> Event | InvalidEvent:
     """The event in *data*, or why there is none."""
     try:
         return Event.decode(data, max_bytes=LIMIT, channel_type=channel_type)
-    except EventInvalid as error:
+    except InvalidEvent as error:
         return error
 
 
 def check(data: bytes, channel_type: str | None) -> None:
     """Either *data* is refused for a known reason, or it is an event that survives every way it can travel."""
     event = decoded(data, channel_type)
-    if isinstance(event, EventInvalid):
+    if isinstance(event, InvalidEvent):
         assert event.reason in REASONS
         assert len(str(event)) < 500
         return
@@ -178,7 +178,7 @@ class Expected:
 
     def add(self, data: bytes, origin: bytes, channel_type: str | None = None) -> None:
         event = decoded(data, channel_type)
-        if isinstance(event, EventInvalid):
+        if isinstance(event, InvalidEvent):
             name = (self.prefix.encode() + origin).decode(errors="backslashreplace")
             self.letters.add((event.reason, name[:500], data[:4096]))
         elif event.hops > 16:

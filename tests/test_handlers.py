@@ -13,9 +13,9 @@ from celery.contrib.testing.app import setup_default_app
 from pydantic import BaseModel
 
 from bridge.bus.causation import current_event
-from bridge.errors import EventInvalid, HandlerInvalid
+from bridge.errors import InvalidEvent, InvalidHandler
 from bridge.events.event import Event
-from bridge.handlers import on_event as handlers
+from bridge.handlers import registry as handlers
 from bridge.handlers.on_event import on_event
 from bridge.handlers.registry import Handler, Registry, registry
 from bridge.handlers.task import EventTask
@@ -103,7 +103,7 @@ MISUSES: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
 @pytest.mark.parametrize(("patterns", "options", "text"), MISUSES.values(), ids=list(MISUSES))
 def test_misuse(patterns: tuple[Any, ...], options: dict[str, Any], text: str) -> None:
     """What could never work is refused when the module is imported, and the text says what to change."""
-    with pytest.raises(HandlerInvalid, match=text):
+    with pytest.raises(InvalidHandler, match=text):
         on_event(*patterns, **options)
 
 
@@ -125,7 +125,7 @@ UNFIT: dict[str, tuple[Any, dict[str, Any], str]] = {
 @pytest.mark.parametrize(("function", "options", "text"), UNFIT.values(), ids=list(UNFIT))
 def test_unfit_functions(function: Any, options: dict[str, Any], text: str) -> None:
     """A function that cannot take an event is refused, and nothing is registered."""
-    with pytest.raises(HandlerInvalid, match=text):
+    with pytest.raises(InvalidHandler, match=text):
         on_event("a", **options)(function)
     assert list(registry) == []
 
@@ -230,7 +230,7 @@ def test_plain_call(function: Any) -> None:
     handler, event = on_event("a")(function), Event(type="a", payload={"x": 1}, source="s")
     assert handler(event) is event
     assert handler(event.to_dict()) == event
-    with pytest.raises(EventInvalid, match="type"):
+    with pytest.raises(InvalidEvent, match="type"):
         handler({"type": "a b"})
 
 
@@ -268,7 +268,7 @@ def test_typed_call() -> None:
 
     plain = Event(type="a", payload={"dream_id": 1})
     assert [typed(given) for given in (plain, plain.to_dict(), Event[Dream].model_validate(plain))] == [2, 2, 2]
-    with pytest.raises(EventInvalid, match=r"payload\.dream_id"):
+    with pytest.raises(InvalidEvent, match=r"payload\.dream_id"):
         typed(Event(type="a", payload={"dream_id": "one"}))
 
 
@@ -289,5 +289,5 @@ def test_two_functions_cannot_share_a_task_name() -> None:
     """A second function under one task name is refused, naming both places; the same one again is not."""
     on_event("a", name="h.shared")(takes_event)
     on_event("b", name="h.shared")(takes_event)
-    with pytest.raises(HandlerInvalid, match=r"two handlers are named 'h.shared', at .*test_handlers.py:\d+ and "):
+    with pytest.raises(InvalidHandler, match=r"two handlers are named 'h.shared', at .*test_handlers.py:\d+ and "):
         on_event("b", name="h.shared")(untyped)

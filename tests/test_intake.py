@@ -10,14 +10,14 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from bridge import BridgeSettings, Event, SettingsError
-from bridge.bus.listener import ChannelFeed, Heard
+from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.redis.client import connect
-from bridge.storage import Stores
+from bridge.storage import Storage
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
 from bridge.subscriber.intake.intake import Intake
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.liveness import Pulse
+from bridge.telemetry.liveness import Liveness
 from tests.conftest import Queues, Start, eventually
 
 
@@ -133,12 +133,12 @@ def test_what_was_heard_before_a_cut_is_not_lost(client: Redis, prefix: str, set
     heard: list[str] = []
     cut, stop = threading.Event(), threading.Event()
 
-    def on_heard(batch: Heard) -> None:
+    def on_heard(batch: ReceivedBatch) -> None:
         heard.extend(record.event.id for record in batch.records)
         if batch.count:
             cut.wait(10)  # busy with the first, while more arrive and the connection is killed
 
-    feed = ChannelFeed(connect(settings), settings, Counters())
+    feed = ChannelListener(connect(settings), settings, Counters())
     listener = threading.Thread(target=feed.run, args=(stop, on_heard))
     listener.start()
     try:
@@ -224,7 +224,7 @@ def test_a_user_who_may_not_ask_for_ttls_is_told(client: Redis, prefix: str, set
     client.set(f"{prefix}event:one", Event(type="a.b", id="one").encode(), ex=60)
     address = SecretStr(settings.url.replace("redis://", f"redis://{user}:x@"))
     with connect(settings.model_copy(update={"redis_url": address})) as restricted:
-        intake = Intake(Stores.of(restricted, settings), Counters(), Pulse(), settings)
+        intake = Intake(Storage.of(restricted, settings), Counters(), Liveness(), settings)
         with pytest.raises(NoPermissionError, match="pttl"):
             intake._scan(threading.Event(), refill=False)
     client.acl_deluser(user)
@@ -259,7 +259,7 @@ def test_types_that_match_nothing_are_refused() -> None:
 def test_it_has_not_caught_up_before_it_hears(client: Redis, prefix: str, settings: BridgeSettings) -> None:
     """A look at the keys for a journal that is new brings them in, and tells nobody yet that nothing is missed."""
     stop = threading.Event()
-    intake = Intake(Stores.of(connect(settings), settings), Counters(), Pulse(), settings)
+    intake = Intake(Storage.of(connect(settings), settings), Counters(), Liveness(), settings)
     client.set(Keys(prefix).event("early"), Event(type="a.b", id="early").encode(), ex=60)
     threads = [threading.Thread(target=intake.catch_up, args=(stop,))]
     threads[0].start()

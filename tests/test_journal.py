@@ -141,11 +141,11 @@ def test_held_entries_come_back_until_acknowledged(journal: Journal, redis: Redi
     journal.create_group("earliest")
     journal.append([record(str(number)) for number in range(3)])
     entries = journal.read("a", 10, 10)
-    assert ids(journal.held("a", 10)) == ["0", "1", "2"]
-    assert journal.held("b", 10) == []
+    assert ids(journal.pending_entries("a", 10)) == ["0", "1", "2"]
+    assert journal.pending_entries("b", 10) == []
     acknowledge(redis, journal, [entry.entry_id for entry in entries[:2]])
     acknowledge(redis, journal, [entry.entry_id for entry in entries[:2]])
-    assert ids(journal.held("a", 10)) == ["2"]
+    assert ids(journal.pending_entries("a", 10)) == ["2"]
 
 
 def test_claim_takes_over_from_a_dead_consumer(journal: Journal) -> None:
@@ -159,7 +159,7 @@ def test_claim_takes_over_from_a_dead_consumer(journal: Journal) -> None:
         claimed = journal.claim("b", 0, cursor, 10)
         taken, calls, cursor = taken + claimed.taken, calls + 1, claimed.cursor
     assert (taken, calls) == (25, 3)
-    assert len(journal.held("b", 100)) == 25
+    assert len(journal.pending_entries("b", 100)) == 25
 
 
 def test_claim_counts_what_was_removed_meanwhile(journal: Journal, redis: Redis, prefix: str) -> None:
@@ -178,7 +178,7 @@ def test_removed_entries_are_reported_not_skipped(journal: Journal, redis: Redis
     journal.append([record("1")])
     (entry,) = journal.read("a", 10, 10)
     redis.xdel(Keys(prefix).journal, entry.entry_id)
-    assert [(held.entry_id, held.data) for held in journal.held("a", 10)] == [(entry.entry_id, None)]
+    assert [(held.entry_id, held.data) for held in journal.pending_entries("a", 10)] == [(entry.entry_id, None)]
 
 
 def test_a_lost_journal_or_group_has_its_own_error(journal: Journal, redis: Redis, prefix: str) -> None:
@@ -187,7 +187,7 @@ def test_a_lost_journal_or_group_has_its_own_error(journal: Journal, redis: Redi
     redis.delete(Keys(prefix).journal)
     for call in (
         lambda: journal.read("a", 1, 10),
-        lambda: journal.held("a", 1),
+        lambda: journal.pending_entries("a", 1),
         lambda: journal.claim("a", 0, b"0-0", 1),
         lambda: journal.leave("a"),
     ):
@@ -229,7 +229,7 @@ def test_trim_goes_by_age_and_counts_what_a_group_loses(each_server: RedisServer
     assert rounds == 3
     assert lost == {"g": 15, "idle": 2500}
     assert [fields[b"id"] for _, fields in redis.xrange(key)] == [b"young"]
-    assert journal.held("a", 10) == []
+    assert journal.pending_entries("a", 10) == []
     assert ids(journal.read("a", 10, 10)) == ["young"]
 
 

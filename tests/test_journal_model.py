@@ -78,7 +78,7 @@ class JournalMachine(WritingMachine):
     @repeatable
     def held(self, name: str, consumer: str, count: int) -> None:
         """Read again what a consumer holds; without its data if that was removed."""
-        found = self.of_group(name, lambda: self.journals[name].held(consumer, count))
+        found = self.of_group(name, lambda: self.journals[name].pending_entries(consumer, count))
         if found is not None:
             self.groups[name].consumers.add(consumer)
             mine = [entry for entry, owner in sorted(self.groups[name].pending.items()) if owner == consumer]

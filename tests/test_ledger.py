@@ -11,11 +11,11 @@ from redis.exceptions import WatchError
 
 from bridge import BridgeSettings
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Begun, Ended, Ledger, Pair
+from bridge.storage.ledger import Begun, Ended, InFlightTask, Ledger
 from bridge.testing.redis_server import RedisServer
 from tests.conftest import eventually
 
-PAIR = Pair(handler="t.all", event_id="e1", entry_id="1-1", queue="celery")
+PAIR = InFlightTask(handler="t.all", event_id="e1", entry_id="1-1", queue="celery")
 
 MakeLedger = Callable[..., Ledger]
 
@@ -156,7 +156,7 @@ def test_sent_acknowledges_and_lists_in_one_step(make: MakeLedger, client: Redis
 def test_overdue_comes_after_the_delay(make: MakeLedger) -> None:
     """A task is overdue redispatch_after_s after it was sent, one with a countdown that much later."""
     ledger = make(redispatch_after_s=0.05)
-    ledger.sent([], [Pair("t.all", "e", "1-1", delay_ms=60_000).listed("late"), PAIR.listed("soon")])
+    ledger.sent([], [InFlightTask("t.all", "e", "1-1", delay_ms=60_000).listed("late"), PAIR.listed("soon")])
     found = eventually(lambda: ledger.overdue(10), "one is overdue")
     assert [(task.task_id, task.pair) for task in found] == [("soon", PAIR)]
 
@@ -183,7 +183,7 @@ def passed(ledger: Ledger, *task_ids: str) -> dict[str, bool]:
 def test_a_later_task_of_the_queue_that_began_passes_an_earlier_one(make: MakeLedger) -> None:
     """Once a task sent a lease later has begun, earlier ones of the same queue and priority have passed."""
     ledger = make(redispatch_after_s=0.1, lease_s=0.05)
-    other = Pair("t.all", "e", "1-1", queue="celery", priority=6)
+    other = InFlightTask("t.all", "e", "1-1", queue="celery", priority=6)
     ledger.sent([], [PAIR.listed("first"), other.listed("other")])
     eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
     assert passed(ledger, "first", "other") == {"first": False, "other": False}

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.bus import local as local_bus
 from bridge.bus.local import LocalBus
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.event import Event
 
 
@@ -65,7 +65,7 @@ def test_publish_takes_fields_or_an_event(bus: LocalBus) -> None:
 @pytest.mark.parametrize("extra", [{"payload": 1}, {"source": "s"}], ids=["payload", "field"])
 def test_an_event_takes_nothing_beside_it(bus: LocalBus, extra: dict[str, object]) -> None:
     """Fields next to a whole event would be lost, so they are refused."""
-    with pytest.raises(EventInvalid, match="an Event alone"):
+    with pytest.raises(InvalidEvent, match="an Event alone"):
         bus.publish(Event(type="a"), **extra)
 
 
@@ -96,7 +96,7 @@ def test_duplicate(bus: LocalBus) -> None:
 def test_refused_event_leaves_no_trace() -> None:
     """An event over the size limit is refused; its id is free for one that fits."""
     bus = LocalBus(max_event_bytes=200)
-    with pytest.raises(EventInvalid, match="limit is 200"):
+    with pytest.raises(InvalidEvent, match="limit is 200"):
         bus.publish("a", "x" * 200, id="i")
     assert bus.get_event("i") is None
     assert not bus.publish("a", "x", id="i").duplicate

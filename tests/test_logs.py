@@ -14,7 +14,7 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.storage.keys import Keys
-from bridge.telemetry.logs import ACTIONS, Action, Fields, Pace, about
+from bridge.telemetry.logs import ACTIONS, Action, Fields, LogThrottle, log_fields
 from tests.conftest import Queues, Start, eventually
 from tests.test_layers import name_of, sources
 
@@ -58,21 +58,21 @@ def _known(extra: ast.expr | None) -> bool:
 
 @pytest.mark.parametrize("path", sources("bridge"), ids=name_of)
 def test_every_log_call_has_a_known_action(path: Path) -> None:
-    """Whatever the bridge logs has ``extra=about(...)`` with an action of the list."""
+    """Whatever the bridge logs has ``extra=log_fields(...)`` with an action of the list."""
     assert unknown(path.read_text()) == []
 
 
 @pytest.mark.parametrize(
     ("code", "is_known"),
     [
-        ("log.info('x', extra=about('outage'))", True),
+        ("log.info('x', extra=log_fields('outage'))", True),
         ("extra = about_task('outage', 1)\n    self._log.error('x', extra=extra)", True),
-        ("logging.getLogger(__name__).info('x', extra=about('outage', count=1))", True),
+        ("logging.getLogger(__name__).info('x', extra=log_fields('outage', count=1))", True),
         ("log.info('x')", False),
         ("log.info('x', extra=extra)", False),
         ("log.exception('x', extra={'action': 'outage'})", False),
-        ("logging.getLogger(__name__).warning('x', extra=about('never_heard_of'))", False),
-        ("extra = about('nonsense')\n    log.error('x', extra=extra)", False),
+        ("logging.getLogger(__name__).warning('x', extra=log_fields('never_heard_of'))", False),
+        ("extra = log_fields('nonsense')\n    log.error('x', extra=extra)", False),
         ("math.log(3)\n    click.info('x')\n    self.app.log.setup()", True),
     ],
 )
@@ -95,21 +95,21 @@ def test_fields_have_meanings_and_clash_with_nothing() -> None:
     hints = get_type_hints(Fields, include_extras=True)
     assert all(isinstance(hint.__metadata__[0], str) for hint in hints.values())
     values: Any = dict.fromkeys(hints, "x")
-    logging.getLogger(__name__).makeRecord("n", 20, "f", 1, "m", (), None, extra=about("outage", **values))
+    logging.getLogger(__name__).makeRecord("n", 20, "f", 1, "m", (), None, extra=log_fields("outage", **values))
 
 
 def test_what_is_not_known_is_left_out() -> None:
     """Fields that are None or empty are no fields; zero is a number."""
-    assert about("dead_letter", event_id="", task_id=None, count=0) == {"action": "dead_letter", "count": 0}
+    assert log_fields("dead_letter", event_id="", task_id=None, count=0) == {"action": "dead_letter", "count": 0}
 
 
 def test_a_pace_lets_through_what_is_new() -> None:
     """The same is said once in a while, something else at once; what was said long ago is forgotten."""
-    slow, fast = Pace(60), Pace(0)
-    assert [slow.due("a"), slow.due("a"), slow.due("b"), slow.due("a")] == [True, False, True, False]
-    assert [fast.due(), fast.due()] == [True, True]
-    assert all(slow.due(str(number)) for number in range(2000))
-    assert slow.due("a")
+    slow, fast = LogThrottle(60), LogThrottle(0)
+    assert [slow.allow("a"), slow.allow("a"), slow.allow("b"), slow.allow("a")] == [True, False, True, False]
+    assert [fast.allow(), fast.allow()] == [True, True]
+    assert all(slow.allow(str(number)) for number in range(2000))
+    assert slow.allow("a")
 
 
 # Lines that would come again and again

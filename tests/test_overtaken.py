@@ -17,11 +17,11 @@ from bridge.errors import JournalLost
 from bridge.events.encoded import StoredEvent
 from bridge.handlers.registry import registry
 from bridge.redis.client import connect
-from bridge.storage import Stores
+from bridge.storage import Storage
 from bridge.storage.entries import Entry
 from bridge.storage.journal import Journal
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
-from bridge.subscriber.dispatch.transaction import Answer, Handover
+from bridge.subscriber.dispatch.transaction import DispatchTransaction, TransactionResult
 from bridge.telemetry.counters import Counters
 from bridge.testing.redis_server import RedisServer
 from tests.backlog import Backlog
@@ -48,10 +48,10 @@ def backlog(journal: Journal, client: Redis, settings: BridgeSettings, queues: Q
 
 
 @pytest.fixture
-def handover(settings: BridgeSettings, journal: Journal, backlog: Backlog) -> Iterator[Handover]:
+def handover(settings: BridgeSettings, journal: Journal, backlog: Backlog) -> Iterator[DispatchTransaction]:
     """Of a consumer named one."""
     with connect(settings) as connected:
-        made = Handover(connected, journal, backlog.ledger, "one")
+        made = DispatchTransaction(connected, journal, backlog.ledger, "one")
         yield made
         made.close()
 
@@ -68,31 +68,31 @@ def begin(app: Celery, settings: BridgeSettings) -> Begin:
     def message(entry: Entry) -> Message:
         return outbox.prepare(HANDLERS["t.all"], StoredEvent.read(entry.data or b""), entry.entry_id)
 
-    def begin_one(handover: Handover, entries: Sequence[Entry], read: int = 0) -> None:
+    def begin_one(handover: DispatchTransaction, entries: Sequence[Entry], read: int = 0) -> None:
         handover.begin([entry.entry_id for entry in entries], [message(entry) for entry in entries], read)
 
     return begin_one
 
 
 def test_one_request_hands_over_and_reads_on(
-    handover: Handover, journal: Journal, begin: Begin, backlog: Backlog
+    handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog
 ) -> None:
     """The answer to a request holds the entries after those it hands over; at the end of the journal it holds none."""
     handover.open()
     begin(handover, journal.read("one", 8, 10), read=8)
     first = handover.finish()
-    assert (first.committed, first.overtaken, len(first.entries)) == (True, False, 8)
+    assert (first.committed, first.ownership_lost, len(first.entries)) == (True, False, 8)
     begin(handover, first.entries, read=8)
     second = handover.finish()
     assert len(second.entries) == 4
     begin(handover, second.entries, read=8)
-    assert handover.finish() == Answer(committed=True, overtaken=False, entries=[])
+    assert handover.finish() == TransactionResult(committed=True, overtaken=False, entries=[])
     assert backlog.sent() == backlog.ids()
     backlog.all_once()
 
 
 def test_entries_claimed_by_another(
-    handover: Handover, journal: Journal, begin: Begin, settings: BridgeSettings, backlog: Backlog
+    handover: DispatchTransaction, journal: Journal, begin: Begin, settings: BridgeSettings, backlog: Backlog
 ) -> None:
     """A transaction over entries that changed hands since they were read changes nothing, and its answer says so."""
     handover.open()
@@ -100,10 +100,10 @@ def test_entries_claimed_by_another(
     assert Journal(backlog.client, settings).claim("two", 0, b"0-0", 100).taken == 10
     begin(handover, entries, read=5)
     answer = handover.finish()
-    assert (answer.committed, answer.overtaken, len(answer.entries)) == (False, True, 5)
+    assert (answer.committed, answer.ownership_lost, len(answer.entries)) == (False, True, 5)
     assert (backlog.queues.length(), backlog.ledger.size(), backlog.pending()) == (0, 0, 15)
     handover.open()
-    held = journal.held("one", 100)
+    held = journal.pending_entries("one", 100)
     assert held == answer.entries, "those that were claimed are the other consumer's"
     begin(handover, held)
     assert handover.finish().committed
@@ -115,12 +115,12 @@ def test_a_transaction_comes_late_to_entries_that_wait(
 ) -> None:
     """Once its entries were read again it fails also before they are sent: they go out with the new connection."""
     with Proxy(server.port) as proxy, Redis.from_url(proxy.url, protocol=2) as client:
-        handover = Handover(client, journal, backlog.ledger, "one")
+        handover = DispatchTransaction(client, journal, backlog.ledger, "one")
         handover.open()
         entries = journal.read("one", 100, 10)
         proxy.keep_request(b"EXEC")
 
-        def hand_over() -> Answer:
+        def hand_over() -> TransactionResult:
             begin(handover, entries)
             return handover.finish()
 
@@ -128,16 +128,18 @@ def test_a_transaction_comes_late_to_entries_that_wait(
             hand_over()
         assert proxy.done["request kept"] == 1
         handover.open()
-        assert journal.held("one", 100) == entries
+        assert journal.pending_entries("one", 100) == entries
         proxy.deliver()
         eventually(lambda: proxy.done["late reply"], "it was delivered, and answered")
         assert (backlog.pending(), backlog.queues.length()) == (20, 0)
-        assert hand_over() == Answer(committed=True, overtaken=False, entries=[])
+        assert hand_over() == TransactionResult(committed=True, overtaken=False, entries=[])
         handover.close()
     backlog.all_once()
 
 
-def test_a_queue_that_is_no_list(handover: Handover, journal: Journal, begin: Begin, backlog: Backlog) -> None:
+def test_a_queue_that_is_no_list(
+    handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog
+) -> None:
     """It is noticed before the transaction, as often as it is tried: nothing is acknowledged or listed."""
     queue = f"{backlog.queues.key_prefix}{backlog.queues.prefix}celery"
     handover.open()
@@ -155,7 +157,9 @@ def test_a_queue_that_is_no_list(handover: Handover, journal: Journal, begin: Be
     backlog.all_once()
 
 
-def test_a_queue_that_is_replaced(handover: Handover, journal: Journal, begin: Begin, backlog: Backlog) -> None:
+def test_a_queue_that_is_replaced(
+    handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog
+) -> None:
     """Where it was a list one request before, the error comes too late: the tasks are listed, to be sent again."""
     handover.open()
     begin(handover, journal.read("one", 10, 10), read=10)
@@ -171,7 +175,7 @@ def test_a_queue_that_is_replaced(handover: Handover, journal: Journal, begin: B
     assert (backlog.pending(), backlog.ledger.size()) == (0, 20)
 
 
-def test_a_group_that_is_gone(handover: Handover, journal: Journal, begin: Begin, backlog: Backlog) -> None:
+def test_a_group_that_is_gone(handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog) -> None:
     """What was handed over has come to pass; reading on says that the journal is lost."""
     handover.open()
     entries = journal.read("one", 10, 10)
@@ -189,7 +193,7 @@ def test_a_redis_without_memory(use, own_server: RedisServer, prefix: str) -> No
     settings = BridgeSettings.load(redis_url=own_server.url, channel_prefix=prefix, group="tests", block_ms=1)
     with make_app(own_server.url, prefix) as app, EventBus(settings) as bus, connect(settings) as client:
         app.finalize()
-        backlog, stores = Backlog(bus, client, settings, Queues(client, prefix)), Stores.of(client, settings)
+        backlog, stores = Backlog(bus, client, settings, Queues(client, prefix)), Storage.of(client, settings)
         dispatcher = Dispatcher(stores, Outbox(app, settings), registry, Counters(), settings, "one")
         stores.journal.create_group("earliest")
         backlog.publish(200)

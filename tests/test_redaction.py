@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus, EventInvalid, SettingsError
+from bridge import BridgeSettings, Event, EventBus, InvalidEvent, SettingsError
 from bridge.events.redaction import REDACTED, Redaction
 from bridge.flower.data import EventData
 from bridge.handlers.registry import task_id_for
@@ -118,7 +118,7 @@ def test_stored_letters(client: Redis, discreet: BridgeSettings, prefix: str) ->
     assert json.loads(letter.raw)["payload"] == {"user": {"email": REDACTED, "name": "Ada"}, "order": 7}
     assert (letter.detail, letter.traceback) == ("bad [redacted]", "ValueError: [redacted]")
     assert (letter.size, letter.sha256, letter.event_id, letter.redacted) == (whole.size, whole.sha256, "e1", 1)
-    with pytest.raises(EventInvalid, match="bridge_sensitive"):
+    with pytest.raises(InvalidEvent, match="bridge_sensitive"):
         letter.event()
 
 

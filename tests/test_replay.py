@@ -14,7 +14,7 @@ from bridge import BridgeError, BridgeSettings, Event, EventBus
 from bridge.handlers.registry import task_id_for
 from bridge.operations.replay import Replay
 from bridge.operations.replay_sources import JournalSource
-from bridge.storage.entries import Selection
+from bridge.storage.entries import EntryFilter
 from bridge.testing.redis_server import RedisServer
 from tests.conftest import Queues, Start, eventually
 from tests.replays import FAST, Bench, last
@@ -182,7 +182,7 @@ def test_replayed_events_of_any_size(bench: Bench, bus: EventBus) -> None:
     event = Event(type="dream.created", id="large", payload="x" * 1000)
     bus.publish(event.type, event.payload, id=event.id)
     small = bench.settings.model_copy(update={"max_event_bytes": 100})
-    replay = Replay(bench.client, small, JournalSource(bench.client, small, Selection()), "r", {})
+    replay = Replay(bench.client, small, JournalSource(bench.client, small, EntryFilter()), "r", {})
     assert last(replay.run(FAST)).replayed == 1
 
 

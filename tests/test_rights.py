@@ -117,7 +117,7 @@ def test_a_user_is_named(client: Redis, admin: Redis, prefix: str) -> None:
 def test_a_server_that_does_not_tell(client: Redis, settings: BridgeSettings, admin: Redis, monkeypatch) -> None:
     """Before 7.0 scripts cannot ask for rights: nothing is said then."""
     grant(admin, client, bus_grants("worker", settings))
-    monkeypatch.setattr("bridge.redis.client._script_text", lambda _: "return false")
+    monkeypatch.setattr("bridge.storage.lua._script_text", lambda _: "return false")
     assert rights.refused(client, settings, "operator") == []
 
 

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 from kombu.serialization import registry, unpickle
 
-from bridge import EventTask, HandlerInvalid, SettingsError, on_event
+from bridge import EventTask, InvalidHandler, SettingsError, on_event
 from bridge.config.celery_config import is_pickle, refuse_pickled_tasks
 from bridge.config.settings import BridgeSettings
 from bridge.subscriber.subscriber import Subscriber
@@ -53,7 +53,7 @@ def test_pickle_under_another_name() -> None:
 
 def test_a_handler_that_asks_for_pickle_is_refused(app: Celery, use, settings: BridgeSettings) -> None:
     """By the decorator; and when a base class or an annotation asks for it, before a subscriber starts."""
-    with pytest.raises(HandlerInvalid, match="serializer='pickle'"):
+    with pytest.raises(InvalidHandler, match="serializer='pickle'"):
 
         @on_event("a.b", serializer="pickle")
         def never(event: Any) -> None: ...

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.bus.listener import ChannelFeed
+from bridge.bus.listener import ChannelListener
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
 from bridge.subscriber.subscriber import Subscriber
@@ -22,13 +22,13 @@ Decoded = Callable[[Subscriber], int]
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
     """How many of the messages that a subscriber heard it has decoded."""
     counts: Counter[int] = Counter()
-    decode = ChannelFeed._decode
+    decode = ChannelListener._decode
 
-    def counting(feed: ChannelFeed, *arguments: object) -> None:
+    def counting(feed: ChannelListener, *arguments: object) -> None:
         counts[id(feed._counters)] += 1
         decode(feed, *arguments)
 
-    monkeypatch.setattr(ChannelFeed, "_decode", counting)
+    monkeypatch.setattr(ChannelListener, "_decode", counting)
     return lambda subscriber: counts[id(subscriber.counters)]
 
 

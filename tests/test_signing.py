@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from bridge import BridgeSettings, Event
-from bridge.errors import EventInvalid, SettingsError
+from bridge.errors import InvalidEvent, SettingsError
 from bridge.events.signing import Keyring, is_signed, unsigned
 from tests.conftest import ROOT
 
@@ -37,7 +37,7 @@ def test_valid_vectors(text: str) -> None:
 def test_invalid_vectors(vector: dict[str, str]) -> None:
     """None of the page's bad examples verifies, though each can be read as an event."""
     text = vector["event"].encode()
-    with pytest.raises(EventInvalid) as refused:
+    with pytest.raises(InvalidEvent) as refused:
         KEYRING.verify(text)
     assert refused.value.reason == "signature"
     assert Event.decode(text, max_bytes=len(text)).id == "d1"
@@ -66,7 +66,7 @@ def test_one_key_goes_and_another_comes() -> None:
     assert between.has_signed(before.encode(event))
     assert after.has_signed(between.encode(event))
     assert not before.has_signed(between.encode(event))
-    with pytest.raises(EventInvalid, match=r"no key '2026-11' in bridge_signing_keys"):
+    with pytest.raises(InvalidEvent, match=r"no key '2026-11' in bridge_signing_keys"):
         after.verify(before.encode(event))
 
 
@@ -87,7 +87,7 @@ def test_the_signature_counts_as_part_of_the_size() -> None:
     event = Event(type="a.b")
     size = len(KEYRING.encode(event))
     assert len(KEYRING.encode(event, max_bytes=size)) == size
-    with pytest.raises(EventInvalid, match=f"with its signature the event has {size} bytes, the limit is {size - 1}"):
+    with pytest.raises(InvalidEvent, match=f"with its signature the event has {size} bytes, the limit is {size - 1}"):
         KEYRING.encode(event, max_bytes=size - 1)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.encoded import StoredEvent
 from bridge.events.event import _FROM_WIRE
 from bridge.storage.dead_letters import DeadLetters
@@ -45,7 +45,7 @@ def outcome(make: Any) -> Any:
     """What comes of an event: everything that shows, or the reason for which it is refused."""
     try:
         event = make()
-    except EventInvalid as error:
+    except InvalidEvent as error:
         return error.reason, error.field
     return repr([event.to_dict(), event.encode(), event.digest, event.replay, event.hops, event.cause, event.timestamp])
 
@@ -67,7 +67,7 @@ def test_equal_however_they_were_made(fields: dict[str, Any]) -> None:
     """An event made the fast way equals one that was validated, and can be copied, derived from and pickled alike."""
     try:
         validated = Event.model_validate(dict(fields), context=_FROM_WIRE)
-    except EventInvalid:
+    except InvalidEvent:
         return
     fast = Event.from_dict(fields)
     assert fast == validated
@@ -83,7 +83,7 @@ def test_what_was_published_is_read_back(**fields: Any) -> None:
     """An event in the journal is the event that decoding makes of it; a task gets its JSON as it is."""
     try:
         data = Event(**fields).encode()
-    except EventInvalid:
+    except InvalidEvent:
         return  # an object of just __type__ and __value__, or the like
     stored, decoded = StoredEvent.read(data), Event.decode(data, max_bytes=LIMIT)
     assert stored.event == decoded
@@ -162,7 +162,7 @@ def test_odd_entries(data: bytes) -> None:
         assert outcome(lambda: Event.from_dict(json.loads(stored.data))) == decoded
         assert (stored.id, stored.type, stored.replay) == (stored.event.id, stored.event.type, stored.event.replay)
     else:
-        with pytest.raises(EventInvalid):  # at once: not when somebody asks for the event
+        with pytest.raises(InvalidEvent):  # at once: not when somebody asks for the event
             StoredEvent.read(data)
 
 
@@ -181,7 +181,7 @@ def test_what_the_journal_cannot_hold(reason: str) -> None:
     data = with_payload(UNHOLDABLE[reason])
     stored = StoredEvent.read(data)
     assert (stored.id, stored.type, stored.data) == ("i", "a", data)
-    with pytest.raises(EventInvalid) as caught:
+    with pytest.raises(InvalidEvent) as caught:
         _ = stored.event
     assert caught.value.reason == reason
 

@@ -163,7 +163,7 @@ def test_loops_end(processes: Processes, bus: EventBus, effects: Effects, server
     settings = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
     letters = DeadLetters(bus.client, settings)
     eventually(lambda: letters.latest(10), "the dead letter of the last hop")
-    assert letters.latest(1)[0].detail.startswith("EventLoop: 'loop.again' would be hop 5")
+    assert letters.latest(1)[0].detail.startswith("HopLimitExceeded: 'loop.again' would be hop 5")
     assert effects.all() == {f"loop {hops}": 1 for hops in range(5)}
 
 

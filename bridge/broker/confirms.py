@@ -31,10 +31,10 @@ class Confirms:
         timeout_s: Longest silence of a broker that owes answers.
     """
 
-    def __init__(self, channel: Any, arrived: set[str], timeout_s: float) -> None:
+    def __init__(self, channel: Any, confirmed: set[str], timeout_s: float) -> None:
         self._channel = channel
         self._connection = channel.connection
-        self._arrived = arrived
+        self._arrived = confirmed
         self._timeout_s = timeout_s
         self._readable = select.poll()
         self._readable.register(self._connection.sock, select.POLLIN)
@@ -52,7 +52,7 @@ class Confirms:
         self._connection.on_blocked = self._on_blocked
         self._connection.on_unblocked = self._on_unblocked
 
-    def settle(self) -> set[str]:
+    def wait_for_confirms(self) -> set[str]:
         """Wait until everything is answered; return the task ids of messages for which there is no queue.
 
         Raises:
@@ -74,7 +74,7 @@ class Confirms:
         while self._has_answers():
             self._read()
         if self._blocked:  # more would not be read, and fill the connection in the middle of a message
-            self.settle()
+            self.wait_for_confirms()
         # A message that expires in its queue ends without a word; a worker that gets it sees to the task's end.
         message.properties.pop("expiration", None)
         self._last_tag += 1
@@ -131,4 +131,4 @@ def probe(channel: Any, timeout_s: float) -> None:
     """
     confirms = Confirms(channel, set(), timeout_s)
     channel.basic_publish(Message(b""), "", "bridge-probe")
-    confirms.settle()
+    confirms.wait_for_confirms()

@@ -36,18 +36,18 @@ def connect(app: Celery) -> Connection:
     return _connection(app, _REDIS_BROKER_TIMEOUTS | app.conf.broker_transport_options)
 
 
-def look(app: Celery) -> Connection:
+def probe_connection(app: Celery) -> Connection:
     """Return a connection for those who only look: made with its first use, it waits a second for a broker."""
     return _connection(app, _LOOK_TIMEOUTS, connect_timeout=_LOOK_TIMEOUT_S)
 
 
-def try_out(app: Celery) -> None:
+def probe(app: Celery) -> None:
     """Connect to the broker and let go again; takes some seconds at most.
 
     Raises:
         Exception: It cannot be reached, or refuses.
     """
-    with look(app) as connection:
+    with probe_connection(app) as connection:
         establish(connection, _LOOK_TIMEOUT_S)
         if is_rabbitmq(connection):
             with suppress(*connection.channel_errors):  # this user may not, and it answers
@@ -114,7 +114,7 @@ def is_redis_at(broker: Connection, url: str) -> bool:
     bus, service = Address.parse(url), service_of(broker)
     kind = "server" if service is None else "sentinel"
     database = int(str(broker.virtual_host or "0").strip("/") or 0)
-    of_broker = (kind, service or "", places(broker), database, broker.userid or None, bool(broker.ssl))
+    of_broker = (kind, service or "", endpoints(broker), database, broker.userid or None, bool(broker.ssl))
     login = (bus.options.get("db", 0), bus.options.get("username"))
     return of_broker == (bus.kind, bus.service, set(bus.hosts), *login, bus.secure)
 
@@ -126,7 +126,7 @@ def service_of(broker: Connection) -> str | None:
     return str((broker.transport_options or {}).get("master_name", ""))
 
 
-def places(broker: Connection) -> set[tuple[str, int]]:
+def endpoints(broker: Connection) -> set[tuple[str, int]]:
     """Return host and port of each server, or Sentinel, that the address of *broker* names."""
     default_port = int(broker.transport.default_port or 0)
     parts = [urlsplit(url) for url in broker.alt]

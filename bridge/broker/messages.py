@@ -10,7 +10,7 @@ from uuid import uuid4
 from bridge.broker.templates import Template
 from bridge.events.encoded import StoredEvent
 from bridge.handlers.task import EventTask
-from bridge.storage.ledger import Listed, Pair
+from bridge.storage.ledger import InFlightTask, LedgerEntry
 
 
 class Route(NamedTuple):
@@ -46,11 +46,11 @@ class Message(NamedTuple):
         return cast("Template", self.route.template).queue_key
 
     @property
-    def listed(self) -> Listed:
+    def listed(self) -> LedgerEntry:
         """The task, for the ledger."""
         # Ids need no quoting, see fields.py.
         route = self.route
-        return Listed(self.task_id, route.pair_stamp % (self.stored.id.encode(), self.entry_id), route.delay_ms)
+        return LedgerEntry(self.task_id, route.pair_stamp % (self.stored.id.encode(), self.entry_id), route.delay_ms)
 
 
 class Refused(NamedTuple):
@@ -75,6 +75,6 @@ def _route_of(
     name = queue if isinstance(queue, str) else getattr(queue, "name", "")
     delay_ms = int(float(options.get("countdown") or 0) * 1000)
     event_id, entry_id = uuid4().hex, uuid4().hex  # no text that the rest may hold
-    pair = Pair(task.name, event_id, entry_id, name, priority or 0, delay_ms).encode().replace(b"%", b"%%")
+    pair = InFlightTask(task.name, event_id, entry_id, name, priority or 0, delay_ms).encode().replace(b"%", b"%%")
     pair = pair.replace(event_id.encode(), b"%b").replace(entry_id.encode(), b"%b")
     return Route(task, options, name, priority or 0, delay_ms, template, pair)

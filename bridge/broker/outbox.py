@@ -17,11 +17,11 @@ from celery.signals import after_task_publish, before_task_publish
 
 from bridge.broker import connection as broker
 from bridge.broker.messages import Message, Refused, Route, _route_of, by_queue
-from bridge.broker.producer import Link, Unroutable
+from bridge.broker.producer import BrokerProducer, Unroutable
 from bridge.broker.templates import delivery_tags, render, send_by_celery
 from bridge.bus.causation import PROPAGATOR
 from bridge.config.settings import BridgeSettings
-from bridge.errors import HandlerInvalid, SettingsError
+from bridge.errors import InvalidHandler, SettingsError
 from bridge.events.encoded import StoredEvent
 from bridge.events.patterns import compile_pattern
 from bridge.handlers.on_event import SEND_OPTIONS, check_send_options
@@ -50,7 +50,7 @@ class Outbox:
         self._rules = [(compile_pattern(pattern), options) for pattern, options in settings.routes.items()]
         self._routes: dict[tuple[str, str], Route] = {}
         self._made_for: Any = None
-        self._link = Link(app)
+        self._link = BrokerProducer(app)
         #: Whether bus and broker are the same database of the same Redis.
         self.one_redis = broker.is_redis_at(connection, settings.url)
         self._stamps = broker.is_redis(connection)
@@ -147,13 +147,13 @@ class Outbox:
             unroutable = self._publish_batch(unroutable, refused)
             detail = "the broker has no queue for it: bind one to its exchange"
             refused += [Refused(message, "unroutable", detail) for message in unroutable]
-        self._link.arrived.difference_update(message.task_id for message in messages)
+        self._link.confirmed.difference_update(message.task_id for message in messages)
 
     def _publish_batch(self, messages: Sequence[Message], refused: list[Refused]) -> list[Message]:
         """Publish what has not arrived yet; return what the broker has no queue for."""
         with self._link.batch() as producer:
             for message in messages:
-                if message.task_id in self._link.arrived:
+                if message.task_id in self._link.confirmed:
                     continue
                 try:
                     self._publish(producer, message)
@@ -172,9 +172,9 @@ class Outbox:
             return
         filled_in = route.template.filled_in(message.stored, message.task_id, message.content)
         if route.template.delayed_to is not None:
-            link.delay_to(route.template.delayed_to)
+            link.bind_delay_exchange(route.template.delayed_to)
         elif route.template.exchange:
-            link.look_for(route.template.exchange)
+            link.require_exchange(route.template.exchange)
         if not link.is_new(route.queue):
             filled_in["declare"] = None  # kombu would find that out anew for every message
         producer.publish(**filled_in)
@@ -203,5 +203,5 @@ def _check_routes(settings: BridgeSettings) -> None:
             raise SettingsError(f"bridge_routes[{pattern!r}]: {', '.join(sorted(unknown))} is none of {known}")
         try:
             check_send_options(options)
-        except HandlerInvalid as error:
+        except InvalidHandler as error:
             raise SettingsError(f"bridge_routes[{pattern!r}]: {error}") from error

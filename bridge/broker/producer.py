@@ -28,7 +28,7 @@ class Unroutable(Exception):
     """An exchange that is not there."""
 
 
-class Link:
+class BrokerProducer:
     """Made with its first use, and anew after an error; used by one thread.
 
     Arguments:
@@ -43,7 +43,7 @@ class Link:
         self._declared: set[str] = set()
         self._exchanges: set[str] = set()
         #: Task ids of what RabbitMQ has confirmed, for the sender to take out: what is left is of batches that failed.
-        self.arrived: set[str] = set()
+        self.confirmed: set[str] = set()
         #: Task ids of what the last batch held and the broker had no queue for.
         self.unroutable: set[str] = set()
 
@@ -55,7 +55,7 @@ class Link:
             if broker.is_rabbitmq(connection):
                 try:
                     broker.establish(connection, broker.RABBITMQ_TIMEOUT_S)
-                    self._confirms = Confirms(connection.default_channel, self.arrived, confirms.CONFIRM_TIMEOUT_S)
+                    self._confirms = Confirms(connection.default_channel, self.confirmed, confirms.CONFIRM_TIMEOUT_S)
                 except BaseException:
                     broker.close(connection, failed=True)
                     raise
@@ -70,14 +70,14 @@ class Link:
             Exception: Whatever the broker's client raises, which leaves open which of them went out.
         """
         producer = self.producer
-        self.settle()
+        self.wait_for_confirms()
         with producer.batch():
             yield producer
-        self.unroutable = self.settle()
+        self.unroutable = self.wait_for_confirms()
 
-    def settle(self) -> set[str]:
+    def wait_for_confirms(self) -> set[str]:
         """Wait for what the broker owes; return the task ids of messages for which it has no queue."""
-        return set() if self._confirms is None else self._confirms.settle()
+        return set() if self._confirms is None else self._confirms.wait_for_confirms()
 
     def is_new(self, queue: str) -> bool:
         """Whether the queue of this name has not been declared over this connection."""
@@ -93,7 +93,7 @@ class Link:
         self._exchanges.clear()
         self.producer.connection.declared_entities.clear()
 
-    def look_for(self, exchange: str) -> None:
+    def require_exchange(self, exchange: str) -> None:
         """Make sure that an exchange is there which is not ours to declare.
 
         Raises:
@@ -111,13 +111,13 @@ class Link:
             channel.close()
         self._exchanges.add(exchange)
 
-    def delay_to(self, queue: Queue) -> None:
+    def bind_delay_exchange(self, queue: Queue) -> None:
         """See to it that what is sent to :data:`DELAYS` comes to *queue*; workers do that too, when they start."""
         connection, name = self.producer.connection, f"{DELAYS} {queue.name}"
         if name in self._exchanges:
             return
         try:
-            self.look_for(DELAYS)
+            self.require_exchange(DELAYS)
         except Unroutable:
             kind = self._app.conf.broker_native_delayed_delivery_queue_type
             declare_native_delayed_delivery_exchanges_and_queues(connection, kind)
@@ -129,7 +129,7 @@ class Link:
     def waiting(self, queue: str) -> int:
         """Return how many messages are in *queue*, those that workers have taken not counted."""
         producer = self.producer
-        self.settle()
+        self.wait_for_confirms()
         # With Redis there is nothing to declare, and kombu looks for the queue without its global_keyprefix.
         passive = producer.connection.transport.driver_type != "redis"
         try:
@@ -140,7 +140,7 @@ class Link:
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""
-        self.arrived.clear()
+        self.confirmed.clear()
         if self._producer is not None:
             broker.close(self._let_go())
 

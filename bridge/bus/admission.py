@@ -12,14 +12,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from bridge.config.settings import BridgeSettings
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events import wire
 from bridge.events.encoded import StoredEvent
 from bridge.events.event import Event
 from bridge.events.patterns import compile_pattern
 from bridge.events.signing import CLOCK_SKEW_S, Keyring
 from bridge.events.validation import SIGNATURE
-from bridge.storage.entries import Entry, place_of
+from bridge.storage.entries import Entry, stream_position
 
 
 class _Rules(NamedTuple):
@@ -55,7 +55,7 @@ class Admission:
         """Decode what another program sent; as :meth:`Event.receive`.
 
         Raises:
-            EventInvalid: It is no event, is ``not_accepted``, or lacks the ``signature`` it must have.
+            InvalidEvent: It is no event, is ``not_accepted``, or lacks the ``signature`` it must have.
         """
         event, kept = Event.receive(data, max_bytes=self._max_bytes, channel_type=channel_type)
         self._check_depth(event)
@@ -69,14 +69,14 @@ class Admission:
         A signature counts as of the moment of the entry, or else a backlog would make it old.
 
         Raises:
-            EventInvalid: As :meth:`receive`.
+            InvalidEvent: As :meth:`receive`.
         """
         data = entry.data or b""
         stored = StoredEvent.read(data)
         if self._max_depth is not None:
             self._check_depth(stored.event)
         if not self._open:
-            at_ms, _ = place_of(entry.entry_id.decode())
+            at_ms, _ = stream_position(entry.entry_id.decode())
             self._admit(stored.type, data, at_ms, replayed=entry.group is not None)
         return stored
 
@@ -84,37 +84,37 @@ class Admission:
         """Decode what the key of this event holds, of any age.
 
         Raises:
-            EventInvalid: It is no event, or lacks the signature it must have, or is another one.
+            InvalidEvent: It is no event, or lacks the signature it must have, or is another one.
         """
         event = Event.decode(data, max_bytes=self._max_bytes)
         if self.must_be_signed(event.type):
             self._keyring.verify(data)
             if event.id != event_id:
-                raise EventInvalid(SIGNATURE, "id", f"the key of event {event_id} holds event {event.id}")
+                raise InvalidEvent(SIGNATURE, "id", f"the key of event {event_id} holds event {event.id}")
         return event
 
     def check(self, event: Event) -> None:
-        """Raise :class:`EventInvalid` if *event*, which is to be published, would not be let in."""
+        """Raise :class:`InvalidEvent` if *event*, which is to be published, would not be let in."""
         self.check_type(event.type)
         self._check_depth(event)
 
     def check_type(self, event_type: str) -> None:
-        """Raise :class:`EventInvalid` if events of this type are not accepted."""
+        """Raise :class:`InvalidEvent` if events of this type are not accepted."""
         if not self._open and (why := self._rules_of(event_type).refused):
-            raise EventInvalid("not_accepted", "type", why)
+            raise InvalidEvent("not_accepted", "type", why)
 
     def must_be_signed(self, event_type: str) -> bool:
         """Whether events of this type need a signature."""
         return not self._open and self._rules_of(event_type).signed
 
-    def vouches_for(self, event: Event, data: bytes, *, dispatched: bool) -> bool:
+    def can_be_signed_again(self, event: Event, data: bytes, *, dispatched: bool) -> bool:
         """Whether *event*, encoded in *data*, may be signed anew with the mark of a replay: it is signed already.
 
         Arguments:
             dispatched: It was let in before, signed if it must be; *data* may spell it in another way now.
 
         Raises:
-            EventInvalid: It must be signed and is not.
+            InvalidEvent: It must be signed and is not.
         """
         if not self.must_be_signed(event.type):
             return self._keyring.has_signed(data)
@@ -140,10 +140,10 @@ class Admission:
         age_ms = at_ms - signed_ms
         if age_ms > self._max_age_ms:
             text = f"signed {age_ms // 1000} s before it came, bridge_signature_max_age_s is {self._max_age_ms // 1000}"
-            raise EventInvalid(SIGNATURE, "timestamp", text)
+            raise InvalidEvent(SIGNATURE, "timestamp", text)
         if age_ms < -CLOCK_SKEW_S * 1000:
             text = f"signed {-age_ms // 1000} s after it came: one of the clocks is wrong"
-            raise EventInvalid(SIGNATURE, "timestamp", text)
+            raise InvalidEvent(SIGNATURE, "timestamp", text)
 
     def _rules(self, event_type: str) -> _Rules:
         refused = ""

@@ -11,10 +11,10 @@ from typing import Any, Self
 from redis.exceptions import ResponseError
 
 from bridge.bus.admission import Admission
-from bridge.bus.listener import ChannelFeed, Heard
+from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.bus.local import LocalBus, LocalHandler, Publication
 from bridge.config.settings import BridgeSettings
-from bridge.errors import BridgeError, BusUnavailable, EventInvalid, EventLoop
+from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent
 from bridge.events.encoded import Record
 from bridge.events.event import UNHEARD_SOURCE, Event
 from bridge.events.signing import Keyring
@@ -24,7 +24,7 @@ from bridge.storage.event_keys import EventKeys
 from bridge.storage.journal import Journal, Outcome, new_attempt
 from bridge.storage.keys import Keys
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import about
+from bridge.telemetry.logs import log_fields
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ class EventBus(LocalBus):
         published before makes a duplicate, for which nothing happens.
 
         Raises:
-            EventInvalid: The event breaks the wire format or a limit.
-            EventLoop: It is more than ``max_hops`` publications away from the start of its chain.
+            InvalidEvent: The event breaks the wire format or a limit.
+            HopLimitExceeded: It is more than ``max_hops`` publications away from the start of its chain.
             BusUnavailable: Redis did not take it, after bounded retries. Publishing the same event again is safe.
             NotReplicated: Redis took it, and fewer than ``wait_replicas`` replicas have it.
         """
@@ -102,7 +102,7 @@ class EventBus(LocalBus):
         """Publish many events, ``batch_size`` of them per round trip.
 
         Raises:
-            EventInvalid, EventLoop: Before anything of the batch with the bad event was written.
+            InvalidEvent, HopLimitExceeded: Before anything of the batch with the bad event was written.
             BusUnavailable: Some may have been published. Publishing all of them again is safe.
         """
         remaining = iter(events)
@@ -115,7 +115,7 @@ class EventBus(LocalBus):
         """Return an event by its id: from Redis, or else from this process's memory; None when unknown.
 
         Raises:
-            EventInvalid: What Redis holds under this id is no event, or lacks the signature that it must have.
+            InvalidEvent: What Redis holds under this id is no event, or lacks the signature that it must have.
             BusUnavailable: Redis does not answer and this process does not remember the event.
         """
         local = super().get_event(event_id)
@@ -123,7 +123,7 @@ class EventBus(LocalBus):
             data = attempt(self.settings, f"looking up event {event_id}", lambda: self._event_keys.get(event_id))
         except BusUnavailable as error:
             if isinstance(error.__cause__, ResponseError) and str(error.__cause__).startswith("WRONGTYPE"):
-                raise EventInvalid("wrong_type", "", f"the key of event {event_id} holds no string") from error
+                raise InvalidEvent("wrong_type", "", f"the key of event {event_id} holds no string") from error
             if local is None:
                 raise
             return local
@@ -165,7 +165,7 @@ class EventBus(LocalBus):
             self._keep_and_deliver(record.event, record.data)
         elif outcome == "conflict":
             event = record.event
-            extra = about("publication_conflict", event_id=event.id, event_type=event.type)
+            extra = log_fields("publication_conflict", event_id=event.id, event_type=event.type)
             text = "not published: the id of %r is taken by an event with another type or payload"
             log.warning(text, event, extra=extra)
         return Publication(record.event, duplicate=outcome != "appended", conflict=outcome == "conflict")
@@ -173,9 +173,9 @@ class EventBus(LocalBus):
     def _record(self, event: Event) -> Record:
         self._admission.check(event)
         if event.source == UNHEARD_SOURCE:
-            raise EventInvalid("source", "source", f"{UNHEARD_SOURCE!r} is dropped by the TypeScript bus; name another")
+            raise InvalidEvent("source", "source", f"{UNHEARD_SOURCE!r} is dropped by the TypeScript bus; name another")
         if event.hops > self.settings.max_hops:
-            raise EventLoop(event.type, event.hops, self.settings.max_hops)
+            raise HopLimitExceeded(event.type, event.hops, self.settings.max_hops)
         if event.source is None:
             event = event.model_copy(update={"source": self.settings.source})
         return Record(event, self._keyring.encode(event, max_bytes=self.settings.max_event_bytes))
@@ -203,16 +203,16 @@ class EventBus(LocalBus):
             raise BridgeError("this bus was closed; make another to subscribe")
         with self._lock:
             if self._listener is None:
-                feed = ChannelFeed(self.client, self.settings, Counters())
+                feed = ChannelListener(self.client, self.settings, Counters())
                 self._listener = threading.Thread(
                     target=feed.run, args=(self._stop, self._on_heard), name="bridge-bus", daemon=True
                 )
                 self._listener.start()
         if not self._subscribed.wait(_LISTENER_WAIT_S):
-            extra = about("subscription_late")
+            extra = log_fields("subscription_late")
             log.warning("no subscription at %s yet, trying on", self.settings.redacted_url, extra=extra)
 
-    def _on_heard(self, heard: Heard) -> None:
+    def _on_heard(self, heard: ReceivedBatch) -> None:
         for record in heard.records:
             if self._remember_id(record.event.id):
                 self._keep_and_deliver(record.event, record.data)

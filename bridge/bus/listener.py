@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from bridge.bus.admission import Admission
 from bridge.config.settings import BATCH_BYTES, BridgeSettings
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.encoded import Record
 from bridge.events.event import UNHEARD_SOURCE
 from bridge.events.signing import is_signed
@@ -28,8 +28,8 @@ from bridge.redis.retry import BackOff
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.liveness import Pulse
-from bridge.telemetry.logs import about
+from bridge.telemetry.liveness import Liveness
+from bridge.telemetry.logs import log_fields
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class InvalidMessage:
 
     origin: str
     data: bytes
-    error: EventInvalid
+    error: InvalidEvent
 
 
 class Broadcast(NamedTuple):
@@ -57,7 +57,7 @@ class Broadcast(NamedTuple):
 
 
 @dataclass
-class Heard:
+class ReceivedBatch:
     """What arrived in one go, messages of these *types*, and whether the subscription began anew."""
 
     types: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Heard:
         return len(self.types)
 
 
-class ChannelFeed:
+class ChannelListener:
     """Every message on the event channels of one bus, read by one thread.
 
     Arguments:
@@ -88,8 +88,8 @@ class ChannelFeed:
         client: Redis,
         settings: BridgeSettings,
         counters: Counters,
-        sift: Callable[[list[Broadcast]], list[Broadcast]] = lambda broadcasts: broadcasts,
-        pulse: Pulse | None = None,
+        drop_known: Callable[[list[Broadcast]], list[Broadcast]] = lambda broadcasts: broadcasts,
+        pulse: Liveness | None = None,
         types: Sequence[str] = ("*",),
     ) -> None:
         self._client = client
@@ -98,19 +98,19 @@ class ChannelFeed:
         self._event_keys = EventKeys(client, settings)
         self._admission = Admission(settings)
         self._counters = counters
-        self._sift = sift
-        self._pulse = pulse or Pulse()
+        self._sift = drop_known
+        self._pulse = pulse or Liveness()
         self._channels = [self._keys.channels(pattern) for pattern in types]
         self._subscriptions = 0
 
-    def run(self, stop: threading.Event, on_heard: Callable[[Heard], None]) -> None:
+    def run(self, stop: threading.Event, on_heard: Callable[[ReceivedBatch], None]) -> None:
         """Listen until *stop* is set, through lost connections; *on_heard* gets every batch.
 
         It must not raise. Its first batch says ``subscribed``: from then on nothing is missed silently.
         """
         back_off = BackOff(log, f"lost the event channels at {self._settings.redacted_url}", self._counters, stop)
         while not stop.is_set():
-            self._pulse.turn()
+            self._pulse.tick()
             try:
                 for heard in self._listen(stop):
                     on_heard(heard)
@@ -119,7 +119,7 @@ class ChannelFeed:
             except (RedisError, OSError) as error:
                 back_off.wait(error)
 
-    def _listen(self, stop: threading.Event) -> Iterator[Heard]:
+    def _listen(self, stop: threading.Event) -> Iterator[ReceivedBatch]:
         pubsub: Any = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py has no types here
         try:
             pubsub.subscribe(self._keys.heartbeat)
@@ -128,10 +128,10 @@ class ChannelFeed:
             while not stop.is_set():
                 heard, any_sign = self._read(pubsub)
                 now = time.monotonic()
-                self._pulse.turn()
+                self._pulse.tick()
                 if any_sign:
                     alive_at = now
-                    self._pulse.note("heard")
+                    self._pulse.mark("heard")
                 if heard.count or heard.subscribed:
                     heard.records = restore_sources(self._event_keys, heard.records, self._admission)
                     yield heard
@@ -144,8 +144,8 @@ class ChannelFeed:
         finally:
             pubsub.close()
 
-    def _read(self, pubsub: Any) -> tuple[Heard, bool]:
-        heard, any_sign, size = Heard(), False, 0
+    def _read(self, pubsub: Any) -> tuple[ReceivedBatch, bool]:
+        heard, any_sign, size = ReceivedBatch(), False, 0
         broadcasts: list[Broadcast] = []
         connection, prefix = pubsub.connection, self._keys.prefix
         more = connection.can_read(timeout=_IDLE_WAIT_S)
@@ -170,22 +170,22 @@ class ChannelFeed:
             self._decode(broadcast, heard)
         return heard, any_sign
 
-    def _decode(self, broadcast: Broadcast, heard: Heard) -> None:
+    def _decode(self, broadcast: Broadcast, heard: ReceivedBatch) -> None:
         event_type, data = broadcast
         try:
             event, kept = self._admission.receive(data, event_type)
-        except EventInvalid as error:
+        except InvalidEvent as error:
             heard.invalid.append(InvalidMessage(self._keys.channel(event_type), data, error))
         else:
             heard.records.append(Record(event, kept, data))
 
-    def _confirmed(self, heard: Heard) -> None:
+    def _confirmed(self, heard: ReceivedBatch) -> None:
         heard.subscribed = True
         self._subscriptions += 1
         if self._subscriptions > 1:
             self._counters.add("gaps")
-            self._pulse.note("gap")
-            extra = about("subscribed_again", count=self._subscriptions - 1)
+            self._pulse.mark("gap")
+            extra = log_fields("subscribed_again", count=self._subscriptions - 1)
             text = "subscribed to %s again: events may have been missed"
             log.info(text, ", ".join(self._channels), extra=extra)
 
@@ -201,7 +201,7 @@ def restore_sources(event_keys: EventKeys, records: list[Record], admission: Adm
     if not hidden:
         return records
     try:
-        beginnings = event_keys.beginnings([event_keys.name(event_id) for event_id in hidden])
+        beginnings = event_keys.read_prefixes([event_keys.name(event_id) for event_id in hidden])
     except RedisError:
         return records  # better an event without its source than no event
 
@@ -210,7 +210,7 @@ def restore_sources(event_keys: EventKeys, records: list[Record], admission: Adm
     def restored(record: Record) -> Record:
         try:
             kept, data = admission.receive(values[record.event.id])
-        except (KeyError, TypeError, AttributeError, EventInvalid):
+        except (KeyError, TypeError, AttributeError, InvalidEvent):
             return record
         if not kept.source:
             return record

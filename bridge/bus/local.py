@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.event import Event
 from bridge.events.patterns import compile_pattern
 from bridge.events.redaction import NOTHING, Redaction
-from bridge.telemetry.error_redaction import concealing
-from bridge.telemetry.logs import about
+from bridge.telemetry.error_redaction import redacting_errors
+from bridge.telemetry.logs import log_fields
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class LocalBus:
         Handlers run in the calling thread before this returns. One that raises is logged and stops no other.
 
         Raises:
-            EventInvalid: The event breaks the wire format or a limit.
+            InvalidEvent: The event breaks the wire format or a limit.
         """
         event = self._prepare(event, payload, fields)
         data = event.encode(max_bytes=self._max_event_bytes)
@@ -107,7 +107,7 @@ class LocalBus:
         if isinstance(event, str):
             return Event(type=event, payload=payload, **fields)
         if payload is not None or fields:
-            raise EventInvalid("event", "", "publish takes an Event alone, or a type with payload and fields")
+            raise InvalidEvent("event", "", "publish takes an Event alone, or a type with payload and fields")
         return event
 
     def _remember_id(self, event_id: str) -> bool:
@@ -134,9 +134,9 @@ class LocalBus:
             handlers = [handler for pattern, handler in self._handlers if pattern.fullmatch(event.type)]
         for handler in handlers:
             try:
-                with concealing(self._redaction, event.to_dict() if self._redaction else {}):
+                with redacting_errors(self._redaction, event.to_dict() if self._redaction else {}):
                     handler(event)
             except Exception:  # user code: its error must not stop the other handlers
                 name = getattr(handler, "__qualname__", type(handler).__qualname__)
-                extra = about("local_handler_failed", event_id=event.id, event_type=event.type, handler=name)
+                extra = log_fields("local_handler_failed", event_id=event.id, event_type=event.type, handler=name)
                 log.exception("local handler %r failed on %r", handler, event, extra=extra)

@@ -52,8 +52,8 @@ def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fi
         The event as it went out, and whether its id had been published before.
 
     Raises:
-        EventInvalid: The event breaks the wire format or a limit.
-        EventLoop: The chain is longer than ``max_hops``.
+        InvalidEvent: The event breaks the wire format or a limit.
+        HopLimitExceeded: The chain is longer than ``max_hops``.
         BusUnavailable: Redis did not take it, after bounded retries.
     """
     if id is not None:

@@ -16,8 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from bridge.config.settings import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, SettingsError
 from bridge.redis.client import connect
-from bridge.redis.error_hints import remedy
-from bridge.redis.error_hints import told as explained
+from bridge.redis.error_hints import describe_error, hint_for
 
 #: Longest wait for a server that takes no connection, and then for its first answer, each.
 _PATIENCE_S = 1.5
@@ -41,34 +40,34 @@ def load(app: Celery) -> BridgeSettings:
     Raises:
         click.ClickException: Either is wrong.
     """
-    with told():
+    with errors_as_cli_messages():
         app.loader.import_default_modules()
         app.finalize()
         return BridgeSettings.load(app)
 
 
 @contextmanager
-def connected(app: Celery) -> Iterator[tuple[Redis, BridgeSettings]]:
+def open_bus(app: Celery) -> Iterator[tuple[Redis, BridgeSettings]]:
     """Lend a client for the bus of *app*, which answers now, its handlers imported; see :func:`client_of`."""
     settings = load(app)
-    with client_of(settings) as client:
+    with open_client(settings) as client:
         yield client, settings
 
 
 @contextmanager
-def client_of(settings: BridgeSettings) -> Iterator[Redis]:
+def open_client(settings: BridgeSettings) -> Iterator[Redis]:
     """Lend a client for a bus that answers now.
 
     Within the block, errors of Redis and of the bridge become lines for a person, with their exit codes.
     """
-    with told(settings):
+    with errors_as_cli_messages(settings):
         _reach(settings)
         with connect(settings) as client:
             yield client
 
 
 @contextmanager
-def told(settings: BridgeSettings | None = None) -> Iterator[None]:
+def errors_as_cli_messages(settings: BridgeSettings | None = None) -> Iterator[None]:
     """Turn the errors of the bridge, and of the Redis of *settings*, into lines for a person."""
     try:
         yield
@@ -95,7 +94,7 @@ def _reach(settings: BridgeSettings) -> None:
 
 
 def _says(error: RedisError) -> str:
-    text, advice = explained(error), remedy(error, _source())
+    text, advice = describe_error(error), hint_for(error, _source())
     if isinstance(error, NoPermissionError):
         return f"refuses: {text}. {advice}"
     if isinstance(error, AuthenticationError | AuthorizationError):

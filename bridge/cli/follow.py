@@ -13,13 +13,13 @@ from zlib import crc32
 
 from redis import Redis
 
-from bridge.bus.listener import Broadcast, ChannelFeed, Heard
+from bridge.bus.listener import Broadcast, ChannelListener, ReceivedBatch
 from bridge.cli import output
 from bridge.config.settings import BridgeSettings
 from bridge.events.event import Event
 from bridge.events.patterns import compile_pattern
 from bridge.operations.replay_sources import JournalSource
-from bridge.storage.entries import Selection, place_of
+from bridge.storage.entries import EntryFilter, stream_position
 from bridge.storage.keys import Keys
 from bridge.telemetry.counters import Counters
 
@@ -65,7 +65,7 @@ class Follower:
         self._may_listen()
         end = self._end()
         waiting = _Waiting()
-        with waiting.filled_by(ChannelFeed(self._client, self._settings, self._counters, self._sift)):
+        with waiting.filled_by(ChannelListener(self._client, self._settings, self._counters, self._sift)):
             while not self._subscribed(waiting):
                 if not tick() or output.reader_gone():
                     return
@@ -97,23 +97,23 @@ class Follower:
 
     def _past(self, since_ms: int, before: str) -> set[str]:
         """Show what the journal has, and return the ids of what came after *before*: that was heard as well."""
-        source = JournalSource(self._client, self._settings, Selection(since_ms=since_ms), accepts=self._accepts)
+        source = JournalSource(self._client, self._settings, EntryFilter(since_ms=since_ms), accepts=self._accepts)
         first, _ = source.selection.bounds
         known = set()
         output.note(output.Styled(f"from the journal, since {output.moment(since_ms)}:", "dim"))
         for found in source.read(first, self._end()):
-            if place_of(found.place) > place_of(before):
+            if stream_position(found.place) > stream_position(before):
                 known.add(found.event_id)
             if found.event is None:
                 output.note(f"no event in the journal at {found.place}: {found.problem}")
             else:
-                self._event(found.event, place_of(found.place)[0])
+                self._event(found.event, stream_position(found.place)[0])
             if output.reader_gone():
                 break
         output.note(output.Styled("live:", "dim"))
         return known
 
-    def _heard(self, heard: Heard, known: set[str]) -> None:
+    def _heard(self, heard: ReceivedBatch, known: set[str]) -> None:
         if heard.subscribed:
             output.note(
                 output.Styled("the connection was lost and is back: events may have been missed", "yellow"),
@@ -148,11 +148,11 @@ class _Waiting:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._stop = threading.Event()
-        self._heard: deque[Heard] = deque()
+        self._heard: deque[ReceivedBatch] = deque()
         self._size = 0
 
     @contextmanager
-    def filled_by(self, feed: ChannelFeed) -> Iterator[None]:
+    def filled_by(self, feed: ChannelListener) -> Iterator[None]:
         """Let *feed* fill it for the time of the block."""
         thread = threading.Thread(target=feed.run, args=(self._stop, self._put), name="bridge-tail", daemon=True)
         thread.start()
@@ -162,7 +162,7 @@ class _Waiting:
             self._stop.set()
             thread.join(2.0)
 
-    def take(self) -> Heard | None:
+    def take(self) -> ReceivedBatch | None:
         """Return the next, or None when a tick goes by without one."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._heard, _TICK_S):
@@ -172,13 +172,13 @@ class _Waiting:
             self._changed.notify_all()
             return heard
 
-    def put_back(self, heard: Heard) -> None:
+    def put_back(self, heard: ReceivedBatch) -> None:
         """Make *heard* the next again."""
         with self._changed:
             self._heard.appendleft(heard)
             self._size += _size(heard)
 
-    def _put(self, heard: Heard) -> None:
+    def _put(self, heard: ReceivedBatch) -> None:
         with self._changed:
             while self._size > _MAX_WAITING_BYTES and not self._stop.is_set():
                 self._changed.wait(_TICK_S)
@@ -219,5 +219,5 @@ class _Printer:
         )
 
 
-def _size(heard: Heard) -> int:
+def _size(heard: ReceivedBatch) -> int:
     return sum(len(record.data) for record in heard.records) + sum(len(one.data) for one in heard.invalid)

@@ -14,7 +14,7 @@ import click
 from bridge.errors import BridgeError
 from bridge.events.patterns import compile_pattern
 from bridge.handlers.registry import Handler, registry
-from bridge.storage.entries import Selection
+from bridge.storage.entries import EntryFilter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,9 +85,9 @@ event_filters = options(
 )
 
 
-def selection_of(asked: Mapping[str, Any]) -> Selection:
+def selection_of(asked: Mapping[str, Any]) -> EntryFilter:
     """Return the selection that the filters among the options of a command ask for."""
-    return Selection(
+    return EntryFilter(
         since_ms=asked["since"] and asked["since"].ms,
         until_ms=asked["until"] and asked["until"].ms,
         reason=asked.get("reason"),

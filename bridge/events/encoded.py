@@ -51,7 +51,7 @@ class StoredEvent:
         """Read an event from a journal entry. Anybody may have written it: what looks odd is decoded like foreign ones.
 
         Raises:
-            EventInvalid: It is none.
+            InvalidEvent: It is none.
         """
         try:
             # Three times as fast as our own decoder, to which it leaves numbers that do not fit and the like.

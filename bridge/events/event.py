@@ -18,7 +18,7 @@ from typing import Any, Generic, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from typing_extensions import TypeVar
 
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events import wire
 from bridge.events.validation import SIGNATURE, check_id, check_type, in_short, is_plain, replay_of
 
@@ -64,7 +64,7 @@ class Event(BaseModel, Generic[PayloadT]):
         correlation_id: Id shared by all events of one chain.
 
     Raises:
-        EventInvalid: A field breaks the wire format or a limit.
+        InvalidEvent: A field breaks the wire format or a limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
@@ -83,7 +83,7 @@ class Event(BaseModel, Generic[PayloadT]):
         if isinstance(data, Event):
             data = data.to_dict() | {"timestamp": data.timestamp}  # an unknown moment stays unknown
         if not isinstance(data, dict):
-            raise EventInvalid("not_object", "", f"an event is a JSON object, not {type(data).__name__}")
+            raise InvalidEvent("not_object", "", f"an event is a JSON object, not {type(data).__name__}")
         fields = _renamed(data)
         if info.context is _FROM_WIRE:
             fields.setdefault("timestamp", None)  # the moment is unknown: invent none
@@ -94,7 +94,7 @@ class Event(BaseModel, Generic[PayloadT]):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             path = ".".join(str(part) for part in first["loc"])
-            raise EventInvalid(path.partition(".")[0] or "event", path, first["msg"]) from error
+            raise InvalidEvent(path.partition(".")[0] or "event", path, first["msg"]) from error
         check_id(event.id)
         check_type(event.type)
         return event
@@ -109,7 +109,7 @@ class Event(BaseModel, Generic[PayloadT]):
             channel_type: The type that the channel names, if it came on one. Stands in for a missing type.
 
         Raises:
-            EventInvalid: With the reason; among others ``no_id``, and ``type_mismatch`` when message and channel
+            InvalidEvent: With the reason; among others ``no_id``, and ``type_mismatch`` when message and channel
                 disagree, which would let a publisher that may only use one channel pass for another.
         """
         return cls._decode(data, max_bytes, channel_type)[0]
@@ -119,7 +119,7 @@ class Event(BaseModel, Generic[PayloadT]):
         """Like :meth:`decode`; return with it the JSON to pass on, *data* itself unless that spells things its own way.
 
         Raises:
-            EventInvalid: As :meth:`decode`.
+            InvalidEvent: As :meth:`decode`.
         """
         event, as_it_came = cls._decode(data, max_bytes, channel_type)
         return event, data if as_it_came else event.encode()
@@ -129,21 +129,21 @@ class Event(BaseModel, Generic[PayloadT]):
         """Return the event, and whether its JSON can be passed on as it came."""
         fields = wire.loads(data, max_bytes)
         if not isinstance(fields, dict):
-            raise EventInvalid("not_object", "", f"an event is a JSON object, not {type(fields).__name__}")
+            raise InvalidEvent("not_object", "", f"an event is a JSON object, not {type(fields).__name__}")
         event: Event | None = cls._plain(fields)
         as_it_came = event is not None and data.startswith(STORED_START)
         as_it_came |= SIGNATURE in fields and is_plain(fields)  # another spelling would break it
         if event is None:
             fields = _renamed(fields)
             if fields.get("id") is None:
-                raise EventInvalid("no_id", "id", "missing")
+                raise InvalidEvent("no_id", "id", "missing")
             if type(fields["id"]) is int:
                 fields["id"] = str(fields["id"])
             if fields.get("type") is None and channel_type is not None:
                 fields["type"] = channel_type
             event = cls.model_validate(fields, context=_FROM_WIRE)
         if channel_type is not None and event.type != channel_type:
-            raise EventInvalid("type_mismatch", "type", f"{event.type!r} came on the channel of {channel_type[:80]!r}")
+            raise InvalidEvent("type_mismatch", "type", f"{event.type!r} came on the channel of {channel_type[:80]!r}")
         return event, as_it_came
 
     @classmethod
@@ -197,13 +197,13 @@ class Event(BaseModel, Generic[PayloadT]):
         """Return the event as it goes over the wire; without *max_bytes*, of any size.
 
         Raises:
-            EventInvalid: It is larger than *max_bytes*; ``field`` is the largest field.
+            InvalidEvent: It is larger than *max_bytes*; ``field`` is the largest field.
         """
         fields = self.to_dict()
         data = wire.dumps(fields)
         if max_bytes is not None and len(data) > max_bytes:
             largest = max(fields, key=lambda name: len(wire.dumps(fields[name])))
-            raise EventInvalid("size", largest, f"the event has {len(data)} bytes, the limit is {max_bytes}")
+            raise InvalidEvent("size", largest, f"the event has {len(data)} bytes, the limit is {max_bytes}")
         return data
 
     @property

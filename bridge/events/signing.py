@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SecretStr
 
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.event import Event
 from bridge.events.validation import SIGNATURE, is_plain
 
@@ -54,7 +54,7 @@ class Keyring:
         """Return *event* as it goes over the wire: signed with the first key, without a signature when there is none.
 
         Raises:
-            EventInvalid: It is larger than *max_bytes*.
+            InvalidEvent: It is larger than *max_bytes*.
         """
         if self._first is None:
             return unsigned(event).encode(max_bytes=max_bytes)
@@ -62,37 +62,37 @@ class Keyring:
         data = b'%b,"signature":"%b:%b"}' % (data[:-1], self._first.encode(), self._mac(self._first, data))
         if max_bytes is not None and len(data) > max_bytes:
             text = f"with its signature the event has {len(data)} bytes, the limit is {max_bytes}"
-            raise EventInvalid("size", SIGNATURE, text)
+            raise InvalidEvent("size", SIGNATURE, text)
         return data
 
     def verify(self, data: bytes) -> dict[str, Any]:
         """Return the fields of a signed event that can be decoded.
 
         Raises:
-            EventInvalid: Not signed, not with one of the keys, or readers may take it in different ways.
+            InvalidEvent: Not signed, not with one of the keys, or readers may take it in different ways.
         """
         start = data.rfind(_START, max(0, len(data) - _MAX_FIELD_BYTES))
         found = _FIELD.fullmatch(data, start) if start > 0 else None
         if found is None:
             text = "the event does not end with a signature, as its type must by bridge_require_signature"
-            raise EventInvalid(SIGNATURE, SIGNATURE, text)
+            raise InvalidEvent(SIGNATURE, SIGNATURE, text)
         key_id = found[1].decode()
         if key_id not in self._keys:
-            raise EventInvalid(SIGNATURE, SIGNATURE, f"there is no key {key_id!r} in bridge_signing_keys")
+            raise InvalidEvent(SIGNATURE, SIGNATURE, f"there is no key {key_id!r} in bridge_signing_keys")
         if not hmac.compare_digest(found[2], self._mac(key_id, data[:start] + b"}")):
             text = f"key {key_id!r} has not signed this: it was changed, is of another bus, or of another secret"
-            raise EventInvalid(SIGNATURE, SIGNATURE, text)
+            raise InvalidEvent(SIGNATURE, SIGNATURE, text)
         fields: dict[str, Any] = _decoder.decode(data.decode())
         if not is_plain(fields):
             text = "a signed event has id, type and timestamp, whole ms, under these names and with no other types"
-            raise EventInvalid(SIGNATURE, "", text)
+            raise InvalidEvent(SIGNATURE, "", text)
         return fields
 
     def has_signed(self, data: bytes) -> bool:
         """Whether *data* is an event with the signature of one of the keys."""
         try:
             self.verify(data)
-        except EventInvalid:
+        except InvalidEvent:
             return False
         return True
 
@@ -140,7 +140,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         text = "a name comes twice in one object, and readers differ in which one they take"
-        raise EventInvalid(SIGNATURE, "", text)
+        raise InvalidEvent(SIGNATURE, "", text)
     return fields
 
 

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 
 #: Ids become parts of Redis keys: no glob, no brace (it would move the key to another Cluster slot), no space.
 ID_PATTERN = r"[A-Za-z0-9._:@+-]{1,200}"
@@ -44,18 +44,18 @@ def is_plain(fields: dict[str, Any]) -> bool:
 
 
 def check_id(event_id: str) -> None:
-    """Raise :class:`EventInvalid` unless *event_id* is one that events may have."""
+    """Raise :class:`InvalidEvent` unless *event_id* is one that events may have."""
     if not _ID.fullmatch(event_id):
-        raise EventInvalid("id", "id", f"{event_id[:80]!r} is not 1 to 200 of A-Z a-z 0-9 . _ : @ + -")
+        raise InvalidEvent("id", "id", f"{event_id[:80]!r} is not 1 to 200 of A-Z a-z 0-9 . _ : @ + -")
 
 
 @lru_cache(maxsize=10_000)  # types are few, events are many
 def check_type(event_type: str) -> None:
-    """Raise :class:`EventInvalid` unless *event_type* is one that events may have."""
+    """Raise :class:`InvalidEvent` unless *event_type* is one that events may have."""
     if len(event_type) > _MAX_TYPE_LENGTH or not _TYPE.fullmatch(event_type):
-        raise EventInvalid("type", "type", f"{event_type[:80]!r} is not words of A-Z a-z 0-9 _ - joined by . : /")
+        raise InvalidEvent("type", "type", f"{event_type[:80]!r} is not words of A-Z a-z 0-9 _ - joined by . : /")
     if RESERVED_TYPES.match(event_type):
-        raise EventInvalid("type", "type", f"{event_type!r} is reserved for the bridge's own keys")
+        raise InvalidEvent("type", "type", f"{event_type!r} is reserved for the bridge's own keys")
 
 
 #: Event types that would read like one of the bridge's own keys below the same prefix.

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 
 #: Levels of objects and arrays, the event itself being the first. Far above real events, far below what
 #: makes any known parser overflow its stack.
@@ -40,7 +40,7 @@ def jsonable(value: Any, field: str, depth: int = 2) -> Any:
         depth: Level of the value when it is a container; a field of an event is at level 2.
 
     Raises:
-        EventInvalid: A part of it is not JSON, or breaks a limit; ``field`` is the path of that part.
+        InvalidEvent: A part of it is not JSON, or breaks a limit; ``field`` is the path of that part.
     """
     if isinstance(value, str):
         return _checked_text(value, field)
@@ -69,21 +69,21 @@ def _converted(convert: Any, value: Any, field: str) -> Any:
     try:
         return convert()
     except (ValueError, RecursionError) as error:  # no JSON form, no UTF-8, or an object that holds itself
-        raise EventInvalid("json", field, f"{type(value).__name__} has no JSON form; convert it first") from error
+        raise InvalidEvent("json", field, f"{type(value).__name__} has no JSON form; convert it first") from error
 
 
 def dumps(value: Any, *, sort_keys: bool = False) -> bytes:
     """Encode plain JSON types as compact UTF-8.
 
     Raises:
-        EventInvalid: A string holds half a surrogate pair, which UTF-8 cannot carry, or a number is not finite.
+        InvalidEvent: A string holds half a surrogate pair, which UTF-8 cannot carry, or a number is not finite.
     """
     try:
         return (_sorting_encoder if sort_keys else _encoder).encode(value).encode()
     except UnicodeEncodeError as error:
-        raise EventInvalid("surrogate", "", "a string holds half a surrogate pair") from error
+        raise InvalidEvent("surrogate", "", "a string holds half a surrogate pair") from error
     except ValueError as error:
-        raise EventInvalid("non_finite", "", "NaN and infinities are not JSON") from error
+        raise InvalidEvent("non_finite", "", "NaN and infinities are not JSON") from error
 
 
 def loads(data: bytes, max_bytes: int) -> Any:
@@ -94,18 +94,18 @@ def loads(data: bytes, max_bytes: int) -> Any:
         max_bytes: Largest size that is parsed at all.
 
     Raises:
-        EventInvalid: It is no JSON that every reader would take the same way; ``reason`` says why.
+        InvalidEvent: It is no JSON that every reader would take the same way; ``reason`` says why.
     """
     if len(data) > max_bytes:
-        raise EventInvalid("size", "", f"{len(data)} bytes, the limit is {max_bytes} (bridge_max_event_bytes)")
+        raise InvalidEvent("size", "", f"{len(data)} bytes, the limit is {max_bytes} (bridge_max_event_bytes)")
     if not data or data.isspace():
-        raise EventInvalid("empty", "", "no content")
+        raise InvalidEvent("empty", "", "no content")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise EventInvalid("encoding", "", f"not UTF-8: {error.reason} at byte {error.start}") from error
+        raise InvalidEvent("encoding", "", f"not UTF-8: {error.reason} at byte {error.start}") from error
     if text[0] == "\ufeff":
-        raise EventInvalid("encoding", "", "starts with a byte order mark")
+        raise InvalidEvent("encoding", "", "starts with a byte order mark")
     value = _parsed(text)
     # Brackets bound the depth from above, and names may be escaped: only suspicious messages pay for the walk.
     escapes = b"\\" in data
@@ -124,13 +124,13 @@ def _parsed(text: str) -> Any:
                 return value
         return _decoder.decode(text)  # white space around it, or an error worth a message
     except RecursionError as error:
-        raise EventInvalid("depth", "", f"nested deeper than {MAX_DEPTH} levels") from error
+        raise InvalidEvent("depth", "", f"nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
-        raise EventInvalid("json", "", f"not JSON: {error}") from error
+        raise InvalidEvent("json", "", f"not JSON: {error}") from error
 
 
 def check_containers(value: Any, max_depth: int = MAX_DEPTH) -> None:
-    """Raise :class:`EventInvalid` if *value* is nested deeper than *max_depth* levels, or means more to Celery."""
+    """Raise :class:`InvalidEvent` if *value* is nested deeper than *max_depth* levels, or means more to Celery."""
     level, depth = [value] if isinstance(value, _CONTAINERS) else [], 0
     while level:
         depth += 1
@@ -144,23 +144,23 @@ def check_containers(value: Any, max_depth: int = MAX_DEPTH) -> None:
 
 def _check_depth(depth: int, field: str, max_depth: int = MAX_DEPTH) -> None:
     if depth > max_depth:
-        raise EventInvalid("depth", field[:200], f"nested deeper than {max_depth} levels")
+        raise InvalidEvent("depth", field[:200], f"nested deeper than {max_depth} levels")
 
 
 def _check_names(fields: dict[str, Any], field: str) -> None:
     if fields.keys() == _CELERY_NAMES:
-        raise EventInvalid("reserved", field, "an object of just __type__ and __value__ means another type to Celery")
+        raise InvalidEvent("reserved", field, "an object of just __type__ and __value__ means another type to Celery")
 
 
 def _checked_int(value: int, field: str) -> int:
     if not MIN_INT <= value <= MAX_INT:
-        raise EventInvalid("integer", field, "does not fit into 64 bits; send it as a string")
+        raise InvalidEvent("integer", field, "does not fit into 64 bits; send it as a string")
     return int(value)
 
 
 def _checked_float(value: float, field: str) -> float:
     if not math.isfinite(value):
-        raise EventInvalid("non_finite", field, f"{value} is not JSON; send null or a string")
+        raise InvalidEvent("non_finite", field, f"{value} is not JSON; send null or a string")
     return float(value)
 
 
@@ -168,19 +168,19 @@ def _checked_text(value: str, field: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise EventInvalid("surrogate", field, "holds half a surrogate pair") from error
+        raise InvalidEvent("surrogate", field, "holds half a surrogate pair") from error
     return str.__str__(value)
 
 
 def _checked_name(name: Any, field: str) -> str:
     if not isinstance(name, str):
-        raise EventInvalid("json", field, f"object names are strings, {name!r} is {type(name).__name__}")
+        raise InvalidEvent("json", field, f"object names are strings, {name!r} is {type(name).__name__}")
     return _checked_text(name, field)
 
 
 def _parse_int(text: str) -> int:
     if len(text) > 20:  # int() of thousands of digits is slow, or refused with a bare ValueError
-        raise EventInvalid("integer", "", f"a number of {len(text)} digits does not fit into 64 bits")
+        raise InvalidEvent("integer", "", f"a number of {len(text)} digits does not fit into 64 bits")
     return _checked_int(int(text), "")
 
 
@@ -189,7 +189,7 @@ def _parse_float(text: str) -> float:
 
 
 def _refuse_constant(text: str) -> Any:
-    raise EventInvalid("non_finite", "", f"{text} is not JSON")
+    raise InvalidEvent("non_finite", "", f"{text} is not JSON")
 
 
 _encoder, _sorting_encoder = (

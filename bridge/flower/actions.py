@@ -13,9 +13,9 @@ from bridge.flower.data import EventData
 from bridge.flower.tree import find
 from bridge.handlers.registry import registry
 from bridge.operations.replay import Replay
-from bridge.operations.replay_sources import Candidate, DeadSource, JournalSource, Source
-from bridge.storage.entries import Selection, place_of
-from bridge.telemetry.logs import about
+from bridge.operations.replay_sources import DeadLetterSource, JournalSource, ReplayItem, Source
+from bridge.storage.entries import EntryFilter, stream_position
+from bridge.telemetry.logs import log_fields
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ def retry(data: EventData, letter_id: str, who: str) -> str:
         BridgeError: It cannot be; the text says why.
         BusUnavailable: Redis does not answer.
     """
-    at_ms, _ = place_of(letter_id)
-    selection = Selection(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({letter_id}))
+    at_ms, _ = stream_position(letter_id)
+    selection = EntryFilter(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({letter_id}))
     handlers = {handler.task_name for handler in registry}
-    source = DeadSource(data.client, data.settings, selection, handlers)
+    source = DeadLetterSource(data.client, data.settings, selection, handlers)
     gone = "this dead letter is gone: it was retried or dropped before"
     done, name = _replay(data, source, {"from": "dead letters", "id": [letter_id]}, gone, who)
     what = done.handler or "all handlers"
@@ -60,7 +60,7 @@ def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
     if node is None or not node.at_ms:
         raise BridgeError(gone)
     # With the moment at which the journal took it nothing else is read.
-    selection = Selection(since_ms=node.at_ms, until_ms=node.at_ms + 1, ids=frozenset({event_id}))
+    selection = EntryFilter(since_ms=node.at_ms, until_ms=node.at_ms + 1, ids=frozenset({event_id}))
     filters: dict[str, Any] = {"from": "journal", "id": [event_id]}
     handlers = {handler.task_name: handler for handler in registry.matching(node.event_type)}
     if not handler_name:
@@ -75,7 +75,7 @@ def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
     return f"Replayed: {handler_name or 'all handlers'} of event {done.event_id}, as replay {name}."
 
 
-def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: str, who: str) -> tuple[Candidate, str]:
+def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: str, who: str) -> tuple[ReplayItem, str]:
     """Replay the one event of *source*; return it, and the name of the replay."""
     name = f"flower-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     replay = Replay(data.client, data.settings, source, name, filters)
@@ -89,7 +89,7 @@ def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: s
         replayed = progress.replayed
     if not replayed:
         raise BridgeError(gone)
-    extra = about("replay_asked", event_id=found.event_id, event_type=found.event_type, handler=found.handler)
+    extra = log_fields("replay_asked", event_id=found.event_id, event_type=found.event_type, handler=found.handler)
     whom = found.handler or "all handlers"
     log.info("replay %s was asked for in Flower by %s: event %s to %s", name, who, found.event_id, whom, extra=extra)
     return found, name

@@ -16,17 +16,17 @@ from celery import Celery
 from redis import Redis
 
 from bridge.config.settings import BridgeSettings
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.event import Event
 from bridge.events.patterns import compile_pattern
 from bridge.handlers.registry import registry
 from bridge.operations.history import Header, History
-from bridge.operations.task_states import Outcomes, TaskNode
+from bridge.operations.task_states import TaskNode, TaskStates
 from bridge.operations.trace import Trace, Tracer
 from bridge.redis.client import connect
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.entries import Selection, place_of
+from bridge.storage.entries import EntryFilter, stream_position
 from bridge.storage.journal import Journal
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class EventData:
         self.letters = DeadLetters(self.client, self.settings)
         self._history = History(self.client, self.settings)
         self._journal = Journal(self.client, self.settings)
-        self._outcomes = Outcomes(app, self.client, self.settings)
+        self._outcomes = TaskStates(app, self.client, self.settings)
         self._tracer = Tracer(app, self.client, self.settings)
         self._headers: list[Header] = []
         self._sources: dict[str, str] = {}
@@ -194,7 +194,7 @@ class EventData:
         """Return what is known of an event id or a correlation id; None: nothing."""
         try:
             event = self._history.event(any_id)
-        except EventInvalid:  # somebody wrote something else to its key
+        except InvalidEvent:  # somebody wrote something else to its key
             event = None
         trace = self._tracer.trace(any_id)
         if event is None and trace is None:
@@ -228,9 +228,9 @@ class EventData:
 
     def _newest_letters(self) -> Iterator[DeadLetter]:
         size = 0
-        for letter in islice(self.letters.select(Selection(), newest_first=True), NEWEST_LETTERS):
+        for letter in islice(self.letters.select(EntryFilter(), newest_first=True), NEWEST_LETTERS):
             size += len(letter.raw)
-            yield self.letters.shown(letter)
+            yield self.letters.redacted_by(letter)
             if size > _READ_BYTES:
                 return
 
@@ -252,12 +252,12 @@ class EventData:
         """Return why a dead letter cannot be retried, for a person; empty: it can."""
         if letter.handler and letter.handler not in {handler.task_name for handler in registry}:
             return f"there is no handler {letter.handler} here"
-        if letter.stands_for:  # which is whole for as long as it is kept
+        if letter.redacted_event:  # which is whole for as long as it is kept
             expired = letter.at_ms + self.settings.event_ttl_ms < time.time_ns() // 1_000_000
             return "its event has expired" if expired else ""
         try:
             letter.event()
-        except EventInvalid as error:
+        except InvalidEvent as error:
             return str(error)
         return ""
 
@@ -266,7 +266,7 @@ def _once_each(headers: Sequence[Header]) -> list[Header]:
     """Return each event once, where it came first: what a replay appended is the same event again."""
     first = {one.event_id: one for one in reversed(headers) if one.replay}
     first |= {one.event_id: one for one in reversed(headers) if not one.replay}
-    return sorted(first.values(), key=lambda one: place_of(one.entry_id), reverse=True)
+    return sorted(first.values(), key=lambda one: stream_position(one.entry_id), reverse=True)
 
 
 def _rows_of(found: list[T], start: int, length: int) -> list[T]:
@@ -276,7 +276,7 @@ def _rows_of(found: list[T], start: int, length: int) -> list[T]:
 def _source(data: bytes) -> str:
     try:
         return Event.decode(data, max_bytes=len(data)).source or ""
-    except EventInvalid:
+    except InvalidEvent:
         return ""
 
 

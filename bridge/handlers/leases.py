@@ -26,8 +26,8 @@ from bridge.redis.retry import attempt
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.ledger import Begun, Ended, Ledger
-from bridge.telemetry.error_redaction import concealing
-from bridge.telemetry.logs import Pace, about
+from bridge.telemetry.error_redaction import redacting_errors
+from bridge.telemetry.logs import LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _BEGAN = "bridge_began_s"
 #: Pause between two lines about the same trouble of a task.
 _SAY_AGAIN_S = 600.0
 
-_executions: WeakKeyDictionary[EventBus, Executions] = WeakKeyDictionary()
+_executions: WeakKeyDictionary[EventBus, Leases] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _End:
     unless_begun: bool = False
 
 
-class Executions:
+class Leases:
     """What one process runs of one bus; safe for several threads.
 
     Arguments:
@@ -67,12 +67,12 @@ class Executions:
         #: Tasks whose end is still to be noted.
         self._ends: dict[str, _End] = {}
         self._keeper: threading.Thread | None = None
-        self._pace = Pace(_SAY_AGAIN_S)
+        self._pace = LogThrottle(_SAY_AGAIN_S)
         self._wake = threading.Event()
 
-    def concealing(self, event: dict[str, Any]) -> AbstractContextManager[None]:
+    def redacting_errors(self, event: dict[str, Any]) -> AbstractContextManager[None]:
         """Return a context that errors leave without what is sensitive in *event*, see concealment.py."""
-        return concealing(self._settings.redaction, event)
+        return redacting_errors(self._settings.redaction, event)
 
     def begin(self, task_id: str, *, idempotent: bool, retries: int = 0) -> Begun:
         """Ask whether a task may run; if so it counts as running until one of the methods below is called.
@@ -104,17 +104,17 @@ class Executions:
         """
         end = _End(letter, _ending())
         try:
-            attempt(self._settings, f"noting the end of task {task_id}", lambda: self._note(task_id, end))
+            attempt(self._settings, f"noting the end of task {task_id}", lambda: self._write_end(task_id, end))
         except BusUnavailable as error:
-            extra = about("end_not_noted", task_id=task_id, group=self._settings.group)
+            extra = log_fields("end_not_noted", task_id=task_id, group=self._settings.group)
             log.warning("%s Tried again in the background.", error, extra=extra)
             with self._lock:
                 self._ends[task_id] = end
                 self._start_keeper()
         else:
-            self.abandon(task_id)
+            self.release_locally(task_id)
 
-    def end_later(self, task_id: str, letter: DeadLetter, *, unless_begun: bool) -> None:
+    def end_in_background(self, task_id: str, letter: DeadLetter, *, unless_begun: bool) -> None:
         """Have a thread note the end of a task: for the main process of a worker, which nothing may hold up.
 
         Arguments:
@@ -133,13 +133,13 @@ class Executions:
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries. The task then waits for its own lease.
         """
-        token = self.abandon(task_id)
+        token = self.release_locally(task_id)
         if token is not None:
             delay_ms = max(0, int(delay_s * 1000))
             what = f"releasing task {task_id}"
             attempt(self._settings, what, lambda: self._ledger.release(task_id, token, delay_ms))
 
-    def abandon(self, task_id: str) -> str | None:
+    def release_locally(self, task_id: str) -> str | None:
         """Let the lease of a run expire, and return its token: how it ended is for others to say."""
         with self._lock:
             return self._running.pop(task_id, None)
@@ -163,7 +163,7 @@ class Executions:
         if not self._ledger.end_first(task_id, _ending(), pipe):
             raise WatchError(f"task {task_id} has ended elsewhere: its lease was over before its effect")
 
-    def _note(self, task_id: str, end: _End) -> None:
+    def _write_end(self, task_id: str, end: _End) -> None:
         if end.unless_begun:
             begun = self._ledger.begin(task_id, secrets.token_hex(8), idempotent=True)
             if begun.outcome in ("ended", "running"):
@@ -200,17 +200,17 @@ class Executions:
                 for task_id, end in ends.items():
                     self._note_late(task_id, end)
             except (RedisError, OSError) as error:
-                if self._pace.due("leases"):
-                    extra = about("leases_not_renewed", group=self._settings.group, count=len(running))
+                if self._pace.allow("leases"):
+                    extra = log_fields("leases_not_renewed", group=self._settings.group, count=len(running))
                     log.warning("leases not renewed: %s", error, extra=extra)
             kept = running
 
     def _note_late(self, task_id: str, end: _End) -> None:
         try:
-            self._note(task_id, end)
+            self._write_end(task_id, end)
         except ResponseError as error:
-            if self._pace.due(f"end {task_id}"):
-                extra = about("end_not_noted", task_id=task_id, group=self._settings.group)
+            if self._pace.allow(f"end {task_id}"):
+                extra = log_fields("end_not_noted", task_id=task_id, group=self._settings.group)
                 log.warning("the end of task %s is not noted: %s", task_id, error, extra=extra)
             return  # others may have better luck
         with self._lock:
@@ -220,8 +220,8 @@ class Executions:
             self._running.pop(task_id, None)
 
     def _renew(self, task_id: str, token: str) -> None:
-        if not self._ledger.renew(task_id, token) and self._running.get(task_id) == token and self._pace.due(token):
-            extra = about("lease_lost", task_id=task_id, group=self._settings.group)
+        if not self._ledger.renew(task_id, token) and self._running.get(task_id) == token and self._pace.allow(token):
+            extra = log_fields("lease_lost", task_id=task_id, group=self._settings.group)
             text = "task %s lost its lease, as after a long freeze: another copy of it may run"
             log.error(text, task_id, extra=extra)
 
@@ -235,14 +235,14 @@ def _ending() -> Ended:
     return Ended(runtime_ms=runtime_ms, queue=str(queue))
 
 
-def get_executions() -> Executions:
+def get_leases() -> Leases:
     """Return those of this process's bus for the current Celery application.
 
     Raises:
         SettingsError: A setting is unknown or does not fit.
     """
     bus = get_bus()  # another one after a fork: nothing of the parent's is used
-    return _executions.get(bus) or _executions.setdefault(bus, Executions(bus))
+    return _executions.get(bus) or _executions.setdefault(bus, Leases(bus))
 
 
 def mark_done(pipe: Pipeline) -> None:
@@ -279,4 +279,4 @@ def mark_done(pipe: Pipeline) -> None:
         raise BridgeError("mark_done() needs a pipeline with transaction=True, or effect and mark could part")
     if pipe.explicit_transaction:
         raise BridgeError("mark_done() begins the transaction itself; call it in the place of multi()")
-    get_executions().mark_done(str(request.id), pipe)
+    get_leases().mark_done(str(request.id), pipe)

@@ -13,7 +13,7 @@ from kombu.compression import get_encoder
 from kombu.entity import maybe_delivery_mode
 
 from bridge.config.celery_config import is_pickle
-from bridge.errors import EventInvalid, HandlerInvalid
+from bridge.errors import InvalidEvent, InvalidHandler
 from bridge.events.event import Event
 from bridge.events.patterns import compile_pattern
 from bridge.events.validation import check_type
@@ -67,16 +67,16 @@ def on_event(
             (``queue``, ``priority``, ``countdown``, ...).
 
     Raises:
-        HandlerInvalid: It could never work as written; the text says what to change.
+        InvalidHandler: It could never work as written; the text says what to change.
     """
     _check_patterns(patterns)
     _check_options(options)
     if where is not None and not callable(where):
-        raise HandlerInvalid(f"@on_event: where={where!r} must be a function of the event")
+        raise InvalidHandler(f"@on_event: where={where!r} must be a function of the event")
 
     def register(function: Callable[..., Any]) -> EventTask:
         if not inspect.isfunction(inspect.unwrap(function)):
-            raise HandlerInvalid(f"{function!r} must be a function, with a name that its task can have")
+            raise InvalidHandler(f"{function!r} must be a function, with a name that its task can have")
         send_options = {name: options[name] for name in options if name in SEND_OPTIONS}
         task_options = {name: options[name] for name in options if name not in SEND_OPTIONS}
         name = task_options.pop("name", None) or f"{function.__module__}.{function.__name__}"
@@ -91,28 +91,28 @@ def on_event(
 
 
 def check_send_options(options: Mapping[str, Any]) -> None:
-    """Raise :class:`HandlerInvalid` for values that the broker's client would refuse only with the first event."""
+    """Raise :class:`InvalidHandler` for values that the broker's client would refuse only with the first event."""
     try:
         if options.get("compression") is not None:
             get_encoder(options["compression"])
         if options.get("delivery_mode") is not None:
             maybe_delivery_mode(options["delivery_mode"])
     except (KeyError, AttributeError) as error:
-        raise HandlerInvalid(f"compression or delivery_mode: kombu knows no {error}") from error
+        raise InvalidHandler(f"compression or delivery_mode: kombu knows no {error}") from error
     if not isinstance(options.get("countdown") or 0, int | float):
-        raise HandlerInvalid(f"countdown={options['countdown']!r} must be a number of seconds")
+        raise InvalidHandler(f"countdown={options['countdown']!r} must be a number of seconds")
 
 
 def _check_patterns(patterns: tuple[Any, ...]) -> None:
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise HandlerInvalid("@on_event needs one or more event types: @on_event('dream.created')")
+        raise InvalidHandler("@on_event needs one or more event types: @on_event('dream.created')")
     for pattern in patterns:
         try:
             compile_pattern(pattern)
             if not _GLOB_CHARS & set(pattern):
                 check_type(pattern)
-        except (ValueError, EventInvalid) as error:
-            raise HandlerInvalid(f"@on_event({pattern!r}) can match no event: {error}") from error
+        except (ValueError, InvalidEvent) as error:
+            raise InvalidHandler(f"@on_event({pattern!r}) can match no event: {error}") from error
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -121,31 +121,31 @@ def _check_options(options: Mapping[str, Any]) -> None:
         if name not in known:
             guess = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {guess[0]!r}?" if guess else "it is no option of a Celery task."
-            raise HandlerInvalid(f"@on_event has no option {name!r}; {hint}")
+            raise InvalidHandler(f"@on_event has no option {name!r}; {hint}")
     check_send_options(options)
     if is_pickle(options.get("serializer")):
-        raise HandlerInvalid("serializer='pickle' lets whoever may write to the queue run any code; leave it at 'json'")
+        raise InvalidHandler("serializer='pickle' lets whoever may write to the queue run any code; leave it at 'json'")
     base = options.get("base", EventTask)
     if not (isinstance(base, type) and issubclass(base, EventTask)):
-        raise HandlerInvalid(f"base={base!r} must be a subclass of bridge.EventTask")
+        raise InvalidHandler(f"base={base!r} must be a subclass of bridge.EventTask")
 
 
 def _event_model(function: Callable[..., Any], *, bound: bool) -> type[Event[Any]]:
     name = getattr(function, "__name__", repr(function))
     if inspect.iscoroutinefunction(function):
-        raise HandlerInvalid(f"{name} is async; Celery runs plain functions: call asyncio.run() inside one")
+        raise InvalidHandler(f"{name} is async; Celery runs plain functions: call asyncio.run() inside one")
     signature = inspect.signature(function)
     try:
         arguments = signature.bind(*([None] * (1 + bound))).arguments
     except TypeError as error:
         wanted = "the task and the event" if bound else "the event as its one argument (or use bind=True)"
-        raise HandlerInvalid(f"{name}{signature} must take {wanted}") from error
+        raise InvalidHandler(f"{name}{signature} must take {wanted}") from error
     try:
         annotation = typing.get_type_hints(function).get(list(arguments)[-1], Event)
     except NameError as error:
-        raise HandlerInvalid(
+        raise InvalidHandler(
             f"{name}: {error}; a type that a handler is annotated with is needed at run time"
         ) from error
     if not (isinstance(annotation, type) and issubclass(annotation, Event)):
-        raise HandlerInvalid(f"{name} gets an Event; annotate it as Event or Event[Model], not {annotation!r}")
+        raise InvalidHandler(f"{name} gets an Event; annotate it as Event or Event[Model], not {annotation!r}")
     return annotation

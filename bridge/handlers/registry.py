@@ -10,7 +10,7 @@ from hashlib import sha1
 from typing import Any
 from uuid import UUID
 
-from bridge.errors import HandlerInvalid
+from bridge.errors import InvalidHandler
 from bridge.events.event import Event
 from bridge.events.patterns import compile_pattern
 
@@ -53,12 +53,12 @@ class Registry:
         """Register *handler*; the same one again, from a module imported twice, changes nothing.
 
         Raises:
-            HandlerInvalid: Another function has this task name. Celery would run the first for the events of both.
+            InvalidHandler: Another function has this task name. Celery would run the first for the events of both.
         """
         with self._lock:
             first = self._handlers.get(handler.task_name, handler)
             if first.defined_at != handler.defined_at:
-                raise HandlerInvalid(
+                raise InvalidHandler(
                     f"two handlers are named {handler.task_name!r}, at {first.defined_at} and {handler.defined_at}; "
                     "rename one, or give it a name="
                 )

@@ -16,19 +16,19 @@ from redis.exceptions import RedisError, WatchError
 
 from bridge.bus.causation import count_publications, handling
 from bridge.bus.publish import get_bus
-from bridge.errors import BusUnavailable, EventInvalid, HandlerInvalid
+from bridge.errors import BusUnavailable, InvalidEvent, InvalidHandler
 from bridge.events.encoded import StoredEvent
 from bridge.events.event import Event
-from bridge.handlers.leases import get_executions
+from bridge.handlers.leases import get_leases
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.ledger import Begun
-from bridge.telemetry.logs import Action, Pace, about
+from bridge.telemetry.logs import Action, LogThrottle, log_fields
 
 #: Characters of an event's id or type that are shown: somebody may have sent anything by hand.
 _SHOWN_CHARS = 200
 
 
-def about_task(
+def task_fields(
     action: Action,
     task: Task[..., Any],
     task_id: str | None,
@@ -41,7 +41,7 @@ def about_task(
         event_id, event_type = event.id, event.type
     elif isinstance(event, dict):
         event_id, event_type = (str(event.get(name, ""))[:_SHOWN_CHARS] for name in ("id", "type"))
-    return about(
+    return log_fields(
         action,
         event_id=event_id,
         event_type=event_type,
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 _BUS_AWAY_RETRY_S = 5.0
 #: Attribute of a request: the end of its task is noted. What Celery cannot do afterwards is no failure of the task.
 _ENDED = "bridge_ended"
-_pace = Pace(600.0)  # of trouble that a task meets again and again while it lasts
+_pace = LogThrottle(600.0)  # of trouble that a task meets again and again while it lasts
 
 
 class EventRequest(Request):
@@ -121,7 +121,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         if self.request.is_eager:
             return
         if getattr(self.request, _ENDED, False):
-            extra = about_task("ended_task_failed", self, task_id, args and args[0], type(exc).__name__)
+            extra = task_fields("ended_task_failed", self, task_id, args and args[0], type(exc).__name__)
             log.error("task %s has ended; what follows its end failed: %r", task_id, exc, extra=extra)
             return
         self.give_up("failure", f"{type(exc).__name__}: {exc}", task_id, args, str(getattr(einfo, "traceback", "")))
@@ -135,11 +135,11 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         """Let another task take the place of this one, as Celery does.
 
         Raises:
-            HandlerInvalid: It is a handler. It would have the id of this task, and be skipped as a copy of it.
+            InvalidHandler: It is a handler. It would have the id of this task, and be skipped as a copy of it.
         """
         last = sig.tasks[-1] if isinstance(sig, _chain) else sig
         if isinstance(self.app.tasks.get(str(last.task)), EventTask):
-            raise HandlerInvalid(
+            raise InvalidHandler(
                 f"{self.name} cannot be replaced by {last.task}, which is a handler too: publish an event for it, or "
                 "call it as a function"
             )
@@ -154,8 +154,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         """
         try:
             event = Event.from_dict(args[0])
-        except (EventInvalid, LookupError, TypeError) as error:
-            extra = about_task("undeliverable_task", self, task_id, None, reason)
+        except (InvalidEvent, LookupError, TypeError) as error:
+            extra = task_fields("undeliverable_task", self, task_id, None, reason)
             log.error("no dead letter for task %s, which somebody sent by hand: %s", task_id, error, extra=extra)
         else:
             self._fail(reason, detail, task_id, event, traceback, unless_begun)
@@ -167,7 +167,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
 
     def _run_once(self, event: dict[str, Any]) -> Any:
         task_id = str(self.request.id)
-        executions = get_executions()
+        executions = get_leases()
         try:
             begun = executions.begin(task_id, idempotent=self.idempotent, retries=self.request.retries or 0)
             if begun.outcome != "begun":
@@ -179,20 +179,20 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             if self.acks_late:
                 raise Reject(str(error), requeue=True) from error
             self._send_again(_BUS_AWAY_RETRY_S)
-            if _pace.due(f"bus {task_id}"):
-                extra = about_task("task_waits_for_bus", self, task_id, event)
+            if _pace.allow(f"bus {task_id}"):
+                extra = task_fields("task_waits_for_bus", self, task_id, event)
                 log.warning("task %s waits for the bus: %s", task_id, error, extra=extra)
             raise Ignore from error
-        except EventInvalid:
-            executions.abandon(task_id)
+        except InvalidEvent:
+            executions.release_locally(task_id)
             raise
         count_publications(self.request)
         try:
-            with handling(typed), executions.concealing(event):
+            with handling(typed), executions.redacting_errors(event):
                 result = self.run(typed)
         except BaseException as error:
             if isinstance(error, WatchError) and executions.has_ended(task_id):
-                executions.abandon(task_id)
+                executions.release_locally(task_id)
                 self._announce("task-deduplicated")
                 raise Ignore from error
             self._left(error, task_id, event)
@@ -204,19 +204,19 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
 
     def _left(self, error: BaseException, task_id: str, event: dict[str, Any]) -> None:
         """Note that a run was left with *error*, which is how Celery's own outcomes come as well."""
-        executions = get_executions()
+        executions = get_leases()
         if isinstance(error, Retry) or (isinstance(error, Reject) and cast("Any", error).requeue):
             try:
                 executions.release(task_id, _delay_s(error))
             except BusUnavailable as away:
-                extra = about_task("retry_waits", self, task_id, event)
+                extra = task_fields("retry_waits", self, task_id, event)
                 log.warning("the retry of task %s waits for its lease: %s", task_id, away, extra=extra)
         elif isinstance(error, Reject):
             self.give_up("rejected", str(cast("Any", error).reason), task_id, [event])
         elif isinstance(error, Ignore):
             self._end(task_id)
         else:
-            executions.abandon(task_id)  # Celery calls on_failure(), or the process dies
+            executions.release_locally(task_id)  # Celery calls on_failure(), or the process dies
 
     def _not_begun(self, begun: Begun, task_id: str, event: dict[str, Any]) -> None:
         if begun.outcome == "ended":
@@ -225,8 +225,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             # If that copy's worker has died, this one is to run: neither drop it nor let it go round in circles.
             wait_s = begun.left_ms / 1000
             self._send_again(wait_s)
-            if _pace.due(f"elsewhere {task_id}"):
-                extra = about_task("task_elsewhere", self, task_id, event)
+            if _pace.allow(f"elsewhere {task_id}"):
+                extra = task_fields("task_elsewhere", self, task_id, event)
                 log.info("task %s runs elsewhere; this copy looks again in %.1f s", task_id, wait_s, extra=extra)
         else:
             detail = f"its worker died {begun.deaths} times while it ran"
@@ -243,9 +243,9 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
 
     def _validated(self, event: dict[str, Any], task_id: str) -> Event[Any]:
         try:
-            with get_executions().concealing(event):
+            with get_leases().redacting_errors(event):
                 return self.event_model.from_dict(event)
-        except EventInvalid as error:
+        except InvalidEvent as error:
             # What somebody sent by hand and is no event at all fails here, as any task does.
             whole = Event.from_dict(event)
             # No retry can mend it. The result says FAILURE to who waits for it; Ignore keeps the state that
@@ -258,7 +258,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         self.backend.mark_as_failure(task_id, error, request=self.request, store_result=not self.ignore_result)
 
     def _end(self, task_id: str, letter: DeadLetter | None = None) -> None:
-        get_executions().end(task_id, letter)
+        get_leases().end(task_id, letter)
         setattr(self.request, _ENDED, True)
 
     def _fail(
@@ -274,11 +274,11 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         letter = DeadLetter.of_event(
             reason, detail, event, event.encode(), self.name, task_id, traceback=traceback, attempts=attempts
         )
-        extra = about_task("dead_letter", self, task_id, event, reason)
+        extra = task_fields("dead_letter", self, task_id, event, reason)
         log.warning("dead letter (%s): %s of %r", reason, self.name, event, extra=extra)
         if self.request.id is None:
             # In a worker's main process, after a hard time limit or a revocation, which Celery announces.
-            get_executions().end_later(task_id, letter, unless_begun=unless_begun)
+            get_leases().end_in_background(task_id, letter, unless_begun=unless_begun)
         else:
             self._end(task_id, letter)
             self._announce("task-deadlettered", reason=reason, exception=detail)
@@ -288,8 +288,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         try:
             self.send_event(event_type, retry=False, **fields)
         except Exception as error:  # noqa: BLE001  # whatever the broker's client raises, the task is what matters
-            if _pace.due(event_type):
-                extra = about_task("monitors_not_told", self, self.request.id, None)
+            if _pace.allow(event_type):
+                extra = task_fields("monitors_not_told", self, self.request.id, None)
                 log.warning("monitors were not told %s of task %s: %s", event_type, self.request.id, error, extra=extra)
 
 
@@ -317,6 +317,6 @@ def describe(event: Any) -> str:
     if isinstance(event, dict):
         try:
             event = Event.from_dict(event)
-        except EventInvalid:
+        except InvalidEvent:
             return "(<Event invalid>,)"
     return f"({event!r},)" if isinstance(event, Event) else "(...)"

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from bridge.config.settings import BridgeSettings
 from bridge.events.patterns import escape_glob
 from bridge.storage.keys import Keys
-from bridge.storage.presence import Presences
+from bridge.storage.presence import PresenceStore
 
 #: Keys the server looks at in one step of a scan, and the most that are removed in one.
 _SCAN_KEYS = 1000
@@ -68,7 +68,9 @@ class Groups:
         Raises:
             RedisError: Redis does not answer.
         """
-        if any(one.alive for one in Presences(self._client, self._settings.model_copy(update={"group": name})).all()):
+        if any(
+            one.alive for one in PresenceStore(self._client, self._settings.model_copy(update={"group": name})).all()
+        ):
             return True
         try:
             rows: Any = self._client.xinfo_consumers(self._keys.journal, name)
@@ -112,10 +114,17 @@ class Groups:
 
     def _fixed(self, name: str) -> list[str]:
         keys = self._keys
-        ledger = [keys.inflight(name), keys.inflight_pairs(name), keys.inflight_lanes(name)]
+        ledger = [keys.inflight(name), keys.inflight_pairs(name), keys.queue_watermarks(name)]
         letters = [keys.dead(name), keys.dead_size(name)]
-        return [*ledger, *letters, keys.fence(name), keys.upkeep(name), keys.starts(name), keys.subscribers(name)]
+        return [
+            *ledger,
+            *letters,
+            keys.fencing_token(name),
+            keys.upkeep(name),
+            keys.starts(name),
+            keys.subscribers(name),
+        ]
 
     def _patterns(self, name: str) -> list[str]:
-        keys = (self._keys.replay(name, ""), self._keys.replays(name, ""), self._keys.parked(name, ""))
+        keys = (self._keys.replay(name, ""), self._keys.replays(name, ""), self._keys.dead_letter_dedup(name, ""))
         return [escape_glob(key) + "*" for key in keys]

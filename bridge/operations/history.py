@@ -13,10 +13,10 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from bridge.config.settings import BridgeSettings
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.event import Event
 from bridge.redis.retry import attempt
-from bridge.storage.entries import entries_by_id, place_of
+from bridge.storage.entries import entries_by_id, stream_position
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
@@ -83,7 +83,7 @@ class History:
         """Return an event: as its key holds it, or else the journal; None when neither does.
 
         Raises:
-            EventInvalid: What is there is no event.
+            InvalidEvent: What is there is no event.
             BusUnavailable: Redis does not answer, after bounded retries.
         """
         data = self.data(event_id)
@@ -106,7 +106,7 @@ class History:
         found: dict[str, Event] = {}
         for start in range(0, len(event_ids), _AT_ONCE):
             for event_id, data in self._data(event_ids[start : start + _AT_ONCE]).items():
-                with suppress(EventInvalid):
+                with suppress(InvalidEvent):
                     if data is not None:
                         event = Event.decode(data, max_bytes=len(data))
                         found[event_id] = event.model_copy(update={"payload": None})
@@ -144,16 +144,17 @@ class History:
         groups, *pending = self._attempt(read)
         rows = [] if isinstance(groups, ResponseError) else groups  # no journal
         delivered = next(
-            (place_of(row["last-delivered-id"].decode()) for row in rows if row["name"] == group.encode()), (0, 0)
+            (stream_position(row["last-delivered-id"].decode()) for row in rows if row["name"] == group.encode()),
+            (0, 0),
         )
         return {
             entry_id
             for entry_id, held in zip(entry_ids, pending, strict=True)
-            if place_of(entry_id) > delivered or (isinstance(held, list) and held)
+            if stream_position(entry_id) > delivered or (isinstance(held, list) and held)
         }
 
     def _data(self, event_ids: Sequence[str]) -> dict[str, bytes | None]:
-        kept: dict[str, bytes | None] = self._attempt(lambda: self._event_keys.kept(event_ids))
+        kept: dict[str, bytes | None] = self._attempt(lambda: self._event_keys.get_many(event_ids))
         missing = [event_id for event_id in event_ids if event_id not in kept]
         return kept | dict.fromkeys(missing) | self._entries(self.entry_ids(missing))
 
@@ -176,4 +177,4 @@ class History:
 def _header(row: list[Any]) -> Header:
     entry_id, event_id, event_type, replay = row
     event_id, event_type = (text.decode(errors="replace") for text in (event_id, event_type))
-    return Header(entry_id.decode(), event_id, event_type, place_of(entry_id.decode())[0], bool(replay))
+    return Header(entry_id.decode(), event_id, event_type, stream_position(entry_id.decode())[0], bool(replay))

@@ -24,7 +24,7 @@ from bridge.config.settings import BATCH_BYTES, BridgeSettings
 from bridge.errors import BridgeError
 from bridge.events.event import Event
 from bridge.events.signing import Keyring, is_signed, unsigned
-from bridge.operations.replay_sources import Candidate, Source
+from bridge.operations.replay_sources import ReplayItem, Source
 from bridge.redis.retry import attempt
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
@@ -105,7 +105,7 @@ class Replay:
         finished = stored.get("finished") == "1"
         return Progress(stored["cursor"], stored["until"], at_ms, replayed, skipped, finished)
 
-    def remaining(self) -> Iterator[Candidate]:
+    def remaining(self) -> Iterator[ReplayItem]:
         """Yield what :meth:`run` would still replay or skip; writes nothing.
 
         Raises:

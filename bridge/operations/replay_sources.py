@@ -11,15 +11,15 @@ from redis import Redis
 
 from bridge.bus.admission import Admission
 from bridge.config.settings import BridgeSettings
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.event import Event
 from bridge.operations.history import History
 from bridge.redis.retry import attempt
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.entries import Entry, Selection
+from bridge.storage.entries import Entry, EntryFilter
 from bridge.storage.keys import Keys
-from bridge.telemetry.logs import about
+from bridge.telemetry.logs import log_fields
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _PAGE = 100
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ReplayItem:
     """What a source found: an event to replay, or the *problem* for which it cannot be.
 
     Arguments:
@@ -52,9 +52,9 @@ class Source(Protocol):
     """Where the events of a replay come from: the stream *key*, in the time that *selection* says."""
 
     key: str
-    selection: Selection
+    selection: EntryFilter
 
-    def read(self, first: str, last: str) -> Iterator[Candidate]:
+    def read(self, first: str, last: str) -> Iterator[ReplayItem]:
         """Yield what was asked for between two stream ids as XRANGE takes them, the oldest first."""
 
 
@@ -75,7 +75,7 @@ class JournalSource:
         self,
         client: Redis,
         settings: BridgeSettings,
-        selection: Selection,
+        selection: EntryFilter,
         handler: str = "",
         accepts: Callable[[str], bool] = lambda _: True,
     ) -> None:
@@ -87,7 +87,7 @@ class JournalSource:
         self._handler = handler
         self._accepts = accepts
 
-    def read(self, first: str, last: str) -> Iterator[Candidate]:
+    def read(self, first: str, last: str) -> Iterator[ReplayItem]:
         """See :class:`Source`."""
         while rows := self._page(first, last):
             for entry_id, fields in rows:
@@ -102,7 +102,7 @@ class JournalSource:
 
     def _page(self, first: str, last: str) -> Any:
         if first.startswith("(") and not self._range(first[1:], first[1:]):
-            extra = about("journal_trimmed", group=self._settings.group, entry_id=first[1:])
+            extra = log_fields("journal_trimmed", group=self._settings.group, entry_id=first[1:])
             text = "the journal was trimmed beyond %s: what came next may have expired unreplayed"
             log.warning(text, first[1:], extra=extra)
         return self._range(first, last)
@@ -111,16 +111,16 @@ class JournalSource:
         what = "reading the journal"
         return attempt(self._settings, what, lambda: self._client.xrange(self.key, first, last, count=_PAGE))
 
-    def _candidate(self, place: str, event_id: str, event_type: str, data: bytes) -> Candidate:
+    def _candidate(self, place: str, event_id: str, event_type: str, data: bytes) -> ReplayItem:
         try:
             event = self._admission.read(Entry(place.encode(), data)).event
-            signed = self._admission.vouches_for(event, data, dispatched=False)
-        except EventInvalid as error:
-            return Candidate(place, event_id, event_type, None, problem=str(error))
-        return Candidate(place, event_id, event_type, event, self._handler, signed=signed)
+            signed = self._admission.can_be_signed_again(event, data, dispatched=False)
+        except InvalidEvent as error:
+            return ReplayItem(place, event_id, event_type, None, problem=str(error))
+        return ReplayItem(place, event_id, event_type, event, self._handler, signed=signed)
 
 
-class DeadSource:
+class DeadLetterSource:
     """The dead letters of the group: each is moved, to the handler that failed.
 
     A letter without a whole event stays: a message that was refused as an event, or a task whose event was lost. So
@@ -133,7 +133,9 @@ class DeadSource:
         handlers: Names of the tasks there are.
     """
 
-    def __init__(self, client: Redis, settings: BridgeSettings, selection: Selection, handlers: Container[str]) -> None:
+    def __init__(
+        self, client: Redis, settings: BridgeSettings, selection: EntryFilter, handlers: Container[str]
+    ) -> None:
         self._client = client
         self._settings = settings
         self._admission = Admission(settings)
@@ -143,34 +145,34 @@ class DeadSource:
         self.selection = selection
         self._handlers = handlers
 
-    def read(self, first: str, last: str) -> Iterator[Candidate]:
+    def read(self, first: str, last: str) -> Iterator[ReplayItem]:
         """See :class:`Source`."""
         return map(self._candidate, self._letters.select(self.selection, between=(first, last)))
 
-    def _candidate(self, letter: DeadLetter) -> Candidate:
+    def _candidate(self, letter: DeadLetter) -> ReplayItem:
         event, signed, problem = None, False, ""
         try:
-            if part := letter.stands_for:
+            if part := letter.redacted_event:
                 event, data, dispatched = *self._kept(part), False
             else:
                 event, data, dispatched = letter.event(), letter.raw, letter.handler != ""
-            signed = self._admission.vouches_for(event, data, dispatched=dispatched)
-        except EventInvalid as error:
+            signed = self._admission.can_be_signed_again(event, data, dispatched=dispatched)
+        except InvalidEvent as error:
             event, problem = None, str(error)
         if letter.handler and letter.handler not in self._handlers:
             event, problem = None, f"there is no handler {letter.handler} here"
         place, event_type = letter.letter_id, letter.event_type or (event.type if event else "")
         event_id = letter.event_id or (event.id if event else "")
-        return Candidate(place, event_id, event_type, event, letter.handler, place, problem, signed)
+        return ReplayItem(place, event_id, event_type, event, letter.handler, place, problem, signed)
 
     def _kept(self, part: Event) -> tuple[Event, bytes]:
         """Return the whole event of a letter that has a part of it, and its JSON."""
         data = self._history.data(part.id)
         if data is None:
-            raise EventInvalid(
+            raise InvalidEvent(
                 "expired", "", "the event has expired, and the letter is without what is sensitive in it"
             )
         event = Event.decode(data, max_bytes=len(data))
         if (event.id, event.type) != (part.id, part.type):
-            raise EventInvalid("expired", "", "the event has expired, and another one is in its place")
+            raise InvalidEvent("expired", "", "the event has expired, and another one is in its place")
         return event, data

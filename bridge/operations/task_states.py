@@ -23,7 +23,7 @@ from bridge.redis.retry import attempt
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger, Look
+from bridge.storage.ledger import Ledger, TaskStatus
 
 #: Newest replays of an event that are looked at.
 _MAX_REPLAYS = 10
@@ -81,7 +81,7 @@ class EventNode:
     hidden: int = 0
 
 
-class Outcomes:
+class TaskStates:
     """Looks up the tasks of events, for one application.
 
     Arguments:
@@ -142,7 +142,7 @@ class Outcomes:
                 found[event_id].append(replace(node, state=node.state or "SKIPPED"))
         return found
 
-    def of_strangers(self, task_ids: Iterable[str]) -> list[TaskNode]:
+    def of_unknown_tasks(self, task_ids: Iterable[str]) -> list[TaskNode]:
         """Return tasks that are of no handler here: of another application, or renamed.
 
         Raises:
@@ -152,10 +152,10 @@ class Outcomes:
         nodes = [_task(task_id, "", "", look) for task_id, look in looks.items()]
         return [replace(node, state=node.state or "UNKNOWN") for node in self._with_letters(self._from_backend(nodes))]
 
-    def _looks(self, task_ids: Sequence[str]) -> dict[str, Look]:
+    def _looks(self, task_ids: Sequence[str]) -> dict[str, TaskStatus]:
         if not task_ids:
             return {}
-        looks = attempt(self._settings, "reading the ledger", lambda: self._ledger.look(task_ids))
+        looks = attempt(self._settings, "reading the ledger", lambda: self._ledger.task_statuses(task_ids))
         return dict(zip(task_ids, looks, strict=True))
 
     def _replays(self, event_ids: Sequence[str]) -> dict[str, list[str]]:
@@ -181,7 +181,7 @@ class Outcomes:
     def _with_letters(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
         wanted = [node.letter_id for node in nodes if node.letter_id]
         letters = self._letters.by_id(wanted) if wanted else {}
-        letters = {letter_id: self._letters.shown(letter) for letter_id, letter in letters.items()}
+        letters = {letter_id: self._letters.redacted_by(letter) for letter_id, letter in letters.items()}
         return [_with_letter(node, letters.get(node.letter_id)) if node.letter_id else node for node in nodes]
 
     def _from_backend(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
@@ -204,7 +204,7 @@ class Outcomes:
         return [replace(node, state=node.state or known.get(node.task_id, "")) for node in nodes]
 
 
-def _task(task_id: str, handler: str, replay: str, look: Look) -> TaskNode:
+def _task(task_id: str, handler: str, replay: str, look: TaskStatus) -> TaskNode:
     """Return what the ledger knows of a task; without a state when that is nothing."""
     ended, running, pair = look
     if ended is not None:

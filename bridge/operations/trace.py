@@ -17,9 +17,9 @@ from redis.exceptions import ResponseError
 from bridge.config.settings import BridgeSettings
 from bridge.events.event import Event
 from bridge.operations.history import History
-from bridge.operations.task_states import EventNode, Outcomes, TaskNode
+from bridge.operations.task_states import EventNode, TaskNode, TaskStates
 from bridge.redis.retry import attempt
-from bridge.storage.entries import place_of
+from bridge.storage.entries import stream_position
 from bridge.storage.keys import Keys
 
 #: Most events of one trace, and most consequences of one event that are shown: more do not fit a screen or a page.
@@ -71,7 +71,7 @@ class Tracer:
         self._settings = settings
         self._keys = Keys(settings.channel_prefix)
         self._history = History(client, settings)
-        self._outcomes = Outcomes(app, client, settings)
+        self._outcomes = TaskStates(app, client, settings)
 
     def trace(self, any_id: str) -> Trace | None:
         """Return the chain of an event, or of a correlation id; None when nothing is known of it.
@@ -111,8 +111,8 @@ class Tracer:
         def read() -> list[Any]:
             with self._client.pipeline(transaction=False) as pipe:
                 for event_id in event_ids:
-                    pipe.zrange(self._keys.caused(event_id), 0, _MAX_CONSEQUENCES - 1)
-                    pipe.zcard(self._keys.caused(event_id))
+                    pipe.zrange(self._keys.consequences(event_id), 0, _MAX_CONSEQUENCES - 1)
+                    pipe.zcard(self._keys.consequences(event_id))
                 return [_unless_wrong_type(reply) for reply in pipe.execute(raise_on_error=False)]
 
         replies = attempt(self._settings, "reading what events caused", read)
@@ -157,13 +157,15 @@ class Tracer:
                 by_task[_publisher(facts[child].event)].append(node)
         tasks = [replace(task, events=tuple(by_task.pop(task.task_id, ()))) for task in fact.tasks]
         others = by_task.pop("", [])
-        tasks += [replace(task, events=tuple(by_task[task.task_id])) for task in self._outcomes.of_strangers(by_task)]
+        tasks += [
+            replace(task, events=tuple(by_task[task.task_id])) for task in self._outcomes.of_unknown_tasks(by_task)
+        ]
         event = fact.event
         return EventNode(
             event_id,
             event.type if event else "",
             (event.source if event else None) or "",
-            place_of(fact.entry_id)[0],
+            stream_position(fact.entry_id)[0],
             tuple(tasks),
             tuple(others),
             fact.hidden + len(fact.children) - len(children),
@@ -177,7 +179,7 @@ def _cause(event: Event) -> Any:
 def _in_order(event_ids: Sequence[str], facts: Mapping[str, _Fact]) -> list[str]:
     """Return those of the events that were read in the order of the journal: many may be of one millisecond."""
     read = (event_id for event_id in event_ids if event_id in facts)
-    return sorted(read, key=lambda event_id: place_of(facts[event_id].entry_id))
+    return sorted(read, key=lambda event_id: stream_position(facts[event_id].entry_id))
 
 
 def _unless_wrong_type(reply: Any) -> Any:

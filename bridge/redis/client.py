@@ -69,7 +69,7 @@ class _OwnKeysClient(Redis):
         self.redis_cluster.close()
 
 
-def look_again(client: Redis) -> None:
+def drop_idle_connections(client: Redis) -> None:
     """Let go of the connections that nobody uses: new ones ask where the primary is."""
     client.connection_pool.disconnect(inuse_connections=False)
 

@@ -69,14 +69,14 @@ _NO_PERMISSION = (
 _NOISE = re.compile(r" ?\(_ssl\.c:\d+\)| script: \w{40}, on @user_script:\d+|,? with args beginning with:.*", re.DOTALL)
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return what an error says, without what helps nobody, and without the stop at its end."""
     text = _NOISE.sub("", str(error)).rstrip(". ") or type(error).__name__
     # redis-py takes the word away.
     return f"{'MOVED' if isinstance(error, MovedError) else 'ASK'} {text}" if isinstance(error, AskError) else text
 
 
-def remedy(error: Exception, url: str = "the address") -> str:
+def hint_for(error: Exception, url: str = "the address") -> str:
     """Return what to do, in a sentence; empty when the error alone does not tell.
 
     Arguments:

@@ -24,9 +24,9 @@ from redis.retry import Retry
 
 from bridge.config.settings import BridgeSettings
 from bridge.errors import BusUnavailable
-from bridge.redis.error_hints import remedy, told
+from bridge.redis.error_hints import describe_error, hint_for
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import about
+from bridge.telemetry.logs import log_fields
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def attempt(settings: BridgeSettings, what: str, do: Callable[[], T]) -> T:
     try:
         return retry.call_with_retry(do, lambda _: None, is_retryable=lambda error: not isinstance(error, _PERMANENT))
     except RedisError as error:
-        text = f"{what}: Redis at {settings.redacted_url} says {told(error)}. {_advice(error)}"
+        text = f"{what}: Redis at {settings.redacted_url} says {describe_error(error)}. {_advice(error)}"
         raise BusUnavailable(text) from error
 
 
@@ -91,24 +91,24 @@ class BackOff:
         """Wait after a failure, with jitter, longer after each one in a row."""
         self._counters.add("errors")
         kind = type(error).__name__
-        self.last = f"{kind}: {told(error)}"
+        self.last = f"{kind}: {describe_error(error)}"
         if self.failures == 0:
-            hint = f". {advice}" if (advice := remedy(error)) else ""
-            self._log.warning("%s: %s%s", self._what, self.last, hint, extra=about("outage", reason=kind))
+            hint = f". {advice}" if (advice := hint_for(error)) else ""
+            self._log.warning("%s: %s%s", self._what, self.last, hint, extra=log_fields("outage", reason=kind))
         self._stop.wait(_loop_backoff.compute(min(self.failures, 16)))
         self.failures += 1
 
     def reset(self) -> None:
         """Note a success."""
         if self.failures:
-            extra = about("outage_over", count=self.failures)
+            extra = log_fields("outage_over", count=self.failures)
             self._log.info("%s: over after %d failures", self._what, self.failures, extra=extra)
             self._counters.add("reconnects")
         self.failures = 0
 
 
 def _advice(error: RedisError) -> str:
-    if found := remedy(error, "BRIDGE_REDIS_URL"):
+    if found := hint_for(error, "BRIDGE_REDIS_URL"):
         return found
     if isinstance(error, AuthenticationError | AuthorizationError):
         return "Check the user and password of BRIDGE_REDIS_URL."

@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.sentinel import Sentinel
 
 from bridge.config.address import Address
-from bridge.redis.error_hints import told
+from bridge.redis.error_hints import describe_error
 
 #: Replies of a server that does not, or no longer, hold the keys; a MovedError is an AskError.
 _ELSEWHERE = (ReadOnlyError, AskError, ClusterDownError)
@@ -47,7 +47,7 @@ class _Following:
             if not isinstance(error, _ELSEWHERE) and not str(error).startswith(_FORSAKEN):
                 raise
             self.disconnect()  # type: ignore[attr-defined]  # likewise
-            raise RedisConnectionError(f"not the primary of these keys: {told(error)}") from error
+            raise RedisConnectionError(f"not the primary of these keys: {describe_error(error)}") from error
 
 
 class _FollowingConnection(_Following, Connection):
@@ -96,7 +96,7 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
             try:
                 states: Any = client.sentinel_masters()
             except RedisError as error:
-                problems.append(f"{place[0]}:{place[1]} says {told(error)}")
+                problems.append(f"{place[0]}:{place[1]} says {describe_error(error)}")
                 continue
             state = states.get(address.service)
             if state is None:

@@ -14,7 +14,7 @@ from bridge.storage.ledger import Ledger
 
 
 @dataclass(frozen=True)
-class Stores:
+class Storage:
     """The journal, the ledger and the dead letters that one group sees, the event keys, and the client of all."""
 
     client: Redis
@@ -24,7 +24,7 @@ class Stores:
     dead_letters: DeadLetters
 
     @classmethod
-    def of(cls, client: Redis, settings: BridgeSettings) -> Stores:
+    def of(cls, client: Redis, settings: BridgeSettings) -> Storage:
         """Return those of the group in *settings*."""
         return cls(
             client,

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events import wire
 from bridge.events.encoded import StoredEvent
 from bridge.events.event import Event
 from bridge.events.redaction import Redaction
-from bridge.telemetry.logs import Action, about
+from bridge.telemetry.logs import Action, log_fields
 
 #: Bytes of a message that did not decode which are kept; enough to recognise it, too few to fill the server.
 _RAW_BYTES = 4096
@@ -78,18 +78,18 @@ class DeadLetter:
         """Return the event it holds.
 
         Raises:
-            EventInvalid: It holds none, or only parts of one.
+            InvalidEvent: It holds none, or only parts of one.
         """
         if self.redacted:
-            raise EventInvalid("redacted", "", "what bridge_sensitive names was left out")
+            raise InvalidEvent("redacted", "", "what bridge_sensitive names was left out")
         if len(self.raw) < self.size:
-            raise EventInvalid("size", "", f"only {len(self.raw)} of {self.size} bytes were kept")
+            raise InvalidEvent("size", "", f"only {len(self.raw)} of {self.size} bytes were kept")
         if self.reason in _NOT_THAT_EVENT:
-            raise EventInvalid(self.reason, *_NOT_THAT_EVENT[self.reason])
+            raise InvalidEvent(self.reason, *_NOT_THAT_EVENT[self.reason])
         return Event.decode(self.raw, max_bytes=len(self.raw))
 
     @property
-    def stands_for(self) -> Event | None:
+    def redacted_event(self) -> Event | None:
         """The event that it is about, without the parts that were left out; None when it has it whole, or none."""
         if not self.redacted or self.reason in _NOT_THAT_EVENT:
             return None
@@ -98,10 +98,10 @@ class DeadLetter:
     def _decoded(self) -> Event | None:
         try:
             return Event.decode(self.raw, max_bytes=len(self.raw))
-        except EventInvalid:
+        except InvalidEvent:
             return None
 
-    def shown(self, redaction: Redaction) -> DeadLetter:
+    def redacted_by(self, redaction: Redaction) -> DeadLetter:
         """Return it as it may be kept and shown. What is no event has no paths: nothing of it is."""
         if not (redaction and self.raw):
             return self
@@ -183,9 +183,9 @@ def _encodable(text: str) -> bytes:
     return text.encode(errors="backslashreplace")  # half a surrogate pair has no UTF-8
 
 
-def about_letter(action: Action, letter: DeadLetter, group: str) -> dict[str, Any]:
+def dead_letter_fields(action: Action, letter: DeadLetter, group: str) -> dict[str, Any]:
     """Return ``extra`` of a log call about a dead letter."""
-    return about(
+    return log_fields(
         action,
         event_id=letter.event_id,
         event_type=letter.event_type,

@@ -11,7 +11,7 @@ from redis import Redis
 from bridge.config.settings import BridgeSettings
 from bridge.redis.retry import attempt
 from bridge.storage.dead_letter import DeadLetter, _letter, _written
-from bridge.storage.entries import Selection, entries_by_id
+from bridge.storage.entries import EntryFilter, entries_by_id
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ended
 from bridge.storage.lua import script
@@ -66,9 +66,9 @@ class DeadLetters:
                 self._park(keys=self._letter_keys(letter), args=self._arguments(letter, mark_ttl_ms), client=pipe)
             return [bool(written) for written in pipe.execute()]
 
-    def shown(self, letter: DeadLetter) -> DeadLetter:
+    def redacted_by(self, letter: DeadLetter) -> DeadLetter:
         """Return *letter* without what ``sensitive`` names, as it is written: it outlives the event."""
-        return letter.shown(self._settings.redaction)
+        return letter.redacted_by(self._settings.redaction)
 
     def bury(self, letter: DeadLetter, ended: Ended | None) -> bool:
         """Write *letter* and take its task out of the ledger in one step; False as :meth:`add`. Safe to repeat.
@@ -83,12 +83,12 @@ class DeadLetters:
         return bool(self._park(keys=keys, args=args))
 
     def _letter_keys(self, letter: DeadLetter) -> list[str]:
-        return [self._key, self._size_key, self._keys.parked(self._settings.group, letter.mark)]
+        return [self._key, self._size_key, self._keys.dead_letter_dedup(self._settings.group, letter.mark)]
 
     def _arguments(self, letter: DeadLetter, mark_ttl_ms: int, ended: Ended | None = None) -> list[Any]:
         limits = (self._settings.max_dead_letters, self._settings.max_dead_letter_bytes)
         done = (self._settings.dedup_ttl_ms, ended.encode()) if ended else (0, "")
-        return [mark_ttl_ms, *limits, letter.task_id, *done, *_written(self.shown(letter))]
+        return [mark_ttl_ms, *limits, letter.task_id, *done, *_written(self.redacted_by(letter))]
 
     def latest(self, count: int) -> list[DeadLetter]:
         """Return up to *count* letters, newest first."""
@@ -106,7 +106,7 @@ class DeadLetters:
         return {letter_id: _letter(letter_id.encode(), stored) for letter_id, stored in found.items()}
 
     def select(
-        self, selection: Selection, *, between: tuple[str, str] | None = None, newest_first: bool = False
+        self, selection: EntryFilter, *, between: tuple[str, str] | None = None, newest_first: bool = False
     ) -> Iterator[DeadLetter]:
         """Yield the letters of *selection*, read in pages while they are asked for.
 
@@ -120,7 +120,7 @@ class DeadLetters:
         while rows := self._page(first, last, newest_first):
             for letter in (_letter(*row) for row in rows):
                 ids = (letter.event_id, letter.letter_id)
-                if selection.holds_letter(letter.reason, letter.handler, letter.event_type, *ids):
+                if selection.matches_dead_letter(letter.reason, letter.handler, letter.event_type, *ids):
                     yield letter
             if newest_first:
                 last = f"({rows[-1][0].decode()}"

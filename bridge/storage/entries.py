@@ -60,7 +60,7 @@ class Trimmed:
     lost: dict[str, int]
 
 
-def place_of(entry_id: str) -> tuple[int, int]:
+def stream_position(entry_id: str) -> tuple[int, int]:
     """Return the ms since the epoch and the sequence number of a stream id, which order it; 0 where it has none."""
     ms, _, sequence = entry_id.partition("-")
     return int(ms or 0), int(sequence or 0)
@@ -70,7 +70,7 @@ _LAST_SEQUENCE = 2**64 - 1
 
 
 @dataclass(frozen=True)
-class Selection:
+class EntryFilter:
     """Those for which all of this holds.
 
     Arguments:
@@ -95,7 +95,7 @@ class Selection:
             if pattern is not None:
                 compile_pattern(pattern)
 
-    def holds_letter(self, reason: str, handler: str, event_type: str, *ids: str) -> bool:
+    def matches_dead_letter(self, reason: str, handler: str, event_type: str, *ids: str) -> bool:
         """Whether a dead letter is one of them, its time aside."""
         return _fits(self.reason, reason) and self.handler in (None, handler) and self.holds_event(event_type, *ids)
 

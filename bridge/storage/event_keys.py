@@ -38,7 +38,7 @@ class EventKeys:
         self._keys = Keys(settings.channel_prefix)
 
     @property
-    def apart(self) -> bool:
+    def on_other_servers(self) -> bool:
         """Whether they are elsewhere than the journal, so that no script can write both."""
         return self._cluster is not None
 
@@ -53,12 +53,12 @@ class EventKeys:
             raise value
         return None if value is None else bytes(value)
 
-    def kept(self, event_ids: Sequence[str]) -> dict[str, bytes]:
+    def get_many(self, event_ids: Sequence[str]) -> dict[str, bytes]:
         """Return what those of the keys hold that are there, by event id."""
         values = self._replies([("GET", self._keys.event(event_id)) for event_id in event_ids])
         return {event_id: value for event_id, value in zip(event_ids, values, strict=True) if isinstance(value, bytes)}
 
-    def beginnings(self, names: Sequence[bytes | str]) -> list[tuple[Any, Any]]:
+    def read_prefixes(self, names: Sequence[bytes | str]) -> list[tuple[Any, Any]]:
         """Return of each key up to a byte more than an event may have, and its TTL in ms; errors as they came."""
         commands: list[tuple[Any, ...]] = []
         for name in names:

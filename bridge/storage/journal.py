@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 from bridge.config.settings import BridgeSettings
 from bridge.errors import JournalLost, NotReplicated
 from bridge.events.encoded import Record, fingerprint
-from bridge.redis.client import look_again
+from bridge.redis.client import drop_idle_connections
 from bridge.storage.entries import Claimed, Entry, Trimmed, entries_by_id
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
@@ -52,7 +52,7 @@ class Journal:
         self._keys = Keys(settings.channel_prefix)
         self._key = self._keys.journal
         self._event_keys = EventKeys(client, settings)
-        self._fence = self._keys.fence(settings.group)
+        self._fence = self._keys.fencing_token(settings.group)
         self._publish = script(client, "publish")
         self._append = script(client, "append")
         self._trim = script(client, "trim")
@@ -78,7 +78,7 @@ class Journal:
         Raises:
             NotReplicated: They are written, but not on ``wait_replicas`` replicas.
         """
-        new = self._event_keys.add(records) if self._event_keys.apart else ()
+        new = self._event_keys.add(records) if self._event_keys.on_other_servers else ()
         outcomes, replicas = self._publish_all(records, attempts, broadcast)
         if new:
             came = list(zip(records, outcomes, new, strict=True))
@@ -86,7 +86,8 @@ class Journal:
             self._event_keys.remove([one.event.id for one, outcome, is_new in came if outcome == "conflict" and is_new])
             self._event_keys.replace([one for one, outcome, is_new in came if outcome == "appended" and not is_new])
         if replicas < self._settings.wait_replicas:
-            look_again(self._client)  # one that has lost its replicas may have missed that it is no primary any more
+            # A server that has lost its replicas may have been demoted without noticing it.
+            drop_idle_connections(self._client)
             raise NotReplicated(replicas, self._settings.wait_replicas)
         return outcomes
 
@@ -112,12 +113,12 @@ class Journal:
         ttls = (self._settings.dedup_ttl_ms, self._settings.event_ttl_ms)
         keys = [self._key, self._keys.seen(event.id)]
         event_key = caused = 0
-        apart = self._event_keys.apart
+        apart = self._event_keys.on_other_servers
         if not apart:
             keys.append(self._keys.event(event.id))
             event_key = len(keys)
         if (cause := event.follows) is not None:
-            keys.append(self._keys.caused(cause))
+            keys.append(self._keys.consequences(cause))
             caused = len(keys)
         args: list[Any] = [event.digest, record.fingerprint + token, *ttls, event.id, event.type, record.data, channel]
         args += (event_key, caused, int(apart or self._settings.wait_replicas > 0))
@@ -144,7 +145,7 @@ class Journal:
         for record in records:
             event, caused, rate = record.event, "", ""
             if (cause := event.follows) is not None:
-                keys.append(self._keys.caused(cause))
+                keys.append(self._keys.consequences(cause))
                 caused = str(len(keys))
             if max_rate is not None:
                 keys.append(self._keys.rate(event.source or ""))
@@ -203,7 +204,7 @@ class Journal:
         """
         return self._read_group(consumer, ">", count, block_ms)
 
-    def held(self, consumer: str, count: int) -> list[Entry]:
+    def pending_entries(self, consumer: str, count: int) -> list[Entry]:
         """Return up to *count* entries this consumer took and has not acknowledged, the oldest first.
 
         Raises:
@@ -227,7 +228,7 @@ class Journal:
                 self._key, self._group, consumer, min_idle_ms, start_id=cursor, count=count
             )
         if reply[1]:
-            self.raise_fence()
+            self.advance_fencing_token()
         removed = reply[2] if len(reply) > 2 else []  # Redis 6.2 has no such list
         return Claimed(cursor=reply[0], taken=len(reply[1]), removed=len(removed))
 
@@ -251,11 +252,11 @@ class Journal:
         """Return the command that drops entries from what the group still has to do; safe to repeat."""
         return ("XACK", self._key, self._group, *entry_ids)
 
-    def guard(self) -> list[tuple[Any, ...]]:
+    def watch_commands(self) -> list[tuple[Any, ...]]:
         """Return the commands that make the next transaction fail if entries change hands before it."""
         return [("WATCH", self._fence), ("GET", self._fence)]
 
-    def raise_fence(self) -> None:
+    def advance_fencing_token(self) -> None:
         """Note that entries change hands: before they are read again."""
         self._client.incr(self._fence)
 

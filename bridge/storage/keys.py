@@ -73,7 +73,7 @@ class Keys:
         """Counter with a TTL: new events of a source, which may be any text, since the window began."""
         return self._own(f"rate:{blake2b(source.encode(errors='backslashreplace'), digest_size=12).hexdigest()}")
 
-    def caused(self, cause: str) -> str:
+    def consequences(self, cause: str) -> str:
         """Sorted set: ids of the events that an event caused, or that a chain of this id begins with, by time, ms."""
         return self._own(f"caused:{cause}")
 
@@ -93,11 +93,11 @@ class Keys:
         """Hash beside ``inflight``: task id to what is needed to send it again."""
         return self._own(f"inflight-pairs:{group}")
 
-    def inflight_lanes(self, group: str) -> str:
+    def queue_watermarks(self, group: str) -> str:
         """Hash beside ``inflight``: queue to the time at which the newest of its tasks that has begun was sent."""
         return self._own(f"inflight-lanes:{group}")
 
-    def fence(self, group: str) -> str:
+    def fencing_token(self, group: str) -> str:
         """Counter: raised whenever journal entries go from one consumer or connection of a group to another."""
         return self._own(f"fence:{group}")
 
@@ -129,6 +129,6 @@ class Keys:
         """Hash: name of a live subscriber to what it last said of itself, see presence.py."""
         return self._own(f"subscribers:{group}")
 
-    def parked(self, group: str, mark: str) -> str:
+    def dead_letter_dedup(self, group: str, mark: str) -> str:
         """String key: the dead letter identified by *mark* was written a moment ago."""
         return self._own(f"parked:{group}:{mark}")

@@ -25,7 +25,7 @@ Outcome = Literal["begun", "ended", "running", "deadly"]
 _OUTCOMES: dict[int, Outcome] = {1: "begun", 0: "ended", -1: "running", -2: "deadly"}
 
 
-class Pair(NamedTuple):
+class InFlightTask(NamedTuple):
     """An event and a handler: one task that was sent.
 
     Arguments:
@@ -52,9 +52,9 @@ class Pair(NamedTuple):
         """Return it as JSON."""
         return json.dumps(self._asdict()).encode()
 
-    def listed(self, task_id: str) -> Listed:
+    def listed(self, task_id: str) -> LedgerEntry:
         """Return the task of this id with this pair, to be listed."""
-        return Listed(task_id, self.encode(), self.delay_ms)
+        return LedgerEntry(task_id, self.encode(), self.delay_ms)
 
 
 class Ended(NamedTuple):
@@ -84,7 +84,7 @@ class Ended(NamedTuple):
             return cls()  # of another version
 
 
-class Listed(NamedTuple):
+class LedgerEntry(NamedTuple):
     """A task and what is kept of it: its :class:`Pair`, encoded."""
 
     task_id: str
@@ -92,12 +92,12 @@ class Listed(NamedTuple):
     delay_ms: int
 
 
-class Look(NamedTuple):
+class TaskStatus(NamedTuple):
     """What the ledger knows of a task: how it *ended*, whether it is *running*, and its pair until it ends."""
 
     ended: Ended | None
     running: bool
-    pair: Pair | None
+    pair: InFlightTask | None
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Overdue:
     """
 
     task_id: str
-    pair: Pair
-    passed: bool
+    pair: InFlightTask
+    left_queue: bool
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Ledger:
         self._keys = Keys(settings.channel_prefix)
         self._inflight = self._keys.inflight(settings.group)
         self._pairs = self._keys.inflight_pairs(settings.group)
-        self._lanes = self._keys.inflight_lanes(settings.group)
+        self._lanes = self._keys.queue_watermarks(settings.group)
         self._starts = self._keys.starts(settings.group)
         self._redispatch_ms = int(settings.redispatch_after_s * 1000)
         self._lease_ms = int(settings.lease_s * 1000)
@@ -150,7 +150,7 @@ class Ledger:
 
     # Sending
 
-    def sent(self, entry_ids: Sequence[bytes], tasks: Sequence[Listed]) -> None:
+    def sent(self, entry_ids: Sequence[bytes], tasks: Sequence[LedgerEntry]) -> None:
         """Acknowledge journal entries and list the tasks that were sent for them, in one step."""
         args: list[Any] = [self._settings.group, self._redispatch_ms, len(entry_ids), *entry_ids]
         for task_id, pair, delay_ms in tasks:
@@ -158,7 +158,7 @@ class Ledger:
         done = [self._keys.done(task.task_id) for task in tasks]
         self._scripts["sent"](keys=[self._keys.journal, self._inflight, self._pairs, *done], args=args)
 
-    def listing(self, tasks: Iterable[Listed], now_ms: int) -> list[tuple[Any, ...]]:
+    def listing(self, tasks: Iterable[LedgerEntry], now_ms: int) -> list[tuple[Any, ...]]:
         """Return the commands that list tasks as sent, for the transaction that sends them.
 
         Arguments:
@@ -237,7 +237,7 @@ class Ledger:
         rows: Any = self._scripts["overdue"](
             keys=[self._inflight, self._pairs, self._lanes], args=[count, self._lease_ms]
         )
-        return [Overdue(task_id.decode(), _pair(text), bool(passed)) for task_id, text, passed in rows]
+        return [Overdue(task_id.decode(), _pair(text), bool(left_queue)) for task_id, text, left_queue in rows]
 
     def sweep(self, overdue: Sequence[Overdue], waiting: Collection[str]) -> set[str]:
         """Put off those that run, or wait in their queue, strike those that have ended; return the ids of the others.
@@ -256,7 +256,7 @@ class Ledger:
 
     # For people who look
 
-    def look(self, task_ids: Sequence[str]) -> list[Look]:
+    def task_statuses(self, task_ids: Sequence[str]) -> list[TaskStatus]:
         """Tell what is known of tasks, in one round trip."""
         with self._client.pipeline(transaction=False) as pipe:
             pipe.time()
@@ -267,7 +267,7 @@ class Ledger:
             (seconds, microseconds), *replies = pipe.execute()
         now_ms = seconds * 1000 + microseconds // 1000
         return [
-            Look(
+            TaskStatus(
                 None if mark is None else Ended.read(mark),
                 until_ms is not None and int(until_ms) > now_ms,
                 None if pair is None else _pair(pair.partition(b" ")[2]),
@@ -280,6 +280,6 @@ class Ledger:
         return self._client.zcard(self._inflight)
 
 
-def _pair(text: bytes) -> Pair:
+def _pair(text: bytes) -> InFlightTask:
     stored = json.loads(text)  # another version may have written it
-    return Pair(**{name: stored[name] for name in Pair._fields if name in stored})
+    return InFlightTask(**{name: stored[name] for name in InFlightTask._fields if name in stored})

@@ -17,8 +17,8 @@ from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 
 #: How often a subscriber says that it lives, and after how long in silence it counts as gone.
-BEAT_S = 2.0
-GONE_S = 6.0
+HEARTBEAT_INTERVAL_S = 2.0
+DEAD_AFTER_S = 6.0
 #: How long one that is gone without a word is still shown.
 _FORGET_MS = 600_000
 
@@ -35,7 +35,7 @@ class Presence:
         dispatched_per_s: Task messages over the last ten seconds or so.
         gap_ms: When events may last have been missed on the channels, ms since the epoch; 0: never.
         metrics: Address of its metrics; empty when it has none.
-        seen_s: How long ago it said this; filled in by :meth:`Presences.all`.
+        seen_s: How long ago it said this; filled in by :meth:`PresenceStore.all`.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Presence:
     @property
     def alive(self) -> bool:
         """Whether it has been heard of just now."""
-        return self.seen_s <= GONE_S
+        return self.seen_s <= DEAD_AFTER_S
 
     @property
     def ready(self) -> bool:
@@ -62,7 +62,7 @@ class Presence:
 _KINDS = {name: type(value) for name, value in vars(Presence("")).items()}
 
 
-class Presences:
+class PresenceStore:
     """The subscribers of one group. The methods raise redis-py's errors as they come.
 
     Arguments:
@@ -75,7 +75,7 @@ class Presences:
         self._key = Keys(settings.channel_prefix).subscribers(settings.group)
         self._say = script(client, "say")
 
-    def say(self, presence: Presence) -> None:
+    def report(self, presence: Presence) -> None:
         """Note that a subscriber lives."""
         self._say(keys=[self._key], args=[presence.name, json.dumps(asdict(presence)), _FORGET_MS])
 

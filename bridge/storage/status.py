@@ -10,7 +10,7 @@ from typing import Any
 from redis import Redis
 
 from bridge.config.settings import BridgeSettings
-from bridge.storage.entries import place_of
+from bridge.storage.entries import stream_position
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 from bridge.storage.presence import Presence, read_presences
@@ -135,4 +135,4 @@ def _delays(stored: dict[bytes, bytes]) -> Delays:
 
 
 def _ms(entry_id: bytes) -> int:
-    return place_of(entry_id.decode())[0]
+    return stream_position(entry_id.decode())[0]

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from bridge.broker import connection as broker
 from bridge.bus.admission import Admission
 from bridge.config.settings import BridgeSettings
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.redis.client import connect, servers_of
 
 #: The first Redis with XAUTOCLAIM.
@@ -63,7 +63,7 @@ def check(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]
     bus = _ask_bus(settings)
     findings = list(_kind(settings, bus[0]))
     findings += [finding for one in bus for finding in (*_version(one), *_durability(one), *_memory(one))]
-    with broker.look(app) as connection:
+    with broker.probe_connection(app) as connection:
         driver = connection.transport.driver_type
         if driver == "redis":
             server = _ask_broker(connection)
@@ -89,7 +89,7 @@ def refused_handlers(settings: BridgeSettings, patterns: Mapping[str, Iterable[s
             try:
                 if not _GLOB.search(pattern):
                     admission.check_type(pattern)
-            except EventInvalid as error:
+            except InvalidEvent as error:
                 advice = "let the type in, or take the handler out"
                 found.append(Finding(f"handler {name}", f"gets nothing: {error.detail}", advice))
     return found

@@ -17,17 +17,17 @@ from bridge.errors import JournalLost, SettingsError
 from bridge.handlers.registry import registry
 from bridge.redis.client import connect
 from bridge.redis.retry import BackOff
-from bridge.storage import Stores
+from bridge.storage import Storage
 from bridge.subscriber import checks
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.intake.intake import Intake
 from bridge.subscriber.maintenance.maintenance import Upkeep
 from bridge.subscriber.maintenance.rescuer import Recovery
 from bridge.subscriber.monitoring.health import Health
-from bridge.subscriber.monitoring.reporter import Monitoring
+from bridge.subscriber.monitoring.reporter import PresenceReporter
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.liveness import Pulse
-from bridge.telemetry.logs import Pace, about
+from bridge.telemetry.liveness import Liveness
+from bridge.telemetry.logs import LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +58,13 @@ class Subscriber:
         refuse_pickled_tasks(app.tasks)
         self.name = name
         self.counters = Counters(pattern for handler in registry for pattern in handler.patterns)
-        self._pulse = Pulse()
+        self._pulse = Liveness()
         #: Set once this subscriber reads the journal and has brought what it missed into it.
         self.ready = threading.Event()
         self._settings = settings
         self._group_start = settings.start
         self._client = connect(settings)
-        stores = Stores.of(self._client, settings)
+        stores = Storage.of(self._client, settings)
         self._journal = stores.journal
         self._outbox = Outbox(app, settings)
         self._dispatcher = Dispatcher(stores, self._outbox, registry, self.counters, settings, consumer=name)
@@ -80,7 +80,7 @@ class Subscriber:
         self._threads: list[threading.Thread] = []
         self._outage = BackOff(log, "dispatch waits, the journal keeps", self.counters, self._stop)
         health = Health(app, settings, self._pulse, self._intake.caught_up, self._trouble, self._waits)
-        self._monitoring = Monitoring(settings, self.counters, self._pulse, health, name)
+        self._monitoring = PresenceReporter(settings, self.counters, self._pulse, health, name)
 
     def start(self) -> None:
         """Start the threads and return at once."""
@@ -103,7 +103,7 @@ class Subscriber:
             if self._outbox.one_redis
             else "through the broker: at least once"
         )
-        extra = about("subscriber_started", group=self._settings.group, consumer=self.name)
+        extra = log_fields("subscriber_started", group=self._settings.group, consumer=self.name)
         place = self._settings.redacted_url
         text = "subscriber %s of group %s at %s; tasks are sent %s"
         log.info(text, self.name, self._settings.group, place, how, extra=extra)
@@ -119,8 +119,8 @@ class Subscriber:
     def info(self) -> dict[str, Any]:
         """Return what ``celery inspect stats`` shows of this subscriber."""
         state = self._waits() or ("ready" if self.ready.is_set() else "starting")
-        about = {"group": self._settings.group, "consumer": self.name, "state": state}
-        return {**about, "warnings": [str(finding) for finding in self._findings], **self.counters.snapshot()}
+        log_fields = {"group": self._settings.group, "consumer": self.name, "state": state}
+        return {**log_fields, "warnings": [str(finding) for finding in self._findings], **self.counters.snapshot()}
 
     def _trouble(self) -> str:
         return f"dispatch fails: {self._outage.last}" if self._outage.failures else ""
@@ -140,7 +140,7 @@ class Subscriber:
         self._threads = []
         if late:
             names = ", ".join(late)
-            extra = about("stop_late", group=self._settings.group, consumer=self.name, where=names)
+            extra = log_fields("stop_late", group=self._settings.group, consumer=self.name, where=names)
             log.warning("%s still waiting for Redis or the broker; left behind", names, extra=extra)
             return
         self._outbox.close()
@@ -148,15 +148,15 @@ class Subscriber:
 
     def _keep_running(self, job: Callable[[], None]) -> None:
         """Run *job* until stopped. It handles Redis and broker being away; anything else is a bug, not the end."""
-        thread, pace = threading.current_thread().name, Pace()
+        thread, pace = threading.current_thread().name, LogThrottle()
         back_off = BackOff(log, f"{thread} failed and starts again", self.counters, self._stop)
         while not self._stop.is_set():
             try:
                 job()
             except Exception as error:  # the loop must go on whatever an event does to it
-                if pace.due():
+                if pace.allow():
                     group, kind = self._settings.group, type(error).__name__
-                    extra = about("thread_failed", group=group, consumer=self.name, where=thread, reason=kind)
+                    extra = log_fields("thread_failed", group=group, consumer=self.name, where=thread, reason=kind)
                     log.exception("%s failed", thread, extra=extra)
                 back_off.wait(error)
 
@@ -169,13 +169,13 @@ class Subscriber:
         self._findings = checks.check(self._settings, self._app, tasks)
         self._findings += checks.refused_handlers(self._settings, registry.patterns)
         for finding in self._findings:
-            extra = about("check_failed", group=self._settings.group, setting=finding.setting)
+            extra = log_fields("check_failed", group=self._settings.group, setting=finding.setting)
             log.warning("%s", finding, extra=extra)
 
     def _dispatch(self) -> None:
         group_open = False
         while not self._stop.is_set():
-            self._pulse.turn()
+            self._pulse.tick()
             try:
                 group_open = group_open or self._open_group()
                 self._answered.set()
@@ -187,7 +187,7 @@ class Subscriber:
                 self._outage.reset()
             except JournalLost as error:
                 # From the beginning: better an event twice, with the same task id, than an event lost.
-                extra = about("journal_lost", group=self._settings.group, consumer=self.name)
+                extra = log_fields("journal_lost", group=self._settings.group, consumer=self.name)
                 text = "the journal or group %s was deleted, made anew: %s"
                 log.error(text, self._settings.group, error, extra=extra)
                 self.counters.add("journal_lost")
@@ -207,7 +207,7 @@ class Subscriber:
             self._upkeep.resign()
             self._journal.leave(self.name)
         except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
-            extra = about("left_silently", group=self._settings.group, consumer=self.name)
+            extra = log_fields("left_silently", group=self._settings.group, consumer=self.name)
             log.info("left group %s without a word: %s", self._settings.group, error, extra=extra)
 
     def _open_group(self) -> bool:
@@ -219,7 +219,7 @@ class Subscriber:
         if begin_late and not self._intake.caught_up.wait(self._settings.block_ms / 1000):
             return False
         if self._journal.create_group(self._group_start):
-            extra = about("group_created", group=self._settings.group, consumer=self.name)
+            extra = log_fields("group_created", group=self._settings.group, consumer=self.name)
             text = "group %s begins with the %s event"
             log.info(text, self._settings.group, self._group_start, extra=extra)
             if not begin_late:

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery.exceptions import Reject, Retry
 
-from bridge.errors import EventInvalid, HandlerFailed
+from bridge.errors import InvalidEvent, RedactedError
 from bridge.events.redaction import REDACTED, Redaction
 
 Clean = Callable[[str], str]
@@ -22,10 +22,10 @@ _LOGGERS = ("celery.worker.consumer.consumer", "celery.pool")
 
 
 @contextmanager
-def concealing(redaction: Redaction, fields: dict[str, Any]) -> Iterator[None]:
+def redacting_errors(redaction: Redaction, fields: dict[str, Any]) -> Iterator[None]:
     """Let no error leave the block that quotes what is sensitive in an event, given as JSON types.
 
-    An error keeps its type where its arguments can be changed, and is a :class:`HandlerFailed` that names it otherwise.
+    An error keeps its type where its arguments can be changed, and is a :class:`RedactedError` that names it otherwise.
     What quotes nothing stays as it is.
     """
     try:
@@ -63,13 +63,13 @@ def _concealed(error: BaseException, clean: Clean, seen: set[int]) -> BaseExcept
     replaced = [one for one in inner if _concealed(one, clean, seen) is not one]  # a group cannot have others
     if not replaced and _is_clean(error, clean):
         return error
-    if isinstance(error, EventInvalid):
-        other: BaseException = EventInvalid(error.reason, clean(error.field), clean(error.detail))
+    if isinstance(error, InvalidEvent):
+        other: BaseException = InvalidEvent(error.reason, clean(error.field), clean(error.detail))
     else:
         error.args = tuple(_cleaned(one, clean) for one in error.args)
         if not replaced and _is_clean(error, clean):
             return error
-        other = HandlerFailed(f"{type(error).__name__}: {clean(str(error))}")
+        other = RedactedError(f"{type(error).__name__}: {clean(str(error))}")
     other.__cause__, other.__context__, other.__suppress_context__ = error.__cause__, error.__context__, suppress
     return other.with_traceback(error.__traceback__)
 
@@ -97,7 +97,7 @@ def _cleaned(value: Any, clean: Clean) -> Any:
     return value if clean(text) == text else REDACTED
 
 
-def conceal_in_worker(handlers: Sequence[Any]) -> None:
+def redact_worker_logs(handlers: Sequence[Any]) -> None:
     """Let neither Celery nor, through it, Flower show what handlers return, and what messages hold.
 
     Arguments:

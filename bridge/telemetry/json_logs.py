@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any
@@ -16,21 +17,31 @@ from celery import Celery, signals
 from celery._state import get_current_task
 from celery.utils.log import ColorFormatter, get_multiprocessing_logger
 
-from bridge.bus.causation import current_event
-from bridge.config.settings import BridgeSettings
-from bridge.errors import SettingsError
+from bridge.events.event import Event
 
 
-def install(app: Celery) -> None:
-    """Have the log lines of processes that run *app* written as its settings say. Of several apps, the last counts."""
+class _Context:
+    """Where log lines get the event at work from. This part is below the bus, so :func:`install` is handed it."""
+
+    current_event: Callable[[], Event | None] = staticmethod(lambda: None)
+
+
+def install(app: Celery, wanted: Callable[[Celery], bool], current_event: Callable[[], Event | None]) -> None:
+    """Format the log lines of processes that run *app* as JSON. If called for several apps, the last call counts.
+
+    Arguments:
+        wanted: Whether an app's settings ask for JSON; called when Celery has set up its log handlers.
+        current_event: Returns the event that the calling code handles, if any; its id and type go into each line.
+    """
+    _Context.current_event = staticmethod(current_event)
 
     def on_loggers(logger: logging.Logger, **_: Any) -> None:
-        if _wanted(app):
+        if wanted(app):
             for one in (logger, get_multiprocessing_logger()):
                 _use_json(one)
 
     def on_worker(instance: Any, **_: Any) -> None:
-        if _wanted(instance.app):
+        if wanted(instance.app):
             instance.quiet = True  # no banner: many collectors read standard output as well
 
     receivers: list[tuple[Any, Any]] = [
@@ -41,13 +52,6 @@ def install(app: Celery) -> None:
     for signal, receiver in receivers:
         signal.disconnect(dispatch_uid=__name__)
         signal.connect(receiver, weak=False, dispatch_uid=__name__)
-
-
-def _wanted(app: Celery) -> bool:
-    try:
-        return BridgeSettings.load(app).log_format == "json"
-    except SettingsError:
-        return False  # who needs the settings to work says what is wrong with them
 
 
 def _use_json(logger: logging.Logger | None) -> None:
@@ -111,7 +115,7 @@ def _context(record: logging.LogRecord) -> dict[str, Any]:
     task = get_current_task()
     if task is not None and task.request.id and not hasattr(record, "task_id"):
         found |= {"task_id": task.request.id, "task_name": task.name}
-    event = current_event()
+    event = _Context.current_event()
     if event is not None and not hasattr(record, "event_id"):
         found |= {"event_id": event.id, "event_type": event.type}
     return found

@@ -6,18 +6,18 @@ import threading
 import time
 
 
-class Pulse:
+class Liveness:
     """Moments, by name; safe for several threads."""
 
     def __init__(self) -> None:
         self._begun_s = time.monotonic()
         self._at_s: dict[str, float] = {}
 
-    def turn(self) -> None:
+    def tick(self) -> None:
         """Note that the loop of this thread goes round; known under the thread's name."""
-        self.note(threading.current_thread().name)
+        self.mark(threading.current_thread().name)
 
-    def note(self, what: str) -> None:
+    def mark(self, what: str) -> None:
         """Note that *what* happens now."""
         self._at_s[what] = time.monotonic()
 

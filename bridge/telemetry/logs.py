@@ -114,7 +114,7 @@ class Fields(TypedDict, total=False):
     count: Annotated[int | None, "How many it concerns."]
 
 
-def about(action: Action, **fields: Unpack[Fields]) -> dict[str, Any]:
+def log_fields(action: Action, **fields: Unpack[Fields]) -> dict[str, Any]:
     """Return ``extra`` of a log call: the action, and the fields that are known; None and "" are left out."""
     return {"action": action, **{name: value for name, value in fields.items() if value not in (None, "")}}
 
@@ -123,7 +123,7 @@ def about(action: Action, **fields: Unpack[Fields]) -> dict[str, Any]:
 _REMEMBERED = 1000
 
 
-class Pace:
+class LogThrottle:
     """Tells whether a line is due that would otherwise come again and again. Safe for several threads.
 
     Arguments:
@@ -135,7 +135,7 @@ class Pace:
         self._said_at: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def due(self, what: str = "") -> bool:
+    def allow(self, what: str = "") -> bool:
         """Whether *what* has not been said for a while; then it counts as said."""
         now = time.monotonic()
         with self._lock:

@@ -20,7 +20,7 @@ from bridge.redis.client import connect
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger, Pair
+from bridge.storage.ledger import InFlightTask, Ledger
 from tests.acl.place import Place
 from tests.conftest import calls, eventually
 
@@ -37,7 +37,7 @@ def prepare(place: Place) -> None:
         place.admin.xreadgroup("tests", "somebody", {keys.journal: ">"}, count=1)
         entry_id = rows[0][1][0][0].decode()
         ids = {name: task_id_for("tests", "first", name) for name in ("t.exact", "t.chosen", "t.picky")}
-        Ledger(bus.client, settings).sent([], [Pair("t.exact", "first", entry_id).listed(ids["t.exact"])])
+        Ledger(bus.client, settings).sent([], [InFlightTask("t.exact", "first", entry_id).listed(ids["t.exact"])])
         place.admin.set(keys.done(ids["t.chosen"]), "- 1 celery", ex=60)
         letters = DeadLetters(bus.client, settings)
         for reason in ("failure", "payload"):

@@ -11,7 +11,7 @@ from bridge import Event, EventBus
 from bridge.events.event import UNHEARD_SOURCE
 from bridge.handlers.registry import task_id_for
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger, Pair
+from bridge.storage.ledger import InFlightTask, Ledger
 from bridge.subscriber.subscriber import Subscriber
 from tests.acl.place import Place
 from tests.conftest import Queues, calls, eventually
@@ -42,7 +42,7 @@ def prepare(place: Place) -> None:
         entry_id = rows[0][1][0][0].decode()
         ledger = Ledger(bus.client, settings.model_copy(update={"redispatch_after_s": 0.001}))
         for event_id in ("old-0", "gone", "ended"):
-            pair = Pair("t.exact", event_id, entry_id if event_id == "old-0" else "1-1", queue="celery")
+            pair = InFlightTask("t.exact", event_id, entry_id if event_id == "old-0" else "1-1", queue="celery")
             ledger.sent([], [pair.listed(task_id_for("tests", event_id, "t.exact"))])
         place.admin.zadd(keys.inflight("tests"), {"without a pair": 1})
         place.admin.set(keys.done(task_id_for("tests", "ended", "t.exact")), "- 1 celery", ex=60)

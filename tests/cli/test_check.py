@@ -21,7 +21,7 @@ from bridge import BridgeSettings, EventBus
 from bridge.cli import bus as bus_command
 from bridge.handlers.registry import registry
 from bridge.storage.keys import Keys
-from bridge.storage.presence import Presence, Presences
+from bridge.storage.presence import Presence, PresenceStore
 from bridge.subscriber import checks
 from bridge.testing.redis_server import RedisServer
 from tests.cli.conftest import OpenTerminal
@@ -110,7 +110,9 @@ def worker(
         running = processes.celery(*command, app=HERE, name="w1", REDIS_URL=url)
         eventually(lambda: "w1@test ready" in processes.log("w1"), "the worker is ready", 30)
         eventually(lambda: app.control.ping(timeout=0.5), "it answers")  # not yet when it says that it is ready
-        eventually(lambda: [one.ready for one in Presences(admin, settings).all()] == [True], "its subscriber is ready")
+        eventually(
+            lambda: [one.ready for one in PresenceStore(admin, settings).all()] == [True], "its subscriber is ready"
+        )
         return running
 
     return run
@@ -261,7 +263,7 @@ def test_subscribers(check: Check, start: Start, app: Celery, url: str, admin: R
     admin.xgroup_create(Keys(bus.settings.channel_prefix).journal, "tests", id="0")
     assert wrong(check(expect=1))[0] == ("group tests", "no subscriber lives; 1 events wait")
     start("one", app=app, redis_url=url)
-    presences = Presences(admin, bus.settings)
+    presences = PresenceStore(admin, bus.settings)
     eventually(lambda: [one.ready for one in presences.all()] == [True], "it is ready")
     presences.say(Presence("two", problems=["cannot", "will not"]))
     assert wrong(check(expect=1))[0] == ("two", "cannot; will not")
@@ -272,7 +274,7 @@ def test_subscribers(check: Check, start: Start, app: Celery, url: str, admin: R
 def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, settings: BridgeSettings) -> None:
     """Only subscribers of this host that live count, every one of them; the broker is not asked."""
     app.conf.broker_url = "amqp://127.0.0.1:1"
-    here, presences = socket.gethostname(), Presences(admin, settings)
+    here, presences = socket.gethostname(), PresenceStore(admin, settings)
     presences.say(Presence("far", "elsewhere"))
     gone = f"{int(admin.time()[0] - 7) * 1000} {json.dumps({'name': 'gone', 'host': here})}"
     admin.hset(Keys(settings.channel_prefix).subscribers("tests"), "gone", gone)
@@ -290,7 +292,7 @@ def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, setting
 
 def test_readiness_is_cheap(check: Check, admin: Redis, settings: BridgeSettings) -> None:
     """One look-up, however much is on the bus."""
-    Presences(admin, settings).say(Presence("one", socket.gethostname()))
+    PresenceStore(admin, settings).say(Presence("one", socket.gethostname()))
     heard: list[str] = []
     with admin.monitor() as monitor:
         check("--ready")

@@ -79,7 +79,9 @@ def test_a_group_goes_with_everything_of_its_own(say: Say, old: Keys, client: Re
     said = say("groups", "delete", "old.shop", "--force").stdout
     assert said == "group old.shop deleted: 2 pending entries, 1 dead letters, 3 tasks in flight\n"
     gone = before - set(client.keys(f"*{settings.channel_prefix}*"))
-    parked = {key for key in gone if key.startswith(old.parked("old.shop", "").encode())}  # with the dead letter
+    parked = {
+        key for key in gone if key.startswith(old.dead_letter_dedup("old.shop", "").encode())
+    }  # with the dead letter
     assert gone == parked | {key.encode() for key in keys_of_groups(old, "old.shop")}
     assert client.xinfo_groups(old.journal) == []
     assert client.xlen(old.journal) == 5
@@ -114,7 +116,7 @@ def test_many_leftovers_go_as_well(client: Redis, settings: BridgeSettings, bus:
     keys = Keys(settings.channel_prefix)
     with client.pipeline(transaction=False) as pipe:
         for number in range(2500):
-            pipe.set(keys.parked("g", str(number)), 1)
+            pipe.set(keys.dead_letter_dedup("g", str(number)), 1)
         pipe.execute()
     Groups(client, settings).delete("g")
-    assert not client.keys(keys.parked("g", "*").replace("{", "?").replace("}", "?"))
+    assert not client.keys(keys.dead_letter_dedup("g", "*").replace("{", "?").replace("}", "?"))

@@ -11,7 +11,7 @@ from redis import Redis
 from bridge import Event, EventBus
 from bridge.handlers.registry import task_id_for
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.entries import Selection
+from bridge.storage.entries import EntryFilter
 from tests.cli.conftest import Say
 from tests.conftest import Processes, eventually
 from tests.replays import Bench
@@ -200,5 +200,5 @@ def test_dead_letters_are_removed_with_force(say: Say, bench: Bench) -> None:
     assert "--force does it without asking" in output
     assert bench.letters.size().letters == 251
     assert "250 removed" in say("dead", "purge", "--reason", "failure", "--force").output
-    assert [letter.reason for letter in bench.letters.select(Selection())] == ["payload"]
+    assert [letter.reason for letter in bench.letters.select(EntryFilter())] == ["payload"]
     assert "0 removed" in say("dead", "purge", "--reason", "failure").output

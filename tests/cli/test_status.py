@@ -18,8 +18,8 @@ from bridge import BridgeSettings, Event, EventBus
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger, Pair
-from bridge.storage.presence import Presence, Presences
+from bridge.storage.ledger import InFlightTask, Ledger
+from bridge.storage.presence import Presence, PresenceStore
 from bridge.subscriber.monitoring import health
 from bridge.subscriber.monitoring import reporter as monitoring
 from bridge.testing.redis_server import RedisServer
@@ -45,7 +45,7 @@ def keys(prefix: str) -> Keys:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Subscribers in this process say how they are, and find it out, many times a second."""
-    monkeypatch.setattr(monitoring, "BEAT_S", 0.05)
+    monkeypatch.setattr(monitoring, "HEARTBEAT_INTERVAL_S", 0.05)
     monkeypatch.setattr(health, "_KEEP_BROKER_S", 0.1)
 
 
@@ -82,7 +82,7 @@ def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> 
     client.xgroup_create(keys.journal, "tests", id="0")
     client.xgroup_create(keys.journal, "idle", id="$")
     client.xreadgroup("tests", "silent", {keys.journal: ">"}, count=3)
-    pair = Pair("t.exact", "e", "1-1", "celery")
+    pair = InFlightTask("t.exact", "e", "1-1", "celery")
     Ledger(client, settings).sent([], [pair.listed(f"t{number}") for number in range(5)])
     late = settings.model_copy(update={"redispatch_after_s": -1})
     Ledger(client, late).sent([], [pair.listed("late")])
@@ -250,7 +250,7 @@ def test_what_others_wrote_commands_nothing(say: Say, client: Redis, keys: Keys,
     client.xgroup_create(keys.journal, evil, id="0", mkstream=True)
     client.xgroup_createconsumer(keys.journal, evil, evil)
     theirs = settings.model_copy(update={"group": evil})
-    Presences(client, theirs).say(Presence(f"one {evil}", problems=[evil], waits=evil))
+    PresenceStore(client, theirs).say(Presence(f"one {evil}", problems=[evil], waits=evil))
     for rubbish in ("", "x", "1 {", "1 []", '1 {"name": 7}', "x {}", "99999999999999999999 {}"):
         client.hset(keys.subscribers(evil), f"r{rubbish}", rubbish)
     text = say("status").stdout

@@ -19,7 +19,7 @@ from bridge.handlers.registry import task_id_for
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, Ledger, Pair
+from bridge.storage.ledger import Ended, InFlightTask, Ledger
 from tests.cli.conftest import OpenTerminal
 from tests.conftest import Processes, eventually
 
@@ -144,7 +144,7 @@ def test_states_without_a_worker(
     client.xack(keys.journal, "tests", entry[0])
     assert shape(trace("first").stdout) == "sleepy.created\n   sleepy SKIPPED\n"
     ledger, task_id = Ledger(client, settings), task_id_for("tests", "first", f"{HERE}.sleepy")
-    ledger.sent([], [Pair(f"{HERE}.sleepy", "first", entry[0].decode(), "naps").listed(task_id)])
+    ledger.sent([], [InFlightTask(f"{HERE}.sleepy", "first", entry[0].decode(), "naps").listed(task_id)])
     assert re.search(r"sleepy  SENT  naps$", trace("first").stdout, re.MULTILINE)
     ledger.begin(task_id, "run", idempotent=True)
     assert re.search(r"sleepy  STARTED  naps$", trace("first").stdout, re.MULTILINE)

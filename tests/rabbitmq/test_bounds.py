@@ -84,9 +84,9 @@ def test_a_broker_short_of_memory_gets_nothing_twice(node: RabbitNode, outbox: O
             outbox.send(messages)
         assert time.monotonic() - before < 3
     with pytest.raises(Blocked):  # those who only look are told as well
-        broker.try_out(outbox._app)
+        broker.probe(outbox._app)
     node.alarm(on=False)
-    broker.try_out(outbox._app)
+    broker.probe(outbox._app)
     assert outbox.send(messages) == []
     assert rabbit.tasks() == Counter({f"t.plain e{number}": 1 for number in range(300)})
 
@@ -103,7 +103,7 @@ def test_a_broker_that_hangs_fails_in_time(
         outbox.send(prepared(outbox, count=5))
     before = time.monotonic()
     with pytest.raises(OperationalError, match="timed out"):
-        broker.try_out(outbox._app)
+        broker.probe(outbox._app)
     assert time.monotonic() - before < 4
     node.thaw()
     assert outbox.waiting("celery") >= 1
@@ -147,7 +147,7 @@ def test_a_look_without_rights(node: RabbitNode, rabbit: Rabbit) -> None:
     )
     address = rabbit.url.replace("guest:guest", "poor:poor")
     with Celery("tests", broker=address, set_as_current=False) as app:
-        broker.try_out(app)
+        broker.probe(app)
     wrong = Celery("tests", broker=address.replace("poor:poor", "poor:wrong"), set_as_current=False)
     with wrong as app, pytest.raises(AccessRefused):
-        broker.try_out(app)
+        broker.probe(app)

@@ -79,7 +79,7 @@ def test_sent_means_confirmed(
     assert outbox.send(prepared(outbox, count=500)) == []
     took_s = time.monotonic() - before
     assert rabbit.length() == 500
-    assert outbox._link.arrived == set()
+    assert outbox._link.confirmed == set()
     outbox.close()
     assert took_s < 2, "500 messages and no wait for each"
 

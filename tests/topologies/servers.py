@@ -9,7 +9,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from bridge.testing.redis_server import RedisServer
-from tests.topologies.certificates import Certificates, Pair
+from tests.topologies.certificates import Certificates, InFlightTask
 
 #: After so long without an answer a server counts as down, ms.
 DOWN_MS = 1000
@@ -27,7 +27,7 @@ class TlsServer(RedisServer):
     def __init__(
         self,
         certificates: Certificates,
-        own: Pair | None = None,
+        own: InFlightTask | None = None,
         *,
         clients_too: bool = True,
         arguments: Sequence[str] = (),

@@ -168,7 +168,7 @@ def _admit(admin: Redis, broker_url: str, settings: BridgeSettings) -> None:
     with make_app(broker_url, settings.channel_prefix) as app:
         app.conf.result_backend = broker_url
         app.conf.result_backend_transport_options = {"global_keyprefix": f"broker:{settings.channel_prefix}"}
-        with broker.look(app) as connection:
+        with broker.probe_connection(app) as connection:
             keys = BrokerKeys(app, connection, {"celery"})
         grants = granted(("rpush", [exactly(effects_of(settings.channel_prefix))]))
         for role in ROLES:

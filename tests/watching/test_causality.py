@@ -23,7 +23,7 @@ def each_settings(each_server: RedisServer, prefix: str) -> BridgeSettings:
 
 
 def caused(client: Redis, settings: BridgeSettings, cause: str) -> list[str]:
-    return [member.decode() for member in client.zrange(Keys(settings.channel_prefix).caused(cause), 0, -1)]
+    return [member.decode() for member in client.zrange(Keys(settings.channel_prefix).consequences(cause), 0, -1)]
 
 
 def records(*events: Event) -> list[Record]:
@@ -36,7 +36,7 @@ def test_a_publication_notes_its_cause_in_the_same_step(bus: EventBus, listen: L
     bus.publish(first.child("a.warm", id="warm"))  # the script is known to the server from here on
 
     sent, inside = listen(lambda: bus.publish(first.child("a.next", id="next")))
-    key = Keys(prefix).caused(first.id)
+    key = Keys(prefix).consequences(first.id)
     assert [command.split()[0] for command in sent] == ["EVALSHA"]
     assert [command.split()[0] for command in inside if key in command] == ["ZADD", "PEXPIRE"]
 
@@ -88,7 +88,7 @@ def test_heard_and_caught_up_events_are_indexed(use, start: Start, client: Redis
 def test_the_index_lives_as_long_as_its_last_event(each_settings: BridgeSettings, way: str) -> None:
     """Its lifetime is that of an event, begun anew by each one; its scores are the times of the journal."""
     settings = each_settings.model_copy(update={"event_ttl_s": 1000})
-    key = Keys(settings.channel_prefix).caused("root")
+    key = Keys(settings.channel_prefix).consequences("root")
     with EventBus(settings) as bus:
 
         def add(event_id: str) -> None:
@@ -134,7 +134,7 @@ def test_something_else_at_the_key_costs_no_event_and_no_error(each_settings: Br
     keys = Keys(prefix)
     with EventBus(each_settings) as bus, bus.client.pubsub() as listener:
         listener.psubscribe(keys.all_channels)
-        bus.client.set(keys.caused("root"), "in the way")
+        bus.client.set(keys.consequences("root"), "in the way")
         parts = {"type": "a.x", "metadata": {"causationId": "root"}}
         bus.publish(Event(id="one", **parts))
         bus.publish_many([Event(id="two", **parts), Event(id="three", **parts)])
@@ -144,14 +144,14 @@ def test_something_else_at_the_key_costs_no_event_and_no_error(each_settings: Br
         assert bus.client.exists(keys.event("one"), keys.event("two"), keys.event("three")) == 3
         heard = eventually(lambda: sum(1 for _ in iter(lambda: listener.get_message(timeout=0.2), None)), "broadcasts")
         assert heard == 1 + 3  # the subscription, and what was published
-        assert bus.client.get(keys.caused("root")) == b"in the way"
+        assert bus.client.get(keys.consequences("root")) == b"in the way"
 
 
 def test_a_repeated_publication_adds_nothing(bus: EventBus, client: Redis) -> None:
     """Neither the same event again, from us or from others, nor another one under its id changes the index."""
     event = Event(type="a.x", id="one", metadata={"causationId": "root"})
     bus.publish(event)
-    client.delete(Keys(bus.settings.channel_prefix).caused("root"))
+    client.delete(Keys(bus.settings.channel_prefix).consequences("root"))
     assert bus.publish(event).duplicate
     assert bus.publish(event.model_copy(update={"payload": "other"})).conflict
     assert Journal(client, bus.settings).append(records(event)) == ["repeated"]
@@ -175,9 +175,9 @@ def test_a_journal_that_is_made_anew_keeps_the_index(client: Redis, settings: Br
     event = Event(type="a.x", id="one", metadata={"causationId": "root"})
     journal.append(records(event))
     client.delete(keys.journal)
-    client.zadd(keys.caused("root"), {"one": 1})
+    client.zadd(keys.consequences("root"), {"one": 1})
     assert journal.append(records(event), refill=True) == ["appended"]
-    assert client.zscore(keys.caused("root"), "one") > 1
+    assert client.zscore(keys.consequences("root"), "one") > 1
 
 
 def test_replays_are_indexed_by_event_and_group(queues: Queues, client: Redis, settings: BridgeSettings) -> None:

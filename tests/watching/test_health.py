@@ -20,7 +20,7 @@ from bridge.storage.journal import Journal
 from bridge.storage.keys import Keys
 from bridge.subscriber.monitoring import health
 from bridge.subscriber.monitoring.health import Health
-from bridge.telemetry.liveness import Pulse
+from bridge.telemetry.liveness import Liveness
 from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, Queues, Start, eventually
 from tests.faults.proxy import Proxy
@@ -148,7 +148,7 @@ def test_a_broker_is_waited_for_briefly(
     far_app: Celery, proxy: Proxy, settings: BridgeSettings, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever its own time limits are; who asks again soon gets the same answer at once."""
-    checked = Health(far_app, settings, Pulse(), threading.Event(), lambda: "", lambda: "")
+    checked = Health(far_app, settings, Liveness(), threading.Event(), lambda: "", lambda: "")
     assert checked.broker() == ""
     getattr(proxy, fault)()
     assert checked.broker() == "", "as was found out a moment ago"
@@ -186,7 +186,7 @@ def test_a_deleted_group(use, start: Start, client: Redis, settings: BridgeSetti
 
 def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings: BridgeSettings) -> None:
     """Each thing that a subscriber waits for after its start has a line of its own."""
-    pulse, caught_up, trouble = Pulse(), threading.Event(), [""]
+    pulse, caught_up, trouble = Liveness(), threading.Event(), [""]
     checked = Health(app, settings, pulse, caught_up, lambda: trouble[0], lambda: "")
 
     def found() -> list[str]:
@@ -198,7 +198,7 @@ def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings
     assert found() == ["the journal has no group tests yet"]
     Journal(client, settings).create_group("earliest")
     assert found() == ["not subscribed to the event channels yet"]
-    pulse.note("heard")
+    pulse.mark("heard")
     assert found() == ["still looking for events that were missed before it started"]
     caught_up.set()
     assert found() == []

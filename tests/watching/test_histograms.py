@@ -7,7 +7,7 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger, Pair
+from bridge.storage.ledger import InFlightTask, Ledger
 from bridge.telemetry.counters import Delays
 from tests.conftest import Start, eventually
 from tests.watching.conftest import Scrape
@@ -58,7 +58,7 @@ def test_redis_and_python_choose_the_same_class(client: Redis, settings: BridgeS
         client.delete(keys.starts("tests"), keys.lease("t"))
         seconds, microseconds = client.time()
         entry = f"{seconds * 1000 + microseconds // 1000 - ms}-0"
-        ledger.sent([], [Pair("t.all", "e", entry, "celery").listed("t")])
+        ledger.sent([], [InFlightTask("t.all", "e", entry, "celery").listed("t")])
         ledger.begin("t", "run", idempotent=True)
         stored = {name.decode(): int(value) for name, value in client.hgetall(keys.starts("tests")).items()}
         return stored if stored.pop("ms") == ms else {}

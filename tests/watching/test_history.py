@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus, EventInvalid
+from bridge import BridgeSettings, Event, EventBus, InvalidEvent
 from bridge.operations.history import Header, History
 from bridge.storage.keys import Keys
 from tests.replays import FAST, Bench, last
@@ -60,7 +60,7 @@ def test_an_event_from_its_key_or_from_the_journal(
     client.xadd(keys.journal, fields | {b"id": b"other"}, id=entry)
     assert history.event("e") is None
     client.set(keys.event("e"), "{")
-    with pytest.raises(EventInvalid):
+    with pytest.raises(InvalidEvent):
         history.event("e")
     assert history.event("unknown") is None
 

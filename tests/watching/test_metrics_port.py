@@ -16,7 +16,7 @@ from redis import Redis
 
 from bridge import BridgeSettings
 from bridge.errors import SettingsError
-from bridge.storage.presence import Presences
+from bridge.storage.presence import PresenceStore
 from tests.conftest import ROOT, Processes, Start, eventually
 from tests.watching.conftest import Ask, listening, ready
 
@@ -111,5 +111,5 @@ def test_presence_and_health_agree(
     use("t.all")
     start(metrics_port=port)
     eventually(lambda: ready(ask), "ready", 5)
-    (told,) = eventually(lambda: [one for one in Presences(client, settings).all() if one.ready], "it says so", 5)
+    (told,) = eventually(lambda: [one for one in PresenceStore(client, settings).all() if one.ready], "it says so", 5)
     assert told.metrics == f"http://127.0.0.1:{port}"

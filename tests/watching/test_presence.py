@@ -13,7 +13,7 @@ from redis import Redis
 
 from bridge import BridgeSettings, EventBus
 from bridge.redis.client import connect
-from bridge.storage.presence import Presence, Presences
+from bridge.storage.presence import Presence, PresenceStore
 from bridge.subscriber.monitoring import health
 from bridge.subscriber.monitoring import reporter as monitoring
 from bridge.testing.redis_server import RedisServer
@@ -23,24 +23,24 @@ from tests.ports import free_port
 
 
 @pytest.fixture
-def presences(client: Redis, settings: BridgeSettings) -> Presences:
-    return Presences(client, settings)
+def presences(client: Redis, settings: BridgeSettings) -> PresenceStore:
+    return PresenceStore(client, settings)
 
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Subscribers in this process say how they are, and find it out, many times a second."""
-    monkeypatch.setattr(monitoring, "BEAT_S", 0.05)
+    monkeypatch.setattr(monitoring, "HEARTBEAT_INTERVAL_S", 0.05)
     monkeypatch.setattr(health, "_KEEP_BROKER_S", 0.1)
 
 
-def only(presences: Presences) -> Presence:
+def only(presences: PresenceStore) -> Presence:
     """The one subscriber; before it has said anything, one without a name, which is not ready."""
     (one,) = presences.all() or [Presence("", problems=["has said nothing yet"])]
     return one
 
 
-def test_a_live_subscriber_is_ready(use, start: Start, presences: Presences) -> None:
+def test_a_live_subscriber_is_ready(use, start: Start, presences: PresenceStore) -> None:
     """It is listed as soon as it runs, and ready once it does its work; a clean stop removes it at once."""
     use("t.all")
     subscriber = start("one")
@@ -52,7 +52,7 @@ def test_a_live_subscriber_is_ready(use, start: Start, presences: Presences) -> 
     assert presences.all() == []
 
 
-def test_every_subscriber_of_a_group_speaks_for_itself(use, start: Start, presences: Presences) -> None:
+def test_every_subscriber_of_a_group_speaks_for_itself(use, start: Start, presences: PresenceStore) -> None:
     """Two are two, by name; another group is another list; the address of the metrics is theirs."""
     use("t.all")
     start("two", metrics_port=free_port())
@@ -63,7 +63,7 @@ def test_every_subscriber_of_a_group_speaks_for_itself(use, start: Start, presen
     assert found[1].metrics.startswith("http://127.0.0.1:")
 
 
-def test_a_subscriber_tells_its_rate(use, often: None, start: Start, presences: Presences, bus: EventBus) -> None:
+def test_a_subscriber_tells_its_rate(use, often: None, start: Start, presences: PresenceStore, bus: EventBus) -> None:
     """Task messages a second while events come; nothing again when they end."""
     use("t.all", "t.exact")
     start()
@@ -72,7 +72,7 @@ def test_a_subscriber_tells_its_rate(use, often: None, start: Start, presences: 
 
 
 def test_a_subscriber_tells_when_events_may_have_been_missed(
-    use, often: None, start: Start, presences: Presences, client: Redis, settings: BridgeSettings
+    use, often: None, start: Start, presences: PresenceStore, client: Redis, settings: BridgeSettings
 ) -> None:
     """The moment of the last gap on the channels, in ms."""
     use("t.all")
@@ -86,7 +86,7 @@ def test_a_subscriber_tells_when_events_may_have_been_missed(
 
 
 def test_a_subscriber_tells_what_it_waits_for(
-    use, often: None, start: Start, presences: Presences, client: Redis, bus: EventBus, queues: Queues
+    use, often: None, start: Start, presences: PresenceStore, client: Redis, bus: EventBus, queues: Queues
 ) -> None:
     """A full queue is no problem of the subscriber, so it stays ready, and says which queue it is."""
     use("t.all")
@@ -104,7 +104,7 @@ def test_a_subscriber_tells_what_it_waits_for(
 
 
 def test_a_subscriber_tells_its_problems(
-    use, often: None, start: Start, presences: Presences, far_app: Celery, proxy: Proxy
+    use, often: None, start: Start, presences: PresenceStore, far_app: Celery, proxy: Proxy
 ) -> None:
     """Whose broker is away is alive and not ready, and says why; then it is ready again."""
     use("t.all")
@@ -120,7 +120,7 @@ def test_a_subscriber_tells_its_problems(
 
 
 def test_a_killed_worker_is_gone_within_ten_seconds(
-    processes: Processes, presences: Presences, settings: BridgeSettings
+    processes: Processes, presences: PresenceStore, settings: BridgeSettings
 ) -> None:
     """It cannot say good-bye, so it is listed for a while, and not as alive."""
     worker = processes.celery("bus", "subscribe", name="subscriber")
@@ -135,10 +135,10 @@ def test_a_killed_worker_is_gone_within_ten_seconds(
 
 
 @pytest.fixture
-def each(each_server: RedisServer, prefix: str) -> Iterator[Presences]:
+def each(each_server: RedisServer, prefix: str) -> Iterator[PresenceStore]:
     settings = BridgeSettings.load(redis_url=each_server.url, channel_prefix=prefix, group="tests")
     with connect(settings) as connected:
-        yield Presences(connected, settings)
+        yield PresenceStore(connected, settings)
 
 
 STRANGE: dict[str, str] = {
@@ -155,7 +155,7 @@ STRANGE: dict[str, str] = {
 }
 
 
-def test_what_others_write_breaks_nothing(each: Presences) -> None:
+def test_what_others_write_breaks_nothing(each: PresenceStore) -> None:
     """Fields of another version are passed over, rubbish is not listed, and keeps nobody from saying that it lives."""
     client, key = each._client, each._key
     for name, text in STRANGE.items():
@@ -169,27 +169,27 @@ def test_what_others_write_breaks_nothing(each: Presences) -> None:
         ("newer", "h", [], True),
         ("older", "", [], True),
     ]
-    each.say(Presence("here"))
+    each.report(Presence("here"))
     assert [one.name for one in each.all()] == ["here", "newer", "older"]
     assert client.hlen(key) == 3, "what is older than all memory is gone"
 
 
-def test_those_that_went_without_a_word_are_forgotten(each: Presences) -> None:
+def test_those_that_went_without_a_word_are_forgotten(each: PresenceStore) -> None:
     """After ten minutes, or with the whole key when nobody is left."""
     client, key = each._client, each._key
     now_ms = client.time()[0] * 1000
     for name, ago_s in (("lately", 500), ("long ago", 700)):
         client.hset(key, name, f'{now_ms - ago_s * 1000} {{"name": "{name}"}}')
-    each.say(Presence("here"))
+    each.report(Presence("here"))
     assert [(one.name, one.alive) for one in each.all()] == [("here", True), ("lately", False)]
     assert 590_000 < client.pttl(key) <= 600_000
 
 
-def test_what_is_said_is_what_is_read(each: Presences) -> None:
+def test_what_is_said_is_what_is_read(each: PresenceStore) -> None:
     """Every field comes back; the last word of a subscriber counts."""
     said = Presence("one", "host", ["a", "b"], "waits", 2.5, 77, "http://x")
-    each.say(Presence("one"))
-    each.say(said)
+    each.report(Presence("one"))
+    each.report(said)
     (found,) = each.all()
     assert vars(found) | {"seen_s": 0.0} == vars(said)
     assert 0 <= found.seen_s < 1

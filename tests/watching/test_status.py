@@ -14,8 +14,8 @@ from bridge.redis.client import connect
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, Ledger, Listed, Pair
-from bridge.storage.presence import Presence, Presences
+from bridge.storage.ledger import Ended, InFlightTask, Ledger, LedgerEntry
+from bridge.storage.presence import Presence, PresenceStore
 from bridge.storage.status import BusStatus, GroupStatus, read_status
 from bridge.testing.redis_server import RedisServer
 from tests.conftest import Start, eventually
@@ -103,14 +103,14 @@ def test_tasks_in_flight_and_overdue(each_client: Redis, each_settings: BridgeSe
     publish(each_settings, 1)
     for name in ("tests", "other"):
         each_client.xgroup_create(Keys(each_settings.channel_prefix).journal, name, id="0")
-    pair = Pair("t.all", "e", "1-1", "celery")
+    pair = InFlightTask("t.all", "e", "1-1", "celery")
 
     def ledger(**changes: Any) -> Ledger:
         return Ledger(each_client, each_settings.model_copy(update=changes))
 
     ledger().sent([], [pair.listed(f"t{number}") for number in range(5)])
     ledger(redispatch_after_s=-1).sent([], [pair.listed("late1"), pair.listed("late2")])
-    ledger(group="other").sent([], [Listed("delayed", pair.encode(), 60_000)])
+    ledger(group="other").sent([], [LedgerEntry("delayed", pair.encode(), 60_000)])
     tests, other = (group_of(each_client, each_settings, name) for name in ("tests", "other"))
     assert (tests.in_flight, tests.overdue) == (7, 2)
     assert (other.in_flight, other.overdue) == (1, 0)
@@ -151,13 +151,13 @@ def test_starts_are_counted_once_per_task(each_client: Redis, each_settings: Bri
     seconds, microseconds = each_client.time()
     now_ms = seconds * 1000 + microseconds // 1000
     for delay_ms in (0, 900, 1000, 60_000):
-        pair = Pair("t.all", f"e{delay_ms}", f"{now_ms - delay_ms}-0", "celery")
+        pair = InFlightTask("t.all", f"e{delay_ms}", f"{now_ms - delay_ms}-0", "celery")
         ledger.sent([], [pair.listed(f"t{delay_ms}")])
         assert ledger.begin(f"t{delay_ms}", "run", idempotent=True).outcome == "begun"
         ledger.begin(f"t{delay_ms}", "run", idempotent=True)  # its reply was lost
         ledger.release(f"t{delay_ms}", "run", 0)
         ledger.begin(f"t{delay_ms}", "again", idempotent=True, retries=1)
-    ledger.sent([], [Pair("t.all", "e", entry, "celery", redispatches=1).listed("again")])
+    ledger.sent([], [InFlightTask("t.all", "e", entry, "celery", redispatches=1).listed("again")])
     ledger.begin("again", "run", idempotent=True)
     starts = group_of(each_client, each_settings).starts
     assert sum(starts.counts.values()) == 4
@@ -173,7 +173,7 @@ def test_something_else_at_the_keys_of_the_figures_stops_no_task(
     """Tasks begin whatever is at the key where their delays are counted."""
     ledger, keys = Ledger(each_client, each_settings), Keys(each_settings.channel_prefix)
     each_client.set(keys.starts("tests"), "in the way")
-    ledger.sent([], [Pair("t.all", "e", "1-1", "celery").listed("t")])
+    ledger.sent([], [InFlightTask("t.all", "e", "1-1", "celery").listed("t")])
     assert ledger.begin("t", "run", idempotent=True).outcome == "begun"
 
 
@@ -181,9 +181,9 @@ def test_subscribers_and_rate(each_client: Redis, each_settings: BridgeSettings)
     """The rate of a group is that of the subscribers that live; those gone are shown, and not counted."""
     publish(each_settings, 1)
     each_client.xgroup_create(Keys(each_settings.channel_prefix).journal, "tests", id="0")
-    presences = Presences(each_client, each_settings)
-    presences.say(Presence("one", dispatched_per_s=1.5))
-    presences.say(Presence("two", dispatched_per_s=2.0, problems=["tired"]))
+    presences = PresenceStore(each_client, each_settings)
+    presences.report(Presence("one", dispatched_per_s=1.5))
+    presences.report(Presence("two", dispatched_per_s=2.0, problems=["tired"]))
     key = Keys(each_settings.channel_prefix).subscribers("tests")
     gone_ms = int(each_client.time()[0]) * 1000 - 60_000
     each_client.hset(key, "three", f'{gone_ms} {{"name": "three", "dispatched_per_s": 100.0}}')

@@ -11,7 +11,7 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.handlers.registry import task_id_for
-from bridge.operations.task_states import Outcomes
+from bridge.operations.task_states import TaskStates
 from bridge.operations.trace import Tracer
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
@@ -29,7 +29,7 @@ def state(user_app: Celery, client: Redis, settings: BridgeSettings) -> Callable
     """The state of the one task of event "e"."""
 
     def read() -> str:
-        ((task,),) = Outcomes(user_app, client, settings).states([("e", "plain.made")])
+        ((task,),) = TaskStates(user_app, client, settings).states([("e", "plain.made")])
         return task.state
 
     return read
@@ -57,7 +57,7 @@ def test_states_of_a_task_from_the_journal_to_its_end(
         ledger.end(task_id, Ended(runtime_ms=250, queue="plain"), pipe)
         pipe.execute()
     assert state() == "SUCCESS"
-    ((task,),) = Outcomes(user_app, client, settings).states([("e", "plain.made")])
+    ((task,),) = TaskStates(user_app, client, settings).states([("e", "plain.made")])
     assert (task.runtime_s, task.queue, task.detail) == (0.25, "plain", "")
 
 
@@ -80,7 +80,7 @@ def test_failures_and_what_they_say(
     """FAILURE tells reason and text, and the letter while it is there."""
     event = bus.publish("plain.made", id="e").event
     start(app=user_app)
-    letters, outcomes = DeadLetters(client, settings), Outcomes(user_app, client, settings)
+    letters, outcomes = DeadLetters(client, settings), TaskStates(user_app, client, settings)
     task_id = task_id_for("tests", "e", f"{HERE}.plain")
     letter = DeadLetter.of_event("crashed", "it died", event, event.encode(), f"{HERE}.plain", task_id)
     eventually(lambda: client.zcard(Keys(settings.channel_prefix).inflight("tests")), "it was sent")
@@ -97,7 +97,7 @@ def test_failures_and_what_they_say(
 
 def test_skipped_tasks(user_app: Celery, bus: EventBus, client: Redis, start: Start, settings: BridgeSettings) -> None:
     """SKIPPED once the event was dispatched: where= said no, or the handler came later; no handler, no task."""
-    outcomes = Outcomes(user_app, client, settings)
+    outcomes = TaskStates(user_app, client, settings)
     bus.publish("trip.ticket", {"seat": 2}, id="e")
     asked = [("e", "trip.ticket"), ("e", "no.handler")]
     assert [[task.state for task in found] for found in outcomes.states(asked[:1])] == [["WAITING"]]
@@ -113,7 +113,7 @@ def test_many_states_take_a_few_round_trips(
     bus.publish_many([Event(type="plain.made", id=f"n{number}") for number in range(200)])
     user_app.conf.result_backend = "disabled"
     pairs = [(f"n{number}", "plain.made") for number in range(200)]
-    outcomes = Outcomes(user_app, client, settings)
+    outcomes = TaskStates(user_app, client, settings)
     wanted = [task_id_for("tests", event_id, f"{HERE}.plain") for event_id, _ in pairs]
     assert [[task.task_id for task in one] for one in outcomes.states(pairs)] == [[task_id] for task_id in wanted]
     assert round_trips(lambda: outcomes.states(pairs)) <= 4

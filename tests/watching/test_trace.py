@@ -10,11 +10,11 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.operations.replay import Replay
-from bridge.operations.replay_sources import DeadSource
-from bridge.operations.task_states import Outcomes
+from bridge.operations.replay_sources import DeadLetterSource
+from bridge.operations.task_states import TaskStates
 from bridge.operations.trace import Tracer
 from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.entries import Selection
+from bridge.storage.entries import EntryFilter
 from bridge.storage.keys import Keys
 from tests.conftest import Processes, eventually
 from tests.watching.conftest import events, tasks, trees
@@ -70,13 +70,13 @@ def test_a_real_trip(
     assert (letter.letter_id, letter.task_id) == (failed.letter_id, failed.task_id)
 
     client.set(f"{settings.channel_prefix}room", 1)
-    source = DeadSource(client, settings, Selection(), [f"{HERE}.hotel"])
+    source = DeadLetterSource(client, settings, EntryFilter(), [f"{HERE}.hotel"])
     list(Replay(client, settings, source, "again", {}).run(100))
     eventually(lambda: trees(tracer, "journey") == trip(FAILED, RETRIED), "the retry, and what came of it")
     hotel = next(event for event in events(tracer.trace("trip").roots[0]) if event.event_type == "trip.hotel")  # type: ignore[union-attr]
     assert [(task.replay, task.letter_id) for task in hotel.tasks] == [("", ""), ("again", "")]
     assert hotel.tasks[0].detail == "its dead letter is gone: retried, purged, or it made room"
-    ((newest,),) = Outcomes(user_app, client, settings).states([(hotel.event_id, hotel.event_type)])
+    ((newest,),) = TaskStates(user_app, client, settings).states([(hotel.event_id, hotel.event_type)])
     assert (newest.state, newest.replay) == ("SUCCESS", "again")
 
     marks = [key for key in client.scan_iter(match=f"*{settings.channel_prefix}*") if b"done:" in key]
@@ -194,7 +194,7 @@ def test_something_else_at_the_keys_of_a_trace(bus: EventBus, client: Redis, tra
     last = bus.publish(first.child("other.last", id="last")).event
     bus.publish(last.child("other.more", id="more"))
     keys = Keys(bus.settings.channel_prefix)
-    client.set(keys.caused("first"), "in the way")
+    client.set(keys.consequences("first"), "in the way")
     assert trees(tracer, "first") == [("other.first", [])]
     assert trees(tracer, "more") == [("other.first", [("other.last", [("other.more", [])])])]
     client.delete(keys.event("last"))

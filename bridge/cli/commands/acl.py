@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from bridge.cli import output
-from bridge.cli.connect import load, told
+from bridge.cli.connect import errors_as_cli_messages, load
 from bridge.cli.options import json_option
 from bridge.operations.acl.bus import ROLES, Role
 from bridge.operations.acl.plan import Part, Place, _parts
@@ -49,7 +49,7 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, on: 
     """
     app = ctx.obj.app
     settings = load(app)
-    with told(settings):
+    with errors_as_cli_messages(settings):
         version = asked.pop("redis")
         parts = [part for part in _parts(app, settings, role, **asked) if part.grants]
         lines = list(_lines(parts, user or f"{settings.group}-{role}", version))

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from bridge.broker import connection as broker
 from bridge.cli import output
-from bridge.cli.connect import Unreachable, client_of, load, told
+from bridge.cli.connect import Unreachable, errors_as_cli_messages, load, open_client
 from bridge.cli.options import json_option
 from bridge.cli.output import Styled
 from bridge.config.settings import BridgeSettings
@@ -25,7 +25,7 @@ from bridge.operations.acl.bus import ROLES, Role
 from bridge.operations.acl.celery import BrokerKeys, broker_grants
 from bridge.operations.acl.plan import queues_of
 from bridge.operations.routes import routes_of
-from bridge.storage.presence import Presences
+from bridge.storage.presence import PresenceStore
 from bridge.storage.status import read_status
 from bridge.subscriber import checks
 from bridge.subscriber.checks import Finding
@@ -62,12 +62,12 @@ def check(ctx: click.Context, /, ready: bool, role: Role, as_json: bool) -> None
       celery -A bridge bus check --ready
     """
     settings = load(ctx.obj.app)
-    with client_of(settings) as client:
+    with open_client(settings) as client:
         steps = _readiness(client, settings) if ready else _steps(ctx.obj.app, client, settings, role)
         worst = 0
         for name, find in steps:
             try:
-                with told(settings):
+                with errors_as_cli_messages(settings):
                     findings = find()
             except Unreachable as error:
                 _report(
@@ -101,7 +101,7 @@ def _readiness(client: Redis, settings: BridgeSettings) -> Steps:
     host = socket.gethostname()
 
     def ready() -> list[Finding]:
-        here = [one for one in Presences(client, settings).all() if one.host == host and one.alive]
+        here = [one for one in PresenceStore(client, settings).all() if one.host == host and one.alive]
         if not here:
             return [Finding(f"subscriber on {host}", "none lives", "see the log of its worker")]
         return [Finding(one.name, "; ".join(one.problems), "see bus check") for one in here if not one.ready]
@@ -115,8 +115,8 @@ def _rights(client: Redis, settings: BridgeSettings, role: Role) -> list[Finding
 
 def _broker(app: Celery, settings: BridgeSettings, role: Role) -> list[Finding]:
     try:
-        broker.try_out(app)
-        with broker.look(app) as connection:
+        broker.probe(app)
+        with broker.probe_connection(app) as connection:
             if connection.transport.driver_type != "redis":
                 return []
             grants = broker_grants(role, BrokerKeys(app, connection, queues_of(app, settings)))

@@ -11,7 +11,7 @@ import click
 
 from bridge.cli import output
 from bridge.cli.commands.replay import new_name, perform, replay_options
-from bridge.cli.connect import connected
+from bridge.cli.connect import open_bus
 from bridge.cli.options import (
     GLOB,
     all_option,
@@ -26,10 +26,10 @@ from bridge.cli.options import (
 from bridge.cli.output import Column
 from bridge.handlers.registry import registry
 from bridge.operations.replay import Replay
-from bridge.operations.replay_sources import DeadSource
+from bridge.operations.replay_sources import DeadLetterSource
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.entries import Selection
+from bridge.storage.entries import EntryFilter
 
 #: Letters removed in one step; the server looks at each of them.
 _PURGE_LETTERS = 100
@@ -66,10 +66,11 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
       celery -A bridge bus dead list --since 1d --type 'dream.*'
       celery -A bridge bus dead list --reason payload --json | jq .detail
     """
-    with connected(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as (client, settings):
         letters = DeadLetters(client, settings)
         found = [
-            letters.shown(letter) for letter in islice(letters.select(selection_of(asked), newest_first=True), limit)
+            letters.redacted_by(letter)
+            for letter in islice(letters.select(selection_of(asked), newest_first=True), limit)
         ]
         size = letters.size()
     if as_json:
@@ -95,9 +96,9 @@ def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
     Example:
       celery -A bridge bus dead show 1795534238046-3
     """
-    with connected(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as (client, settings):
         letters = DeadLetters(client, settings)
-        found = [letters.shown(letter) for letter in letters.select(Selection(ids=frozenset(ids)))]
+        found = [letters.redacted_by(letter) for letter in letters.select(EntryFilter(ids=frozenset(ids)))]
     missing = set(ids) - {one for letter in found for one in (letter.letter_id, letter.event_id)}
     for letter in found:
         if as_json:
@@ -126,11 +127,11 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **asked: An
     """
     how = {key: asked.pop(key) for key in ("rate", "dry_run", "as_json")}
     filters = {"from": "dead letters"} | as_asked(asked, everything)
-    with connected(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as (client, settings):
         if asked["handler"] is not None:
             handler_named(asked["handler"])
         handlers = {handler.task_name for handler in registry}
-        source = DeadSource(client, settings, selection_of(asked), handlers)
+        source = DeadLetterSource(client, settings, selection_of(asked), handlers)
         name = name or new_name()
         perform(Replay(client, settings, source, name, filters), name, **how)
 
@@ -150,7 +151,7 @@ def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, *
       celery -A bridge bus dead purge --all --force
     """
     as_asked(asked, everything)
-    with connected(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as (client, settings):
         letters = DeadLetters(client, settings)
         ids = [letter.letter_id for letter in letters.select(selection_of(asked))]
         if ids:

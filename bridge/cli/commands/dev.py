@@ -19,7 +19,7 @@ from redis import Redis
 
 from bridge.cli import output
 from bridge.cli.commands.tail import until_interrupted
-from bridge.cli.connect import client_of, load, told
+from bridge.cli.connect import errors_as_cli_messages, load, open_client
 from bridge.cli.follow import Follower
 from bridge.cli.processes import Children
 from bridge.config.settings import BridgeSettings
@@ -27,7 +27,7 @@ from bridge.events.event import Event
 from bridge.handlers.registry import registry
 from bridge.handlers.task import EventTask
 from bridge.operations.routes import routes_of
-from bridge.storage.presence import Presences
+from bridge.storage.presence import PresenceStore
 from bridge.testing.redis_server import running_redis
 
 #: Every address that the application might use leads to the one Redis.
@@ -62,10 +62,10 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
     app = ctx.obj.app
     name = app_name(app)
     load(app)
-    with until_interrupted(), told(), _redis() as url, Children() as children:
+    with until_interrupted(), errors_as_cli_messages(), _redis() as url, Children() as children:
         settings = BridgeSettings.load(app, redis_url=url)
         environment = dict.fromkeys(_ADDRESSES, url)
-        with client_of(settings) as client:
+        with open_client(settings) as client:
             celery = [sys.executable, "-m", "celery", "-A", name]
             queues = _queues(app, settings)
             worker = ["-q", "worker", "-n", "dev@%h", "-l", loglevel, "-c", str(concurrency), "-E", "--without-mingle"]
@@ -107,7 +107,7 @@ class _Watch:
 
     def __init__(self, children: Children, client: Redis, settings: BridgeSettings) -> None:
         self._children = children
-        self._presences = Presences(client, settings)
+        self._presences = PresenceStore(client, settings)
         self._ready = False
 
     def tick(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from bridge.cli import output
-from bridge.cli.connect import connected
+from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
 from bridge.operations.history import History
 
@@ -25,7 +25,7 @@ def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
       celery -A bridge bus get 975c7603-5f0c-4b53-a1a4-0b7a5a1d6a2e
       celery -A bridge bus get d1 | jq .payload
     """
-    with connected(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as (client, settings):
         event = History(client, settings).event(event_id)
         if event is None:
             raise click.ClickException(

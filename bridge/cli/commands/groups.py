@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from bridge.cli import output
-from bridge.cli.connect import connected
+from bridge.cli.connect import open_bus
 from bridge.cli.options import force_option, json_option
 from bridge.operations.groups import Groups
 from bridge.storage.status import GroupStatus, read_status
@@ -43,7 +43,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     Example:
       celery -A bridge bus groups list
     """
-    with connected(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as (client, settings):
         found = read_status(client, settings).groups
     own = settings.group
     if as_json:
@@ -84,7 +84,7 @@ def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None
     Example:
       celery -A bridge bus groups delete old-shop
     """
-    with connected(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as (client, settings):
         all_groups = Groups(client, settings)
         if not all_groups.exists(name):
             names = ", ".join(group.name for group in read_status(client, settings).groups) or "none"

@@ -17,10 +17,10 @@ import click
 from bridge.bus.bus import EventBus
 from bridge.bus.local import Publication
 from bridge.cli import output
-from bridge.cli.connect import Unreachable, connected
+from bridge.cli.connect import Unreachable, open_bus
 from bridge.cli.lines import Line, Lines
 from bridge.cli.options import json_option
-from bridge.errors import BusUnavailable, EventInvalid
+from bridge.errors import BusUnavailable, InvalidEvent
 from bridge.events import wire
 from bridge.events.event import Event
 
@@ -52,10 +52,10 @@ def publish(ctx: click.Context, /, event_type: str, payload: str, as_json: bool,
     is_input = payload == "-" or payload.startswith("@")
     try:
         event = Event(**fields, payload=None if is_input else _parsed(payload.encode(errors="surrogateescape")))
-    except EventInvalid as error:
+    except InvalidEvent as error:
         hint = ". A text is written with its quotes: '\"text\"'" if error.reason == "json" else ""
         raise click.UsageError(f"{error}{hint}") from error
-    with connected(ctx.obj.app) as (_, settings), EventBus(settings) as bus:
+    with open_bus(ctx.obj.app) as (_, settings), EventBus(settings) as bus:
         if not is_input:
             _Publisher(bus, fields, as_json).publish_one(event)
             return
@@ -134,7 +134,7 @@ class _Publisher:
                 raise click.ClickException(f"the input is no line of JSON, nor one document of {limit} bytes at most")
         try:
             return Event(**self._fields, payload=_parsed(b"\n".join(texts)))
-        except EventInvalid as error:
+        except InvalidEvent as error:
             text = "with --id it is one document" if "id" in self._fields else "nor is its first line a JSON value"
             raise click.ClickException(f"the input cannot be published: {error}; {text}") from error
 
@@ -144,9 +144,9 @@ class _Publisher:
             try:
                 if line.too_long:
                     limit = self._bus.settings.max_event_bytes
-                    raise EventInvalid("size", "", f"longer than {limit} bytes (bridge_max_event_bytes)")
+                    raise InvalidEvent("size", "", f"longer than {limit} bytes (bridge_max_event_bytes)")
                 ready.append((line.number, Event(**self._fields, payload=_parsed(line.text))))
-            except EventInvalid as error:
+            except InvalidEvent as error:
                 self._refuse(line.number, error)
         step = self._bus.settings.batch_size
         for start in range(0, len(ready), step):
@@ -157,7 +157,7 @@ class _Publisher:
     def _publish_batch(self, batch: Sequence[tuple[int, Event]]) -> None:
         try:
             done = self._bus.publish_many([event for _, event in batch])
-        except EventInvalid as error:  # of one of them, and nothing was published
+        except InvalidEvent as error:  # of one of them, and nothing was published
             if len(batch) == 1:
                 self._refuse(batch[0][0], error)
                 return
@@ -168,7 +168,7 @@ class _Publisher:
         self._say(done)
         self._last_line = batch[-1][0]
 
-    def _refuse(self, number: int, error: EventInvalid) -> None:
+    def _refuse(self, number: int, error: InvalidEvent) -> None:
         self._refused += 1
         output.note(f"line {number}: {error}")
 
@@ -183,8 +183,8 @@ def _told(done: Publication) -> dict[str, Any]:
 def _parsed(text: bytes) -> Any:
     try:
         return wire.loads(text, sys.maxsize)
-    except EventInvalid as error:
-        raise EventInvalid(error.reason, "payload", error.detail) from error
+    except InvalidEvent as error:
+        raise InvalidEvent(error.reason, "payload", error.detail) from error
 
 
 def _is_whole(line: Line) -> bool:
@@ -192,7 +192,7 @@ def _is_whole(line: Line) -> bool:
     try:
         if not line.too_long:
             wire.loads(line.text, sys.maxsize)
-    except EventInvalid as error:
+    except InvalidEvent as error:
         return error.reason != "json"
     return True
 

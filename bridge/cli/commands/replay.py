@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 from bridge.cli import output
-from bridge.cli.connect import Unreachable, connected
+from bridge.cli.connect import Unreachable, open_bus
 from bridge.cli.options import all_option, as_asked, event_filters, handler_named, json_option, options, selection_of
 from bridge.errors import BridgeError, BusUnavailable
 from bridge.operations.replay import Progress, Replay
-from bridge.operations.replay_sources import Candidate, JournalSource
+from bridge.operations.replay_sources import JournalSource, ReplayItem
 
 #: Events that a dry run shows; it counts the others.
 _SHOWN = 20
@@ -49,7 +49,7 @@ def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: A
     """
     how = {key: asked.pop(key) for key in ("rate", "dry_run", "as_json")}
     filters = {"from": "journal"} | as_asked(asked, everything)
-    with connected(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as (client, settings):
         handler = None if asked["handler"] is None else handler_named(asked["handler"])
         selection = selection_of(asked | {"handler": None})  # which it is for, not which it comes from
         source = (
@@ -110,7 +110,7 @@ def _ms(cursor: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _preview(found: Iterator[Candidate], as_json: bool) -> None:
+def _preview(found: Iterator[ReplayItem], as_json: bool) -> None:
     problems: Counter[str] = Counter()
     count = 0
     output.note("looking; nothing is changed")  # a million events may be looked at before the first that matches

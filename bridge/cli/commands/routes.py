@@ -11,10 +11,10 @@ import click
 from celery import Celery
 
 from bridge.cli import output
-from bridge.cli.connect import load, told
+from bridge.cli.connect import errors_as_cli_messages, load
 from bridge.cli.options import json_option
 from bridge.config.settings import BridgeSettings
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.validation import check_type
 from bridge.handlers.registry import registry
 from bridge.operations.routes import Route, _outbox, _route, routes_of
@@ -44,7 +44,7 @@ def routes(ctx: click.Context, /, match: str | None, as_json: bool) -> None:
     """
     app = ctx.obj.app
     settings = load(app)
-    with told(settings):
+    with errors_as_cli_messages(settings):
         found = list(routes_of(app, settings) if match is None else _matching(app, settings, match))
     for route in found if as_json else ():
         output.as_json(asdict(route))
@@ -59,7 +59,7 @@ def routes(ctx: click.Context, /, match: str | None, as_json: bool) -> None:
 def _matching(app: Celery, settings: BridgeSettings, event_type: str) -> Iterator[Route]:
     try:
         check_type(event_type)
-    except EventInvalid as error:
+    except InvalidEvent as error:
         raise click.UsageError(str(error)) from error
     outbox = _outbox(app, settings)
     for handler in registry.matching(event_type):

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bridge.cli import output
-from bridge.cli.connect import connected
+from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
 from bridge.cli.output import Cell, Column, Styled
 from bridge.storage.presence import Presence
@@ -37,7 +37,7 @@ def status(ctx: click.Context, /, as_json: bool) -> None:
       celery -A bridge bus status
       celery -A bridge bus status --json | jq '.groups[] | select(.backlog > 1000)'
     """
-    with connected(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as (client, settings):
         server = server_of(client, "bus").settings
         bus = read_status(client, settings)
     own = settings.group

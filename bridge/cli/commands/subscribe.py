@@ -12,10 +12,10 @@ from collections.abc import Callable
 import click
 from celery.bin.base import LOG_LEVEL
 
-from bridge.cli.connect import told
+from bridge.cli.connect import errors_as_cli_messages
 from bridge.config.settings import BridgeSettings
 from bridge.subscriber.subscriber import Subscriber
-from bridge.telemetry.logs import about
+from bridge.telemetry.logs import log_fields
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -42,7 +42,7 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
     wait_for_signal = signals_noted()
     app = ctx.obj.app
     app.log.setup_logging_subsystem(loglevel=loglevel)
-    with told():
+    with errors_as_cli_messages():
         app.loader.import_default_modules()
         settings = BridgeSettings.load(app, **({"types": types} if types else {}))
         subscriber = Subscriber(app, settings, name=f"subscribe@{socket.gethostname()}:{os.getpid()}")
@@ -50,7 +50,7 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
     gc.freeze()  # what was imported is no garbage, see worker.py
     subscriber.start()
     wait_for_signal()
-    extra = about("subscriber_stopping", group=settings.group, consumer=subscriber.name)
+    extra = log_fields("subscriber_stopping", group=settings.group, consumer=subscriber.name)
     logging.getLogger(__name__).info("stopping", extra=extra)
     subscriber.stop()
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bridge.cli import output
-from bridge.cli.connect import connected
+from bridge.cli.connect import open_bus
 from bridge.cli.follow import Follower
 from bridge.cli.options import GLOB, MOMENT, When, json_option
 
@@ -33,7 +33,7 @@ def tail(ctx: click.Context, /, patterns: tuple[str, ...], since: When | None, a
       celery -A bridge bus tail 'dream.*' --since 10m
       celery -A bridge bus tail --json | jq -r .payload.text
     """
-    with until_interrupted(), connected(ctx.obj.app) as (client, settings):
+    with until_interrupted(), open_bus(ctx.obj.app) as (client, settings):
         if not settings.enable_pubsub:
             output.note("this application broadcasts nothing (bridge_enable_pubsub is off): only others are heard")
         Follower(client, settings, patterns, as_json).follow(since and since.ms)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from bridge.cli import output
-from bridge.cli.connect import connected
+from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
 from bridge.cli.output import Cell, Styled
 from bridge.operations.task_states import EventNode, TaskNode
@@ -42,7 +42,7 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
       celery -A bridge bus trace 3f2a7c1e-9d0b-4c55-8a43-0c6f4b1f2a77
       celery -A bridge bus trace order-1234 --json
     """
-    with connected(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as (client, settings):
         found = Tracer(ctx.obj.app, client, settings).trace(any_id)
     if found is None:
         raise click.ClickException(

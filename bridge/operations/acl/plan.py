@@ -80,7 +80,7 @@ def _parts(
 def _of_celery(
     app: Celery, settings: BridgeSettings, role: Role, extra: Iterable[str], *, subscriber: bool
 ) -> Iterator[Part]:
-    with broker.look(app) as connection:
+    with broker.probe_connection(app) as connection:
         if connection.transport.driver_type == "redis":
             keys = BrokerKeys(app, connection, {*queues_of(app, settings), *extra})
             grants = broker_grants(role, keys, subscriber=subscriber)
@@ -101,7 +101,7 @@ def queues_of(app: Celery, settings: BridgeSettings) -> set[str]:
 
 
 def _client_of(app: Celery) -> Any:
-    with broker.look(app) as connection:
+    with broker.probe_connection(app) as connection:
         channel: Any = connection.default_channel
         return channel._create_client()
 
@@ -115,7 +115,7 @@ def _place_of_bus(settings: BridgeSettings) -> Place:
 
 def _place_of_broker(connection: Any) -> Place:
     if (service := broker.service_of(connection)) is not None:
-        return Place("sentinel", tuple(sorted(broker.places(connection))), service)
+        return Place("sentinel", tuple(sorted(broker.endpoints(connection))), service)
     path = (connection.hostname or "").partition("://")[2]
     return Place.of_server(path, connection.hostname, connection.port)
 

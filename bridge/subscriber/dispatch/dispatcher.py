@@ -10,17 +10,17 @@ from bridge.broker.messages import Message
 from bridge.broker.outbox import Outbox
 from bridge.bus.admission import Admission
 from bridge.config.settings import BATCH_BYTES, BridgeSettings
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.encoded import StoredEvent
 from bridge.handlers.registry import Handler, Registry
-from bridge.storage import Stores
-from bridge.storage.dead_letter import DeadLetter, about_letter
+from bridge.storage import Storage
+from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
 from bridge.storage.entries import Entry
 from bridge.storage.ledger import Ended
 from bridge.subscriber.dispatch.batch import Batch
-from bridge.subscriber.dispatch.transaction import Handover
+from bridge.subscriber.dispatch.transaction import DispatchTransaction
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import Pace, about
+from bridge.telemetry.logs import LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        stores: Stores,
+        stores: Storage,
         outbox: Outbox,
         registry: Registry,
         counters: Counters,
@@ -56,14 +56,14 @@ class Dispatcher:
         self._journal = stores.journal
         self._ledger = stores.ledger
         self._dead_letters = stores.dead_letters
-        self._handover = Handover(stores.client, stores.journal, stores.ledger, consumer)
+        self._handover = DispatchTransaction(stores.client, stores.journal, stores.ledger, consumer)
         self._one_redis = outbox.one_redis
         self._outbox = outbox
         self._registry = registry
         self._counters = counters
         self._settings = settings
         self._consumer = consumer
-        self._look_at_held = True
+        self._reread_pending = True
         self._limit = min(_FIRST_LIMIT, settings.batch_size)
         #: Entries read while the batch before them was under way.
         self._ahead: list[Entry] = []
@@ -71,11 +71,11 @@ class Dispatcher:
         self._handed_over: Batch | None = None
         #: The queue that is too long for another message; dispatch waits for it.
         self.full_queue: str | None = None
-        self._pace = Pace()
+        self._pace = LogThrottle()
 
-    def look_at_held(self) -> None:
+    def reread_pending(self) -> None:
         """Begin the next step with the entries this consumer holds: after a failure, or a claim."""
-        self._look_at_held = True
+        self._reread_pending = True
 
     def step(self) -> int:
         """Dispatch one batch, or wait ``block_ms`` for the first event or a place in a queue.
@@ -91,10 +91,10 @@ class Dispatcher:
         """
         try:
             entries = self._next_entries()
-            if self._dispatch(entries, read_on=not self._look_at_held):
+            if self._dispatch(entries, read_on=not self._reread_pending):
                 return len(entries)
         except _Overtaken:
-            extra = about("entries_overtaken", group=self._settings.group, consumer=self._consumer)
+            extra = log_fields("entries_overtaken", group=self._settings.group, consumer=self._consumer)
             log.info("entries of group %s have changed hands: read again", self._settings.group, extra=extra)
             self._start_over()
             return 0
@@ -132,15 +132,15 @@ class Dispatcher:
     def _start_over(self) -> None:
         self._handover.close()
         self._ahead, self._handed_over = [], None
-        self._look_at_held = True
+        self._reread_pending = True
 
     def _next_entries(self) -> list[Entry]:
-        if self._look_at_held:
+        if self._reread_pending:
             self._settle()
             self._ahead = []
             self._handover.open()
-            entries = self._journal.held(self._consumer, self._limit)
-            self._look_at_held = bool(entries)
+            entries = self._journal.pending_entries(self._consumer, self._limit)
+            self._reread_pending = bool(entries)
             return entries
         if self._ahead:
             entries, self._ahead = self._ahead, []
@@ -194,13 +194,13 @@ class Dispatcher:
         answer = self._handover.finish()
         if batch is not None and answer.committed:
             self._count(batch)
-        if answer.overtaken:
+        if answer.ownership_lost:
             raise _Overtaken
         return answer.entries
 
     def _count(self, batch: Batch) -> None:
         if lost := batch.counts["lost", ""]:  # not before: what is tried again would be told again
-            extra = about("event_lost", group=self._settings.group, consumer=self._consumer, count=lost)
+            extra = log_fields("event_lost", group=self._settings.group, consumer=self._consumer, count=lost)
             log.error("%d journal entries were removed before they were dispatched: lost", lost, extra=extra)
         batch.count(self._counters, self._handover.now_ms)
 
@@ -213,8 +213,8 @@ class Dispatcher:
         if full is not None:
             self._counters.add("held_back")
             # A queue that is worked off more slowly than events come has room now and then, for a moment.
-            if full != self.full_queue and self._pace.due(full):
-                extra = about("dispatch_waits", group=self._settings.group, consumer=self._consumer, queue=full)
+            if full != self.full_queue and self._pace.allow(full):
+                extra = log_fields("dispatch_waits", group=self._settings.group, consumer=self._consumer, queue=full)
                 text = "dispatch waits: queue %s has %d messages or more; the journal keeps"
                 log.warning(text, full, limit, extra=extra)
         self.full_queue = full
@@ -245,7 +245,7 @@ class Dispatcher:
             return []
         try:
             stored = self._admission.read(entry)
-        except EventInvalid as error:
+        except InvalidEvent as error:
             batch.letters.append(DeadLetter.of_message(error.reason, str(error), "journal", entry.data))
             return []
         handlers = self._handlers(entry, stored, batch)
@@ -278,12 +278,12 @@ class Dispatcher:
         return named
 
     def _park(self, letter: DeadLetter) -> None:
-        letter = self._dead_letters.shown(letter)
+        letter = self._dead_letters.redacted_by(letter)
         is_new = self._dead_letters.bury(letter, Ended()) if letter.task_id else self._dead_letters.add(letter)
         if not is_new:
             return  # it was counted and told when it was
         self._counters.add("dead", event_type=letter.event_type)
-        extra = about_letter("dead_letter", letter, self._settings.group)
+        extra = dead_letter_fields("dead_letter", letter, self._settings.group)
         place = letter.handler or letter.origin
         log.warning("dead letter (%s): %s %s", letter.reason, place, letter.detail, extra=extra)
 

@@ -24,18 +24,18 @@ from bridge.storage.ledger import Ledger
 _MULTI, _EXEC, _TIME = ("MULTI",), ("EXEC",), ("TIME",)
 
 
-class Answer(NamedTuple):
+class TransactionResult(NamedTuple):
     """To a request: whether its transaction came to pass, and the entries read.
 
     ``overtaken``: entries have changed hands, maybe those; what this consumer holds must be read again.
     """
 
     committed: bool
-    overtaken: bool
+    ownership_lost: bool
     entries: list[Entry]
 
 
-class Handover:
+class DispatchTransaction:
     """A connection on which one request may be under way while its caller does other things; used by one thread.
 
     Where the broker is another, there are no messages to hand over here, but entries to read ahead.
@@ -58,7 +58,7 @@ class Handover:
         #: Keys of queues that are lists, or not there.
         self._queues: set[str] = set()
         #: Whether a request may still be on its way over a connection that was given up.
-        self._loose_end = False
+        self._in_doubt = False
         #: How many commands the transaction of the request under way has, and whether it reads; None: there is none.
         self._request: tuple[int, bool] | None = None
 
@@ -77,15 +77,15 @@ class Handover:
         if self._connection is not None:
             return
         try:
-            if self._loose_end:
-                self._journal.raise_fence()
+            if self._in_doubt:
+                self._journal.advance_fencing_token()
             self._connection = self._client.connection_pool.get_connection()
-            self._send([*self._journal.guard(), _TIME])
+            self._send([*self._journal.watch_commands(), _TIME])
             self._fence = self._guarded()
         except BaseException:
             self.close()
             raise
-        self._loose_end = False
+        self._in_doubt = False
 
     def begin(self, entry_ids: Sequence[bytes], messages: Sequence[Message], read: int) -> None:
         """Send a request: push, list and acknowledge, then read up to *read* further entries without waiting for any.
@@ -96,7 +96,7 @@ class Handover:
         try:
             self.open()
             work = self._work(entry_ids, messages)
-            commands = [_MULTI, *work, _EXEC, *self._journal.guard(), _TIME] if work else []
+            commands = [_MULTI, *work, _EXEC, *self._journal.watch_commands(), _TIME] if work else []
             self._request = (len(work), bool(read))
             if read:
                 commands.append(self._journal.reading(self._consumer, read))
@@ -105,19 +105,19 @@ class Handover:
             self.close()
             raise
 
-    def finish(self) -> Answer:
+    def finish(self) -> TransactionResult:
         """Wait for the answer to the request under way.
 
         Raises:
             JournalLost: The group is gone.
             RedisError: Redis failed. The transaction may have come to pass.
         """
-        (queued, reading), committed, overtaken = self._request or (0, False), False, False
+        (queued, reading), committed, ownership_lost = self._request or (0, False), False, False
         entries: list[Entry] = []
         try:
             if queued:
                 committed = self._executed(queued)
-                overtaken = self._guarded() != self._fence or not committed
+                ownership_lost = self._guarded() != self._fence or not committed
             if reading:
                 with group_errors():
                     entries = self._journal.entries_read(self._connection.read_response())
@@ -125,10 +125,10 @@ class Handover:
             self.close()
             raise
         self._request = None
-        if overtaken:
+        if ownership_lost:
             self.close()
-            self._loose_end = False  # it has had its answer
-        return Answer(committed, overtaken, entries)
+            self._in_doubt = False  # it has had its answer
+        return TransactionResult(committed, ownership_lost, entries)
 
     def close(self) -> None:
         """Give up the connection and what is under way on it."""
@@ -136,7 +136,7 @@ class Handover:
             connection, self._connection = self._connection, None
             connection.disconnect()
             self._client.connection_pool.release(connection)
-        self._loose_end = self._loose_end or self.under_way
+        self._in_doubt = self._in_doubt or self.under_way
         self._request = None
         self._queues.clear()
 

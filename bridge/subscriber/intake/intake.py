@@ -17,21 +17,21 @@ from typing import Any, TypeVar
 from redis.exceptions import RedisError, ResponseError
 
 from bridge.bus.admission import Admission
-from bridge.bus.listener import Broadcast, ChannelFeed, Heard, InvalidMessage
+from bridge.bus.listener import Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
 from bridge.config.settings import BATCH_BYTES, BridgeSettings
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.encoded import Record
 from bridge.events.event import Event
 from bridge.events.validation import ID_PATTERN
 from bridge.redis.retry import BackOff
-from bridge.storage import Stores
+from bridge.storage import Storage
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.journal import Outcome
 from bridge.storage.keys import Keys
 from bridge.subscriber.intake.rejections import Refusals
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.liveness import Pulse
-from bridge.telemetry.logs import about
+from bridge.telemetry.liveness import Liveness
+from bridge.telemetry.logs import log_fields
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Intake:
         settings: Limits and lifetimes.
     """
 
-    def __init__(self, stores: Stores, counters: Counters, pulse: Pulse, settings: BridgeSettings) -> None:
+    def __init__(self, stores: Storage, counters: Counters, pulse: Liveness, settings: BridgeSettings) -> None:
         self._client = stores.client
         self._event_keys = stores.event_keys
         self._journal = stores.journal
@@ -95,12 +95,14 @@ class Intake:
         In a cluster a broadcast goes from node to node, and is lost when the link between two is down; and whoever
         publishes writes the event key before the journal entry, and may die in between.
         """
-        if self._event_keys.apart and time.monotonic() - self._looked_at > _LOOK_AGAIN_S:
+        if self._event_keys.on_other_servers and time.monotonic() - self._looked_at > _LOOK_AGAIN_S:
             self._gap.set()
 
     def listen(self, stop: threading.Event) -> None:
         """Append what is broadcast until *stop* is set."""
-        feed = ChannelFeed(self._client, self._settings, self._counters, self._sift, self._pulse, self._settings.types)
+        feed = ChannelListener(
+            self._client, self._settings, self._counters, self._sift, self._pulse, self._settings.types
+        )
         feed.run(stop, lambda heard: self._on_heard(heard, stop))
 
     def catch_up(self, stop: threading.Event) -> None:
@@ -134,7 +136,7 @@ class Intake:
                 return True
         return False
 
-    def _on_heard(self, heard: Heard, stop: threading.Event) -> None:
+    def _on_heard(self, heard: ReceivedBatch, stop: threading.Event) -> None:
         if heard.subscribed:
             self._subscribed = True
             self._gap.set()  # subscribed first, scan second: nothing falls between
@@ -175,7 +177,7 @@ class Intake:
         what = f"the journal at {self._settings.redacted_url} does not answer"
         back_off = BackOff(log, what, self._counters, stop)
         while True:
-            self._pulse.turn()
+            self._pulse.tick()
             try:
                 done = do()
             except (RedisError, OSError) as error:
@@ -228,7 +230,7 @@ class Intake:
         if stale:
             text = "%d event keys left alone: their timestamps say that they are older than bridge_event_ttl_s, %d s, "
             text += "which the keys outlive; make it longer than any program keeps them"
-            extra = about("keys_left_alone", group=self._settings.group, count=stale)
+            extra = log_fields("keys_left_alone", group=self._settings.group, count=stale)
             log.warning(text, stale, self._settings.event_ttl_s, extra=extra)
         if subscribed:
             self.caught_up.set()
@@ -245,10 +247,10 @@ class Intake:
         records: list[Record] = []
         invalid: list[InvalidMessage] = []
         stale = 0
-        for name, (value, ttl_ms) in zip(names, self._event_keys.beginnings(names), strict=True):
+        for name, (value, ttl_ms) in zip(names, self._event_keys.read_prefixes(names), strict=True):
             try:
                 record = None if ttl_ms == _NO_KEY else self._decode(value)
-            except EventInvalid as error:
+            except InvalidEvent as error:
                 data = value if isinstance(value, bytes) else b""
                 invalid.append(InvalidMessage(name.decode(errors="backslashreplace"), data, error))
             else:
@@ -262,7 +264,7 @@ class Intake:
 
     def _decode(self, value: Any) -> Record:
         if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
-            raise EventInvalid("wrong_type", "", "the event key holds no string")
+            raise InvalidEvent("wrong_type", "", "the event key holds no string")
         if isinstance(value, RedisError):
             raise value
         return Record(*self._admission.receive(value))

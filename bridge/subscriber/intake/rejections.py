@@ -13,11 +13,11 @@ from redis.exceptions import ResponseError
 from bridge.config.settings import BridgeSettings
 from bridge.events.encoded import Record
 from bridge.redis.retry import TRANSIENT
-from bridge.storage.dead_letter import DeadLetter, about_letter
+from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.journal import RATE_WINDOW_S
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import Pace
+from bridge.telemetry.logs import LogThrottle
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Refusals:
         self._dead_letters = dead_letters
         self._counters = counters
         self._settings = settings
-        self._pace = Pace()
+        self._pace = LogThrottle()
         self._lock = threading.Lock()
         #: What a line is about to how many were kept since without one.
         self._untold: Counter[str] = Counter()
@@ -72,8 +72,8 @@ class Refusals:
             # No right to write them, or something else at their key. The events that come after must not wait for that.
             self._counters.add("errors")
             for letter in letters:
-                if self._pace.due(f"lost {letter.reason}"):
-                    extra = about_letter("dead_letter_lost", letter, self._settings.group)
+                if self._pace.allow(f"lost {letter.reason}"):
+                    extra = dead_letter_fields("dead_letter_lost", letter, self._settings.group)
                     text = "dead letter (%s) from %r could not be kept: %s"
                     log.error(text, letter.reason, letter.origin, error, extra=extra)
             return
@@ -87,13 +87,13 @@ class Refusals:
         is_limited = letter.reason == _LIMITED
         kind = letter.detail if is_limited else letter.reason
         with self._lock:
-            if not self._pace.due(kind):
+            if not self._pace.allow(kind):
                 self._untold[kind] += 1
                 return
             untold = self._untold.pop(kind, 0)
         more = f" ({untold} more like it before)" if untold else ""
         if is_limited:
-            extra = about_letter("source_limited", letter, self._settings.group)
+            extra = dead_letter_fields("source_limited", letter, self._settings.group)
         else:
-            extra = about_letter("dead_letter", letter, self._settings.group)
+            extra = dead_letter_fields("dead_letter", letter, self._settings.group)
         log.warning("dead letter (%s) from %r: %s%s", letter.reason, letter.origin, letter.detail, more, extra=extra)

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 
 from bridge.config.settings import BridgeSettings
-from bridge.storage import Stores
+from bridge.storage import Storage
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
-from bridge.storage.presence import Presences
+from bridge.storage.presence import PresenceStore
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.maintenance.rescuer import Recovery
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import about
+from bridge.telemetry.logs import log_fields
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Upkeep:
 
     def __init__(
         self,
-        stores: Stores,
+        stores: Storage,
         dispatcher: Dispatcher,
         recovery: Recovery,
         look_again: Callable[[], None],
@@ -56,7 +56,7 @@ class Upkeep:
         self._look_again = look_again
         self._counters = counters
         self._interval_s = settings.upkeep_interval_s
-        self._presences = Presences(stores.client, settings)
+        self._presences = PresenceStore(stores.client, settings)
         self._claim_idle_ms = int(settings.claim_idle_s * 1000)
         self._consumer = consumer
         self._due_at = 0.0
@@ -88,7 +88,7 @@ class Upkeep:
         for consumer in self._journal.idle_consumers(self._claim_idle_ms):
             if consumer not in alive and self._journal.leave(consumer, self._claim_idle_ms):
                 self._counters.add("removed")
-                extra = about("consumer_removed", group=self._group, consumer=consumer)
+                extra = log_fields("consumer_removed", group=self._group, consumer=consumer)
                 log.info("consumer %s is gone and holds nothing: removed from the group", consumer, extra=extra)
 
     def _claim(self, stop: threading.Event) -> None:
@@ -96,7 +96,7 @@ class Upkeep:
         while not stop.is_set():
             claimed = self._journal.claim(self._consumer, self._claim_idle_ms, cursor, _CLAIM_COUNT)
             if claimed.taken:
-                self._dispatcher.look_at_held()
+                self._dispatcher.reread_pending()
             self._counters.add("claimed", claimed.taken)
             self._lost(self._group, claimed.removed, "were removed from the journal while a dead consumer held them")
             cursor = claimed.cursor
@@ -115,4 +115,4 @@ class Upkeep:
     def _lost(self, group: str, count: int, how: str) -> None:
         if count:
             self._counters.add("lost", count)
-            log.error("%d events %s: lost", count, how, extra=about("event_lost", group=group, count=count))
+            log.error("%d events %s: lost", count, how, extra=log_fields("event_lost", group=group, count=count))

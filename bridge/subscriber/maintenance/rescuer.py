@@ -11,15 +11,15 @@ from bridge.broker.messages import Message
 from bridge.broker.outbox import Outbox
 from bridge.bus.admission import Admission
 from bridge.config.settings import BridgeSettings
-from bridge.errors import EventInvalid
+from bridge.errors import InvalidEvent
 from bridge.events.encoded import StoredEvent
 from bridge.handlers.registry import Registry, task_id_for
-from bridge.storage import Stores
-from bridge.storage.dead_letter import DeadLetter, about_letter
+from bridge.storage import Storage
+from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
 from bridge.storage.entries import Entry
 from bridge.storage.ledger import Ended, Overdue
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import about
+from bridge.telemetry.logs import log_fields
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Recovery:
 
     def __init__(
         self,
-        stores: Stores,
+        stores: Storage,
         outbox: Outbox,
         registry: Registry,
         counters: Counters,
@@ -75,9 +75,9 @@ class Recovery:
                 return
 
     def _waiting(self, overdue: Sequence[Overdue]) -> set[str]:
-        queues = {task.pair.queue for task in overdue if not task.passed} - {""}
+        queues = {task.pair.queue for task in overdue if not task.left_queue} - {""}
         busy = {queue for queue in queues if self._outbox.waiting(queue) > 0}
-        return {task.task_id for task in overdue if not task.passed and task.pair.queue in busy}
+        return {task.task_id for task in overdue if not task.left_queue and task.pair.queue in busy}
 
     def _redispatch(self, overdue: Sequence[Overdue]) -> None:
         events = self._events(overdue)
@@ -86,19 +86,19 @@ class Recovery:
         for task in overdue:
             try:
                 messages += self._messages(task, events.get(task.task_id))
-            except _Hopeless as reason:
+            except _Unrecoverable as reason:
                 self._give_up(task, reason)
             else:
                 tasks[task.task_id] = task
         self._outbox.close()  # a broker that lost messages may have lost queues and bindings, which kombu declares once
         for refused in self._outbox.send(messages):
             message = refused.message
-            self._give_up(tasks.pop(message.task_id), _Hopeless(refused.reason, refused.detail, message.stored))
+            self._give_up(tasks.pop(message.task_id), _Unrecoverable(refused.reason, refused.detail, message.stored))
         if tasks:
             again = {name: task.pair._replace(redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
             self._ledger.sent([], [pair.listed(task_id) for task_id, pair in again.items()])
             self._counters.add_each("redispatched", [message.stored.type for message in messages])
-            extra = about("tasks_sent_again", group=self._settings.group, count=len(messages))
+            extra = log_fields("tasks_sent_again", group=self._settings.group, count=len(messages))
             text = "%d overdue tasks neither ran nor waited in their queue: sent again"
             log.warning(text, len(messages), extra=extra)
 
@@ -106,7 +106,7 @@ class Recovery:
         """Return the events of tasks, by task id: from the journal or, as after its deletion, from their keys."""
         entries = self._journal.entries([task.pair.entry_id for task in overdue])
         missing = [task.pair.event_id for task in overdue if task.pair.entry_id not in entries]
-        kept = self._event_keys.kept(missing)
+        kept = self._event_keys.get_many(missing)
         events: dict[str, StoredEvent] = {}
         for task in overdue:
             key = Entry(task.pair.entry_id.encode(), kept.get(task.pair.event_id))
@@ -122,27 +122,27 @@ class Recovery:
             return None
         try:
             return self._admission.read(entry)
-        except EventInvalid:  # let in when it was dispatched: the key was overwritten, or these settings are stricter
+        except InvalidEvent:  # let in when it was dispatched: the key was overwritten, or these settings are stricter
             return None
 
     def _messages(self, task: Overdue, event: StoredEvent | None) -> list[Message]:
         if task.pair.redispatches >= self._settings.max_redispatches:
-            raise _Hopeless("unfinished", f"sent {task.pair.redispatches + 1} times and never ended", event)
+            raise _Unrecoverable("unfinished", f"sent {task.pair.redispatches + 1} times and never ended", event)
         if event is None:
             text = f"journal entry {task.pair.entry_id} is gone, and so is the key: cannot be sent again"
-            raise _Hopeless("gone", text, None)
+            raise _Unrecoverable("gone", text, None)
         handler = next((one for one in self._registry if one.task_name == task.pair.handler), None)
         if handler is None:
             name, event_id, group = task.pair.handler, task.pair.event_id, self._settings.group
-            extra = about("no_handler", event_id=event_id, task_id=task.task_id, handler=name, group=group)
+            extra = log_fields("no_handler", event_id=event_id, task_id=task.task_id, handler=name, group=group)
             log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, name, extra=extra)
             return []  # another subscriber may know it; asked for again until max_redispatches
         try:
             return [self._outbox.prepare(handler, event, task.pair.entry_id.encode())]
         except Exception as error:
-            raise _Hopeless("message", f"{type(error).__name__}: {error}", event) from error
+            raise _Unrecoverable("message", f"{type(error).__name__}: {error}", event) from error
 
-    def _give_up(self, task: Overdue, why: _Hopeless) -> None:
+    def _give_up(self, task: Overdue, why: _Unrecoverable) -> None:
         """Make a dead letter of a task, which is its end if the letter has the event: it can be replayed then."""
         handler, task_id, event = task.pair.handler, task.task_id, why.event
         attempts = task.pair.redispatches + 1
@@ -152,15 +152,15 @@ class Recovery:
             )
         else:
             letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts)
-        letter = self._dead_letters.shown(letter)
+        letter = self._dead_letters.redacted_by(letter)
         self._dead_letters.bury(letter, Ended(queue=task.pair.queue) if event is not None else None)
         self._counters.add("dead", event_type=event.type if event else "")
         text = "dead letter (%s): %s of event %s: %s"
-        extra = about_letter("dead_letter", letter, self._settings.group)
+        extra = dead_letter_fields("dead_letter", letter, self._settings.group)
         log.error(text, why.reason, handler, task.pair.event_id, letter.detail, extra=extra)
 
 
-class _Hopeless(Exception):
+class _Unrecoverable(Exception):
     """A task that sending again does not help."""
 
     def __init__(self, reason: str, detail: str, event: StoredEvent | None) -> None:

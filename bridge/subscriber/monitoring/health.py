@@ -14,7 +14,7 @@ from bridge.broker import connection as broker
 from bridge.config.settings import BridgeSettings
 from bridge.redis.client import connect
 from bridge.storage.journal import Journal
-from bridge.telemetry.liveness import Pulse
+from bridge.telemetry.liveness import Liveness
 
 #: A loop that has not gone round for so long is stuck, or for several time limits of a connection if that is longer.
 _STUCK_S = 60.0
@@ -43,7 +43,7 @@ class Health:
         self,
         app: Celery,
         settings: BridgeSettings,
-        pulse: Pulse,
+        pulse: Liveness,
         caught_up: threading.Event,
         trouble: Callable[[], str],
         waits: Callable[[], str],
@@ -107,7 +107,7 @@ class Health:
 
     def _try_broker(self) -> str:
         try:
-            broker.try_out(self._app)
+            broker.probe(self._app)
         except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
             return f"broker: {error or type(error).__name__}"
         return ""

@@ -11,16 +11,16 @@ from contextlib import suppress
 from redis.exceptions import RedisError
 
 from bridge.config.settings import BridgeSettings
-from bridge.storage.presence import BEAT_S, Presence, Presences
+from bridge.storage.presence import HEARTBEAT_INTERVAL_S, Presence, PresenceStore
 from bridge.subscriber.monitoring.health import Health
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.liveness import Pulse
+from bridge.telemetry.liveness import Liveness
 
 #: Beats over which the rate is measured.
 _RATE_BEATS = 5
 
 
-class Monitoring:
+class PresenceReporter:
     """Tells others about one subscriber, from a thread of its own, until stopped.
 
     Arguments:
@@ -32,12 +32,14 @@ class Monitoring:
         SettingsError: The port of the metrics cannot be had.
     """
 
-    def __init__(self, settings: BridgeSettings, counters: Counters, pulse: Pulse, health: Health, name: str) -> None:
+    def __init__(
+        self, settings: BridgeSettings, counters: Counters, pulse: Liveness, health: Health, name: str
+    ) -> None:
         self._counters = counters
         self._pulse = pulse
         self._health = health
         self._name = name
-        self._presences = Presences(health.client, settings)
+        self._presences = PresenceStore(health.client, settings)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="bridge-presence", daemon=True)
         self._dispatched: deque[tuple[float, int]] = deque(maxlen=_RATE_BEATS + 1)
@@ -66,8 +68,8 @@ class Monitoring:
     def _beat(self) -> None:
         while not self._stop.is_set():
             with suppress(RedisError, OSError):  # the other threads say so
-                self._presences.say(self._presence())
-            self._stop.wait(BEAT_S)
+                self._presences.report(self._presence())
+            self._stop.wait(HEARTBEAT_INTERVAL_S)
         with suppress(RedisError, OSError):  # it is forgotten after a while
             self._presences.leave(self._name)
 

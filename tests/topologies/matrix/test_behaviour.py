@@ -13,7 +13,7 @@ from bridge.operations.groups import Groups
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.journal import Journal
 from bridge.storage.keys import Keys
-from bridge.storage.presence import Presences
+from bridge.storage.presence import PresenceStore
 from bridge.storage.status import read_status
 from tests.conftest import STOP_S, Start, eventually, stops_worker
 from tests.replays import FAST, Bench, last
@@ -213,7 +213,9 @@ def test_status_and_presence(
     start("one")
     publish(bus, "a", "b")
     eventually(lambda: waiting.tasks().total() == 2, "both are dispatched")
-    eventually(lambda: [one.ready for one in Presences(client, settings).all()] == [True], "it says that it is ready")
+    eventually(
+        lambda: [one.ready for one in PresenceStore(client, settings).all()] == [True], "it says that it is ready"
+    )
     eventually(lambda: read_status(client, settings).groups[0].backlog == 0, "all are acknowledged")
     status = read_status(client, settings)
     (group,) = status.groups
