@@ -3,11 +3,8 @@
 Importing this builds no Celery application and opens no connection.
 """
 
-from bridge.bus.bus import EventBus
-from bridge.bus.causation import current_event
-from bridge.bus.local import LocalBus, Publication
-from bridge.bus.publish import get_bus, publish_event
-from bridge.config.settings import BridgeSettings
+from bridge.bus import EventBus, LocalBus, Publication, current_event, get_bus, publish_event
+from bridge.config import BridgeSettings
 from bridge.errors import (
     BridgeError,
     BusUnavailable,
@@ -17,10 +14,8 @@ from bridge.errors import (
     JournalLost,
     SettingsError,
 )
-from bridge.events.event import Event
-from bridge.handlers.leases import mark_done
-from bridge.handlers.on_event import on_event
-from bridge.handlers.task import EventTask
+from bridge.events import Event
+from bridge.handlers import EventTask, mark_done, on_event
 from bridge.worker import install
 
 __all__ = [

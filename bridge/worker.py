@@ -12,15 +12,12 @@ from celery import Celery, _state, bootsteps
 from celery.signals import task_revoked
 from pydantic import SecretStr
 
-from bridge.bus.causation import current_event, install_propagation
-from bridge.config.celery_config import refuse_pickled_tasks
-from bridge.config.settings import BridgeSettings
+from bridge.bus import current_event, install_propagation
+from bridge.config import BridgeSettings, refuse_pickled_tasks
 from bridge.errors import SettingsError
-from bridge.handlers.registry import registry
-from bridge.handlers.task import end_revoked
-from bridge.subscriber.subscriber import Subscriber
-from bridge.telemetry import json_logs
-from bridge.telemetry.error_redaction import redact_worker_logs
+from bridge.handlers import end_revoked, registry
+from bridge.subscriber import Subscriber
+from bridge.telemetry import json_logs, redact_worker_logs
 
 
 def install(app: Celery) -> None:

@@ -23,7 +23,7 @@ from redis import Redis
 
 from bridge import EventBus
 from bridge.config.settings import BridgeSettings
-from bridge.handlers.registry import registry
+from bridge.handlers.handler import registry
 from bridge.subscriber.subscriber import Subscriber
 from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path
 from tests.faults.proxy import Proxy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bridge import Event, EventTask, on_event
-from bridge.handlers.registry import Handler, registry
+from bridge.handlers.handler import Handler, registry
 
 
 @on_event("*", name="t.all")

@@ -12,7 +12,7 @@ from hypothesis.stateful import invariant, precondition, rule
 from bridge import BridgeSettings, Event
 from bridge.events.encoded import Record
 from bridge.redis.client import connect
-from bridge.storage.journal import Journal, Outcome
+from bridge.storage.journal import AppendResult, Journal
 from bridge.storage.keys import Keys
 from tests.models import RepeatingMachine, repeatable
 
@@ -135,7 +135,7 @@ class WritingMachine(RepeatingMachine):
         self.written(self.journal.append(records, refill=refill), records, [""] * len(batch), refill)
 
     def written(
-        self, outcomes: list[Outcome], records: list[Record], attempts: list[str], refill: bool
+        self, outcomes: list[AppendResult], records: list[Record], attempts: list[str], refill: bool
     ) -> list[Record]:
         """Compare what came of the records with what should have; return those that are new in the journal."""
         new: dict[str, Record] = {}

@@ -8,7 +8,7 @@ from typing import Any
 from redis import Redis
 
 from bridge import BridgeSettings, Event
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.operations.replay import Progress, Replay
 from bridge.operations.replay_sources import DeadLetterSource, JournalSource
 from bridge.storage.dead_letter import DeadLetter

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus, InvalidEvent
-from bridge.handlers.registry import registry
+from bridge.handlers.handler import registry
 from bridge.subscriber.checks import refused_handlers
 from tests.conftest import ROOT, Processes, Queues, Start, eventually, missing
 from tests.outside import SECRETS, SIGNED, Outside

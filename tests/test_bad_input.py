@@ -22,7 +22,7 @@ from bridge.bus.bus import EventBus
 from bridge.config.settings import BridgeSettings
 from bridge.errors import InvalidEvent, SettingsError
 from bridge.events.event import Event
-from bridge.handlers.registry import registry
+from bridge.handlers.handler import registry
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.journal import Journal

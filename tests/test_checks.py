@@ -57,7 +57,7 @@ def make_task(app: Celery, name: str, **options: Any) -> Any:
 def check(bus: str, app: Celery | str | None = None, tasks: Sequence[Any] = ()) -> dict[str, Finding]:
     """Run the checks; the broker is the bus unless told otherwise. The findings by the setting they name."""
     app = app if isinstance(app, Celery) else make_app(app or bus)
-    found = checks.check(BridgeSettings.load(redis_url=bus), app, tasks)
+    found = checks.check_settings(BridgeSettings.load(redis_url=bus), app, tasks)
     for finding in found:
         assert str(finding) == f"{finding.setting}: {finding.problem}; {finding.advice}"
         assert finding.advice
@@ -254,7 +254,7 @@ def test_nothing_waits_for_the_checks(
         go_on.wait(30)
         return []
 
-    monkeypatch.setattr(checks, "check", hang)
+    monkeypatch.setattr("bridge.subscriber.subscriber.check_settings", hang)
     try:
         subscriber = start()  # waits until it is ready
         assert begun.wait(10)

@@ -18,7 +18,7 @@ from bridge.broker.outbox import Outbox
 from bridge.errors import RedactedError
 from bridge.events.encoded import StoredEvent
 from bridge.events.redaction import REDACTED, Redaction
-from bridge.handlers.registry import registry
+from bridge.handlers.handler import registry
 from bridge.storage import Storage
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.ledger import InFlightTask, Overdue
@@ -125,7 +125,7 @@ def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, c
     recovery = Recovery(Storage.of(client, discreet), Outbox(app, discreet), registry, Counters(), discreet)
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
     why = _Unrecoverable("message", f"KeyError: {SECRET}", StoredEvent.read(event.encode()))
-    recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), passed=False), why)
+    recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), left_queue=False), why)
     assert "dead letter (message): t.all of event e1: KeyError: [redacted]" in caplog.text
     assert "lovelace" not in caplog.text
 

@@ -15,7 +15,7 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus, mark_done
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys

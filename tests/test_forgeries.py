@@ -12,7 +12,7 @@ from redis import Redis
 from bridge import BridgeError, BridgeSettings, Event, EventBus, InvalidEvent
 from bridge.events.event import UNHEARD_SOURCE
 from bridge.events.signing import Keyring
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
 from tests.conftest import Queues, Start, eventually
 from tests.outside import SECRETS, SIGNED, Outside, now_ms

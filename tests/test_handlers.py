@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from bridge.bus.causation import current_event
 from bridge.errors import InvalidEvent, InvalidHandler
 from bridge.events.event import Event
-from bridge.handlers import registry as handlers
-from bridge.handlers.on_event import on_event
-from bridge.handlers.registry import Handler, Registry, registry
+from bridge.handlers import handler as handlers
+from bridge.handlers.decorator import on_event
+from bridge.handlers.handler import Handler, Registry, registry
 from bridge.handlers.task import EventTask
 
 if TYPE_CHECKING:

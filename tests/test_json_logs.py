@@ -16,9 +16,9 @@ import pytest
 from celery import Celery, signals
 from celery.app.log import Logging, TaskFormatter
 
-from bridge import Event, EventBus
+from bridge import Event, EventBus, install
 from bridge.bus.causation import handling
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.telemetry import json_logs
 from bridge.telemetry.logs import log_fields
 from bridge.testing.redis_server import RedisServer

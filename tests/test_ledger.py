@@ -177,7 +177,7 @@ def test_running_waiting_and_ended_tasks_are_put_off_or_struck(make: MakeLedger,
 
 def passed(ledger: Ledger, *task_ids: str) -> dict[str, bool]:
     """Whether these were passed; those that have begun are overdue again a moment later."""
-    return {task.task_id: task.passed for task in ledger.overdue(10) if task.task_id in task_ids}
+    return {task.task_id: task.left_queue for task in ledger.overdue(10) if task.task_id in task_ids}
 
 
 def test_a_later_task_of_the_queue_that_began_passes_an_earlier_one(make: MakeLedger) -> None:

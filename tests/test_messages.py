@@ -20,7 +20,7 @@ from bridge import BridgeSettings, Event, EventBus, SettingsError
 from bridge.broker.messages import Message
 from bridge.broker.outbox import Outbox
 from bridge.events.encoded import StoredEvent
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letters import DeadLetters
 from bridge.subscriber.subscriber import Subscriber
 from tests.conftest import Queues, Start, eventually

@@ -15,7 +15,7 @@ from bridge.broker.messages import Message
 from bridge.broker.outbox import Outbox
 from bridge.errors import JournalLost
 from bridge.events.encoded import StoredEvent
-from bridge.handlers.registry import registry
+from bridge.handlers.handler import registry
 from bridge.redis.client import connect
 from bridge.storage import Storage
 from bridge.storage.entries import Entry
@@ -86,7 +86,7 @@ def test_one_request_hands_over_and_reads_on(
     second = handover.finish()
     assert len(second.entries) == 4
     begin(handover, second.entries, read=8)
-    assert handover.finish() == TransactionResult(committed=True, overtaken=False, entries=[])
+    assert handover.finish() == TransactionResult(committed=True, ownership_lost=False, entries=[])
     assert backlog.sent() == backlog.ids()
     backlog.all_once()
 
@@ -132,7 +132,7 @@ def test_a_transaction_comes_late_to_entries_that_wait(
         proxy.deliver()
         eventually(lambda: proxy.done["late reply"], "it was delivered, and answered")
         assert (backlog.pending(), backlog.queues.length()) == (20, 0)
-        assert hand_over() == TransactionResult(committed=True, overtaken=False, entries=[])
+        assert hand_over() == TransactionResult(committed=True, ownership_lost=False, entries=[])
         handover.close()
     backlog.all_once()
 

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger

@@ -12,7 +12,7 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus, InvalidEvent, SettingsError
 from bridge.events.redaction import REDACTED, Redaction
 from bridge.flower.data import EventData
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys

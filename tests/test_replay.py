@@ -11,7 +11,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.operations.replay import Replay
 from bridge.operations.replay_sources import JournalSource
 from bridge.storage.entries import EntryFilter

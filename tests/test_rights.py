@@ -61,7 +61,7 @@ def test_nothing_is_refused_and_nothing_changed(
     prefix = settings.channel_prefix
     admin.acl_log_reset()
     grant(admin, client, bus_grants(role, settings))
-    assert rights.refused(client, settings, role) == []
+    assert rights.missing_permissions(client, settings, role) == []
     assert dump(admin, prefix) == {}
     keys = Keys(prefix)
     with EventBus(redis_url=each_server.url, channel_prefix=prefix) as bus:
@@ -72,7 +72,7 @@ def test_nothing_is_refused_and_nothing_changed(
     with admin.pubsub() as pubsub:
         pubsub.psubscribe(f"*{prefix}*")
         assert pubsub.get_message(timeout=5)
-        assert rights.refused(client, settings, role) == []
+        assert rights.missing_permissions(client, settings, role) == []
         assert pubsub.get_message(timeout=0.1) is None
     assert dump(admin, prefix) == before
     assert admin.xinfo_stream(keys.journal, full=True)["groups"] == groups
@@ -90,7 +90,7 @@ def test_each_right_that_is_missing_is_named(client: Redis, settings: BridgeSett
             grant(admin, client, [*grants[:place], less, *grants[place + 1 :]])
             if command == "client|setname":
                 continue  # without it nobody connects
-            found = rights.refused(client, settings, role)
+            found = rights.missing_permissions(client, settings, role)
             spelled = command.replace("|", " ").upper()
             if command == "evalsha":  # without it nothing else can be asked for
                 assert len(found) == 1
@@ -103,7 +103,7 @@ def test_each_right_that_is_missing_is_named(client: Redis, settings: BridgeSett
             channels = tuple(other for other in one.channels if other != name)
             less = Grant(one.commands if keys or channels else frozenset(), keys, channels)
             grant(admin, client, [*grants[:place], less, *grants[place + 1 :]])
-            found = rights.refused(client, settings, role)
+            found = rights.missing_permissions(client, settings, role)
             assert found, name
             assert "evalsha" in one.commands or all(text.endswith(name.example) for text in found), (found, name)
 
@@ -118,7 +118,7 @@ def test_a_server_that_does_not_tell(client: Redis, settings: BridgeSettings, ad
     """Before 7.0 scripts cannot ask for rights: nothing is said then."""
     grant(admin, client, bus_grants("worker", settings))
     monkeypatch.setattr("bridge.storage.lua._script_text", lambda _: "return false")
-    assert rights.refused(client, settings, "operator") == []
+    assert rights.missing_permissions(client, settings, "operator") == []
 
 
 def test_scripts_do_what_the_list_says() -> None:

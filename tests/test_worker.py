@@ -17,7 +17,7 @@ from redis import Redis
 
 from bridge import Event, EventBus
 from bridge.config.settings import BridgeSettings
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
 from bridge.testing.redis_server import RedisServer

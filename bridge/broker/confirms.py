@@ -122,7 +122,7 @@ class Confirms:
         self._blocked = False
 
 
-def probe(channel: Any, timeout_s: float) -> None:
+def probe_channel(channel: Any, timeout_s: float) -> None:
     """Publish to nobody: RabbitMQ tells only those who publish that it takes no messages.
 
     Raises:

@@ -16,7 +16,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge.broker import confirms
-from bridge.config.address import Address
+from bridge.config import Address
 
 #: kombu waits for ever for a broker that is gone, unless told; these are for Redis, where it is so.
 _REDIS_BROKER_TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0, "socket_keepalive": True}
@@ -51,7 +51,7 @@ def probe(app: Celery) -> None:
         establish(connection, _LOOK_TIMEOUT_S)
         if is_rabbitmq(connection):
             with suppress(*connection.channel_errors):  # this user may not, and it answers
-                confirms.probe(connection.default_channel, _LOOK_TIMEOUT_S)
+                confirms.probe_channel(connection.default_channel, _LOOK_TIMEOUT_S)
 
 
 def establish(broker: Connection, timeout_s: float) -> None:

@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple, cast
 from uuid import uuid4
 
 from bridge.broker.templates import Template
-from bridge.events.encoded import StoredEvent
-from bridge.handlers.task import EventTask
-from bridge.storage.ledger import InFlightTask, LedgerEntry
+from bridge.events import StoredEvent
+from bridge.handlers import EventTask
+from bridge.storage import InFlightTask, LedgerEntry
 
 
 class Route(NamedTuple):

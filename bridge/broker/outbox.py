@@ -19,14 +19,11 @@ from bridge.broker import connection as broker
 from bridge.broker.messages import Message, Refused, Route, _route_of, by_queue
 from bridge.broker.producer import BrokerProducer, Unroutable
 from bridge.broker.templates import delivery_tags, render, send_by_celery
-from bridge.bus.causation import PROPAGATOR
-from bridge.config.settings import BridgeSettings
+from bridge.bus import PROPAGATOR
+from bridge.config import BridgeSettings
 from bridge.errors import InvalidHandler, SettingsError
-from bridge.events.encoded import StoredEvent
-from bridge.events.patterns import compile_pattern
-from bridge.handlers.on_event import SEND_OPTIONS, check_send_options
-from bridge.handlers.registry import Handler, task_id_for
-from bridge.handlers.task import EventTask
+from bridge.events import StoredEvent, compile_pattern
+from bridge.handlers import SEND_OPTIONS, EventTask, Handler, check_send_options, task_id_for
 
 #: Types are few; a program that invents new ones without end must not fill our memory.
 _MAX_ROUTES = 10_000

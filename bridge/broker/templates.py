@@ -25,8 +25,8 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils import json
 
 from bridge.broker.producer import DELAYS
-from bridge.events.encoded import StoredEvent
-from bridge.handlers.task import EventTask, describe
+from bridge.events import StoredEvent
+from bridge.handlers import EventTask, describe
 
 _EXAMPLE = StoredEvent("-", "example", None, b"{}", None)
 

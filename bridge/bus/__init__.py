@@ -1,1 +1,39 @@
-"""TODO: the face of bridge/bus."""
+"""Publish and listen, in any program: with Celery or without.
+
+When :func:`publish_event` returns, the event is in its key and in the journal, once, and was broadcast. A publisher
+that crashes before that may leave the event or not; publishing again with the same id is safe. Broadcasts are lost
+when nobody listens; the intake of a subscriber finds such events by their keys.
+"""
+
+from bridge.bus.admission import Admission
+from bridge.bus.bus import EventBus
+from bridge.bus.causation import (
+    PROPAGATOR,
+    count_publications,
+    current_event,
+    current_request,
+    handling,
+    install_propagation,
+)
+from bridge.bus.listener import Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
+from bridge.bus.local import LocalBus, Publication
+from bridge.bus.publish import get_bus, publish_event
+
+__all__ = [
+    "PROPAGATOR",
+    "Admission",
+    "Broadcast",
+    "ChannelListener",
+    "EventBus",
+    "InvalidMessage",
+    "LocalBus",
+    "Publication",
+    "ReceivedBatch",
+    "count_publications",
+    "current_event",
+    "current_request",
+    "get_bus",
+    "handling",
+    "install_propagation",
+    "publish_event",
+]

@@ -11,15 +11,10 @@ import time
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events import wire
-from bridge.events.encoded import StoredEvent
-from bridge.events.event import Event
-from bridge.events.patterns import compile_pattern
-from bridge.events.signing import CLOCK_SKEW_S, Keyring
-from bridge.events.validation import SIGNATURE
-from bridge.storage.entries import Entry, stream_position
+from bridge.events import CLOCK_SKEW_S, SIGNATURE, Event, Keyring, StoredEvent, compile_pattern, wire
+from bridge.storage import Entry, stream_position
 
 
 class _Rules(NamedTuple):

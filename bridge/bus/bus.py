@@ -13,18 +13,12 @@ from redis.exceptions import ResponseError
 from bridge.bus.admission import Admission
 from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.bus.local import LocalBus, LocalHandler, Publication
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent
-from bridge.events.encoded import Record
-from bridge.events.event import UNHEARD_SOURCE, Event
-from bridge.events.signing import Keyring
-from bridge.redis.client import connect
-from bridge.redis.retry import attempt
-from bridge.storage.event_keys import EventKeys
-from bridge.storage.journal import Journal, Outcome, new_attempt
-from bridge.storage.keys import Keys
-from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import log_fields
+from bridge.events import UNHEARD_SOURCE, Event, Keyring, Record
+from bridge.redis import attempt, connect
+from bridge.storage import AppendResult, EventKeys, Journal, Keys, new_attempt
+from bridge.telemetry import Counters, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +154,7 @@ class EventBus(LocalBus):
             raise
         return [self._published(record, outcome) for record, outcome in zip(records, outcomes, strict=True)]
 
-    def _published(self, record: Record, outcome: Outcome) -> Publication:
+    def _published(self, record: Record, outcome: AppendResult) -> Publication:
         if outcome == "appended":
             self._keep_and_deliver(record.event, record.data)
         elif outcome == "conflict":
@@ -180,7 +174,7 @@ class EventBus(LocalBus):
             event = event.model_copy(update={"source": self.settings.source})
         return Record(event, self._keyring.encode(event, max_bytes=self.settings.max_event_bytes))
 
-    def _send(self, records: Sequence[Record], new: list[bool]) -> list[Outcome]:
+    def _send(self, records: Sequence[Record], new: list[bool]) -> list[AppendResult]:
         settings = self.settings
         what = f"publishing {records[0].event!r}" if len(records) == 1 else f"publishing {len(records)} events"
         if settings.enable_persistence:

@@ -18,7 +18,7 @@ from typing import Any
 from celery import current_app
 from celery.signals import before_task_publish
 
-from bridge.events.event import Cause, Event
+from bridge.events import Cause, Event
 
 #: Message header that carries the cause; an attribute of the request in the task that receives it.
 CAUSE_HEADER = "bridge_cause"

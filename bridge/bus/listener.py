@@ -19,17 +19,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from bridge.bus.admission import Admission
-from bridge.config.settings import BATCH_BYTES, BridgeSettings
+from bridge.config import BATCH_BYTES, BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events.encoded import Record
-from bridge.events.event import UNHEARD_SOURCE
-from bridge.events.signing import is_signed
-from bridge.redis.retry import BackOff
-from bridge.storage.event_keys import EventKeys
-from bridge.storage.keys import Keys
-from bridge.telemetry.counters import Counters
-from bridge.telemetry.liveness import Liveness
-from bridge.telemetry.logs import log_fields
+from bridge.events import UNHEARD_SOURCE, Record, is_signed
+from bridge.redis import BackOff
+from bridge.storage import EventKeys, Keys
+from bridge.telemetry import Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
 

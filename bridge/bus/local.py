@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.errors import InvalidEvent
-from bridge.events.event import Event
-from bridge.events.patterns import compile_pattern
-from bridge.events.redaction import NOTHING, Redaction
-from bridge.telemetry.error_redaction import redacting_errors
-from bridge.telemetry.logs import log_fields
+from bridge.events import NOTHING, Event, Redaction, compile_pattern
+from bridge.telemetry import log_fields, redacting_errors
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from celery.app import app_or_default
 from bridge.bus.bus import EventBus
 from bridge.bus.causation import current_cause, next_event_id, other_event_id_for
 from bridge.bus.local import Publication
-from bridge.config.settings import BridgeSettings
-from bridge.events.event import caused_by
+from bridge.config import BridgeSettings
+from bridge.events import caused_by
 
 _lock = threading.Lock()
 _buses: WeakKeyDictionary[Celery, EventBus] = WeakKeyDictionary()

@@ -13,10 +13,9 @@ from redis.exceptions import AuthenticationError, AuthorizationError, InvalidRes
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, SettingsError
-from bridge.redis.client import connect
-from bridge.redis.error_hints import describe_error, hint_for
+from bridge.redis import connect, describe_error, hint_for
 
 #: Longest wait for a server that takes no connection, and then for its first answer, each.
 _PATIENCE_S = 1.5

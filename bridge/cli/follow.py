@@ -13,15 +13,13 @@ from zlib import crc32
 
 from redis import Redis
 
-from bridge.bus.listener import Broadcast, ChannelListener, ReceivedBatch
+from bridge.bus import Broadcast, ChannelListener, ReceivedBatch
 from bridge.cli import output
-from bridge.config.settings import BridgeSettings
-from bridge.events.event import Event
-from bridge.events.patterns import compile_pattern
-from bridge.operations.replay_sources import JournalSource
-from bridge.storage.entries import EntryFilter, stream_position
-from bridge.storage.keys import Keys
-from bridge.telemetry.counters import Counters
+from bridge.config import BridgeSettings
+from bridge.events import Event, compile_pattern
+from bridge.operations import JournalSource
+from bridge.storage import EntryFilter, Keys, stream_position
+from bridge.telemetry import Counters
 
 #: Messages that wait to be shown, in bytes; then they wait in Redis, which cuts the connection off in the end.
 _MAX_WAITING_BYTES = 8 * 1024 * 1024

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from bridge.errors import BridgeError
-from bridge.events.patterns import compile_pattern
-from bridge.handlers.registry import Handler, registry
-from bridge.storage.entries import EntryFilter
+from bridge.events import compile_pattern
+from bridge.handlers import Handler, registry
+from bridge.storage import EntryFilter
 
 F = TypeVar("F", bound=Callable[..., Any])
 

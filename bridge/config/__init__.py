@@ -1,1 +1,11 @@
-"""TODO: the face of bridge/config."""
+"""Settings: one reader for arguments, the environment and Celery's configuration.
+
+Misuse fails here, when a program starts, with an error that names the setting and proposes a remedy. Any part above
+``events`` may use it. It reads files (TLS certificates) and opens no connection.
+"""
+
+from bridge.config.address import Address
+from bridge.config.celery_config import is_pickle, refuse_pickled_tasks
+from bridge.config.settings import BATCH_BYTES, BridgeSettings
+
+__all__ = ["BATCH_BYTES", "Address", "BridgeSettings", "is_pickle", "refuse_pickled_tasks"]

@@ -28,11 +28,7 @@ from bridge.config.celery_config import (
     refuse_unknown,
 )
 from bridge.errors import SettingsError
-from bridge.events.event import UNHEARD_SOURCE
-from bridge.events.patterns import Patterns
-from bridge.events.redaction import Redaction, redaction_of
-from bridge.events.signing import CLOCK_SKEW_S, SigningKeys
-from bridge.events.wire import MAX_DEPTH
+from bridge.events import CLOCK_SKEW_S, MAX_DEPTH, UNHEARD_SOURCE, Patterns, Redaction, SigningKeys, redaction_of
 
 _ENV_PREFIX = "BRIDGE_"
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})

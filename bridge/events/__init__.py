@@ -1,1 +1,40 @@
-"""TODO: the face of bridge/events."""
+"""What an event is: the model, strict JSON, type patterns, signatures and redaction.
+
+Any part may use it. Nothing here does I/O, so there is nothing that a crash could leave behind.
+"""
+
+from bridge.events import wire
+from bridge.events.encoded import Record, StoredEvent, fingerprint
+from bridge.events.event import UNHEARD_SOURCE, Cause, Event, caused_by
+from bridge.events.patterns import Patterns, compile_pattern, escape_glob
+from bridge.events.redaction import NOTHING, REDACTED, Redaction, redaction_of
+from bridge.events.signing import CLOCK_SKEW_S, Keyring, SigningKeys, is_signed, unsigned
+from bridge.events.validation import ID_PATTERN, SIGNATURE, check_type
+from bridge.events.wire import MAX_DEPTH
+
+__all__ = [
+    "CLOCK_SKEW_S",
+    "ID_PATTERN",
+    "MAX_DEPTH",
+    "NOTHING",
+    "REDACTED",
+    "SIGNATURE",
+    "UNHEARD_SOURCE",
+    "Cause",
+    "Event",
+    "Keyring",
+    "Patterns",
+    "Record",
+    "Redaction",
+    "SigningKeys",
+    "StoredEvent",
+    "caused_by",
+    "check_type",
+    "compile_pattern",
+    "escape_glob",
+    "fingerprint",
+    "is_signed",
+    "redaction_of",
+    "unsigned",
+    "wire",
+]

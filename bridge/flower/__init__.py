@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge.telemetry.logs import log_fields
+from bridge.telemetry import log_fields
 
 if TYPE_CHECKING:
     from tornado.template import BaseLoader

@@ -11,11 +11,10 @@ from typing import Any
 from bridge.errors import BridgeError
 from bridge.flower.data import EventData
 from bridge.flower.tree import find
-from bridge.handlers.registry import registry
-from bridge.operations.replay import Replay
-from bridge.operations.replay_sources import DeadLetterSource, JournalSource, ReplayItem, Source
-from bridge.storage.entries import EntryFilter, stream_position
-from bridge.telemetry.logs import log_fields
+from bridge.handlers import registry
+from bridge.operations import DeadLetterSource, JournalSource, Replay, ReplayItem, Source
+from bridge.storage import EntryFilter, stream_position
+from bridge.telemetry import log_fields
 
 log = logging.getLogger(__name__)
 

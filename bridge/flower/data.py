@@ -15,19 +15,13 @@ from typing import Any, TypeVar
 from celery import Celery
 from redis import Redis
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events.event import Event
-from bridge.events.patterns import compile_pattern
-from bridge.handlers.registry import registry
-from bridge.operations.history import Header, History
-from bridge.operations.task_states import TaskNode, TaskStates
-from bridge.operations.trace import Trace, Tracer
-from bridge.redis.client import connect
-from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.entries import EntryFilter, stream_position
-from bridge.storage.journal import Journal
+from bridge.events import Event, compile_pattern
+from bridge.handlers import registry
+from bridge.operations import Header, History, TaskNode, TaskStates, Trace, Tracer
+from bridge.redis import connect
+from bridge.storage import DeadLetter, DeadLetters, EntryFilter, Journal, stream_position
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flower.utils.template import format_duration
 
-from bridge.events.event import Event
+from bridge.events import Event
 
 #: Classes of the badges, those of Flower's task pages where it has the state.
 _BADGES = {

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bridge.operations.task_states import EventNode, TaskNode
-from bridge.operations.trace import Trace
+from bridge.operations import EventNode, TaskNode, Trace
 
 
 @dataclass(frozen=True)

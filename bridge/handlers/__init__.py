@@ -1,1 +1,24 @@
-"""TODO: the face of bridge/handlers."""
+"""Handlers, and the Celery tasks that run them in workers.
+
+A run begins with a lease in the ledger and ends with a done mark or a dead letter, so of two copies of a message one
+runs. A worker that crashes leaves its lease to expire; then another copy of the message runs.
+"""
+
+from bridge.handlers.decorator import SEND_OPTIONS, check_send_options, on_event
+from bridge.handlers.handler import Handler, Registry, registry, task_id_for
+from bridge.handlers.leases import mark_done
+from bridge.handlers.task import EventTask, describe, end_revoked
+
+__all__ = [
+    "SEND_OPTIONS",
+    "EventTask",
+    "Handler",
+    "Registry",
+    "check_send_options",
+    "describe",
+    "end_revoked",
+    "mark_done",
+    "on_event",
+    "registry",
+    "task_id_for",
+]

@@ -18,16 +18,11 @@ from weakref import WeakKeyDictionary
 from redis.client import Pipeline
 from redis.exceptions import RedisError, ResponseError, WatchError
 
-from bridge.bus.bus import EventBus
-from bridge.bus.causation import current_request
-from bridge.bus.publish import get_bus
+from bridge.bus import EventBus, current_request, get_bus
 from bridge.errors import BridgeError, BusUnavailable
-from bridge.redis.retry import attempt
-from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.ledger import Begun, Ended, Ledger
-from bridge.telemetry.error_redaction import redacting_errors
-from bridge.telemetry.logs import LogThrottle, log_fields
+from bridge.redis import attempt
+from bridge.storage import Begun, DeadLetter, DeadLetters, Ended, Ledger
+from bridge.telemetry import LogThrottle, log_fields, redacting_errors
 
 log = logging.getLogger(__name__)
 

@@ -14,15 +14,12 @@ from celery.worker.request import Request
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError, WatchError
 
-from bridge.bus.causation import count_publications, handling
-from bridge.bus.publish import get_bus
+from bridge.bus import count_publications, get_bus, handling
 from bridge.errors import BusUnavailable, InvalidEvent, InvalidHandler
-from bridge.events.encoded import StoredEvent
-from bridge.events.event import Event
+from bridge.events import Event, StoredEvent
 from bridge.handlers.leases import get_leases
-from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.ledger import Begun
-from bridge.telemetry.logs import Action, LogThrottle, log_fields
+from bridge.storage import Begun, DeadLetter
+from bridge.telemetry import Action, LogThrottle, log_fields
 
 #: Characters of an event's id or type that are shown: somebody may have sent anything by hand.
 _SHOWN_CHARS = 200

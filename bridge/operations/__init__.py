@@ -1,1 +1,32 @@
-"""TODO: the face of bridge/operations."""
+"""Look and repair, for operators: the command line and Flower print what this part finds.
+
+Reading changes nothing. A replay keeps its position in Redis, so one that was interrupted continues where it stopped.
+"""
+
+from bridge.operations.groups import Groups
+from bridge.operations.history import Header, History
+from bridge.operations.replay import Progress, Replay
+from bridge.operations.replay_sources import DeadLetterSource, JournalSource, ReplayItem, Source
+from bridge.operations.routes import HandlerRoute, routes_for, routes_of
+from bridge.operations.task_states import EventNode, TaskNode, TaskStates
+from bridge.operations.trace import Trace, Tracer
+
+__all__ = [
+    "DeadLetterSource",
+    "EventNode",
+    "Groups",
+    "HandlerRoute",
+    "Header",
+    "History",
+    "JournalSource",
+    "Progress",
+    "Replay",
+    "ReplayItem",
+    "Source",
+    "TaskNode",
+    "TaskStates",
+    "Trace",
+    "Tracer",
+    "routes_for",
+    "routes_of",
+]

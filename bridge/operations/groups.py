@@ -8,10 +8,9 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.config.settings import BridgeSettings
-from bridge.events.patterns import escape_glob
-from bridge.storage.keys import Keys
-from bridge.storage.presence import PresenceStore
+from bridge.config import BridgeSettings
+from bridge.events import escape_glob
+from bridge.storage import Keys, PresenceStore
 
 #: Keys the server looks at in one step of a scan, and the most that are removed in one.
 _SCAN_KEYS = 1000

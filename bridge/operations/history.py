@@ -12,14 +12,11 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events.event import Event
-from bridge.redis.retry import attempt
-from bridge.storage.entries import entries_by_id, stream_position
-from bridge.storage.event_keys import EventKeys
-from bridge.storage.keys import Keys
-from bridge.storage.lua import script
+from bridge.events import Event
+from bridge.redis import attempt
+from bridge.storage import EventKeys, Keys, entries_by_id, script, stream_position
 
 #: Events read in one round trip: each may have a megabyte.
 _AT_ONCE = 50

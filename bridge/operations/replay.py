@@ -20,14 +20,12 @@ from typing import Any
 
 from redis import Redis
 
-from bridge.config.settings import BATCH_BYTES, BridgeSettings
+from bridge.config import BATCH_BYTES, BridgeSettings
 from bridge.errors import BridgeError
-from bridge.events.event import Event
-from bridge.events.signing import Keyring, is_signed, unsigned
+from bridge.events import Event, Keyring, is_signed, unsigned
 from bridge.operations.replay_sources import ReplayItem, Source
-from bridge.redis.retry import attempt
-from bridge.storage.keys import Keys
-from bridge.storage.lua import script
+from bridge.redis import attempt
+from bridge.storage import Keys, script
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,100}")
 #: Most events appended in one step, and most steps in a second while the rate allows fewer.

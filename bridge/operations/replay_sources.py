@@ -9,17 +9,14 @@ from typing import Any, Protocol
 
 from redis import Redis
 
-from bridge.bus.admission import Admission
-from bridge.config.settings import BridgeSettings
+from bridge.bus import Admission
+from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events.event import Event
+from bridge.events import Event
 from bridge.operations.history import History
-from bridge.redis.retry import attempt
-from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.entries import Entry, EntryFilter
-from bridge.storage.keys import Keys
-from bridge.telemetry.logs import log_fields
+from bridge.redis import attempt
+from bridge.storage import DeadLetter, DeadLetters, Entry, EntryFilter, Keys
+from bridge.telemetry import log_fields
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,10 @@ from typing import Any, cast
 
 from celery import Celery
 
-from bridge.broker.outbox import Outbox
-from bridge.config.settings import BridgeSettings
-from bridge.events.encoded import StoredEvent
-from bridge.events.event import Event
-from bridge.events.patterns import compile_pattern
-from bridge.handlers.registry import Handler, registry
-from bridge.handlers.task import EventTask
+from bridge.broker import Outbox
+from bridge.config import BridgeSettings
+from bridge.events import Event, StoredEvent, compile_pattern
+from bridge.handlers import EventTask, Handler, registry
 
 #: Attributes of a task that matter to who runs it, and the usual values, which are not shown.
 _TASK_OPTIONS = {
@@ -32,7 +29,7 @@ _CHARS = "xabcdefghijklmnopqrstuvwyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
 
 @dataclass(frozen=True)
-class Route:
+class HandlerRoute:
     """Where the tasks of one handler go for some events.
 
     Arguments:
@@ -58,7 +55,7 @@ class Route:
     problem: str = ""
 
 
-def routes_of(app: Celery, settings: BridgeSettings) -> Iterator[Route]:
+def routes_of(app: Celery, settings: BridgeSettings) -> Iterator[HandlerRoute]:
     """Yield the routes of all handlers: one for each of their patterns, and for each rule that changes something."""
     outbox = _outbox(app, settings)
     for handler in sorted(registry, key=lambda handler: handler.task_name):
@@ -73,6 +70,13 @@ def routes_of(app: Celery, settings: BridgeSettings) -> Iterator[Route]:
                     yield route
 
 
+def routes_for(app: Celery, settings: BridgeSettings, event_type: str) -> Iterator[HandlerRoute]:
+    """Yield the route of each handler of one event type."""
+    outbox = _outbox(app, settings)
+    for handler in registry.matching(event_type):
+        yield _route(app, settings, outbox, handler, event_type, event_type)
+
+
 def _outbox(app: Celery, settings: BridgeSettings) -> Outbox:
     app.backend_cls = "disabled"  # Celery would connect to it, to listen for the results of what is rendered only
     return Outbox(app, settings)
@@ -80,7 +84,7 @@ def _outbox(app: Celery, settings: BridgeSettings) -> Outbox:
 
 def _route(
     app: Celery, settings: BridgeSettings, outbox: Outbox, handler: Handler, events: str, event_type: str
-) -> Route:
+) -> HandlerRoute:
     task = cast("EventTask", app.tasks[handler.task_name])
     queue, sending, problem = "", dict(handler.send_options), ""
     try:
@@ -95,7 +99,7 @@ def _route(
     payload = "" if model is Event else model.__name__.removeprefix("Event[").removesuffix("]")
     options = _shown(sending | _task_options(app, task))
     where = handler.where is not None
-    return Route(task.name, events, queue, options, rule, where, payload, handler.defined_at, problem)
+    return HandlerRoute(task.name, events, queue, options, rule, where, payload, handler.defined_at, problem)
 
 
 def _task_options(app: Celery, task: EventTask) -> dict[str, Any]:

@@ -16,14 +16,11 @@ from typing import Any
 from celery import Celery
 from redis import Redis
 
-from bridge.config.settings import BridgeSettings
-from bridge.handlers.registry import registry, task_id_for
+from bridge.config import BridgeSettings
+from bridge.handlers import registry, task_id_for
 from bridge.operations.history import History
-from bridge.redis.retry import attempt
-from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger, TaskStatus
+from bridge.redis import attempt
+from bridge.storage import DeadLetter, DeadLetters, Keys, Ledger, TaskStatus
 
 #: Newest replays of an event that are looked at.
 _MAX_REPLAYS = 10

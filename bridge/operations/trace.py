@@ -14,13 +14,12 @@ from celery import Celery
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.config.settings import BridgeSettings
-from bridge.events.event import Event
+from bridge.config import BridgeSettings
+from bridge.events import Event
 from bridge.operations.history import History
 from bridge.operations.task_states import EventNode, TaskNode, TaskStates
-from bridge.redis.retry import attempt
-from bridge.storage.entries import stream_position
-from bridge.storage.keys import Keys
+from bridge.redis import attempt
+from bridge.storage import Keys, stream_position
 
 #: Most events of one trace, and most consequences of one event that are shown: more do not fit a screen or a page.
 _MAX_EVENTS = 500

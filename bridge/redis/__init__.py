@@ -1,1 +1,21 @@
-"""TODO: the face of bridge/redis."""
+"""The way to the Redis of the bus: one client for a server, Sentinels or a cluster, and what its errors mean.
+
+It knows no key. Clients never repeat a command by themselves; :func:`attempt` and :class:`BackOff` are the only two
+retries. After a crash or a failover a connection is made again to whatever server is the primary then.
+"""
+
+from bridge.redis.client import cluster_of, connect, drop_idle_connections, servers_of
+from bridge.redis.error_hints import describe_error, hint_for
+from bridge.redis.retry import TRANSIENT, BackOff, attempt
+
+__all__ = [
+    "TRANSIENT",
+    "BackOff",
+    "attempt",
+    "cluster_of",
+    "connect",
+    "describe_error",
+    "drop_idle_connections",
+    "hint_for",
+    "servers_of",
+]

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.connection import BlockingConnectionPool
 from redis.retry import Retry
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.redis.topology import Cluster, by_sentinel, pool
 
 _CONNECT_TIMEOUT_S = 3.0

@@ -22,11 +22,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.errors import BusUnavailable
 from bridge.redis.error_hints import describe_error, hint_for
-from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import log_fields
+from bridge.telemetry import Counters, log_fields
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisClu
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.sentinel import Sentinel
 
-from bridge.config.address import Address
+from bridge.config import Address
 from bridge.redis.error_hints import describe_error
 
 #: Replies of a server that does not, or no longer, hold the keys; a MovedError is an AskError.

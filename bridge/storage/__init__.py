@@ -1,35 +1,63 @@
-"""What the bridge keeps in Redis for one group, as one argument."""
+"""What the bridge keeps in Redis, one class for each structure, with the Lua scripts that make its steps atomic.
 
-from __future__ import annotations
+=============  ======================================================================================================
+journal        a stream of every event, once; consumer groups read it
+event keys     ``{prefix}event:{id}``, shared with the other programs of the bus
+ledger         tasks that were sent and have not ended; done marks and leases
+dead letters   a capped stream of what could not be processed, with the reason
+presence       which subscribers are running
+=============  ======================================================================================================
 
-from dataclasses import dataclass
+A task moves through the ledger like this::
 
-from redis import Redis
+    sent --> begun (lease, renewed) --> ended (done mark)
+      ^           |
+      +-----------+  message lost or worker dead: sent again, max_redispatches times, then a dead letter
 
-from bridge.config.settings import BridgeSettings
+Every write can be repeated after a lost reply: a token or a mark recognises the repetition. A crash between two
+steps leaves an entry that is read again, or a task whose lease expires; ``subscriber.maintenance`` finds both.
+"""
+
+from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
 from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.entries import Entry, EntryFilter, entries_by_id, stream_position
 from bridge.storage.event_keys import EventKeys
-from bridge.storage.journal import Journal
-from bridge.storage.ledger import Ledger
+from bridge.storage.journal import RATE_WINDOW_S, AppendResult, Journal, group_errors, new_attempt
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Begun, Ended, InFlightTask, Ledger, LedgerEntry, Overdue, TaskStatus
+from bridge.storage.lua import script
+from bridge.storage.presence import HEARTBEAT_INTERVAL_S, Presence, PresenceStore
+from bridge.storage.status import BusStatus, GroupStatus, read_status
+from bridge.storage.storage import Storage
 
-
-@dataclass(frozen=True)
-class Storage:
-    """The journal, the ledger and the dead letters that one group sees, the event keys, and the client of all."""
-
-    client: Redis
-    event_keys: EventKeys
-    journal: Journal
-    ledger: Ledger
-    dead_letters: DeadLetters
-
-    @classmethod
-    def of(cls, client: Redis, settings: BridgeSettings) -> Storage:
-        """Return those of the group in *settings*."""
-        return cls(
-            client,
-            EventKeys(client, settings),
-            Journal(client, settings),
-            Ledger(client, settings),
-            DeadLetters(client, settings),
-        )
+__all__ = [
+    "HEARTBEAT_INTERVAL_S",
+    "RATE_WINDOW_S",
+    "AppendResult",
+    "Begun",
+    "BusStatus",
+    "DeadLetter",
+    "DeadLetters",
+    "Ended",
+    "Entry",
+    "EntryFilter",
+    "EventKeys",
+    "GroupStatus",
+    "InFlightTask",
+    "Journal",
+    "Keys",
+    "Ledger",
+    "LedgerEntry",
+    "Overdue",
+    "Presence",
+    "PresenceStore",
+    "Storage",
+    "TaskStatus",
+    "dead_letter_fields",
+    "entries_by_id",
+    "group_errors",
+    "new_attempt",
+    "read_status",
+    "script",
+    "stream_position",
+]

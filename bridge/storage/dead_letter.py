@@ -9,11 +9,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from bridge.errors import InvalidEvent
-from bridge.events import wire
-from bridge.events.encoded import StoredEvent
-from bridge.events.event import Event
-from bridge.events.redaction import Redaction
-from bridge.telemetry.logs import Action, log_fields
+from bridge.events import Event, Redaction, StoredEvent, wire
+from bridge.telemetry import Action, log_fields
 
 #: Bytes of a message that did not decode which are kept; enough to recognise it, too few to fill the server.
 _RAW_BYTES = 4096

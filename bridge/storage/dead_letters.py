@@ -8,8 +8,8 @@ from typing import Any
 
 from redis import Redis
 
-from bridge.config.settings import BridgeSettings
-from bridge.redis.retry import attempt
+from bridge.config import BridgeSettings
+from bridge.redis import attempt
 from bridge.storage.dead_letter import DeadLetter, _letter, _written
 from bridge.storage.entries import EntryFilter, entries_by_id
 from bridge.storage.keys import Keys

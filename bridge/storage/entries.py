@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from redis import Redis
 
-from bridge.events.patterns import compile_pattern
+from bridge.events import compile_pattern
 
 
 def entries_by_id(client: Redis, key: str, entry_ids: Sequence[str]) -> dict[str, dict[bytes, bytes]]:

@@ -14,10 +14,9 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException
 
-from bridge.config.settings import BridgeSettings
-from bridge.events.encoded import Record
-from bridge.redis.client import cluster_of, servers_of
-from bridge.redis.retry import TRANSIENT
+from bridge.config import BridgeSettings
+from bridge.events import Record
+from bridge.redis import TRANSIENT, cluster_of, servers_of
 from bridge.storage.keys import Keys
 
 _SCAN_COUNT = 1000

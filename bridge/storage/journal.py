@@ -16,10 +16,10 @@ from typing import Any, Literal, cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.errors import JournalLost, NotReplicated
-from bridge.events.encoded import Record, fingerprint
-from bridge.redis.client import drop_idle_connections
+from bridge.events import Record, fingerprint
+from bridge.redis import drop_idle_connections
 from bridge.storage.entries import Claimed, Entry, Trimmed, entries_by_id
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
@@ -33,8 +33,8 @@ _LIMITED = b":limited"
 #: Over which the rate of a source is measured.
 RATE_WINDOW_S = 10
 
-Outcome = Literal["appended", "repeated", "conflict", "limited"]
-_OUTCOMES: dict[int, Outcome] = {1: "appended", 0: "repeated", -1: "conflict", -2: "limited"}
+AppendResult = Literal["appended", "repeated", "conflict", "limited"]
+_OUTCOMES: dict[int, AppendResult] = {1: "appended", 0: "repeated", -1: "conflict", -2: "limited"}
 
 
 class Journal:
@@ -60,7 +60,7 @@ class Journal:
 
     # Writing
 
-    def publish(self, records: Sequence[Record], attempts: Sequence[str], *, broadcast: bool) -> list[Outcome]:
+    def publish(self, records: Sequence[Record], attempts: Sequence[str], *, broadcast: bool) -> list[AppendResult]:
         """Write event key, journal entry and broadcast of each record in one step; one round trip for all.
 
         In a cluster the event keys come first, which are on other servers: what is in its key and not in the journal,
@@ -93,7 +93,7 @@ class Journal:
 
     def _publish_all(
         self, records: Sequence[Record], attempts: Sequence[str], broadcast: bool
-    ) -> tuple[list[Outcome], int]:
+    ) -> tuple[list[AppendResult], int]:
         """Return what became of each record, and how many replicas have them, if that is asked for."""
         wanted = self._settings.wait_replicas
         if len(records) == 1 and not wanted:
@@ -124,7 +124,7 @@ class Journal:
         args += (event_key, caused, int(apart or self._settings.wait_replicas > 0))
         return self._publish(keys=keys, args=args, client=client)
 
-    def append(self, records: Sequence[Record], *, refill: bool = False, limit: bool = False) -> list[Outcome]:
+    def append(self, records: Sequence[Record], *, refill: bool = False, limit: bool = False) -> list[AppendResult]:
         """Append each event whose id is new, in one call; safe to repeat.
 
         Arguments:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from bridge.events.patterns import escape_glob
+from bridge.events import escape_glob
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from typing import Any, Literal, NamedTuple, cast
 from redis import Redis
 from redis.client import Pipeline
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 
-Outcome = Literal["begun", "ended", "running", "deadly"]
-_OUTCOMES: dict[int, Outcome] = {1: "begun", 0: "ended", -1: "running", -2: "deadly"}
+StartResult = Literal["begun", "ended", "running", "deadly"]
+_OUTCOMES: dict[int, StartResult] = {1: "begun", 0: "ended", -1: "running", -2: "deadly"}
 
 
 class InFlightTask(NamedTuple):
@@ -121,7 +121,7 @@ class Begun:
     ``deadly``: its worker died *deaths* times, more often than allowed.
     """
 
-    outcome: Outcome
+    outcome: StartResult
     left_ms: int = 0
     deaths: int = 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from redis import Redis
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from redis import Redis
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.storage.entries import stream_position
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 from bridge.storage.presence import Presence, read_presences
-from bridge.telemetry.counters import Delays
+from bridge.telemetry import Delays
 
 #: Entries counted at most where Redis does not know how many are undelivered; it looks at each, whatever its size.
 _MAX_COUNTED = 100

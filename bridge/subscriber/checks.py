@@ -16,11 +16,11 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from bridge.broker import connection as broker
-from bridge.bus.admission import Admission
-from bridge.config.settings import BridgeSettings
+from bridge.broker import probe_connection
+from bridge.bus import Admission
+from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.redis.client import connect, servers_of
+from bridge.redis import connect, servers_of
 
 #: The first Redis with XAUTOCLAIM.
 _MIN_VERSION = (6, 2)
@@ -52,7 +52,7 @@ class Finding:
         return f"{self.setting}: {self.problem}; {self.advice}"
 
 
-def check(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]) -> list[Finding]:
+def check_settings(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]) -> list[Finding]:
     """Ask both servers and read the configuration. Takes some seconds at most, also when a server is away or hangs.
 
     Arguments:
@@ -63,7 +63,7 @@ def check(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]
     bus = _ask_bus(settings)
     findings = list(_kind(settings, bus[0]))
     findings += [finding for one in bus for finding in (*_version(one), *_durability(one), *_memory(one))]
-    with broker.probe_connection(app) as connection:
+    with probe_connection(app) as connection:
         driver = connection.transport.driver_type
         if driver == "redis":
             server = _ask_broker(connection)
@@ -95,7 +95,7 @@ def refused_handlers(settings: BridgeSettings, patterns: Mapping[str, Iterable[s
     return found
 
 
-def clock(client: Redis) -> list[Finding]:
+def check_clock(client: Redis) -> list[Finding]:
     """Compare the clock of the server with that of this machine.
 
     Raises:

@@ -10,24 +10,20 @@ from typing import Any
 
 from celery import Celery
 
-from bridge.broker.outbox import Outbox
-from bridge.config.celery_config import refuse_pickled_tasks
-from bridge.config.settings import BridgeSettings
+from bridge.broker import Outbox
+from bridge.config import BridgeSettings, refuse_pickled_tasks
 from bridge.errors import JournalLost, SettingsError
-from bridge.handlers.registry import registry
-from bridge.redis.client import connect
-from bridge.redis.retry import BackOff
+from bridge.handlers import registry
+from bridge.redis import BackOff, connect
 from bridge.storage import Storage
-from bridge.subscriber import checks
+from bridge.subscriber.checks import Finding, check_settings, refused_handlers
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.intake.intake import Intake
 from bridge.subscriber.maintenance.maintenance import Upkeep
 from bridge.subscriber.maintenance.rescuer import Recovery
 from bridge.subscriber.monitoring.health import Health
 from bridge.subscriber.monitoring.reporter import PresenceReporter
-from bridge.telemetry.counters import Counters
-from bridge.telemetry.liveness import Liveness
-from bridge.telemetry.logs import LogThrottle, log_fields
+from bridge.telemetry import Counters, Liveness, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +70,7 @@ class Subscriber:
         self._upkeep = Upkeep(stores, self._dispatcher, recovery, look_again, self.counters, settings, consumer=name)
         self._app = app
         #: Settings with which events are lost, found after the bus first answered.
-        self._findings: list[checks.Finding] = []
+        self._findings: list[Finding] = []
         self._answered = threading.Event()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -166,8 +162,8 @@ class Subscriber:
         if self._stop.is_set():
             return
         tasks = [self._app.tasks[handler.task_name] for handler in registry]
-        self._findings = checks.check(self._settings, self._app, tasks)
-        self._findings += checks.refused_handlers(self._settings, registry.patterns)
+        self._findings = check_settings(self._settings, self._app, tasks)
+        self._findings += refused_handlers(self._settings, registry.patterns)
         for finding in self._findings:
             extra = log_fields("check_failed", group=self._settings.group, setting=finding.setting)
             log.warning("%s", finding, extra=extra)

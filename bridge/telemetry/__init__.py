@@ -1,1 +1,23 @@
-"""TODO: the face of bridge/telemetry."""
+"""What the bridge reports about itself: log actions, counters, liveness of its threads, errors without secrets.
+
+Counters and liveness live in one process and start at zero with it; what must survive a crash is counted in Redis, by
+the scripts of ``storage``.
+"""
+
+from bridge.telemetry import json_logs
+from bridge.telemetry.counters import Counters, Delays
+from bridge.telemetry.error_redaction import redact_worker_logs, redacting_errors
+from bridge.telemetry.liveness import Liveness
+from bridge.telemetry.logs import Action, LogThrottle, log_fields
+
+__all__ = [
+    "Action",
+    "Counters",
+    "Delays",
+    "Liveness",
+    "LogThrottle",
+    "json_logs",
+    "log_fields",
+    "redact_worker_logs",
+    "redacting_errors",
+]

@@ -11,7 +11,7 @@ from typing import Any
 from celery.exceptions import Reject, Retry
 
 from bridge.errors import InvalidEvent, RedactedError
-from bridge.events.redaction import REDACTED, Redaction
+from bridge.events import REDACTED, Redaction
 
 Clean = Callable[[str], str]
 

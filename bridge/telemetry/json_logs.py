@@ -17,7 +17,7 @@ from celery import Celery, signals
 from celery._state import get_current_task
 from celery.utils.log import ColorFormatter, get_multiprocessing_logger
 
-from bridge.events.event import Event
+from bridge.events import Event
 
 
 class _Context:

@@ -15,7 +15,7 @@ from bridge.cli.follow import Follower
 from bridge.events.event import UNHEARD_SOURCE
 from bridge.flower import actions
 from bridge.flower.data import EventData
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.redis.client import connect
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters

@@ -9,7 +9,7 @@ from redis import Redis
 
 from bridge import Event, EventBus
 from bridge.events.event import UNHEARD_SOURCE
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import InFlightTask, Ledger
 from bridge.subscriber.subscriber import Subscriber

@@ -19,7 +19,7 @@ from redis import Redis
 
 from bridge import BridgeSettings, EventBus
 from bridge.cli import bus as bus_command
-from bridge.handlers.registry import registry
+from bridge.handlers.handler import registry
 from bridge.storage.keys import Keys
 from bridge.storage.presence import Presence, PresenceStore
 from bridge.subscriber import checks
@@ -211,7 +211,7 @@ def test_a_clock_that_is_off(
     """That of this machine, a minute before or behind that of Redis; a few seconds do no harm."""
     clock = time.time
     monkeypatch.setattr(checks, "time", SimpleNamespace(time=lambda: clock() + off_s))
-    found = [f"{finding.setting}: {finding.problem}" for finding in checks.clock(client)]
+    found = [f"{finding.setting}: {finding.problem}" for finding in checks.check_clock(client)]
     assert found == ([f"clock of this machine: 60 s {says} that of Redis: expiry and ages mislead"] if says else [])
     if off_s == 60:
         assert [about for about, _ in rest(check(expect=1))] == ["clock of this machine"]

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.entries import EntryFilter
 from tests.cli.conftest import Say

@@ -11,7 +11,7 @@ from celery import Celery
 
 from bridge import BridgeSettings, EventBus
 from bridge.events.patterns import compile_pattern
-from bridge.handlers.registry import registry
+from bridge.handlers.handler import registry
 from bridge.operations.routes import _example
 from tests.cli.conftest import OpenTerminal, Say
 from tests.conftest import Queues, Start, eventually

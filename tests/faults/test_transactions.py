@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from bridge import EventBus
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.storage.keys import Keys
 from bridge.testing.redis_server import RedisServer
 from tests.conftest import Processes, eventually

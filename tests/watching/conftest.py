@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from redis.connection import Connection
 
-from bridge.handlers.registry import registry
+from bridge.handlers.handler import registry
 from bridge.operations.task_states import EventNode, TaskNode
 from bridge.operations.trace import Tracer
 from bridge.testing.redis_server import RedisServer

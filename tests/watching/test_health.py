@@ -15,7 +15,7 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeSettings, EventBus
-from bridge.handlers.registry import registry
+from bridge.handlers.handler import registry
 from bridge.storage.journal import Journal
 from bridge.storage.keys import Keys
 from bridge.subscriber.monitoring import health

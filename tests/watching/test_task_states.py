@@ -10,7 +10,7 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.handlers.registry import task_id_for
+from bridge.handlers.handler import task_id_for
 from bridge.operations.task_states import TaskStates
 from bridge.operations.trace import Tracer
 from bridge.storage.dead_letter import DeadLetter

@@ -1,1 +1,1 @@
-"""TODO: the face of bridge/cli/commands."""
+"""The commands of ``celery -A APP bus``, one module each; loaded when they are called."""

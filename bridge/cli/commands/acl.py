@@ -13,9 +13,7 @@ from redis.exceptions import RedisError
 from bridge.cli import output
 from bridge.cli.connect import errors_as_cli_messages, load
 from bridge.cli.options import json_option
-from bridge.operations.acl.bus import ROLES, Role
-from bridge.operations.acl.plan import Part, Place, _parts
-from bridge.operations.acl.rules import MIN_VERSION, rules_of, version_of
+from bridge.operations.acl import MIN_VERSION, ROLES, Part, Place, Role, parts_of, rules_of, version_of
 
 
 @click.command(short_help="Print what a kind of program may do on Redis, for ACL SETUSER.")
@@ -51,7 +49,7 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, on: 
     settings = load(app)
     with errors_as_cli_messages(settings):
         version = asked.pop("redis")
-        parts = [part for part in _parts(app, settings, role, **asked) if part.grants]
+        parts = [part for part in parts_of(app, settings, role, **asked) if part.grants]
         lines = list(_lines(parts, user or f"{settings.group}-{role}", version))
     shown = [line for line in lines if on is None or on in line["for"]]
     for line in shown:

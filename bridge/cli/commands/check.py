@@ -13,22 +13,26 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from bridge.broker import connection as broker
+from bridge.broker import probe, probe_connection
 from bridge.cli import output
 from bridge.cli.connect import Unreachable, errors_as_cli_messages, load, open_client
 from bridge.cli.options import json_option
 from bridge.cli.output import Styled
-from bridge.config.settings import BridgeSettings
-from bridge.handlers.registry import registry
-from bridge.operations.acl import verify as rights
-from bridge.operations.acl.bus import ROLES, Role
-from bridge.operations.acl.celery import BrokerKeys, broker_grants
-from bridge.operations.acl.plan import queues_of
-from bridge.operations.routes import routes_of
-from bridge.storage.presence import PresenceStore
-from bridge.storage.status import read_status
-from bridge.subscriber import checks
-from bridge.subscriber.checks import Finding
+from bridge.config import BridgeSettings
+from bridge.handlers import registry
+from bridge.operations import routes_of
+from bridge.operations.acl import (
+    ROLES,
+    BrokerKeys,
+    Role,
+    broker_grants,
+    missing_grants,
+    missing_permissions,
+    queues_of,
+    user_of,
+)
+from bridge.storage import PresenceStore, read_status
+from bridge.subscriber import Finding, check_clock, check_settings, refused_handlers
 
 #: How long workers have time to say what they know.
 _WORKERS_S = 1.0
@@ -88,12 +92,12 @@ Steps = Iterator[tuple[str, Callable[[], Sequence[Finding]]]]
 def _steps(app: Celery, client: Redis, settings: BridgeSettings, role: Role) -> Steps:
     yield f"bus at {settings.redacted_url}", list
     yield "rights of the bus user", lambda: _rights(client, settings, role)
-    yield "clock", lambda: checks.clock(client)
+    yield "clock", lambda: check_clock(client)
     yield f"subscribers of group {settings.group}", lambda: _subscribers(client, settings)
     yield "broker", lambda: _broker(app, settings, role)
     tasks = [app.tasks[handler.task_name] for handler in registry]
-    yield "durability, memory and Celery's settings", lambda: checks.check(settings, app, tasks)
-    yield "types that are let in", lambda: checks.refused_handlers(settings, registry.patterns)
+    yield "durability, memory and Celery's settings", lambda: check_settings(settings, app, tasks)
+    yield "types that are let in", lambda: refused_handlers(settings, registry.patterns)
     yield "handlers and their workers", lambda: list(_workers(app, settings))
 
 
@@ -110,19 +114,19 @@ def _readiness(client: Redis, settings: BridgeSettings) -> Steps:
 
 
 def _rights(client: Redis, settings: BridgeSettings, role: Role) -> list[Finding]:
-    return _missing(rights.user_of(client), rights.refused(client, settings, role), role)
+    return _missing(user_of(client), missing_permissions(client, settings, role), role)
 
 
 def _broker(app: Celery, settings: BridgeSettings, role: Role) -> list[Finding]:
     try:
-        broker.probe(app)
-        with broker.probe_connection(app) as connection:
+        probe(app)
+        with probe_connection(app) as connection:
             if connection.transport.driver_type != "redis":
                 return []
             grants = broker_grants(role, BrokerKeys(app, connection, queues_of(app, settings)))
             channel: Any = connection.default_channel
             client = Redis(connection_pool=channel.pool)
-            return _missing(f"{rights.user_of(client)} of the broker", rights.refused_of(client, grants), role)
+            return _missing(f"{user_of(client)} of the broker", missing_grants(client, grants), role)
     except Exception as error:
         raise Unreachable(str(error) or type(error).__name__) from error
 

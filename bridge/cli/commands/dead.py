@@ -24,12 +24,9 @@ from bridge.cli.options import (
     selection_of,
 )
 from bridge.cli.output import Column
-from bridge.handlers.registry import registry
-from bridge.operations.replay import Replay
-from bridge.operations.replay_sources import DeadLetterSource
-from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.entries import EntryFilter
+from bridge.handlers import registry
+from bridge.operations import DeadLetterSource, Replay
+from bridge.storage import DeadLetter, DeadLetters, EntryFilter
 
 #: Letters removed in one step; the server looks at each of them.
 _PURGE_LETTERS = 100

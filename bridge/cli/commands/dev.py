@@ -22,13 +22,12 @@ from bridge.cli.commands.tail import until_interrupted
 from bridge.cli.connect import errors_as_cli_messages, load, open_client
 from bridge.cli.follow import Follower
 from bridge.cli.processes import Children
-from bridge.config.settings import BridgeSettings
-from bridge.events.event import Event
-from bridge.handlers.registry import registry
-from bridge.handlers.task import EventTask
-from bridge.operations.routes import routes_of
-from bridge.storage.presence import PresenceStore
-from bridge.testing.redis_server import running_redis
+from bridge.config import BridgeSettings
+from bridge.events import Event
+from bridge.handlers import EventTask, registry
+from bridge.operations import routes_of
+from bridge.storage import PresenceStore
+from bridge.testing import running_redis
 
 #: Every address that the application might use leads to the one Redis.
 _ADDRESSES = ("REDIS_URL", "BRIDGE_REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")

@@ -7,7 +7,7 @@ import click
 from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
-from bridge.operations.history import History
+from bridge.operations import History
 
 
 @click.command()

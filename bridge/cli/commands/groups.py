@@ -9,8 +9,8 @@ import click
 from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.options import force_option, json_option
-from bridge.operations.groups import Groups
-from bridge.storage.status import GroupStatus, read_status
+from bridge.operations import Groups
+from bridge.storage import GroupStatus, read_status
 
 _COLUMNS = [
     output.Column("GROUP", "bold", whole=True),

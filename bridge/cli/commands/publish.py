@@ -14,15 +14,13 @@ from typing import Any, BinaryIO
 
 import click
 
-from bridge.bus.bus import EventBus
-from bridge.bus.local import Publication
+from bridge.bus import EventBus, Publication
 from bridge.cli import output
 from bridge.cli.connect import Unreachable, open_bus
 from bridge.cli.lines import Line, Lines
 from bridge.cli.options import json_option
 from bridge.errors import BusUnavailable, InvalidEvent
-from bridge.events import wire
-from bridge.events.event import Event
+from bridge.events import Event, wire
 
 
 @click.command()

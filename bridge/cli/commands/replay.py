@@ -16,8 +16,7 @@ from bridge.cli import output
 from bridge.cli.connect import Unreachable, open_bus
 from bridge.cli.options import all_option, as_asked, event_filters, handler_named, json_option, options, selection_of
 from bridge.errors import BridgeError, BusUnavailable
-from bridge.operations.replay import Progress, Replay
-from bridge.operations.replay_sources import JournalSource, ReplayItem
+from bridge.operations import JournalSource, Progress, Replay, ReplayItem
 
 #: Events that a dry run shows; it counts the others.
 _SHOWN = 20

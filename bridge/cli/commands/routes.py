@@ -13,11 +13,11 @@ from celery import Celery
 from bridge.cli import output
 from bridge.cli.connect import errors_as_cli_messages, load
 from bridge.cli.options import json_option
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events.validation import check_type
-from bridge.handlers.registry import registry
-from bridge.operations.routes import Route, _outbox, _route, routes_of
+from bridge.events import check_type
+from bridge.handlers import registry
+from bridge.operations import HandlerRoute, routes_for, routes_of
 
 _COLUMNS: list[output.Column | str] = [
     output.Column("HANDLER", "bold"),
@@ -56,17 +56,15 @@ def routes(ctx: click.Context, /, match: str | None, as_json: bool) -> None:
         raise click.ClickException("some of these tasks cannot be sent; what stands in OPTIONS says why")
 
 
-def _matching(app: Celery, settings: BridgeSettings, event_type: str) -> Iterator[Route]:
+def _matching(app: Celery, settings: BridgeSettings, event_type: str) -> Iterator[HandlerRoute]:
     try:
         check_type(event_type)
     except InvalidEvent as error:
         raise click.UsageError(str(error)) from error
-    outbox = _outbox(app, settings)
-    for handler in registry.matching(event_type):
-        yield _route(app, settings, outbox, handler, event_type, event_type)
+    return routes_for(app, settings, event_type)
 
 
-def _rows(found: list[Route]) -> Iterator[tuple[output.Cell, ...]]:
+def _rows(found: list[HandlerRoute]) -> Iterator[tuple[output.Cell, ...]]:
     before = ""
     for route in found:
         texts = ["where"] * route.where + [f"payload={route.payload}"] * bool(route.payload)

@@ -12,9 +12,8 @@ from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
 from bridge.cli.output import Cell, Column, Styled
-from bridge.storage.presence import Presence
-from bridge.storage.status import BusStatus, GroupStatus, read_status
-from bridge.subscriber.checks import server_of
+from bridge.storage import BusStatus, GroupStatus, Presence, read_status
+from bridge.subscriber import server_of
 
 #: Of the server, by name in CONFIG.
 _SHOWN = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")

@@ -13,9 +13,9 @@ import click
 from celery.bin.base import LOG_LEVEL
 
 from bridge.cli.connect import errors_as_cli_messages
-from bridge.config.settings import BridgeSettings
-from bridge.subscriber.subscriber import Subscriber
-from bridge.telemetry.logs import log_fields
+from bridge.config import BridgeSettings
+from bridge.subscriber import Subscriber
+from bridge.telemetry import log_fields
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 

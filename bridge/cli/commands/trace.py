@@ -11,8 +11,7 @@ from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
 from bridge.cli.output import Cell, Styled
-from bridge.operations.task_states import EventNode, TaskNode
-from bridge.operations.trace import Tracer
+from bridge.operations import EventNode, TaskNode, Tracer
 
 STATE_STYLES = {
     "SUCCESS": "green",

@@ -1,1 +1,27 @@
-"""TODO: the face of bridge/operations/acl."""
+"""The least permissions that each kind of program needs on Redis, as ACL rules, and which of them a user lacks.
+
+It has a face of its own, apart from that of ``operations``, because it loads Celery's result backends.
+"""
+
+from bridge.operations.acl.bus import ROLES, Role
+from bridge.operations.acl.celery import BrokerKeys, broker_grants
+from bridge.operations.acl.plan import Part, Place, parts_of, queues_of
+from bridge.operations.acl.rules import MIN_VERSION, rules_of, version_of
+from bridge.operations.acl.verify import missing_grants, missing_permissions, user_of
+
+__all__ = [
+    "MIN_VERSION",
+    "ROLES",
+    "BrokerKeys",
+    "Part",
+    "Place",
+    "Role",
+    "broker_grants",
+    "missing_grants",
+    "missing_permissions",
+    "parts_of",
+    "queues_of",
+    "rules_of",
+    "user_of",
+    "version_of",
+]

@@ -14,17 +14,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.errors import SettingsError
 from bridge.operations.acl.rules import CONNECTING, Grant, Name, below, exactly, granted, literally
-from bridge.storage.keys import Keys
+from bridge.storage import Keys
 
 Role = Literal["publisher", "subscriber", "worker", "operator"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 #: What each script does with its keys, by their kind, which is a method of Keys; behind a comma: in some cases only.
 _SCRIPTS: Mapping[str, Mapping[str, str]] = {
-    "append": {"journal": "xadd xrange", "seen": "get set", "caused": "zadd pexpire"},
+    "append": {"journal": "xadd xrange", "seen": "get set", "consequences": "zadd pexpire"},
     "append, limited": {"rate": "get incr pexpire"},
     "backlog": {"journal": "exists xlen xrange xrevrange xinfo|groups xpending"},
     "begin": {
@@ -32,17 +32,17 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "lease": "hmget hset hdel pexpire",
         "inflight": "zrem zadd",
         "inflight_pairs": "hget hdel",
-        "inflight_lanes": "hget hset",
+        "queue_watermarks": "hget hset",
         "starts": "hincrby",
     },
     "drop": {"dead": "xrange xdel", "dead_size": "hexists hincrby"},
     "elect": {"upkeep": "get set del"},
     "headers": {"journal": "xrevrange"},
     "leave": {"journal": "xpending xinfo|consumers xgroup|delconsumer"},
-    "overdue": {"inflight": "zrangebyscore zrem", "inflight_pairs": "hget", "inflight_lanes": "hget"},
-    "park": {"dead": "xadd xlen xrange xdel", "dead_size": "hget hset hincrby", "parked": "get set"},
+    "overdue": {"inflight": "zrangebyscore zrem", "inflight_pairs": "hget", "queue_watermarks": "hget"},
+    "park": {"dead": "xadd xlen xrange xdel", "dead_size": "hget hset hincrby", "dead_letter_dedup": "get set"},
     "park, of a task": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_pairs": "hdel"},
-    "publish": {"journal": "xadd", "seen": "get set", "caused": "zadd pexpire"},
+    "publish": {"journal": "xadd", "seen": "get set", "consequences": "zadd pexpire"},
     "publish, with the event key": {"event": "set"},
     "publish, again": {"seen": "pexpire"},
     "release": {"lease": "hget del", "inflight_pairs": "hget hset", "inflight": "zadd"},
@@ -89,7 +89,7 @@ _SUBSCRIBING = (
             "journal": "xreadgroup xack xgroup|create xinfo|groups xrange",
             "inflight_pairs": "hset",
             "inflight": "zadd",
-            "fence": "watch get incrby",
+            "fencing_token": "watch get incrby",
         },
         "multi exec",
     ),
@@ -115,7 +115,7 @@ _OPERATING = (
             "event": "get getrange pttl",
             "seen": "mget",
             "journal": "xrange xrevrange xinfo|groups xpending",
-            "caused": "zrange zcard",
+            "consequences": "zrange zcard",
             "done": "get",
             "lease": "hget",
             "inflight_pairs": "hget",
@@ -141,12 +141,12 @@ _NEEDS: Mapping[Role, tuple[_Needs, ...]] = {
 }
 
 #: Kinds of keys that end with an id; that there is one of for each group; and of these those that end with an id too.
-_BY_ID = ("event", "seen", "caused", "done", "lease")
+_BY_ID = ("event", "seen", "consequences", "done", "lease")
 _OF_GROUP = (
-    *("inflight", "inflight_pairs", "inflight_lanes", "fence", "upkeep"),
+    *("inflight", "inflight_pairs", "queue_watermarks", "fencing_token", "upkeep"),
     *("dead", "dead_size", "starts", "subscribers"),
 )
-_OF_GROUP_BY_ID = ("replay", "replays", "parked")
+_OF_GROUP_BY_ID = ("replay", "replays", "dead_letter_dedup")
 
 
 def bus_grants(role: Role, settings: BridgeSettings, *, raw: bool = False, subscriber: bool = True) -> list[Grant]:

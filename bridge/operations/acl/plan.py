@@ -12,13 +12,13 @@ from celery.app import backends
 from celery.backends.redis import RedisBackend
 from redis import Redis
 
-from bridge.broker import connection as broker
-from bridge.config.settings import BridgeSettings
+from bridge.broker import endpoints, probe_connection, service_of
+from bridge.config import BridgeSettings
+from bridge.operations import routes_of
 from bridge.operations.acl.bus import Role, bus_grants, sentinel_grants
 from bridge.operations.acl.celery import BrokerKeys, broker_grants, result_grants
 from bridge.operations.acl.rules import Grant
-from bridge.operations.routes import routes_of
-from bridge.redis.client import connect
+from bridge.redis import connect
 
 #: Longest wait for a server that is asked for its version.
 _PATIENCE_S = 1.5
@@ -61,9 +61,16 @@ class Part:
     client: Callable[[], Any]
 
 
-def _parts(
+def parts_of(
     app: Celery, settings: BridgeSettings, role: Role, raw: bool, no_subscriber: bool, queue: Sequence[str]
 ) -> Iterator[Part]:
+    """Yield what *role* needs of each place.
+
+    Arguments:
+        raw: A publisher that does not use the bridge.
+        no_subscriber: A worker that only runs tasks.
+        queue: Names of queues that the configuration does not name.
+    """
     grants = bus_grants(role, settings, raw=raw, subscriber=not no_subscriber)
     found = [Part("bus", _place_of_bus(settings), grants, lambda: connect(settings, _PATIENCE_S))]
     found += _of_celery(app, settings, role, queue, subscriber=not no_subscriber)
@@ -80,7 +87,7 @@ def _parts(
 def _of_celery(
     app: Celery, settings: BridgeSettings, role: Role, extra: Iterable[str], *, subscriber: bool
 ) -> Iterator[Part]:
-    with broker.probe_connection(app) as connection:
+    with probe_connection(app) as connection:
         if connection.transport.driver_type == "redis":
             keys = BrokerKeys(app, connection, {*queues_of(app, settings), *extra})
             grants = broker_grants(role, keys, subscriber=subscriber)
@@ -101,7 +108,7 @@ def queues_of(app: Celery, settings: BridgeSettings) -> set[str]:
 
 
 def _client_of(app: Celery) -> Any:
-    with broker.probe_connection(app) as connection:
+    with probe_connection(app) as connection:
         channel: Any = connection.default_channel
         return channel._create_client()
 
@@ -114,8 +121,8 @@ def _place_of_bus(settings: BridgeSettings) -> Place:
 
 
 def _place_of_broker(connection: Any) -> Place:
-    if (service := broker.service_of(connection)) is not None:
-        return Place("sentinel", tuple(sorted(broker.endpoints(connection))), service)
+    if (service := service_of(connection)) is not None:
+        return Place("sentinel", tuple(sorted(endpoints(connection))), service)
     path = (connection.hostname or "").partition("://")[2]
     return Place.of_server(path, connection.hostname, connection.port)
 

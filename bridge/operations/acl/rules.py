@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bridge.events.patterns import escape_glob
+from bridge.events import escape_glob
 
 #: The first Redis whose users have selectors, and rights to read or to write only.
 MIN_VERSION = (7, 0)
@@ -74,7 +74,7 @@ class Grant:
         keys = [some + name.pattern for name in self.keys]
         return [*commands, *keys, *(f"&{name.pattern}" for name in self.channels)]
 
-    def questions(self) -> Iterator[tuple[str, str]]:
+    def probes(self) -> Iterator[tuple[str, str]]:
         """Yield each command with each name it is for, as Redis and people spell them; the name may be empty."""
         for command in sorted(self.commands):
             for name in (*self.keys, *self.channels) or (Name("", ""),):

@@ -11,10 +11,10 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.operations.acl.bus import Role, bus_grants
 from bridge.operations.acl.rules import Grant
-from bridge.storage.lua import script
+from bridge.storage import script
 
 #: Where the key of a command is not its first argument.
 _WORDS = {
@@ -26,24 +26,24 @@ _WORDS = {
 _ARGUMENTS = 4
 
 
-def refused(client: Redis, settings: BridgeSettings, role: Role = "worker") -> list[str]:
+def missing_permissions(client: Redis, settings: BridgeSettings, role: Role = "worker") -> list[str]:
     """Return what the user is not allowed on the bus, as ``XADD {prefix}journal``.
 
     Raises:
         RedisError: Redis does not answer.
     """
-    return refused_of(client, bus_grants(role, settings))
+    return missing_grants(client, bus_grants(role, settings))
 
 
-def refused_of(client: Redis, grants: Iterable[Grant]) -> list[str]:
+def missing_grants(client: Redis, grants: Iterable[Grant]) -> list[str]:
     """Return what of *grants* the user does not have; where Redis does not tell, as before 7.0, that is nothing.
 
     Raises:
         RedisError: Redis does not answer.
     """
-    questions = [question for grant in grants for question in grant.questions()]
+    probes = [probe for grant in grants for probe in grant.probes()]
     args: list[Any] = []
-    for command, name in questions:
+    for command, name in probes:
         words = _words(command, name)
         args += (len(words), *words)
     try:
@@ -52,7 +52,7 @@ def refused_of(client: Redis, grants: Iterable[Grant]) -> list[str]:
         if not {"'evalsha'", "'script|load'"} & set(str(error).split()):
             raise  # it cannot even connect
         return [f"run the script that asks for the other rights: {error}"]
-    return [" ".join(questions[at - 1]).strip() for at in cast("list[int]", positions or ())]
+    return [" ".join(probes[at - 1]).strip() for at in cast("list[int]", positions or ())]
 
 
 def user_of(client: Redis) -> str:

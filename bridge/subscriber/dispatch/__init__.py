@@ -1,1 +1,1 @@
-"""TODO: the face of bridge/subscriber/dispatch."""
+"""Dispatch: journal entries into task messages, in the order of the journal."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from bridge.broker.messages import Message, Refused
-from bridge.events.encoded import StoredEvent
-from bridge.handlers.registry import task_id_for
-from bridge.storage.dead_letter import DeadLetter
-from bridge.telemetry.counters import Counters
+from bridge.broker import Message, Refused
+from bridge.events import StoredEvent
+from bridge.handlers import task_id_for
+from bridge.storage import DeadLetter
+from bridge.telemetry import Counters
 
 
 @dataclass

@@ -6,21 +6,16 @@ import logging
 import time
 from collections.abc import Sequence
 
-from bridge.broker.messages import Message
-from bridge.broker.outbox import Outbox
-from bridge.bus.admission import Admission
-from bridge.config.settings import BATCH_BYTES, BridgeSettings
+from bridge.broker import Message, Outbox
+from bridge.bus import Admission
+from bridge.config import BATCH_BYTES, BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events.encoded import StoredEvent
-from bridge.handlers.registry import Handler, Registry
-from bridge.storage import Storage
-from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
-from bridge.storage.entries import Entry
-from bridge.storage.ledger import Ended
+from bridge.events import StoredEvent
+from bridge.handlers import Handler, Registry
+from bridge.storage import DeadLetter, Ended, Entry, Storage, dead_letter_fields
 from bridge.subscriber.dispatch.batch import Batch
 from bridge.subscriber.dispatch.transaction import DispatchTransaction
-from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import LogThrottle, log_fields
+from bridge.telemetry import Counters, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 

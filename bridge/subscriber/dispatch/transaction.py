@@ -16,10 +16,8 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
-from bridge.broker.messages import Message, by_queue
-from bridge.storage.entries import Entry
-from bridge.storage.journal import Journal, group_errors
-from bridge.storage.ledger import Ledger
+from bridge.broker import Message, by_queue
+from bridge.storage import Entry, Journal, Ledger, group_errors
 
 _MULTI, _EXEC, _TIME = ("MULTI",), ("EXEC",), ("TIME",)
 

@@ -1,1 +1,1 @@
-"""TODO: the face of bridge/subscriber/intake."""
+"""Intake: broadcasts, and events found by their keys after a gap, into the journal."""

@@ -16,22 +16,14 @@ from typing import Any, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
-from bridge.bus.admission import Admission
-from bridge.bus.listener import Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
-from bridge.config.settings import BATCH_BYTES, BridgeSettings
+from bridge.bus import Admission, Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
+from bridge.config import BATCH_BYTES, BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events.encoded import Record
-from bridge.events.event import Event
-from bridge.events.validation import ID_PATTERN
-from bridge.redis.retry import BackOff
-from bridge.storage import Storage
-from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.journal import Outcome
-from bridge.storage.keys import Keys
+from bridge.events import ID_PATTERN, Event, Record
+from bridge.redis import BackOff
+from bridge.storage import AppendResult, DeadLetter, Keys, Storage
 from bridge.subscriber.intake.rejections import Refusals
-from bridge.telemetry.counters import Counters
-from bridge.telemetry.liveness import Liveness
-from bridge.telemetry.logs import log_fields
+from bridge.telemetry import Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +182,7 @@ class Intake:
 
     def _take(
         self, heard: Sequence[Record], invalid: Sequence[InvalidMessage], counter: str, refill: bool = False
-    ) -> Counter[Outcome]:
+    ) -> Counter[AppendResult]:
         """Append events, make dead letters of the rest; return how often what became of the events."""
         heard_now = counter == "appended"
         max_hops = self._settings.max_hops

@@ -10,14 +10,11 @@ from collections.abc import Sequence
 
 from redis.exceptions import ResponseError
 
-from bridge.config.settings import BridgeSettings
-from bridge.events.encoded import Record
-from bridge.redis.retry import TRANSIENT
-from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.journal import RATE_WINDOW_S
-from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import LogThrottle
+from bridge.config import BridgeSettings
+from bridge.events import Record
+from bridge.redis import TRANSIENT
+from bridge.storage import RATE_WINDOW_S, DeadLetter, DeadLetters, dead_letter_fields
+from bridge.telemetry import Counters, LogThrottle
 
 log = logging.getLogger(__name__)
 

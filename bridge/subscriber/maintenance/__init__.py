@@ -1,1 +1,1 @@
-"""TODO: the face of bridge/subscriber/maintenance."""
+"""Maintenance: what one leader per group does for all subscribers."""

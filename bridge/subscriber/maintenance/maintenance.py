@@ -7,15 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from bridge.config.settings import BridgeSettings
-from bridge.storage import Storage
-from bridge.storage.keys import Keys
-from bridge.storage.lua import script
-from bridge.storage.presence import PresenceStore
+from bridge.config import BridgeSettings
+from bridge.storage import Keys, PresenceStore, Storage, script
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.maintenance.rescuer import Recovery
-from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import log_fields
+from bridge.telemetry import Counters, log_fields
 
 log = logging.getLogger(__name__)
 

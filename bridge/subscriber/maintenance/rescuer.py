@@ -7,19 +7,14 @@ import threading
 import time
 from collections.abc import Sequence
 
-from bridge.broker.messages import Message
-from bridge.broker.outbox import Outbox
-from bridge.bus.admission import Admission
-from bridge.config.settings import BridgeSettings
+from bridge.broker import Message, Outbox
+from bridge.bus import Admission
+from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events.encoded import StoredEvent
-from bridge.handlers.registry import Registry, task_id_for
-from bridge.storage import Storage
-from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
-from bridge.storage.entries import Entry
-from bridge.storage.ledger import Ended, Overdue
-from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import log_fields
+from bridge.events import StoredEvent
+from bridge.handlers import Registry, task_id_for
+from bridge.storage import DeadLetter, Ended, Entry, Overdue, Storage, dead_letter_fields
+from bridge.telemetry import Counters, log_fields
 
 log = logging.getLogger(__name__)
 

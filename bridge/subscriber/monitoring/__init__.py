@@ -1,1 +1,1 @@
-"""TODO: the face of bridge/subscriber/monitoring."""
+"""Monitoring: presence in Redis, health checks and metrics over HTTP."""

@@ -10,11 +10,11 @@ from celery import Celery
 from redis import Redis
 from redis.exceptions import RedisError
 
-from bridge.broker import connection as broker
-from bridge.config.settings import BridgeSettings
-from bridge.redis.client import connect
-from bridge.storage.journal import Journal
-from bridge.telemetry.liveness import Liveness
+from bridge.broker import probe
+from bridge.config import BridgeSettings
+from bridge.redis import connect
+from bridge.storage import Journal
+from bridge.telemetry import Liveness
 
 #: A loop that has not gone round for so long is stuck, or for several time limits of a connection if that is longer.
 _STUCK_S = 60.0
@@ -107,7 +107,7 @@ class Health:
 
     def _try_broker(self) -> str:
         try:
-            broker.probe(self._app)
+            probe(self._app)
         except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
             return f"broker: {error or type(error).__name__}"
         return ""

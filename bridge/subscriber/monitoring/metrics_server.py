@@ -18,11 +18,11 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from bridge.config.settings import BridgeSettings
+from bridge.config import BridgeSettings
 from bridge.errors import SettingsError
-from bridge.storage.status import GroupStatus, read_status
+from bridge.storage import GroupStatus, read_status
 from bridge.subscriber.monitoring.health import Health
-from bridge.telemetry.counters import Counters, Delays
+from bridge.telemetry import Counters, Delays
 
 #: Counters of events, by type; the others are metrics of their own.
 OUTCOMES = {

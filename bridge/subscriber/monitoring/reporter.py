@@ -10,11 +10,10 @@ from contextlib import suppress
 
 from redis.exceptions import RedisError
 
-from bridge.config.settings import BridgeSettings
-from bridge.storage.presence import HEARTBEAT_INTERVAL_S, Presence, PresenceStore
+from bridge.config import BridgeSettings
+from bridge.storage import HEARTBEAT_INTERVAL_S, Presence, PresenceStore
 from bridge.subscriber.monitoring.health import Health
-from bridge.telemetry.counters import Counters
-from bridge.telemetry.liveness import Liveness
+from bridge.telemetry import Counters, Liveness
 
 #: Beats over which the rate is measured.
 _RATE_BEATS = 5

@@ -11,8 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from bridge.errors import InvalidHandler
-from bridge.events.event import Event
-from bridge.events.patterns import compile_pattern
+from bridge.events import Event, compile_pattern
 
 #: Types are few; a program that invents new ones without end must not fill our memory.
 _MAX_CACHED_TYPES = 10_000

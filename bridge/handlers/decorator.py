@@ -12,12 +12,10 @@ from celery import shared_task
 from kombu.compression import get_encoder
 from kombu.entity import maybe_delivery_mode
 
-from bridge.config.celery_config import is_pickle
+from bridge.config import is_pickle
 from bridge.errors import InvalidEvent, InvalidHandler
-from bridge.events.event import Event
-from bridge.events.patterns import compile_pattern
-from bridge.events.validation import check_type
-from bridge.handlers.registry import Handler, registry
+from bridge.events import Event, check_type, compile_pattern
+from bridge.handlers.handler import Handler, registry
 from bridge.handlers.task import EventTask
 
 #: Options that choose how a task message is sent; all others are attributes of the task.
