@@ -74,7 +74,7 @@ class HopLimitExceeded(BridgeError):
 
 
 class RedactedError(BridgeError):
-    """Stands for an error of a handler whose text quoted what ``sensitive`` names; the text has its type."""
+    """Stands for an error of a handler whose text quoted what ``redact_paths`` names; the text has its type."""
 
 
 class BusUnavailable(BridgeError, ConnectionError):

@@ -18,7 +18,7 @@ from tests.conftest import ROOT, Processes, Queues, Start, eventually, missing
 from tests.outside import SECRETS, SIGNED, Outside
 from tests.replays import FAST, Bench, last
 
-PICKY = {"accept": ["dream.*", "billing.*"], "reject": ["billing.v*"]}
+PICKY = {"accepted_types": ["dream.*", "billing.*"], "rejected_types": ["billing.v*"]}
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def test_only_accepted_types_come_in(use, start: Start, outside: Outside, queues
     eventually(lambda: len(outside.letters()) == 4, "the others are dead letters")
     assert set(outside.reasons()) == {"not_accepted"}
     details = sorted(letter.detail for letter in outside.letters())
-    assert details[0] == "type: 'billing.voided' is one of the types in bridge_reject [not_accepted]"
-    assert details[-1] == "type: 'other.type' is none of the types in bridge_accept [not_accepted]"
+    assert details[0] == "type: 'billing.voided' is one of the types in bridge_rejected_types [not_accepted]"
+    assert details[-1] == "type: 'other.type' is none of the types in bridge_accepted_types [not_accepted]"
     assert set(queues.tasks()) == {"t.all dream.created good-key", "t.all billing.paid good"}
 
 
@@ -79,7 +79,7 @@ def test_events_of_few_levels(use, start: Start, settings: BridgeSettings, outsi
 def test_what_was_not_accepted_runs_once_it_is(use, start: Start, outside: Outside, client: Redis, queues) -> None:
     """After a change of accept the dead letters can be retried; one that must be signed still has to be."""
     use("t.exact", "t.plain")
-    first = start(accept=["other.*"])
+    first = start(accepted_types=["other.*"])
     outside.say(outside.unsigned("one", "dream.created"), "dream.created")
     outside.say(outside.unsigned("two"))
     eventually(lambda: len(outside.letters()) == 2, "both are refused")
@@ -96,11 +96,11 @@ def test_what_was_not_accepted_runs_once_it_is(use, start: Start, outside: Outsi
 def test_handlers_of_types_that_never_come(use, settings: BridgeSettings) -> None:
     """A handler whose type is refused is a finding; of a pattern with more than one type nobody can tell."""
     use("t.exact", "t.plain")
-    picky = BridgeSettings.load(redis_url=settings.url, accept=["billing.*"])
+    picky = BridgeSettings.load(redis_url=settings.url, accepted_types=["billing.*"])
     patterns = {handler.task_name: handler.patterns for handler in registry}
     (finding,) = refused_handlers(picky, patterns)
     assert finding.setting == "handler t.exact"
-    assert "'dream.created' is none of the types in bridge_accept" in finding.problem
+    assert "'dream.created' is none of the types in bridge_accepted_types" in finding.problem
     assert refused_handlers(settings, patterns) == []
 
 
@@ -126,7 +126,7 @@ def test_signed_events_of_required_types_are_let_in(use, start: Start, outside: 
 def test_signed_bytes_stay_as_they_came(use, start: Start, outside: Outside, prefix: str) -> None:
     """A subscriber that requires nothing leaves a signed event as it is spelt, for those that do."""
     use("t.all")
-    start(group="careless", max_source_rate=None)
+    start(group="careless", max_events_per_s_per_source=None)
     text = outside.unsigned("odd").decode().replace('{"id":"odd",', '{ "more" : 1.50e0,\t"id":"odd",')
     outside.say(data := outside.sign(text, "old"))
     eventually(lambda: outside.client.xlen(outside.keys.journal) == 1, "it is in the journal")

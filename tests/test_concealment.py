@@ -108,7 +108,7 @@ def test_handlers_of_a_bus(settings: BridgeSettings, caplog) -> None:
     def handler(event: Event) -> None:
         raise ValueError(event.payload["user"]["email"])
 
-    with EventBus(settings.model_copy(update={"sensitive": SENSITIVE, "enable_pubsub": False})) as bus:
+    with EventBus(settings.model_copy(update={"redact_paths": SENSITIVE, "enable_pubsub": False})) as bus:
         bus.subscribe("*", handler)
         bus.publish("a.b", PAYLOAD)
     assert "ValueError: [redacted]" in caplog.text
@@ -121,7 +121,7 @@ def test_handlers_of_a_bus(settings: BridgeSettings, caplog) -> None:
 
 def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, caplog) -> None:
     """What keeps a message from being made again is told without it."""
-    discreet = settings.model_copy(update={"sensitive": SENSITIVE})
+    discreet = settings.model_copy(update={"redact_paths": SENSITIVE})
     recovery = Recovery(Storage.of(client, discreet), Outbox(app, discreet), registry, Counters(), discreet)
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
     why = _Unrecoverable("message", f"KeyError: {SECRET}", StoredEvent.read(event.encode()))
@@ -162,7 +162,7 @@ def test_a_worker_keeps_it_to_itself(
         receiver = app.events.Receiver(connection, handlers={"*": heard.append})
         ears = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None), daemon=True)
         ears.start()
-        environment = {"BRIDGE_SENSITIVE": '["payload.user"]'}
+        environment = {"BRIDGE_REDACT_PATHS": '["payload.user"]'}
         processes.celery("worker", "-c", "1", "-E", "-l", "DEBUG", app="tests.leaky", name="w1", **environment)
         for leak in LEAKS:
             bus.publish(f"leak.{leak}", PAYLOAD, id=leak)

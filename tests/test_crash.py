@@ -32,7 +32,7 @@ def test_subscribers_killed_at_random_moments_lose_nothing(
     """While one of two subscribers is killed with SIGKILL again and again under load, every event is dispatched."""
     seed = random.randrange(10**6)  # shown by pytest when the test fails
     moments = random.Random(seed)
-    fast = {"BRIDGE_CLAIM_IDLE_S": "1", "BRIDGE_UPKEEP_INTERVAL_S": "0.3", "BRIDGE_BATCH_SIZE": "50"}
+    fast = {"BRIDGE_CLAIM_IDLE_S": "1", "BRIDGE_MAINTENANCE_INTERVAL_S": "0.3", "BRIDGE_BATCH_SIZE": "50"}
     steady = processes.celery("bus", "subscribe", name="steady", **fast)
     published: set[str] = set()
     stop = threading.Event()

@@ -27,7 +27,7 @@ from tests.conftest import Processes, Queues, eventually
 FAST = {
     "BRIDGE_LEASE_S": "1",
     "BRIDGE_REDISPATCH_AFTER_S": "2",
-    "BRIDGE_UPKEEP_INTERVAL_S": "0.2",
+    "BRIDGE_MAINTENANCE_INTERVAL_S": "0.2",
     "BRIDGE_MAX_REDISPATCHES": "2",
 }
 

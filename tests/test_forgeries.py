@@ -20,7 +20,7 @@ from tests.replays import FAST, Bench, last
 
 HOUR_MS = 3_600_000
 #: Every task is overdue at once, and looked at several times a second.
-HASTY = {"redispatch_after_s": 0.3, "upkeep_interval_s": 0.05}
+HASTY = {"redispatch_after_s": 0.3, "maintenance_interval_s": 0.05}
 
 
 @pytest.fixture

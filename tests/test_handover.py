@@ -88,7 +88,7 @@ def test_a_transaction_comes_late(use, start: Start, proxy: Proxy, far_app: Cele
 def test_entries_claimed_under_a_subscriber(use, start: Start, settings: BridgeSettings, backlog: Backlog) -> None:
     """While others claim and give back whatever is under way, again and again, each event still goes out once."""
     use("t.all")
-    subscriber = start(batch_size=20, claim_idle_s=0.1, upkeep_interval_s=0.05)
+    subscriber = start(batch_size=20, claim_idle_s=0.1, maintenance_interval_s=0.05)
     thief = Journal(backlog.client, settings)
     taken, enough = 0, threading.Event()
 

@@ -235,7 +235,10 @@ def test_subscribers_share_the_broadcasts_by_type(
 ) -> None:
     """Each listens to its own types, also to several, and the events of all become messages once."""
     use("t.all")
-    dreams, rest = start("dreams", types=["dream.*"]), start("rest", types=["user.*", "index", "dream.*.x"])
+    dreams, rest = (
+        start("dreams", listen_types=["dream.*"]),
+        start("rest", listen_types=["user.*", "index", "dream.*.x"]),
+    )
     channels = ("dream.created", "dream.a.x", "user.created", "index", "unheard")
     for number, channel in enumerate(channels):
         client.publish(prefix + channel, Event(type=channel, id=f"e{number}").encode())
@@ -251,9 +254,9 @@ def test_subscribers_share_the_broadcasts_by_type(
 
 def test_types_that_match_nothing_are_refused() -> None:
     """No type at all, or a glob that is none, ends at the start."""
-    for types, problem in (([], "types"), (["dream.["], "not closed"), ([""], "empty pattern")):
+    for types, problem in (([], "listen_types"), (["dream.["], "not closed"), ([""], "empty pattern")):
         with pytest.raises(SettingsError, match=problem):
-            BridgeSettings.load(types=types)
+            BridgeSettings.load(listen_types=types)
 
 
 def test_it_has_not_caught_up_before_it_hears(client: Redis, prefix: str, settings: BridgeSettings) -> None:

@@ -42,7 +42,9 @@ def redis(each_server: RedisServer) -> Iterator[Redis]:
 
 @pytest.fixture
 def journal(each_server: RedisServer, prefix: str) -> Journal:
-    loaded = BridgeSettings.load(redis_url=each_server.url, channel_prefix=prefix, group="g", max_source_rate=0.3)
+    loaded = BridgeSettings.load(
+        redis_url=each_server.url, channel_prefix=prefix, group="g", max_events_per_s_per_source=0.3
+    )
     return Journal(connect(loaded), loaded)
 
 
@@ -89,7 +91,7 @@ def test_a_key_of_the_wrong_type_limits_nobody(journal: Journal, redis: Redis, p
 def test_without_a_limit_nothing_is_counted(settings: BridgeSettings, client: Redis) -> None:
     """Neither without the setting nor for what is not to be limited is there a counter."""
     Journal(client, settings).append(records(5), limit=True)
-    Journal(client, settings.model_copy(update={"max_source_rate": 0.1})).append(records(5))
+    Journal(client, settings.model_copy(update={"max_events_per_s_per_source": 0.1})).append(records(5))
     assert not client.exists(Keys(settings.channel_prefix).rate("noisy"))
 
 
@@ -106,8 +108,8 @@ def test_all_subscribers_share_one_count(
     """Ten of fifty events are dispatched, for each group; each has the rest as whole dead letters, in few lines."""
     use("t.all")
     caplog.set_level(logging.WARNING)
-    subscribers = [start(name, max_source_rate=1) for name in ("one", "two")]
-    subscribers.append(start("three", max_source_rate=1, group="others"))
+    subscribers = [start(name, max_events_per_s_per_source=1) for name in ("one", "two")]
+    subscribers.append(start("three", max_events_per_s_per_source=1, group="others"))
     shout(client, prefix, [event(number) for number in range(50)])
     shout(client, prefix, [event(number, "quiet") for number in range(10)])
     for group in ("tests", "others"):
@@ -124,13 +126,16 @@ def test_all_subscribers_share_one_count(
     assert not any(info.get("invalid") for info in infos)
     lines = [one for one in caplog.records if getattr(one, "action", "") == "source_limited"]
     assert 2 <= len(lines) <= 3  # one each, of those that met it first
-    assert "more events from 'noisy' than bridge_max_source_rate allows, 1 a second over 10 s" in lines[0].getMessage()
+    assert (
+        "more events from 'noisy' than bridge_max_events_per_s_per_source allows, 1 a second over 10 s"
+        in lines[0].getMessage()
+    )
 
 
 def test_a_retry_brings_it_in(use, start: Start, client: Redis, prefix: str, bench: Bench, queues: Queues) -> None:
     """`dead retry` gives what was limited to all handlers of the group, without a limit."""
     use("t.all")
-    start(max_source_rate=0.1)
+    start(max_events_per_s_per_source=0.1)
     shout(client, prefix, [event(number) for number in range(20)])
     eventually(lambda: bench.letters.size().letters == 19, "all but one are kept")
     assert last(bench.dead(reason="rate_limit").run(FAST)).replayed == 19
@@ -146,7 +151,7 @@ def test_catch_up_is_not_limited(
     use("t.all")
     for number in range(100):
         client.set(f"{prefix}event:{event(number).id}", event(number).encode(), ex=3600)
-    subscriber = start(max_source_rate=0.1)
+    subscriber = start(max_events_per_s_per_source=0.1)
     eventually(lambda: queues.length() == 100, "all are dispatched")
     shout(client, prefix, [event(number) for number in range(100, 110)], keep=True)
     letters = DeadLetters(client, settings)
@@ -174,7 +179,7 @@ def test_what_was_limited_can_be_looked_at(journal: Journal, redis: Redis, prefi
 def test_own_publications_are_not_limited(bus: EventBus, settings: BridgeSettings, use, start: Start) -> None:
     """What programs publish with the bridge is in the journal before it is heard."""
     use()
-    subscriber = start(max_source_rate=0.1)
+    subscriber = start(max_events_per_s_per_source=0.1)
     for number in range(20):
         bus.publish("a.b", number)
     eventually(lambda: subscriber.info().get("received") == 20, "all are heard")

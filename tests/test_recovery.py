@@ -15,7 +15,7 @@ from bridge.storage.ledger import Ledger
 from tests.conftest import Queues, Start, eventually
 
 #: Every task is overdue at once, and looked at several times a second.
-HASTY = {"redispatch_after_s": 0.3, "upkeep_interval_s": 0.05}
+HASTY = {"redispatch_after_s": 0.3, "maintenance_interval_s": 0.05}
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_sweep_is_bounded(
     use("t.exact")
     monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._SWEEP_S", 0.0)
     monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._SWEEP_TASKS", 10)
-    subscriber = start(redispatch_after_s=2, upkeep_interval_s=0.05)
+    subscriber = start(redispatch_after_s=2, maintenance_interval_s=0.05)
     publish(bus, 100)
     eventually(lambda: queues.length() == 100, "the messages")
     before = due_times(client, prefix)
@@ -179,7 +179,7 @@ def test_a_lost_message_whose_journal_entry_is_gone_is_sent_again(
 def test_one_subscriber_does_the_upkeep_until_it_stops(use, start: Start, client: Redis, prefix: str) -> None:
     """The first keeps the upkeep; when it stops, another need not wait until the term of the first is over."""
     use("t.exact")
-    slow_term = {"upkeep_interval_s": 1}  # its term is three times as long
+    slow_term = {"maintenance_interval_s": 1}  # its term is three times as long
     first = start("first", **slow_term)
     elected = Keys(prefix).upkeep("tests")
     eventually(lambda: client.get(elected) == b"first", "the first is elected")
@@ -202,7 +202,7 @@ def test_dead_consumers_are_removed_when_they_hold_nothing(
     publish(bus, 3)
     client.xreadgroup("tests", "dead with entries", {journal: ">"})
     client.xgroup_createconsumer(journal, "tests", "dead and idle")
-    subscriber = start(claim_idle_s=0.3, upkeep_interval_s=0.1)
+    subscriber = start(claim_idle_s=0.3, maintenance_interval_s=0.1)
     eventually(lambda: [row["name"] for row in client.xinfo_consumers(journal, "tests")] == [b"one"], "one is left")
     eventually(lambda: queues.length() == 3, "what the dead one held")
     assert subscriber.info()["removed"] == 2

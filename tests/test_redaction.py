@@ -67,8 +67,8 @@ def test_other_fields() -> None:
 @pytest.mark.parametrize("path", ["", "payload.", "payload..a", ".a", "*", "*.a", "id", "type", "source", "timestamp"])
 def test_paths_that_are_none(path: str) -> None:
     """Is said at the start, with what to write instead."""
-    with pytest.raises(SettingsError, match=r"sensitive: .*(payload.*password|begin with payload)"):
-        BridgeSettings.load(sensitive=["payload.a", path])
+    with pytest.raises(SettingsError, match=r"redact_paths: .*(payload.*password|begin with payload)"):
+        BridgeSettings.load(redact_paths=["payload.a", path])
 
 
 TEXTS: list[tuple[Any, str, str]] = [
@@ -97,7 +97,7 @@ def test_texts(value: Any, text: str, shown: str) -> None:
 
 @pytest.fixture
 def discreet(settings: BridgeSettings) -> BridgeSettings:
-    return settings.model_copy(update={"sensitive": SENSITIVE})
+    return settings.model_copy(update={"redact_paths": SENSITIVE})
 
 
 def letter_of(event: Event, reason: str = "failure", **more: Any) -> DeadLetter:
@@ -118,7 +118,7 @@ def test_stored_letters(client: Redis, discreet: BridgeSettings, prefix: str) ->
     assert json.loads(letter.raw)["payload"] == {"user": {"email": REDACTED, "name": "Ada"}, "order": 7}
     assert (letter.detail, letter.traceback) == ("bad [redacted]", "ValueError: [redacted]")
     assert (letter.size, letter.sha256, letter.event_id, letter.redacted) == (whole.size, whole.sha256, "e1", 1)
-    with pytest.raises(InvalidEvent, match="bridge_sensitive"):
+    with pytest.raises(InvalidEvent, match="bridge_redact_paths"):
         letter.event()
 
 
@@ -139,7 +139,7 @@ def test_without_sensitive_paths_nothing_changes(client: Redis, settings: Bridge
     event = Event(type="dream.created", id="e1", payload={"user": {"phone": 1}})
     other = Event(type="dream.created", id="e2", payload=PAYLOAD)
     for paths, one in ((SENSITIVE, event), ([], other)):
-        letters = DeadLetters(client, settings.model_copy(update={"sensitive": paths}))
+        letters = DeadLetters(client, settings.model_copy(update={"redact_paths": paths}))
         letters.add(letter_of(one))
         assert letters.latest(1)[0].event() == one
         assert b"redacted" not in client.xrevrange(Keys(prefix).dead("tests"), count=1)[0][1]
@@ -193,7 +193,7 @@ def test_commands(say: Say, client: Redis, settings: BridgeSettings, monkeypatch
     DeadLetters(client, settings).bury(letter, Ended())
     before = say("get", "e1").output + say("dead", "show", "e1").output + say("trace", "e1").output
     assert before.count(SECRET) == 4
-    monkeypatch.setenv("BRIDGE_SENSITIVE", json.dumps(SENSITIVE))
+    monkeypatch.setenv("BRIDGE_REDACT_PATHS", json.dumps(SENSITIVE))
     for line in (["get", "e1"], ["dead", "show", "e1"], ["dead", "list"], ["trace", "e1"]):
         for arguments in (line, [*line, "--json"]):
             output = say(*arguments).output
@@ -207,7 +207,7 @@ def test_tail(processes: Processes, settings: BridgeSettings, client: Redis) -> 
     with EventBus(settings) as bus:
         bus.publish("dream.created", PAYLOAD, id="e1")
         for name, options in (("text", []), ("json", ["--json"])):
-            environment = {"BRIDGE_SENSITIVE": json.dumps(SENSITIVE)}
+            environment = {"BRIDGE_REDACT_PATHS": json.dumps(SENSITIVE)}
             processes.celery("bus", "tail", "--since", "1h", *options, name=name, **environment)
             eventually(lambda name=name: "live:" in processes.log(name), "it listens")
             bus.publish("dream.created", PAYLOAD, id=f"live-{name}")
@@ -220,7 +220,7 @@ def test_flowers_pages(app: Any, settings: BridgeSettings, client: Redis, monkey
     """The page of an event, the list of dead letters and its search know nothing of it."""
     use("t.exact")
     monkeypatch.setenv("BRIDGE_REDIS_URL", settings.url)
-    app.conf.update(bridge_channel_prefix=settings.channel_prefix, bridge_group="tests", bridge_sensitive=SENSITIVE)
+    app.conf.update(bridge_channel_prefix=settings.channel_prefix, bridge_group="tests", bridge_redact_paths=SENSITIVE)
     event = Event(type="dream.created", id="e1", payload=PAYLOAD)
     with EventBus(settings) as bus:
         bus.publish(event)

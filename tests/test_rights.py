@@ -31,7 +31,7 @@ def settings(each_server: RedisServer, prefix: str, admin: Redis) -> Iterator[Br
     """Of a user of this test, with everything that a bus can have."""
     user = prefix.replace(":", "-")
     url = each_server.url.replace("//", f"//{user}:secret@")
-    everything = {"wait_replicas": 1, "max_source_rate": 5.0}
+    everything = {"wait_replicas": 1, "max_events_per_s_per_source": 5.0}
     yield BridgeSettings.load(redis_url=url, channel_prefix=prefix, group="tests", **everything)
     admin.acl_deluser(user)
 

@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mixed up": ({"signing_keys": {SECRET.replace(" ", "-"): "2026-11"}}, "the secret of key 1"),
     "no object": ({"signing_keys": [SECRET]}, "maps key ids to secrets"),
     "pattern": ({"require_signature": ["a.[b"], "signing_keys": {"k": SECRET}}, "require_signature: .* not closed"),
-    "accept": ({"accept": [""]}, "accept: .*empty pattern"),
+    "accepted_types": ({"accepted_types": [""]}, "accepted_types: .*empty pattern"),
     "too old": (
         {"require_signature": ["*"], "signing_keys": {"k": SECRET}, "signature_max_age_s": 89_701},
         "signature_max_age_s must be 300 s below dedup_ttl_s",

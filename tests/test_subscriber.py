@@ -80,14 +80,14 @@ def test_a_backlog_from_before_any_subscriber_is_dispatched(
 def test_a_group_that_begins_late_skips_what_is_retained(
     use, start: Start, client: Redis, prefix: str, settings: BridgeSettings, queues: Queues
 ) -> None:
-    """With start="latest" only events after the first start are dispatched, however often it is started."""
+    """With group_start="latest" only events after the first start are dispatched, however often it is started."""
     use("t.all")
     with EventBus(settings) as bus:
         bus.publish("a.b", id="journalled")
         client.set(f"{prefix}event:key", Event(type="a.b", id="key").encode(), ex=3600)
-        start("one", start="latest").stop()
+        start("one", group_start="latest").stop()
         bus.publish("a.b", id="between")
-        start("two", start="latest")
+        start("two", group_start="latest")
         bus.publish("a.b", id="new")
     eventually(lambda: queues.length() == 2, "the new events are dispatched")
     assert queues.tasks() == {"t.all a.b between": 1, "t.all a.b new": 1}
@@ -179,7 +179,7 @@ def test_a_dead_consumers_entries_are_taken_over(use, start: Start, settings: Br
     with EventBus(settings) as bus:
         bus.publish_many([Event(type="a.b", id=f"n{number}") for number in range(20)])
     assert len(journal.read("dead", 100, 10)) == 20
-    subscriber = start(claim_idle_s=0.2, upkeep_interval_s=0.1)
+    subscriber = start(claim_idle_s=0.2, maintenance_interval_s=0.1)
     eventually(lambda: queues.length() == 20, "all are dispatched")
     assert subscriber.info()["claimed"] >= 20
 
@@ -190,7 +190,7 @@ def test_old_entries_are_trimmed_and_young_ones_stay(
     """Upkeep removes entries beyond their lifetime from the journal, and only those."""
     use("t.all")
     key = Keys(prefix).journal
-    subscriber = start(upkeep_interval_s=0.1)
+    subscriber = start(maintenance_interval_s=0.1)
     client.delete(key)  # a stream takes no ids before its last one
     eventually(lambda: subscriber.info().get("journal_lost"), "the journal is made anew")
     client.delete(key)

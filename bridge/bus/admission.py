@@ -28,8 +28,8 @@ class Admission:
     """Lets the events of one bus in.
 
     Arguments:
-        settings: ``max_event_bytes``, ``max_event_depth``, ``accept``, ``reject``, ``require_signature`` and what goes
-            with it.
+        settings: ``max_event_bytes``, ``max_event_depth``, ``accepted_types``, ``rejected_types``,
+            ``require_signature`` and what goes with it.
     """
 
     def __init__(self, settings: BridgeSettings) -> None:
@@ -40,7 +40,7 @@ class Admission:
         self._keyring = Keyring(settings.signing_keys, settings.channel_prefix)
         self._accept, self._reject, self._require = (
             [compile_pattern(pattern) for pattern in patterns]
-            for patterns in (settings.accept, settings.reject, settings.require_signature)
+            for patterns in (settings.accepted_types, settings.rejected_types, settings.require_signature)
         )
         #: With nothing set, nothing is looked up: 70,000 events a second come by.
         self._open = not (self._accept or self._reject or self._require)
@@ -143,7 +143,7 @@ class Admission:
     def _rules(self, event_type: str) -> _Rules:
         refused = ""
         if self._accept and not any(pattern.fullmatch(event_type) for pattern in self._accept):
-            refused = f"{event_type!r} is none of the types in bridge_accept"
+            refused = f"{event_type!r} is none of the types in bridge_accepted_types"
         elif any(pattern.fullmatch(event_type) for pattern in self._reject):
-            refused = f"{event_type!r} is one of the types in bridge_reject"
+            refused = f"{event_type!r} is one of the types in bridge_rejected_types"
         return _Rules(refused, any(pattern.fullmatch(event_type) for pattern in self._require))

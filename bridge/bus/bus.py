@@ -44,7 +44,7 @@ class EventBus(LocalBus):
 
     def __init__(self, settings: BridgeSettings | None = None, **explicit: Any) -> None:
         self.settings = settings if settings is not None else BridgeSettings.load(**explicit)
-        super().__init__(self.settings.local_events, self.settings.max_event_bytes, self.settings.redaction)
+        super().__init__(self.settings.local_event_cache_size, self.settings.max_event_bytes, self.settings.redaction)
         self.client = connect(self.settings)
         self._keys = Keys(self.settings.channel_prefix)
         self._event_keys = EventKeys(self.client, self.settings)

@@ -81,11 +81,11 @@ class BridgeSettings(BaseSettings):
     #: Most new events per second, over 10 s, that are taken from one source of foreign broadcasts; those without a
     #: source count as one. The rest become dead letters. What catch-up finds is not limited. Unless it is signed, a
     #: source is what the publisher says it is: this stops accidents, not attackers. None: no limit.
-    max_source_rate: float | None = Field(default=None, gt=0)
+    max_events_per_s_per_source: float | None = Field(default=None, gt=0)
     #: Event types that are let in and published, as Redis globs; empty: all. Others become dead letters.
-    accept: Patterns = Field(default_factory=list)
-    #: Event types that are not let in, whatever ``accept`` says.
-    reject: Patterns = Field(default_factory=list)
+    accepted_types: Patterns = Field(default_factory=list)
+    #: Event types that are not let in, whatever ``accepted_types`` says.
+    rejected_types: Patterns = Field(default_factory=list)
     #: Secrets of 32 bytes or more by key id: the first signs what this program publishes, all of them verify.
     signing_keys: SigningKeys = Field(default_factory=dict)
     #: Event types, as Redis globs, that count only when they are signed. The same for all subscribers of a bus.
@@ -94,15 +94,15 @@ class BridgeSettings(BaseSettings):
     #: ``dedup_ttl_s``: later its mark would not stop it from coming again.
     signature_max_age_s: int = Field(default=0, ge=0)
     #: Events an in-process bus keeps for ``get_event`` when Redis has none.
-    local_events: int = Field(default=1000, ge=0)
+    local_event_cache_size: int = Field(default=1000, ge=0)
 
     #: Consumer group: names one Celery application. Each group gets every event once.
     group: str = ""
     #: Globs of the event types whose broadcasts a subscriber listens to. Where they are more than one can take in,
     #: the subscribers of a group may share them by type; together they must listen to all. Dispatch is shared anyway.
-    types: Patterns = Field(default=["*"], min_length=1)
+    listen_types: Patterns = Field(default=["*"], min_length=1)
     #: Where a new group begins: the oldest retained event, or only what comes after its creation.
-    start: Literal["earliest", "latest"] = "earliest"
+    group_start: Literal["earliest", "latest"] = "earliest"
     #: Most events read, dispatched or written to the journal in one step.
     batch_size: int = Field(default=500, ge=1, le=5000)
     #: Longest wait of one read of the journal. Bounds how fast a stop is noticed.
@@ -110,7 +110,7 @@ class BridgeSettings(BaseSettings):
     #: Entries that a consumer has held for this long are taken over by another. Must exceed the longest dispatch.
     claim_idle_s: float = Field(default=60.0, gt=0)
     #: Pause between two rounds of upkeep: claim from dead consumers, trim by age.
-    upkeep_interval_s: float = Field(default=15.0, gt=0)
+    maintenance_interval_s: float = Field(default=15.0, gt=0)
     #: Pause between two heartbeats on the bridge's own channel; three missed ones mean a dead connection.
     heartbeat_interval_s: float = Field(default=5.0, gt=0)
     #: Dead letters kept per group, by count and by size; older ones make room.
@@ -135,7 +135,7 @@ class BridgeSettings(BaseSettings):
     #: Parts of events that logs, Flower, commands and dead letters show as ``[redacted]``, by path:
     #: ``payload.user.email``, ``payload.*.password``, ``metadata.token``. A ``*`` is any one level; lists are walked
     #: through. Dead letters are retried with the event itself, while that is kept.
-    sensitive: list[str] = Field(default_factory=list)
+    redact_paths: list[str] = Field(default_factory=list)
     #: Options for sending tasks by event type, first match wins: ``{"billing.*": {"queue": "billing"}}``.
     routes: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -191,7 +191,7 @@ class BridgeSettings(BaseSettings):
             raise ValueError(f"{UNHEARD_SOURCE!r} is what the TypeScript bus drops; no one would hear our events")
         return source
 
-    @field_validator("sensitive")
+    @field_validator("redact_paths")
     @classmethod
     def _usable_paths(cls, paths: list[str]) -> list[str]:
         Redaction(paths)
@@ -249,7 +249,7 @@ class BridgeSettings(BaseSettings):
     @property
     def redaction(self) -> Redaction:
         """What is to be left out of what people see."""
-        return redaction_of(tuple(self.sensitive))
+        return redaction_of(tuple(self.redact_paths))
 
     @property
     def event_ttl_ms(self) -> int:

@@ -28,7 +28,7 @@ class Redaction:
     """The sensitive paths of one bus; false when there are none.
 
     Arguments:
-        paths: As in ``bridge_sensitive``.
+        paths: As in ``bridge_redact_paths``.
 
     Raises:
         ValueError: One of them is none.

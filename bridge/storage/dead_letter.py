@@ -78,7 +78,7 @@ class DeadLetter:
             InvalidEvent: It holds none, or only parts of one.
         """
         if self.redacted:
-            raise InvalidEvent("redacted", "", "what bridge_sensitive names was left out")
+            raise InvalidEvent("redacted", "", "what bridge_redact_paths names was left out")
         if len(self.raw) < self.size:
             raise InvalidEvent("size", "", f"only {len(self.raw)} of {self.size} bytes were kept")
         if self.reason in _NOT_THAT_EVENT:

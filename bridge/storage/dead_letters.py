@@ -67,7 +67,7 @@ class DeadLetters:
             return [bool(written) for written in pipe.execute()]
 
     def redacted_by(self, letter: DeadLetter) -> DeadLetter:
-        """Return *letter* without what ``sensitive`` names, as it is written: it outlives the event."""
+        """Return *letter* without what ``redact_paths`` names, as it is written: it outlives the event."""
         return letter.redacted_by(self._settings.redaction)
 
     def bury(self, letter: DeadLetter, ended: Ended | None) -> bool:

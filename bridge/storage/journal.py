@@ -131,13 +131,14 @@ class Journal:
             records: The events.
             refill: Whether to append as well what was in the journal and is no longer: after its deletion. Then
                 nothing is a ``conflict``.
-            limit: Whether ``max_source_rate`` holds for them. One count serves all subscribers of all groups.
+            limit: Whether ``max_events_per_s_per_source`` holds for them. One count serves all subscribers of all
+                groups.
 
         Returns:
             For each record what became of it. ``conflict``: its id is taken by an event with another type or
             payload; the first one stays. ``limited``: its source sent too many before it; so is every repetition.
         """
-        max_rate = self._settings.max_source_rate if limit else None
+        max_rate = self._settings.max_events_per_s_per_source if limit else None
         most = max(1, round((max_rate or 0) * RATE_WINDOW_S))
         args: list[Any] = [self._settings.dedup_ttl_ms, self._settings.event_ttl_ms, int(refill)]
         args += (most, RATE_WINDOW_S * 1000)

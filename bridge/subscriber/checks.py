@@ -78,7 +78,8 @@ def check_settings(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[.
 
 
 def refused_handlers(settings: BridgeSettings, patterns: Mapping[str, Iterable[str]]) -> list[Finding]:
-    """Look for types that handlers want and ``accept`` and ``reject`` keep out. It may be meant, for a while.
+    """Look for types that handlers want and ``accepted_types`` and ``rejected_types`` keep out. It may be meant, for a
+    while.
 
     Arguments:
         patterns: Name of a task to those of its handler. Of globs nobody can tell.

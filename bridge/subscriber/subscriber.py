@@ -58,7 +58,7 @@ class Subscriber:
         #: Set once this subscriber reads the journal and has brought what it missed into it.
         self.ready = threading.Event()
         self._settings = settings
-        self._group_start = settings.start
+        self._group_start = settings.group_start
         self._client = connect(settings)
         stores = Storage.of(self._client, settings)
         self._journal = stores.journal

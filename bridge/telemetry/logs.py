@@ -82,7 +82,8 @@ ACTIONS: dict[Action, str] = {
     "publication_conflict": "An event was not published: another one has its id.",
     "replay_asked": "Somebody asked for a retry or a replay on the Events pages of Flower.",
     "retry_waits": "A task is retried, but its lease could not be given back; the retry waits until it is over.",
-    "source_limited": "A source sends more events than max_source_rate; the rest become dead letters. Once a minute.",
+    "source_limited": "A source sends more events than max_events_per_s_per_source; the rest become dead letters. "
+    "Once a minute.",
     "stop_late": "Threads did not stop in time; they were left behind.",
     "subscribed_again": "The subscription to the event channels was lost and is back; what was missed is looked for.",
     "subscriber_started": "A subscriber has started.",

@@ -96,13 +96,13 @@ def test_settings_have_a_say(place: Place) -> None:
         f"+client|setname +ping (+publish &{place.prefix}*)"
     )
     assert "+wait" in rules(place, "publisher", wait_replicas=1)
-    assert ":}rate:*" in rules(place, "subscriber", max_source_rate=5)
+    assert ":}rate:*" in rules(place, "subscriber", max_events_per_s_per_source=5)
     assert "+select " in rules(place, "publisher", redis_url=place.url().replace("/0", "/3"))
     for text in ("+wait", ":}rate:", "+select"):
         assert not any(text in rules(place, role) for role in ROLES)
-    listening = rules(place, "subscriber", types='["dream.*", "user.?"]')
+    listening = rules(place, "subscriber", listen_types='["dream.*", "user.?"]')
     assert f"(+psubscribe &{place.prefix}dream.* &{place.prefix}user.?)" in listening
-    assert f"(+psubscribe &{place.prefix}*)" in rules(place, "operator", types='["dream.*"]')
+    assert f"(+psubscribe &{place.prefix}*)" in rules(place, "operator", listen_types='["dream.*"]')
     assert "dead:other)" in rules(place, "worker", group="other")
     assert lines(place, "worker", group="other")[0]["user"] == "other-worker"
 

@@ -19,13 +19,13 @@ from tests.ports import free_port
 
 #: Times that come within the test.
 SOON = {
-    "upkeep_interval_s": 0.1,
+    "maintenance_interval_s": 0.1,
     "claim_idle_s": 0.1,
     "redispatch_after_s": 0.2,
     "heartbeat_interval_s": 0.2,
     "max_redispatches": 1,
     "max_dead_letters": 1,
-    "max_source_rate": 100,
+    "max_events_per_s_per_source": 100,
 }
 #: Asked for once, to warn of what loses events; it tells too much to be granted.
 NOT_GRANTED = {"config|get", "config"}

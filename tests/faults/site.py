@@ -27,7 +27,7 @@ WINDOW_S = 2.0
 #: Everything that takes an hour by default is noticed within seconds, so that a run of minutes sees it often.
 FAST = {
     "BRIDGE_CLAIM_IDLE_S": "2",
-    "BRIDGE_UPKEEP_INTERVAL_S": "0.5",
+    "BRIDGE_MAINTENANCE_INTERVAL_S": "0.5",
     "BRIDGE_HEARTBEAT_INTERVAL_S": "1",
     "BRIDGE_SOCKET_TIMEOUT_S": "5",
     "BRIDGE_LEASE_S": "3",

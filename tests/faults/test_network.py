@@ -88,7 +88,7 @@ def test_a_reply_to_the_dispatcher_is_lost(
 ) -> None:
     """Whatever reply of the bus the dispatcher misses, every event is dispatched, and one task id stands for it."""
     use("t.all")
-    subscriber = start(redis_url=proxy.url, upkeep_interval_s=0.1)
+    subscriber = start(redis_url=proxy.url, maintenance_interval_s=0.1)
     publish(bus, "before")
     dispatched(queues, "before")
     proxy.drop_reply(sha(client, command) if isinstance(command, str) else command)
@@ -152,7 +152,7 @@ def test_a_subscriber_killed_between_sending_and_acknowledging(
     processes: Processes, proxy: Proxy, client: Redis, prefix: str, queues: Queues, bus: EventBus
 ) -> None:
     """Its messages are at the broker and its entries are not acknowledged: sent again with the same task ids."""
-    fast = {"BRIDGE_CLAIM_IDLE_S": "0.5", "BRIDGE_UPKEEP_INTERVAL_S": "0.2"}
+    fast = {"BRIDGE_CLAIM_IDLE_S": "0.5", "BRIDGE_MAINTENANCE_INTERVAL_S": "0.2"}
     victim = processes.celery("bus", "subscribe", name="victim", BRIDGE_REDIS_URL=proxy.url, **fast)
     eventually(lambda: "subscriber subscribe@" in processes.log("victim"), "it has started", 30)
     proxy.hold_request(sha(client, "sent"))
@@ -193,7 +193,7 @@ def test_a_frozen_redis(use, start: Start, own_server: RedisServer, prefix: str,
     """A bus that hangs for longer than every timeout: publishers are told, a subscriber stops in 10 s, others go on."""
     use("t.all")
     # What Redis hands to the one that has left, as it thaws, is taken over from it.
-    quick = {"redis_url": own_server.url, "claim_idle_s": 1, "upkeep_interval_s": 0.2}
+    quick = {"redis_url": own_server.url, "claim_idle_s": 1, "maintenance_interval_s": 0.2}
     staying, leaving = start("staying", **quick), start("leaving", **quick)
     with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_attempts=1) as bus:
         publish(bus, "before")

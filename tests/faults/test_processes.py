@@ -27,7 +27,7 @@ from tests.test_execution import Site
 #: Another takes over after a second, dead runs and lost messages are noticed within a few.
 FAST = {
     "BRIDGE_CLAIM_IDLE_S": "1",
-    "BRIDGE_UPKEEP_INTERVAL_S": "0.3",
+    "BRIDGE_MAINTENANCE_INTERVAL_S": "0.3",
     "BRIDGE_LEASE_S": "1",
     "BRIDGE_REDISPATCH_AFTER_S": "3",
     "TEST_VISIBILITY_TIMEOUT_S": "2",

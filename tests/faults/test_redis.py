@@ -44,7 +44,7 @@ def admin(own_server: RedisServer) -> Iterator[Redis]:
 def harmed(use, start: Start, own_server: RedisServer) -> Subscriber:
     """A subscriber on that server."""
     use("t.all")
-    return start(redis_url=own_server.url, upkeep_interval_s=0.1)
+    return start(redis_url=own_server.url, maintenance_interval_s=0.1)
 
 
 def publish(bus: EventBus, *ids: str) -> None:
@@ -125,7 +125,7 @@ def test_entries_removed_before_dispatch_are_counted(
     publish(bus, *(f"n{number}" for number in range(10)))
     ((_, rows),) = admin.xreadgroup("tests", "dead", {journal: ">"}, count=6)
     assert admin.xdel(journal, *(entry_id for entry_id, _ in rows[:4])) == 4
-    subscriber = start(redis_url=own_server.url, claim_idle_s=0.2, upkeep_interval_s=0.1)
+    subscriber = start(redis_url=own_server.url, claim_idle_s=0.2, maintenance_interval_s=0.1)
     dispatched(queues, *(f"n{number}" for number in range(4, 10)))
     eventually(lambda: subscriber.info().get("lost") == 4, "the four are counted")
 

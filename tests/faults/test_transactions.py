@@ -18,7 +18,7 @@ from tests.conftest import Processes, eventually
 from tests.faults.app import GROUP
 
 #: A frozen run counts as dead after two seconds.
-FAST = {"BRIDGE_LEASE_S": "1", "BRIDGE_REDISPATCH_AFTER_S": "1", "BRIDGE_UPKEEP_INTERVAL_S": "0.2"}
+FAST = {"BRIDGE_LEASE_S": "1", "BRIDGE_REDISPATCH_AFTER_S": "1", "BRIDGE_MAINTENANCE_INTERVAL_S": "0.2"}
 
 
 @pytest.fixture

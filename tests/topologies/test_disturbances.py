@@ -30,7 +30,7 @@ def cluster() -> Iterator[ClusterServers]:
 @contextmanager
 def under_load(url: str, prefix: str, start: Start, queues: Queues, **settings: Any) -> Iterator[Any]:
     """Publish and dispatch during the block; afterwards everything accepted is dispatched, under one task id each."""
-    subscriber = start(redis_url=url, claim_idle_s=2.0, upkeep_interval_s=0.5, socket_timeout_s=5)
+    subscriber = start(redis_url=url, claim_idle_s=2.0, maintenance_interval_s=0.5, socket_timeout_s=5)
     with Load("dream.created", redis_url=url, channel_prefix=prefix, **settings) as load:
         yield load, subscriber
     expected = {f"t.exact dream.created {event_id}" for event_id in load.accepted}

@@ -103,7 +103,7 @@ def test_what_upkeep_does(
     client.xgroup_createconsumer(journal, "tests", "idle")
     client.xreadgroup("tests", "dead", {journal: ">"}, count=2)
     client.xdel(journal, second)
-    times = {"claim_idle_s": 0.5, "upkeep_interval_s": 0.05, "redispatch_after_s": 0.05, "max_redispatches": 1}
+    times = {"claim_idle_s": 0.5, "maintenance_interval_s": 0.05, "redispatch_after_s": 0.05, "max_redispatches": 1}
     start(metrics_port=port, event_ttl_s=3, **times)
 
     def done() -> bool:

@@ -45,7 +45,7 @@ def test_states_of_a_task_from_the_journal_to_its_end(
     client.xgroup_create(Keys(settings.channel_prefix).journal, "tests", id="0")
     client.xreadgroup("tests", "dead", {Keys(settings.channel_prefix).journal: ">"})
     assert state() == "WAITING", "a consumer has taken it, but not finished"
-    start(app=user_app, claim_idle_s=0.01, upkeep_interval_s=0.05)
+    start(app=user_app, claim_idle_s=0.01, maintenance_interval_s=0.05)
     eventually(lambda: state() == "SENT", "it is in its queue")
     ledger.begin(task_id, "run", idempotent=True)
     assert state() == "STARTED"

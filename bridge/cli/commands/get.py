@@ -17,7 +17,7 @@ from bridge.operations import History
 def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
     """Show an event.
 
-    As its key holds it, or else the journal, but for what bridge_sensitive names. In a pipe, and with --json, it is
+    As its key holds it, or else the journal, but for what bridge_redact_paths names. In a pipe, and with --json, it is
     one line.
 
     \b

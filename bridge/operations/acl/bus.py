@@ -198,7 +198,7 @@ def _fitting(one: _Needs, settings: BridgeSettings) -> Iterator[_Needs]:
         yield _Needs((), {"event": "set del"}) if cluster else _Needs(("publish, with the event key",))
         if cluster or settings.wait_replicas:
             yield _Needs(("publish, again",), keyless="wait" if settings.wait_replicas else "")
-    if "append" in one.scripts and settings.max_source_rate is not None:
+    if "append" in one.scripts and settings.max_events_per_s_per_source is not None:
         yield _Needs(("append, limited",))
     yield one
     if cluster:
@@ -236,6 +236,6 @@ def _names(settings: BridgeSettings) -> dict[str, list[Name]]:
         "all_of_any_group": [*(name for some in any_group.values() for name in some), *all_by_id],
         "events": [below(settings.channel_prefix)],
         "all_events": [literally(keys.all_channels)],
-        "listened_to": [literally(keys.channels(pattern)) for pattern in settings.types],
+        "listened_to": [literally(keys.channels(pattern)) for pattern in settings.listen_types],
         "heartbeat": [exactly(keys.heartbeat)],
     }

@@ -93,7 +93,7 @@ class Intake:
     def listen(self, stop: threading.Event) -> None:
         """Append what is broadcast until *stop* is set."""
         feed = ChannelListener(
-            self._client, self._settings, self._counters, self._sift, self._pulse, self._settings.types
+            self._client, self._settings, self._counters, self._sift, self._pulse, self._settings.listen_types
         )
         feed.run(stop, lambda heard: self._on_heard(heard, stop))
 

@@ -29,7 +29,7 @@ class Refusals:
 
     Arguments:
         dead_letters, counters: Its parts. Raises ``invalid``, ``limited`` and ``errors``.
-        settings: Group and ``max_source_rate``.
+        settings: Group and ``max_events_per_s_per_source``.
     """
 
     def __init__(self, dead_letters: DeadLetters, counters: Counters, settings: BridgeSettings) -> None:
@@ -45,8 +45,8 @@ class Refusals:
         """Return the dead letter of an event whose source sent too many: the whole event, to be tried again."""
         event, data = record.event, record.data
         source = f"from {event.source[:_SOURCE_CHARS]!r}" if event.source else "without a source"
-        limit = f"{self._settings.max_source_rate:g} a second over {RATE_WINDOW_S} s"
-        detail = f"more events {source} than bridge_max_source_rate allows, {limit}"
+        limit = f"{self._settings.max_events_per_s_per_source:g} a second over {RATE_WINDOW_S} s"
+        detail = f"more events {source} than bridge_max_events_per_s_per_source allows, {limit}"
         sha256 = hashlib.sha256(data).hexdigest()
         return DeadLetter(_LIMITED, detail, origin, data, len(data), event.id, event.type, sha256=sha256)
 

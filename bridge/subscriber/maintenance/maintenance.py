@@ -29,7 +29,7 @@ class Upkeep:
     Arguments:
         stores, dispatcher, recovery, counters: Its parts.
         look_again: Makes intake look for what was missed without a sign, if it is time for that.
-        settings: Prefix, group, ``upkeep_interval_s``, ``claim_idle_s``.
+        settings: Prefix, group, ``maintenance_interval_s``, ``claim_idle_s``.
         consumer: Who takes over.
     """
 
@@ -51,7 +51,7 @@ class Upkeep:
         self._recovery = recovery
         self._look_again = look_again
         self._counters = counters
-        self._interval_s = settings.upkeep_interval_s
+        self._interval_s = settings.maintenance_interval_s
         self._presences = PresenceStore(stores.client, settings)
         self._claim_idle_ms = int(settings.claim_idle_s * 1000)
         self._consumer = consumer

@@ -32,7 +32,7 @@ OUTCOMES = {
     "caught_up": "Not heard, and found in its key: after a start or a gap.",
     "stale": "Left alone in its key, which outlives bridge_event_ttl_s.",
     "invalid": "No event, or one that was refused: a dead letter.",
-    "limited": "Refused, for their source sent more than bridge_max_source_rate: a dead letter each.",
+    "limited": "Refused, for their source sent more than bridge_max_events_per_s_per_source: a dead letter each.",
     "dispatched": "Task messages: an event with two handlers counts twice.",
     "unrouted": "Events without a handler here.",
     "replayed": "Events that a replay brought once more.",

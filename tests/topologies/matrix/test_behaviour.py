@@ -174,14 +174,14 @@ def test_entries_of_a_dead_consumer_are_taken_over(
     journal.create_group("earliest")
     publish(bus, "a", "b")
     assert len(journal.read("dead", 10, 10)) == 2
-    start(claim_idle_s=0.2, upkeep_interval_s=0.1)
+    start(claim_idle_s=0.2, maintenance_interval_s=0.1)
     eventually(lambda: waiting.tasks() == {message("a"): 1, message("b"): 1}, "both are dispatched")
 
 
 def test_a_message_that_the_broker_loses_is_sent_again(use, start: Start, bus: EventBus, waiting: Waiting) -> None:
     """The ledger knows what has not run, and sends it again."""
     use("t.exact")
-    subscriber = start(redispatch_after_s=1, upkeep_interval_s=0.1)
+    subscriber = start(redispatch_after_s=1, maintenance_interval_s=0.1)
     publish(bus, "a")
     eventually(lambda: waiting.tasks() == {message("a"): 1}, "the message")
     waiting.clear()

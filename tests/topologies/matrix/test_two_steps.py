@@ -76,7 +76,7 @@ def test_a_publisher_that_dies_between_the_two_steps(
     """Its event is in its key and not in the journal; the next look at the keys finds and dispatches it."""
     monkeypatch.setattr(intake, "_LOOK_AGAIN_S", 0.0)
     use("t.exact")
-    start(upkeep_interval_s=0.2)
+    start(maintenance_interval_s=0.2)
     keys, home = Keys(prefix), servers.owner(Keys(prefix).journal)
     environment = os.environ | {"BRIDGE_REDIS_URL": servers.url, "BRIDGE_CHANNEL_PREFIX": prefix}
     with subprocess.Popen([sys.executable, "-c", PUBLISHER], stdin=PIPE, stdout=PIPE, env=environment) as publisher:
