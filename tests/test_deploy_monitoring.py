@@ -25,7 +25,7 @@ CASES = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
 #: Added by Prometheus to what it scrapes, and by histograms to what they count.
 LABELS_OF_OTHERS = {"job", "instance", "le"}
 #: The same from every subscriber of a bus.
-OF_GROUPS = re.compile(r"bridge_(backlog|pending|tasks|dead_letters|subscribers|start_delay)\w*")
+OF_GROUPS = re.compile(r"bridge_(backlog|pending|tasks?|dead_letters|subscribers)\w*")
 #: The word before a parenthesis with labels instead of an expression.
 _LABEL_LISTS = re.compile(r"\b(?:by|on|group_left|without|ignoring) \(([^)]*)\)")
 

@@ -91,7 +91,7 @@ def test_the_worker_page_shows_the_counters_of_the_bridge(flower: Flower, bus: E
     bus.publish("dream.created", {"text": SECRET}, id="x")
     bus.publish("nobody.listens", {"text": SECRET}, id="y")
     eventually(lambda: flower.bridge_counters().get("dispatched") == 2, "two dispatches")
-    counters = eventually(lambda: (now := flower.bridge_counters()).get("unrouted") and now, "an event of nobody")
+    counters = eventually(lambda: (now := flower.bridge_counters()).get("no_handler") and now, "an event of nobody")
     assert (counters["group"], counters["state"], counters["dispatched"]) == ("tests", "ready", 2)
     assert counters["consumer"].startswith(f"{WORKER}:")
     assert WORKER in flower.page("/workers")

@@ -125,7 +125,7 @@ def test_something_else_in_place_of_the_queue(use, start: Start, client: Redis, 
     assert client.get(queue) == b"x"
     assert client.delete(queue)
     backlog.all_once()
-    assert "dead" not in subscriber.info()
+    assert "dead_lettered" not in subscriber.info()
 
 
 def test_two_subscribers_on_one_backlog(use, start: Start, backlog: Backlog) -> None:

@@ -37,7 +37,7 @@ def test_killed_subscriptions_lose_nothing(use, start: Start, client: Redis, pre
                 if connection["name"].startswith("bridge:tests:") and int(connection["psub"]):
                     client.client_kill_filter(_id=connection["id"])
                     kills += 1
-            eventually(lambda cuts=kills: subscriber.info().get("gaps", 0) >= cuts, "the gap is noticed")
+            eventually(lambda cuts=kills: subscriber.info().get("subscription_gaps", 0) >= cuts, "the gap is noticed")
     eventually(lambda: queues.length() == 600, "all are dispatched")
     assert kills >= 4
     assert set(queues.tasks().values()) == {1}
@@ -247,9 +247,11 @@ def test_subscribers_share_the_broadcasts_by_type(
     # What two of them hear, one may hear when the other has had it dispatched.
     counts = [one.counters for one in (dreams, rest)]
     eventually(lambda: [count.snapshot().get("received") for count in counts] == [2, 3], "each hears its own")
-    assert [count.snapshot().get("gaps", 0) for count in counts] == [0, 0]
+    assert [count.snapshot().get("subscription_gaps", 0) for count in counts] == [0, 0]
     assert client.client_kill_filter(_type="pubsub") >= 2
-    eventually(lambda: rest.counters.snapshot().get("gaps") == 1, "one gap, however many patterns there are")
+    eventually(
+        lambda: rest.counters.snapshot().get("subscription_gaps") == 1, "one gap, however many patterns there are"
+    )
 
 
 def test_types_that_match_nothing_are_refused() -> None:

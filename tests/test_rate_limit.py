@@ -120,9 +120,9 @@ def test_all_subscribers_share_one_count(
     eventually(lambda: queues.length() == 40, "ten of each source are dispatched, for two groups")
     assert set(queues.tasks().values()) == {2}
     # A letter is counted after it is written.
-    eventually(lambda: sum(one.info().get("limited", 0) for one in subscribers) == 80, "all are counted")
+    eventually(lambda: sum(one.info().get("rate_limited", 0) for one in subscribers) == 80, "all are counted")
     infos = [one.info() for one in subscribers]
-    assert sum(info.get("limited", 0) for info in infos[:2]) == infos[2]["limited"] == 40
+    assert sum(info.get("rate_limited", 0) for info in infos[:2]) == infos[2]["rate_limited"] == 40
     assert not any(info.get("invalid") for info in infos)
     lines = [one for one in caplog.records if getattr(one, "action", "") == "source_limited"]
     assert 2 <= len(lines) <= 3  # one each, of those that met it first
@@ -157,7 +157,7 @@ def test_catch_up_is_not_limited(
     letters = DeadLetters(client, settings)
     eventually(lambda: letters.size().letters == 9, "those that are heard are limited")
     client.client_kill_filter(_type="pubsub")
-    eventually(lambda: subscriber.info().get("gaps"), "the gap is noticed")
+    eventually(lambda: subscriber.info().get("subscription_gaps"), "the gap is noticed")
     shout(client, prefix, [event(1, "quiet")])
     eventually(lambda: queues.length() == 102, "it is looked for what was missed, and goes on")
     subscriber.stop()
@@ -183,4 +183,4 @@ def test_own_publications_are_not_limited(bus: EventBus, settings: BridgeSetting
     for number in range(20):
         bus.publish("a.b", number)
     eventually(lambda: subscriber.info().get("received") == 20, "all are heard")
-    assert subscriber.info().get("limited", 0) == 0
+    assert subscriber.info().get("rate_limited", 0) == 0

@@ -205,7 +205,7 @@ def test_dead_consumers_are_removed_when_they_hold_nothing(
     subscriber = start(claim_idle_s=0.3, maintenance_interval_s=0.1)
     eventually(lambda: [row["name"] for row in client.xinfo_consumers(journal, "tests")] == [b"one"], "one is left")
     eventually(lambda: queues.length() == 3, "what the dead one held")
-    assert subscriber.info()["removed"] == 2
+    assert subscriber.info()["consumers_removed"] == 2
 
 
 def test_a_full_queue_holds_dispatch_and_the_journal_keeps(
@@ -227,5 +227,5 @@ def test_a_full_queue_holds_dispatch_and_the_journal_keeps(
     eventually(work_off, "all of them", 40)
     assert longest < 150
     assert len(set(taken)) == len(taken) == 1000
-    assert subscriber.info()["held_back"] > 0
+    assert subscriber.info()["dispatch_backpressure"] > 0
     eventually(lambda: subscriber.info()["state"] == "ready", "it is ready again")

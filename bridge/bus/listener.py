@@ -72,7 +72,7 @@ class ChannelListener:
     Arguments:
         client: Connected to the bus; its pool supplies the subscribed connection.
         settings: Prefix, batch size and heartbeat interval.
-        counters: Raises ``gaps`` and ``errors``.
+        counters: Raises ``subscription_gaps`` and ``errors``.
         sift: Gets what came and returns what of it is to be decoded. Must not raise.
         pulse: Gets a ``turn`` for every round, and notes ``heard`` and ``gap``.
         types: Globs of the event types whose channels are listened to.
@@ -178,7 +178,7 @@ class ChannelListener:
         heard.subscribed = True
         self._subscriptions += 1
         if self._subscriptions > 1:
-            self._counters.add("gaps")
+            self._counters.add("subscription_gaps")
             self._pulse.mark("gap")
             extra = log_fields("subscribed_again", count=self._subscriptions - 1)
             text = "subscribed to %s again: events may have been missed"

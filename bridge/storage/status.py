@@ -33,7 +33,7 @@ class GroupStatus:
         last_ms: When the journal took the newest entry that a consumer has had, ms since the epoch; 0: none had any.
         in_flight, overdue: Tasks that were sent and have not ended; those of them that should have.
         dead_letters: That are kept.
-        dead_written, dead_dropped: Ever written; those that made room since.
+        dead_letters_written, dead_letters_evicted: Ever written; those that made room since.
         starts: How long after their events first runs of tasks began.
         subscribers: That live, or went lately without a word.
     """
@@ -47,8 +47,8 @@ class GroupStatus:
     in_flight: int
     overdue: int
     dead_letters: int
-    dead_written: int
-    dead_dropped: int
+    dead_letters_written: int
+    dead_letters_evicted: int
     starts: Delays
     subscribers: tuple[Presence, ...]
 
@@ -122,8 +122,8 @@ def _group(row: Sequence[Any], answers: Iterator[Any], now_ms: int) -> GroupStat
         in_flight=in_flight,
         overdue=overdue,
         dead_letters=letters,
-        dead_written=int(written or 0),
-        dead_dropped=int(dropped or 0),
+        dead_letters_written=int(written or 0),
+        dead_letters_evicted=int(dropped or 0),
         starts=_delays(starts),
         subscribers=tuple(read_presences(subscribers, now_ms)),
     )

@@ -1,10 +1,10 @@
 """Counters of one process: what ``celery inspect stats``, Flower's worker page and ``/metrics`` show.
 
 Of events, by type: ``received`` ``duplicate`` (in the journal already, as what we published ourselves) ``appended``
-``caught_up`` ``stale`` ``invalid`` ``limited`` (intake), ``dispatched`` ``unrouted`` ``replayed`` ``dead`` ``lost``
-(dispatch), ``trimmed`` ``redispatched`` (upkeep). Of other things: ``held_back`` (a batch waited for a full queue)
-``journal_lost`` ``claimed`` (entries of dead consumers) ``removed`` (dead consumers) ``gaps`` ``errors`` ``reconnects``
-(connections).
+``caught_up`` ``stale`` ``invalid`` ``rate_limited`` (intake), ``dispatched`` ``no_handler`` ``replayed``
+``dead_lettered`` ``lost`` (dispatch), ``trimmed`` ``redispatched`` (upkeep). Of other things: ``dispatch_backpressure``
+(a batch waited for a full queue) ``journal_lost`` ``entries_claimed`` (of dead consumers) ``consumers_removed`` (dead
+ones) ``subscription_gaps`` ``errors`` ``reconnects`` (connections).
 Dead letters that tasks write are not among them: those are counted in Redis, see ``park.lua``.
 """
 

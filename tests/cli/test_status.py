@@ -33,7 +33,7 @@ SUBSCRIBER = {
 }  # fmt: skip
 GROUP = {
     "name", "backlog", "exact", "oldest_s", "pending", "last_ms", "in_flight", "overdue", "dead_letters",
-    "dead_written", "dead_dropped", "subscribers", "dispatched_per_s", "alive",
+    "dead_letters_written", "dead_letters_evicted", "subscribers", "dispatched_per_s", "alive",
 }  # fmt: skip
 
 
@@ -143,7 +143,9 @@ def test_what_programs_get(
     idle, tests = found["groups"]
     assert set(idle) == set(tests) == GROUP
     assert (idle["name"], idle["backlog"], idle["oldest_s"], idle["alive"], idle["pending"]) == ("idle", 0, None, 0, {})
-    numbers = [tests[name] for name in ("backlog", "in_flight", "overdue", "dead_letters", "dead_written", "alive")]
+    numbers = [
+        tests[name] for name in ("backlog", "in_flight", "overdue", "dead_letters", "dead_letters_written", "alive")
+    ]
     assert numbers == [10, 6, 1, 1, 1, 3]
     assert tests["pending"] == {"silent": 3}
     assert tests["oldest_s"] == (found["at_ms"] - int(first[:13])) / 1000

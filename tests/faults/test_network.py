@@ -183,7 +183,7 @@ def test_a_subscription_that_dies_in_silence(
     proxy.silence(b"PSUBSCRIBE")
     assert proxy.done["silenced"] == 1
     shout(client, prefix, Event(type="a.b", id="missed"))
-    eventually(lambda: subscriber.info().get("gaps"), "it subscribes again")
+    eventually(lambda: subscriber.info().get("subscription_gaps"), "it subscribes again")
     shout(client, prefix, Event(type="a.b", id="heard"))
     dispatched(queues, "missed", "heard")
 
@@ -225,7 +225,7 @@ def test_a_large_message_that_dribbles(
     client.publish(f"{prefix}a.b", event.encode())  # without a key: this connection is the only way
     eventually(lambda: proxy.done["dribbled"] > 70, "it dribbles")
     dispatched(queues, "large")
-    assert not {"errors", "gaps"} & subscriber.info().keys()
+    assert not {"errors", "subscription_gaps"} & subscriber.info().keys()
 
 
 def test_a_subscriber_too_slow_for_its_buffer(

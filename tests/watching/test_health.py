@@ -41,8 +41,8 @@ def test_a_real_worker(processes: Processes, bus: EventBus, ask: Ask, port: int)
     assert json.loads(ask("/healthz")[1]) == {"ok": True, "problems": []}
     bus.publish("failing.created")
     eventually(lambda: 'bridge_dead_letters_written_total{group="tests"} 1.0' in ask("/metrics")[1], "a dead letter")
-    assert Page(ask("/metrics")[1]).events("dead") == {}, "that was a task's, not the subscriber's"
-    assert 'bridge_start_delay_seconds_count{group="tests"} 1.0' in ask("/metrics")[1]
+    assert Page(ask("/metrics")[1]).events("dead_lettered") == {}, "that was a task's, not the subscriber's"
+    assert 'bridge_task_start_delay_seconds_count{group="tests"} 1.0' in ask("/metrics")[1]
 
     main = psutil.Process(worker.pid)
     assert listening(main) == {("127.0.0.1", port)}
@@ -170,7 +170,7 @@ def test_a_full_queue_is_no_problem(use, start: Start, bus: EventBus, queues: Qu
     assert ready(ask)
     metrics = ask("/metrics")[1]
     assert "bridge_dispatch_waiting 1.0" in metrics
-    assert 'bridge_held_back_total{group="tests"} 0.0' not in metrics
+    assert 'bridge_dispatch_backpressure_total{group="tests"} 0.0' not in metrics
     assert 'bridge_backlog_events{group="tests"} 1.0' in metrics
 
 
@@ -216,7 +216,9 @@ def test_a_subscription_that_died_in_silence(use, start: Start, proxy: Proxy, as
     assert proxy.done["silenced"] == 1
     eventually(lambda: problems(ask).startswith("nothing heard on the event channels for "), "it is told", 5)
     eventually(lambda: ready(ask), "ready again", 10)
-    eventually(lambda: 'bridge_gaps_total{group="tests"} 1.0' in ask("/metrics")[1], "the gap is counted", 5)
+    eventually(
+        lambda: 'bridge_subscription_gaps_total{group="tests"} 1.0' in ask("/metrics")[1], "the gap is counted", 5
+    )
 
 
 def test_without_pubsub_nothing_is_listened_for(use, start: Start, ask: Ask, port: int) -> None:

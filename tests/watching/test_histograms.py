@@ -33,7 +33,7 @@ def test_histograms(use, start: Start, client: Redis, prefix: str, port: int, sc
     by_bound = dict(buckets)
     assert (by_bound[2.048], by_bound[8.192], by_bound[65.536], by_bound[131.072]) == (0, 2, 2, 3)
     assert 106 <= (page.value("bridge_dispatch_delay_seconds_sum") or 0) < 115
-    assert {one.labels["group"] for one in page.samples if one.name == "bridge_start_delay_seconds_count"} == {
+    assert {one.labels["group"] for one in page.samples if one.name == "bridge_task_start_delay_seconds_count"} == {
         "tests",
         "other",
     }

@@ -60,7 +60,7 @@ def test_what_becomes_of_events(
         "invalid": {"": 1},
         "dispatched": {"dream.created": 6, "dream.foreign": 1, "dream.missed": 1},
         "replayed": {"dream.created": 1},
-        "dead": {"other.odd": 1},
+        "dead_lettered": {"other.odd": 1},
     }
 
     def found() -> dict[str, dict[str, float]]:
@@ -86,7 +86,7 @@ def test_events_without_a_handler(use, start: Start, bus: EventBus, port: int, s
     bus.publish("billing.paid")
     eventually(lambda: scrape().events("dispatched") == {"billing.paid": 1}, "one message", 5)
     # Both may be of one batch, of which messages are counted first.
-    eventually(lambda: scrape().events("unrouted") == {"dream.created": 1}, "the other event", 5)
+    eventually(lambda: scrape().events("no_handler") == {"dream.created": 1}, "the other event", 5)
     assert scrape().events("dispatched") == {"billing.paid": 1}
 
 
@@ -108,14 +108,16 @@ def test_what_upkeep_does(
 
     def done() -> bool:
         client.delete(f"broker:{prefix}celery")  # a broker that loses messages
-        return scrape().value("bridge_events_total", outcome="dead") == 2
+        return scrape().value("bridge_events_total", outcome="dead_lettered") == 2
 
     eventually(done, "all are given up", 10)
     page = scrape()
-    assert page.events("dispatched") == page.events("redispatched") == page.events("dead") == {"dream.created": 2}
+    assert (
+        page.events("dispatched") == page.events("redispatched") == page.events("dead_lettered") == {"dream.created": 2}
+    )
     assert page.events("lost") == {"": 1}
-    assert page.value("bridge_claimed_total") == 1
-    assert page.value("bridge_removed_total") == 2
+    assert page.value("bridge_entries_claimed_total") == 1
+    assert page.value("bridge_consumers_removed_total") == 2
     assert page.value("bridge_tasks_in_flight") == 0
     assert page.value("bridge_dead_letters_written_total") == 2
     eventually(lambda: scrape().events("trimmed") == {"": 2}, "they have outlived their retention", 10)
@@ -126,10 +128,18 @@ def test_gaps_and_outages(use, start: Start, proxy: Proxy, bus: EventBus, port: 
     use("t.exact")
     start(redis_url=proxy.url, metrics_port=port)
     page = scrape()
-    names = ("gaps", "reconnects", "errors", "held_back", "journal_lost", "claimed", "removed")
+    names = (
+        "subscription_gaps",
+        "reconnects",
+        "errors",
+        "dispatch_backpressure",
+        "journal_lost",
+        "entries_claimed",
+        "consumers_removed",
+    )
     assert [page.value(f"bridge_{name}_total") for name in names] == [0] * 7, "all are there from the beginning"
     proxy.cut()
-    eventually(lambda: scrape().value("bridge_gaps_total") == 1, "a gap", 5)
+    eventually(lambda: scrape().value("bridge_subscription_gaps_total") == 1, "a gap", 5)
     bus.publish("dream.created")
     eventually(lambda: (scrape().value("bridge_reconnects_total") or 0) >= 1, "it is over", 10)
     assert (scrape().value("bridge_errors_total") or 0) >= 1
@@ -146,7 +156,7 @@ def test_dead_letters_that_tasks_write(
         letters.bury(DeadLetter("failure", "", "journal", b"", task_id=task_id), Ended())
     page = scrape()
     assert (page.value("bridge_dead_letters_written_total"), page.value("bridge_dead_letters")) == (2, 2)
-    assert page.events("dead") == page.events("invalid") == {}
+    assert page.events("dead_lettered") == page.events("invalid") == {}
     letters.drop([letter.letter_id for letter in letters.latest(10)])
     page = scrape()
     assert (page.value("bridge_dead_letters_written_total"), page.value("bridge_dead_letters")) == (2, 0)
@@ -162,7 +172,7 @@ def test_the_same_dead_letter_twice_is_one(
     start(metrics_port=port)
     eventually(lambda: scrape().value("bridge_backlog_events") == 0, "all are done", 5)
     page = scrape()
-    assert page.events("dead") == {"": 1}
+    assert page.events("dead_lettered") == {"": 1}
     assert page.value("bridge_dead_letters_written_total") == 1
 
 
@@ -184,7 +194,7 @@ def test_types_without_end(use, start: Start, client: Redis, prefix: str, port: 
     assert received["dream.created"] == 1
     assert received[OTHER_TYPES] == 156 - 102
     assert max(map(len, received)) < 100, "a name longer than any type gets no label"
-    assert page.events("unrouted").keys() <= {*received}
+    assert page.events("no_handler").keys() <= {*received}
 
 
 def test_what_redis_counts_outlives_a_subscriber(
@@ -205,11 +215,11 @@ def test_what_redis_counts_outlives_a_subscriber(
     assert after.events("dispatched") == {}
     for name in (
         "bridge_dead_letters_written_total",
-        "bridge_start_delay_seconds_count",
-        "bridge_start_delay_seconds_sum",
+        "bridge_task_start_delay_seconds_count",
+        "bridge_task_start_delay_seconds_sum",
     ):
         assert after.value(name) == before.value(name)
-    assert after.value("bridge_start_delay_seconds_count") == 1
+    assert after.value("bridge_task_start_delay_seconds_count") == 1
     assert after.value("bridge_info", consumer="two") == 1
 
 

@@ -131,16 +131,16 @@ def test_dead_letters_of_each_group(each_client: Redis, each_settings: BridgeSet
         letters.add(DeadLetter.of_message("json", "", "channel", b"%d" % number))
     letters.bury(DeadLetter("failure", "", "journal", b"", task_id="t"), Ended())
     found = group_of(each_client, each_settings)
-    assert (found.dead_letters, found.dead_written, found.dead_dropped) == (2, 4, 2)
+    assert (found.dead_letters, found.dead_letters_written, found.dead_letters_evicted) == (2, 4, 2)
     letters.drop([letter.letter_id for letter in letters.latest(10)])
     found = group_of(each_client, each_settings)
-    assert (found.dead_letters, found.dead_written, found.dead_dropped) == (0, 4, 2)
+    assert (found.dead_letters, found.dead_letters_written, found.dead_letters_evicted) == (0, 4, 2)
     other = group_of(each_client, each_settings, "other")
-    assert (other.dead_letters, other.dead_written, other.dead_dropped) == (0, 0, 0)
+    assert (other.dead_letters, other.dead_letters_written, other.dead_letters_evicted) == (0, 0, 0)
     huge = each_settings.model_copy(update={"max_dead_letter_bytes": 10})
     DeadLetters(each_client, huge).add(DeadLetter.of_message("json", "", "channel", b"x" * 100))
     found = group_of(each_client, each_settings)
-    assert (found.dead_letters, found.dead_written, found.dead_dropped) == (0, 5, 3)
+    assert (found.dead_letters, found.dead_letters_written, found.dead_letters_evicted) == (0, 5, 3)
 
 
 def test_starts_are_counted_once_per_task(each_client: Redis, each_settings: BridgeSettings) -> None:

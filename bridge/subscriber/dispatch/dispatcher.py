@@ -206,7 +206,7 @@ class Dispatcher:
         queues = sorted({message.route.queue for message in batch.pushes + batch.messages} - {""})
         full = next((queue for queue in queues if self._outbox.waiting(queue) >= limit), None)
         if full is not None:
-            self._counters.add("held_back")
+            self._counters.add("dispatch_backpressure")
             # A queue that is worked off more slowly than events come has room now and then, for a moment.
             if full != self.full_queue and self._pace.allow(full):
                 extra = log_fields("dispatch_waits", group=self._settings.group, consumer=self._consumer, queue=full)
@@ -263,7 +263,7 @@ class Dispatcher:
         if entry.handler is None:
             handlers = self._registry.matching(stored.type)
             if not handlers:
-                batch.counts["unrouted", stored.type] += 1
+                batch.counts["no_handler", stored.type] += 1
             return handlers
         named = [handler for handler in self._registry if handler.task_name == entry.handler]
         if not named:
@@ -277,7 +277,7 @@ class Dispatcher:
         is_new = self._dead_letters.bury(letter, Ended()) if letter.task_id else self._dead_letters.add(letter)
         if not is_new:
             return  # it was counted and told when it was
-        self._counters.add("dead", event_type=letter.event_type)
+        self._counters.add("dead_lettered", event_type=letter.event_type)
         extra = dead_letter_fields("dead_letter", letter, self._settings.group)
         place = letter.handler or letter.origin
         log.warning("dead letter (%s): %s %s", letter.reason, place, letter.detail, extra=extra)

@@ -28,7 +28,7 @@ class Refusals:
     """Keeps what one subscriber's intake refuses; safe for its threads.
 
     Arguments:
-        dead_letters, counters: Its parts. Raises ``invalid``, ``limited`` and ``errors``.
+        dead_letters, counters: Its parts. Raises ``invalid``, ``rate_limited`` and ``errors``.
         settings: Group and ``max_events_per_s_per_source``.
     """
 
@@ -76,7 +76,9 @@ class Refusals:
             return
         for letter, is_new in zip(letters, written, strict=True):
             if is_new:
-                self._counters.add(*("limited", 1, letter.event_type) if letter.reason == _LIMITED else ("invalid",))
+                self._counters.add(
+                    *("rate_limited", 1, letter.event_type) if letter.reason == _LIMITED else ("invalid",)
+                )
                 self._tell(letter)
 
     def _tell(self, letter: DeadLetter) -> None:

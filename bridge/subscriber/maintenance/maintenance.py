@@ -83,7 +83,7 @@ class Upkeep:
         alive = {self._consumer, *(one.name for one in self._presences.all() if one.alive)}
         for consumer in self._journal.idle_consumers(self._claim_idle_ms):
             if consumer not in alive and self._journal.leave(consumer, self._claim_idle_ms):
-                self._counters.add("removed")
+                self._counters.add("consumers_removed")
                 extra = log_fields("consumer_removed", group=self._group, consumer=consumer)
                 log.info("consumer %s is gone and holds nothing: removed from the group", consumer, extra=extra)
 
@@ -93,7 +93,7 @@ class Upkeep:
             claimed = self._journal.claim(self._consumer, self._claim_idle_ms, cursor, _CLAIM_COUNT)
             if claimed.taken:
                 self._dispatcher.reread_pending()
-            self._counters.add("claimed", claimed.taken)
+            self._counters.add("entries_claimed", claimed.taken)
             self._lost(self._group, claimed.removed, "were removed from the journal while a dead consumer held them")
             cursor = claimed.cursor
             if cursor == b"0-0":

@@ -149,7 +149,7 @@ class Recovery:
             letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts)
         letter = self._dead_letters.redacted_by(letter)
         self._dead_letters.bury(letter, Ended(queue=task.pair.queue) if event is not None else None)
-        self._counters.add("dead", event_type=event.type if event else "")
+        self._counters.add("dead_lettered", event_type=event.type if event else "")
         text = "dead letter (%s): %s of event %s: %s"
         extra = dead_letter_fields("dead_letter", letter, self._settings.group)
         log.error(text, why.reason, handler, task.pair.event_id, letter.detail, extra=extra)

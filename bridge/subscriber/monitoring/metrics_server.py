@@ -32,23 +32,23 @@ OUTCOMES = {
     "caught_up": "Not heard, and found in its key: after a start or a gap.",
     "stale": "Left alone in its key, which outlives bridge_event_ttl_s.",
     "invalid": "No event, or one that was refused: a dead letter.",
-    "limited": "Refused, for their source sent more than bridge_max_events_per_s_per_source: a dead letter each.",
+    "rate_limited": "Refused, for their source sent more than bridge_max_events_per_s_per_source: a dead letter each.",
     "dispatched": "Task messages: an event with two handlers counts twice.",
-    "unrouted": "Events without a handler here.",
+    "no_handler": "Events without a handler here.",
     "replayed": "Events that a replay brought once more.",
     "redispatched": "Task messages sent again: their task had not ended in time.",
-    "dead": "Dead letters of this subscriber. Those of tasks are in bridge_dead_letters_written_total.",
+    "dead_lettered": "Dead letters of this subscriber. Those of tasks are in bridge_dead_letters_written_total.",
     "lost": "Gone from the journal before they were dispatched.",
     "trimmed": "Journal entries that have outlived their retention.",
 }
 _OTHERS = {
-    "gaps": "New subscriptions after a lost one: events may have been missed, and were looked for.",
+    "subscription_gaps": "New subscriptions after a lost one: events may have been missed, and were looked for.",
     "reconnects": "Ends of an outage of Redis or the broker.",
     "errors": "Failed tries to talk to Redis or the broker.",
-    "held_back": "Batches that waited because a queue had max_queue_length messages.",
+    "dispatch_backpressure": "Batches that waited because a queue had max_queue_length messages.",
     "journal_lost": "Times the journal or its group was deleted, and made anew.",
-    "claimed": "Entries taken over from dead consumers.",
-    "removed": "Dead consumers removed from the group.",
+    "entries_claimed": "Entries taken over from dead consumers.",
+    "consumers_removed": "Dead consumers removed from the group.",
 }
 #: How fast a stop is noticed.
 _STOP_NOTICED_S = 0.1
@@ -180,9 +180,12 @@ def _of_groups(groups: Iterable[GroupStatus]) -> Iterator[Metric]:
     counters: dict[str, tuple[str, Callable[[GroupStatus], float]]] = {
         "bridge_dead_letters_written": (
             "Dead letters ever written, by subscribers and tasks.",
-            lambda g: g.dead_written,
+            lambda g: g.dead_letters_written,
         ),
-        "bridge_dead_letters_dropped": ("Dead letters that made room for newer ones.", lambda g: g.dead_dropped),
+        "bridge_dead_letters_evicted": (
+            "Dead letters that made room for newer ones.",
+            lambda g: g.dead_letters_evicted,
+        ),
     }
     groups = list(groups)
     for kind, figures in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
@@ -192,7 +195,7 @@ def _of_groups(groups: Iterable[GroupStatus]) -> Iterator[Metric]:
                 family.add_metric([group.name], value(group))
             yield family
     text = "From an event's entry in the journal to the first start of its task, for each task. Do not add up."
-    starts = HistogramMetricFamily("bridge_start_delay_seconds", text, labels=["group"])
+    starts = HistogramMetricFamily("bridge_task_start_delay_seconds", text, labels=["group"])
     for group in groups:
         _add(starts, [group.name], group.starts)
     yield starts
