@@ -91,8 +91,13 @@ ROWS: dict[int, list[Case]] = {
         *dead("non_finite", e(b'"timestamp":NaN')),
     ],
     5: [
-        *dead("integer", e(b'"payload":9223372036854775808'), e(b'"payload":[-9223372036854775809]')),
-        *dead("integer", e(b'"payload":' + b"9" * 5000), of_id(b"9" * 5000), e(b'"timestamp":1180591620717411303424')),
+        *dead("integer_range", e(b'"payload":9223372036854775808'), e(b'"payload":[-9223372036854775809]')),
+        *dead(
+            "integer_range",
+            e(b'"payload":' + b"9" * 5000),
+            of_id(b"9" * 5000),
+            e(b'"timestamp":1180591620717411303424'),
+        ),
         *kept("payload", b"[9223372036854775807,-9223372036854775808]"),
     ],
     # The parser's own limit is the first bound; the count that follows makes it the same on every Python.
@@ -156,13 +161,13 @@ ROWS: dict[int, list[Case]] = {
         *dead("type", of_type(b""), b'{"id":"$","type":5}'),
         *at_key("type", b'{"id":"$"}'),  # a key names no type
     ],
-    21: dead("type_mismatch", of_type(b"#.x"), of_type(b"R21"), of_type(b"other")),
+    21: dead("channel_mismatch", of_type(b"#.x"), of_type(b"R21"), of_type(b"other")),
     22: [
         *[Case("type", of_type(raw), on=json.loads(b'"%s"' % raw).encode()) for raw in TYPES],
         *dead("type", b'{"id":"$"}', on=b""),
         *dead("type", b'{"id":"$"}', on=b"\xff\xfe#"),
-        *dead("type_mismatch", e(b'"payload":1'), on=b"\xff#"),
-        *dead("type_mismatch", e(b'"payload":2'), on=b"#" * 300_000),
+        *dead("channel_mismatch", e(b'"payload":1'), on=b"\xff#"),
+        *dead("channel_mismatch", e(b'"payload":2'), on=b"#" * 300_000),
         *taken(of_type(b"Security.ThreatDetected"), b"Security.ThreatDetected"),
         *taken(of_type(b"a/b:c-d_e.F"), b"a/b:c-d_e.F"),
     ],
@@ -210,7 +215,7 @@ ROWS: dict[int, list[Case]] = {
     # Keys of others are reported and left alone. TTL 0 deletes a key, as Redis has it.
     33: [
         *at_key("taken", e(b'"payload":"no TTL"')),
-        *at_key("wrong_type", b"", b"hash-$"),
+        *at_key("wrong_key_type", b"", b"hash-$"),
         *at_key("id", b'{"id":"a b","type":"#"}', b"\xff[*#"),
         *at_key("json", b"{#", b"#" * 100_000),
     ],
@@ -219,7 +224,7 @@ ROWS: dict[int, list[Case]] = {
     35: taken(of_type(b"nobody.cares"), b"nobody.cares"),
     36: taken(of_type(b"dream.created"), b"dream.created"),
     37: [
-        *dead("loop", *[e(b'"payload":null,"metadata":{"hops":%d}' % hops) for hops in (17, 2**62)]),
+        *dead("hop_limit", *[e(b'"payload":null,"metadata":{"hops":%d}' % hops) for hops in (17, 2**62)]),
         *kept("metadata", *[b'{"hops":%s}' % raw for raw in (b"16", b'"17"', b"true", b"-1", b"17.0")]),
     ],
 }

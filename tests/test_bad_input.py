@@ -86,7 +86,7 @@ class Outcome:
 def write_keys(client: Redis, cases: list[Case]) -> None:
     for case in cases:
         key = KEYS.event("").encode() + case.key
-        if case.outcome == "wrong_type":
+        if case.outcome == "wrong_key_type":
             client.hset(key, "field", "value")
         else:
             client.set(key, case.data)

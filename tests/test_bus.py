@@ -140,7 +140,7 @@ def test_get_event_by_id(bus: EventBus, prefix: str) -> None:
     assert bus.get_event("unknown") is None
     bus.client.set(f"{prefix}event:corrupt", b'{"id": "corrupt"')
     bus.client.hset(f"{prefix}event:hash", "a", "b")
-    for event_id, reason in [("corrupt", "json"), ("hash", "wrong_type")]:
+    for event_id, reason in [("corrupt", "json"), ("hash", "wrong_key_type")]:
         with pytest.raises(InvalidEvent) as caught:
             bus.get_event(event_id)
         assert caught.value.reason == reason

@@ -124,7 +124,7 @@ def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, c
     discreet = settings.model_copy(update={"redact_paths": SENSITIVE})
     recovery = Recovery(Storage.of(client, discreet), Outbox(app, discreet), registry, Counters(), discreet)
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
-    why = _Unrecoverable("message", f"KeyError: {SECRET}", StoredEvent.read(event.encode()))
+    why = _Unrecoverable("message_failed", f"KeyError: {SECRET}", StoredEvent.read(event.encode()))
     recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), left_queue=False), why)
     assert "dead letter (message): t.all of event e1: KeyError: [redacted]" in caplog.text
     assert "lovelace" not in caplog.text

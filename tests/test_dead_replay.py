@@ -61,10 +61,16 @@ def test_letters_without_a_whole_event_stay(bench: Bench) -> None:
     whole = Event(type="dream.created", id="whole").encode()
     long = Event(type="dream.created", id="long", payload="x" * 5000).encode()
     other = Event(type="dream.created", id="whole", payload="other").encode()
-    refused = [("json", b"{"), ("type_mismatch", whole), ("loop", long), ("loop", whole), ("id_conflict", other)]
+    refused = [
+        ("json", b"{"),
+        ("channel_mismatch", whole),
+        ("hop_limit", long),
+        ("hop_limit", whole),
+        ("id_conflict", other),
+    ]
     for reason, data in refused:
         bench.letters.add(DeadLetter.of_message(reason, "", "channel", data))
-    bench.letters.add(DeadLetter("gone", "", "ledger", b"", event_id="e", handler="t.exact", task_id="t"))
+    bench.letters.add(DeadLetter("event_expired", "", "ledger", b"", event_id="e", handler="t.exact", task_id="t"))
     bench.park(1, handler="t.renamed")
     problems = {found.problem for found in bench.dead().remaining() if found.event is None}
     assert len(problems) == 7
@@ -74,11 +80,11 @@ def test_letters_without_a_whole_event_stay(bench: Bench) -> None:
     assert bench.ids() == []
     assert [letter.reason for letter in bench.letters.select(EntryFilter())] == [
         "json",
-        "type_mismatch",
-        "loop",
-        "loop",
+        "channel_mismatch",
+        "hop_limit",
+        "hop_limit",
         "id_conflict",
-        "gone",
+        "event_expired",
         "failure",
     ]
 

@@ -168,7 +168,7 @@ def test_named_actions_and_reasons_exist() -> None:
         assert {one or other for one, other in named} <= ACTIONS.keys(), name
     table = PAGES["docs/runbook.md"].partition("| reason |")[2].partition("\n\n")[0]
     reasons = [reason for row in table.splitlines()[2:] for reason in re.findall(r"`(\w+)`", row.split("|")[1])]
-    code = "".join(path.read_text() for path in (ROOT / "bridge").glob("*.py"))
+    code = "".join(path.read_text() for path in (ROOT / "bridge").rglob("*.py"))
     assert len(reasons) > 10
     assert [reason for reason in reasons if f'"{reason}"' not in code] == []
 

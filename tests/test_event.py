@@ -132,7 +132,7 @@ REFUSED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("non_finite", "payload.a[1]"): [{"payload": {"a": [0, value]}} for value in (NAN, INF, -INF)],
     ("non_finite", "metadata.x.weight"): [{"metadata": {"x": Node(weight=NAN)}}],
     ("non_finite", "extra"): [{"extra": NAN}],
-    ("integer", "payload[0]"): [{"payload": [MAX_INT + 1]}, {"payload": [MIN_INT - 1]}],
+    ("integer_range", "payload[0]"): [{"payload": [MAX_INT + 1]}, {"payload": [MIN_INT - 1]}],
     ("depth", "payload" + "[0]" * 63): [{"payload": nested(64)}, {"payload": ring([], list.append)}],
     ("json", "payload"): [
         {"payload": ring(Node(), lambda node, part: setattr(node, "next", part))},
@@ -172,7 +172,7 @@ UNREADABLE: dict[tuple[str, str], list[bytes]] = {
     ("not_object", ""): [b"null", b'"x"', b"[1]", b"3", b"true"],
     ("encoding", ""): [b'{"id":"\xff"}', b"\xef\xbb\xbf{}", '{"id":"i"}'.encode("utf-16"), b'"\xed\xa0\x80"'],
     ("non_finite", ""): [HEAD + value + b"}" for value in (b"NaN", b"-Infinity", b"1e999", b"[-1e999]")],
-    ("integer", ""): [HEAD + value + b"}" for value in (b"9" * 5000, b"-" + b"9" * 5000, b"9223372036854775808")],
+    ("integer_range", ""): [HEAD + value + b"}" for value in (b"9" * 5000, b"-" + b"9" * 5000, b"9223372036854775808")],
     ("depth", ""): [HEAD + b"[" * n + b"]" * n + b"}" for n in (64, 100, 200_000)] + [b'{"a":' * 200_000],
     ("surrogate", ""): [HEAD + b'"\\ud800"}', HEAD + b'{"\\uDfff":1}}'],
     ("size", ""): [HEAD + b'"' + b"x" * LIMIT + b'"}'],
@@ -208,7 +208,7 @@ def test_lenient_reading() -> None:
     assert decode(b'{"id":"i"}', "b.c").type == decode(b'{"id":"i","type":"b.c"}', "b.c").type == "b.c"
     event = decode(b'{"id":null,"eventId":"i","type":"a","correlationId":null,"correlation_id":"c"}')
     assert event.to_dict() == {"id": "i", "type": "a", "payload": None, "correlationId": "c"}
-    with pytest.raises(InvalidEvent, match=r"^type: .*type_mismatch"):
+    with pytest.raises(InvalidEvent, match=r"^type: .*channel_mismatch"):
         decode(b'{"id":"i","type":"b"}', "b.c")
 
 

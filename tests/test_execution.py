@@ -105,7 +105,7 @@ def test_a_task_that_kills_its_worker_ends_as_a_dead_letter(site: Site, bus: Eve
     bus.publish("deadly.created", id="e")
     bus.publish("dream.created", id="other")
     letter = site.letter()
-    assert (letter.reason, letter.handler, letter.event_id) == ("crashed", "tests.app.deadly", "e")
+    assert (letter.reason, letter.handler, letter.event_id) == ("worker_lost", "tests.app.deadly", "e")
     assert "died 3 times" in letter.detail
     eventually(site.nothing_left, "nothing is left")
     assert site.effects() == {"deadly e": 3, "plain other": 1, "glob other": 1}

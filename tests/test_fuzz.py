@@ -30,8 +30,19 @@ from tests.conftest import Queues, Start, eventually
 
 LIMIT = 1024 * 1024
 #: Every reason for which a message is refused before the journal sees it.
-REASONS = {"size", "empty", "encoding", "json", "depth", "integer", "non_finite", "surrogate", "reserved", "not_object"}
-REASONS |= {"no_id", "id", "type", "type_mismatch", "timestamp", "source", "metadata", "correlationId"}
+REASONS = {
+    "size",
+    "empty",
+    "encoding",
+    "json",
+    "depth",
+    "integer_range",
+    "non_finite",
+    "surrogate",
+    "reserved",
+    "not_object",
+}
+REASONS |= {"no_id", "id", "type", "channel_mismatch", "timestamp", "source", "metadata", "correlationId"}
 
 
 def decoded(data: bytes, channel_type: str | None) -> Event | InvalidEvent:
@@ -182,7 +193,7 @@ class Expected:
             name = (self.prefix.encode() + origin).decode(errors="backslashreplace")
             self.letters.add((event.reason, name[:500], data[:4096]))
         elif event.hops > 16:
-            self.letters.add(("loop", self.prefix + event.type, kept(data, channel_type)[:4096]))
+            self.letters.add(("hop_limit", self.prefix + event.type, kept(data, channel_type)[:4096]))
         elif event.id not in self.digests:
             self.digests[event.id] = event.digest
         elif self.digests[event.id] == event.digest:

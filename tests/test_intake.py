@@ -50,12 +50,12 @@ BAD_MESSAGES = {
     "encoding": b"\xff\xfe",
     "non_finite": b'{"id":"x","type":"a.b","payload":NaN}',
     "surrogate": rb'{"id":"x","type":"a.b","payload":"\ud800"}',
-    "integer": b'{"id":"x","type":"a.b","payload":1180591620717411303424}',
+    "integer_range": b'{"id":"x","type":"a.b","payload":1180591620717411303424}',
     "no_id": b'{"type":"a.b"}',
     "id": b'{"id":"a b","type":"a.b"}',
-    "type_mismatch": b'{"id":"x","type":"c.d"}',
+    "channel_mismatch": b'{"id":"x","type":"c.d"}',
     "id_conflict": b'{"id":"taken","type":"a.b","payload":2}',
-    "loop": b'{"id":"x","type":"a.b","metadata":{"hops":17}}',
+    "hop_limit": b'{"id":"x","type":"a.b","metadata":{"hops":17}}',
     "size": b'{"id":"x","type":"a.b","payload":"%s"}' % (b"x" * 2_000_000),
     "depth": b"[" * 100_000,
 }
@@ -81,7 +81,7 @@ def test_bad_messages_become_dead_letters_and_stop_nothing(
     assert sorted(letter.reason for letter in letters) == sorted(BAD_MESSAGES)
     for letter in letters:
         assert letter.origin == f"{prefix}a.b"
-        if letter.reason not in ("id_conflict", "loop"):  # those decoded, and are kept as they read
+        if letter.reason not in ("id_conflict", "hop_limit"):  # those decoded, and are kept as they read
             data = BAD_MESSAGES[letter.reason]
             assert (letter.size, letter.raw) == (len(data), data[:4096])
 
@@ -109,7 +109,7 @@ def test_corrupt_event_keys_become_dead_letters(
     start()
     eventually(queues.length, "the good one is dispatched")
     letters = {letter.origin: letter.reason for letter in DeadLetters(client, settings).latest(10)}
-    assert letters == {f"{prefix}event:broken": "json", f"{prefix}event:hash": "wrong_type"}
+    assert letters == {f"{prefix}event:broken": "json", f"{prefix}event:hash": "wrong_key_type"}
     assert client.exists(f"{prefix}event:broken", f"{prefix}event:hash") == 2
 
 

@@ -95,10 +95,10 @@ def test_a_dead_run_makes_room_and_is_counted(make: MakeLedger) -> None:
         begun = ledger.begin("t1", f"run{len(outcomes)}", idempotent=True)
         if begun.outcome != "running":
             outcomes.append(begun)
-        return begun.outcome == "deadly"
+        return begun.outcome == "poisoned"
 
     eventually(begin_next, "too many deaths")
-    assert outcomes == [Begun("begun"), Begun("begun", deaths=1), Begun("begun", deaths=2), Begun("deadly", deaths=3)]
+    assert outcomes == [Begun("begun"), Begun("begun", deaths=1), Begun("begun", deaths=2), Begun("poisoned", deaths=3)]
 
 
 def test_a_renewed_lease_holds(make: MakeLedger) -> None:

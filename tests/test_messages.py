@@ -252,8 +252,8 @@ def test_user_code_that_fails_for_one_event_stops_no_other(
     kept = DeadLetters(client, settings)
     letters = eventually(lambda: len(found := kept.latest(10)) == 2 and found, "both dead letters are written")
     assert {(letter.reason, letter.handler, letter.event_id) for letter in letters} == {
-        ("message", "t.picky", "other"),
-        ("message", "t.picky", "name2"),
+        ("message_failed", "t.picky", "other"),
+        ("message_failed", "t.picky", "name2"),
     }
     assert "KeyError" in letters[0].detail
     assert "errors" not in subscriber.info()

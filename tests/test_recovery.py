@@ -144,7 +144,7 @@ def test_a_message_lost_again_and_again_becomes_a_dead_letter(
     eventually(lose, "a dead letter")
     assert sent == 3
     (letter,) = letters.latest(10)
-    assert (letter.reason, letter.event_id, letter.handler, letter.attempts) == ("unfinished", "n0", "t.exact", 3)
+    assert (letter.reason, letter.event_id, letter.handler, letter.attempts) == ("redispatch_limit", "n0", "t.exact", 3)
     assert letter.task_id == task_id_for("tests", "n0", "t.exact")
     assert Event.decode(letter.raw, max_bytes=10_000).id == "n0"
     assert Ledger(client, settings).size() == 0
@@ -160,7 +160,7 @@ def test_a_lost_message_whose_event_is_gone_becomes_a_dead_letter(
     assert client.delete(Keys(prefix).event("n0")) == 1
     letters = DeadLetters(client, settings)
     (letter,) = eventually(lambda: letters.latest(10), "a dead letter")
-    assert (letter.reason, letter.event_id, letter.handler) == ("gone", "n0", "t.exact")
+    assert (letter.reason, letter.event_id, letter.handler) == ("event_expired", "n0", "t.exact")
     ledger = Ledger(client, settings)
     assert (ledger.size(), ledger.has_ended(task_id)) == (0, False)
 

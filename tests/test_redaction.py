@@ -127,7 +127,7 @@ def test_messages_that_are_no_events_are_not_kept(client: Redis, discreet: Bridg
     """They have no paths: size, hash and reason are all that is kept. So it is of the beginning of a long one."""
     letters = DeadLetters(client, discreet)
     letters.add(DeadLetter.of_message("json", "not JSON", "somewhere", data))
-    letters.add(DeadLetter.of_message("loop", "too long", "here", Event(type="a.b", payload="x" * 5000).encode()))
+    letters.add(DeadLetter.of_message("hop_limit", "too long", "here", Event(type="a.b", payload="x" * 5000).encode()))
     for letter in letters.latest(2):
         assert (letter.raw, letter.redacted) == (b"", 1)
         assert letter.size >= len(data)

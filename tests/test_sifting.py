@@ -144,7 +144,7 @@ def test_who_was_ahead_is_gone(use, start: Start, client: Redis, prefix: str, qu
 CHANGES = {
     "another payload": ("a.b", b'"a.b"', b'"payload":{"x":1}', "id_conflict"),
     "another type": ("c.d", b'"c.d"', b'"payload":null', "id_conflict"),
-    "another channel": ("c.d", b'"a.b"', b'"payload":null', "type_mismatch"),
+    "another channel": ("c.d", b'"a.b"', b'"payload":null', "channel_mismatch"),
 }
 
 

@@ -105,7 +105,7 @@ def test_where_decides_before_a_task_is_sent(
     eventually(lambda: queues.length() == 4, "four messages wait")
     assert Counter(name.split()[0] for name in queues.tasks()) == {"t.all": 3, "t.chosen": 1}
     (letter,) = DeadLetters(client, settings).latest(10)
-    assert (letter.reason, letter.event_id, letter.handler) == ("where", "odd", "t.chosen")
+    assert (letter.reason, letter.event_id, letter.handler) == ("predicate_failed", "odd", "t.chosen")
 
 
 def test_routes_by_event_type_yield_to_the_decorator(
@@ -237,7 +237,7 @@ def test_while_the_broker_is_away_nothing_is_kept_twice(
     own_server.start()
     eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "it is dispatched")
     (letter,) = DeadLetters(client, settings).latest(10)
-    assert (letter.reason, letter.handler) == ("where", "t.chosen")
+    assert (letter.reason, letter.handler) == ("predicate_failed", "t.chosen")
     assert subscriber.info()["dead_lettered"] == 1
 
 

@@ -57,7 +57,7 @@ class Refused(NamedTuple):
     """A message that cannot be sent, why, and the *detail* of that for a person."""
 
     message: Message
-    reason: Literal["message", "unroutable"]
+    reason: Literal["message_failed", "unroutable"]
     detail: str
 
 

@@ -159,7 +159,7 @@ class Outbox:
                 except Exception as error:
                     if message.content is not None or broker.is_outage(error, producer.connection):
                         raise
-                    refused.append(Refused(message, "message", f"{type(error).__name__}: {error}"))
+                    refused.append(Refused(message, "message_failed", f"{type(error).__name__}: {error}"))
         return [message for message in messages if message.task_id in self._link.unroutable]
 
     def _publish(self, producer: Any, message: Message) -> None:

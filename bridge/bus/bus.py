@@ -117,7 +117,7 @@ class EventBus(LocalBus):
             data = attempt(self.settings, f"looking up event {event_id}", lambda: self._event_keys.get(event_id))
         except BusUnavailable as error:
             if isinstance(error.__cause__, ResponseError) and str(error.__cause__).startswith("WRONGTYPE"):
-                raise InvalidEvent("wrong_type", "", f"the key of event {event_id} holds no string") from error
+                raise InvalidEvent("wrong_key_type", "", f"the key of event {event_id} holds no string") from error
             if local is None:
                 raise
             return local

@@ -109,7 +109,7 @@ class Event(BaseModel, Generic[PayloadT]):
             channel_type: The type that the channel names, if it came on one. Stands in for a missing type.
 
         Raises:
-            InvalidEvent: With the reason; among others ``no_id``, and ``type_mismatch`` when message and channel
+            InvalidEvent: With the reason; among others ``no_id``, and ``channel_mismatch`` when message and channel
                 disagree, which would let a publisher that may only use one channel pass for another.
         """
         return cls._decode(data, max_bytes, channel_type)[0]
@@ -143,7 +143,9 @@ class Event(BaseModel, Generic[PayloadT]):
                 fields["type"] = channel_type
             event = cls.model_validate(fields, context=_FROM_WIRE)
         if channel_type is not None and event.type != channel_type:
-            raise InvalidEvent("type_mismatch", "type", f"{event.type!r} came on the channel of {channel_type[:80]!r}")
+            raise InvalidEvent(
+                "channel_mismatch", "type", f"{event.type!r} came on the channel of {channel_type[:80]!r}"
+            )
         return event, as_it_came
 
     @classmethod

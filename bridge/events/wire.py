@@ -154,7 +154,7 @@ def _check_names(fields: dict[str, Any], field: str) -> None:
 
 def _checked_int(value: int, field: str) -> int:
     if not MIN_INT <= value <= MAX_INT:
-        raise InvalidEvent("integer", field, "does not fit into 64 bits; send it as a string")
+        raise InvalidEvent("integer_range", field, "does not fit into 64 bits; send it as a string")
     return int(value)
 
 
@@ -180,7 +180,7 @@ def _checked_name(name: Any, field: str) -> str:
 
 def _parse_int(text: str) -> int:
     if len(text) > 20:  # int() of thousands of digits is slow, or refused with a bare ValueError
-        raise InvalidEvent("integer", "", f"a number of {len(text)} digits does not fit into 64 bits")
+        raise InvalidEvent("integer_range", "", f"a number of {len(text)} digits does not fit into 64 bits")
     return _checked_int(int(text), "")
 
 

@@ -227,7 +227,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
                 log.info("task %s runs elsewhere; this copy looks again in %.1f s", task_id, wait_s, extra=extra)
         else:
             detail = f"its worker died {begun.deaths} times while it ran"
-            self._fail("crashed", detail, task_id, Event.from_dict(event))
+            self._fail("worker_lost", detail, task_id, Event.from_dict(event))
             self._store_failure(task_id, RuntimeError(detail))
 
     def _send_again(self, countdown_s: float) -> None:

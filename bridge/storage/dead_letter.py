@@ -16,10 +16,10 @@ from bridge.telemetry import Action, log_fields
 _RAW_BYTES = 4096
 #: Reasons for which a whole event is not taken at its word, with the field and what is wrong with it.
 _NOT_THAT_EVENT = {
-    "type_mismatch": ("type", "it came on the channel of another type"),
+    "channel_mismatch": ("type", "it came on the channel of another type"),
     "id_conflict": ("id", "another event has this id; publish it anew under an id of its own"),
     "signature": ("signature", "it is not signed as bridge_require_signature demands; its publisher has to sign it"),
-    "loop": ("metadata.hops", "its chain is longer than bridge_max_hops; publish it anew to begin another"),
+    "hop_limit": ("metadata.hops", "its chain is longer than bridge_max_hops; publish it anew to begin another"),
 }
 
 
@@ -28,7 +28,7 @@ class DeadLetter:
     """One failure.
 
     Arguments:
-        reason: Stable short name, e.g. ``json``, ``type_mismatch``, ``payload``, ``failure``.
+        reason: Stable short name, e.g. ``json``, ``channel_mismatch``, ``payload``, ``failure``.
         detail: What went wrong, for a person.
         origin: Where it came from: a channel, a key, or ``journal``.
         raw: The message; of one that did not decode, the first 4 kB.

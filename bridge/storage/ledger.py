@@ -21,8 +21,8 @@ from bridge.config import BridgeSettings
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 
-StartResult = Literal["begun", "ended", "running", "deadly"]
-_OUTCOMES: dict[int, StartResult] = {1: "begun", 0: "ended", -1: "running", -2: "deadly"}
+StartResult = Literal["begun", "ended", "running", "poisoned"]
+_OUTCOMES: dict[int, StartResult] = {1: "begun", 0: "ended", -1: "running", -2: "poisoned"}
 
 
 class InFlightTask(NamedTuple):
@@ -118,7 +118,7 @@ class Begun:
     """Answer to :meth:`Ledger.begin`.
 
     ``begun``: run it. ``ended``: it has had its effect. ``running``: another copy runs, for *left_ms* at least.
-    ``deadly``: its worker died *deaths* times, more often than allowed.
+    ``poisoned``: its worker died *deaths* times, more often than allowed.
     """
 
     outcome: StartResult

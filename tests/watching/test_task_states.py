@@ -82,7 +82,7 @@ def test_failures_and_what_they_say(
     start(app=user_app)
     letters, outcomes = DeadLetters(client, settings), TaskStates(user_app, client, settings)
     task_id = task_id_for("tests", "e", f"{HERE}.plain")
-    letter = DeadLetter.of_event("crashed", "it died", event, event.encode(), f"{HERE}.plain", task_id)
+    letter = DeadLetter.of_event("worker_lost", "it died", event, event.encode(), f"{HERE}.plain", task_id)
     eventually(lambda: client.zcard(Keys(settings.channel_prefix).inflight("tests")), "it was sent")
     letters.bury(letter, Ended(runtime_ms=-1, queue="plain"))
     ((task,),) = outcomes.states([("e", "plain.made")])

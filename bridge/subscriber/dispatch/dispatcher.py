@@ -246,11 +246,11 @@ class Dispatcher:
         handlers = self._handlers(entry, stored, batch)
         messages = []
         for handler in handlers:
-            reason = "where"
+            reason = "predicate_failed"
             try:
                 if handler.where is not None and not handler.where(stored.event):
                     continue
-                reason = "message"
+                reason = "message_failed"
                 messages.append(self._outbox.prepare(handler, stored, entry.entry_id))
             except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
                 batch.bury(reason, f"{type(error).__name__}: {error}", stored, handler.task_name, self._settings.group)

@@ -193,7 +193,7 @@ class Intake:
             for batch in _batches(records)
             for outcome in self._journal.append(batch, refill=refill, limit=heard_now)
         ]
-        letters = [self._letter("loop", f"{one.event.hops} hops, the limit is {max_hops}", one) for one in looping]
+        letters = [self._letter("hop_limit", f"{one.event.hops} hops, the limit is {max_hops}", one) for one in looping]
         for record, outcome in zip(records, outcomes, strict=True):
             if outcome == "conflict":
                 text = f"id {record.event.id} is taken by an event with another type or payload"
@@ -256,7 +256,7 @@ class Intake:
 
     def _decode(self, value: Any) -> Record:
         if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
-            raise InvalidEvent("wrong_type", "", "the event key holds no string")
+            raise InvalidEvent("wrong_key_type", "", "the event key holds no string")
         if isinstance(value, RedisError):
             raise value
         return Record(*self._admission.receive(value))

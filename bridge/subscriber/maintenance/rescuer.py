@@ -122,10 +122,10 @@ class Recovery:
 
     def _messages(self, task: Overdue, event: StoredEvent | None) -> list[Message]:
         if task.pair.redispatches >= self._settings.max_redispatches:
-            raise _Unrecoverable("unfinished", f"sent {task.pair.redispatches + 1} times and never ended", event)
+            raise _Unrecoverable("redispatch_limit", f"sent {task.pair.redispatches + 1} times and never ended", event)
         if event is None:
             text = f"journal entry {task.pair.entry_id} is gone, and so is the key: cannot be sent again"
-            raise _Unrecoverable("gone", text, None)
+            raise _Unrecoverable("event_expired", text, None)
         handler = next((one for one in self._registry if one.task_name == task.pair.handler), None)
         if handler is None:
             name, event_id, group = task.pair.handler, task.pair.event_id, self._settings.group
@@ -135,7 +135,7 @@ class Recovery:
         try:
             return [self._outbox.prepare(handler, event, task.pair.entry_id.encode())]
         except Exception as error:
-            raise _Unrecoverable("message", f"{type(error).__name__}: {error}", event) from error
+            raise _Unrecoverable("message_failed", f"{type(error).__name__}: {error}", event) from error
 
     def _give_up(self, task: Overdue, why: _Unrecoverable) -> None:
         """Make a dead letter of a task, which is its end if the letter has the event: it can be replayed then."""

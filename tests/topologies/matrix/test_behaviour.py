@@ -99,7 +99,7 @@ def test_what_is_no_event_becomes_a_dead_letter(
     site.client.publish(f"{prefix}dream.created", Event(type="dream.created", id="a", payload="other").encode())
     letters = DeadLetters(client, settings)
     eventually(lambda: len(letters.latest(10)) == 3, "three dead letters")
-    assert sorted(letter.reason for letter in letters.latest(10)) == ["id_conflict", "json", "type_mismatch"]
+    assert sorted(letter.reason for letter in letters.latest(10)) == ["channel_mismatch", "id_conflict", "json"]
 
 
 def test_events_of_an_absence_are_found(
