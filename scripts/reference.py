@@ -27,7 +27,7 @@ from bridge.config.settings import BridgeSettings
 from bridge.subscriber.monitoring import metrics_server as exporter
 from bridge.subscriber.monitoring.metrics_server import OUTCOMES
 from bridge.telemetry.counters import Counters
-from bridge.telemetry.logs import ACTIONS, Fields
+from bridge.telemetry.logs import Action, Fields
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 #: Defaults that follow from something else; the class holds a stand-in.
@@ -254,7 +254,7 @@ def _outcomes_table() -> str:
 
 
 def _actions_table() -> str:
-    return table(["action", "meaning"], [[f"`{name}`", prose(text)] for name, text in sorted(ACTIONS.items())])
+    return table(["action", "meaning"], [[f"`{action}`", prose(action.meaning)] for action in sorted(Action)])
 
 
 def _fields_table() -> str:

@@ -20,7 +20,7 @@ from bridge import Event, EventBus, install
 from bridge.bus.causation import handling
 from bridge.handlers.handler import task_id_for
 from bridge.telemetry import json_logs
-from bridge.telemetry.logs import log_fields
+from bridge.telemetry.logs import Action, log_fields
 from bridge.testing.redis_server import RedisServer
 from tests.conftest import STOP_S, Processes, eventually, stops_worker
 
@@ -48,7 +48,7 @@ def line() -> Callable[..., dict[str, Any]]:
 
 def test_a_line_is_an_object(line: Callable[..., dict[str, Any]]) -> None:
     """It begins with time in UTC, level, logger, process and message; then come the action and the fields."""
-    written = line("dead %s\nlétter", "or\ud800", extra=log_fields("dead_letter", event_id="e1", count=3))
+    written = line("dead %s\nlétter", "or\ud800", extra=log_fields(Action.DEAD_LETTER, event_id="e1", count=3))
     assert list(written) == ["time", "level", "logger", "process", "pid", "message", "action", "event_id", "count"]
     moment = datetime.fromisoformat(written["time"])
     assert written["time"].endswith("Z")
@@ -97,7 +97,7 @@ def test_a_line_written_in_a_handler_names_its_event(line: Callable[..., dict[st
     """Log calls of a handler need no fields: the event is known; a line about another event keeps that."""
     with handling(Event(type="a.b", id="e1", payload=SECRET)):
         written = line("x")
-        other = line("x", extra=log_fields("outage", event_id="e2"))
+        other = line("x", extra=log_fields(Action.OUTAGE, event_id="e2"))
     assert (written["event_id"], written["event_type"]) == ("e1", "a.b")
     assert (other["event_id"], "event_type" in other) == ("e2", False)
     assert SECRET not in str(written)

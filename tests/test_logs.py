@@ -6,14 +6,14 @@ import ast
 import logging
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.storage.keys import Keys
-from bridge.telemetry.logs import ACTIONS, Action, Fields, LogThrottle, log_fields
+from bridge.telemetry.logs import Action, Fields, LogThrottle, log_fields
 from tests.conftest import ROOT, Queues, Start, eventually
 
 #: What returns ``extra``; each takes the action first.
@@ -51,7 +51,7 @@ def _known(extra: ast.expr | None) -> bool:
     if not (isinstance(extra, ast.Call) and isinstance(extra.func, ast.Name) and extra.func.id in HELPERS):
         return False
     action = extra.args[0] if extra.args else None
-    return isinstance(action, ast.Constant) and action.value in ACTIONS
+    return action is not None and ast.unparse(action) in {f"Action.{one.name}" for one in Action}
 
 
 def sources() -> list[str]:
@@ -66,14 +66,14 @@ def test_every_log_call_has_a_known_action() -> None:
 @pytest.mark.parametrize(
     ("code", "is_known"),
     [
-        ("log.info('x', extra=log_fields('outage'))", True),
-        ("extra = task_fields('outage', 1)\n    self._log.error('x', extra=extra)", True),
-        ("logging.getLogger(__name__).info('x', extra=log_fields('outage', count=1))", True),
+        ("log.info('x', extra=log_fields(Action.OUTAGE))", True),
+        ("extra = task_fields(Action.OUTAGE, 1)\n    self._log.error('x', extra=extra)", True),
+        ("logging.getLogger(__name__).info('x', extra=log_fields(Action.OUTAGE, count=1))", True),
         ("log.info('x')", False),
         ("log.info('x', extra=extra)", False),
         ("log.exception('x', extra={'action': 'outage'})", False),
-        ("logging.getLogger(__name__).warning('x', extra=log_fields('never_heard_of'))", False),
-        ("extra = log_fields('nonsense')\n    log.error('x', extra=extra)", False),
+        ("logging.getLogger(__name__).warning('x', extra=log_fields(Action.NEVER_HEARD_OF))", False),
+        ("extra = log_fields(Action.NONSENSE)\n    log.error('x', extra=extra)", False),
         ("math.log(3)\n    click.info('x')\n    self.app.log.setup()", True),
     ],
 )
@@ -84,11 +84,11 @@ def test_the_check_itself(code: str, is_known: bool) -> None:
 
 def test_each_action_has_one_meaning_and_is_used() -> None:
     """The list for the documents holds the actions there are, each with one line, and none that nothing logs."""
-    assert list(ACTIONS) == sorted(get_args(Action))
-    assert all(meaning.endswith(".") and "\n" not in meaning for meaning in ACTIONS.values())
+    assert list(Action) == sorted(Action)
+    assert all(meaning.endswith(".") and "\n" not in meaning for meaning in (action.meaning for action in Action))
     code = "\n".join(sources())
-    used = set(re.findall(r'\b(?:log|task|dead_letter)_fields\(\s*"(\w+)"', code))
-    assert used == set(ACTIONS)
+    used = set(re.findall(r"\b(?:log|task|dead_letter)_fields\(\s*Action\.(\w+)", code))
+    assert used == set(Action.__members__)
 
 
 def test_fields_have_meanings_and_clash_with_nothing() -> None:
@@ -96,12 +96,12 @@ def test_fields_have_meanings_and_clash_with_nothing() -> None:
     hints = get_type_hints(Fields, include_extras=True)
     assert all(isinstance(hint.__metadata__[0], str) for hint in hints.values())
     values: Any = dict.fromkeys(hints, "x")
-    logging.getLogger(__name__).makeRecord("n", 20, "f", 1, "m", (), None, extra=log_fields("outage", **values))
+    logging.getLogger(__name__).makeRecord("n", 20, "f", 1, "m", (), None, extra=log_fields(Action.OUTAGE, **values))
 
 
 def test_what_is_not_known_is_left_out() -> None:
     """Fields that are None or empty are no fields; zero is a number."""
-    assert log_fields("dead_letter", event_id="", task_id=None, count=0) == {"action": "dead_letter", "count": 0}
+    assert log_fields(Action.DEAD_LETTER, event_id="", task_id=None, count=0) == {"action": "dead_letter", "count": 0}
 
 
 def test_a_pace_lets_through_what_is_new() -> None:
@@ -130,8 +130,8 @@ def test_a_broadcast_that_is_refused_again_is_told_once(
     for _ in range(20):
         client.publish(f"{prefix}a.b", "no json")
     eventually(lambda: subscriber.info().get("received", 0) >= 20, "all are heard")
-    eventually(lambda: actions(caplog, "dead_letter"), "it is told")
-    assert [(line.reason, line.origin) for line in actions(caplog, "dead_letter")] == [("json", f"{prefix}a.b")]
+    eventually(lambda: actions(caplog, Action.DEAD_LETTER), "it is told")
+    assert [(line.reason, line.origin) for line in actions(caplog, Action.DEAD_LETTER)] == [("json", f"{prefix}a.b")]
 
 
 def test_dead_letters_that_cannot_be_kept_are_told_once(
@@ -145,7 +145,7 @@ def test_dead_letters_that_cannot_be_kept_are_told_once(
         client.publish(f"{prefix}a.b", f"no json {number}")
     eventually(lambda: subscriber.info().get("received", 0) >= 20, "all are heard")
     eventually(lambda: subscriber.info().get("errors", 0), "none can be kept")
-    (line,) = eventually(lambda: actions(caplog, "dead_letter_lost"), "it is told, after it is counted")
+    (line,) = eventually(lambda: actions(caplog, Action.DEAD_LETTER_LOST), "it is told, after it is counted")
     assert (line.reason, line.group) == ("json", "tests")
 
 
@@ -171,5 +171,5 @@ def test_a_queue_that_has_room_for_a_moment_is_told_once(
 
     eventually(work_off, "all are dispatched")
     assert len(taken) > 20
-    (line,) = actions(caplog, "dispatch_waits")
+    (line,) = actions(caplog, Action.DISPATCH_BACKPRESSURE)
     assert (line.queue, line.group, line.consumer) == ("celery", "tests", "one")

@@ -124,7 +124,7 @@ def test_all_subscribers_share_one_count(
     infos = [one.info() for one in subscribers]
     assert sum(info.get("rate_limited", 0) for info in infos[:2]) == infos[2]["rate_limited"] == 40
     assert not any(info.get("invalid") for info in infos)
-    lines = [one for one in caplog.records if getattr(one, "action", "") == "source_limited"]
+    lines = [one for one in caplog.records if getattr(one, "action", "") == "source_rate_limited"]
     assert 2 <= len(lines) <= 3  # one each, of those that met it first
     assert (
         "more events from 'noisy' than bridge_max_events_per_s_per_source allows, 1 a second over 10 s"

@@ -18,7 +18,7 @@ from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, Invalid
 from bridge.events import UNHEARD_SOURCE, Event, Keyring, Record
 from bridge.redis import attempt, connect
 from bridge.storage import AppendResult, EventKeys, Journal, Keys, new_attempt
-from bridge.telemetry import Counters, log_fields
+from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class EventBus(LocalBus):
             self._keep_and_deliver(record.event, record.data)
         elif outcome == "conflict":
             event = record.event
-            extra = log_fields("publication_conflict", event_id=event.id, event_type=event.type)
+            extra = log_fields(Action.EVENT_ID_CONFLICT, event_id=event.id, event_type=event.type)
             text = "not published: the id of %r is taken by an event with another type or payload"
             log.warning(text, event, extra=extra)
         return Publication(record.event, duplicate=outcome != "appended", conflict=outcome == "conflict")
@@ -203,7 +203,7 @@ class EventBus(LocalBus):
                 )
                 self._listener.start()
         if not self._subscribed.wait(_LISTENER_WAIT_S):
-            extra = log_fields("subscription_late")
+            extra = log_fields(Action.SUBSCRIPTION_DELAYED)
             log.warning("no subscription at %s yet, trying on", self.settings.redacted_url, extra=extra)
 
     def _on_heard(self, heard: ReceivedBatch) -> None:

@@ -24,7 +24,7 @@ from bridge.errors import InvalidEvent
 from bridge.events import UNHEARD_SOURCE, Record, is_signed
 from bridge.redis import BackOff
 from bridge.storage import EventKeys, Keys
-from bridge.telemetry import Counters, Liveness, log_fields
+from bridge.telemetry import Action, Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class ChannelListener:
         if self._subscriptions > 1:
             self._counters.add("subscription_gaps")
             self._pulse.mark("gap")
-            extra = log_fields("subscribed_again", count=self._subscriptions - 1)
+            extra = log_fields(Action.RESUBSCRIBED, count=self._subscriptions - 1)
             text = "subscribed to %s again: events may have been missed"
             log.info(text, ", ".join(self._channels), extra=extra)
 

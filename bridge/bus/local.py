@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge.errors import InvalidEvent
 from bridge.events import NOTHING, Event, Redaction, compile_pattern
-from bridge.telemetry import log_fields, redacting_errors
+from bridge.telemetry import Action, log_fields, redacting_errors
 
 log = logging.getLogger(__name__)
 
@@ -135,5 +135,5 @@ class LocalBus:
                     handler(event)
             except Exception:  # user code: its error must not stop the other handlers
                 name = getattr(handler, "__qualname__", type(handler).__qualname__)
-                extra = log_fields("local_handler_failed", event_id=event.id, event_type=event.type, handler=name)
+                extra = log_fields(Action.LOCAL_HANDLER_FAILED, event_id=event.id, event_type=event.type, handler=name)
                 log.exception("local handler %r failed on %r", handler, event, extra=extra)

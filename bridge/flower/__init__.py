@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge.telemetry import log_fields
+from bridge.telemetry import Action, log_fields
 
 if TYPE_CHECKING:
     from tornado.template import BaseLoader
@@ -44,7 +44,7 @@ def add_pages() -> bool:
     try:
         return _add_pages()
     except Exception as error:  # noqa: BLE001  # whatever is wrong, it must not cost anyone their monitor
-        extra = log_fields("flower_unchanged", reason=type(error).__name__)
+        extra = log_fields(Action.FLOWER_PAGES_UNAVAILABLE, reason=type(error).__name__)
         log.warning("Flower starts without the Events pages of the bridge: %s", error, extra=extra)
         return False
 
@@ -99,6 +99,6 @@ def _with_tab(navbar: str) -> str:
     at = navbar.find("</li>", navbar.find(_LAST_TAB)) + len("</li>")
     if _LAST_TAB not in navbar or at < len("</li>"):
         text = "Flower's navigation bar is not as expected: no tab leads to the Events pages, at /events"
-        log.warning(text, extra=log_fields("flower_unchanged"))
+        log.warning(text, extra=log_fields(Action.FLOWER_PAGES_UNAVAILABLE))
         return navbar
     return navbar[:at] + _TAB + navbar[at:]

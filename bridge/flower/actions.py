@@ -14,7 +14,7 @@ from bridge.flower.tree import find
 from bridge.handlers import registry
 from bridge.operations import DeadLetterSource, JournalSource, Replay, ReplayItem, Source
 from bridge.storage import EntryFilter, stream_position
-from bridge.telemetry import log_fields
+from bridge.telemetry import Action, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,9 @@ def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: s
         replayed = progress.replayed
     if not replayed:
         raise BridgeError(gone)
-    extra = log_fields("replay_asked", event_id=found.event_id, event_type=found.event_type, handler=found.handler)
+    extra = log_fields(
+        Action.REPLAY_REQUESTED, event_id=found.event_id, event_type=found.event_type, handler=found.handler
+    )
     whom = found.handler or "all handlers"
     log.info("replay %s was asked for in Flower by %s: event %s to %s", name, who, found.event_id, whom, extra=extra)
     return found, name

@@ -22,7 +22,7 @@ from bridge.bus import EventBus, current_request, get_bus
 from bridge.errors import BridgeError, BusUnavailable
 from bridge.redis import attempt
 from bridge.storage import Begun, DeadLetter, DeadLetters, Ended, Ledger
-from bridge.telemetry import LogThrottle, log_fields, redacting_errors
+from bridge.telemetry import Action, LogThrottle, log_fields, redacting_errors
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Leases:
         try:
             attempt(self._settings, f"noting the end of task {task_id}", lambda: self._write_end(task_id, end))
         except BusUnavailable as error:
-            extra = log_fields("end_not_noted", task_id=task_id, group=self._settings.group)
+            extra = log_fields(Action.TASK_END_NOT_RECORDED, task_id=task_id, group=self._settings.group)
             log.warning("%s Tried again in the background.", error, extra=extra)
             with self._lock:
                 self._ends[task_id] = end
@@ -196,7 +196,7 @@ class Leases:
                     self._note_late(task_id, end)
             except (RedisError, OSError) as error:
                 if self._pace.allow("leases"):
-                    extra = log_fields("leases_not_renewed", group=self._settings.group, count=len(running))
+                    extra = log_fields(Action.LEASE_RENEWAL_FAILED, group=self._settings.group, count=len(running))
                     log.warning("leases not renewed: %s", error, extra=extra)
             kept = running
 
@@ -205,7 +205,7 @@ class Leases:
             self._write_end(task_id, end)
         except ResponseError as error:
             if self._pace.allow(f"end {task_id}"):
-                extra = log_fields("end_not_noted", task_id=task_id, group=self._settings.group)
+                extra = log_fields(Action.TASK_END_NOT_RECORDED, task_id=task_id, group=self._settings.group)
                 log.warning("the end of task %s is not noted: %s", task_id, error, extra=extra)
             return  # others may have better luck
         with self._lock:
@@ -216,7 +216,7 @@ class Leases:
 
     def _renew(self, task_id: str, token: str) -> None:
         if not self._ledger.renew(task_id, token) and self._running.get(task_id) == token and self._pace.allow(token):
-            extra = log_fields("lease_lost", task_id=task_id, group=self._settings.group)
+            extra = log_fields(Action.LEASE_LOST, task_id=task_id, group=self._settings.group)
             text = "task %s lost its lease, as after a long freeze: another copy of it may run"
             log.error(text, task_id, extra=extra)
 

@@ -118,7 +118,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         if self.request.is_eager:
             return
         if getattr(self.request, _ENDED, False):
-            extra = task_fields("ended_task_failed", self, task_id, args and args[0], type(exc).__name__)
+            extra = task_fields(Action.TASK_FAILED_AFTER_SUCCESS, self, task_id, args and args[0], type(exc).__name__)
             log.error("task %s has ended; what follows its end failed: %r", task_id, exc, extra=extra)
             return
         self.give_up("failure", f"{type(exc).__name__}: {exc}", task_id, args, str(getattr(einfo, "traceback", "")))
@@ -152,7 +152,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         try:
             event = Event.from_dict(args[0])
         except (InvalidEvent, LookupError, TypeError) as error:
-            extra = task_fields("undeliverable_task", self, task_id, None, reason)
+            extra = task_fields(Action.TASK_WITHOUT_EVENT_FAILED, self, task_id, None, reason)
             log.error("no dead letter for task %s, which somebody sent by hand: %s", task_id, error, extra=extra)
         else:
             self._fail(reason, detail, task_id, event, traceback, unless_begun)
@@ -177,7 +177,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
                 raise Reject(str(error), requeue=True) from error
             self._send_again(_BUS_AWAY_RETRY_S)
             if _pace.allow(f"bus {task_id}"):
-                extra = task_fields("task_waits_for_bus", self, task_id, event)
+                extra = task_fields(Action.TASK_START_DELAYED, self, task_id, event)
                 log.warning("task %s waits for the bus: %s", task_id, error, extra=extra)
             raise Ignore from error
         except InvalidEvent:
@@ -206,7 +206,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             try:
                 executions.release(task_id, _delay_s(error))
             except BusUnavailable as away:
-                extra = task_fields("retry_waits", self, task_id, event)
+                extra = task_fields(Action.RETRY_DELAYED, self, task_id, event)
                 log.warning("the retry of task %s waits for its lease: %s", task_id, away, extra=extra)
         elif isinstance(error, Reject):
             self.give_up("rejected", str(cast("Any", error).reason), task_id, [event])
@@ -223,7 +223,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             wait_s = begun.left_ms / 1000
             self._send_again(wait_s)
             if _pace.allow(f"elsewhere {task_id}"):
-                extra = task_fields("task_elsewhere", self, task_id, event)
+                extra = task_fields(Action.TASK_ALREADY_RUNNING, self, task_id, event)
                 log.info("task %s runs elsewhere; this copy looks again in %.1f s", task_id, wait_s, extra=extra)
         else:
             detail = f"its worker died {begun.deaths} times while it ran"
@@ -271,7 +271,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         letter = DeadLetter.of_event(
             reason, detail, event, event.encode(), self.name, task_id, traceback=traceback, attempts=attempts
         )
-        extra = task_fields("dead_letter", self, task_id, event, reason)
+        extra = task_fields(Action.DEAD_LETTER, self, task_id, event, reason)
         log.warning("dead letter (%s): %s of %r", reason, self.name, event, extra=extra)
         if self.request.id is None:
             # In a worker's main process, after a hard time limit or a revocation, which Celery announces.
@@ -286,7 +286,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             self.send_event(event_type, retry=False, **fields)
         except Exception as error:  # noqa: BLE001  # whatever the broker's client raises, the task is what matters
             if _pace.allow(event_type):
-                extra = task_fields("monitors_not_told", self, self.request.id, None)
+                extra = task_fields(Action.WORKER_EVENT_FAILED, self, self.request.id, None)
                 log.warning("monitors were not told %s of task %s: %s", event_type, self.request.id, error, extra=extra)
 
 

@@ -16,7 +16,7 @@ from bridge.events import Event
 from bridge.operations.history import History
 from bridge.redis import attempt
 from bridge.storage import DeadLetter, DeadLetters, Entry, EntryFilter, Keys
-from bridge.telemetry import log_fields
+from bridge.telemetry import Action, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class JournalSource:
 
     def _page(self, first: str, last: str) -> Any:
         if first.startswith("(") and not self._range(first[1:], first[1:]):
-            extra = log_fields("journal_trimmed", group=self._settings.group, entry_id=first[1:])
+            extra = log_fields(Action.REPLAY_SOURCE_TRIMMED, group=self._settings.group, entry_id=first[1:])
             text = "the journal was trimmed beyond %s: what came next may have expired unreplayed"
             log.warning(text, first[1:], extra=extra)
         return self._range(first, last)

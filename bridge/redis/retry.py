@@ -25,7 +25,7 @@ from redis.retry import Retry
 from bridge.config import BridgeSettings
 from bridge.errors import BusUnavailable
 from bridge.redis.error_hints import describe_error, hint_for
-from bridge.telemetry import Counters, log_fields
+from bridge.telemetry import Action, Counters, log_fields
 
 T = TypeVar("T")
 
@@ -93,14 +93,14 @@ class BackOff:
         self.last = f"{kind}: {describe_error(error)}"
         if self.failures == 0:
             hint = f". {advice}" if (advice := hint_for(error)) else ""
-            self._log.warning("%s: %s%s", self._what, self.last, hint, extra=log_fields("outage", reason=kind))
+            self._log.warning("%s: %s%s", self._what, self.last, hint, extra=log_fields(Action.OUTAGE, reason=kind))
         self._stop.wait(_loop_backoff.compute(min(self.failures, 16)))
         self.failures += 1
 
     def reset(self) -> None:
         """Note a success."""
         if self.failures:
-            extra = log_fields("outage_over", count=self.failures)
+            extra = log_fields(Action.OUTAGE_OVER, count=self.failures)
             self._log.info("%s: over after %d failures", self._what, self.failures, extra=extra)
             self._counters.add("reconnects")
         self.failures = 0

@@ -23,7 +23,7 @@ from bridge.subscriber.maintenance.maintenance import Upkeep
 from bridge.subscriber.maintenance.rescuer import Recovery
 from bridge.subscriber.monitoring.health import Health
 from bridge.subscriber.monitoring.reporter import PresenceReporter
-from bridge.telemetry import Counters, Liveness, LogThrottle, log_fields
+from bridge.telemetry import Action, Counters, Liveness, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Subscriber:
             if self._outbox.one_redis
             else "through the broker: at least once"
         )
-        extra = log_fields("subscriber_started", group=self._settings.group, consumer=self.name)
+        extra = log_fields(Action.SUBSCRIBER_STARTED, group=self._settings.group, consumer=self.name)
         place = self._settings.redacted_url
         text = "subscriber %s of group %s at %s; tasks are sent %s"
         log.info(text, self.name, self._settings.group, place, how, extra=extra)
@@ -136,7 +136,7 @@ class Subscriber:
         self._threads = []
         if late:
             names = ", ".join(late)
-            extra = log_fields("stop_late", group=self._settings.group, consumer=self.name, where=names)
+            extra = log_fields(Action.STOP_TIMED_OUT, group=self._settings.group, consumer=self.name, component=names)
             log.warning("%s still waiting for Redis or the broker; left behind", names, extra=extra)
             return
         self._outbox.close()
@@ -152,7 +152,9 @@ class Subscriber:
             except Exception as error:  # the loop must go on whatever an event does to it
                 if pace.allow():
                     group, kind = self._settings.group, type(error).__name__
-                    extra = log_fields("thread_failed", group=group, consumer=self.name, where=thread, reason=kind)
+                    extra = log_fields(
+                        Action.THREAD_FAILED, group=group, consumer=self.name, component=thread, reason=kind
+                    )
                     log.exception("%s failed", thread, extra=extra)
                 back_off.wait(error)
 
@@ -165,7 +167,7 @@ class Subscriber:
         self._findings = check_settings(self._settings, self._app, tasks)
         self._findings += refused_handlers(self._settings, registry.patterns)
         for finding in self._findings:
-            extra = log_fields("check_failed", group=self._settings.group, setting=finding.setting)
+            extra = log_fields(Action.STARTUP_CHECK_FAILED, group=self._settings.group, setting=finding.setting)
             log.warning("%s", finding, extra=extra)
 
     def _dispatch(self) -> None:
@@ -183,7 +185,7 @@ class Subscriber:
                 self._outage.reset()
             except JournalLost as error:
                 # From the beginning: better an event twice, with the same task id, than an event lost.
-                extra = log_fields("journal_lost", group=self._settings.group, consumer=self.name)
+                extra = log_fields(Action.JOURNAL_LOST, group=self._settings.group, consumer=self.name)
                 text = "the journal or group %s was deleted, made anew: %s"
                 log.error(text, self._settings.group, error, extra=extra)
                 self.counters.add("journal_lost")
@@ -203,7 +205,7 @@ class Subscriber:
             self._upkeep.resign()
             self._journal.leave(self.name)
         except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
-            extra = log_fields("left_silently", group=self._settings.group, consumer=self.name)
+            extra = log_fields(Action.LEAVE_FAILED, group=self._settings.group, consumer=self.name)
             log.info("left group %s without a word: %s", self._settings.group, error, extra=extra)
 
     def _open_group(self) -> bool:
@@ -215,7 +217,7 @@ class Subscriber:
         if begin_late and not self._intake.caught_up.wait(self._settings.block_ms / 1000):
             return False
         if self._journal.create_group(self._group_start):
-            extra = log_fields("group_created", group=self._settings.group, consumer=self.name)
+            extra = log_fields(Action.GROUP_CREATED, group=self._settings.group, consumer=self.name)
             text = "group %s begins with the %s event"
             log.info(text, self._settings.group, self._group_start, extra=extra)
             if not begin_late:

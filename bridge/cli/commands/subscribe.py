@@ -15,7 +15,7 @@ from celery.bin.base import LOG_LEVEL
 from bridge.cli.connect import errors_as_cli_messages
 from bridge.config import BridgeSettings
 from bridge.subscriber import Subscriber
-from bridge.telemetry import log_fields
+from bridge.telemetry import Action, log_fields
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -50,7 +50,7 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
     gc.freeze()  # what was imported is no garbage, see worker.py
     subscriber.start()
     wait_for_signal()
-    extra = log_fields("subscriber_stopping", group=settings.group, consumer=subscriber.name)
+    extra = log_fields(Action.SUBSCRIBER_STOPPING, group=settings.group, consumer=subscriber.name)
     logging.getLogger(__name__).info("stopping", extra=extra)
     subscriber.stop()
 

@@ -15,7 +15,7 @@ from bridge.handlers import Handler, Registry
 from bridge.storage import DeadLetter, Ended, Entry, Storage, dead_letter_fields
 from bridge.subscriber.dispatch.batch import Batch
 from bridge.subscriber.dispatch.transaction import DispatchTransaction
-from bridge.telemetry import Counters, LogThrottle, log_fields
+from bridge.telemetry import Action, Counters, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Dispatcher:
             if self._dispatch(entries, read_on=not self._reread_pending):
                 return len(entries)
         except _Overtaken:
-            extra = log_fields("entries_overtaken", group=self._settings.group, consumer=self._consumer)
+            extra = log_fields(Action.ENTRIES_OWNERSHIP_LOST, group=self._settings.group, consumer=self._consumer)
             log.info("entries of group %s have changed hands: read again", self._settings.group, extra=extra)
             self._start_over()
             return 0
@@ -195,7 +195,7 @@ class Dispatcher:
 
     def _count(self, batch: Batch) -> None:
         if lost := batch.counts["lost", ""]:  # not before: what is tried again would be told again
-            extra = log_fields("event_lost", group=self._settings.group, consumer=self._consumer, count=lost)
+            extra = log_fields(Action.EVENT_LOST, group=self._settings.group, consumer=self._consumer, count=lost)
             log.error("%d journal entries were removed before they were dispatched: lost", lost, extra=extra)
         batch.count(self._counters, self._handover.now_ms)
 
@@ -209,7 +209,9 @@ class Dispatcher:
             self._counters.add("dispatch_backpressure")
             # A queue that is worked off more slowly than events come has room now and then, for a moment.
             if full != self.full_queue and self._pace.allow(full):
-                extra = log_fields("dispatch_waits", group=self._settings.group, consumer=self._consumer, queue=full)
+                extra = log_fields(
+                    Action.DISPATCH_BACKPRESSURE, group=self._settings.group, consumer=self._consumer, queue=full
+                )
                 text = "dispatch waits: queue %s has %d messages or more; the journal keeps"
                 log.warning(text, full, limit, extra=extra)
         self.full_queue = full
@@ -278,7 +280,7 @@ class Dispatcher:
         if not is_new:
             return  # it was counted and told when it was
         self._counters.add("dead_lettered", event_type=letter.event_type)
-        extra = dead_letter_fields("dead_letter", letter, self._settings.group)
+        extra = dead_letter_fields(Action.DEAD_LETTER, letter, self._settings.group)
         place = letter.handler or letter.origin
         log.warning("dead letter (%s): %s %s", letter.reason, place, letter.detail, extra=extra)
 

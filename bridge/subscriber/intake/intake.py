@@ -23,7 +23,7 @@ from bridge.events import ID_PATTERN, Event, Record
 from bridge.redis import BackOff
 from bridge.storage import AppendResult, DeadLetter, Keys, Storage
 from bridge.subscriber.intake.rejections import Refusals
-from bridge.telemetry import Counters, Liveness, log_fields
+from bridge.telemetry import Action, Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class Intake:
         if stale:
             text = "%d event keys left alone: their timestamps say that they are older than bridge_event_ttl_s, %d s, "
             text += "which the keys outlive; make it longer than any program keeps them"
-            extra = log_fields("keys_left_alone", group=self._settings.group, count=stale)
+            extra = log_fields(Action.STALE_KEYS_SKIPPED, group=self._settings.group, count=stale)
             log.warning(text, stale, self._settings.event_ttl_s, extra=extra)
         if subscribed:
             self.caught_up.set()

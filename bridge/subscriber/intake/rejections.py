@@ -14,7 +14,7 @@ from bridge.config import BridgeSettings
 from bridge.events import Record
 from bridge.redis import TRANSIENT
 from bridge.storage import RATE_WINDOW_S, DeadLetter, DeadLetters, dead_letter_fields
-from bridge.telemetry import Counters, LogThrottle
+from bridge.telemetry import Action, Counters, LogThrottle
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Refusals:
             self._counters.add("errors")
             for letter in letters:
                 if self._pace.allow(f"lost {letter.reason}"):
-                    extra = dead_letter_fields("dead_letter_lost", letter, self._settings.group)
+                    extra = dead_letter_fields(Action.DEAD_LETTER_LOST, letter, self._settings.group)
                     text = "dead letter (%s) from %r could not be kept: %s"
                     log.error(text, letter.reason, letter.origin, error, extra=extra)
             return
@@ -92,7 +92,7 @@ class Refusals:
             untold = self._untold.pop(kind, 0)
         more = f" ({untold} more like it before)" if untold else ""
         if is_limited:
-            extra = dead_letter_fields("source_limited", letter, self._settings.group)
+            extra = dead_letter_fields(Action.SOURCE_RATE_LIMITED, letter, self._settings.group)
         else:
-            extra = dead_letter_fields("dead_letter", letter, self._settings.group)
+            extra = dead_letter_fields(Action.DEAD_LETTER, letter, self._settings.group)
         log.warning("dead letter (%s) from %r: %s%s", letter.reason, letter.origin, letter.detail, more, extra=extra)

@@ -11,7 +11,7 @@ from bridge.config import BridgeSettings
 from bridge.storage import Keys, PresenceStore, Storage, script
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.maintenance.rescuer import Recovery
-from bridge.telemetry import Counters, log_fields
+from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Upkeep:
         for consumer in self._journal.idle_consumers(self._claim_idle_ms):
             if consumer not in alive and self._journal.leave(consumer, self._claim_idle_ms):
                 self._counters.add("consumers_removed")
-                extra = log_fields("consumer_removed", group=self._group, consumer=consumer)
+                extra = log_fields(Action.CONSUMER_REMOVED, group=self._group, consumer=consumer)
                 log.info("consumer %s is gone and holds nothing: removed from the group", consumer, extra=extra)
 
     def _claim(self, stop: threading.Event) -> None:
@@ -111,4 +111,4 @@ class Upkeep:
     def _lost(self, group: str, count: int, how: str) -> None:
         if count:
             self._counters.add("lost", count)
-            log.error("%d events %s: lost", count, how, extra=log_fields("event_lost", group=group, count=count))
+            log.error("%d events %s: lost", count, how, extra=log_fields(Action.EVENT_LOST, group=group, count=count))

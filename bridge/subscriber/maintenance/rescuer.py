@@ -14,7 +14,7 @@ from bridge.errors import InvalidEvent
 from bridge.events import StoredEvent
 from bridge.handlers import Registry, task_id_for
 from bridge.storage import DeadLetter, Ended, Entry, Overdue, Storage, dead_letter_fields
-from bridge.telemetry import Counters, log_fields
+from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Recovery:
             again = {name: task.pair._replace(redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
             self._ledger.sent([], [pair.listed(task_id) for task_id, pair in again.items()])
             self._counters.add_each("redispatched", [message.stored.type for message in messages])
-            extra = log_fields("tasks_sent_again", group=self._settings.group, count=len(messages))
+            extra = log_fields(Action.TASKS_REDISPATCHED, group=self._settings.group, count=len(messages))
             text = "%d overdue tasks neither ran nor waited in their queue: sent again"
             log.warning(text, len(messages), extra=extra)
 
@@ -129,7 +129,9 @@ class Recovery:
         handler = next((one for one in self._registry if one.task_name == task.pair.handler), None)
         if handler is None:
             name, event_id, group = task.pair.handler, task.pair.event_id, self._settings.group
-            extra = log_fields("no_handler", event_id=event_id, task_id=task.task_id, handler=name, group=group)
+            extra = log_fields(
+                Action.UNKNOWN_HANDLER, event_id=event_id, task_id=task.task_id, handler=name, group=group
+            )
             log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, name, extra=extra)
             return []  # another subscriber may know it; asked for again until max_redispatches
         try:
@@ -151,7 +153,7 @@ class Recovery:
         self._dead_letters.bury(letter, Ended(queue=task.pair.queue) if event is not None else None)
         self._counters.add("dead_lettered", event_type=event.type if event else "")
         text = "dead letter (%s): %s of event %s: %s"
-        extra = dead_letter_fields("dead_letter", letter, self._settings.group)
+        extra = dead_letter_fields(Action.DEAD_LETTER, letter, self._settings.group)
         log.error(text, why.reason, handler, task.pair.event_id, letter.detail, extra=extra)
 
 
