@@ -28,7 +28,7 @@ def lines(place: Place, *arguments: str, **how: Any) -> list[dict[str, Any]]:
 
 def rules(place: Place, *arguments: str, **how: Any) -> str:
     """The rules of the line for the bus."""
-    return " ".join(lines(place, *arguments, "--on", "bus", **how)[0]["rules"])
+    return " ".join(lines(place, *arguments, "--server", "bus", **how)[0]["rules"])
 
 
 # Servers and users
@@ -42,7 +42,7 @@ def test_a_server_gets_one_line(place: Place) -> None:
     version = ".".join(place.admin.info()["redis_version"].split(".")[:2])
     assert result.stderr == f"bus, broker, results at 127.0.0.1:{place.server.port}, Redis {version}\n"
     assert ">" not in result.stdout
-    assert place.say("acl", "worker", "--on", "results").stdout == result.stdout
+    assert place.say("acl", "worker", "--server", "results").stdout == result.stdout
 
 
 def test_servers_apart_have_users_of_their_own(place: Place) -> None:
@@ -55,11 +55,11 @@ def test_servers_apart_have_users_of_their_own(place: Place) -> None:
         ("tests-worker-broker", ["broker"], "127.0.0.1:1", ""),
     ]
     assert "which does not tell its version" in place.say("acl", "worker", broker=broker).stderr
-    (line,) = lines(place, "worker", "--on", "broker", broker=broker)
+    (line,) = lines(place, "worker", "--server", "broker", broker=broker)
     assert {"+select"} < set(line["rules"])
     assert f"(+psubscribe +publish &broker:{place.prefix}/3.celery.pidbox)" in line["rules"]
     assert [line["for"] for line in lines(place, "worker", broker="amqp://127.0.0.1:1")] == [["bus", "results"]]
-    assert "needs nothing of the broker" in place.say("acl", "publisher", "--on", "broker", expect=1).output
+    assert "needs nothing of the broker" in place.say("acl", "publisher", "--server", "broker", expect=1).output
 
 
 def test_redis_cli_takes_a_line_as_it_is(place: Place) -> None:
@@ -78,11 +78,11 @@ def test_redis_cli_takes_a_line_as_it_is(place: Place) -> None:
 
 def test_a_server_that_is_too_old(place: Place) -> None:
     """Redis 6.2 is told apart; clients tell what they are from 7.2 on, and no sooner version knows that right."""
-    output = place.say("acl", "worker", "--redis", "6.2", expect=1).output
+    output = place.say("acl", "worker", "--redis-version", "6.2", expect=1).output
     assert "is Redis 6.2, whose users have no selectors; these lines need 7.0" in output
-    assert "+client|setinfo" not in rules(place, "worker", "--redis", "7.0")
-    assert "+client|setinfo" in rules(place, "worker", "--redis", "7.2.4")
-    assert "is no version" in place.say("acl", "worker", "--redis", "new", expect=2).output
+    assert "+client|setinfo" not in rules(place, "worker", "--redis-version", "7.0")
+    assert "+client|setinfo" in rules(place, "worker", "--redis-version", "7.2.4")
+    assert "is no version" in place.say("acl", "worker", "--redis-version", "new", expect=2).output
 
 
 # What depends on settings
@@ -92,9 +92,8 @@ def test_settings_have_a_say(place: Place) -> None:
     """What is switched off needs no rights, what is switched on needs more."""
     assert "&" not in rules(place, "subscriber", enable_pubsub=False).replace(f"&broker:{place.prefix}", "")
     assert "scan" not in rules(place, "subscriber", enable_pubsub=False)
-    assert rules(place, "publisher", "--redis", "7.0", enable_persistence=False).split("clearselectors ")[1] == (
-        f"+client|setname +ping (+publish &{place.prefix}*)"
-    )
+    broadcasting = rules(place, "publisher", "--redis-version", "7.0", enable_persistence=False)
+    assert broadcasting.split("clearselectors ")[1] == f"+client|setname +ping (+publish &{place.prefix}*)"
     assert "+wait" in rules(place, "publisher", wait_replicas=1)
     assert ":}rate:*" in rules(place, "subscriber", max_events_per_s_per_source=5)
     assert "+select " in rules(place, "publisher", redis_url=place.url().replace("/0", "/3"))

@@ -43,7 +43,7 @@ def publish_waiting(place: Place, user: str) -> None:
                 bus.publish_many([Event(type="dream.created", id=event_id) for event_id in ("two", "three")])
 
 
-WAYS = [(publish, [], {}), (publish_raw, ["--raw"], {}), (publish_waiting, [], REPLICATED)]
+WAYS = [(publish, [], {}), (publish_raw, ["--no-bridge"], {}), (publish_waiting, [], REPLICATED)]
 
 
 @pytest.mark.parametrize(("do", "arguments", "settings"), WAYS, ids=["bridge", "raw", "waiting"])
@@ -56,7 +56,7 @@ def test_it_has_what_it_needs_and_no_more(place: Place, do, arguments: list[str]
     place.judge(rules, commands)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--raw"]], ids=["bridge", "raw"])
+@pytest.mark.parametrize("arguments", [[], ["--no-bridge"]], ids=["bridge", "raw"])
 def test_it_reaches_nothing_else(place: Place, arguments: list[str]) -> None:
     """Neither the task queues nor what others publish nor another bus, by commands or by scripts of its own."""
     place.grant("shop", "publisher", *arguments)

@@ -18,19 +18,27 @@ from bridge.operations.acl import MIN_VERSION, ROLES, Part, Place, Role, parts_o
 
 @click.command(short_help="Print what a kind of program may do on Redis, for ACL SETUSER.")
 @click.argument("role", type=click.Choice(ROLES))
-@click.option("--raw", is_flag=True, help="A publisher without the bridge: event keys and broadcasts, nothing else.")
+@click.option(
+    "--no-bridge", is_flag=True, help="A publisher without the bridge: event keys and broadcasts, nothing else."
+)
 @click.option("--no-subscriber", is_flag=True, help="A worker that only runs tasks.")
 @click.option("--queue", multiple=True, help="A task queue that the configuration does not name; may be repeated.")
 @click.option("--user", help="Name of the user; the group and the role unless given.")
-@click.option("--on", type=click.Choice(["bus", "broker", "results", "sentinels"]), help="Only the line for this.")
-@click.option("--redis", metavar="VERSION", help="Version of the servers, e.g. 7.0; they are asked unless given.")
+@click.option(
+    "--server",
+    type=click.Choice(["bus", "broker", "results", "sentinels"]),
+    help="Print only the line for this server.",
+)
+@click.option(
+    "--redis-version", metavar="VERSION", help="Version of the servers, e.g. 7.0; they are asked unless given."
+)
 @json_option
 @click.pass_context
-def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, on: str | None, **asked: Any) -> None:
+def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, server: str | None, **asked: Any) -> None:
     """Print what a kind of program may do on Redis, as lines for ACL SETUSER.
 
     \b
-    publisher   calls publish_event, or writes event keys and broadcasts (--raw)
+    publisher   calls publish_event, or writes event keys and broadcasts (--no-bridge)
     subscriber  bus subscribe: turns events into tasks
     worker      a worker with its subscriber, or without (--no-subscriber)
     operator    these commands, and Flower
@@ -42,16 +50,16 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, on: 
     \b
     Example:
       celery -A bridge bus acl worker
-      celery -A bridge bus acl publisher --raw --user dream-service
-      celery -A bridge bus acl worker --on bus | redis-cli -u redis://admin:...@redis.internal
+      celery -A bridge bus acl publisher --no-bridge --user dream-service
+      celery -A bridge bus acl worker --server bus | redis-cli -u redis://admin:...@redis.internal
     """
     app = ctx.obj.app
     settings = load(app)
     with errors_as_cli_messages(settings):
-        version = asked.pop("redis")
+        version = asked.pop("redis_version")
         parts = [part for part in parts_of(app, settings, role, **asked) if part.grants]
         lines = list(_lines(parts, user or f"{settings.group}-{role}", version))
-    shown = [line for line in lines if on is None or on in line["for"]]
+    shown = [line for line in lines if server is None or server in line["for"]]
     for line in shown:
         if as_json:
             output.as_json(line)
@@ -59,7 +67,7 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, on: 
             output.note(output.Styled(f"{', '.join(line['for'])} at {line['at']}", "bold"), _told(line["version"]))
             output.line("ACL SETUSER ", line["user"], " ", " ".join(line["rules"]))
     if not shown:
-        raise click.ClickException(f"a {role} needs nothing of the {on}, or that is no Redis")
+        raise click.ClickException(f"a {role} needs nothing of the {server}, or that is no Redis")
 
 
 def _lines(parts: Iterable[Part], user: str, version: str | None) -> Iterator[dict[str, Any]]:
@@ -88,7 +96,7 @@ def _version(asked: str | None, part: Part) -> tuple[int, ...] | None:
         try:
             found = tuple(map(int, asked.split(".")[:2]))
         except ValueError:
-            raise click.UsageError(f"--redis: {asked!r} is no version; write it like 7.0") from None
+            raise click.UsageError(f"--redis-version: {asked!r} is no version; write it like 7.0") from None
     else:
         with suppress(RedisError, OperationalError, OSError, KeyError):
             client = part.client()
@@ -108,4 +116,4 @@ def _version(asked: str | None, part: Part) -> tuple[int, ...] | None:
 def _told(version: str) -> str:
     if version:
         return f", Redis {version}"
-    return ", which does not tell its version: for 7.2 and later give --redis, or add +client|setinfo"
+    return ", which does not tell its version: for 7.2 and later give --redis-version, or add +client|setinfo"

@@ -81,7 +81,7 @@ class _Needs(NamedTuple):
 
 _BROADCASTING = _Needs(channels={"events": "publish"})
 _PUBLISHING = (_Needs(("publish",), keyless="script|exists"), _BROADCASTING)
-_RAW = (_Needs(keys={"event": "set setex"}), _BROADCASTING)
+_NO_BRIDGE = (_Needs(keys={"event": "set setex"}), _BROADCASTING)
 _SUBSCRIBING = (
     _Needs(  # dispatch
         ("sent", "park", "park, of a task"),
@@ -149,11 +149,13 @@ _OF_GROUP = (
 _OF_GROUP_BY_ID = ("replay", "replays", "dead_letter_dedup")
 
 
-def bus_grants(role: Role, settings: BridgeSettings, *, raw: bool = False, subscriber: bool = True) -> list[Grant]:
+def bus_grants(
+    role: Role, settings: BridgeSettings, *, no_bridge: bool = False, subscriber: bool = True
+) -> list[Grant]:
     """Return what a role needs on the bus.
 
     Arguments:
-        raw: Of a publisher that knows nothing of the bridge: it writes event keys and broadcasts.
+        no_bridge: Of a publisher that knows nothing of the bridge: it writes event keys and broadcasts.
         subscriber: Whether a worker runs one.
 
     Raises:
@@ -161,7 +163,7 @@ def bus_grants(role: Role, settings: BridgeSettings, *, raw: bool = False, subsc
     """
     if set("()'\"") & set(settings.channel_prefix):
         raise SettingsError("channel_prefix: no rule of an ACL can hold its parentheses or quotes; choose another")
-    needs = list(_RAW if raw else _NEEDS[role])
+    needs = list(_NO_BRIDGE if no_bridge else _NEEDS[role])
     if role == "worker" and subscriber:
         needs += _NEEDS["subscriber"]
     needs = [fitting for one in needs for fitting in _fitting(one, settings)]

@@ -62,7 +62,7 @@ class Part:
 
 
 def parts_of(
-    app: Celery, settings: BridgeSettings, role: Role, raw: bool, no_subscriber: bool, queue: Sequence[str]
+    app: Celery, settings: BridgeSettings, role: Role, no_bridge: bool, no_subscriber: bool, queue: Sequence[str]
 ) -> Iterator[Part]:
     """Yield what *role* needs of each place.
 
@@ -71,7 +71,7 @@ def parts_of(
         no_subscriber: A worker that only runs tasks.
         queue: Names of queues that the configuration does not name.
     """
-    grants = bus_grants(role, settings, raw=raw, subscriber=not no_subscriber)
+    grants = bus_grants(role, settings, no_bridge=no_bridge, subscriber=not no_subscriber)
     found = [Part("bus", _place_of_bus(settings), grants, lambda: connect(settings, _PATIENCE_S))]
     found += _of_celery(app, settings, role, queue, subscriber=not no_subscriber)
     yield from found
