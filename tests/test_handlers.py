@@ -190,9 +190,10 @@ def test_registry_forgets_what_it_has_to() -> None:
     assert len(known.matching("a")) == 2
     known.add(Handler("one", ("b",)))
     assert [handler.task_name for handler in known.matching("a")] == ["two"]
-    assert [handler.task_name for handler in known] == ["one", "two"]
+    assert [handler.task_name for handler in known] == known.names == ["one", "two"]
+    assert (known.get("one"), known.get("three")) == (Handler("one", ("b",)), None)
     known.clear()
-    assert (known.matching("a"), known.matching("b"), list(known)) == ((), (), [])
+    assert (known.matching("a"), known.matching("b"), known.get("one"), list(known)) == ((), (), None, [])
 
 
 def test_cached_types_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,9 +117,9 @@ def handler_named(name: str) -> Handler:
     Raises:
         BridgeError: There is none; the text proposes one.
     """
-    handlers = {handler.task_name: handler for handler in registry}
-    if name not in handlers:
-        guess = difflib.get_close_matches(name, handlers, n=1)
-        hint = f"did you mean {guess[0]}?" if guess else f"there are {', '.join(sorted(handlers)) or 'none'}"
+    handler = registry.get(name)
+    if handler is None:
+        guess = difflib.get_close_matches(name, registry.names, n=1)
+        hint = f"did you mean {guess[0]}?" if guess else f"there are {', '.join(sorted(registry.names)) or 'none'}"
         raise BridgeError(f"there is no handler {name}; {hint}")
-    return handlers[name]
+    return handler

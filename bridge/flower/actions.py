@@ -34,8 +34,7 @@ def retry(data: EventData, letter_id: str, who: str) -> str:
     """
     at_ms, _ = stream_position(letter_id)
     selection = EntryFilter(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({letter_id}))
-    handlers = {handler.task_name for handler in registry}
-    source = DeadLetterSource(data.client, data.settings, selection, handlers)
+    source = DeadLetterSource(data.client, data.settings, selection, registry.names)
     gone = "this dead letter is gone: it was retried or dropped before"
     done, name = _replay(data, source, {"from": "dead letters", "id": [letter_id]}, gone, who)
     what = done.handler or "all handlers"
@@ -61,12 +60,11 @@ def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
     # With the moment at which the journal took it nothing else is read.
     selection = EntryFilter(since_ms=node.at_ms, until_ms=node.at_ms + 1, ids=frozenset({event_id}))
     filters: dict[str, Any] = {"from": "journal", "id": [event_id]}
-    handlers = {handler.task_name: handler for handler in registry.matching(node.event_type)}
+    handler = registry.get(handler_name)
     if not handler_name:
         source = JournalSource(data.client, data.settings, selection)
-    elif handler_name in handlers:
-        accepts = handlers[handler_name].matches
-        source = JournalSource(data.client, data.settings, selection, handler_name, accepts)
+    elif handler is not None and handler.matches(node.event_type):
+        source = JournalSource(data.client, data.settings, selection, handler_name, handler.matches)
         filters["handler"] = handler_name
     else:
         raise BridgeError(f"{handler_name[:120]!r} is no handler of {node.event_type} here")

@@ -244,7 +244,7 @@ class EventData:
 
     def _why_not(self, letter: DeadLetter) -> str:
         """Return why a dead letter cannot be retried, for a person; empty: it can."""
-        if letter.handler and letter.handler not in {handler.task_name for handler in registry}:
+        if letter.handler and registry.get(letter.handler) is None:
             return f"there is no handler {letter.handler} here"
         if letter.redacted_event:  # which is whole for as long as it is kept
             expired = letter.at_ms + self.settings.event_ttl_ms < time.time_ns() // 1_000_000

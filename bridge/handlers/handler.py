@@ -75,6 +75,15 @@ class Registry:
                 self._by_type[event_type] = found
         return found
 
+    def get(self, task_name: str) -> Handler | None:
+        """Return the handler whose Celery task has this name; None if there is none."""
+        return self._handlers.get(task_name)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the handlers' tasks, in the order of registration."""
+        return list(self._handlers)
+
     @property
     def patterns(self) -> dict[str, tuple[str, ...]]:
         """The patterns of each handler, by the name of its task."""

@@ -127,8 +127,7 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **asked: An
     with open_bus(ctx.obj.app) as (client, settings):
         if asked["handler"] is not None:
             handler_named(asked["handler"])
-        handlers = {handler.task_name for handler in registry}
-        source = DeadLetterSource(client, settings, selection_of(asked), handlers)
+        source = DeadLetterSource(client, settings, selection_of(asked), registry.names)
         name = name or new_name()
         perform(Replay(client, settings, source, name, filters), name, **how)
 

@@ -267,12 +267,13 @@ class Dispatcher:
             if not handlers:
                 batch.counts["no_handler", stored.type] += 1
             return handlers
-        named = [handler for handler in self._registry if handler.task_name == entry.handler]
-        if not named:
+        handler = self._registry.get(entry.handler)
+        if handler is None:
             # As during a deployment: the dead letter that was replayed is gone, so another keeps the event.
             text = "this subscriber has no such handler"
             batch.bury("no_handler", text, stored, entry.handler, self._settings.group)
-        return named
+            return ()
+        return (handler,)
 
     def _park(self, letter: DeadLetter) -> None:
         letter = self._dead_letters.redacted_by(letter)

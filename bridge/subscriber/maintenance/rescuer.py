@@ -126,7 +126,7 @@ class Recovery:
         if event is None:
             text = f"journal entry {task.pair.entry_id} is gone, and so is the key: cannot be sent again"
             raise _Unrecoverable("event_expired", text, None)
-        handler = next((one for one in self._registry if one.task_name == task.pair.handler), None)
+        handler = self._registry.get(task.pair.handler)
         if handler is None:
             name, event_id, group = task.pair.handler, task.pair.event_id, self._settings.group
             extra = log_fields(
