@@ -30,7 +30,7 @@ SEED ?= $(shell date +%s)
 MINUTES ?= 30
 
 chaos: install ## Kill, cut, freeze and fill up, at random, and count what is lost: SEED=, MINUTES=
-	$(BIN)/python -m tests.faults.chaos --seed $(SEED) --minutes $(MINUTES)
+	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES)
 
 bench: install ## Measure the speed beside what people use today; takes about 20 minutes
 	$(BIN)/python -m benchmarks

@@ -11,7 +11,7 @@ from celery import Celery
 from benchmarks.ours import SUBSCRIBE
 from benchmarks.setting import QUEUE, fill, payload, processes, rate_of
 from bridge.testing.redis_server import RedisServer
-from tests.rabbitmq.node import RabbitNode, find_programs
+from tests.support.servers.rabbitmq import RabbitNode, find_programs
 
 _ROUNDS = 3
 #: By the name that ``task_default_queue_type`` has for it.

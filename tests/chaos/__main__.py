@@ -1,0 +1,165 @@
+"""``make chaos``: a busy site, faults at random, and a verdict; one row of Markdown per scenario.
+
+The same seed chooses the same faults; when exactly they hit is up to the machine. Exit status 1 when an event was lost,
+an effect was had twice, or a task became a dead letter that should not; the logs are then kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.ending import come_to_rest
+from tests.chaos.oracle import Verdict
+from tests.chaos.scenarios import SCENARIOS, Scenario
+from tests.chaos.site import Site
+
+#: For a site to get on with coming to rest after the last fault: some rounds of every timeout above it.
+SETTLE_S = 180.0
+#: For the processes of a site to start, and to publish and run something.
+START_S = 30.0
+
+COLUMNS = (
+    "scenario",
+    "seed",
+    "servers",
+    "faults",
+    "events",
+    "lost in window",
+    "lost",
+    "duplicate deliveries",
+    "duplicate effects",
+    "repeats of unguarded effects",
+    "result",
+)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A run goes on until it has all of these."""
+
+    seconds: float
+    faults: int = 0
+    events: int = 0
+
+    def reached(self, site: Site, began: float) -> bool:
+        if time.monotonic() - began < self.seconds or site.done.total() < self.faults:
+            return False
+        return self.events == 0 or len(site.accepted()) >= self.events
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has shown; *left* is what had not come to rest."""
+
+    shared: bool
+    faults: Counter[str]
+    restarts: Counter[str]
+    verdict: Verdict
+    left: str
+
+    @property
+    def green(self) -> bool:
+        return self.verdict.green and not self.left and self.faults.total() > 0
+
+
+def run(name: str, seed: int, goal: Goal, directory: Path) -> Outcome:
+    """Run one scenario on a site of its own, whose logs go to *directory*."""
+    scenario = SCENARIOS[name]
+    chance = random.Random(f"{seed} {name}")
+    shared = chance.random() < 0.5
+    with Site(directory, seed, fsync=scenario.fsync, shared=shared, proxies=scenario.proxies) as site:
+        _until_published(site, 1)
+        began = time.monotonic()
+        while not goal.reached(site, began):
+            _harm(site, scenario, chance)
+            site.tend()
+        _until_published(site, 1)  # what is published after the last fault has to arrive in any case
+        site.stop("publisher")
+        left, verdict = come_to_rest(site, SETTLE_S)
+        return Outcome(shared, site.done, site.restarts, verdict, left)
+
+
+def _harm(site: Site, scenario: Scenario, chance: random.Random) -> None:
+    # What a fault draws is its own affair: the next one is the same whatever it found.
+    own = random.Random(chance.random())
+    (fault,) = chance.choices(list(scenario.faults), list(scenario.faults.values()))
+    time.sleep(chance.uniform(0, scenario.pause_s))
+    if name := fault(site, own):
+        site.done[name] += 1
+
+
+def _until_published(site: Site, more: int) -> None:
+    deadline, before = time.monotonic() + START_S, len(site.accepted())
+    while len(site.accepted()) < before + more and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def row(*cells: object) -> str:
+    """Return a line of a Markdown table."""
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def line(name: str, seed: int, outcome: Outcome) -> str:
+    """Return the line of the table that tells of a run."""
+    verdict = outcome.verdict
+    return row(
+        name,
+        seed,
+        "one" if outcome.shared else "two",
+        ", ".join(f"{count} {fault}" for fault, count in sorted(outcome.faults.items())),
+        f"{verdict.events:,}",
+        len(verdict.excused),
+        len(verdict.lost),
+        verdict.delivered_again,
+        len(verdict.duplicates),
+        verdict.repeats,
+        "green" if outcome.green else "RED",
+    )
+
+
+def explain(name: str, seed: int, outcome: Outcome, directory: Path) -> str:
+    """Return what to look at after a red run."""
+    verdict = outcome.verdict
+    return (
+        f"\nlost: {verdict.lost[:20]}\nduplicates: {verdict.duplicates[:20]}\n"
+        f"dead letters that nobody intended: {dict(verdict.unexpected)}\nleft to do: {outcome.left or 'nothing'}\n"
+        f"ended by themselves: {dict(outcome.restarts)}\n"
+        f"logs: {directory}\nagain: python -m tests.chaos --scenario {name} --seed {seed}\n"
+    )
+
+
+def main() -> int:
+    """Run the scenarios that the command line names; 1 when one is red."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--minutes", type=float, default=30, help="of all scenarios together")
+    parser.add_argument("--scenario", choices=[*SCENARIOS, "all"], default="all")
+    parser.add_argument("--faults", type=int, default=0, help="at least so many per scenario")
+    parser.add_argument("--events", type=int, default=0, help="at least so many per scenario")
+    options = parser.parse_args()
+    names = list(SCENARIOS) if options.scenario == "all" else [options.scenario]
+    goal = Goal(options.minutes * 60 / len(names), options.faults, options.events)
+    print(f"seed {options.seed}\n\n{row(*COLUMNS)}\n{row(*('---' for _ in COLUMNS))}", flush=True)
+    status = 0
+    for name in names:
+        directory = Path(tempfile.mkdtemp(prefix=f"bridge-chaos-{name}-"))
+        outcome = run(name, options.seed, goal, directory)
+        print(line(name, options.seed, outcome), flush=True)
+        if outcome.green:
+            shutil.rmtree(directory)
+        else:
+            status = 1
+            print(explain(name, options.seed, outcome, directory), flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

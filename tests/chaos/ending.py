@@ -1,0 +1,103 @@
+"""The end of a run: waiting until a site has nothing left to do, and gathering the evidence."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from bridge import BridgeSettings
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from tests.chaos.app import BROKER_PREFIX, EFFECTS, GROUP
+from tests.chaos.oracle import Evidence, Verdict, judge
+from tests.chaos.site import PREFIX, Site
+
+_PAGE = 10_000
+
+
+def come_to_rest(site: Site, timeout_s: float) -> tuple[str, Verdict]:
+    """Wait until nothing is left to do and nothing is missing, and judge.
+
+    Arguments:
+        timeout_s: How long it may take from when less was left than ever before. After the loss of a journal
+            everything retained is in the queue once more, and workers take as long as they take.
+
+    Returns:
+        What was left to do after all, and the verdict.
+    """
+    least, deadline = sys.maxsize, time.monotonic() + timeout_s
+    while True:
+        site.tend()
+        count, left = _left(site)
+        if count < least:
+            least, deadline = count, time.monotonic() + timeout_s
+        late = time.monotonic() > deadline
+        if late or not left:
+            verdict = judge(gather(site))
+            # What a foreign program published may wait for the next look at the keys: nothing lists it until then.
+            if late or not verdict.lost:
+                return left, verdict
+        time.sleep(0.5)
+
+
+def _left(site: Site) -> tuple[int, str]:
+    """Return how much is left to do, and what, or why nobody knows."""
+    keys = Keys(PREFIX)
+    try:
+        with Redis.from_url(site.bus.url) as bus, Redis.from_url(site.broker.url) as broker:
+            groups: Any = bus.xinfo_groups(keys.journal)
+            group = next((row for row in groups if row["name"] == GROUP.encode()), None)
+            if group is None:
+                return sys.maxsize, "no group"
+            counts = {
+                "pending": group["pending"],
+                "not read": 0 if group["last-delivered-id"] == _last_id(bus, keys.journal) else 1,
+                "in the ledger": bus.zcard(keys.inflight(GROUP)),
+                "in the queue": broker.llen(f"{BROKER_PREFIX}celery"),
+                # The index by which Celery restores messages. What is only in the table beside it stays there.
+                "not acknowledged": broker.zcard(f"{BROKER_PREFIX}unacked_index"),
+            }
+    except (RedisError, OSError) as error:
+        return sys.maxsize, str(error)
+    return sum(counts.values()), ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _last_id(bus: Redis, journal: str) -> bytes:
+    rows: Any = bus.xrevrange(journal, count=1)
+    return bytes(rows[0][0]) if rows else b"0-0"
+
+
+def gather(site: Site) -> Evidence:
+    """Read what happened: from the publishers' logs, from the oracle, and from the bus what belongs there."""
+    settings = BridgeSettings.load(redis_url=site.bus.url, channel_prefix=PREFIX, group=GROUP)
+    with Redis.from_url(site.bus.url) as bus, Redis.from_url(site.oracle.url) as oracle:
+        letters = DeadLetters(bus, settings).latest(1_000_000)
+        return Evidence(
+            accepted=site.accepted(),
+            journalled=_journalled(bus),
+            effects=_texts(oracle, "runs") + _texts(bus, EFFECTS),
+            deliveries=_texts(oracle, "deliveries"),
+            letters=[(letter.handler, letter.event_id, letter.reason) for letter in letters],
+            losses=site.losses,
+        )
+
+
+def _texts(client: Redis, key: str) -> list[str]:
+    return [value.decode() for value in client.lrange(key, 0, -1)]
+
+
+def _journalled(bus: Redis) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    start = "-"
+    while rows := _rows(bus, start):
+        found += [(fields[b"type"].decode(), fields[b"id"].decode()) for _, fields in rows]
+        start = f"({rows[-1][0].decode()}"
+    return found
+
+
+def _rows(bus: Redis, start: str) -> Any:
+    return bus.xrange(Keys(PREFIX).journal, min=start, count=_PAGE)

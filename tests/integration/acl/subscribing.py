@@ -1,0 +1,92 @@
+"""What subscribers of the ACL tests do, with or without tasks."""
+
+from __future__ import annotations
+
+import urllib.request
+from typing import Any
+
+from redis import Redis
+
+from bridge import Event, EventBus
+from bridge.events.event import UNHEARD_SOURCE
+from bridge.handlers.handler import task_id_for
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import InFlightTask, Ledger
+from bridge.subscriber.subscriber import Subscriber
+from tests.support.ports import free_port
+from tests.support.queues import Queues
+from tests.support.restricted_redis import RestrictedRedis
+from tests.support.waiting import calls, eventually
+
+#: Times that come within the test.
+SOON = {
+    "maintenance_interval_s": 0.1,
+    "claim_idle_s": 0.1,
+    "redispatch_after_s": 0.2,
+    "heartbeat_interval_s": 0.2,
+    "max_redispatches": 1,
+    "max_dead_letters": 1,
+    "max_events_per_s_per_source": 100,
+}
+#: Asked for once, to warn of what loses events; it tells too much to be granted.
+NOT_GRANTED = {"config|get", "config"}
+
+
+def prepare(restricted_redis: RestrictedRedis) -> None:
+    """Leave what needs looking after: entries of a consumer that died, tasks that are overdue, one that has ended."""
+    keys, settings = Keys(restricted_redis.prefix), restricted_redis.settings()
+    restricted_redis.admin.xadd(keys.journal, {"id": "ancient", "type": "a.b", "event": "{}"}, id="1-1")
+    restricted_redis.admin.xgroup_create(keys.journal, "tests", id="0")
+    with EventBus(settings) as bus:
+        bus.publish_many([Event(type="dream.created", id=f"old-{number}", payload={"yes": 1}) for number in range(3)])
+        rows: Any = restricted_redis.admin.xreadgroup("tests", "dead", {keys.journal: ">"}, count=2)
+        entry_id = rows[0][1][0][0].decode()
+        ledger = Ledger(bus.client, settings.model_copy(update={"redispatch_after_s": 0.001}))
+        for event_id in ("old-0", "gone", "ended"):
+            pair = InFlightTask("t.exact", event_id, entry_id if event_id == "old-0" else "1-1", queue="celery")
+            ledger.sent([], [pair.listed(task_id_for("tests", event_id, "t.exact"))])
+        restricted_redis.admin.zadd(keys.inflight("tests"), {"without a pair": 1})
+        restricted_redis.admin.set(keys.done(task_id_for("tests", "ended", "t.exact")), "- 1 celery", ex=60)
+
+
+def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> None:
+    """All that a subscriber does, while other programs publish."""
+    keys, port = Keys(restricted_redis.prefix), free_port()
+    settings = restricted_redis.settings(user, metrics_port=port, event_ttl_s=3600, **SOON)
+    queues = Queues(admin, restricted_redis.prefix)
+    with restricted_redis.as_user(user):
+        subscriber = Subscriber(restricted_redis.app, settings, "one")
+    subscriber.start()
+    try:
+        assert subscriber.ready.wait(20)
+        for number in range(4):
+            event = Event(type="dream.created", id=f"new-{number}", source=UNHEARD_SOURCE, payload={"no": 1})
+            admin.set(keys.event(event.id), event.encode(), ex=60)
+            admin.publish(keys.channel(event.type), event.encode())
+        caused = event.child("dream.told", {"yes": 1, "name": "of a shadow"})
+        admin.publish(keys.channel("dream.told"), caused.encode())
+        admin.publish(keys.channel("dream.told"), b"no event")
+        for task in ("t.exact dream.created new-0", "t.chosen dream.told", "t.picky dream.told"):
+            eventually(lambda: any(one.startswith(task) for one in queues.tasks()), task)  # noqa: B023  # called now
+        eventually(lambda: admin.hget(keys.dead_size("tests"), "dropped"), "dead letters, of which one made room")
+        eventually(
+            lambda: admin.zcard(keys.inflight("tests")) and not ended(restricted_redis), "the ended task is struck"
+        )
+        again = (keys.channel(event.type), event.encode())
+        eventually(
+            lambda: admin.publish(*again) and subscriber.counters.snapshot().get("duplicate", 0) > 20, "repetitions"
+        )
+        so_far = calls(admin)["publish"]
+        eventually(lambda: calls(admin)["publish"] > so_far, "in silence it wants to hear itself")
+        eventually(lambda: subscriber.info()["warnings"], "it has looked at the settings of the server")
+        admin.xgroup_destroy(keys.journal, "tests")
+        eventually(lambda: admin.xinfo_groups(keys.journal), "the group is there again")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"bridge_journal" in answer.read()
+    finally:
+        subscriber.stop()
+
+
+def ended(restricted_redis: RestrictedRedis) -> bool:
+    task_id = task_id_for("tests", "ended", "t.exact")
+    return restricted_redis.admin.zscore(Keys(restricted_redis.prefix).inflight("tests"), task_id) is not None

@@ -1,0 +1,92 @@
+"""What a program may do that only publishes: that, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+from redis.exceptions import NoPermissionError, ResponseError
+
+from bridge import Event, EventBus
+from bridge.errors import NotReplicated
+from bridge.storage.keys import Keys
+from tests.support.restricted_redis import RestrictedRedis
+
+REPLICATED = {"wait_replicas": 1, "wait_replicas_ms": 1}
+
+
+def publish(restricted_redis: RestrictedRedis, user: str) -> None:
+    """All there is to publishing, with the bridge."""
+    with EventBus(restricted_redis.settings(user)) as bus:
+        assert not bus.publish("dream.created", {"n": 1}, id="one").duplicate
+        assert bus.publish("dream.created", {"n": 1}, id="one").duplicate
+        caused = Event(type="dream.created", id="two").child("dream.told")
+        bus.publish_many([caused, Event(type="dream.created", id="three")])
+
+
+def publish_raw(restricted_redis: RestrictedRedis, user: str) -> None:
+    """What a program does that knows nothing of the bridge."""
+    keys, event = Keys(restricted_redis.prefix), Event(type="dream.created", id="raw").encode()
+    with Redis.from_url(restricted_redis.url(user), client_name="raw") as client:
+        client.ping()
+        client.set(keys.event("raw"), event, px=60_000)
+        client.execute_command("SETEX", keys.event("raw"), 60, event)
+        client.publish(keys.channel("dream.created"), event)
+
+
+def publish_waiting(restricted_redis: RestrictedRedis, user: str) -> None:
+    """For replicas, which there are none of; twice, for the second time waits as well."""
+    with EventBus(restricted_redis.settings(user, **REPLICATED)) as bus:
+        for _ in range(2):
+            with pytest.raises(NotReplicated):
+                bus.publish(Event(type="dream.created", id="one").child("dream.told"))
+            with pytest.raises(NotReplicated):
+                bus.publish_many([Event(type="dream.created", id=event_id) for event_id in ("two", "three")])
+
+
+WAYS = [(publish, [], {}), (publish_raw, ["--no-bridge"], {}), (publish_waiting, [], REPLICATED)]
+
+
+@pytest.mark.parametrize(("do", "arguments", "settings"), WAYS, ids=["bridge", "raw", "waiting"])
+def test_a_publisher_has_what_it_needs_and_no_more(
+    restricted_redis: RestrictedRedis, do, arguments: list[str], settings: dict[str, int]
+) -> None:
+    """Publishing works and nothing is refused; each right that is taken away would have something refused."""
+    rules = restricted_redis.grant("shop", "publisher", *arguments, **settings)
+    with restricted_redis.recorded() as commands:
+        do(restricted_redis, "shop")
+    assert restricted_redis.refusals() == set()
+    restricted_redis.judge(rules, commands)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-bridge"]], ids=["bridge", "raw"])
+def test_it_reaches_nothing_else(restricted_redis: RestrictedRedis, arguments: list[str]) -> None:
+    """Neither the task queues nor what others publish nor another bus, by commands or by scripts of its own."""
+    restricted_redis.grant("shop", "publisher", *arguments)
+    keys, other = Keys(restricted_redis.prefix), Keys("other:")
+    queue, event = f"broker:{restricted_redis.prefix}celery", keys.event("e")
+    restricted_redis.admin.set(event, "secret", ex=60)
+    tries = [
+        *(("LPUSH", name, "{}") for name in (queue, "celery", "celery\x06\x163", "unacked")),
+        *(("RPUSH", queue, "{}"), ("LRANGE", queue, 0, -1), ("BRPOP", queue, 0.01), ("DEL", queue), ("SET", queue, 1)),
+        *(
+            ("PUBLISH", f"broker:{restricted_redis.prefix}/0.celery.pidbox", "{}"),
+            ("PUBLISH", "/0.celery.pidbox", "{}"),
+        ),
+        *(("GET", event), ("SET", event, "x", "GET"), ("GETRANGE", event, 0, -1), ("DEL", event), ("APPEND", event, 1)),
+        *(("XRANGE", keys.journal, "-", "+"), ("XREAD", "STREAMS", keys.journal, 0), ("DEL", keys.journal)),
+        *(("XADD", other.journal, "*", "id", "e"), ("SET", other.event("e"), "x"), ("GET", other.event("e"))),
+        *(("SET", other.seen("e"), "x"), ("PUBLISH", other.channel("a.b"), "x"), ("PUBLISH", keys.heartbeat, "x")),
+        *(("SET", keys.done("t"), "x"), ("HSET", keys.lease("t"), "f", "v"), ("XADD", keys.dead("t"), "*", "f", "v")),
+        *(("PSUBSCRIBE", "*"), ("PSUBSCRIBE", keys.all_channels), ("SUBSCRIBE", keys.channel("a.b"))),
+        *(("KEYS", "*"), ("SCAN", 0), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("ACL", "LIST"), ("INFO",), ("MONITOR",)),
+    ]
+    for words in tries:
+        with Redis.from_url(restricted_redis.url("shop")) as client, pytest.raises(NoPermissionError):
+            client.execute_command(*words)
+    with Redis.from_url(restricted_redis.url("shop")) as client:
+        for words in tries[:24]:
+            text = f"return redis.call({', '.join(repr(str(word)) for word in words)})"
+            with pytest.raises(ResponseError, match=r"permission|can't (run|access|publish)|not allowed from script"):
+                client.evalsha(client.script_load(text), 0)
+    assert restricted_redis.admin.get(event) == b"secret"
+    assert restricted_redis.admin.exists(queue, other.journal, other.event("e"), keys.done("t")) == 0

@@ -1,0 +1,146 @@
+"""``bus check`` with real workers."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
+from redis import Redis
+
+from bridge import BridgeSettings
+from bridge.cli import bus as bus_command
+from bridge.handlers.handler import registry
+from bridge.storage.presence import PresenceStore
+from bridge.testing.redis_server import RedisServer
+from tests.handlers import HANDLERS
+from tests.support.processes import Processes
+from tests.support.terminal import OpenTerminal
+from tests.support.waiting import eventually
+
+HERE = "tests.chains"
+CHECKS = [
+    "bus at",
+    "rights of the bus user",
+    "clock",
+    "subscribers of group tests",
+    "broker",
+    "durability, memory and Celery's settings",
+    "types that are let in",
+    "handlers and their workers",
+]
+COMMAND = import_module("bridge.cli.commands.check")
+Check = Callable[..., Result]
+
+
+@pytest.fixture
+def url(own_server: RedisServer) -> str:
+    """Of a Redis that loses nothing; bus, broker and results of these tests."""
+    return own_server.url
+
+
+@pytest.fixture
+def admin(url: str) -> Iterator[Redis]:
+    with Redis.from_url(url) as client:
+        yield client
+
+
+@pytest.fixture
+def settings(url: str, prefix: str) -> BridgeSettings:
+    return BridgeSettings.load(redis_url=url, channel_prefix=prefix, group="tests")
+
+
+@pytest.fixture
+def app(user_app: Celery, url: str) -> Celery:
+    """The handlers of tests/chains.py, on that Redis."""
+    user_app.conf.broker_url = user_app.conf.result_backend = url
+    return user_app
+
+
+@pytest.fixture
+def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Run ``bus check ...`` in this process."""
+    monkeypatch.setenv("REDIS_URL", settings.url)
+    monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
+    monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # where none is
+
+    def run(*arguments: str, expect: int | None = 0) -> Result:
+        result = CliRunner().invoke(bus_command, ["check", *arguments], obj=SimpleNamespace(app=app))
+        assert expect is None or result.exit_code == expect, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return run
+
+
+def wrong(result: Result) -> list[tuple[str, str]]:
+    """What is wrong: what it is about, and why; each with an advice."""
+    lines = result.stdout.splitlines()
+    failed = [number for number, line in enumerate(lines) if line.startswith("FAIL  ")]
+    assert all(re.match(r"      -> \S", lines[number + 1]) for number in failed)
+    assert all(line.startswith(("ok    ", "FAIL  ", "      -> ")) for line in lines)
+    parts = [lines[number].removeprefix("FAIL  ").partition(": ") for number in failed]
+    return [(about, problem) for about, _, problem in parts]
+
+
+def passed(result: Result) -> list[str]:
+    return [line[6:] for line in result.stdout.splitlines() if line.startswith("ok    ")]
+
+
+@pytest.fixture
+def worker(
+    processes: Processes, url: str, admin: Redis, app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Start a worker on that Redis; it is ready when this returns."""
+
+    def run(queues: str) -> Any:
+        monkeypatch.setattr(COMMAND, "_WORKERS_S", 1.0)
+        command = ["worker", "-n", "w1@test", "-c", "1", "-l", "INFO", "-Q", queues]
+        running = processes.celery(*command, app=HERE, name="w1", REDIS_URL=url)
+        eventually(lambda: "w1@test ready" in processes.log("w1"), "the worker is ready", 30)
+        eventually(lambda: app.control.ping(timeout=0.5), "it answers")  # not yet when it says that it is ready
+        eventually(
+            lambda: [one.ready for one in PresenceStore(admin, settings).all()] == [True], "its subscriber is ready"
+        )
+        return running
+
+    return run
+
+
+# With a real worker
+
+
+def test_all_is_well(check: Check, worker: Callable[..., Any], url: str, terminal: OpenTerminal) -> None:
+    """Status 0 and a line for each check; in JSON an object for each; the subscriber of this host is ready."""
+    running = worker("celery,plain")
+    assert check().stdout.splitlines() == [f"ok    {text}" for text in [f"bus at {url}", *CHECKS[1:]]]
+    rows = [json.loads(line) for line in check("--json").stdout.splitlines()]
+    assert rows == [{"check": text, "ok": True, "findings": []} for text in [f"bus at {url}", *CHECKS[1:]]]
+    assert check("--ready").stdout == f"ok    subscribers on {socket.gethostname()}\n"
+    assert (at_terminal := terminal("bus", "check", "--ready", app=HERE, REDIS_URL=url)).wait() == 0
+    assert "\x1b[32mok    \x1b[0msubscribers on" in at_terminal.text
+
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(20) == 0
+    assert wrong(check("--ready", expect=1)) == [(f"subscriber on {socket.gethostname()}", "none lives")]
+    result = check(expect=1)
+    assert wrong(result) == [("group tests", "no subscriber lives; 0 events wait"), ("workers", "none answers")]
+    assert len(passed(result)) == len(CHECKS) - 2
+
+
+def test_handlers_and_queues_without_a_worker(check: Check, worker: Callable[..., Any]) -> None:
+    """A handler that no live worker knows, and a queue that none takes from, are each named."""
+    worker("celery")
+    registry.add(HANDLERS["t.own"])
+    result = check(expect=1)
+    assert [about for about, _ in wrong(result)] == ["handler t.own", "queue own", "queue plain"]
+    assert re.match(r"no live worker knows it; its tasks would be refused \(.*tests/handlers.py:", wrong(result)[0][1])
+    assert "      -> start one with -Q plain, or task_queues" in result.stdout

@@ -1,0 +1,140 @@
+"""``bus dev``: Redis, a worker, Flower and the events on one terminal, and nothing left of them afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import urlopen
+
+import psutil
+import pytest
+from celery import Celery
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from bridge.celery import app as example_app
+from bridge.cli.commands.dev import app_name
+from bridge.testing.redis_server import RedisServer
+from tests.support import ROOT
+from tests.support.terminal import OpenTerminal, Terminal
+from tests.support.waiting import eventually
+
+
+def descendants(terminal: Terminal) -> list[psutil.Process]:
+    return psutil.Process(terminal.process.pid).children(recursive=True)
+
+
+def plain(terminal: Terminal) -> str:
+    """What it shows, without colours."""
+    return re.sub(r"\x1b\[[\d;]*m", "", terminal.text)
+
+
+def run_as_told(dev: Terminal, **environment: str) -> None:
+    """Run the command that it proposes for another terminal."""
+    (command,) = re.findall(r"^  (.*bus publish .*?)\r$", plain(dev), re.MULTILINE)
+    words = shlex.split(command)
+    environment |= dict(word.split("=", 1) for word in words if word.startswith("BRIDGE_REDIS_URL="))
+    arguments = words[words.index("celery") + 1 :]
+    subprocess.run(
+        [sys.executable, "-m", "celery", *arguments], cwd=ROOT, env=os.environ | environment, check=True, timeout=20
+    )
+
+
+def test_everything_runs_and_goes_together(terminal: OpenTerminal) -> None:
+    """The proposed command publishes an event, a worker runs its task, Flower answers; Ctrl-C ends all of them."""
+    dev = terminal("bus", "dev", app="bridge", columns=200, REDIS_URL="", BRIDGE_CHANNEL_PREFIX="dev:")
+    dev.shows("Ctrl-C ends everything")
+    dev.shows("the worker is ready")
+    assert "bridge.celery:app, queues celery, index" in plain(dev)
+    run_as_told(dev, BRIDGE_CHANNEL_PREFIX="dev:")
+    dev.shows("dream.ready")  # published by a task, on a queue of its own
+    (flower,) = re.findall(r"http://127\.0\.0\.1:\d+", dev.text)
+    eventually(lambda: answers(flower), "Flower answers")
+    (url,) = set(re.findall(r"redis://127\.0\.0\.1:\d+/0", dev.text))
+    children = descendants(dev)
+    assert len(children) >= 4  # Redis, Flower, the worker and its pool
+    dev.process.send_signal(signal.SIGINT)
+    assert dev.wait() == 0
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert "Traceback" not in dev.text
+    with Redis.from_url(url) as client, pytest.raises(RedisConnectionError):
+        client.ping()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/healthcheck", timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def test_a_given_redis_is_used_and_warnings_are_shown(terminal: OpenTerminal, server: RedisServer, prefix: str) -> None:
+    """REDIS_URL leads to it, and stays; what the worker warns of comes through."""
+    dev = terminal("bus", "dev", "--no-flower", "-c", "1", columns=200)
+    dev.shows("the worker is ready")
+    assert "that of REDIS_URL" in plain(dev)
+    assert "queues celery, elsewhere, routed" in plain(dev)
+    environment = {"REDIS_URL": server.url, "BRIDGE_CHANNEL_PREFIX": prefix}
+    command = [sys.executable, "-m", "celery", "-A", "tests.app", "bus", "publish", "failing.created"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=True, timeout=20)
+    dev.shows("failing.created")
+    dev.shows("RuntimeError: as intended")
+    assert re.search(r"worker \| .*dead letter \(failure\): tests\.app\.failing", plain(dev))
+    dev.process.terminate()
+    assert dev.wait() == 0
+    with Redis.from_url(server.url) as client:
+        assert client.ping()
+
+
+def test_a_worker_that_dies_ends_it(terminal: OpenTerminal, tmp_path: Path) -> None:
+    """With status 1 and what it said: nothing would happen any more."""
+    (tmp_path / "broken_shop.py").write_text(
+        "import sys, bridge, celery\n"
+        "app = celery.Celery('shop')\n"
+        "bridge.install(app)\n"
+        "if 'worker' in sys.argv:\n"
+        "    raise RuntimeError('no stock')\n"
+    )
+    dev = terminal("bus", "dev", "--no-flower", app="broken_shop", PYTHONPATH=str(tmp_path))
+    assert dev.wait() == 1
+    assert "no stock" in dev.text
+    assert "worker has ended with status 2" in plain(dev)
+    assert "without a worker there is nothing to see" in dev.text
+
+
+def test_a_taken_port_is_not_taken_again(terminal: OpenTerminal) -> None:
+    """Flower gets another one."""
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        dev = terminal("bus", "dev", "--flower-port", str(port))
+        dev.shows("flower")
+        dev.shows("Ctrl-C ends everything")
+        (taken,) = re.findall(r"http://127\.0\.0\.1:(\d+)", dev.text)
+        assert int(taken) != port
+        dev.process.terminate()
+        assert dev.wait() == 0
+
+
+def test_a_redis_that_is_down_is_named(terminal: OpenTerminal) -> None:
+    """As for every command; nothing else was started."""
+    dev = terminal("bus", "dev", REDIS_URL="redis://127.0.0.1:1/0")
+    assert dev.wait() == 3
+    assert "does not answer" in dev.text
+    assert "worker" not in dev.text
+
+
+def test_the_application_is_found_again() -> None:
+    """As -A takes it, from the module that has it."""
+    assert app_name(example_app) == "bridge.celery:app"
+    nowhere = Celery("nowhere", set_as_current=False)
+    with pytest.raises(Exception, match="say which application"):
+        app_name(nowhere)

@@ -1,0 +1,32 @@
+"""``bus`` as a process of its own: what its imports cost, and a reader that goes away."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tests.support import ROOT
+from tests.support.processes import Processes
+
+
+def test_importing_the_commands_is_cheap() -> None:
+    """Celery imports the group with each of its own commands: that brings no command, and nothing of rich."""
+    code = (
+        "import bridge, sys; before = set(sys.modules); import bridge.cli; bridge.cli.bus.main(['--help'], "
+        "standalone_mode=False); new = set(sys.modules) - before; print(sorted(n for n in new if n[:6] == 'bridge' or "
+        "n[:4] == 'rich'))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.splitlines()[-1] == "['bridge.cli']"
+
+
+# In a pipe
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly(shell, processes: Processes) -> None:
+    """``| head`` gets its lines, and nobody hears of the rest."""
+    run = shell("seq 5000 | bus publish dream.created - >/dev/null 2>&1; bus replay --all --dry-run --json | head -n 2")
+    rows = [json.loads(row) for row in run.stdout.splitlines()]
+    assert [row["type"] for row in rows] == ["dream.created", "dream.created"]
+    assert run.stderr == "looking; nothing is changed\n"

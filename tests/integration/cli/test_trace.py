@@ -1,0 +1,142 @@
+"""``bus trace`` with a real worker, at a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.cli import bus as bus_command
+from bridge.handlers.handler import task_id_for
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.ledger import Ended
+from tests.support.processes import Processes
+from tests.support.terminal import OpenTerminal
+from tests.support.waiting import eventually
+
+HERE = "tests.chains"
+#: Type, or handler and state, of the lines of a trip; below each, indented, what came of it.
+TRIP = """\
+trip.booked
+   trip SUCCESS
+      trip.flight
+         flight SUCCESS
+            trip.ticket
+               ticket SUCCESS
+            trip.ticket
+               ticket SKIPPED
+      trip.hotel
+         hotel FAILURE
+"""
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+ASKED = "  <- asked for"
+
+
+@pytest.fixture
+def trace(user_app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run ``bus trace ...`` in this process, on the handlers of tests/chains.py."""
+    monkeypatch.setenv("REDIS_URL", settings.url)
+    monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
+
+    def run(*arguments: str, expect: int | None = 0) -> Result:
+        result = CliRunner().invoke(bus_command, ["trace", *arguments], obj=SimpleNamespace(app=user_app))
+        assert expect is None or result.exit_code == expect, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return run
+
+
+def shape(text: str) -> str:
+    """The tree without ids, times and branches."""
+    found = ""
+    for line in text.splitlines():
+        indent, name, rest = re.match(r"([ │├└─]*)(\S+)  (\S+)", line).groups()  # type: ignore[union-attr]  # else fail
+        about = f"{name.removeprefix(f'{HERE}.')} {rest}" if rest.isupper() else name
+        found += f"{' ' * len(indent)}{about}\n"
+    return found
+
+
+def ids(node: dict[str, Any]) -> Iterator[str]:
+    """The ids of the events of a tree in JSON."""
+    if "event_id" in node:
+        yield node["event_id"]
+    for child in [*node["events"], *node.get("tasks", ())]:
+        yield from ids(child)
+
+
+def test_a_real_trip(
+    processes: Processes,
+    bus: EventBus,
+    trace: Callable[..., Result],
+    terminal: OpenTerminal,
+    client: Redis,
+    settings: BridgeSettings,
+) -> None:
+    """Three levels with fan-out and a failure are shown right, from each id of them, and on one screen."""
+    processes.celery("worker", "-n", "w1@test", "-c", "2", name="w1", app=HERE)
+    bus.publish("trip.booked", id="trip", correlation_id="journey")
+    eventually(lambda: shape(trace("trip", expect=None).stdout) == TRIP, "the whole tree", 30)
+    (letter,) = DeadLetters(client, settings).latest(10)
+    shown = trace("trip").stdout
+    (failed,) = [line for line in shown.splitlines() if "FAILURE" in line]
+    assert failed.endswith(f"  celery  failure: RuntimeError: no room  (dead letter {letter.letter_id})")
+    assert shown.splitlines()[0].endswith(f"Z{ASKED}")
+    assert re.search(r"flight  SUCCESS  \d\.\d{3} s  celery$", shown, re.MULTILINE)
+
+    (line,) = trace("journey", "--json").stdout.splitlines()
+    tree = json.loads(line)
+    assert (tree["asked"], tree["correlation_id"], tree["hidden"]) == ("journey", "journey", 0)
+    all_ids = list(ids(tree["roots"][0]))
+    assert len(all_ids) == 5
+    assert trace("journey").stdout == shown.replace(ASKED, "")
+    for one in all_ids:
+        again = trace(one).stdout
+        assert again.replace(ASKED, "") == shown.replace(ASKED, "")
+        assert [one in line for line in again.splitlines() if ASKED in line] == [True]
+
+    opened = {columns: terminal("bus", "trace", "trip", app=HERE, columns=columns) for columns in (80, 110, 140)}
+    for columns, one in opened.items():
+        assert one.wait() == 0
+        text = COLOURS.sub("", one.text)
+        assert sum(-(-len(row) // columns) for row in text.splitlines()) <= 24
+        assert all(event_id in text for event_id in [*all_ids, letter.letter_id])
+        assert "Z" not in text.splitlines()[0]  # an age takes less room
+    assert "\x1b[1;31mFAILURE" in opened[80].text
+
+
+EVIL = "\x1b[2J[red]\r\x07\u202e\x9b"
+ESCAPED = r"\x1b[2J[red]\r\x07\u202e\x9b"
+
+
+def test_what_others_wrote_commands_nothing(
+    trace: Callable[..., Result], bus: EventBus, client: Redis, settings: BridgeSettings, terminal: OpenTerminal
+) -> None:
+    """Sources, reasons, details, queues and task ids are escaped, and a long detail is cut; in JSON it is whole."""
+    event = Event(type="trip.hotel", id="root", source=EVIL, correlation_id="chain")
+    bus.publish(event)
+    bus.publish(Event(type="a.b", id="below", metadata={"causationId": "root", "taskId": EVIL}))
+    detail = f"first\nsecond {'d' * 900}"
+    task_id = task_id_for("tests", "root", f"{HERE}.hotel")
+    letter = DeadLetter.of_event(EVIL, detail, event, b"{}", f"{HERE}.hotel", task_id)
+    DeadLetters(client, settings).bury(letter, Ended(queue=EVIL))
+    at_terminal = terminal("bus", "trace", "root", app=HERE, columns=200)
+    assert at_terminal.wait() == 0
+    for text in (trace("root").stdout, trace("chain").stdout, COLOURS.sub("", at_terminal.text).replace("\r\n", "\n")):
+        assert len(text.splitlines()) == 4
+        assert not (set(EVIL) - set(ESCAPED)) & set(text)
+        assert text.count(ESCAPED) == 4
+        assert r"first\nsecond ddd" in text
+        assert 100 < text.count("d") < 300
+    (line,) = trace("root", "--json").stdout.splitlines()
+    assert line.isascii()
+    assert json.loads(line)["roots"][0]["tasks"][0]["detail"] == f"{EVIL}: {detail}"

@@ -1,0 +1,320 @@
+"""Connections that lose replies, hang, dribble or break, at the worst moment for each command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from redis import Redis
+from redis.exceptions import RedisError
+
+from bridge import BusUnavailable, Event, EventBus
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger
+from bridge.storage.lua import script
+from bridge.testing.redis_server import RedisServer
+from tests.support.apps import StartSubscriber
+from tests.support.processes import Processes
+from tests.support.proxy import Proxy
+from tests.support.queues import Queues
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
+    """Publishes past the proxy."""
+    with EventBus(redis_url=server.url, channel_prefix=prefix) as connected:
+        yield connected
+
+
+@pytest.fixture(params=["stamped", "portable"])
+def other_broker(request: pytest.FixtureRequest, far_app: Celery) -> Celery:
+    """The broker of this application is another Redis than the bus, as far as the bridge knows, or no Redis."""
+    if request.param == "portable":
+        far_app.conf.broker_transport = "benchmarks.setting:AnyTransport"
+    return far_app
+
+
+def sha(client: Redis, name: str) -> bytes:
+    """What an EVALSHA of this script carries."""
+    return str(script(client, name).sha).encode()
+
+
+def publish(bus: EventBus, *ids: str) -> None:
+    bus.publish_many([Event(type="a.b", id=event_id) for event_id in ids])
+
+
+def shout(client: Redis, prefix: str, event: Event) -> None:
+    """Publish as a foreign program does."""
+    client.set(f"{prefix}event:{event.id}", event.encode(), ex=60)
+    client.publish(f"{prefix}{event.type}", event.encode())
+
+
+def dispatched(queues: Queues, *ids: str) -> None:
+    """Wait for a message per id; all of one id have one task id."""
+    wanted = {f"t.all a.b {event_id}" for event_id in ids}
+    eventually(lambda: wanted <= set(queues.tasks()), f"{len(ids)} events")
+    assert set(queues.tasks()) == wanted
+    assert len({message["headers"]["id"] for message in queues.messages()}) == len(ids)
+
+
+def test_the_reply_to_a_publication_is_lost(proxy: Proxy, client: Redis, prefix: str) -> None:
+    """The publication is repeated and finds itself: one entry, one broadcast, and not reported as a duplicate."""
+    with EventBus(redis_url=proxy.url, channel_prefix=prefix) as bus, client.pubsub() as listener:
+        listener.psubscribe(f"{prefix}*")
+        bus.publish("a.b", id="first")
+        proxy.drop_reply(sha(client, "publish"))
+        publication = bus.publish("a.b", id="second")
+        assert proxy.done["reply dropped"] == 1
+        assert not publication.duplicate
+        proxy.drop_reply(sha(client, "publish"))
+        many = bus.publish_many([Event(type="a.b", id=f"n{number}") for number in range(50)])
+        assert proxy.done["reply dropped"] == 2
+        assert [publication.duplicate for publication in many] == [False] * 50
+        assert client.xlen(Keys(prefix).journal) == 52
+        heard = []
+        while message := listener.get_message(timeout=1):
+            heard += [message["channel"]] if message["type"] == "pmessage" else []
+        assert len(heard) == 52
+
+
+@pytest.mark.parametrize("command", [b"XREADGROUP", "sent", b"XAUTOCLAIM", "trim", "overdue", "elect"])
+def test_a_reply_to_the_dispatcher_is_lost(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    proxy: Proxy,
+    client: Redis,
+    prefix: str,
+    queues: Queues,
+    bus: EventBus,
+    command: str | bytes,
+) -> None:
+    """Whatever reply of the bus the dispatcher misses, every event is dispatched, and one task id stands for it."""
+    register_handlers("t.all")
+    subscriber = start_subscriber(redis_url=proxy.url, maintenance_interval_s=0.1)
+    publish(bus, "before")
+    dispatched(queues, "before")
+    proxy.drop_reply(sha(client, command) if isinstance(command, str) else command)
+    publish(bus, *(f"n{number}" for number in range(100)))
+    eventually(lambda: proxy.done["reply dropped"], "the reply is lost")
+    eventually(lambda: subscriber.info().get("errors"), "it is noticed")
+    dispatched(queues, "before", *(f"n{number}" for number in range(100)))
+    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged")
+    assert Ledger(client, bus.settings.model_copy(update={"group": "tests"})).size() == 101
+    assert queues.length() <= 101 + 32, "no more than the batch under way is sent again"
+
+
+def test_the_reply_to_an_append_is_lost(
+    register_handlers, start_subscriber: StartSubscriber, proxy: Proxy, client: Redis, prefix: str, queues: Queues
+) -> None:
+    """What was heard is appended once, though the intake has to ask twice."""
+    register_handlers("t.all")
+    start_subscriber(redis_url=proxy.url)
+    proxy.drop_reply(sha(client, "append"))
+    shout(client, prefix, Event(type="a.b", id="heard"))
+    eventually(lambda: proxy.done["reply dropped"], "the reply is lost")
+    dispatched(queues, "heard")
+    assert client.xlen(Keys(prefix).journal) == 1
+
+
+def test_a_reply_of_the_broker_is_lost(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    proxy: Proxy,
+    other_broker: Celery,
+    queues: Queues,
+    bus: EventBus,
+) -> None:
+    """A batch that may or may not be at the broker is sent again: two messages with one task id."""
+    register_handlers("t.all")
+    subscriber = start_subscriber(app=other_broker)
+    publish(bus, "before")
+    dispatched(queues, "before")
+    proxy.drop_reply(b"LPUSH")
+    publish(bus, "during")
+    eventually(lambda: proxy.done["reply dropped"], "the reply is lost")
+    eventually(lambda: subscriber.info().get("errors"), "it is noticed")
+    dispatched(queues, "before", "during")
+    eventually(lambda: queues.tasks()["t.all a.b during"] == 2, "sent again")
+
+
+def test_a_batch_cut_midway(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    proxy: Proxy,
+    other_broker: Celery,
+    client: Redis,
+    prefix: str,
+    queues: Queues,
+    bus: EventBus,
+) -> None:
+    """When the broker's connection breaks within a batch nothing is acknowledged, and all of it is sent again."""
+    register_handlers("t.all")
+    subscriber = start_subscriber(app=other_broker)
+    publish(bus, "before")
+    dispatched(queues, "before")
+    proxy.cut_after(b"LPUSH", 500)  # within the first message, however many were read together
+    ids = [f"n{number}" for number in range(100)]
+    publish(bus, *ids)
+    eventually(lambda: proxy.done["request cut"], "the batch is cut")
+    eventually(lambda: subscriber.info().get("errors"), "it is noticed")
+    dispatched(queues, "before", *ids)
+    assert not client.exists(Keys(prefix).dead("tests"))
+
+
+@pytest.mark.timeout(90)
+def test_a_subscriber_killed_between_sending_and_acknowledging(
+    processes: Processes, proxy: Proxy, client: Redis, prefix: str, queues: Queues, bus: EventBus
+) -> None:
+    """Its messages are at the broker and its entries are not acknowledged: sent again with the same task ids."""
+    fast = {"BRIDGE_CLAIM_IDLE_S": "0.5", "BRIDGE_MAINTENANCE_INTERVAL_S": "0.2"}
+    victim = processes.celery("bus", "subscribe", name="victim", BRIDGE_REDIS_URL=proxy.url, **fast)
+    eventually(lambda: "subscriber subscribe@" in processes.log("victim"), "it has started", 30)
+    proxy.hold_request(sha(client, "sent"))
+    bus.publish_many([Event(type="dream.made", id=f"n{number}") for number in range(10)])
+    eventually(lambda: proxy.done["request held"], "it tries to acknowledge")
+    first = queues.tasks()
+    assert first.total() > 0
+    victim.kill()
+    assert victim.wait() == -signal.SIGKILL
+    processes.celery("bus", "subscribe", name="second", **fast)
+    eventually(lambda: queues.length() == 10 + first.total(), "sent again", 30)
+    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged")
+    assert len({message["headers"]["id"] for message in queues.messages()}) == 10
+    processes.worker("w1", "--no-subscriber", BRIDGE_LEASE_S="1")  # a copy waits so long for the other that runs
+    eventually(lambda: client.llen(f"{prefix}effects") >= 10, "all have run", 30)
+    eventually(lambda: queues.length() == 0 and not client.hlen(f"broker:{prefix}unacked"), "copies are skipped", 30)
+    assert sorted(client.lrange(f"{prefix}effects", 0, -1)) == sorted(
+        f"glob n{number}".encode() for number in range(10)
+    )
+
+
+def test_a_subscription_that_dies_in_silence(
+    register_handlers, start_subscriber: StartSubscriber, proxy: Proxy, client: Redis, prefix: str, queues: Queues
+) -> None:
+    """A subscription that neither ends nor hears its own heartbeat is made anew; what was missed is found."""
+    register_handlers("t.all")
+    subscriber = start_subscriber(redis_url=proxy.url, heartbeat_interval_s=0.3)
+    proxy.silence(b"PSUBSCRIBE")
+    assert proxy.done["silenced"] == 1
+    shout(client, prefix, Event(type="a.b", id="missed"))
+    eventually(lambda: subscriber.info().get("subscription_gaps"), "it subscribes again")
+    shout(client, prefix, Event(type="a.b", id="heard"))
+    dispatched(queues, "missed", "heard")
+
+
+@pytest.mark.timeout(150)
+def test_a_frozen_redis(
+    register_handlers, start_subscriber: StartSubscriber, own_server: RedisServer, prefix: str, queues: Queues
+) -> None:
+    """A bus that hangs for longer than every timeout: publishers are told, a subscriber stops in 10 s, others go on."""
+    register_handlers("t.all")
+    # What Redis hands to the one that has left, as it thaws, is taken over from it.
+    quick = {"redis_url": own_server.url, "claim_idle_s": 1, "maintenance_interval_s": 0.2}
+    staying, leaving = start_subscriber("staying", **quick), start_subscriber("leaving", **quick)
+    with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_attempts=1) as bus:
+        publish(bus, "before")
+        dispatched(queues, "before")
+        os.kill(own_server.pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with pytest.raises(BusUnavailable, match="imeout"):
+                bus.publish("a.b", id="during")
+            assert time.monotonic() - began < bus.settings.socket_timeout_s + 2
+            began = time.monotonic()
+            leaving.stop()
+            assert time.monotonic() - began < 10
+            eventually(lambda: staying.info().get("errors", 0) >= 2, "the other one notices", 30)
+        finally:
+            os.kill(own_server.pid, signal.SIGCONT)
+        publish(bus, "during", "after")
+        dispatched(queues, "before", "during", "after")
+
+
+def test_a_large_message_that_dribbles(
+    register_handlers, start_subscriber: StartSubscriber, proxy: Proxy, client: Redis, prefix: str, queues: Queues
+) -> None:
+    """A message of 5 MB that takes longer than any heartbeat is read to its end, on the same connection."""
+    register_handlers("t.all")
+    subscriber = start_subscriber(redis_url=proxy.url, heartbeat_interval_s=0.3, max_event_bytes=6_000_000)
+    event = Event(type="a.b", id="large", payload="x" * 5_000_000)
+    proxy.dribble(64_000, 0.03)
+    client.publish(f"{prefix}a.b", event.encode())  # without a key: this connection is the only way
+    eventually(lambda: proxy.done["dribbled"] > 70, "it dribbles")
+    dispatched(queues, "large")
+    assert not {"errors", "subscription_gaps"} & subscriber.info().keys()
+
+
+def test_a_subscriber_too_slow_for_its_buffer(
+    processes: Processes, own_server: RedisServer, prefix: str, queues: Queues
+) -> None:
+    """A subscriber whose output buffer overflows is cut off by Redis; it finds in the keys what it missed."""
+    with Redis.from_url(own_server.url) as admin:
+        admin.config_set("client-output-buffer-limit", "pubsub 1mb 256kb 5")
+        slow = processes.celery("bus", "subscribe", name="slow", BRIDGE_REDIS_URL=own_server.url)
+
+        def subscribed() -> int:
+            return len(admin.client_list(_type="pubsub"))
+
+        eventually(admin.pubsub_numpat, "it has subscribed", 30)
+        shout(admin, prefix, Event(type="dream.made", id="before"))
+        eventually(lambda: queues.length() == 1, "it is at work")
+        slow.send_signal(signal.SIGSTOP)
+        many = 0
+        while subscribed() and many < 1000:
+            shout(admin, prefix, Event(type="dream.made", id=f"n{many}", payload="x" * 100_000))
+            many += 1
+        assert not subscribed()
+        slow.send_signal(signal.SIGCONT)
+        eventually(lambda: len(queues.tasks()) == 1 + many, "all are dispatched", 30)
+
+
+def test_a_failover(
+    register_handlers, start_subscriber: StartSubscriber, own_server: RedisServer, prefix: str, queues: Queues
+) -> None:
+    """A replica takes the place of its killed primary: what was replicated goes on, publishers and subscribers too."""
+    register_handlers("t.all")
+    with RedisServer() as replica, Proxy(own_server.port) as address, Redis.from_url(replica.url) as admin:
+        admin.replicaof("127.0.0.1", str(own_server.port))
+        subscriber = start_subscriber(redis_url=address.url)
+        with EventBus(redis_url=address.url, channel_prefix=prefix, publish_attempts=50) as bus:
+            publish(bus, *(f"before{number}" for number in range(50)))
+            eventually(lambda: bus.client.wait(1, 1000) == 1, "the replica has them", 30)
+            publishing = threading.Thread(target=lambda: publish(bus, *(f"during{number}" for number in range(50))))
+            os.kill(own_server.pid, signal.SIGKILL)
+            address.target = replica.port
+            address.cut()
+            publishing.start()
+            eventually(lambda: subscriber.info().get("errors"), "it is noticed")
+            admin.replicaof("NO", "ONE")
+            publishing.join(30)
+            publish(bus, "after")
+            names = [f"{name}{number}" for name in ("before", "during") for number in range(50)]
+            dispatched(queues, "after", *names)
+
+
+def test_the_proxy_itself(proxy: Proxy, server: RedisServer) -> None:
+    """Each fault does what its name says, once where it says so, and healing ends it."""
+    with Redis.from_url(proxy.url, socket_timeout=0.5) as through, Redis.from_url(server.url) as direct:
+        key = f"proxy:{hashlib.sha1(json.dumps(proxy.port).encode()).hexdigest()}"
+        assert through.incr(key) == 1
+        for fault, what, arrives in (
+            (lambda: proxy.drop_reply(b"INCR"), "reply dropped", 1),
+            (lambda: proxy.hold_request(b"INCR"), "request held", 0),
+            (lambda: proxy.cut_after(b"INCR", 5), "request cut", 0),
+        ):
+            before = int(direct.get(key))
+            fault()
+            with pytest.raises(RedisError):
+                through.execute_command("INCR", key)
+            assert int(direct.get(key)) == before + arrives
+            assert proxy.done[what] == 1
+            assert through.incr(key) == before + arrives + 1
+        direct.delete(key)

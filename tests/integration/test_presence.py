@@ -1,0 +1,36 @@
+"""The presence of a worker that is killed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeSettings
+from bridge.storage.presence import Presence, PresenceStore
+from tests.support.processes import Processes
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def presences(client: Redis, settings: BridgeSettings) -> PresenceStore:
+    return PresenceStore(client, settings)
+
+
+def only(presences: PresenceStore) -> Presence:
+    """The one subscriber; before it has said anything, one without a name, which is not ready."""
+    (one,) = presences.all() or [Presence("", problems=["has said nothing yet"])]
+    return one
+
+
+def test_a_killed_worker_is_gone_within_ten_seconds(
+    processes: Processes, presences: PresenceStore, settings: BridgeSettings
+) -> None:
+    """It cannot say good-bye, so it is listed for a while, and not as alive."""
+    worker = processes.celery("bus", "subscribe", name="subscriber")
+    found = eventually(lambda: only(presences).name and only(presences), "it lives", 20)
+    assert found.name.endswith(f":{worker.pid}")
+    os.killpg(worker.pid, 9)
+    eventually(lambda: not only(presences).alive, "it is gone", 10)
+    assert 6 < only(presences).seen_s < 10

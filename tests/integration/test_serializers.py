@@ -1,0 +1,20 @@
+"""No process starts with pickle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.processes import Processes
+from tests.support.waiting import eventually
+
+
+@pytest.mark.parametrize("command", [("worker", "-P", "solo", "--no-subscriber"), ("worker",), ("bus", "subscribe")])
+def test_nothing_starts_with_pickle(processes: Processes, tmp_path: Any, command: tuple[str, ...]) -> None:
+    """Worker, with and without a subscriber, and `bus subscribe` end at once, and say why."""
+    (tmp_path / "pickled_app.py").write_text("from tests.app import app\napp.conf.accept_content = ['pickle']\n")
+    process = processes.celery(*command, app="pickled_app", PYTHONPATH=f"{tmp_path}:.")
+    eventually(lambda: process.poll() is not None, "it ends")
+    assert process.returncode != 0
+    assert "accept_content has pickle" in processes.log("celery")

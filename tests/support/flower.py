@@ -1,0 +1,163 @@
+"""A bus with a worker and Flowers, and a browser to look at them."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from typing import Any
+from urllib.parse import urlencode
+
+from redis import Redis
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from bridge import BridgeSettings, EventBus
+from bridge.storage.dead_letters import DeadLetters
+from tests.support.ports import free_port
+from tests.support.processes import Processes
+from tests.support.waiting import eventually
+
+#: In addresses: the pages refresh themselves that often, in seconds.
+QUICK = "autorefresh=0.3"
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: str
+    headers: Mapping[str, str]
+
+
+class Flower:
+    """A running Flower."""
+
+    def __init__(self, port: int, path: str = "", login: str = "") -> None:
+        self.port = port
+        self._path = path
+        self._headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
+        self.url = f"http://{login}{'@' if login else ''}127.0.0.1:{port}{path}"
+
+    def ask(self, path: str, form: Mapping[str, str] | None = None, **headers: str) -> Answer:
+        """GET a page, or POST a form to it."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            body = None if form is None else urlencode(form)
+            kind = {} if form is None else {"Content-Type": "application/x-www-form-urlencoded"}
+            connection.request(
+                "GET" if form is None else "POST", self._path + path, body, self._headers | kind | headers
+            )
+            reply = connection.getresponse()
+            return Answer(reply.status, reply.read().decode(), dict(reply.getheaders()))
+        finally:
+            connection.close()
+
+    def press(self, path: str, **form: str) -> Answer:
+        """POST a form with the token of a page that has one."""
+        page = self.ask("/events/dead")
+        cookies = re.findall(r"(_xsrf=[^;]+)", page.headers.get("Set-Cookie", ""))
+        token = re.search(r'name="_xsrf" value="([^"]+)"', page.body)
+        return self.ask(path, form | {"_xsrf": token[1] if token else ""}, Cookie="; ".join(cookies))
+
+    def is_up(self) -> bool:
+        try:
+            return self.ask("/healthcheck").status == 200
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class Site:
+    """A bus of its own on the shared server, with a worker, and the way to start Flowers."""
+
+    processes: Processes
+    bus: EventBus
+    client: Redis
+    settings: BridgeSettings
+
+    def flower(self, name: str, *options: str, path: str = "", login: str = "", **environment: str) -> Flower:
+        """Start a Flower and wait until it answers."""
+        started = Flower(free_port(), path, login)
+        listen = [f"--port={started.port}", "--address=127.0.0.1"]
+        self.processes.celery("flower", *listen, *options, name=name, **environment)
+        eventually(started.is_up, f"{name} answers", 30)
+        return started
+
+    @property
+    def letters(self) -> DeadLetters:
+        return DeadLetters(self.client, self.settings)
+
+    def letter_of(self, event_id: str) -> str:
+        """Wait for the dead letter of an event; return its id."""
+        latest = lambda: [one.letter_id for one in self.letters.latest(1000) if one.event_id == event_id]  # noqa: E731
+        return str(eventually(latest, f"a dead letter of {event_id}")[0])
+
+
+class Browser:
+    """Headless Chromium."""
+
+    def __init__(self, driver: Chrome) -> None:
+        self.driver = driver
+
+    def open(self, url: str) -> None:
+        self.driver.get(url)
+
+    def all(self, css: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def texts(self, css: str) -> list[str]:
+        """What the elements say; none while the page changes."""
+        try:
+            return [element.text for element in self.all(css)]
+        except StaleElementReferenceException:
+            return []
+
+    def text(self, css: str) -> str:
+        return "\n".join(self.texts(css))
+
+    def shows(self, css: str, *parts: str) -> str:
+        """Wait until the elements say all of *parts*; return what they say."""
+        return str(eventually(lambda: self._holds(css, parts), f"{css} shows {parts}: {self.text(css)!r}"))
+
+    def _holds(self, css: str, parts: tuple[str, ...]) -> str:
+        text = self.text(css)
+        return text if all(part in text for part in parts) else ""
+
+    def click(self, css: str) -> None:
+        """Click the first such element, once there is one that can be clicked."""
+
+        def clicked() -> bool:
+            try:
+                found = [element for element in self.all(css) if element.is_displayed()]
+                if found:
+                    found[0].click()
+            except StaleElementReferenceException:
+                return False
+            return bool(found)
+
+        eventually(clicked, f"{css} can be clicked")
+
+    def type(self, css: str, text: str) -> None:
+        """Write over what stands in a field; unlike ``clear()`` this never leaves it."""
+        (field,) = self.all(css)
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text)
+
+    def emulate(self, width: int, *, dark: bool = False) -> None:
+        """Look at pages with this width in px and colour scheme."""
+        metrics: dict[str, Any] = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+    def run(self, script: str) -> Any:
+        return self.driver.execute_script(f"return {script}")
+
+    def complaints(self) -> list[str]:
+        """What the console has complained of since the last call."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]

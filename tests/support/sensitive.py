@@ -1,0 +1,7 @@
+"""A payload with something sensitive in it."""
+
+from __future__ import annotations
+
+SECRET = "ada.lovelace@example.com"
+PAYLOAD = {"user": {"email": SECRET, "name": "Ada"}, "order": 7}
+SENSITIVE = ["payload.user.email"]

@@ -1,0 +1,65 @@
+"""A command at a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import termios
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from tests.support import ROOT
+from tests.support.waiting import eventually
+
+
+class Terminal:
+    """A command at a terminal of its own, and what is written there."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], columns: int) -> None:
+        self._master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (40, columns))
+        without = {"NO_COLOR", "COLUMNS", "FORCE_COLOR", "REDIS_URL"}
+        inherited = {name: value for name, value in os.environ.items() if name not in without}
+        environment = inherited | {"TERM": "xterm-256color"} | environment
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        self._written = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # nobody is left at the other end
+            while data := os.read(self._master, 65536):
+                self._written += data
+
+    @property
+    def text(self) -> str:
+        """All that was written so far, with colours and the like."""
+        return self._written.decode(errors="replace")
+
+    def shows(self, text: str) -> None:
+        """Wait until *text* was written."""
+        eventually(lambda: text in self.text, f"{text!r} at the terminal; there is {self.text!r}")
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def wait(self, timeout_s: float = 20) -> int:
+        """Wait for the command to end; return its status."""
+        status = self.process.wait(timeout_s)
+        self._reader.join(5)
+        return status
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(5)
+        os.close(self._master)
+
+
+OpenTerminal = Callable[..., Terminal]

@@ -1,0 +1,35 @@
+"""Traces as plain trees, to be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bridge.operations.task_states import EventNode, TaskNode
+from bridge.operations.trace import Tracer
+
+
+def tree(node: EventNode | TaskNode) -> Any:
+    """A node as its label and what is below it, in the order of the labels."""
+    below: list[Any] = [tree(event) for event in node.events]
+    if isinstance(node, EventNode):
+        label = node.event_type or f"({node.event_id})"
+        below += [tree(task) for task in node.tasks]
+        below += [(f"{node.hidden} more", [])] if node.hidden else []
+    else:
+        label = " ".join(filter(None, (node.handler.removeprefix("tests.chains."), node.state, node.replay)))
+    return label, sorted(below)
+
+
+def trees(tracer: Tracer, any_id: str) -> Any:
+    found = tracer.trace(any_id)
+    return found and [tree(root) for root in found.roots]
+
+
+def events(root: EventNode | TaskNode) -> list[EventNode]:
+    """Every event of a tree, from the top."""
+    below = [*root.events, *(root.tasks if isinstance(root, EventNode) else ())]
+    return ([root] if isinstance(root, EventNode) else []) + [one for node in below for one in events(node)]
+
+
+def tasks(root: EventNode | TaskNode) -> list[TaskNode]:
+    return [task for event in events(root) for task in event.tasks]

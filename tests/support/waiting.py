@@ -1,0 +1,26 @@
+"""Waiting for effects, and counting commands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis import Redis
+
+
+def calls(client: Redis) -> dict[str, int]:
+    """How often each command has been called on a server, whoever called it."""
+    stats: Any = client.info("commandstats")
+    return {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}
+
+
+def eventually(check: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
+    """Wait until *check* returns something true, and return that."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := check()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.02)
+    return result

@@ -1,0 +1,72 @@
+"""One bus, one worker, one Flower and one browser for all tests of the pages: each test has events of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+
+from bridge import BridgeSettings, EventBus
+from bridge.testing.redis_server import RedisServer
+from tests.support.flower import Browser, Flower, Site
+from tests.support.processes import Processes
+from tests.support.requirements import missing
+
+
+@pytest.fixture(scope="session")
+def site(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    if importlib.util.find_spec("flower") is None:
+        missing("flower")
+    prefix = f"test:{uuid.uuid4().hex[:12]}:"
+    environment = {
+        "REDIS_URL": server.url,
+        "BRIDGE_CHANNEL_PREFIX": prefix,
+        "C_FORCE_ROOT": "1",
+        "PYTHONWARNINGS": "ignore::celery.platforms.SecurityWarning",
+    }
+    processes = Processes(tmp_path_factory.mktemp("site"), environment)
+    processes.worker("w1")
+    settings = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
+    with EventBus(settings=settings) as bus, Redis.from_url(server.url) as client:
+        yield Site(processes, bus, client, settings)
+    processes.end()
+
+
+@pytest.fixture(scope="session")
+def flower(site: Site) -> Flower:
+    return site.flower("flower")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    driver = shutil.which("chromedriver")
+    if driver is None or not shutil.which("chromium"):
+        missing("chromium")
+    options = ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with Chrome(options=options, service=Service(driver)) as started:
+        yield Browser(started)
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """The browser, as it was at first; a page that complains in its console fails the test."""
+    chromium.emulate(1400)
+    chromium.complaints()
+    yield chromium
+    assert chromium.complaints() == []
+    chromium.open("about:blank")
+
+
+@pytest.fixture
+def name() -> str:
+    """Part of the ids of this test's events."""
+    return f"n{uuid.uuid4().hex[:10]}"

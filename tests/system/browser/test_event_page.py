@@ -1,0 +1,135 @@
+"""The page of an event in the browser: what it holds, what it leads to, and what its buttons do."""
+
+from __future__ import annotations
+
+import json
+
+from redis import Redis
+
+from bridge.storage.keys import Keys
+from tests.support.flower import QUICK, Browser, Flower, Site
+from tests.support.waiting import eventually
+
+TREE = "#bridge-tree"
+#: Would change the title of a page that takes it for more than text.
+SCRIPT = "</code><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+def test_an_event_with_what_it_caused(site: Site, flower: Flower, browser: Browser, name: str) -> None:
+    """Fields and payload are there; the tree leads to the events it caused and to Flower's pages of its tasks."""
+    site.bus.publish("bound.created", {"text": "Träume", "n": [1, 2]}, id=name, source="front-end")
+    browser.open(f"{flower.url}/event/{name}?{QUICK}")
+    tree = browser.shows(TREE, "bound.created", "this event", "tests.app.bound", "bound.step", "tests.app.step")
+    browser.shows(TREE, "SUCCESS\ntests.app.step")
+    assert "queue celery" in tree
+    assert json.loads(browser.text("#bridge-payload")) == {"text": "Träume", "n": [1, 2]}
+    assert "front-end" in browser.text(".detail-list")
+    browser.click(f"{TREE} a[href^='/event/']:not([href$='{name}'])")
+    browser.shows(".detail-list", "bound.step", "Caused by", name)
+    assert "tests.app.bound" in browser.text(TREE), "the whole chain is shown from each of its events"
+    eventually(lambda: browser.all(f"{TREE} a[href^='/task/']"), "Flower has heard of the tasks")
+    browser.click(f"{TREE} a[href^='/task/']")
+    browser.shows("#task-page", "tests.app.bound", "<Event bound.created")
+
+
+def test_the_page_keeps_up(site: Site, flower: Flower, browser: Browser, name: str) -> None:
+    """A task that runs ends on the page without a reload."""
+    site.bus.publish("slow.created", 5.1, id=name)
+    browser.open(f"{flower.url}/event/{name}?{QUICK}")
+    browser.shows(TREE, "STARTED")
+    browser.shows(TREE, "SUCCESS", "5.1")
+
+
+def test_a_failed_task_is_retried(site: Site, flower: Flower, browser: Browser, name: str, client: Redis) -> None:
+    """The button gives the event to the handler again; the page says so and shows how it ends, beside the failure."""
+    cause = f"{site.settings.channel_prefix}cause-gone"
+    client.delete(cause)
+    site.bus.publish("mended.created", id=name)
+    browser.open(f"{flower.url}/event/{name}?{QUICK}")
+    browser.shows(TREE, "FAILURE", "failure: RuntimeError: as intended", "Retry")
+    client.set(cause, 1)
+    browser.click(f"{TREE} .bridge-retry")
+    browser.shows(".alert-success", f"Retried: tests.app.mended gets event {name} again")
+    browser.shows(TREE, "SUCCESS", "replay flower-")
+    assert not browser.all(f"{TREE} .bridge-retry")
+    assert [one for one in site.letters.latest(1000) if one.event_id == name] == []
+    browser.open(f"{flower.url}/event/{name}")
+    assert not browser.all(".alert"), "the message is shown once"
+    browser.open(f"{flower.url}/events?search={name}&{QUICK}")
+    browser.shows("#bridge-table", "SUCCESS\ntests.app.mended")
+
+
+def test_an_event_is_replayed(site: Site, flower: Flower, browser: Browser, name: str, client: Redis) -> None:
+    """The button runs the chosen handler, or all, once more; the list of events still has the event once."""
+    effects = f"{site.settings.channel_prefix}effects"
+    ran = lambda handler: client.lrange(effects, 0, -1).count(f"{handler} {name}".encode())  # noqa: E731
+    site.bus.publish("dream.created", id=name)
+    browser.open(f"{flower.url}/event/{name}?{QUICK}")
+    browser.shows(TREE, "SUCCESS\ntests.app.plain", "SUCCESS\ntests.app.glob")
+    browser.click(".bridge-replay option[value='']")
+    (option,) = [one for one in browser.all(".bridge-replay option") if one.text == "tests.app.glob"]
+    option.click()
+    browser.click("#bridge-replay")
+    browser.shows(".alert-success", f"Replayed: tests.app.glob of event {name}")
+    eventually(lambda: ran("glob") == 2, "the chosen handler runs again")
+    browser.click("#bridge-replay")
+    browser.shows(".alert-success", f"Replayed: all handlers of event {name}")
+    eventually(lambda: (ran("plain"), ran("glob")) == (2, 3), "both run again")
+    browser.shows(TREE, "replay flower-")
+    browser.open(f"{flower.url}/events?search={name}&{QUICK}")
+    browser.shows("#bridge-table", "SUCCESS")
+    eventually(lambda: len(browser.texts("#bridge-table tbody tr")) == 1, "one row")
+
+
+def test_a_dead_letter_is_retried_from_the_list(site: Site, flower: Flower, browser: Browser, name: str) -> None:
+    """Its button does what the event page's does and leads back to the list; what fails again is a new letter."""
+    site.bus.publish("failing.created", id=name)
+    first = site.letter_of(name)
+    browser.open(f"{flower.url}/events/dead?search={name}&{QUICK}")
+    browser.click("#bridge-table .bridge-retry")
+    browser.shows(".alert-success", f"Retried: tests.app.failing gets event {name} again")
+    assert browser.run("location.pathname") == "/events/dead"
+    assert f"in Flower by 127.0.0.1: event {name} to tests.app.failing" in site.processes.log("flower")
+    again = eventually(
+        lambda: [one for one in site.letters.latest(1000) if one.event_id == name and one.letter_id != first],
+        "it fails again",
+    )
+    site.letters.drop([again[0].letter_id])
+    answer = flower.press(f"/events/dead/{again[0].letter_id}/retry")
+    assert (answer.status, answer.headers["Location"]) == (303, "/events/dead")
+
+
+def test_what_is_hostile_stays_text(site: Site, flower: Flower, browser: Browser, name: str) -> None:
+    """Payload, metadata, source, channel and unknown fields come from anybody: shown as they are, never run."""
+    site.bus.publish(
+        "typed.created", {"dreamId": SCRIPT, SCRIPT: 1}, id=name, source=SCRIPT, metadata={"m": SCRIPT}, extra=SCRIPT
+    )
+    site.client.publish(f"{site.settings.channel_prefix}{name}{SCRIPT}", SCRIPT.encode())
+    site.letter_of(name)
+    browser.open(f"{flower.url}/event/{name}?{QUICK}")
+    browser.shows(TREE, "FAILURE", SCRIPT)
+    assert browser.text("main").count("document.title='owned'") >= 6
+    assert "owned" not in browser.driver.title
+    for page in ("/events", "/events/dead"):
+        browser.open(f"{flower.url}{page}?search={name}")
+        browser.shows("#bridge-table", SCRIPT)
+        assert "owned" not in browser.driver.title
+    browser.open(f"{flower.url}/event/%3Cscript%3Edocument.title='owned'%3C%2Fscript%3E")
+    assert "owned" not in browser.driver.title
+    browser.complaints()  # of a page with status 404
+
+
+def test_an_event_that_is_gone(site: Site, flower: Flower, name: str) -> None:
+    """An unknown id is 404; of an expired event the chain is shown still, and it cannot be replayed."""
+    assert flower.ask(f"/event/{name}").status == 404
+    site.bus.publish("bound.created", id=name)
+    eventually(lambda: "tests.app.step" in flower.ask(f"/event/{name}/tree").body, "the chain")
+    keys = Keys(site.settings.channel_prefix)
+    place = (site.client.get(keys.seen(name)) or b"").rpartition(b":")[2]
+    site.client.delete(keys.event(name))
+    site.client.xdel(keys.journal, place)
+    page = flower.ask(f"/event/{name}")
+    assert page.status == 200
+    assert "No event is kept under this id" in page.body
+    assert "tests.app.step" in page.body
+    assert "bridge-replay" not in page.body

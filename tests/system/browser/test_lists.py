@@ -1,0 +1,126 @@
+"""The lists of events and of dead letters in the browser: what they show, choose and keep up with."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.flower import QUICK, Browser, Flower, Site
+from tests.support.waiting import eventually
+
+ROWS = "#bridge-table tbody tr"
+
+
+def listed(browser: Browser, flower: Flower, query: str, page: str = "/events") -> None:
+    browser.open(f"{flower.url}{page}?{QUICK}&{query}")
+
+
+def rows(browser: Browser, count: int) -> list[str]:
+    """Wait until there are that many rows; return what they say."""
+    return list(eventually(lambda: len(found := browser.texts(ROWS)) == count and found, f"{count} rows"))
+
+
+def test_the_tab_is_on_every_page_of_flower(flower: Flower, browser: Browser) -> None:
+    """Flower's own pages have the tab, after the broker's; it leads to the events and is the active one there."""
+    for page in ("/", "/workers", "/tasks", "/broker"):
+        browser.open(flower.url + page)
+        assert browser.texts(".app-nav .nav-link")[:4] == ["Workers", "Tasks", "Broker", "Events"]
+    browser.click("a.nav-link[href='/events']")
+    eventually(lambda: browser.texts(".nav-link.active") == ["Events"], "the tab is active")
+    browser.shows("#bridge-status", "Updated")
+
+
+def test_events_are_listed_with_their_handlers(site: Site, flower: Flower, browser: Browser, name: str) -> None:
+    """A row has time, type, id, source and the state of each handler; the newest is first; no payload is shown."""
+    site.bus.publish("dream.created", {"secret": "s3cret"}, id=f"{name}.a", source="front-end")
+    site.bus.publish("nobody.listens", None, id=f"{name}.b")
+    listed(browser, flower, f"search={name}")
+    shown = browser.shows(ROWS, "SUCCESS\ntests.app.plain", "SUCCESS\ntests.app.glob", "no handlers")
+    second, first = rows(browser, 2)
+    assert f"{name}.a"[:8] in first
+    assert "dream.created" in first
+    assert "front-end" in first
+    assert "a few seconds ago" in first
+    assert "nobody.listens" in second
+    assert "s3cret" not in shown
+    assert "s3cret" not in flower.ask(f"/events/datatable?length=15&search={name}").body
+
+
+def test_the_list_keeps_up(site: Site, flower: Flower, browser: Browser, name: str) -> None:
+    """What happens shows up without a reload, and the time of the last look with it."""
+    listed(browser, flower, f"search={name}")
+    browser.shows(ROWS, "No events match your search.")
+    site.bus.publish("dream.created", id=f"{name}.late")
+    browser.shows(ROWS, f"{name}.late", "SUCCESS")
+    assert browser.text("#bridge-status").startswith("Updated")
+
+
+def test_search(site: Site, flower: Flower, browser: Browser, name: str) -> None:
+    """Parts of id, type and source are found, in any case; globs are over the whole type; a broken one says so."""
+    site.bus.publish(f"{name}.one", id=f"{name}-1", source=f"Source-{name}")
+    site.bus.publish(f"{name}.other", id=f"{name}-2")
+    listed(browser, flower, f"search=SOURCE-{name.upper()}")
+    browser.shows(ROWS, f"{name}-1")
+    rows(browser, 1)
+    browser.type("#bridge-table_filter input", f"{name}.o*e")
+    eventually(lambda: f"search={name}.o*e" in browser.run("location.search"), "the address says what is looked for")
+    assert f"{name}.one" in rows(browser, 1)[0]
+    browser.type("#bridge-table_filter input", f"{name}.[")
+    browser.shows("#bridge-search-error", "not closed")
+    browser.type("#bridge-table_filter input", f"{name[1:]}.o")
+    rows(browser, 2)
+    assert browser.text("#bridge-search-error") == ""
+
+
+def test_events_are_chosen_by_state(site: Site, flower: Flower, browser: Browser, name: str) -> None:
+    """The buttons show what failed, runs, waits or succeeded; the choice is in the address."""
+    site.bus.publish("dream.created", id=f"{name}.done")
+    site.bus.publish("failing.created", id=f"{name}.dead")
+    site.bus.publish("slow.created", 20, id=f"{name}.slow")  # it is to run until all have been looked at
+    site.bus.publish("routed.elsewhere", id=f"{name}.waits")
+    listed(browser, flower, f"search={name}")
+    browser.shows(ROWS, "SUCCESS", "FAILURE", "SENT")
+    for state, event in (("running", "slow"), ("succeeded", "done"), ("failed", "dead"), ("waiting", "waits")):
+        browser.click(f"[data-state={state}]")
+        one = lambda event=event: [f"{name}.{event}" in text for text in browser.texts(ROWS)] == [True]  # noqa: E731
+        eventually(one, f"only the event that {state}")
+        eventually(lambda state=state: f"state={state}" in browser.run("location.search"), "so does the address")
+        assert browser.texts(".task-state-filter.active") == [state.capitalize()]
+    browser.open(browser.run("location.href"))
+    assert browser.texts(".task-state-filter.active") == ["Waiting"]
+
+
+def test_dead_letters_are_listed(site: Site, flower: Flower, browser: Browser, name: str) -> None:
+    """A row has time, reason, type, event, handler and detail; a message that is no event cannot be retried."""
+    site.bus.publish("typed.created", {"dreamId": name}, id=f"{name}.misfit")
+    site.client.publish(f"{site.settings.channel_prefix}{name}", b"{")
+    listed(browser, flower, "", "/events/dead")
+    browser.shows(ROWS, "payload", "typed.created", "tests.app.typed", "valid integer", "json", name)
+    browser.type("#bridge-table_filter input", name)
+    no_event, misfit = sorted(rows(browser, 2), key=lambda text: "typed" in text)
+    assert "cannot be retried" in no_event
+    assert misfit.endswith("Retry")
+    browser.click("a[href='/events']")
+    browser.shows("#bridge-letters", "")
+    browser.click("a[href='/events/dead']")
+    eventually(lambda: browser.run("location.pathname") == "/events/dead", "and back")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_page_scrolls_sideways_on_a_phone(
+    site: Site, flower: Flower, browser: Browser, name: str, dark: bool
+) -> None:
+    """At 375 px each page is as wide as the screen, in both colour schemes; tables scroll within their card."""
+    site.bus.publish("failing.created", {"long": "x" * 500}, id=f"{name}{'y' * 150}", source="s" * 150)
+    site.bus.publish("loop.again", id=f"{name}.deep")
+    site.letter_of(f"{name}{'y' * 150}")
+    eventually(lambda: flower.ask(f"/event/{name}.deep/tree").body.count("tests.app.loop") == 17, "a deep chain")
+    browser.emulate(375, dark=dark)
+    for page in ("/events", "/events/dead", f"/event/{name}{'y' * 150}", f"/event/{name}.deep"):
+        browser.open(flower.url + page)
+        browser.shows("main", name[:8] if "/event/" in page else "FAIL" if page == "/events" else "failure")
+        assert browser.run("document.documentElement.scrollWidth") == 375
+        assert browser.run("document.documentElement.dataset.bsTheme") == ("dark" if dark else "light")
+    deepest = "document.querySelector('.bridge-line:last-child')"
+    browser.run(f"{deepest}.scrollIntoView({{inline: 'end'}})")
+    assert browser.run("document.querySelector('#bridge-tree').scrollLeft") > 0, "a deep chain scrolls within its card"
+    assert browser.run(f"{deepest}.querySelector('.bridge-line-head').clientWidth") > 200, "and stays readable"

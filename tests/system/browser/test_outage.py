@@ -1,0 +1,65 @@
+"""A bus that is away: the pages say so, soon, and come back by themselves; Flower's other pages do not notice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bridge.testing.redis_server import RedisServer
+from tests.support.flower import QUICK, Browser, Flower, Site
+from tests.support.proxy import Proxy
+
+
+@pytest.fixture(scope="module")
+def way(server: RedisServer) -> Iterator[Proxy]:
+    """Leads from the Flower of these tests to the bus; its broker is reached otherwise."""
+    with Proxy(server.port) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def far(site: Site, way: Proxy) -> Flower:
+    return site.flower("far", BRIDGE_REDIS_URL=way.url)
+
+
+@pytest.fixture(params=["refuse", "blackhole"])
+def outage(request: pytest.FixtureRequest, way: Proxy) -> Iterator[str]:
+    yield request.param
+    way.heal()
+
+
+def test_the_pages_say_that_redis_is_away(
+    site: Site, far: Flower, way: Proxy, browser: Browser, name: str, outage: str
+) -> None:
+    """Refused or unanswered, the pages say so within 10 s instead of an error, and show the rest once it is back."""
+    site.bus.publish("dream.created", id=name)
+    browser.open(f"{far.url}/events?search={name}&{QUICK}")
+    browser.shows("#bridge-table", name[:8])
+    getattr(way, outage)()
+    browser.shows("#bridge-down", "Redis at redis://127.0.0.1")
+    assert browser.text("#bridge-status") == "Update failed"
+    browser.shows("#bridge-table", "Nothing is known while Redis does not answer.")
+    began = time.monotonic()
+    assert far.ask(f"/event/{name}").status == 503
+    assert time.monotonic() - began < 10
+    assert far.ask("/tasks").status == 200
+    browser.open(f"{far.url}/event/{name}?{QUICK}")
+    browser.shows("#bridge-down", "Redis at redis://127.0.0.1")
+    browser.complaints()  # of the page with status 503
+    way.heal()
+    browser.shows("#bridge-tree", "tests.app.plain")
+    browser.open(f"{far.url}/events?search={name}&{QUICK}")
+    browser.shows("#bridge-table", name[:8], "SUCCESS")
+    assert browser.text("#bridge-down") == ""
+
+
+def test_a_button_says_that_redis_is_away(far: Flower, way: Proxy, browser: Browser, name: str) -> None:
+    """Whether it was done is not known then, and the page does not pretend to know."""
+    browser.open(f"{far.url}/events/dead")
+    way.refuse()
+    browser.run("document.getElementById('bridge-retry').setAttribute('action', '/events/dead/1-1/retry')")
+    browser.run("document.getElementById('bridge-retry').submit()")
+    browser.shows(".alert-danger", "may have been done or not")
+    way.heal()

@@ -1,0 +1,28 @@
+"""Prometheus itself reads the metrics."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+from bridge import EventBus
+from tests.support.apps import StartSubscriber
+from tests.support.requirements import missing
+from tests.support.scrape import Scrape
+from tests.support.waiting import eventually
+
+
+def test_promtool_accepts_them(
+    register_handlers, start_subscriber: StartSubscriber, bus: EventBus, port: int, scrape: Scrape
+) -> None:
+    """What Prometheus's own linter says of the page: nothing."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        missing("promtool")
+    register_handlers("t.exact")
+    start_subscriber(metrics_port=port)
+    bus.publish("dream.created")
+    eventually(lambda: scrape().events("dispatched"), "dispatch", 5)
+    command = [str(promtool), "check", "metrics"]
+    checked = subprocess.run(command, input=scrape().text, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")

@@ -1,0 +1,188 @@
+"""docs/ says what is so: generated parts, links, and the names of commands, settings, metrics, alerts and files."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from bridge.cli import bus
+from bridge.config.settings import BridgeSettings
+from bridge.telemetry.logs import Action
+from scripts import reference
+from tests.support import ROOT, sources
+
+DOCS = ROOT / "docs"
+TESTS = sources.names_of_tests()
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+#: Where people read that no site is built from.
+TEXTS = PAGES | {name: (ROOT / name).read_text() for name in ("README.md", "CHANGELOG.md")}
+WRITTEN = {name: text for name, text in PAGES.items() if "/reference/" not in name}
+FOLDERS = "bridge|deploy|docs|tests|scripts|tasks|benchmarks"
+#: Files at the top of the repository that are named without a folder.
+TOP = r"(?:README|CHANGELOG)\.md|docker-compose\.yml|celeryconfig\.py|Makefile|Dockerfile"
+
+#: What is there once a command has made it.
+MADE = set((ROOT / ".gitignore").read_text().splitlines())
+
+
+def code_of(text: str) -> Iterator[str]:
+    """Yield what a page has as code: spans, and lines of shell blocks."""
+    blocks = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```", re.M | re.S)
+    for _, language, block in blocks.findall(text):
+        if language == "sh":
+            yield from textwrap.dedent(block).splitlines()
+    yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", blocks.sub("", text)))
+
+
+def bus_commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each ``bus`` command that a page tells people to type."""
+    for code in code_of(text):
+        for found in re.finditer(r"(?:celery -A \w+ |^)bus ([a-z].*)", code):
+            words = list(shlex.shlex(found[1].replace("...", ""), posix=True, punctuation_chars="|&;<>"))
+            end = next((at for at, word in enumerate(words) if set(word) <= set("|&;<>")), len(words))
+            yield shlex.split(found[1].replace("...", ""), comments=True)[:end] if end == len(words) else words[:end]
+
+
+def problem_of(words: list[str]) -> str:
+    """Return what click has against a command, without running it; empty: nothing."""
+    command: click.Command = bus
+    ctx = click.Context(bus, info_name="bus")
+    while isinstance(command, click.Group) and words:
+        if words[0] == "--help":
+            return ""
+        inner = command.get_command(ctx, words[0])
+        if inner is None:
+            return f"there is no command {words[0]}"
+        command, ctx, words = inner, click.Context(inner, info_name=words[0], parent=ctx), words[1:]
+    try:
+        command.make_parser(ctx).parse_args(list(words))
+    except click.UsageError as error:
+        return error.format_message()
+    return ""
+
+
+@pytest.mark.parametrize("name", reference.files())
+def test_generated_parts_follow_the_code(name: str) -> None:
+    """The reference is what the code says now."""
+    assert (DOCS / name).read_text() == reference.files()[name], "run make docs"
+
+
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    """No link leads nowhere, no page is left out; fonts, scripts and styles are of the site."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?(?:https?:)?//|<link\b[^>]*\bstylesheet[^>]*//")
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    assert [str(page) for page in pages if loaded.search(page.read_text())] == []
+    styles = "".join(path.read_text() for path in tmp_path.rglob("*.css"))
+    assert not re.search(r"url\(\"?'?(?:https?:)?//|@import", styles)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_named_files_exist(name: str) -> None:
+    """A file or folder of the repository that a page names is there; so is a test, and what README links to."""
+    text = TEXTS[name]
+    spans = re.findall(r"`([^`\s]+)`", text)
+    for span in spans:
+        if re.fullmatch(rf"(?:{FOLDERS})/[\w./-]*|{TOP}", span) and span not in MADE:
+            assert (ROOT / span).exists(), span
+        if re.fullmatch(r"test_\w+", span):
+            assert TESTS[span] == 1, span
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / name).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_commands_can_be_typed(name: str) -> None:
+    """Each ``bus`` command that a page shows exists, with the options it shows."""
+    assert [(words, problem) for words in bus_commands(TEXTS[name]) if (problem := problem_of(words))] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("`celery -A APP bus status`", ""),
+        ("`bus dead list --since 1h | wc -l`", ""),
+        ("```sh\nx | celery -A shop bus publish a.b - # as typed\n```", ""),
+        ("`celery -A APP bus sttus`", "there is no command sttus"),
+        ("`bus dead retry --hanlder NAME && echo done`", "No such option"),
+        ("    ```sh\n    celery -A APP bus dead drop\n    ```", "there is no command drop"),
+    ],
+)
+def test_wrong_commands_are_found(text: str, problem: str) -> None:
+    """The check itself sees commands wherever they stand."""
+    (words,) = bus_commands(text)
+    assert problem in problem_of(words)
+    assert bool(problem) == bool(problem_of(words))
+
+
+def test_named_settings_exist() -> None:
+    """Every ``BRIDGE_*`` and ``bridge_*`` setting that a page names is one; metrics begin like settings."""
+    settings = set(BridgeSettings.model_fields)
+    samples = {reference.sample_name(metric) for metric in reference.metrics()}
+    for name, text in TEXTS.items():
+        upper = {word.lower() for word in re.findall(r"\bBRIDGE_([A-Z_]+)\b", text)}
+        lower = set(re.findall(r"\bbridge_[a-z_]+[a-z]\b", text)) - samples
+        unknown = (upper | {word.removeprefix("bridge_") for word in lower}) - settings
+        assert unknown == set(), name
+
+
+def test_every_metric_has_a_line_on_when_to_worry() -> None:
+    """People are told of each metric and each outcome what is wrong with it."""
+    table = PAGES["docs/metrics.md"].partition("## When to worry")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", table))
+    assert {reference.sample_name(metric) for metric in reference.metrics()} <= named
+    assert reference.OUTCOMES.keys() <= named
+
+
+def test_the_runbook_has_the_alerts_and_no_others() -> None:
+    """One section for each alert, in the order of the rules."""
+    groups: Any = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"]]
+    assert re.findall(r"^## (\w+)$", PAGES["docs/runbook.md"], re.M) == alerts
+
+
+def test_named_actions_and_reasons_exist() -> None:
+    """Log actions that people are told to look for are written; reasons in the runbook are given."""
+    for name, text in WRITTEN.items():
+        named = re.findall(r"`action` `(\w+)`|\.action == \"(\w+)\"", text)
+        assert {one or other for one, other in named} <= set(Action), name
+    table = PAGES["docs/runbook.md"].partition("| reason |")[2].partition("\n\n")[0]
+    reasons = [reason for row in table.splitlines()[2:] for reason in re.findall(r"`(\w+)`", row.split("|")[1])]
+    code = "".join(path.read_text() for path in (ROOT / "bridge").rglob("*.py"))
+    assert len(reasons) > 10
+    assert [reason for reason in reasons if f'"{reason}"' not in code] == []
+
+
+def test_snippets_are_yaml() -> None:
+    """What people copy into configuration files can be read."""
+    for text in PAGES.values():
+        for block in re.findall(r"^ *```yaml\n(.*?)^ *```", text, re.M | re.S):
+            assert yaml.safe_load(textwrap.dedent(block))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_name_no_machine(name: str) -> None:
+    """No path, user or name of the machine they were written on."""
+    found = re.findall(r"(?:/work|/tmp|/root|/home|site-packages)\b\S*", PAGES[name])
+    assert found == []

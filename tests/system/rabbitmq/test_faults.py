@@ -1,0 +1,205 @@
+"""RabbitMQ away, restarted, killed, short of memory or hanging under load: nothing is lost, nothing hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from bridge import Event, EventBus
+from bridge.storage.keys import Keys
+from bridge.subscriber.subscriber import Subscriber
+from tests.support.apps import StartSubscriber
+from tests.support.proxy import Proxy
+from tests.support.servers.rabbitmq import RabbitNode
+from tests.support.waiting import eventually
+from tests.system.rabbitmq.virtual_host import Rabbit
+
+
+class Load:
+    """Events that are published while the test does something else."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+        self._stop = threading.Event()
+        self.published: list[str] = []
+
+    def run(self) -> None:
+        while not self._stop.wait(0.01):
+            first = len(self.published)
+            events = [Event(type="a.b", id=f"n{number}") for number in range(first, first + 5)]
+            self._bus.publish_many(events)
+            self.published += [event.id for event in events]
+
+    def more(self, count: int) -> None:
+        """Wait until *count* more are published."""
+        wanted = len(self.published) + count
+        eventually(lambda: len(self.published) >= wanted, "publishing goes on")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+
+class Site:
+    """A bus that is well, RabbitMQ, and what has been dispatched."""
+
+    def __init__(self, bus: EventBus, client: Redis, node: RabbitNode, rabbit: Rabbit) -> None:
+        self.bus = bus
+        self.node = node
+        self.rabbit = rabbit
+        self.load = Load(bus)
+        self._client = client
+        self._keys = Keys(bus.settings.channel_prefix)
+
+    def idle(self) -> bool:
+        """Whether all of the journal is dispatched and acknowledged."""
+        (group,) = self._client.xinfo_groups(self._keys.journal)
+        return bool(group["pending"] == 0 and group["lag"] == 0)
+
+    def pending(self) -> int:
+        """How many entries are under way."""
+        return int(self._client.xpending(self._keys.journal, "tests")["pending"])
+
+    def has_letters(self) -> bool:
+        return bool(self._client.exists(self._keys.dead("tests")))
+
+    def published(self) -> set[str]:
+        """The tasks of all that the load has published."""
+        return {f"t.all {event_id}" for event_id in self.load.published}
+
+
+@pytest.fixture
+def site(bus: EventBus, client: Redis, node: RabbitNode, rabbit: Rabbit) -> Site:
+    return Site(bus, client, node, rabbit)
+
+
+def errors(subscriber: Subscriber) -> int:
+    return int(subscriber.info().get("errors", 0))
+
+
+@pytest.mark.parametrize("end", [RabbitNode.stop, RabbitNode.kill], ids=["stopped", "killed"])
+def test_a_restart_under_load(
+    register_handlers: Callable[..., None],
+    start_subscriber: StartSubscriber,
+    site: Site,
+    rabbit_app: Celery,
+    end: Callable[[RabbitNode], None],
+) -> None:
+    """What RabbitMQ confirmed is there afterwards, the rest is sent then; no dead letter is written."""
+    register_handlers("t.all")
+    subscriber = start_subscriber(app=rabbit_app)
+    with site.load.running():
+        site.load.more(200)
+        end(site.node)
+        eventually(lambda: errors(subscriber) >= 2, "dispatch fails and is tried again")
+        site.load.more(50)
+        site.node.start()
+        site.load.more(100)
+    eventually(site.idle, "all are dispatched")
+    tasks = site.rabbit.tasks()
+    assert set(tasks) == site.published()
+    assert not site.has_letters()
+
+
+def test_a_memory_alarm_under_load(
+    register_handlers: Callable[..., None], start_subscriber: StartSubscriber, site: Site, rabbit_app: Celery
+) -> None:
+    """The journal keeps, health says why, a stop is quick; after the alarm each message is there once."""
+    register_handlers("t.all")
+    subscriber, other = start_subscriber(app=rabbit_app), start_subscriber("two", app=rabbit_app)
+    with site.load.running():
+        site.load.more(100)
+        site.node.alarm(on=True)
+        eventually(lambda: "short of memory or disk" in subscriber._trouble(), "it says why dispatch fails")
+        eventually(lambda: errors(other) > 0, "the other fails too")
+        site.load.more(50)
+        site.node.alarm(on=False)
+        site.load.more(50)
+    eventually(site.idle, "all are dispatched")
+    assert site.rabbit.tasks() == Counter(site.published())
+    site.node.alarm(on=True)
+    site.bus.publish("a.b", id="last")
+    eventually(lambda: subscriber._trouble() or other._trouble(), "one of them has it")
+    before = time.monotonic()
+    subscriber.stop()
+    other.stop()
+    assert time.monotonic() - before < 8, "neither is left behind"
+
+
+@pytest.mark.parametrize("how", ["frozen", "blackholed"])
+def test_a_broker_that_hangs(
+    register_handlers: Callable[..., None],
+    start_subscriber: StartSubscriber,
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    """Dispatch fails within its bound and goes on afterwards, a stop meanwhile is quick and acknowledges nothing."""
+    monkeypatch.setattr("bridge.broker.confirms.CONFIRM_TIMEOUT_S", 2.0)
+    register_handlers("t.all")
+    with (
+        Proxy(site.node.port) as proxy,
+        Celery("tests", broker=site.rabbit.url_at(proxy.port), set_as_current=False) as app,
+    ):
+        subscriber = start_subscriber(app=app)
+        site.bus.publish("a.b", id="before")
+        eventually(lambda: site.rabbit.length() == 1, "the first is dispatched")
+        if how == "frozen":
+            site.node.freeze()
+        else:
+            proxy.blackhole()
+        site.bus.publish("a.b", id="meanwhile")
+        eventually(lambda: "did not confirm 1 messages" in subscriber._trouble(), "dispatch fails")
+        assert not site.idle()
+        if how == "frozen":
+            site.node.thaw()
+        else:
+            proxy.heal()
+        eventually(site.idle, "all are dispatched")
+        assert set(site.rabbit.tasks()) == {"t.all before", "t.all meanwhile"}
+        if how == "frozen":
+            site.node.freeze()
+        else:
+            proxy.blackhole()
+        site.bus.publish("a.b", id="last")
+        eventually(site.pending, "it is under way")
+        before = time.monotonic()
+        subscriber.stop()
+        assert time.monotonic() - before < 8
+        assert site.pending() == 1
+
+
+def test_connections_cut_under_load(
+    register_handlers: Callable[..., None], start_subscriber: StartSubscriber, site: Site
+) -> None:
+    """Nothing is lost; twice there is what RabbitMQ took and could not confirm any more."""
+    register_handlers("t.all")
+    with (
+        Proxy(site.node.port) as proxy,
+        Celery("tests", broker=site.rabbit.url_at(proxy.port), set_as_current=False) as app,
+    ):
+        subscriber = start_subscriber(app=app)
+        with site.load.running():
+            for _ in range(6):
+                site.load.more(50)
+                so_far = errors(subscriber)
+                eventually(lambda so_far=so_far: proxy.cut() or errors(subscriber) > so_far, "a cut is noticed")
+        eventually(site.idle, "all are dispatched")
+        assert proxy.done["cut"] >= 6
+        tasks = site.rabbit.tasks()
+        assert set(tasks) == site.published()
+        assert tasks.total() < len(tasks) * 1.5
+        subscriber.stop()

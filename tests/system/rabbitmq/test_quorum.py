@@ -1,0 +1,67 @@
+"""Quorum queues: messages go where Celery sends them, also those that have to wait for their time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from kombu import Exchange, Queue
+
+from bridge import BridgeSettings
+from bridge.broker.outbox import Outbox
+from tests.handlers import HANDLERS
+from tests.support.waiting import eventually
+from tests.system.rabbitmq.messages import plain, prepared
+from tests.system.rabbitmq.virtual_host import Rabbit
+
+#: Of the queue that is declared.
+QUORUM = {"x-queue-type": "quorum"}
+
+
+@pytest.fixture
+def quorum_app(rabbit_app: Celery) -> Iterator[Celery]:
+    """An application whose default queue is a quorum queue on a topic exchange, as delayed delivery wants it."""
+    rabbit_app.conf.task_queues = [
+        Queue("celery", Exchange("topics", type="topic"), routing_key="celery", queue_arguments=QUORUM)
+    ]
+    return rabbit_app
+
+
+def test_a_plain_quorum_queue(rabbit_app: Celery, settings: BridgeSettings, rabbit: Rabbit) -> None:
+    """With task_default_queue_type the queue is declared as such, and what is sent is counted and there."""
+    rabbit_app.conf.task_default_queue_type = "quorum"
+    outbox = Outbox(rabbit_app, settings)
+    assert outbox.send(prepared(outbox, count=100)) == []
+    assert outbox.waiting("celery") == rabbit.length() == 100
+    rabbit.do(lambda channel: channel.queue_declare("celery", durable=True, auto_delete=False, arguments=QUORUM))
+    outbox.close()
+
+
+def test_a_countdown_waits_in_the_broker(
+    quorum_app: Celery, settings: BridgeSettings, rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a message is kept by RabbitMQ until its time has come, though no worker has prepared it for that."""
+    monkeypatch.setitem(HANDLERS["t.delayed"].send_options, "countdown", 2)
+    outbox = Outbox(quorum_app, settings)
+    (message,) = prepared(outbox, "t.delayed")
+    assert message.route.queue == "celery"
+    assert message.listed.delay_ms == 2000
+    assert outbox.send([message]) == []
+    assert rabbit.length("celery_delayed_1") + rabbit.length("celery_delayed_0") == 1
+    eventually(lambda: rabbit.length() == 1, "it is delivered")
+    (ours,) = rabbit.take()
+    quorum_app.tasks["t.delayed"].apply_async((message.stored.event,), task_id=message.task_id, countdown=2)
+    eventually(lambda: rabbit.length() == 1, "Celery's own is delivered")
+    (theirs,) = rabbit.take()
+    assert plain(ours) == plain(theirs)
+    outbox.close()
+
+
+def test_delayed_delivery_that_is_there_is_used(quorum_app: Celery, settings: BridgeSettings, rabbit: Rabbit) -> None:
+    """A second connection finds exchanges and queues as the first has declared them."""
+    for _ in range(2):
+        outbox = Outbox(quorum_app, settings)
+        assert outbox.send(prepared(outbox, "t.delayed")) == []
+        outbox.close()
+    assert sum(rabbit.length(f"celery_delayed_{level}") for level in range(28)) == 2

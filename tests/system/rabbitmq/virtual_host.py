@@ -1,0 +1,86 @@
+"""A virtual host of RabbitMQ, and what waits there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import amqp
+
+from tests.support.servers.rabbitmq import RabbitNode
+
+
+class Rabbit:
+    """The virtual host of one test.
+
+    Arguments:
+        node: Where it is.
+        name: Of the virtual host; it is made.
+    """
+
+    def __init__(self, node: RabbitNode, name: str) -> None:
+        self.name = name
+        self._port = node.port
+        node.evaluate(
+            f'rabbit_vhost:add(<<"{name}">>, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
+            f'<<"guest">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>).'
+        )
+
+    @property
+    def url(self) -> str:
+        return self.url_at(self._port)
+
+    def url_at(self, port: int) -> str:
+        """The address by way of another port, that of a proxy."""
+        return f"amqp://guest:guest@127.0.0.1:{port}/{self.name}"
+
+    def channel(self) -> Any:
+        """Return a channel of a connection of its own; closed by the caller, or with the node."""
+        address = f"127.0.0.1:{self._port}"
+        connection = amqp.Connection(address, "guest", "guest", virtual_host=self.name, connect_timeout=5)
+        connection.connect()
+        return connection.channel()
+
+    def do(self, what: Callable[[Any], Any]) -> Any:
+        """Return what *what* returns for a channel."""
+        channel = self.channel()
+        connection = channel.connection
+        try:
+            return what(channel)
+        finally:
+            with suppress(amqp.AMQPError, OSError):
+                connection.close()
+
+    def length(self, queue: str = "celery") -> int:
+        """How many messages are ready in a queue; 0 when there is none, or no node."""
+        try:
+            return int(self.do(lambda channel: channel.queue_declare(queue, passive=True).message_count))
+        except (amqp.AMQPError, OSError):
+            return 0
+
+    def is_there(self, queue: str) -> bool:
+        """Whether there is such a queue."""
+        try:
+            self.do(lambda channel: channel.queue_declare(queue, passive=True))
+        except amqp.NotFound:
+            return False
+        return True
+
+    def take(self, queue: str = "celery") -> list[Any]:
+        """Take all messages out of a queue."""
+
+        def take_all(channel: Any) -> list[Any]:
+            return list(iter(lambda: channel.basic_get(queue, no_ack=True), None))
+
+        return list(self.do(take_all))
+
+    def tasks(self, queue: str = "celery") -> Counter[str]:
+        """Take all messages out of a queue; return how often each task was there with each event id."""
+        messages = self.take(queue)
+        return Counter(
+            f"{message.properties['application_headers']['task']} {json.loads(message.body)[0][0]['id']}"
+            for message in messages
+        )

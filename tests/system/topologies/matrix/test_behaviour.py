@@ -1,0 +1,301 @@
+"""What the bridge does, on each arrangement of bus and broker: one suite for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.handlers.handler import task_id_for
+from bridge.operations.groups import Groups
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.journal import Journal
+from bridge.storage.keys import Keys
+from bridge.storage.presence import PresenceStore
+from bridge.storage.status import read_status
+from tests.support.apps import StartSubscriber
+from tests.support.processes import STOP_S, stops_worker
+from tests.support.replays import FAST, Replays, last
+from tests.support.waiting import eventually
+from tests.system.topologies.sites import OTHER_GROUP, Site, Waiting, effects_of
+
+
+def publish(bus: EventBus, *ids: str) -> None:
+    bus.publish_many([Event(type="dream.created", id=event_id) for event_id in ids])
+
+
+def message(event_id: str, task: str = "t.exact") -> str:
+    return f"{task} dream.created {event_id}"
+
+
+def test_a_publication_is_in_key_journal_and_broadcast(site: Site, bus: EventBus, client: Redis, prefix: str) -> None:
+    """Once for each id, whoever looks; another event with the same id changes nothing."""
+    with site.client.pubsub() as listener:
+        listener.psubscribe(f"{prefix}*")
+        eventually(lambda: listener.get_message(timeout=1), "the subscription")
+        first = bus.publish("dream.created", {"n": 1}, id="a")
+        assert bus.publish("dream.created", {"n": 1}, id="a").duplicate
+        assert bus.publish("dream.created", {"n": 2}, id="a").conflict
+        heard = eventually(lambda: listener.get_message(timeout=1), "the broadcast")
+        assert (heard["channel"], heard["data"]) == (f"{prefix}dream.created".encode(), first.event.encode())
+        assert listener.get_message(timeout=0.1) is None
+    key = f"{prefix}event:a"
+    assert site.client.get(key) == first.event.encode()
+    assert 86_000_000 < site.client.pttl(key) <= 86_400_000
+    assert [fields[b"id"] for _, fields in site.client.xrange(Keys(prefix).journal)] == [b"a"]
+    assert bus.get_event("a") == first.event
+
+
+def test_many_publications_at_once(site: Site, bus: EventBus, settings: BridgeSettings, prefix: str) -> None:
+    """A batch is written whole, in order; another program finds each of its events."""
+    ids = [f"n{number}" for number in range(200)]
+    publish(bus, *ids)
+    assert [fields[b"id"].decode() for _, fields in site.client.xrange(Keys(prefix).journal)] == ids
+    with EventBus(settings) as other:
+        assert [found.id for event_id in ids if (found := other.get_event(event_id))] == ids
+        assert other.get_event("unknown") is None
+
+
+def test_local_subscriptions(site: Site, bus: EventBus, settings: BridgeSettings, prefix: str) -> None:
+    """They hear this process, other processes and foreign programs, each event once."""
+    heard: list[str] = []
+    bus.subscribe("dream.*", lambda event: heard.append(event.id))
+    bus.publish("dream.created", id="own")
+    with EventBus(settings) as other:
+        other.publish("dream.created", id="other")
+        other.publish("cat.created", id="cat")
+    site.shout(prefix, Event(type="dream.created", id="foreign"))
+    eventually(lambda: len(heard) == 3, "three events")
+    assert sorted(heard) == ["foreign", "other", "own"]
+
+
+def test_events_become_messages_once(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    site: Site,
+    bus: EventBus,
+    client: Redis,
+    prefix: str,
+    waiting: Waiting,
+) -> None:
+    """Ours and those of foreign programs, one for each handler, however often they are broadcast."""
+    register_handlers("t.exact", "t.glob")
+    start_subscriber("one")
+    start_subscriber("two")
+    publish(bus, "a")
+    foreign = Event(type="dream.created", id="b")
+    for _ in range(3):
+        site.shout(prefix, foreign)
+    expected = dict.fromkeys([message(one, task) for one in "ab" for task in ("t.exact", "t.glob")], 1)
+    eventually(lambda: waiting.tasks().total() >= 4, "four messages")
+    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged")
+    assert waiting.tasks() == expected
+
+
+def test_what_is_no_event_becomes_a_dead_letter(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    site: Site,
+    client: Redis,
+    settings: BridgeSettings,
+    prefix: str,
+    waiting: Waiting,
+) -> None:
+    """Garbage, a type that is not that of its channel, an id that is taken: kept with the reason, and nothing stops."""
+    register_handlers("t.exact")
+    start_subscriber()
+    site.client.publish(f"{prefix}dream.created", b"{")
+    site.client.publish(f"{prefix}dream.deleted", Event(type="dream.created", id="spoofed").encode())
+    site.shout(prefix, Event(type="dream.created", id="a"))
+    eventually(lambda: waiting.tasks() == {message("a"): 1}, "the good one is dispatched")
+    site.client.publish(f"{prefix}dream.created", Event(type="dream.created", id="a", payload="other").encode())
+    letters = DeadLetters(client, settings)
+    eventually(lambda: len(letters.latest(10)) == 3, "three dead letters")
+    assert sorted(letter.reason for letter in letters.latest(10)) == ["channel_mismatch", "id_conflict", "json"]
+
+
+def test_events_of_an_absence_are_found(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    site: Site,
+    prefix: str,
+    waiting: Waiting,
+    settings: BridgeSettings,
+) -> None:
+    """What was broadcast while nobody listened is dispatched from its keys, on whichever server they are."""
+    register_handlers("t.exact")
+    start_subscriber("before").stop()
+    ids = [f"n{number}" for number in range(60)]
+    for event_id in ids:
+        site.shout(prefix, Event(type="dream.created", id=event_id))
+    if site.cluster:
+        owners = {site.client.get_node_from_key(f"{prefix}event:{event_id}").name for event_id in ids}
+        assert len(owners) == 3
+    start_subscriber("after")
+    eventually(lambda: waiting.tasks().total() >= 60, "all are dispatched")
+    assert waiting.tasks() == dict.fromkeys(map(message, ids), 1)
+
+
+def test_a_publisher_that_died_after_the_key(
+    register_handlers, start_subscriber: StartSubscriber, site: Site, bus: EventBus, prefix: str, waiting: Waiting
+) -> None:
+    """A key without a journal entry, as a crash leaves it in a cluster, is dispatched, once, and may be published."""
+    register_handlers("t.exact")
+    event = Event(type="dream.created", id="half", source="tests")
+    site.client.set(f"{prefix}event:half", event.encode(), ex=3600)
+    start_subscriber()
+    eventually(lambda: waiting.tasks() == {message("half"): 1}, "catch-up finds it")
+    assert bus.publish(event).duplicate
+    publish(bus, "next")
+    eventually(lambda: waiting.tasks() == {message("half"): 1, message("next"): 1}, "nothing is dispatched again")
+
+
+def test_each_group_has_every_event(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    bus: EventBus,
+    client: Redis,
+    settings: BridgeSettings,
+    waiting: Waiting,
+) -> None:
+    """Two groups, two messages; a group that is deleted leaves nothing behind and the other its own."""
+    register_handlers("t.exact")
+    start_subscriber("one")
+    late = start_subscriber("two", group=OTHER_GROUP)
+    publish(bus, "a", "b")
+    eventually(lambda: waiting.tasks() == {message("a"): 2, message("b"): 2}, "two messages each")
+    late.stop()
+    assert [group.name for group in read_status(client, settings).groups] == [OTHER_GROUP, "tests"]
+    Groups(client, settings).delete(OTHER_GROUP)
+    assert [group.name for group in read_status(client, settings).groups] == ["tests"]
+
+
+def test_a_lost_journal_is_filled_again(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    site: Site,
+    bus: EventBus,
+    client: Redis,
+    prefix: str,
+    waiting: Waiting,
+) -> None:
+    """Journal and group are made anew, and what the keys still hold is dispatched."""
+    register_handlers("t.exact")
+    publish(bus, "a", "b", "c")
+    assert site.client.delete(Keys(prefix).journal)
+    publish(bus, "d")
+    subscriber = start_subscriber()
+    eventually(lambda: set(waiting.tasks()) == set(map(message, "abcd")), "all are dispatched")
+    assert site.client.delete(Keys(prefix).journal)
+    eventually(lambda: subscriber.info().get("journal_lost"), "it is noticed")
+    publish(bus, "e")
+    eventually(lambda: message("e") in waiting.tasks(), "it goes on")
+    eventually(lambda: client.xlen(Keys(prefix).journal) == 5, "all that is kept is in the journal again")
+
+
+def test_entries_of_a_dead_consumer_are_taken_over(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    bus: EventBus,
+    client: Redis,
+    settings: BridgeSettings,
+    waiting: Waiting,
+) -> None:
+    """What a consumer read and never acknowledged is dispatched by another."""
+    register_handlers("t.exact")
+    journal = Journal(client, settings)
+    journal.create_group("earliest")
+    publish(bus, "a", "b")
+    assert len(journal.read("dead", 10, 10)) == 2
+    start_subscriber(claim_idle_s=0.2, maintenance_interval_s=0.1)
+    eventually(lambda: waiting.tasks() == {message("a"): 1, message("b"): 1}, "both are dispatched")
+
+
+def test_a_message_that_the_broker_loses_is_sent_again(
+    register_handlers, start_subscriber: StartSubscriber, bus: EventBus, waiting: Waiting
+) -> None:
+    """The ledger knows what has not run, and sends it again."""
+    register_handlers("t.exact")
+    subscriber = start_subscriber(redispatch_after_s=1, maintenance_interval_s=0.1)
+    publish(bus, "a")
+    eventually(lambda: waiting.tasks() == {message("a"): 1}, "the message")
+    waiting.clear()
+    eventually(lambda: waiting.tasks()[message("a")], "the message again")
+    eventually(lambda: subscriber.info().get("redispatched"), "it is counted, once the ledger has it")
+
+
+def test_replays_of_journal_and_dead_letters(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    bus: EventBus,
+    client: Redis,
+    settings: BridgeSettings,
+    waiting: Waiting,
+) -> None:
+    """Both give the handlers once more what was asked for, under task ids of their own."""
+    register_handlers("t.exact")
+    start_subscriber()
+    bench = Replays(client, settings)
+    publish(bus, "a", "b")
+    bench.park(7)
+    assert last(bench.journal("again", ids=frozenset("a")).run(FAST)).replayed == 1
+    assert last(bench.dead("retry").run(FAST)).replayed == 1
+    expected = {message("a"): 2, message("b"): 1, message("n7"): 1}
+    eventually(lambda: waiting.tasks() == expected, "the replayed ones as well")
+    assert bench.letters.latest(10) == []
+
+
+def test_status_and_presence(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    bus: EventBus,
+    client: Redis,
+    settings: BridgeSettings,
+    waiting: Waiting,
+) -> None:
+    """Who lives, what waits and what is in flight is told as it is."""
+    register_handlers("t.exact")
+    start_subscriber("one")
+    publish(bus, "a", "b")
+    eventually(lambda: waiting.tasks().total() == 2, "both are dispatched")
+    eventually(
+        lambda: [one.ready for one in PresenceStore(client, settings).all()] == [True], "it says that it is ready"
+    )
+    eventually(lambda: read_status(client, settings).groups[0].backlog == 0, "all are acknowledged")
+    status = read_status(client, settings)
+    (group,) = status.groups
+    assert (status.entries, group.name, group.in_flight, group.alive) == (2, "tests", 2, 1)
+
+
+# With a real worker
+
+
+@pytest.fixture
+def effects(site: Site, prefix: str) -> Any:
+    """What the handlers of ``tests/app.py`` left behind."""
+    return lambda: sorted(value.decode() for value in site.client.lrange(effects_of(prefix), 0, -1))
+
+
+@stops_worker
+def test_a_worker(
+    processes: Any, site: Site, bus: EventBus, client: Redis, settings: BridgeSettings, prefix: str, waiting, effects
+) -> None:
+    """Tasks run once, publish events that run tasks, fail into dead letters, and are retried; it stops in order."""
+    bus.publish("dream.created", id="early")
+    worker = processes.worker()
+    eventually(lambda: {"plain early", "glob early"} <= set(effects()), "the tasks of an early event", 40)
+    site.shout(prefix, Event(type="dream.created", id="foreign"))
+    bus.publish("bound.created", id="chain")
+    bus.publish("failing.created", id="m")
+    letters = DeadLetters(client, settings)
+    (letter,) = eventually(lambda: letters.latest(10), "the dead letter")
+    assert (letter.reason, letter.task_id) == ("failure", task_id_for("tests", "m", "tests.app.failing"))
+    expected = {"plain early", "glob early", "plain foreign", "glob foreign", "bound 0", "bound 1", "bound 2"}
+    eventually(lambda: expected < set(effects()), "the tasks of each")
+    (step,) = eventually(lambda: [one for one in effects() if one.startswith("step ")], "the end of the chain")
+    assert effects() == sorted([*expected, step])
+    worker.terminate()
+    assert worker.wait(STOP_S) == 0
+    assert processes.log("w1").count("Traceback") == 1, "that of the task that failed"

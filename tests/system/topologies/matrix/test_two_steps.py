@@ -1,0 +1,138 @@
+"""In a cluster an event key and the journal are on different servers: what that costs, and what repairs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from subprocess import PIPE
+
+import pytest
+from redis import Redis
+from redis.cluster import RedisCluster
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.events.encoded import Record
+from bridge.storage.journal import Journal, new_attempt
+from bridge.storage.keys import Keys
+from bridge.subscriber.intake import intake
+from bridge.testing.redis_server import RedisServer
+from tests.support.apps import StartSubscriber
+from tests.support.servers.clusters import ClusterServers
+from tests.support.waiting import eventually
+from tests.system.topologies.sites import RedisWaiting, Site, Waiting
+
+PUBLISHER = """
+import sys
+from bridge import EventBus
+with EventBus() as bus:
+    print("ready", flush=True)
+    bus.publish("dream.created", id=sys.stdin.readline().strip())
+    print("published", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[ClusterServers]:
+    with ClusterServers() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def site(servers: ClusterServers, server: RedisServer) -> Iterator[Site]:
+    """A cluster as bus, the shared server as broker."""
+    with servers.client() as client, Redis.from_url(server.url) as broker:
+        yield Site(servers.url, client, server.url, server.url, lambda prefix: RedisWaiting(broker, prefix))
+
+
+@pytest.fixture
+def everywhere(site: Site) -> RedisCluster:
+    """redis-py's own client."""
+    client: RedisCluster = site.client
+    return client
+
+
+@pytest.fixture
+def apart(everywhere: RedisCluster, prefix: str) -> str:
+    """An id whose event key is on another server than the journal."""
+    home = everywhere.get_node_from_key(Keys(prefix).journal)
+    return next(
+        f"n{number}"
+        for number in range(1000)
+        if everywhere.get_node_from_key(Keys(prefix).event(f"n{number}")).name != home.name
+    )
+
+
+def test_a_publisher_that_dies_between_the_two_steps(
+    register_handlers: Callable[..., None],
+    start_subscriber: StartSubscriber,
+    waiting: Waiting,
+    servers: ClusterServers,
+    everywhere: RedisCluster,
+    prefix: str,
+    apart: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its event is in its key and not in the journal; the next look at the keys finds and dispatches it."""
+    monkeypatch.setattr(intake, "_LOOK_AGAIN_S", 0.0)
+    register_handlers("t.exact")
+    start_subscriber(maintenance_interval_s=0.2)
+    keys, home = Keys(prefix), servers.owner(Keys(prefix).journal)
+    environment = os.environ | {"BRIDGE_REDIS_URL": servers.url, "BRIDGE_CHANNEL_PREFIX": prefix}
+    with subprocess.Popen([sys.executable, "-c", PUBLISHER], stdin=PIPE, stdout=PIPE, env=environment) as publisher:
+        assert publisher.stdin is not None
+        assert publisher.stdout is not None
+        assert publisher.stdout.readline() == b"ready\n"
+        servers.ask(home, "CLIENT", "PAUSE", 20_000, "WRITE")
+        try:
+            publisher.stdin.write(f"{apart}\n".encode())
+            publisher.stdin.flush()
+            eventually(lambda: everywhere.exists(keys.event(apart)), "the event is in its key")
+            publisher.kill()
+            assert publisher.stdout.read() == b""
+        finally:
+            publisher.kill()
+            servers.ask(home, "CLIENT", "UNPAUSE")
+    eventually(lambda: waiting.tasks() == {f"t.exact dream.created {apart}": 1}, "it is dispatched")
+    assert everywhere.xlen(keys.journal) == 1
+
+
+def test_an_id_that_is_taken_keeps_its_first_event(everywhere: RedisCluster, bus: EventBus, apart: str) -> None:
+    """A conflict writes nothing, whether the key of the first event is still there or not."""
+    key = Keys(bus.settings.channel_prefix).event(apart)
+    first = bus.publish("dream.created", {"n": 1}, id=apart).event
+    assert bus.publish("dream.created", {"n": 2}, id=apart).conflict
+    assert everywhere.get(key) == first.encode()
+    everywhere.delete(key)
+    assert bus.publish("dream.created", {"n": 2}, id=apart).conflict
+    assert not everywhere.exists(key)
+
+
+def test_a_key_that_somebody_else_wrote_is_replaced(everywhere: RedisCluster, bus: EventBus, apart: str) -> None:
+    """What was published is what its key holds, as where one script writes both."""
+    key = Keys(bus.settings.channel_prefix).event(apart)
+    everywhere.set(key, "something else")
+    event = bus.publish("dream.created", id=apart).event
+    assert everywhere.get(key) == event.encode()
+    assert 0 < everywhere.pttl(key) <= bus.settings.event_ttl_ms
+
+
+def test_a_lost_reply_publishes_once(everywhere: RedisCluster, settings: BridgeSettings, client: Redis) -> None:
+    """A publication that is repeated under its token has one entry, and the same answer."""
+    journal, event = Journal(client, settings), Event(type="dream.created", id="again")
+    attempts = [new_attempt()]
+    records = [Record(event, event.encode())]
+    for _ in range(2):
+        assert journal.publish(records, attempts, broadcast=True) == ["appended"]
+    assert everywhere.xlen(Keys(settings.channel_prefix).journal) == 1
+
+
+def test_a_repeated_id_is_remembered_as_long_as_its_key(everywhere: RedisCluster, bus: EventBus, apart: str) -> None:
+    """A key written anew lives no longer than the mark that keeps catch-up from taking it for a new event."""
+    keys = Keys(bus.settings.channel_prefix)
+    bus.publish("dream.created", id=apart)
+    everywhere.delete(keys.event(apart))
+    everywhere.pexpire(keys.seen(apart), 60_000)
+    assert bus.publish("dream.created", id=apart).duplicate
+    assert everywhere.pttl(keys.seen(apart)) > everywhere.pttl(keys.event(apart)) > 0

@@ -1,0 +1,49 @@
+"""The example of docs/signing.md in TypeScript."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeSettings
+from tests.support import ROOT
+from tests.support.apps import StartSubscriber
+from tests.support.outside import SECRETS, Outside
+from tests.support.queues import Queues
+from tests.support.requirements import missing
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def outside(client: Redis, settings: BridgeSettings) -> Outside:
+    return Outside(client, settings)
+
+
+def test_the_typescript_example_is_heard(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, tmp_path: Path
+) -> None:
+    """The example of docs/signing.md publishes an event that a subscriber lets in, and not with another secret."""
+    node = shutil.which("node")
+    if node is None:
+        missing("node")
+    (code,) = re.findall(r"```ts\n(.*?)```", (ROOT / "docs" / "signing.md").read_text(), re.S)
+    script = tmp_path / "publish.mjs"
+    script.write_text(code)  # there are no types in it that Node would have to take out
+    register_handlers("t.exact")
+    start_subscriber(signing_keys=SECRETS, require_signature=["*"])
+    address = outside.client.get_connection_kwargs()
+    ids = []
+    for secret in (SECRETS["new"].get_secret_value(), "a secret that nobody here has: " * 2):
+        command = [node, str(script), address["host"], str(address["port"]), outside.keys.prefix, "new", secret]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        ids.append(done.stdout.strip())
+    eventually(lambda: queues.length() == 1 and len(outside.letters()) == 1, "one is let in")
+    assert list(queues.tasks()) == [f"t.exact dream.created {ids[0][:8]}..."]
+    (letter,) = outside.letters()
+    assert letter.detail.startswith("signature: key 'new' has not signed this")
+    assert ids[1].encode() in letter.raw

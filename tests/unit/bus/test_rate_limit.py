@@ -1,0 +1,203 @@
+"""The rate of a source: what one program sends too much waits as dead letters, and takes nothing from the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.events.encoded import Record
+from bridge.operations.history import History
+from bridge.redis.client import connect
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.journal import Journal
+from bridge.storage.keys import Keys
+from bridge.testing.redis_server import RedisServer
+from tests.support.apps import StartSubscriber
+from tests.support.queues import Queues
+from tests.support.replays import FAST, Replays, last
+from tests.support.waiting import eventually
+
+
+def event(number: int, source: str | None = "noisy", payload: object = None) -> Event:
+    name = source if source in ("noisy", "quiet", None) else "odd"
+    return Event(type="a.b", id=f"{name}{number}", source=source, payload=payload, timestamp=1_760_000_000_000)
+
+
+def record(number: int, source: str | None = "noisy", payload: object = None) -> Record:
+    made = event(number, source, payload)
+    return Record(made, made.encode())
+
+
+def records(count: int, source: str | None = "noisy") -> list[Record]:
+    return [record(number, source) for number in range(count)]
+
+
+@pytest.fixture
+def redis(each_server: RedisServer) -> Iterator[Redis]:
+    with Redis.from_url(each_server.url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+def journal(each_server: RedisServer, prefix: str) -> Journal:
+    loaded = BridgeSettings.load(
+        redis_url=each_server.url, channel_prefix=prefix, group="g", max_events_per_s_per_source=0.3
+    )
+    return Journal(connect(loaded), loaded)
+
+
+def limited(count: int, of: int) -> list[str]:
+    return ["appended"] * (of - count) + ["limited"] * count
+
+
+def test_new_events_of_a_source_are_counted(journal: Journal, redis: Redis, prefix: str) -> None:
+    """Three in ten seconds are taken, by whichever call; each source has its own count, and so has none at all."""
+    assert journal.append(records(2), limit=True) == limited(0, 2)
+    assert journal.append(records(5), limit=True) == ["repeated", "repeated", "appended", "limited", "limited"]
+    assert journal.append(records(4, "quiet"), limit=True) == limited(1, 4)
+    assert journal.append(records(4, None), limit=True) == limited(1, 4)
+    assert journal.append([record(9, "ünï\ncode {*}")], limit=True) == ["appended"]
+    assert redis.xlen(Keys(prefix).journal) == 10
+    assert all(8000 < redis.pttl(Keys(prefix).rate(source)) <= 10_000 for source in ("noisy", "quiet", ""))
+
+
+def test_a_window_ends(journal: Journal, redis: Redis, prefix: str) -> None:
+    """When ten seconds are over the source may send again; what was refused stays refused."""
+    journal.append(records(4), limit=True)
+    redis.delete(Keys(prefix).rate("noisy"))  # as when its time has come
+    assert journal.append(records(6), limit=True) == ["repeated"] * 3 + ["limited", "appended", "appended"]
+
+
+def test_what_was_limited_is_settled(journal: Journal, redis: Redis, prefix: str) -> None:
+    """Catch-up passes it over, also when the journal is filled again; its id is taken; the look ahead hides it not."""
+    over = record(3)
+    journal.append([*records(3), over], limit=True)
+    assert journal.unseen(["noisy2", "noisy3", "noisy4"]) == ["noisy4"]
+    assert journal.append([record(3, payload=1)], limit=True) == ["conflict"]
+    assert journal.append([over]) == ["limited"]
+    assert journal.known([("noisy2", "a.b", record(2).data), ("noisy3", "a.b", over.data)]) == [True, False]
+    redis.delete(Keys(prefix).journal)
+    assert journal.append([record(2), over, record(3, payload=1)], refill=True) == ["appended", "repeated", "repeated"]
+
+
+def test_a_key_of_the_wrong_type_limits_nobody(journal: Journal, redis: Redis, prefix: str) -> None:
+    """Whoever spoils a counter costs nobody an event."""
+    redis.lpush(Keys(prefix).rate("noisy"), "x")
+    assert journal.append(records(5), limit=True) == limited(0, 5)
+
+
+def test_without_a_limit_nothing_is_counted(settings: BridgeSettings, client: Redis) -> None:
+    """Neither without the setting nor for what is not to be limited is there a counter."""
+    Journal(client, settings).append(records(5), limit=True)
+    Journal(client, settings.model_copy(update={"max_events_per_s_per_source": 0.1})).append(records(5))
+    assert not client.exists(Keys(settings.channel_prefix).rate("noisy"))
+
+
+def shout(client: Redis, prefix: str, events: list[Event], *, keep: bool = False) -> None:
+    for one in events:
+        if keep:
+            client.set(f"{prefix}event:{one.id}", one.encode(), ex=3600)
+        client.publish(f"{prefix}{one.type}", one.encode())
+
+
+def test_all_subscribers_share_one_count(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    client: Redis,
+    prefix: str,
+    settings: BridgeSettings,
+    queues: Queues,
+    caplog,
+) -> None:
+    """Ten of fifty events are dispatched, for each group; each has the rest as whole dead letters, in few lines."""
+    register_handlers("t.all")
+    caplog.set_level(logging.WARNING)
+    subscribers = [start_subscriber(name, max_events_per_s_per_source=1) for name in ("one", "two")]
+    subscribers.append(start_subscriber("three", max_events_per_s_per_source=1, group="others"))
+    shout(client, prefix, [event(number) for number in range(50)])
+    shout(client, prefix, [event(number, "quiet") for number in range(10)])
+    for group in ("tests", "others"):
+        letters = DeadLetters(client, settings.model_copy(update={"group": group}))
+        eventually(lambda letters=letters: letters.size().letters == 40, f"the rest is kept for {group}")
+        assert {letter.reason for letter in letters.latest(50)} == {"rate_limit"}
+        assert all(letter.event() == event(int(letter.event_id[5:])) for letter in letters.latest(50))
+    eventually(lambda: queues.length() == 40, "ten of each source are dispatched, for two groups")
+    assert set(queues.tasks().values()) == {2}
+    # A letter is counted after it is written.
+    eventually(lambda: sum(one.info().get("rate_limited", 0) for one in subscribers) == 80, "all are counted")
+    infos = [one.info() for one in subscribers]
+    assert sum(info.get("rate_limited", 0) for info in infos[:2]) == infos[2]["rate_limited"] == 40
+    assert not any(info.get("invalid") for info in infos)
+    lines = [one for one in caplog.records if getattr(one, "action", "") == "source_rate_limited"]
+    assert 2 <= len(lines) <= 3  # one each, of those that met it first
+    assert (
+        "more events from 'noisy' than bridge_max_events_per_s_per_source allows, 1 a second over 10 s"
+        in lines[0].getMessage()
+    )
+
+
+def test_a_retry_brings_it_in(
+    register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, replays: Replays, queues: Queues
+) -> None:
+    """`dead retry` gives what was limited to all handlers of the group, without a limit."""
+    register_handlers("t.all")
+    start_subscriber(max_events_per_s_per_source=0.1)
+    shout(client, prefix, [event(number) for number in range(20)])
+    eventually(lambda: replays.letters.size().letters == 19, "all but one are kept")
+    assert last(replays.dead(reason="rate_limit").run(FAST)).replayed == 19
+    eventually(lambda: queues.length() == 20, "all are dispatched")
+    assert set(queues.tasks().values()) == {1}
+    assert replays.letters.size().letters == 0
+
+
+def test_catch_up_is_not_limited(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    client: Redis,
+    prefix: str,
+    settings: BridgeSettings,
+    queues: Queues,
+) -> None:
+    """A day's events of one source, found in their keys after an outage, all come in; what was limited does not."""
+    register_handlers("t.all")
+    for number in range(100):
+        client.set(f"{prefix}event:{event(number).id}", event(number).encode(), ex=3600)
+    subscriber = start_subscriber(max_events_per_s_per_source=0.1)
+    eventually(lambda: queues.length() == 100, "all are dispatched")
+    shout(client, prefix, [event(number) for number in range(100, 110)], keep=True)
+    letters = DeadLetters(client, settings)
+    eventually(lambda: letters.size().letters == 9, "those that are heard are limited")
+    client.client_kill_filter(_type="pubsub")
+    eventually(lambda: subscriber.info().get("subscription_gaps"), "the gap is noticed")
+    shout(client, prefix, [event(1, "quiet")])
+    eventually(lambda: queues.length() == 102, "it is looked for what was missed, and goes on")
+    subscriber.stop()
+    assert letters.size().letters == 9
+    assert queues.length() == 102
+
+
+def test_what_was_limited_can_be_looked_at(journal: Journal, redis: Redis, prefix: str) -> None:
+    """It has no place in the journal, and its key still shows the event."""
+    journal.append(records(5), limit=True)
+    redis.set(Keys(prefix).event("noisy4"), record(4).data)
+    loaded = BridgeSettings.load(redis_url="redis://unused", channel_prefix=prefix, group="g")
+    history = History(redis, loaded)
+    assert set(history.entry_ids([f"noisy{number}" for number in range(5)])) == {"noisy0", "noisy1", "noisy2"}
+    assert history.event("noisy4") == event(4)
+    assert history.event("noisy3") is None
+
+
+def test_own_publications_are_not_limited(
+    bus: EventBus, settings: BridgeSettings, register_handlers, start_subscriber: StartSubscriber
+) -> None:
+    """What programs publish with the bridge is in the journal before it is heard."""
+    register_handlers()
+    subscriber = start_subscriber(max_events_per_s_per_source=0.1)
+    for number in range(20):
+        bus.publish("a.b", number)
+    eventually(lambda: subscriber.info().get("received") == 20, "all are heard")
+    assert subscriber.info().get("rate_limited", 0) == 0

@@ -1,0 +1,250 @@
+"""``bus check``: each thing that can be wrong is found, told with what to do, and seen in the exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from types import SimpleNamespace
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
+from redis import Redis
+
+from bridge import BridgeSettings, EventBus
+from bridge.cli import bus as bus_command
+from bridge.handlers.handler import registry
+from bridge.storage.keys import Keys
+from bridge.storage.presence import Presence, PresenceStore
+from bridge.subscriber import checks
+from bridge.testing.redis_server import RedisServer
+from tests.support.apps import StartSubscriber
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+
+CHECKS = [
+    "bus at",
+    "rights of the bus user",
+    "clock",
+    "subscribers of group tests",
+    "broker",
+    "durability, memory and Celery's settings",
+    "types that are let in",
+    "handlers and their workers",
+]
+COMMAND = import_module("bridge.cli.commands.check")
+Check = Callable[..., Result]
+
+
+@pytest.fixture
+def url(own_server: RedisServer) -> str:
+    """Of a Redis that loses nothing; bus, broker and results of these tests."""
+    return own_server.url
+
+
+@pytest.fixture
+def admin(url: str) -> Iterator[Redis]:
+    with Redis.from_url(url) as client:
+        yield client
+
+
+@pytest.fixture
+def settings(url: str, prefix: str) -> BridgeSettings:
+    return BridgeSettings.load(redis_url=url, channel_prefix=prefix, group="tests")
+
+
+@pytest.fixture
+def app(user_app: Celery, url: str) -> Celery:
+    """The handlers of tests/chains.py, on that Redis."""
+    user_app.conf.broker_url = user_app.conf.result_backend = url
+    return user_app
+
+
+@pytest.fixture
+def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Run ``bus check ...`` in this process."""
+    monkeypatch.setenv("REDIS_URL", settings.url)
+    monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
+    monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # where none is
+
+    def run(*arguments: str, expect: int | None = 0) -> Result:
+        result = CliRunner().invoke(bus_command, ["check", *arguments], obj=SimpleNamespace(app=app))
+        assert expect is None or result.exit_code == expect, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return run
+
+
+def wrong(result: Result) -> list[tuple[str, str]]:
+    """What is wrong: what it is about, and why; each with an advice."""
+    lines = result.stdout.splitlines()
+    failed = [number for number, line in enumerate(lines) if line.startswith("FAIL  ")]
+    assert all(re.match(r"      -> \S", lines[number + 1]) for number in failed)
+    assert all(line.startswith(("ok    ", "FAIL  ", "      -> ")) for line in lines)
+    parts = [lines[number].removeprefix("FAIL  ").partition(": ") for number in failed]
+    return [(about, problem) for about, _, problem in parts]
+
+
+def passed(result: Result) -> list[str]:
+    return [line[6:] for line in result.stdout.splitlines() if line.startswith("ok    ")]
+
+
+# Without one
+
+
+def rest(result: Result) -> list[tuple[str, str]]:
+    """What is wrong besides that there is neither subscriber nor worker."""
+    return [(about, problem) for about, problem in wrong(result) if about not in ("group tests", "workers")]
+
+
+@pytest.mark.parametrize(
+    ("rules", "missing"),
+    [
+        ("~* &* -xautoclaim", ["XAUTOCLAIM {<p>}journal"]),
+        ("~* &* -script|exists -exec", ["SCRIPT EXISTS", "EXEC"]),
+        ("~* &{<p>}*", ["PUBLISH <p>bridge-check", "PSUBSCRIBE <p>*"]),
+        ("~* &<p>*", ["PUBLISH {<p>}heartbeat", "SUBSCRIBE {<p>}heartbeat"]),
+        ("~{<p>}* &*", ["GET <p>event:bridge-check", "SET <p>event:bridge-check"]),
+    ],
+)
+def test_missing_rights(
+    check: Check, admin: Redis, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, rules: str, missing: list[str]
+) -> None:
+    """Commands, keys and channels that the user may not are named, with whom to grant them to."""
+    admin.execute_command(f"ACL SETUSER shop on >s3cret +@all {rules.replace('<p>', prefix)}")
+    monkeypatch.setenv("REDIS_URL", url.replace("//", "//shop:s3cret@"))
+    result = check(expect=1)
+    found = [problem.split(": ")[0] for about, problem in rest(result) if about == "user shop may not"]
+    assert len(found) == len(rest(result))
+    assert {text.replace("<p>", prefix) for text in missing} <= set(found)
+    assert "      -> give it what bus acl worker prints, with ACL SETUSER" in result.stdout
+    assert "s3cret" not in result.output
+
+
+def test_a_user_who_may_nearly_nothing(check: Check, admin: Redis, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing is told all the same; where it is needed to go on, the check ends with status 3."""
+    admin.execute_command("ACL SETUSER shop on >pw ~* +@read +@connection -client|setname")
+    monkeypatch.setenv("REDIS_URL", url.replace("//", "//shop:pw@"))
+    for ends_at, missing in ((1, "client|setname"), (2, "time")):  # without the first nobody connects
+        rows = [json.loads(line) for line in check("--json", expect=3).stdout.splitlines()]
+        assert [row["check"] for row in rows[1:]] == CHECKS[1 : ends_at + 1]
+        assert f"no permissions to run the '{missing}' command" in rows[-1]["findings"][0]["problem"]
+        assert all(set(finding) == {"setting", "problem", "advice"} for row in rows for finding in row["findings"])
+        admin.execute_command("ACL SETUSER shop +client|setname")
+    assert re.search(r"'(script\|load|evalsha)'", rows[1]["findings"][0]["problem"])  # what asks for the others
+
+
+def test_a_bus_that_forgets(check: Check, admin: Redis) -> None:
+    """Settings of the server with which events are lost."""
+    admin.config_set("appendonly", "no")
+    admin.config_set("maxmemory-policy", "allkeys-lru")
+    admin.config_set("maxmemory", 100_000_000)
+    ((first, why), (second, _)) = rest(check(expect=1))
+    assert (first, second) == ("appendonly of the bus", "maxmemory-policy of the bus")
+    assert why.startswith("no: ")
+
+
+@pytest.mark.parametrize(("off_s", "says"), [(60, "ahead of"), (-60, "behind"), (3, ""), (-3, "")])
+def test_a_clock_that_is_off(
+    check: Check, client: Redis, monkeypatch: pytest.MonkeyPatch, off_s: float, says: str
+) -> None:
+    """That of this machine, a minute before or behind that of Redis; a few seconds do no harm."""
+    clock = time.time
+    monkeypatch.setattr(checks, "time", SimpleNamespace(time=lambda: clock() + off_s))
+    found = [f"{finding.setting}: {finding.problem}" for finding in checks.check_clock(client)]
+    assert found == ([f"clock of this machine: 60 s {says} that of Redis: expiry and ages mislead"] if says else [])
+    if off_s == 60:
+        assert [about for about, _ in rest(check(expect=1))] == ["clock of this machine"]
+
+
+@pytest.mark.parametrize("address", ["amqp://guest:s3cret@127.0.0.1:1//", "redis://:s3cret@127.0.0.1:1/0", "hangs"])
+def test_a_broker_that_is_away(check: Check, app: Celery, proxy: Proxy, address: str) -> None:
+    """Status 3, soon; what comes after it is not asked, for it needs the broker too."""
+    if address == "hangs":
+        proxy.blackhole()
+        address = proxy.url
+    app.conf.broker_url = address
+    begun_s = time.monotonic()
+    result = check(expect=3)
+    assert time.monotonic() - begun_s < 8
+    assert [about for about, _ in wrong(result)] == ["group tests", "broker"]
+    assert passed(result)[1:] == CHECKS[1:3]
+    assert "s3cret" not in result.output
+
+
+def test_a_bus_that_is_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 3 and one line, for both ways to ask."""
+    monkeypatch.setenv("REDIS_URL", "redis://:s3cret@127.0.0.1:1/0")
+    for arguments in ([], ["--ready"], ["--ready", "--json"]):
+        result = check(*arguments, expect=3)
+        assert result.stdout == ""
+        assert result.stderr.startswith("Error: Redis at redis://127.0.0.1:1/0 does not answer: ")
+
+
+def test_a_bus_that_is_lost_meanwhile(check: Check, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that it does not answer has failed; status 3."""
+    proxy.cut_after(b"$4\r\nTIME\r\n", 0)
+    monkeypatch.setenv("REDIS_URL", proxy.url)
+    *_, last = [json.loads(line) for line in check("--json", expect=3).stdout.splitlines()]
+    assert (last["check"], last["ok"]) == ("rights of the bus user", False)
+    assert "does not answer" in last["findings"][0]["problem"]
+
+
+def test_no_handlers(check: Check) -> None:
+    """Their modules are not imported."""
+    registry.clear()
+    assert ("handlers", "there are none") in wrong(check(expect=1))
+
+
+def test_subscribers(
+    check: Check, start_subscriber: StartSubscriber, app: Celery, url: str, admin: Redis, bus: EventBus
+) -> None:
+    """A group that is not there, one without a subscriber, one with one that has problems or is well."""
+    assert wrong(check(expect=1))[0] == ("group tests", "not in the journal: no subscriber has run, or it was deleted")
+    bus.publish("a.b")
+    admin.xgroup_create(Keys(bus.settings.channel_prefix).journal, "tests", id="0")
+    assert wrong(check(expect=1))[0] == ("group tests", "no subscriber lives; 1 events wait")
+    start_subscriber("one", app=app, redis_url=url)
+    presences = PresenceStore(admin, bus.settings)
+    eventually(lambda: [one.ready for one in presences.all()] == [True], "it is ready")
+    presences.say(Presence("two", problems=["cannot", "will not"]))
+    assert wrong(check(expect=1))[0] == ("two", "cannot; will not")
+    presences.leave("two")
+    assert wrong(check(expect=1)) == [("workers", "none answers")]
+
+
+def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, settings: BridgeSettings) -> None:
+    """Only subscribers of this host that live count, every one of them; the broker is not asked."""
+    app.conf.broker_url = "amqp://127.0.0.1:1"
+    here, presences = socket.gethostname(), PresenceStore(admin, settings)
+    presences.say(Presence("far", "elsewhere"))
+    gone = f"{int(admin.time()[0] - 7) * 1000} {json.dumps({'name': 'gone', 'host': here})}"
+    admin.hset(Keys(settings.channel_prefix).subscribers("tests"), "gone", gone)
+    assert wrong(check("--ready", expect=1)) == [(f"subscriber on {here}", "none lives")]
+    presences.say(Presence("one", here))
+    assert check("--ready").stdout == f"ok    subscribers on {here}\n"
+    presences.say(Presence("far", "elsewhere", problems=["cannot"]))
+    check("--ready")
+    presences.say(Presence("two", here, problems=["cannot", "will not"]))
+    assert wrong(check("--ready", expect=1)) == [("two", "cannot; will not")]
+    (row,) = [json.loads(line) for line in check("--ready", "--json", expect=1).stdout.splitlines()]
+    finding = {"setting": "two", "problem": "cannot; will not", "advice": "see bus check"}
+    assert row == {"check": f"subscribers on {here}", "ok": False, "findings": [finding]}
+
+
+def test_readiness_is_cheap(check: Check, admin: Redis, settings: BridgeSettings) -> None:
+    """One look-up, however much is on the bus."""
+    PresenceStore(admin, settings).say(Presence("one", socket.gethostname()))
+    heard: list[str] = []
+    with admin.monitor() as monitor:
+        check("--ready")
+        admin.echo("end")
+        while "ECHO end" not in heard:
+            heard.append(monitor.next_command()["command"])
+    asked = [command.split()[0] for command in heard if not command.startswith(("CLIENT ", "HELLO ", "ECHO "))]
+    assert asked == ["PING", "TIME", "HGETALL"]

@@ -1,0 +1,123 @@
+"""``bus groups``, and the deletion of a group with all that is its own."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.operations.groups import Groups
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.journal import Journal
+from bridge.storage.keys import Keys
+from tests.support.apps import Invoke, StartSubscriber
+
+
+@pytest.fixture
+def old(client: Redis, settings: BridgeSettings, bus: EventBus) -> Keys:
+    """A group ``old.shop`` of a dead application: it has taken two of five events, and left something of everything."""
+    keys = Keys(settings.channel_prefix)
+    for number in range(5):
+        bus.publish("dream.created", id=f"e{number}")
+    Journal(client, settings.model_copy(update={"group": "old.shop"})).create_group("earliest")
+    client.xreadgroup("old.shop", "dead", {keys.journal: ">"}, count=2)
+    event = Event(type="dream.created", id="e0")
+    letter = DeadLetter.of_event("failure", "boom", event, event.encode(), "t.exact", "t1")
+    DeadLetters(client, settings.model_copy(update={"group": "old.shop"})).add(letter)
+    client.zadd(keys.inflight("old.shop"), {"t1": 1, "t2": 2, "t3": 3})
+    return keys
+
+
+def keys_of_groups(keys: Keys, group: str) -> list[str]:
+    """The names of all keys that one group has for itself, whatever else goes into some of them."""
+    found = []
+    for name, method in inspect.getmembers(Keys, inspect.isfunction):
+        arguments = list(inspect.signature(method).parameters)[1:]
+        if arguments[:1] == ["group"]:
+            found.append(getattr(keys, name)(group, *("x" for _ in arguments[1:])))
+    return found
+
+
+def leave_all(client: Redis, keys: Keys, group: str) -> None:
+    for key in keys_of_groups(keys, group):
+        if not client.exists(key):
+            client.set(key, "left")
+
+
+def test_groups_are_listed(invoke: Invoke, old: Keys, start_subscriber: StartSubscriber) -> None:
+    """With what they have to do, when they did something last, and which is this application's."""
+    shown = invoke("groups", "list")
+    assert "group tests of this application is not there" in shown.stderr
+    header, row = shown.stdout.splitlines()
+    assert header.split() == ["GROUP", "CONSUMERS", "PENDING", "BACKLOG", "LAST", "DELIVERED", "OF"]
+    assert row.split()[:4] == ["old.shop", "1", "2", "5"]
+    start_subscriber()
+    assert "this application" in invoke("groups", "list").stdout.splitlines()[2]
+    found = {group["name"]: group for group in map(json.loads, invoke("groups", "list", "--json").stdout.splitlines())}
+    assert {name: group["own"] for name, group in found.items()} == {"old.shop": False, "tests": True}
+    assert found["old.shop"]["last_ms"] > 1_700_000_000_000
+
+
+def test_a_bus_without_a_journal_has_no_groups(invoke: Invoke) -> None:
+    """That is no error."""
+    result = invoke("groups", "list")
+    assert (result.stdout, result.stderr.count("\n")) == ("", 1)
+
+
+def test_a_group_goes_with_everything_of_its_own(
+    invoke: Invoke, old: Keys, client: Redis, settings: BridgeSettings
+) -> None:
+    """Every key that has the group in its name; nothing of another group, and no event."""
+    leave_all(client, old, "old.shop")
+    others = ["old", "old.shop2", "oldxshop", "tests"]
+    for other in others:
+        leave_all(client, old, other)
+    before = set(client.keys(f"*{settings.channel_prefix}*"))
+    said = invoke("groups", "delete", "old.shop", "--force").stdout
+    assert said == "group old.shop deleted: 2 pending entries, 1 dead letters, 3 tasks in flight\n"
+    gone = before - set(client.keys(f"*{settings.channel_prefix}*"))
+    parked = {
+        key for key in gone if key.startswith(old.dead_letter_dedup("old.shop", "").encode())
+    }  # with the dead letter
+    assert gone == parked | {key.encode() for key in keys_of_groups(old, "old.shop")}
+    assert client.xinfo_groups(old.journal) == []
+    assert client.xlen(old.journal) == 5
+    assert "there is no group old.shop; there are none" in invoke("groups", "delete", "old.shop", expect=1).stderr
+
+
+def test_it_asks_and_says_what_goes(invoke: Invoke, old: Keys, client: Redis) -> None:
+    """Without a terminal there is nobody to ask: status 2, and nothing happened."""
+    client.execute_command("XGROUP", "DELCONSUMER", old.journal, "old.shop", "dead")
+    output = invoke("groups", "delete", "old.shop", expect=2).output
+    assert "Delete group old.shop with its 0 pending entries, 1 dead letters, 3 tasks in flight" in output
+    assert len(client.xinfo_groups(old.journal)) == 1
+
+
+def test_a_group_in_use_is_refused(invoke: Invoke, old: Keys, start_subscriber: StartSubscriber, client: Redis) -> None:
+    """While a subscriber reads; --force takes it away from under it, and it begins anew."""
+    start_subscriber()
+    assert "stop its workers" in invoke("groups", "delete", "tests", expect=1).stderr
+    invoke("groups", "delete", "old.shop", "--force")
+    assert [group["name"] for group in client.xinfo_groups(old.journal)] == [b"tests"]
+
+
+def test_what_is_left_of_a_group_can_be_deleted(invoke: Invoke, old: Keys, client: Redis) -> None:
+    """After FLUSHALL of the journal, or a deletion that was interrupted."""
+    client.delete(old.journal)
+    assert "1 dead letters" in invoke("groups", "delete", "old.shop", "--force").stdout
+    assert not client.exists(old.dead("old.shop"))
+
+
+def test_many_leftovers_go_as_well(client: Redis, settings: BridgeSettings, bus: EventBus) -> None:
+    """More of them than go in one step."""
+    keys = Keys(settings.channel_prefix)
+    with client.pipeline(transaction=False) as pipe:
+        for number in range(2500):
+            pipe.set(keys.dead_letter_dedup("g", str(number)), 1)
+        pipe.execute()
+    Groups(client, settings).delete("g")
+    assert not client.keys(keys.dead_letter_dedup("g", "*").replace("{", "?").replace("}", "?"))

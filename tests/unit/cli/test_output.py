@@ -1,0 +1,54 @@
+"""What commands print: for a person at a terminal, for a pipe, for programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from bridge.cli import output
+
+HOSTILE = "[red]x[/red]\x1b[2J\x07"
+
+
+def printed(function: Callable[..., object], *arguments: object) -> str:
+    """What a function prints in a pipe."""
+    return CliRunner().invoke(click.Command("c", callback=lambda: function(*arguments))).output
+
+
+def test_a_table_in_a_pipe_has_a_header_and_is_whole() -> None:
+    """Columns are aligned, numbers to the right; nothing is cut, and no cell is empty."""
+    columns = [output.Column("NAME"), output.Column("N", right=True), "TEXT"]
+    rows = [("a", 5, "x" * 300), ("longer", 123, None)]
+    assert printed(output.table, columns, rows).splitlines() == [
+        "NAME      N  TEXT",
+        "a         5  " + "x" * 300,
+        "longer  123  -",
+    ]
+
+
+def test_what_others_wrote_commands_nothing() -> None:
+    """Control characters are escaped, and markup of rich is text."""
+    for text in (
+        printed(output.line, HOSTILE),
+        printed(output.table, ["A"], [(HOSTILE,)]),
+        printed(output.facts, {"a": HOSTILE}),
+        printed(output.note, output.Styled(HOSTILE, "red")),
+    ):
+        assert r"[red]x[/red]\x1b[2J\x07" in text
+    assert "\x1b" not in printed(output.as_json, {"a": HOSTILE, "\x9b": "\u202e"})
+
+
+@pytest.mark.parametrize(("ms", "text"), [(0, ""), (1795534238046, "2026-11-24T15:30:38Z"), (10**20, str(10**20))])
+def test_moments(ms: int, text: str) -> None:
+    """ISO 8601 in UTC; 0 is unknown, and what is no time stays a number."""
+    assert output.moment(ms) == text
+
+
+@pytest.mark.parametrize(("age_s", "text"), [(-5, "0s"), (59, "59s"), (61, "1m"), (7300, "2h"), (200_000, "2d")])
+def test_ages(age_s: int, text: str) -> None:
+    """As short as can be; what is to come is now."""
+    assert output.ago(int((time.time() - age_s) * 1000)) == text

@@ -1,0 +1,238 @@
+"""``bus status``: how the groups get on, told within seconds."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import InFlightTask, Ledger
+from bridge.storage.presence import Presence, PresenceStore
+from bridge.subscriber.monitoring import health
+from bridge.subscriber.monitoring import reporter as monitoring
+from bridge.testing.redis_server import RedisServer
+from tests.support.apps import Invoke, StartSubscriber
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+
+SUBSCRIBER = {
+    "name", "host", "problems", "waits", "dispatched_per_s", "gap_ms", "metrics", "seen_s", "alive", "ready",
+}  # fmt: skip
+GROUP = {
+    "name", "backlog", "exact", "oldest_s", "pending", "last_ms", "in_flight", "overdue", "dead_letters",
+    "dead_letters_written", "dead_letters_evicted", "subscribers", "dispatched_per_s", "alive",
+}  # fmt: skip
+
+
+@pytest.fixture
+def keys(prefix: str) -> Keys:
+    return Keys(prefix)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subscribers in this process say how they are, and find it out, many times a second."""
+    monkeypatch.setattr(monitoring, "HEARTBEAT_INTERVAL_S", 0.05)
+    monkeypatch.setattr(health, "_KEEP_BROKER_S", 0.1)
+
+
+def told(invoke: Invoke) -> dict[str, Any]:
+    """What is told to programs, in one line."""
+    (line,) = invoke("status", "--json").stdout.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def subscriber(invoke: Invoke) -> dict[str, Any]:
+    """What is told to programs of the only one, once it has said something."""
+
+    def subscribers() -> list[dict[str, Any]]:
+        (group,) = told(invoke)["groups"]
+        return list(group["subscribers"])
+
+    (one,) = eventually(subscribers, "it says that it lives")
+    return dict(one)
+
+
+def table(text: str, first: str) -> list[list[str]]:
+    """The rows below the header that begins with *first*, up to an empty line; cells are two spaces apart."""
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(first))
+    rows = lines[start + 1 :]
+    return [row.split() for row in rows[: rows.index("") if "" in rows else None]]
+
+
+@pytest.fixture
+def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> None:
+    """A group with something of everything, and another one that has nothing to do."""
+    bus.publish_many([Event(type="dream.created", id=f"e{number}") for number in range(10)])
+    client.xgroup_create(keys.journal, "tests", id="0")
+    client.xgroup_create(keys.journal, "idle", id="$")
+    client.xreadgroup("tests", "silent", {keys.journal: ">"}, count=3)
+    pair = InFlightTask("t.exact", "e", "1-1", "celery")
+    Ledger(client, settings).sent([], [pair.listed(f"t{number}") for number in range(5)])
+    late = settings.model_copy(update={"redispatch_after_s": -1})
+    Ledger(client, late).sent([], [pair.listed("late")])
+    DeadLetters(client, settings).add(DeadLetter.of_message("json", "", "channel", b"x"))
+    now_s = int(client.time()[0])
+    problems, gap_ms = ["cannot", "will not"], (now_s - 7300) * 1000
+    for after_s, one in (
+        (60, Presence("well", "here", dispatched_per_s=2.5)),  # a minute ahead: it lives as long as the test
+        (60, Presence("tired", "there", problems, gap_ms=gap_ms)),
+        (60, Presence("waiting", waits="queue celery is full")),
+        (-8, Presence("lost", dispatched_per_s=99.0)),
+    ):
+        said = f"{(now_s + after_s) * 1000} {json.dumps(asdict(one))}"
+        client.hset(keys.subscribers("tests"), one.name, said)
+
+
+def test_what_programs_get(
+    invoke: Invoke, busy: None, client: Redis, keys: Keys, settings: BridgeSettings, server: RedisServer
+) -> None:
+    """One object: the clock and settings of the server, the journal, and every group with its subscribers."""
+    found = told(invoke)
+    assert set(found) == {"at_ms", "group", "server", "journal", "groups"}
+    now_ms = client.time()[0] * 1000
+    assert now_ms - 10_000 < found["at_ms"] < now_ms + 2000
+    assert found["group"] == "tests"
+    wanted = {"appendonly": "no", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": ""}
+    assert wanted.items() <= found["server"].items()
+    (first, _), *_, (last, _) = client.xrange(keys.journal)
+    assert found["journal"] == {"entries": 10, "first_ms": int(first[:13]), "last_ms": int(last[:13])}
+    idle, tests = found["groups"]
+    assert set(idle) == set(tests) == GROUP
+    assert (idle["name"], idle["backlog"], idle["oldest_s"], idle["alive"], idle["pending"]) == ("idle", 0, None, 0, {})
+    numbers = [
+        tests[name] for name in ("backlog", "in_flight", "overdue", "dead_letters", "dead_letters_written", "alive")
+    ]
+    assert numbers == [10, 6, 1, 1, 1, 3]
+    assert tests["pending"] == {"silent": 3}
+    assert tests["oldest_s"] == (found["at_ms"] - int(first[:13])) / 1000
+    assert (tests["exact"], tests["dispatched_per_s"]) == (True, 2.5)
+    assert all(set(subscriber) == SUBSCRIBER for subscriber in tests["subscribers"])
+    states = {one["name"]: (one["alive"], one["ready"], one["problems"], one["waits"]) for one in tests["subscribers"]}
+    assert states == {
+        "lost": (False, False, [], ""),
+        "tired": (True, False, ["cannot", "will not"], ""),
+        "waiting": (True, True, [], "queue celery is full"),
+        "well": (True, True, [], ""),
+    }
+
+
+def test_a_bus_that_nobody_has_used(invoke: Invoke) -> None:
+    """No journal and no group are no error, and said."""
+    lines = invoke("status").stdout.splitlines()
+    assert lines[1].startswith("journal  0 entries of test:")
+    assert lines[2:] == ["group    tests is not there: no subscriber of this application has run here yet"]
+    found = told(invoke)
+    assert (found["groups"], found["journal"]) == ([], {"entries": 0, "first_ms": 0, "last_ms": 0})
+
+
+def test_a_group_of_others_only(invoke: Invoke, client: Redis, bus: EventBus, keys: Keys) -> None:
+    """They are shown, and that ours is missing."""
+    bus.publish("a.b")
+    client.xgroup_create(keys.journal, "others", id="0")
+    text = invoke("status").stdout
+    assert "group    tests is not there" in text
+    assert [row[:2] for row in table(text, "GROUP")] == [["others", "1"]]
+
+
+# With real subscribers
+
+
+def test_a_queue_that_is_full(
+    invoke: Invoke, start_subscriber: StartSubscriber, often: None, bus: EventBus, client: Redis, prefix: str
+) -> None:
+    """The backlog grows, the subscriber says what it waits for, and is ready; emptied, it goes on."""
+    start_subscriber("one", max_queue_length=5, batch_size=5)
+    bus.publish_many([Event(type="dream.created") for _ in range(40)])
+    eventually(lambda: subscriber(invoke)["waits"] and subscriber(invoke)["ready"], "it says that it waits", 10)
+    found = told(invoke)["groups"][0]
+    assert 20 <= found["backlog"] <= 35
+    assert found["in_flight"] == 40 - found["backlog"]
+    assert found["oldest_s"] > 0
+    (row,) = table(invoke("status").stdout, "SUBSCRIBER ")
+    assert "queue celery" in " ".join(row)
+
+    def worked_off() -> bool:
+        client.delete(f"broker:{prefix}celery")
+        return bool(told(invoke)["groups"][0]["backlog"] == 0)
+
+    eventually(worked_off, "it has gone on")
+
+
+def test_a_subscriber_without_its_broker(
+    invoke: Invoke, start_subscriber: StartSubscriber, often: None, proxy: Proxy, far_app: Celery
+) -> None:
+    """It lives, and says why it is not ready."""
+    start_subscriber("one", app=far_app)
+    proxy.refuse()
+    eventually(lambda: "broker: " in " ".join(subscriber(invoke)["problems"]), "it says so", 10)
+    assert (subscriber(invoke)["alive"], subscriber(invoke)["ready"]) == (True, False)
+    assert "broker: " in invoke("status").stdout
+
+
+# What the server tells, and what it does not
+
+
+def test_a_user_who_may_not_ask_the_server(
+    invoke: Invoke, own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without INFO and CONFIG everything else is told, and those settings are unknown."""
+    with Redis.from_url(own_server.url) as admin:
+        admin.execute_command("ACL SETUSER bus on >s3cret ~* &* +@all -info -config")
+    monkeypatch.setenv("REDIS_URL", own_server.url.replace("//", "//bus:s3cret@"))
+    text = invoke("status").stdout
+    assert "  Redis of unknown version, appendonly unknown, appendfsync unknown, maxmemory unknown" in text
+    assert "journal  0 entries" in text
+    assert "s3cret" not in text
+    assert told(invoke)["server"] == {}
+
+
+def test_a_durable_server_is_told(invoke: Invoke, own_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own settings, not those one hopes for."""
+    monkeypatch.setenv("REDIS_URL", own_server.url)
+    with Redis.from_url(own_server.url) as admin:
+        admin.config_set("maxmemory", 100_000_000)
+        admin.config_set("maxmemory-policy", "allkeys-lru")
+    text = invoke("status").stdout
+    assert "appendonly yes, appendfsync always, maxmemory 100000000, maxmemory-policy allkeys-lru" in text
+
+
+def test_what_others_wrote_commands_nothing(
+    invoke: Invoke, client: Redis, keys: Keys, settings: BridgeSettings
+) -> None:
+    """Names of groups, consumers and subscribers are anybody's; rubbish among the presences is left out."""
+    evil = "\x1b[2J[red]\r\x07"
+    client.xgroup_create(keys.journal, evil, id="0", mkstream=True)
+    client.xgroup_createconsumer(keys.journal, evil, evil)
+    theirs = settings.model_copy(update={"group": evil})
+    PresenceStore(client, theirs).say(Presence(f"one {evil}", problems=[evil], waits=evil))
+    for rubbish in ("", "x", "1 {", "1 []", '1 {"name": 7}', "x {}", "99999999999999999999 {}"):
+        client.hset(keys.subscribers(evil), f"r{rubbish}", rubbish)
+    text = invoke("status").stdout
+    assert not {"\x1b", "\r", "\x07"} & set(text)
+    assert text.count(r"\x1b[2J[red]\r\x07") == 6
+    assert invoke("status", "--json").stdout.isascii()
+
+
+def test_a_bus_that_is_cut(invoke: Invoke, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told with status 3 at once, when it refuses and when it hangs; back again, so is its state."""
+    monkeypatch.setenv("REDIS_URL", proxy.url)
+    assert told(invoke)["groups"] == []
+    for cut in (proxy.refuse, proxy.blackhole):
+        cut()
+        begun_s = time.monotonic()
+        assert invoke("status", "--json", expect=3).stdout == ""
+        assert time.monotonic() - begun_s < 5
+        proxy.heal()
+    assert told(invoke)["groups"] == []

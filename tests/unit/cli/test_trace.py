@@ -1,0 +1,118 @@
+"""``bus trace``: what came of an event, as a tree that fits a screen."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.cli import bus as bus_command
+from bridge.handlers.handler import task_id_for
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import InFlightTask, Ledger
+
+HERE = "tests.chains"
+
+
+@pytest.fixture
+def trace(user_app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run ``bus trace ...`` in this process, on the handlers of tests/chains.py."""
+    monkeypatch.setenv("REDIS_URL", settings.url)
+    monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
+
+    def run(*arguments: str, expect: int | None = 0) -> Result:
+        result = CliRunner().invoke(bus_command, ["trace", *arguments], obj=SimpleNamespace(app=user_app))
+        assert expect is None or result.exit_code == expect, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def keys(prefix: str) -> Keys:
+    return Keys(prefix)
+
+
+def shape(text: str) -> str:
+    """The tree without ids, times and branches."""
+    found = ""
+    for line in text.splitlines():
+        indent, name, rest = re.match(r"([ │├└─]*)(\S+)  (\S+)", line).groups()  # type: ignore[union-attr]  # else fail
+        about = f"{name.removeprefix(f'{HERE}.')} {rest}" if rest.isupper() else name
+        found += f"{' ' * len(indent)}{about}\n"
+    return found
+
+
+# What is in Redis without a worker
+
+
+@pytest.mark.parametrize("unknown", ["unknown", "x" * 10_000, "a b", "\x1b[2J", ""])
+def test_an_unknown_id(trace: Callable[..., Result], unknown: str) -> None:
+    """Status 1, and one line that says what that means; nothing for a program."""
+    for arguments in ([unknown], [unknown, "--json"]):
+        result = trace(*arguments, expect=1)
+        assert result.stdout == ""
+        assert "no event and no chain of that id is retained" in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert "\x1b" not in result.stderr
+
+
+def test_states_without_a_worker(
+    trace: Callable[..., Result], bus: EventBus, client: Redis, settings: BridgeSettings, keys: Keys
+) -> None:
+    """Waiting in the journal, sent to its queue, running, about to be tried again."""
+    client.xgroup_create(keys.journal, "tests", id="0", mkstream=True)
+    bus.publish("sleepy.created", 1, id="first")
+    assert shape(trace("first").stdout) == "sleepy.created\n   sleepy WAITING\n"
+    (entry,) = client.xreadgroup("tests", "one", {keys.journal: ">"})[0][1]
+    client.xack(keys.journal, "tests", entry[0])
+    assert shape(trace("first").stdout) == "sleepy.created\n   sleepy SKIPPED\n"
+    ledger, task_id = Ledger(client, settings), task_id_for("tests", "first", f"{HERE}.sleepy")
+    ledger.sent([], [InFlightTask(f"{HERE}.sleepy", "first", entry[0].decode(), "naps").listed(task_id)])
+    assert re.search(r"sleepy  SENT  naps$", trace("first").stdout, re.MULTILINE)
+    ledger.begin(task_id, "run", idempotent=True)
+    assert re.search(r"sleepy  STARTED  naps$", trace("first").stdout, re.MULTILINE)
+    ledger.release(task_id, "run", 0)
+    assert re.search(r"sleepy  RETRY  naps$", trace("first").stdout, re.MULTILINE)
+
+
+def test_an_event_that_is_retained_no_more(
+    trace: Callable[..., Result], bus: EventBus, client: Redis, keys: Keys
+) -> None:
+    """It keeps its place in the chain, and its id."""
+    first = bus.publish("other.first", id="first").event
+    bus.publish(first.child("other.made", id="below"))
+    client.delete(keys.event("first"), keys.journal)
+    assert trace("first").stdout.splitlines()[0].startswith("(retained no more)  first")
+    assert trace("below").stdout.splitlines()[1].startswith("└─ other.made  below")
+
+
+def test_what_is_not_shown_is_told(trace: Callable[..., Result], bus: EventBus) -> None:
+    """Of many consequences, and of many events that begin a chain, a number is left."""
+    bus.publish("other.made", id="root")
+    bus.publish_many([Event(type="a.b", id=f"n{number}", metadata={"causationId": "root"}) for number in range(70)])
+    bus.publish_many([Event(type="a.b", id=f"c{number}", correlation_id="chain") for number in range(80)])
+    lines = trace("root").stdout.splitlines()
+    assert len(lines) == 1 + 50 + 1
+    assert lines[-1] == "└─ 20 more, not shown"
+    assert lines[-2].startswith("├─ ")
+    lines = trace("chain").stdout.splitlines()
+    assert len(lines) == 50 + 1
+    assert lines[-1] == "30 more that begin this chain, not shown"
+    tree = json.loads(trace("chain", "--json").stdout)
+    assert (tree["hidden"], len(tree["roots"])) == (30, 50)
+    assert json.loads(trace("root", "--json").stdout)["roots"][0]["hidden"] == 20
+
+
+def test_redis_that_is_away(trace: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 3, and nothing for a program."""
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    assert trace("e", "--json", expect=3).stdout == ""

@@ -1,0 +1,211 @@
+"""Events as the journal holds them: read without full validation, and still the same events, or refused the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.errors import InvalidEvent
+from bridge.events.encoded import StoredEvent
+from bridge.events.event import _FROM_WIRE
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from tests.support.apps import StartSubscriber
+from tests.support.queues import Queues
+from tests.support.strategies import JSON, TEXT
+from tests.support.waiting import eventually
+
+LIMIT = 1024 * 1024
+
+IDS = st.from_regex(r"[A-Za-z0-9._:@+-]{1,20}", fullmatch=True)
+TYPES = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}){0,2}", fullmatch=True).filter(lambda name: name != "journal")
+METADATA = st.none() | st.dictionaries(TEXT, JSON, max_size=3)
+METADATA |= st.fixed_dictionaries({"hops": JSON, "replay": JSON | st.fixed_dictionaries({"name": TEXT})})
+FIELDS = st.fixed_dictionaries(
+    {"id": IDS, "type": TYPES, "timestamp": st.integers(0, 2**53) | JSON},
+    optional={
+        "payload": JSON,
+        "source": st.none() | TEXT,
+        "metadata": METADATA,
+        "correlationId": st.none() | TEXT,
+    },
+)
+#: Of these the fast way leaves some to full validation.
+ODD_FIELDS = st.dictionaries(
+    st.sampled_from(["id", "type", "payload", "timestamp", "source", "metadata", "correlationId", "eventId", "more"]),
+    JSON | IDS | METADATA,
+).map(lambda odd: {"id": "i"} | odd)  # without one, each event would get its own
+
+
+def outcome(make: Any) -> Any:
+    """What comes of an event: everything that shows, or the reason for which it is refused."""
+    try:
+        event = make()
+    except InvalidEvent as error:
+        return error.reason, error.field
+    return repr([event.to_dict(), event.encode(), event.digest, event.replay, event.hops, event.cause, event.timestamp])
+
+
+@settings(max_examples=300, deadline=None)
+@given(fields=FIELDS | ODD_FIELDS)
+def test_the_fast_way_is_full_validation(fields: dict[str, Any]) -> None:
+    """Whatever its fields, an event from a task message is the one that full validation makes, or refused alike."""
+    before = repr(fields)
+    assert outcome(lambda: Event.from_dict(fields)) == outcome(
+        lambda: Event.model_validate(dict(fields), context=_FROM_WIRE)
+    )
+    assert repr(fields) == before
+
+
+@settings(max_examples=300, deadline=None)
+@given(fields=FIELDS)
+def test_equal_however_they_were_made(fields: dict[str, Any]) -> None:
+    """An event made the fast way equals one that was validated, and can be copied, derived from and pickled alike."""
+    try:
+        validated = Event.model_validate(dict(fields), context=_FROM_WIRE)
+    except InvalidEvent:
+        return
+    fast = Event.from_dict(fields)
+    assert fast == validated
+    assert hash(fast) == hash(validated)
+    assert repr(fast.model_dump(by_alias=True)) == repr(validated.model_dump(by_alias=True))
+    assert fast.model_copy(update={"source": "s"}) == validated.model_copy(update={"source": "s"})
+    assert fast.child("c", id="c", timestamp=1) == validated.child("c", id="c", timestamp=1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(id=IDS, type=TYPES, payload=JSON, source=st.none() | TEXT, metadata=METADATA, more=JSON)
+def test_what_was_published_is_read_back(**fields: Any) -> None:
+    """An event in the journal is the event that decoding makes of it; a task gets its JSON as it is."""
+    try:
+        data = Event(**fields).encode()
+    except InvalidEvent:
+        return  # an object of just __type__ and __value__, or the like
+    stored, decoded = StoredEvent.read(data), Event.decode(data, max_bytes=LIMIT)
+    assert stored.event == decoded
+    assert (stored.id, stored.type, stored.replay, stored.data) == (decoded.id, decoded.type, decoded.replay, data)
+    assert repr(stored) == repr(decoded)
+
+
+def with_payload(text: bytes) -> bytes:
+    return b'{"id":"i","type":"a","timestamp":1,"payload":%b}' % text
+
+
+ODD: dict[str, bytes] = {
+    "aliases": b'{"eventId":"i","eventType":"a.b","payload":1}',
+    "alias beside a null": b'{"id":null,"eventId":"i","type":"a","timestamp":1}',
+    "alias beside a name": b'{"id":"i","eventId":"j","type":"a","timestamp":1,"eventType":"b"}',
+    "other case of a name": b'{"id":"i","type":"a","timestamp":1,"correlation_id":"c"}',
+    "integer id": b'{"id":5,"type":"a","timestamp":1}',
+    "last id wins": b'{"id":"i","type":"a","timestamp":1,"id":"j","type":"b"}',
+    "last id is an integer": b'{"id":"i","type":"a","timestamp":1,"id":5}',
+    "escaped name": b'{"\\u0069d":"i","type":"a","timestamp":1}',
+    "escaped id": b'{"id":"\\u0069","type":"a","timestamp":1}',
+    "white space before": b' \n{"id":"i","type":"a","timestamp":1}',
+    "white space after": b'{"id":"i","type":"a","timestamp":1}\r\n ',
+    "white space within": b'{ "id" : "i" , "type" : "a" , "timestamp" : 1 }',
+    "white space further in": b'{"id":"i" ,\t"type":"a",\n"timestamp":1}',
+    "unknown fields": b'{"id":"i","type":"a","timestamp":1,"":0,"Id":1,"vendor":{"x":[1]}}',
+    "nulls": b'{"id":"i","type":"a","timestamp":1,"source":null,"metadata":null,"correlationId":null}',
+    "no timestamp": b'{"id":"i","type":"a"}',
+    "timestamps of other types": b'{"id":"i","type":"a","timestamp":true}',
+    "fractions": b'{"id":"i","type":"a","timestamp":1.0}',
+    "metadata of another type": b'{"id":"i","type":"a","timestamp":1,"metadata":[1]}',
+    "source of another type": b'{"id":"i","type":"a","timestamp":1,"source":1}',
+    "a replay": b'{"id":"i","type":"a","timestamp":1,"metadata":{"replay":{"name":"r"}}}',
+    "a replay of another form": b'{"id":"i","type":"a","timestamp":1,"metadata":{"replay":"r"}}',
+    "no id": b'{"type":"a","timestamp":1}',
+    "null id": b'{"id":null,"type":"a","timestamp":1}',
+    "no type": b'{"id":"i","timestamp":1}',
+    "unusable id": b'{"id":"a b","type":"a","timestamp":1}',
+    "empty id": b'{"id":"","type":"a","timestamp":1}',
+    "unusable type": b'{"id":"i","type":"a..b","timestamp":1}',
+    "reserved type": b'{"id":"i","type":"journal","timestamp":1}',
+    "not JSON": b"{'id':1}",
+    "more after it": b'{"id":"i","type":"a","timestamp":1}x',
+    "cut off": b'{"id":"i","type":"a","timest',
+    "not an object": b'["id"]',
+    "a string": b'"id"',
+    "nothing": b"",
+    "blanks": b" \n",
+    "byte order mark": b'\xef\xbb\xbf{"id":"i","type":"a","timestamp":1}',
+    "not UTF-8": with_payload(b'"\xff"'),
+    "a surrogate in UTF-8": with_payload(b'"\xed\xa0\x80"'),
+    "half a surrogate pair": with_payload(b'"\\ud800"'),
+    "half a pair in a name": with_payload(b'{"\\udfff":1}'),
+    "a surrogate pair": with_payload(b'"\\ud83d\\ude00"'),
+    "NaN": with_payload(b"NaN"),
+    "Infinity": with_payload(b"[-Infinity]"),
+    "digits without end": with_payload(b"9" * 5000),
+    "control character": with_payload(b'"a\nb"'),
+    "null character": with_payload(b'"\\u0000"'),
+    "unknown escape": with_payload(b'"\\x"'),
+    "leading zero": with_payload(b"01"),
+    "minus zero": with_payload(b"[-0,-0.0,1E5,1e-500]"),
+    "duplicate names": with_payload(b'{"a":1,"a":2}'),
+    "deepest": with_payload(b"[" * 63 + b"]" * 63),
+    "too deep for the parser": with_payload(b"[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
+def test_odd_entries(data: bytes) -> None:
+    """What somebody else wrote to the journal is read as decoding reads it, and a task gets the same event of it."""
+    decoded = outcome(lambda: Event.decode(data, max_bytes=LIMIT))
+    assert outcome(lambda: StoredEvent.read(data).event) == decoded
+    if isinstance(decoded, str):
+        stored = StoredEvent.read(data)
+        assert outcome(lambda: Event.from_dict(json.loads(stored.data))) == decoded
+        assert (stored.id, stored.type, stored.replay) == (stored.event.id, stored.event.type, stored.event.replay)
+    else:
+        with pytest.raises(InvalidEvent):  # at once: not when somebody asks for the event
+            StoredEvent.read(data)
+
+
+#: What no bus and no subscriber appends, and reading the journal does not look for.
+UNHOLDABLE = {
+    "integer_range": b"9223372036854775808",
+    "reserved": b'{"__type__":"x","__value__":1}',
+    "depth": b"[" * 64 + b"]" * 64,
+    "non_finite": b"1e999",
+}
+
+
+@pytest.mark.parametrize("reason", UNHOLDABLE)
+def test_what_the_journal_cannot_hold(reason: str) -> None:
+    """It may pass until somebody asks for the event, who is told as by decoding."""
+    data = with_payload(UNHOLDABLE[reason])
+    stored = StoredEvent.read(data)
+    assert (stored.id, stored.type, stored.data) == ("i", "a", data)
+    with pytest.raises(InvalidEvent) as caught:
+        _ = stored.event
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("handler", ["t.chosen", "t.picky"])
+@pytest.mark.parametrize("reason", UNHOLDABLE)
+def test_what_the_journal_cannot_hold_stops_nothing(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    client: Redis,
+    settings: BridgeSettings,
+    queues: Queues,
+    handler: str,
+    reason: str,
+) -> None:
+    """Written there by hand, and for a handler that looks at the event, it is a dead letter; others are dispatched."""
+    register_handlers("t.all", handler)
+    client.xadd(Keys(settings.channel_prefix).journal, {"event": with_payload(UNHOLDABLE[reason])})
+    subscriber = start_subscriber()
+    with EventBus(settings) as bus:
+        bus.publish("a.b", {"name": "x", "yes": True}, id="good")
+    eventually(lambda: queues.tasks()[f"{handler} a.b good"], "the good one is dispatched", 5)
+    # A message that Celery sends goes before the dead letters of its batch.
+    eventually(lambda: DeadLetters(client, settings).latest(10), "the other one is a dead letter")
+    assert "errors" not in subscriber.info()

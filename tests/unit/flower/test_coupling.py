@@ -1,0 +1,104 @@
+"""How the pages get into Flower, and that Flower starts as it is when they do not fit."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flower import urls
+from tornado.web import Application, url
+
+from bridge.flower import _with_tab, add_pages
+
+flower = pytest.importorskip("flower")
+
+NAVBAR = (Path(flower.__file__).parent / "templates" / "navbar.html").read_text()
+
+
+@pytest.fixture
+def unused() -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """Flower's table of pages and its settings, as they are before Flower starts; they are put back."""
+    pages, settings = list(urls.handlers), dict(urls.settings)
+    yield urls.handlers, urls.settings
+    urls.handlers[:] = pages
+    urls.settings.clear()
+    urls.settings.update(settings)
+
+
+def test_pages_are_added_once(unused: tuple[list[Any], dict[str, Any]]) -> None:
+    """They come before the page for all other addresses, and a second time changes nothing."""
+    pages, settings = unused
+    before = list(pages)
+    assert add_pages()
+    added = list(pages)
+    assert add_pages()
+    assert pages == added
+    assert (added[: len(before) - 1], added[-1]) == (before[:-1], before[-1])
+    ours = added[len(before) - 1 : -1]
+    assert all(isinstance(page, url) and page.name.startswith("bridge-") for page in ours)
+    application = Application(added)
+    assert application.reverse_url("bridge-event", "a b?") == "/event/a%20b%3F"
+    for name in ("tasks.html", "bridge_event.html", "bridge_events.html", "bridge_dead.html", "bridge_tree.html"):
+        assert settings["template_loader"].load(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("flower.VERSION", (2, 3, 0), "tested with 2.2.x"),
+        ("flower.__version__", "3.0.1", "this is 3.0.1"),
+        ("flower.urls.handlers", [], "elsewhere"),
+        ("flower.command.settings", {}, "elsewhere"),
+        ("flower.views.BaseHandler", None, ""),
+    ],
+)
+def test_a_flower_that_does_not_fit_is_left_alone(
+    unused: tuple[list[Any], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: object,
+    why: str,
+) -> None:
+    """Another version, or one that keeps its things elsewhere: one warning that says why, and nothing is changed."""
+    pages, settings = unused
+    before = list(pages), dict(settings)
+    monkeypatch.delitem(sys.modules, "bridge.flower.views", raising=False)
+    monkeypatch.setattr(name, value)
+    assert not add_pages()
+    assert (pages, settings) == before
+    (line,) = caplog.records
+    assert line.levelno == logging.WARNING
+    assert line.getMessage().startswith("Flower starts without the Events pages of the bridge: ")
+    assert why in line.getMessage()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda pages, _: pages.pop(), lambda _, settings: settings.update(template_loader=1)]
+)
+def test_a_flower_with_other_tables_is_left_alone(
+    unused: tuple[list[Any], dict[str, Any]], caplog: pytest.LogCaptureFixture, change: Any
+) -> None:
+    """Its table of pages does not end as expected, or it loads its templates in a way of its own."""
+    pages, settings = unused
+    change(pages, settings)
+    before = list(pages), dict(settings)
+    assert not add_pages()
+    assert (pages, settings) == before
+    assert len(caplog.records) == 1
+
+
+def test_the_tab_comes_after_the_brokers(caplog: pytest.LogCaptureFixture) -> None:
+    """A navigation bar without the broker's tab gets none of ours, and one warning; the pages work without."""
+    with_tab = _with_tab(NAVBAR)
+    assert with_tab.index("reverse_url('broker')") < with_tab.index("reverse_url('bridge-events')")
+    assert with_tab.index("reverse_url('bridge-events')") < with_tab.index("app-nav-secondary")
+    assert with_tab.count("<li") == with_tab.count("</li>")
+    assert not caplog.records
+    other = NAVBAR.replace("reverse_url('broker')", "reverse_url('queues')")
+    assert _with_tab(other) == other
+    assert "no tab leads to the Events pages" in caplog.text

@@ -1,0 +1,184 @@
+"""The ends of tasks in one process: noted in the background, told apart from copies, and never in each other's way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from bridge import Event, EventBus, InvalidHandler
+from bridge.handlers.leases import Leases
+from bridge.handlers.task import end_revoked
+from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.storage.ledger import InFlightTask, Ledger
+from bridge.testing.redis_server import RedisServer
+from tests import handlers
+from tests.support.apps import make_app
+from tests.support.waiting import eventually
+
+EVENT = Event(type="a.b", id="e1")
+
+
+@pytest.fixture
+def bus(server: object, settings: object) -> Iterator[EventBus]:
+    with EventBus(settings.model_copy(update={"lease_s": 0.6, "publish_attempts": 1})) as connected:
+        yield connected
+
+
+@pytest.fixture
+def executions(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> Leases:
+    made = Leases(bus)
+    monkeypatch.setattr("bridge.handlers.task.get_leases", lambda: made)
+    return made
+
+
+@pytest.fixture
+def ledger(bus: EventBus) -> Ledger:
+    return Ledger(bus.client, bus.settings)
+
+
+@pytest.fixture
+def letters(bus: EventBus) -> DeadLetters:
+    return DeadLetters(bus.client, bus.settings)
+
+
+def failed(task_id: str) -> DeadLetter:
+    return DeadLetter.of_event("failure", "boom", EVENT, EVENT.encode(), "t.all", task_id)
+
+
+def test_an_end_that_is_refused_holds_up_no_lease(
+    executions: Leases, bus: EventBus, client: Redis, prefix: str, ledger: Ledger, letters: DeadLetters
+) -> None:
+    """While something else is at the key of the dead letters other runs keep their leases, and other ends are noted."""
+    client.set(Keys(prefix).dead("tests"), "no stream")
+    assert executions.begin("long", idempotent=True).outcome == "begun"
+    executions.end("refused", failed("refused"))
+    deadline = time.monotonic() + 3 * bus.settings.lease_s
+
+    def still_running() -> bool:
+        assert ledger.begin("long", "copy", idempotent=True).outcome == "running"
+        return time.monotonic() > deadline
+
+    eventually(still_running, "three leases are over")
+    executions.end("well")
+    assert ledger.has_ended("well")
+    assert not ledger.has_ended("refused")
+    client.delete(Keys(prefix).dead("tests"))
+    eventually(lambda: ledger.has_ended("refused"), "the end is noted when it can be")
+    assert [letter.task_id for letter in letters.latest(10)] == ["refused"]
+    executions.end("long")
+
+
+def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, prefix: str) -> None:
+    """While Redis is away a task's end is kept, with its lease; when Redis is back no copy can run before the note."""
+    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
+    with EventBus(**explicit) as bus:
+        executions = Leases(bus)
+        assert executions.begin("t1", idempotent=True).outcome == "begun"
+        own_server.kill()
+        executions.end("t1", DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1"))
+        deadline = time.monotonic() + 1.5
+        eventually(lambda: time.monotonic() > deadline, "the lease is over")
+        own_server.start()
+        outcomes = set()
+
+        def ask() -> bool:
+            try:
+                outcomes.add(Ledger(bus.client, bus.settings).begin("t1", "copy", idempotent=True).outcome)
+            except RedisError:
+                return False
+            return "ended" in outcomes
+
+        eventually(ask, "the end is noted")
+        assert "begun" not in outcomes
+        (letter,) = DeadLetters(bus.client, bus.settings).latest(10)
+        assert letter.detail == "while Redis was away"
+
+
+def revoke(task_id: str, **how: bool) -> None:
+    """Tell what Celery tells in the main process of a worker when it drops a message."""
+    end_revoked(handlers.everything, SimpleNamespace(id=task_id, args=[EVENT.to_dict()]), **how)
+
+
+def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
+    executions: Leases, bus: EventBus, ledger: Ledger, letters: DeadLetters
+) -> None:
+    """A copy that has expired says nothing of a task that has ended or runs; without those it leaves a dead letter."""
+    ledger.sent(
+        [], [InFlightTask("t.all", "e1", "1-1").listed(name) for name in ("ended", "running", "waiting", "terminated")]
+    )
+    executions.end("ended")
+    other = Leases(bus)  # of another process
+    for task_id in ("running", "terminated"):
+        assert other.begin(task_id, idempotent=True).outcome == "begun"
+    for task_id in ("ended", "running", "waiting"):
+        revoke(task_id, expired=True)
+    revoke("terminated", terminated=True)
+    eventually(lambda: ledger.has_ended("waiting") and ledger.has_ended("terminated"), "both ends are noted")
+    assert {letter.task_id: letter.reason for letter in letters.latest(10)} == {
+        "waiting": "expired",
+        "terminated": "revoked",
+    }
+    assert not ledger.has_ended("running")
+    assert ledger.size() == 1
+    for task_id in ("running", "terminated"):
+        other.release_locally(task_id)
+
+
+@pytest.mark.parametrize("first", ["terminated", "dropped"])
+def test_a_terminated_run_is_the_end_of_its_task_whatever_becomes_of_copies(
+    executions: Leases, bus: EventBus, client: Redis, ledger: Ledger, first: str
+) -> None:
+    """An operator terminates a run and Celery drops a copy, in either order, while the first cannot be noted yet."""
+    other = Leases(bus)  # of another process
+    assert other.begin("t", idempotent=True).outcome == "begun"
+    other.release_locally("t")
+    client.client_pause(10_000, all=False)
+    revoke("t", terminated=first == "terminated")
+
+    def held() -> bool:
+        return any("b" in row["flags"] for row in client.client_list())
+
+    eventually(held, "Redis holds the first up")
+    revoke("t", terminated=first != "terminated")
+    client.client_unpause()
+    eventually(lambda: ledger.has_ended("t"), "the end is noted")
+
+
+def test_nothing_holds_up_the_main_process_of_a_worker(executions: Leases, bus: EventBus, client: Redis) -> None:
+    """A bus that hangs delays the note that a message was dropped, not the process that drops it."""
+    client.client_pause(1500, all=True)
+    began = time.monotonic()
+    for number in range(10):
+        revoke(f"t{number}", expired=True)
+    assert time.monotonic() - began < 0.5
+    eventually(lambda: Ledger(bus.client, bus.settings).has_ended("t9"), "the ends are noted afterwards")
+    assert time.monotonic() - began > 1
+
+
+def test_a_handler_does_not_take_the_place_of_another() -> None:
+    """Celery would give it the id of the task that has ended; the error says what to do instead."""
+    with pytest.raises(InvalidHandler, match="publish an event for it"):
+        handlers.everything.replace(handlers.exact.s(EVENT))
+    with pytest.raises(InvalidHandler, match=r"t\.exact"):
+        handlers.everything.replace(handlers.glob.s(EVENT) | handlers.exact.s(EVENT))
+
+
+def test_monitors_that_cannot_be_told_are_no_failure(
+    own_server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker that dies while a copy of a message is skipped makes no failure of a task that has ended well."""
+    with make_app(own_server.url, prefix) as app:
+        app.finalize()
+        task = app.tasks["t.all"]
+        task._announce("task-deduplicated")  # from now on the connection is open
+        assert not caplog.records
+        own_server.kill()
+        task._announce("task-deduplicated")
+        assert "monitors were not told task-deduplicated" in caplog.text

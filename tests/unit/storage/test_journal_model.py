@@ -1,0 +1,200 @@
+"""The journal against a model of it in plain Python: any order of calls, repeated calls, and faults between them.
+
+Time does not pass here; what it would do is done by hand. Old entries are written under old ids before the first
+young one, and a mark that has expired is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, precondition, rule
+
+from bridge import JournalLost
+from bridge.storage import journal
+from bridge.storage.entries import Entry, Trimmed
+from bridge.testing.redis_server import RedisServer
+from tests.support.journal_model import FIRST, IDS, TTL_S, EntryId, Group, WritingMachine, groups, ids, parsed, spelt
+from tests.support.models import repeatable, run_model
+
+#: Few, so that old entries take several rounds.
+TRIM_ENTRIES = 2
+
+consumers = st.sampled_from(["a", "b"])
+counts = st.integers(1, 3)
+#: Chooses among the entries there are.
+picks = st.integers(0, 20)
+idle_ms = st.sampled_from([0, 3_600_000])
+starts = st.sampled_from(["earliest", "latest"])
+
+
+class JournalMachine(WritingMachine):
+    """Each rule makes one call and compares its answer with the model's."""
+
+    @initialize(old=st.integers(0, 5), names=st.sets(groups), start=starts)
+    def begin(self, old: int, names: set[str], start: str) -> None:
+        """Begin with something of yesterday, and with groups, or without."""
+        self.write_old(old)
+        for name in sorted(names):
+            self.create_group(name, start)
+
+    # Reading
+
+    def of_group(self, name: str, do: Callable[[], Any]) -> Any:
+        """Return what *do* returns; None when the group is gone, which *do* must say."""
+        if name in self.groups:
+            return do()
+        with pytest.raises(JournalLost):
+            do()
+        return None
+
+    @rule(name=groups, start=starts)
+    @repeatable
+    def create_group(self, name: str, start: Any) -> None:
+        """Create a group, or find it there; the journal is there then as well."""
+        assert self.journals[name].create_group(start) == (name not in self.groups)
+        self.exists, late = True, start == "latest"
+        self.groups.setdefault(name, Group(self.top if late else FIRST, 0 if late else len(self.entries)))
+
+    @rule(name=groups, consumer=consumers, count=counts)
+    @repeatable
+    def read(self, name: str, consumer: str, count: int) -> None:
+        """Read new entries: in order, each by one consumer of the group."""
+        found = self.of_group(name, lambda: self.journals[name].read(consumer, count, block_ms=1))
+        if found is not None:
+            group = self.groups[name]
+            due = [entry for entry in self.entries if entry > group.last][:count]
+            assert found == [Entry(spelt(entry), self.entries[entry]) for entry in due]
+            there: Any = self.client.xinfo_consumers(self.keys.journal, name)
+            if due or consumer.encode() in [row["name"] for row in there]:  # Redis 7.0 knows none that never got any
+                group.consumers.add(consumer)
+            group.pending |= dict.fromkeys(due, consumer)
+            group.last = max([group.last, *due])
+
+    @rule(name=groups, consumer=consumers, count=counts)
+    @repeatable
+    def held(self, name: str, consumer: str, count: int) -> None:
+        """Read again what a consumer holds; without its data if that was removed."""
+        found = self.of_group(name, lambda: self.journals[name].pending_entries(consumer, count))
+        if found is not None:
+            self.groups[name].consumers.add(consumer)
+            mine = [entry for entry, owner in sorted(self.groups[name].pending.items()) if owner == consumer]
+            assert found == [Entry(spelt(entry), self.entries.get(entry)) for entry in mine[:count]]
+
+    @rule(name=groups, chosen=st.lists(picks, max_size=3))
+    @repeatable
+    def acknowledge(self, name: str, chosen: list[int]) -> None:
+        """Acknowledge entries of any state, held by whomever."""
+        known = list(self.entries)
+        acknowledged = {known[pick % len(known)] for pick in chosen if known}
+        if acknowledged:
+            self.client.execute_command(*self.journals[name].acknowledging([spelt(entry) for entry in acknowledged]))
+        if name in self.groups:
+            done = acknowledged & self.groups[name].pending.keys()
+            self.groups[name].acknowledged += len(done)
+            self.drop(name, done)
+
+    def drop(self, name: str, entries: Iterable[EntryId]) -> None:
+        for entry in entries:
+            del self.groups[name].pending[entry]
+
+    @rule(name=groups, consumer=consumers, min_idle_ms=idle_ms, count=counts)
+    @repeatable
+    def claim(self, name: str, consumer: str, min_idle_ms: int, count: int) -> None:
+        """Walk the cursor: all that has been idle for long enough changes hands, what was removed is reported once."""
+        self.held(name, consumer, 1)  # who claims has read before
+        cursor, more = b"0-0", name in self.groups
+        while more:
+            group = self.groups[name]
+            ahead = sorted(entry for entry in group.pending if entry >= parsed(cursor))
+            claimed = self.journals[name].claim(consumer, min_idle_ms, cursor, count)
+            walked = ahead if claimed.cursor == b"0-0" else [one for one in ahead if one < parsed(claimed.cursor)]
+            removed = [entry for entry in walked if entry not in self.entries]
+            taken = [entry for entry in walked if entry in self.entries and not min_idle_ms]
+            assert (claimed.taken, claimed.removed) == (len(taken), len(removed))
+            assert len(taken) + len(removed) <= count
+            group.pending |= dict.fromkeys(taken, consumer)
+            group.lost += len(removed)
+            self.drop(name, removed)
+            cursor, more = claimed.cursor, claimed.cursor != b"0-0"
+            assert not more or walked, "the cursor moves"
+
+    @rule(name=groups, consumer=consumers, min_idle_ms=idle_ms)
+    @repeatable
+    def leave(self, name: str, consumer: str, min_idle_ms: int) -> None:
+        """Remove a consumer, unless it holds something or was there a moment ago."""
+        left = self.of_group(name, lambda: self.journals[name].leave(consumer, min_idle_ms))
+        if left is not None:
+            group = self.groups[name]
+            assert left == (consumer in group.consumers - set(group.pending.values()) and not min_idle_ms)
+            group.consumers -= {consumer} if left else set()
+
+    @rule(name=groups, chosen=st.lists(picks, max_size=3))
+    def look(self, name: str, chosen: list[int]) -> None:
+        """What only looks tells the truth."""
+        one = self.journals[name]
+        assert one.group_exists() == (name in self.groups)
+        assert one.unseen(IDS) == [event_id for event_id in IDS if event_id not in self.marks]
+        ids = [spelt((self.top[0], pick)) for pick in chosen] + [spelt(entry) for entry in self.entries]
+        there = {spelt(entry): data for entry, data in self.entries.items()}
+        assert one.entries([raw.decode() for raw in ids]) == {
+            raw.decode(): Entry(raw, there[raw]) for raw in ids if raw in there
+        }
+        idle = self.of_group(name, lambda: one.idle_consumers(0))
+        if idle is not None:
+            assert set(idle) == self.groups[name].consumers - set(self.groups[name].pending.values())
+
+    # Time and faults
+
+    @rule()
+    @repeatable
+    def trim(self) -> None:
+        """Remove the oldest of what has outlived its retention, and count for each group what it had not done."""
+        horizon = (self.now_ms() - TTL_S * 1000, 0)
+        old = [entry for entry in self.entries if entry < horizon][:TRIM_ENTRIES]
+        lost: dict[str, int] = {}
+        for name, group in self.groups.items() if old else ():
+            held = sorted(entry for entry in group.pending if entry <= old[-1])[:TRIM_ENTRIES]
+            lost[name] = len(held) + len([entry for entry in old if entry > group.last])
+            group.lost += lost[name]
+            self.drop(name, held)
+        lost = {name: count for name, count in lost.items() if count}
+        assert self.journal.trim() == Trimmed(len(old), len(old) == TRIM_ENTRIES, lost)
+        for entry in old:
+            del self.entries[entry]
+
+    @rule(event_id=ids)
+    def a_mark_expires(self, event_id: str) -> None:
+        """Whatever comes under this id from now on is a new event."""
+        assert self.client.delete(self.keys.seen(event_id)) == (self.marks.pop(event_id, None) is not None)
+
+    @precondition(lambda self: self.entries)
+    @rule(pick=picks)
+    def somebody_removes_an_entry(self, pick: int) -> None:
+        """Those that hold it will be told; those that had it before them never hear of it."""
+        entry = list(self.entries)[pick % len(self.entries)]
+        assert self.client.xdel(self.keys.journal, spelt(entry)) == 1
+        del self.entries[entry]
+        for group in self.groups.values():
+            group.lost += entry > group.last
+
+    @rule()
+    def somebody_deletes_the_journal(self) -> None:
+        """The groups go with it; the marks stay."""
+        assert self.client.delete(self.keys.journal) == self.exists
+        self.exists, self.top, self.entries, self.groups = False, FIRST, {}, {}
+
+    @precondition(lambda self: self.exists)
+    @rule(name=groups)
+    def somebody_destroys_a_group(self, name: str) -> None:
+        """The other one does not notice."""
+        assert self.client.xgroup_destroy(self.keys.journal, name) == (self.groups.pop(name, None) is not None)
+
+
+def test_the_journal_is_as_its_model(each_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No order of calls, repeated or not, with faults between them, makes the journal do what its model does not."""
+    monkeypatch.setattr(journal, "_TRIM_ENTRIES", TRIM_ENTRIES)
+    run_model(lambda: JournalMachine(each_server.url))

@@ -1,0 +1,219 @@
+"""The handover step by step: entries that change hands, answers that are missing, a Redis without room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from celery import Celery
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from bridge import BridgeSettings, EventBus
+from bridge.broker.messages import Message
+from bridge.broker.outbox import Outbox
+from bridge.errors import JournalLost
+from bridge.events.encoded import StoredEvent
+from bridge.handlers.handler import registry
+from bridge.redis.client import connect
+from bridge.storage import Storage
+from bridge.storage.entries import Entry
+from bridge.storage.journal import Journal
+from bridge.subscriber.dispatch.dispatcher import Dispatcher
+from bridge.subscriber.dispatch.transaction import DispatchTransaction, TransactionResult
+from bridge.telemetry.counters import Counters
+from bridge.testing.redis_server import RedisServer
+from tests.handlers import HANDLERS
+from tests.support.apps import make_app
+from tests.support.backlog import Backlog
+from tests.support.proxy import Proxy
+from tests.support.queues import Queues
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def journal(client: Redis, settings: BridgeSettings) -> Journal:
+    """Of a group that begins with the first event."""
+    made = Journal(client, settings)
+    made.create_group("earliest")
+    return made
+
+
+@pytest.fixture
+def backlog(journal: Journal, client: Redis, settings: BridgeSettings, queues: Queues) -> Iterator[Backlog]:
+    """Twenty events in the journal."""
+    with EventBus(settings) as bus:
+        made = Backlog(bus, client, settings, queues)
+        made.publish(20)
+        yield made
+
+
+@pytest.fixture
+def handover(settings: BridgeSettings, journal: Journal, backlog: Backlog) -> Iterator[DispatchTransaction]:
+    """Of a consumer named one."""
+    with connect(settings) as connected:
+        made = DispatchTransaction(connected, journal, backlog.ledger, "one")
+        yield made
+        made.close()
+
+
+Begin = Callable[..., None]
+
+
+@pytest.fixture
+def begin(app: Celery, settings: BridgeSettings) -> Begin:
+    """Begin to hand entries over, as messages for one handler, and to read further ones."""
+    app.finalize()
+    outbox = Outbox(app, settings)
+
+    def message(entry: Entry) -> Message:
+        return outbox.prepare(HANDLERS["t.all"], StoredEvent.read(entry.data or b""), entry.entry_id)
+
+    def begin_one(handover: DispatchTransaction, entries: Sequence[Entry], read: int = 0) -> None:
+        handover.begin([entry.entry_id for entry in entries], [message(entry) for entry in entries], read)
+
+    return begin_one
+
+
+def test_one_request_hands_over_and_reads_on(
+    handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog
+) -> None:
+    """The answer to a request holds the entries after those it hands over; at the end of the journal it holds none."""
+    handover.open()
+    begin(handover, journal.read("one", 8, 10), read=8)
+    first = handover.finish()
+    assert (first.committed, first.ownership_lost, len(first.entries)) == (True, False, 8)
+    begin(handover, first.entries, read=8)
+    second = handover.finish()
+    assert len(second.entries) == 4
+    begin(handover, second.entries, read=8)
+    assert handover.finish() == TransactionResult(committed=True, ownership_lost=False, entries=[])
+    assert backlog.sent() == backlog.ids()
+    backlog.all_once()
+
+
+def test_entries_claimed_by_another(
+    handover: DispatchTransaction, journal: Journal, begin: Begin, settings: BridgeSettings, backlog: Backlog
+) -> None:
+    """A transaction over entries that changed hands since they were read changes nothing, and its answer says so."""
+    handover.open()
+    entries = journal.read("one", 10, 10)
+    assert Journal(backlog.client, settings).claim("two", 0, b"0-0", 100).taken == 10
+    begin(handover, entries, read=5)
+    answer = handover.finish()
+    assert (answer.committed, answer.ownership_lost, len(answer.entries)) == (False, True, 5)
+    assert (backlog.queues.length(), backlog.ledger.size(), backlog.pending()) == (0, 0, 15)
+    handover.open()
+    held = journal.pending_entries("one", 100)
+    assert held == answer.entries, "those that were claimed are the other consumer's"
+    begin(handover, held)
+    assert handover.finish().committed
+    assert (backlog.queues.length(), backlog.ledger.size(), backlog.pending()) == (5, 5, 10)
+
+
+def test_a_transaction_comes_late_to_entries_that_wait(
+    journal: Journal, begin: Begin, server: RedisServer, settings: BridgeSettings, backlog: Backlog
+) -> None:
+    """Once its entries were read again it fails also before they are sent: they go out with the new connection."""
+    with Proxy(server.port) as proxy, Redis.from_url(proxy.url, protocol=2) as client:
+        handover = DispatchTransaction(client, journal, backlog.ledger, "one")
+        handover.open()
+        entries = journal.read("one", 100, 10)
+        proxy.keep_request(b"EXEC")
+
+        def hand_over() -> TransactionResult:
+            begin(handover, entries)
+            return handover.finish()
+
+        with pytest.raises(RedisConnectionError):
+            hand_over()
+        assert proxy.done["request kept"] == 1
+        handover.open()
+        assert journal.pending_entries("one", 100) == entries
+        proxy.deliver()
+        eventually(lambda: proxy.done["late reply"], "it was delivered, and answered")
+        assert (backlog.pending(), backlog.queues.length()) == (20, 0)
+        assert hand_over() == TransactionResult(committed=True, ownership_lost=False, entries=[])
+        handover.close()
+    backlog.all_once()
+
+
+def test_a_queue_that_is_no_list(
+    handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog
+) -> None:
+    """It is noticed before the transaction, as often as it is tried: nothing is acknowledged or listed."""
+    queue = f"{backlog.queues.key_prefix}{backlog.queues.prefix}celery"
+    handover.open()
+    entries = journal.read("one", 100, 10)
+    for value in ("x", "y"):
+        backlog.client.set(queue, value)
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            begin(handover, entries)
+        assert not handover.under_way
+    assert (backlog.pending(), backlog.ledger.size()) == (20, 0)
+    backlog.client.delete(queue)
+    handover.open()
+    begin(handover, entries)
+    assert handover.finish().committed
+    backlog.all_once()
+
+
+def test_a_queue_that_is_replaced(
+    handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog
+) -> None:
+    """Where it was a list one request before, the error comes too late: the tasks are listed, to be sent again."""
+    handover.open()
+    begin(handover, journal.read("one", 10, 10), read=10)
+    second = handover.finish().entries
+    backlog.client.set(f"{backlog.queues.key_prefix}{backlog.queues.prefix}celery", "x")
+    begin(handover, second)
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        handover.finish()
+    assert (backlog.pending(), backlog.ledger.size()) == (0, 20)
+    handover.open()
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        begin(handover, second)
+    assert (backlog.pending(), backlog.ledger.size()) == (0, 20)
+
+
+def test_a_group_that_is_gone(handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog) -> None:
+    """What was handed over has come to pass; reading on says that the journal is lost."""
+    handover.open()
+    entries = journal.read("one", 10, 10)
+    backlog.client.xgroup_destroy(backlog.journal, "tests")
+    begin(handover, entries, read=10)
+    with pytest.raises(JournalLost):
+        handover.finish()
+    assert not handover.under_way
+    assert len(backlog.sent()) == 10
+
+
+def test_a_redis_without_memory(register_handlers, own_server: RedisServer, prefix: str) -> None:
+    """What Redis has no room for is neither acknowledged nor listed; with room again, each event goes out once."""
+    register_handlers("t.all")
+    settings = BridgeSettings.load(redis_url=own_server.url, channel_prefix=prefix, group="tests", block_ms=1)
+    with make_app(own_server.url, prefix) as app, EventBus(settings) as bus, connect(settings) as client:
+        app.finalize()
+        backlog, stores = Backlog(bus, client, settings, Queues(client, prefix)), Storage.of(client, settings)
+        dispatcher = Dispatcher(stores, Outbox(app, settings), registry, Counters(), settings, "one")
+        stores.journal.create_group("earliest")
+        backlog.publish(200)
+
+        def refused() -> bool:
+            try:
+                dispatcher.step()
+            except OutOfMemoryError:
+                return True
+            return False
+
+        assert client.config_set("maxmemory", 1)
+        for _ in range(3):
+            eventually(refused, "Redis refuses a batch")
+        assert backlog.unacknowledged()
+        assert (backlog.queues.length(), backlog.ledger.size()) == (0, 0)
+        assert client.config_set("maxmemory", 0)
+        eventually(lambda: not refused() and backlog.queues.length() == 200 and not backlog.pending(), "all went out")
+        dispatcher.close()
+        backlog.all_once()
+        assert backlog.sent() == backlog.ids()

@@ -1,0 +1,315 @@
+"""Intake: what comes over pub/sub or lies in event keys, good and bad, cut off and caught up."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from pydantic import SecretStr
+from redis import Redis
+from redis.exceptions import NoPermissionError
+
+from bridge import BridgeSettings, Event, SettingsError
+from bridge.bus.listener import ChannelListener, ReceivedBatch
+from bridge.redis.client import connect
+from bridge.storage import Storage
+from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.keys import Keys
+from bridge.subscriber.intake.intake import Intake
+from bridge.telemetry.counters import Counters
+from bridge.telemetry.liveness import Liveness
+from tests.support.apps import StartSubscriber
+from tests.support.queues import Queues
+from tests.support.waiting import eventually
+
+
+def test_killed_subscriptions_lose_nothing(
+    register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, queues: Queues
+) -> None:
+    """While the subscription is cut again and again, events written to key and channel all arrive, once."""
+    register_handlers("t.all")
+    subscriber = start_subscriber()
+    kills = 0
+    for number in range(600):
+        event = Event(type="a.b", id=f"n{number}")
+        with client.pipeline(transaction=False) as pipe:
+            pipe.set(f"{prefix}event:{event.id}", event.encode(), ex=3600)
+            pipe.publish(prefix + event.type, event.encode())
+            pipe.execute()
+        if number % 150 == 100:
+            for connection in client.client_list():
+                if connection["name"].startswith("bridge:tests:") and int(connection["psub"]):
+                    client.client_kill_filter(_id=connection["id"])
+                    kills += 1
+            eventually(lambda cuts=kills: subscriber.info().get("subscription_gaps", 0) >= cuts, "the gap is noticed")
+    eventually(lambda: queues.length() == 600, "all are dispatched")
+    assert kills >= 4
+    assert set(queues.tasks().values()) == {1}
+
+
+BAD_MESSAGES = {
+    "empty": b"",
+    "json": b"{'id': 1}",
+    "not_object": b"[1]",
+    "encoding": b"\xff\xfe",
+    "non_finite": b'{"id":"x","type":"a.b","payload":NaN}',
+    "surrogate": rb'{"id":"x","type":"a.b","payload":"\ud800"}',
+    "integer_range": b'{"id":"x","type":"a.b","payload":1180591620717411303424}',
+    "no_id": b'{"type":"a.b"}',
+    "id": b'{"id":"a b","type":"a.b"}',
+    "channel_mismatch": b'{"id":"x","type":"c.d"}',
+    "id_conflict": b'{"id":"taken","type":"a.b","payload":2}',
+    "hop_limit": b'{"id":"x","type":"a.b","metadata":{"hops":17}}',
+    "size": b'{"id":"x","type":"a.b","payload":"%s"}' % (b"x" * 2_000_000),
+    "depth": b"[" * 100_000,
+}
+
+
+def test_bad_messages_become_dead_letters_and_stop_nothing(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    client: Redis,
+    prefix: str,
+    settings: BridgeSettings,
+    queues: Queues,
+) -> None:
+    """Each bad message is kept once, with reason and first bytes, and the good ones around it are dispatched."""
+    register_handlers("t.all")
+    subscribers = [start_subscriber("one"), start_subscriber("two")]
+    client.publish(f"{prefix}a.b", Event(type="a.b", id="taken", payload=1).encode())
+    for number, data in enumerate(BAD_MESSAGES.values()):
+        client.publish(f"{prefix}a.b", data)
+        client.publish(f"{prefix}a.b", Event(type="a.b", id=f"good{number}").encode())
+    sent = 1 + 2 * len(BAD_MESSAGES)
+    for subscriber in subscribers:
+        eventually(lambda one=subscriber: one.info().get("received") == sent, "both heard everything")
+    eventually(lambda: queues.length() == 1 + len(BAD_MESSAGES), "all good ones are dispatched")
+    letters = eventually(
+        lambda: len(found := DeadLetters(client, settings).latest(100)) >= len(BAD_MESSAGES) and found, "all are kept"
+    )
+    assert sorted(letter.reason for letter in letters) == sorted(BAD_MESSAGES)
+    for letter in letters:
+        assert letter.origin == f"{prefix}a.b"
+        if letter.reason not in ("id_conflict", "hop_limit"):  # those decoded, and are kept as they read
+            data = BAD_MESSAGES[letter.reason]
+            assert (letter.size, letter.raw) == (len(data), data[:4096])
+
+
+def test_dead_letters_are_capped(
+    client: Redis, prefix: str, register_handlers, start_subscriber: StartSubscriber, settings: BridgeSettings
+) -> None:
+    """A flood of bad messages keeps about max_dead_letters of them, the newest."""
+    register_handlers()
+    subscriber = start_subscriber(max_dead_letters=200)
+    for number in range(2000):
+        client.publish(f"{prefix}a.b", b"bad %d" % number)
+    eventually(lambda: subscriber.info().get("invalid") == 2000, "all were refused")
+    letters = DeadLetters(client, settings).latest(5000)
+    assert 200 <= len(letters) <= 400  # Redis trims streams by whole nodes of 100
+    assert letters[0].raw == b"bad 1999"
+
+
+def test_corrupt_event_keys_become_dead_letters(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    client: Redis,
+    prefix: str,
+    settings: BridgeSettings,
+    queues: Queues,
+) -> None:
+    """Catch-up reports event keys that hold no event, leaves them alone, and takes the others."""
+    register_handlers("t.all")
+    client.set(f"{prefix}event:broken", b"{")
+    client.hset(f"{prefix}event:hash", "a", "b")
+    client.set(f"{prefix}event:good", Event(type="a.b", id="good").encode())
+    start_subscriber()
+    eventually(queues.length, "the good one is dispatched")
+    letters = {letter.origin: letter.reason for letter in DeadLetters(client, settings).latest(10)}
+    assert letters == {f"{prefix}event:broken": "json", f"{prefix}event:hash": "wrong_key_type"}
+    assert client.exists(f"{prefix}event:broken", f"{prefix}event:hash") == 2
+
+
+@pytest.mark.parametrize("prefix", ["a*b:", "a?[x]:"])
+def test_glob_characters_in_the_prefix_are_literal(
+    register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, queues: Queues
+) -> None:
+    """A prefix with glob characters hears its own channels only, and scans its own keys only."""
+    register_handlers("t.all")
+    client.set("axb:event:foreign", Event(type="a.b", id="foreign").encode(), ex=60)
+    client.set(f"{prefix}event:key", Event(type="a.b", id="key").encode(), ex=60)
+    start_subscriber()
+    client.publish("axb:a.b", Event(type="a.b", id="foreign2").encode())
+    client.publish(f"{prefix}a.b", Event(type="a.b", id="heard").encode())
+    eventually(lambda: queues.length() == 2, "both own events are dispatched")
+    assert queues.tasks() == {"t.all a.b key": 1, "t.all a.b heard": 1}
+
+
+def test_what_was_heard_before_a_cut_is_not_lost(client: Redis, prefix: str, settings: BridgeSettings) -> None:
+    """Messages already received when the connection dies are handed on, though no key remembers them."""
+    heard: list[str] = []
+    cut, stop = threading.Event(), threading.Event()
+
+    def on_heard(batch: ReceivedBatch) -> None:
+        heard.extend(record.event.id for record in batch.records)
+        if batch.count:
+            cut.wait(10)  # busy with the first, while more arrive and the connection is killed
+
+    feed = ChannelListener(connect(settings), settings, Counters())
+    listener = threading.Thread(target=feed.run, args=(stop, on_heard))
+    listener.start()
+    try:
+        eventually(lambda: client.publish(f"{prefix}a.b", Event(type="a.b", id="first").encode()), "it listens")
+        eventually(lambda: heard == ["first"], "it is busy")
+        for number in range(10):
+            client.publish(f"{prefix}a.b", Event(type="a.b", id=f"n{number}").encode())
+        assert client.client_kill_filter(_type="pubsub") >= 1
+        cut.set()
+        eventually(lambda: heard == ["first", *(f"n{number}" for number in range(10))], "the others are handed on")
+    finally:
+        cut.set()
+        stop.set()
+        listener.join()
+
+
+def test_keys_that_outlive_the_marks_are_not_taken_again(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    client: Redis,
+    prefix: str,
+    queues: Queues,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A key without TTL counts as taken when its event is older than the marks live; a young one is taken."""
+    register_handlers("t.all")
+    young, old = Event(type="a.b", id="young"), Event(type="a.b", id="old", timestamp=1_700_000_000_000)
+    for event in (young, old):
+        client.set(f"{prefix}event:{event.id}", event.encode())
+    subscriber = start_subscriber()
+    eventually(queues.length, "the young one is dispatched")
+    eventually(lambda: subscriber.info().get("stale"), "the old one is counted")
+    eventually(lambda: "1 event keys left alone" in caplog.text, "the log says so")
+    assert queues.tasks() == {"t.all a.b young": 1}
+
+
+def test_a_broken_key_is_reported_once(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    client: Redis,
+    prefix: str,
+    settings: BridgeSettings,
+    queues: Queues,
+) -> None:
+    """However often catch-up meets it, and however long after: the mark lives as long as events do."""
+    register_handlers("t.all")
+    client.set(f"{prefix}event:broken", b"{")
+    subscriber = start_subscriber()
+    letters = DeadLetters(client, settings)
+    eventually(lambda: letters.latest(10), "the dead letter")
+    (mark,) = client.keys(f"*{prefix}*parked:*")
+    assert client.pttl(mark) > settings.event_ttl_ms
+    subscriber.stop()
+    client.set(f"{prefix}event:good", Event(type="a.b", id="good").encode(), ex=60)
+    start_subscriber("two")
+    eventually(queues.length, "another subscriber has scanned the keys")
+    assert len(letters.latest(10)) == 1
+
+
+def test_dead_letters_that_cannot_be_kept_hold_up_no_event(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    client: Redis,
+    prefix: str,
+    queues: Queues,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With something else at their key they are in the log, and valid events go on."""
+    register_handlers("t.all")
+    client.set(Keys(prefix).dead("tests"), "no stream")
+    subscriber = start_subscriber()
+    for number in range(20):
+        client.publish(f"{prefix}a.b", b"{broken")
+        client.publish(f"{prefix}a.b", Event(type="a.b", id=f"n{number}").encode())
+    eventually(lambda: queues.length() == 20, "the valid ones are dispatched")
+    # The events of a batch are appended before its dead letters are tried, and dispatched by another thread.
+    text = f"dead letter (json) from '{prefix}a.b' could not be kept"
+    eventually(lambda: text in caplog.text, "the log says so")
+    assert subscriber.info()["errors"]
+    assert "WRONGTYPE" in caplog.text
+
+
+def test_a_huge_key_is_not_read_whole(
+    register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, settings: BridgeSettings
+) -> None:
+    """Of a key beyond the limit one byte more than that is read: enough to refuse it."""
+    register_handlers("t.all")
+    client.set(f"{prefix}event:huge", b"x" * 5_000_000, ex=60)
+    before = client.info("stats")["total_net_output_bytes"]
+    start_subscriber(max_event_bytes=1000)
+    (letter,) = eventually(lambda: DeadLetters(client, settings).latest(10), "the dead letter")
+    assert (letter.reason, letter.size) == ("size", 1001)
+    assert client.info("stats")["total_net_output_bytes"] - before < 4_000_000
+
+
+def test_a_user_who_may_not_ask_for_ttls_is_told(client: Redis, prefix: str, settings: BridgeSettings) -> None:
+    """A missing right is an error of Redis that names it, which the loops wait out, not one of ours."""
+    user = f"u{prefix[5:-1]}"
+    client.acl_setuser(user, enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-pttl"])
+    client.set(f"{prefix}event:one", Event(type="a.b", id="one").encode(), ex=60)
+    address = SecretStr(settings.url.replace("redis://", f"redis://{user}:x@"))
+    with connect(settings.model_copy(update={"redis_url": address})) as restricted:
+        intake = Intake(Storage.of(restricted, settings), Counters(), Liveness(), settings)
+        with pytest.raises(NoPermissionError, match="pttl"):
+            intake._scan(threading.Event(), refill=False)
+    client.acl_deluser(user)
+
+
+def test_subscribers_share_the_broadcasts_by_type(
+    register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, queues: Queues
+) -> None:
+    """Each listens to its own types, also to several, and the events of all become messages once."""
+    register_handlers("t.all")
+    dreams, rest = (
+        start_subscriber("dreams", listen_types=["dream.*"]),
+        start_subscriber("rest", listen_types=["user.*", "index", "dream.*.x"]),
+    )
+    channels = ("dream.created", "dream.a.x", "user.created", "index", "unheard")
+    for number, channel in enumerate(channels):
+        client.publish(prefix + channel, Event(type=channel, id=f"e{number}").encode())
+    expected = {f"t.all {channel} e{number}": 1 for number, channel in enumerate(channels[:-1])}
+    eventually(lambda: queues.tasks() == expected, "those that are listened to")
+    # What two of them hear, one may hear when the other has had it dispatched.
+    counts = [one.counters for one in (dreams, rest)]
+    eventually(lambda: [count.snapshot().get("received") for count in counts] == [2, 3], "each hears its own")
+    assert [count.snapshot().get("subscription_gaps", 0) for count in counts] == [0, 0]
+    assert client.client_kill_filter(_type="pubsub") >= 2
+    eventually(
+        lambda: rest.counters.snapshot().get("subscription_gaps") == 1, "one gap, however many patterns there are"
+    )
+
+
+def test_types_that_match_nothing_are_refused() -> None:
+    """No type at all, or a glob that is none, ends at the start."""
+    for types, problem in (([], "listen_types"), (["dream.["], "not closed"), ([""], "empty pattern")):
+        with pytest.raises(SettingsError, match=problem):
+            BridgeSettings.load(listen_types=types)
+
+
+def test_it_has_not_caught_up_before_it_hears(client: Redis, prefix: str, settings: BridgeSettings) -> None:
+    """A look at the keys for a journal that is new brings them in, and tells nobody yet that nothing is missed."""
+    stop = threading.Event()
+    intake = Intake(Storage.of(connect(settings), settings), Counters(), Liveness(), settings)
+    client.set(Keys(prefix).event("early"), Event(type="a.b", id="early").encode(), ex=60)
+    threads = [threading.Thread(target=intake.catch_up, args=(stop,))]
+    threads[0].start()
+    try:
+        intake.refill()
+        eventually(lambda: client.xlen(Keys(prefix).journal) == 1, "it is brought in")
+        assert not intake.caught_up.wait(0.3)
+        threads.append(threading.Thread(target=intake.listen, args=(stop,)))
+        threads[1].start()
+        assert intake.caught_up.wait(10)
+        assert client.pubsub_numsub(Keys(prefix).heartbeat)[0][1] == 1
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(10)

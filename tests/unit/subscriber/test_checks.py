@@ -1,0 +1,271 @@
+"""Start-up checks against real servers: each setting with which events are lost is named, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from bridge import BridgeSettings
+from bridge.subscriber import checks
+from bridge.subscriber.checks import Finding
+from bridge.testing.redis_server import RedisServer
+from tests.handlers import HANDLERS
+from tests.support.apps import StartSubscriber
+from tests.support.waiting import eventually
+
+SAFE = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")
+FULL = ("--maxmemory", "100mb")
+
+#: Of the broker's transport; nothing is found in it.
+GOOD_OPTIONS = {"socket_timeout": 10.0, "visibility_timeout": 3600}
+
+Serve = Callable[..., RedisServer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start servers with these arguments; all are gone after the test."""
+    with ExitStack() as servers:
+        yield lambda *arguments: servers.enter_context(RedisServer(arguments=arguments))
+
+
+def make_app(broker: str, **options: Any) -> Celery:
+    app = Celery("tests", broker=broker, set_as_current=False)
+    app.conf.broker_transport_options = GOOD_OPTIONS | options
+    app.finalize()
+    return app
+
+
+def tasks_of(app: Celery) -> list[Any]:
+    return [app.tasks[name] for name in HANDLERS]
+
+
+def make_task(app: Celery, name: str, **options: Any) -> Any:
+    """Make a task of this application alone."""
+    return app.task(name=name, shared=False, **{"acks_late": True, "reject_on_worker_lost": True, **options})(make_task)
+
+
+def check(bus: str, app: Celery | str | None = None, tasks: Sequence[Any] = ()) -> dict[str, Finding]:
+    """Run the checks; the broker is the bus unless told otherwise. The findings by the setting they name."""
+    app = app if isinstance(app, Celery) else make_app(app or bus)
+    found = checks.check_settings(BridgeSettings.load(redis_url=bus), app, tasks)
+    for finding in found:
+        assert str(finding) == f"{finding.setting}: {finding.problem}; {finding.advice}"
+        assert finding.advice
+    named = {finding.setting: finding for finding in found}
+    assert len(named) == len(found), "each setting is named once"
+    return named
+
+
+def test_a_safe_set_up_has_no_findings(serve: Serve) -> None:
+    """Nothing is said of a durable server that refuses writes when it is full, nor of the handlers' own defaults."""
+    server = serve(*SAFE, *FULL)
+    app = make_app(server.url)
+    assert check(server.url, app, tasks_of(app)) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting", "problem"),
+    [
+        (("--save", ""), "appendonly of the bus", "without snapshots either"),
+        (("--save", "3600 1"), "appendonly of the bus", "since its last snapshot"),
+        ((*SAFE, "--appendfsync", "no"), "appendfsync of the bus", "power cut"),
+        ((*SAFE, *FULL, "--maxmemory-policy", "allkeys-lru"), "maxmemory-policy of the bus", "allkeys-lru"),
+        ((*SAFE, *FULL, "--maxmemory-policy", "volatile-ttl"), "maxmemory-policy of the bus", "volatile-ttl"),
+    ],
+)
+def test_a_server_that_loses_data(serve: Serve, arguments: Sequence[str], setting: str, problem: str) -> None:
+    """Persistence that is off or slack and a policy that evicts are each named, once for a server that is both."""
+    found = check(serve(*arguments).url)
+    assert set(found) == {setting}
+    assert problem in found[setting].problem
+
+
+@pytest.mark.parametrize("appendfsync", ["everysec", "always"])
+def test_both_usual_ways_to_append_are_fine(serve: Serve, appendfsync: str) -> None:
+    """Up to two seconds of events are what everysec costs; that is no finding."""
+    assert check(serve(*SAFE, "--appendfsync", appendfsync).url) == {}
+
+
+def test_an_evicting_policy_without_a_limit_does_nothing(serve: Serve) -> None:
+    """A server without maxmemory evicts nothing, whatever its policy."""
+    assert check(serve("--appendonly", "yes", "--maxmemory-policy", "allkeys-lru").url) == {}
+
+
+def test_bus_and_broker_are_told_apart(serve: Serve) -> None:
+    """Two servers are two sets of findings."""
+    bus = serve("--save", "")
+    broker = serve("--appendonly", "yes", *FULL, "--maxmemory-policy", "allkeys-lfu")
+    assert set(check(bus.url, broker.url)) == {"appendonly of the bus", "maxmemory-policy of the broker"}
+    assert set(check(broker.url, bus.url)) == {"maxmemory-policy of the bus", "appendonly of the broker"}
+
+
+def test_an_old_server(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version below the first that has all commands is named; here that is one of the future."""
+    server = serve(*SAFE)
+    monkeypatch.setattr(checks, "_MIN_VERSION", (99, 0))
+    found = check(server.url)
+    assert set(found) == {"version of the bus"}
+    with Redis.from_url(server.url) as client:
+        assert found["version of the bus"].problem.startswith(client.info()["redis_version"])
+    assert "99.0" in found["version of the bus"].advice
+
+
+#: What a user may not do, to the settings that are unknown then.
+DENIED = {
+    "-config": {"appendfsync"},
+    "-info": {"version"},
+    "-config -info": {"version", "appendonly", "appendfsync", "maxmemory-policy"},
+}
+
+
+@pytest.mark.parametrize("denied", DENIED)
+def test_what_may_not_be_seen_is_unknown(serve: Serve, denied: str) -> None:
+    """A setting that INFO and CONFIG may not tell is named as unknown, with what forbids it; the others are seen."""
+    server = serve(*SAFE)
+    with Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", "bridge", "on", ">pw", "~*", "&*", "+@all", *denied.split())
+    found = check(server.url.replace("//", "//bridge:pw@"), server.url)
+    bus = {setting: finding for setting, finding in found.items() if setting.endswith("of the bus")}
+    assert set(bus) == {f"{setting} of the bus" for setting in DENIED[denied]}
+    for finding in bus.values():
+        assert "unknown" in finding.problem
+        assert "permission" in finding.problem
+        assert "+config|get" in finding.advice
+    assert set(found) == set(bus), "the broker's user sees everything"
+
+
+def test_a_hosted_server_without_config(serve: Serve) -> None:
+    """Where the command does not exist, INFO tells what it can; that persistence is off stays visible."""
+    found = check(serve("--rename-command", "CONFIG", "").url)
+    assert set(found) == {"appendonly of the bus"}
+    assert "unknown" in found["appendonly of the bus"].problem  # whether there are snapshots
+    found = check(serve(*SAFE, "--rename-command", "CONFIG", "").url)
+    assert set(found) == {"appendfsync of the bus"}
+    assert "unknown command" in found["appendfsync of the bus"].problem
+
+
+UNKNOWN_BROKER = {"appendonly of the broker", "appendfsync of the broker", "maxmemory-policy of the broker"}
+
+
+def test_servers_that_hang_are_not_waited_for(serve: Serve) -> None:
+    """Both servers frozen: everything is unknown, and that is known within a few seconds."""
+    bus, broker = serve(*SAFE), serve(*SAFE)
+    for server in (bus, broker):
+        os.kill(server.pid, signal.SIGSTOP)
+    try:
+        before = time.monotonic()
+        found = check(bus.url, broker.url)
+        assert time.monotonic() - before < 4
+    finally:
+        for server in (bus, broker):
+            os.kill(server.pid, signal.SIGCONT)
+    unknown_bus = {name.replace("broker", "bus") for name in UNKNOWN_BROKER}
+    assert set(found) == UNKNOWN_BROKER | unknown_bus | {"version of the bus"}
+    assert all("does not answer" in finding.problem for finding in found.values())
+
+
+def test_a_broker_that_is_away_or_refuses_us(serve: Serve) -> None:
+    """Nobody listens, or the password is wrong: unknown, and no password in the text."""
+    bus, broker = serve(*SAFE), serve(*SAFE)
+    with Redis.from_url(broker.url) as client:
+        client.config_set("requirepass", "right")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: refuses
+        away = f"redis://127.0.0.1:{unused.getsockname()[1]}/0"
+        for url in (away, broker.url.replace("//", "//:wrong@")):
+            found = check(bus.url, url)
+            assert set(found) == UNKNOWN_BROKER
+            assert "wrong" not in "".join(map(str, found.values()))
+
+
+def test_the_broker_transport_of_redis(serve: Serve) -> None:
+    """A worker must not wait for ever, and no task outlive the time after which its message comes again."""
+    server = serve(*SAFE)
+    app = make_app(server.url, socket_timeout=None, visibility_timeout=30)
+    found = check(server.url, app, tasks_of(app))  # t.limited may run for 30 s
+    names = {f"broker_transport_options['{name}']" for name in ("socket_timeout", "visibility_timeout")}
+    assert set(found) == names
+    assert "t.limited may run for 30 s" in found["broker_transport_options['visibility_timeout']"].problem
+    enough = make_app(server.url, visibility_timeout=31)
+    assert check(server.url, enough, tasks_of(enough)) == {}
+    assert check(server.url, make_app(server.url, visibility_timeout=1)) == {}, "no handler, no limit"
+
+
+def test_the_visibility_timeout_when_none_is_set(serve: Serve) -> None:
+    """kombu's hour counts."""
+    server = serve(*SAFE)
+    app = make_app(server.url)
+    del app.conf.broker_transport_options["visibility_timeout"]
+    limited = make_task(app, "limited", time_limit=3600)
+    found = check(server.url, app, [limited])
+    assert set(found) == {"broker_transport_options['visibility_timeout']"}
+    assert "3600 s" in found["broker_transport_options['visibility_timeout']"].problem
+
+
+def test_the_broker_transport_of_rabbitmq(serve: Serve) -> None:
+    """Tasks that publish without confirmation are named; no connection to the broker is opened for it."""
+    server = serve(*SAFE)
+    broker = "amqp://guest@rabbitmq.invalid//"
+    assert set(check(server.url, broker)) == {"broker_transport_options['confirm_publish']"}
+    assert check(server.url, make_app(broker, confirm_publish=True)) == {}
+
+
+def test_handlers_that_acknowledge_early(serve: Serve) -> None:
+    """A task that a dying worker takes with it is named, with the option that does it."""
+    server = serve(*SAFE)
+    app = make_app(server.url)
+    early = make_task(app, "early", acks_late=False, reject_on_worker_lost=False)
+    careless = make_task(app, "careless", reject_on_worker_lost=False)
+    found = check(server.url, app, [early, careless, *tasks_of(app)])
+    assert set(found) == {"acks_late of task early", "reject_on_worker_lost of task careless"}
+
+
+def test_a_subscriber_warns_when_the_bus_has_answered(
+    register_handlers: Callable[..., None],
+    start_subscriber: StartSubscriber,
+    serve: Serve,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each finding is one warning in the log and one text in ``celery inspect stats``."""
+    register_handlers("t.all")
+    server = serve("--save", "")
+    subscriber = start_subscriber(app=make_app(server.url), redis_url=server.url)
+    (text,) = eventually(lambda: subscriber.info()["warnings"], "the check is done")
+    assert text.startswith("appendonly of the bus: no")
+    eventually(lambda: text in caplog.messages, "it is in the log")
+
+
+def test_nothing_waits_for_the_checks(
+    register_handlers: Callable[..., None],
+    start_subscriber: StartSubscriber,
+    server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While a check hangs the subscriber becomes ready, and stops."""
+    register_handlers("t.all")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> list[Finding]:
+        begun.set()
+        go_on.wait(30)
+        return []
+
+    monkeypatch.setattr("bridge.subscriber.subscriber.check_settings", hang)
+    try:
+        subscriber = start_subscriber()  # waits until it is ready
+        assert begun.wait(10)
+        subscriber.stop()
+        assert [thread for thread in threading.enumerate() if thread.name == "bridge-check"]
+    finally:
+        go_on.set()

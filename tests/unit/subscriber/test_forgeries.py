@@ -1,0 +1,280 @@
+"""Attacks on signed events: nothing forged, moved or brought again runs, and none of it stops what is real."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeError, BridgeSettings, Event, EventBus, InvalidEvent
+from bridge.events.event import UNHEARD_SOURCE
+from bridge.events.signing import Keyring
+from bridge.handlers.handler import task_id_for
+from bridge.storage.dead_letter import DeadLetter
+from tests.support.apps import StartSubscriber
+from tests.support.outside import SECRETS, SIGNED, Outside, now_ms
+from tests.support.queues import Queues
+from tests.support.replays import FAST, Replays, last
+from tests.support.waiting import eventually
+
+HOUR_MS = 3_600_000
+#: Every task is overdue at once, and looked at several times a second.
+HASTY = {"redispatch_after_s": 0.3, "maintenance_interval_s": 0.05}
+
+
+@pytest.fixture
+def outside(client: Redis, settings: BridgeSettings) -> Outside:
+    return Outside(client, settings)
+
+
+def with_keys(settings: BridgeSettings, **changes: Any) -> BridgeSettings:
+    address = {"redis_url": settings.url, "channel_prefix": settings.channel_prefix, "group": settings.group}
+    return BridgeSettings.load(**(address | SIGNED | changes))
+
+
+def payloads(queues: Queues, queue: str = "celery") -> list[Any]:
+    """Payloads of the events in the messages that wait, in their order."""
+    bodies = [json.loads(base64.b64decode(message["body"])) for message in queues.messages(queue)]
+    return [args[0]["payload"] for args, _, _ in bodies]
+
+
+def test_a_forgery_that_comes_first_takes_no_id(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
+) -> None:
+    """Unsigned events with the id of a real one, on every way and before it, do not keep it out."""
+    register_handlers("t.plain")
+    outside.keep("id1", outside.unsigned("id1", payload="forged"))
+    start_subscriber(**SIGNED)
+    outside.say(outside.unsigned("id1", payload="forged too"))
+    outside.write(outside.unsigned("id1", payload="forged three"))
+    eventually(lambda: len(outside.letters()) == 3, "the forgeries are refused")
+    outside.say(outside.signed("id1", payload="real"))
+    eventually(lambda: queues.length() == 1, "the real one runs")
+    assert payloads(queues) == ["real"]
+
+
+MOVED: dict[str, tuple[str, str]] = {
+    "to another channel": ("billing.voided", "channel_mismatch"),
+    "from another bus": ("billing.paid", "signature"),
+    "under another id": ("billing.paid", "signature"),
+    "to another type": ("billing.voided", "signature"),
+}
+
+
+@pytest.mark.parametrize("how", MOVED)
+def test_a_signed_event_cannot_be_moved(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, how: str
+) -> None:
+    """Its text names its type and its id, and the signature counts for one prefix."""
+    register_handlers("t.plain")
+    start_subscriber(**SIGNED)
+    data = outside.signed("id1")
+    if how == "from another bus":
+        data = Keyring(SECRETS, "staging:").encode(Event(id="id1", type="billing.paid"))
+    elif how == "under another id":
+        data = data.replace(b'"id1"', b'"id2"')
+    elif how == "to another type":
+        data = data.replace(b"billing.paid", b"billing.voided")
+    event_type, reason = MOVED[how]
+    outside.say(data, event_type)
+    eventually(lambda: outside.reasons() == [reason], "it is refused")
+    outside.say(outside.signed("good"))
+    eventually(lambda: queues.length() == 1, "what is signed for here runs")
+
+
+def test_a_key_that_is_overwritten_after_dispatch(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
+) -> None:
+    """When a deleted journal is filled from the keys, a forged one is refused, and the bus does not return it."""
+    register_handlers("t.plain")
+    subscriber = start_subscriber(**SIGNED)
+    with EventBus(with_keys(outside.settings)) as bus:
+        bus.publish("billing.paid", "real", id="id1")
+        bus.publish("billing.paid", "real", id="id2")
+        eventually(lambda: queues.length() == 2, "both ran")
+        outside.keep("id1", outside.unsigned("id1", payload="forged"))
+        outside.client.delete(outside.keys.journal)
+        eventually(lambda: subscriber.info().get("journal_lost"), "it is noticed")
+        eventually(lambda: outside.reasons() == ["signature"], "the forgery is refused")
+        eventually(lambda: queues.length() == 3, "the other comes again, to be skipped by its mark")
+        assert payloads(queues) == ["real"] * 3
+        with pytest.raises(InvalidEvent, match="signature"):
+            bus.get_event("id1")
+        outside.keep("id1", outside.signed("id3"))
+        with pytest.raises(InvalidEvent, match="the key of event id1 holds event id3"):
+            bus.get_event("id1")
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_a_task_is_not_sent_again_with_a_forged_event(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, real: bool
+) -> None:
+    """Message and entry are lost; from the key comes the real event or none."""
+    register_handlers("t.plain")
+    with EventBus(with_keys(outside.settings)) as bus:
+        subscriber = start_subscriber(**SIGNED, **HASTY)
+        bus.publish("billing.paid", "real", id="id1")
+        eventually(lambda: queues.length() == 1, "the message")
+        if not real:
+            outside.keep("id1", outside.unsigned("id1", payload="forged"))
+        outside.client.xtrim(outside.keys.journal, maxlen=0)
+        assert outside.client.rpop(f"broker:{outside.keys.prefix}celery")
+        if real:
+            eventually(lambda: payloads(queues) == ["real"], "it comes again")
+        else:
+            eventually(lambda: outside.reasons() == ["event_expired"], "there is no event to send")
+            assert queues.length() == 0
+    # It is at the broker before it is counted.
+    eventually(lambda: subscriber.info().get("redispatched", 0) == int(real), "it was sent again, or was not")
+
+
+AGES: dict[str, tuple[int, str]] = {
+    "too old": (-2 * HOUR_MS, "before it came, bridge_signature_max_age_s is 3600"),
+    "old": (-HOUR_MS // 2, ""),
+    "a clock that is ahead": (240_000, ""),
+    "of the future": (400_000, "after it came: one of the clocks is wrong"),
+}
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_the_moment_of_signing(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, age: str
+) -> None:
+    """Signed events are let in for signature_max_age_s after their timestamps, and 5 minutes before."""
+    register_handlers("t.plain")
+    ahead_ms, problem = AGES[age]
+    outside.keep("by-key", outside.signed("by-key", timestamp=now_ms() + ahead_ms))
+    start_subscriber(**SIGNED, signature_max_age_s=3600)
+    outside.say(outside.signed("heard", timestamp=now_ms() + ahead_ms))
+    outside.write(outside.signed("written", timestamp=now_ms() + ahead_ms))
+    if problem:
+        eventually(lambda: len(outside.letters()) == 3, "all are refused")
+        assert all(problem in letter.detail for letter in outside.letters())
+    else:
+        eventually(lambda: queues.length() == 3, "all are let in")
+    assert queues.length() == (0 if problem else 3)
+
+
+def test_an_event_that_comes_again_when_its_marks_are_gone(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
+) -> None:
+    """Nothing but its age tells then, and it does, for what was broadcast, and for what a replay had signed anew."""
+    register_handlers("t.plain")
+    subscriber = start_subscriber(**SIGNED, signature_max_age_s=3600)
+    data = outside.signed("id1", timestamp=now_ms() - 2 * HOUR_MS)
+    again = outside.signed("id2", timestamp=now_ms() - 2 * HOUR_MS, metadata={"replay": {"signed": now_ms()}})
+    outside.forget_marks()
+    outside.say(data)
+    outside.say(again)
+    eventually(lambda: outside.reasons() == ["signature"] * 2, "both are refused")
+    assert subscriber.info().get("appended", 0) == queues.length() == 0
+
+
+def test_a_backlog_makes_nothing_old(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
+) -> None:
+    """What waited in the journal counts as of the moment at which the journal took it."""
+    register_handlers("t.plain")
+    then = now_ms() - 2 * HOUR_MS
+    outside.write(outside.signed("waited", timestamp=then - 1000), entry_id=f"{then}-0")
+    outside.write(outside.signed("late", timestamp=then - 1000), entry_id=f"{now_ms()}-0")
+    start_subscriber(**SIGNED, signature_max_age_s=3600)
+    eventually(lambda: outside.reasons() == ["signature"], "the one that came late is refused")
+    eventually(lambda: list(queues.tasks()) == ["t.plain billing.paid waited"], "the one that waited runs")
+
+
+def test_a_replay_signs_what_is_signed_and_nothing_else(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, client: Redis, queues: Queues
+) -> None:
+    """Real events run again, however old they are by now; what was refused is not made real by its replay."""
+    register_handlers("t.plain", "t.exact")
+    settings = with_keys(outside.settings, signature_max_age_s=3600)
+    then = now_ms() - 2 * HOUR_MS
+    outside.write(outside.signed("real", timestamp=then, metadata={"of": "old"}), f"{then}-1", id="real")
+    outside.write(outside.unsigned("forged", timestamp=then), f"{then}-2", id="forged")
+    outside.write(outside.unsigned("free", "dream.created", timestamp=then), f"{then}-3", id="free")
+    bad = outside.signed("bad", "dream.created", timestamp=then).replace(b'"payload":1', b'"payload":2')
+    outside.write(bad, f"{then}-4", id="bad")
+    outside.write(outside.signed("late", timestamp=then - 2 * HOUR_MS), f"{then}-5", id="late")
+    bench = Replays(client, settings)
+    progress = last(bench.journal().run(FAST))
+    assert (progress.replayed, progress.skipped) == (3, 2)
+    assert bench.ids() == ["real", "free", "bad"]
+    signed = [outside.keyring.has_signed(fields[b"event"]) for fields in bench.replayed()]
+    assert signed == [True, False, False]
+    start_subscriber(**SIGNED, signature_max_age_s=3600)
+    eventually(lambda: queues.length() == 6, "all but the forgery and the one that came late, and once more")
+    assert outside.reasons() == ["signature"] * 2
+    assert queues.tasks()["t.plain billing.paid real"] == 2
+
+
+def test_dead_letters_are_signed_anew_when_they_are_retried(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, client: Redis, queues: Queues
+) -> None:
+    """A handler's failure of days ago can be retried; a letter that was never let in cannot pass for one."""
+    register_handlers("t.plain")
+    start_subscriber(**SIGNED)
+    bench = Replays(client, with_keys(outside.settings))
+    text = f'{{"id":"old", "type":"billing.paid", "payload":1e0, "timestamp":{now_ms() - 100 * HOUR_MS}}}'
+    old = Event.decode(outside.sign(text), max_bytes=10_000)  # which the task spells in another way
+    assert not outside.keyring.has_signed(old.encode())
+    bench.letters.add(_letter("failure", old, "t.plain"))
+    outside.say(outside.unsigned("forged"))
+    eventually(lambda: outside.reasons() == ["failure", "signature"], "two letters")
+    progress = last(bench.dead().run(FAST))
+    assert (progress.replayed, progress.skipped) == (1, 1)
+    eventually(lambda: list(queues.tasks()) == ["t.plain billing.paid old"], "it runs again")
+    careless = last(Replays(client, outside.settings).dead("careless").run(FAST))  # requires no signatures itself
+    assert (careless.replayed, careless.skipped) == (0, 1)
+    assert outside.reasons() == ["signature"]
+
+
+def test_a_replay_without_keys_says_so(outside: Outside, client: Redis) -> None:
+    """Its mark would break the signature, and the event would be refused: nothing is written."""
+    outside.write(outside.signed("real"), id="real")
+    bench = Replays(client, outside.settings)
+    with pytest.raises(
+        BridgeError, match="event real is signed, and a replay changes its text: set bridge_signing_key"
+    ):
+        last(bench.journal().run(FAST))
+    assert bench.replayed() == []
+
+
+@pytest.mark.parametrize("forged", [False, True])
+def test_the_two_copies_of_the_typescript_bus(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, forged: bool
+) -> None:
+    """Each is signed by itself: the key's takes the place of the other with its real source, and only if it is real."""
+    register_handlers("t.plain")
+    start_subscriber(**SIGNED)
+    kept, at_ms = outside.signed("id1", source="billing-service"), now_ms()
+    heard = outside.signed("id1", source=UNHEARD_SOURCE, timestamp=at_ms)
+    outside.keep("id1", outside.unsigned("id1", source="somebody") if forged else kept)
+    outside.say(heard)
+    eventually(lambda: queues.length() == 1, "it runs")
+    ((_, fields),) = outside.client.xrange(outside.keys.journal)
+    assert fields[b"event"] == (heard if forged else kept)
+
+
+def test_an_old_key_verifies_until_it_goes(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
+) -> None:
+    """In a rotation, events that the old key signed run beside those of the new one, and no longer once it is gone."""
+    register_handlers("t.plain")
+    old = Keyring({"old": SECRETS["old"]}, outside.keys.prefix)
+    first = start_subscriber(**SIGNED)
+    outside.say(old.encode(Event(type="billing.paid", id="by-old")))
+    outside.say(outside.signed("by-new"))
+    eventually(lambda: queues.length() == 2, "both run")
+    first.stop()
+    start_subscriber("second", signing_keys={"new": SECRETS["new"]}, require_signature=["billing.*"])
+    outside.say(old.encode(Event(type="billing.paid", id="too-late")))
+    eventually(lambda: outside.reasons() == ["signature"], "the old key is gone")
+    assert "there is no key 'old' in bridge_signing_keys" in outside.letters()[0].detail
+
+
+def _letter(reason: str, event: Event, handler: str) -> DeadLetter:
+    return DeadLetter.of_event(reason, "boom", event, event.encode(), handler, task_id_for("tests", event.id, handler))

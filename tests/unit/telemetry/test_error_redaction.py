@@ -1,0 +1,142 @@
+"""Errors of handlers and lines of the log: they do not quote what is sensitive."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import Reject, Retry
+from pydantic import BaseModel
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus, InvalidEvent, LocalBus
+from bridge.broker.outbox import Outbox
+from bridge.errors import RedactedError
+from bridge.events.encoded import StoredEvent
+from bridge.events.redaction import REDACTED, Redaction
+from bridge.handlers.handler import registry
+from bridge.storage import Storage
+from bridge.storage.ledger import InFlightTask, Overdue
+from bridge.subscriber.maintenance.rescuer import Recovery, _Unrecoverable
+from bridge.telemetry.counters import Counters
+from bridge.telemetry.error_redaction import redact_worker_logs, redacting_errors
+from tests.support.sensitive import PAYLOAD, SECRET, SENSITIVE
+
+
+class Model(BaseModel):
+    email: int
+
+
+def nested() -> None:
+    try:
+        raise KeyError(SECRET)
+    except KeyError as error:
+        raise RuntimeError(1, SECRET, {"user": SECRET}) from error
+
+
+def noted() -> None:
+    error = ValueError("plain")
+    error.add_note(f"of {SECRET}")
+    raise error
+
+
+def retried() -> None:
+    try:
+        raise ValueError(SECRET)
+    except ValueError as error:
+        raise Retry(f"for {SECRET}", error, 5) from error
+
+
+def raised(error: BaseException) -> None:
+    raise error
+
+
+ERRORS: dict[str, tuple[Any, type[BaseException]]] = {
+    "arguments": (nested, RuntimeError),
+    "notes": (noted, ValueError),
+    "a model": (lambda: Model.model_validate({"email": SECRET}), RedactedError),
+    "attributes": (lambda: raised(FileNotFoundError(2, "no file", SECRET)), RedactedError),
+    "a group": (lambda: raised(ExceptionGroup("all", [ValueError(SECRET)])), ExceptionGroup),
+    "a group that cannot change": (lambda: raised(ExceptionGroup("all", [OSError(2, "no", SECRET)])), RedactedError),
+    "an exit": (lambda: raised(SystemExit(f"bye {SECRET}")), SystemExit),
+    "a retry": (retried, Retry),
+    "a rejection": (lambda: raised(Reject(SECRET, requeue=False)), Reject),
+    "an event": (lambda: raised(InvalidEvent("payload", "user", SECRET)), InvalidEvent),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_that_quote_what_is_sensitive(name: str) -> None:
+    """They keep their type where that can be, and their place; nothing that is shown of them quotes it."""
+    fail, kind = ERRORS[name]
+    with pytest.raises(kind) as caught, redacting_errors(Redaction(SENSITIVE), {"payload": PAYLOAD}):
+        fail()
+    error: Any = caught.value
+    text = (
+        "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error)) + repr(getattr(error, "exc", ""))
+    )
+    assert "lovelace" not in text.lower()
+    assert REDACTED in text or "sub-exception" in text
+    assert __file__ in text
+    if kind is RedactedError:
+        assert str(error).partition(":")[0] in ("ValidationError", "FileNotFoundError", "ExceptionGroup")
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    """What quotes nothing is the same error, arguments and cause and all."""
+    error = ValueError("harmless", [1])
+    error.__cause__ = KeyError("also")
+    for payload in (PAYLOAD, {}):
+        with (
+            pytest.raises(ValueError, match="harmless") as caught,
+            redacting_errors(Redaction(SENSITIVE), {"payload": payload}),
+        ):
+            raise error
+        assert caught.value is error
+        assert (error.args, str(error.__cause__)) == (("harmless", [1]), "'also'")
+
+
+def test_handlers_of_a_bus(settings: BridgeSettings, caplog) -> None:
+    """Their errors are logged without it."""
+
+    def handler(event: Event) -> None:
+        raise ValueError(event.payload["user"]["email"])
+
+    with EventBus(settings.model_copy(update={"redact_paths": SENSITIVE, "enable_pubsub": False})) as bus:
+        bus.subscribe("*", handler)
+        bus.publish("a.b", PAYLOAD)
+    assert "ValueError: [redacted]" in caplog.text
+    assert "lovelace" not in caplog.text
+    local = LocalBus()
+    local.subscribe("*", handler)
+    local.publish("a.b", PAYLOAD)
+    assert f"ValueError: {SECRET}" in caplog.text
+
+
+def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, caplog) -> None:
+    """What keeps a message from being made again is told without it."""
+    discreet = settings.model_copy(update={"redact_paths": SENSITIVE})
+    recovery = Recovery(Storage.of(client, discreet), Outbox(app, discreet), registry, Counters(), discreet)
+    event = Event(type="a.b", id="e1", payload=PAYLOAD)
+    why = _Unrecoverable("message_failed", f"KeyError: {SECRET}", StoredEvent.read(event.encode()))
+    recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), left_queue=False), why)
+    assert "dead letter (message): t.all of event e1: KeyError: [redacted]" in caplog.text
+    assert "lovelace" not in caplog.text
+
+
+def test_celerys_own_lines() -> None:
+    """Those with the body of a message lose it, and keep its size; others stay as they are."""
+    redact_worker_logs([])
+    redact_worker_logs([])
+    for name, args, shown in (
+        ("celery.pool", ("run", f"('{SECRET}',)", "{}"), "run [redacted] [redacted]"),
+        ("celery.worker.consumer.consumer", (KeyError("x"), f'[["{SECRET}"]]\n (44b)', {}), "'x' [redacted] (44b) {}"),
+        ("celery.worker.consumer.consumer", ("harmless (b)", 1, None), "harmless (b) 1 None"),
+    ):
+        record = logging.LogRecord(name, logging.ERROR, "", 0, "%s %s %s", args, None)
+        assert len(logging.getLogger(name).filters) == 1
+        assert logging.getLogger(name).filter(record)
+        assert record.getMessage() == shown

@@ -1,0 +1,112 @@
+"""The errors, and the public face of the package."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+
+import pytest
+
+import bridge
+from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent, NotReplicated
+from tests.support import ROOT
+
+#: Arguments of the errors whose constructors take more than a text.
+ARGUMENTS: dict[type[BridgeError], tuple[object, ...]] = {
+    InvalidEvent: ("non_finite", "payload.items[3].price", "nan is not JSON"),
+    HopLimitExceeded: ("dream.again", 17, 16),
+    NotReplicated: (0, 1),
+}
+
+
+def family(root: type[BridgeError]) -> Iterator[type[BridgeError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from family(child)
+
+
+ERRORS = list(dict.fromkeys(family(BridgeError)))
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_errors_can_be_pickled(error: type[BridgeError], protocol: int) -> None:
+    """Celery carries errors between processes: type, text, arguments and attributes stay."""
+    original = error(*ARGUMENTS.get(error, ("what to do next",)))
+    copy = pickle.loads(pickle.dumps(original, protocol))
+    assert type(copy) is error
+    assert (str(copy), copy.args, vars(copy)) == (str(original), original.args, vars(original))
+    assert traceback.format_exception_only(copy)[-1].strip().endswith(str(original))
+
+
+def test_errors_are_documented() -> None:
+    """The tree at the top of the module shows every error."""
+    assert bridge.errors.__doc__ is not None
+    assert {error.__name__ for error in ERRORS} <= set(bridge.errors.__doc__.split())
+
+
+def test_error_texts_name_the_place_and_the_way_out() -> None:
+    """An invalid event names field, problem and reason; a loop names type, limit and setting."""
+    assert str(InvalidEvent("json", "payload.a", "bad")) == "payload.a: bad [json]"
+    assert str(InvalidEvent("empty", "", "no content")) == "event: no content [empty]"
+    for part in ("'dream.again'", "17", "16", "bridge_max_hops"):
+        assert part in str(HopLimitExceeded("dream.again", 17, 16))
+
+
+@pytest.mark.parametrize(("error", "builtin"), [(BusUnavailable, ConnectionError), (bridge.InvalidHandler, TypeError)])
+def test_errors_fit_the_built_in_ones(error: type[BridgeError], builtin: type[Exception]) -> None:
+    """Code that knows only built-in errors catches these too."""
+    with pytest.raises(builtin, match="text"):
+        raise error("text")
+
+
+def test_public_names() -> None:
+    """What ``bridge`` exports is exactly this; a change of it is a decision, not an accident."""
+    assert sorted(bridge.__all__) == [
+        "BridgeError",
+        "BridgeSettings",
+        "BusUnavailable",
+        "Event",
+        "EventBus",
+        "InvalidEvent",
+        "HopLimitExceeded",
+        "EventTask",
+        "InvalidHandler",
+        "JournalLost",
+        "LocalBus",
+        "Publication",
+        "SettingsError",
+        "current_event",
+        "get_bus",
+        "install",
+        "mark_done",
+        "on_event",
+        "publish_event",
+    ]
+    for name in bridge.__all__:
+        assert getattr(bridge, name).__module__.startswith("bridge."), name
+
+
+OBSERVED_IMPORT = """
+import sys, threading, warnings
+warnings.simplefilter("error")
+opened = []
+sys.addaudithook(lambda event, _: opened.append(event) if event in ("socket.__new__", "socket.connect") else None)
+import {module}
+from celery import _state
+print(len(list(_state._get_active_apps())), _state.default_app is None, opened, threading.active_count())
+"""
+
+
+@pytest.mark.parametrize(("module", "apps"), [("bridge", 0), ("bridge.celery", 1)], ids=["bridge", "bridge.celery"])
+def test_import_has_no_side_effects(module: str, apps: int) -> None:
+    """Importing opens no socket, starts no thread, and builds no Celery application but the one of ``-A bridge``.
+
+    That one becomes the default of the process, for threads that have no application of their own.
+    """
+    code = OBSERVED_IMPORT.format(module=module)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.stdout.strip(), result.stderr) == (f"{apps} {apps == 0} [] 1", "")

