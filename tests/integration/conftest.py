@@ -14,7 +14,7 @@ from redis import Redis
 from bridge import BridgeSettings
 from bridge.testing.redis_server import RedisServer
 from tests.support import ROOT
-from tests.support.processes import Processes
+from tests.support.processes import Processes, environment_on
 from tests.support.site import Site
 from tests.support.terminal import OpenTerminal, Terminal
 
@@ -30,8 +30,8 @@ def terminal(processes: Processes) -> Iterator[OpenTerminal]:
     opened: list[Terminal] = []
 
     def run(*arguments: str, app: str = "tests.app", columns: int = 100, **environment: str) -> Terminal:
-        command = [sys.executable, "-m", "celery", "-A", app, *arguments]
-        opened.append(Terminal(command, processes.environment | {"PYTHONWARNINGS": ""} | environment, columns))
+        environment = processes.environment | {"PYTHONWARNINGS": ""} | environment
+        opened.append(Terminal(["-A", app, *arguments], environment, columns))
         return opened[-1]
 
     yield run
@@ -61,12 +61,5 @@ def shell(processes: Processes) -> Callable[..., subprocess.CompletedProcess[str
 @pytest.fixture
 def processes(tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Processes]:
     """Start real processes on the shared server with the prefix, and the broker queues, of this test."""
-    environment = {
-        "REDIS_URL": server.url,
-        "BRIDGE_CHANNEL_PREFIX": prefix,
-        "C_FORCE_ROOT": "1",
-        "PYTHONWARNINGS": "ignore::celery.platforms.SecurityWarning",
-    }
-    children = Processes(tmp_path, environment)
-    yield children
-    children.end()
+    with Processes(tmp_path, environment_on(server, prefix)) as children:
+        yield children

@@ -40,10 +40,7 @@ def effects(client: Redis, prefix: str) -> Effects:
 
 def inspect(processes: Processes, what: str) -> dict[str, Any]:
     """The reply of ``celery inspect``, by worker; empty while none answers."""
-    command = [sys.executable, "-m", "celery", "-A", "tests.app", "inspect", what, "--json"]
-    environment = os.environ | processes.environment
-    output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    found = re.search(r"^\{.*\}$", output.stdout, re.MULTILINE | re.DOTALL)
+    found = re.search(r"^\{.*\}$", processes.output("inspect", what, "--json"), re.MULTILINE | re.DOTALL)
     return json.loads(found[0]) if found else {}
 
 
@@ -58,7 +55,9 @@ def test_events_run_tasks_in_every_pool(
 ) -> None:
     """Events published before the worker and while it runs each run their tasks; SIGTERM ends it with status 0."""
     bus.publish("dream.created", id="early")
-    worker = processes.worker("w1", "-P", pool)
+    # As users start it: in an interpreter of its own, and asking other workers what was revoked ("mingle").
+    command = (sys.executable, "-m", "celery", "-A", "tests.app", "worker", "-n", "w1@test", "-c", "2", "-P", pool)
+    worker = processes.start(*command, name="w1", BRIDGE_BLOCK_MS="1000")
     effects.wait_for("plain early", "glob early")
     foreign = Event(type="dream.created", id="foreign").encode()  # without a key: it has to be heard
     eventually(lambda: client.publish(f"{prefix}dream.created", foreign), "the worker listens")

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import os
 import pty
-import subprocess
 import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from tests.support import ROOT
+from tests.support.fork_server import fork_server
 from tests.support.waiting import eventually
 
 
 class Terminal:
-    """A command at a terminal of its own, and what is written there."""
+    """``celery ...`` at a terminal of its own, and what is written there."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], columns: int) -> None:
+    def __init__(self, arguments: Sequence[str], environment: dict[str, str], columns: int) -> None:
         self._master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (40, columns))
         without = {"NO_COLOR", "COLUMNS", "FORCE_COLOR", "REDIS_URL"}
         inherited = {name: value for name, value in os.environ.items() if name not in without}
         environment = inherited | {"TERM": "xterm-256color"} | environment
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
-        )
+        self.process = fork_server().start("celery", arguments, environment, (slave, slave, slave))
         os.close(slave)
         self._written = b""
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -49,6 +50,12 @@ def site(processes: Processes, bus: EventBus, client: Redis) -> Site:
 
 def subscribe(processes: Processes, name: str, **environment: str) -> Any:
     return processes.celery("bus", "subscribe", name=name, **FAST | environment)
+
+
+def subscribe_from_the_start(processes: Processes, name: str, **environment: str) -> Any:
+    """Like ``subscribe``, in an interpreter that has its imports before it."""
+    command = (sys.executable, "-m", "celery", "-A", "tests.app", "bus", "subscribe")
+    return processes.start(*command, name=name, **FAST | environment)
 
 
 def started(processes: Processes, *names: str) -> None:
@@ -144,7 +151,7 @@ def test_signals_at_any_moment(processes: Processes, bus: EventBus, client: Redi
         return False
 
     def end(way: tuple[signal.Signals, ...], name: str, after_s: float, running_on: list[str]) -> None:
-        process = subscribe(processes, name, BRIDGE_BATCH_SIZE="10")
+        process = subscribe_from_the_start(processes, name, BRIDGE_BATCH_SIZE="10")
         time.sleep(after_s)  # the moment is the test
         for one in way:
             process.send_signal(one)

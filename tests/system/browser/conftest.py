@@ -15,7 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from bridge import BridgeSettings, EventBus
 from bridge.testing.redis_server import RedisServer
 from tests.support.flower import Browser, Flower, Site
-from tests.support.processes import Processes
+from tests.support.processes import Processes, environment_on
 from tests.support.requirements import missing
 
 
@@ -24,13 +24,7 @@ def site(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     if importlib.util.find_spec("flower") is None:
         missing("flower")
     prefix = f"test:{uuid.uuid4().hex[:12]}:"
-    environment = {
-        "REDIS_URL": server.url,
-        "BRIDGE_CHANNEL_PREFIX": prefix,
-        "C_FORCE_ROOT": "1",
-        "PYTHONWARNINGS": "ignore::celery.platforms.SecurityWarning",
-    }
-    processes = Processes(tmp_path_factory.mktemp("site"), environment)
+    processes = Processes(tmp_path_factory.mktemp("site"), environment_on(server, prefix))
     processes.worker("w1")
     settings = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
     with EventBus(settings=settings) as bus, Redis.from_url(server.url) as client:
