@@ -25,7 +25,8 @@ from bridge import EventBus
 from bridge.config.settings import BridgeSettings
 from bridge.redis.client import connect
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, InFlightTask, Ledger, LedgerEntry
+from bridge.storage.ledger import Ended, InFlightTask, LedgerEntry
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 
 #: One process that runs one task at a time, and no subscriber.
@@ -88,7 +89,7 @@ def _ledger(server: RedisServer, count: int) -> float:
     settings = BridgeSettings.load(redis_url=server.url, channel_prefix=PREFIX, group=GROUP)
     with connect(settings) as client:
         client.flushall()
-        ledger = Ledger(client, settings)
+        ledger = Storage(client, settings).ledger
         for start in range(0, count, 500):
             tasks = [(event(number).id, f"task{number}") for number in range(start, start + 500)]
             pairs = [
@@ -102,7 +103,7 @@ def _ledger(server: RedisServer, count: int) -> float:
 def _run_some(url: str, numbers: Sequence[int]) -> None:
     settings = BridgeSettings.load(redis_url=url, channel_prefix=PREFIX, group=GROUP)
     with connect(settings) as client:
-        ledger = Ledger(client, settings)
+        ledger = Storage(client, settings).ledger
         for number in numbers:
             ledger.begin(f"task{number}", "run", idempotent=True)
             with client.pipeline(transaction=True) as pipe:

@@ -27,7 +27,6 @@ from bridge.celery import app  # noqa: E402
 from bridge.config.settings import BridgeSettings  # noqa: E402
 from bridge.operations.task_states import EventNode  # noqa: E402
 from bridge.operations.trace import Tracer  # noqa: E402
-from bridge.storage.dead_letters import DeadLetters  # noqa: E402
 from bridge.storage.keys import Keys  # noqa: E402
 from bridge.testing.redis_server import running_redis  # noqa: E402
 
@@ -109,7 +108,7 @@ def tell(bus: EventBus, worker: subprocess.Popen[bytes]) -> bool:
     ]
     raw = publish_raw(bus, RAW_DREAM)
     broken = bus.publish("dream.created", {"dreamId": "no-text"}).event
-    tracer, letters = Tracer(app, bus.client, bus.settings), DeadLetters(bus.client, bus.settings)
+    tracer, letters = Tracer(app, bus.storage), bus.storage.dead_letters
 
     def all_done() -> bool:
         parked = [letter for letter in letters.latest(100) if letter.event_id == broken.id]

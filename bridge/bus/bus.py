@@ -17,7 +17,7 @@ from bridge.config import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent
 from bridge.events import UNHEARD_SOURCE, Event, Keyring, Record
 from bridge.redis import attempt, connect
-from bridge.storage import AppendResult, EventKeys, Journal, Keys, new_attempt
+from bridge.storage import AppendResult, Storage, new_attempt
 from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,7 @@ class EventBus(LocalBus):
         self.settings = settings if settings is not None else BridgeSettings.load(**explicit)
         super().__init__(self.settings.local_event_cache_size, self.settings.max_event_bytes, self.settings.redaction)
         self.client = connect(self.settings)
-        self._keys = Keys(self.settings.channel_prefix)
-        self._event_keys = EventKeys(self.client, self.settings)
-        self._journal = Journal(self.client, self.settings)
+        self.storage = Storage(self.client, self.settings)
         self._admission = Admission(self.settings)
         self._keyring = Keyring(self.settings.signing_keys, self.settings.channel_prefix)
         self._stop = threading.Event()
@@ -114,7 +112,7 @@ class EventBus(LocalBus):
         """
         local = super().get_event(event_id)
         try:
-            data = attempt(self.settings, f"looking up event {event_id}", lambda: self._event_keys.get(event_id))
+            data = attempt(self.settings, f"looking up event {event_id}", lambda: self.storage.event_keys.get(event_id))
         except BusUnavailable as error:
             if isinstance(error.__cause__, ResponseError) and str(error.__cause__).startswith("WRONGTYPE"):
                 raise InvalidEvent("wrong_key_type", "", f"the key of event {event_id} holds no string") from error
@@ -180,7 +178,7 @@ class EventBus(LocalBus):
         if settings.enable_persistence:
             tokens = [new_attempt() for _ in records]
             broadcast = settings.enable_pubsub
-            return attempt(settings, what, lambda: self._journal.publish(records, tokens, broadcast=broadcast))
+            return attempt(settings, what, lambda: self.storage.journal.publish(records, tokens, broadcast=broadcast))
         if settings.enable_pubsub:
             attempt(settings, what, lambda: self._broadcast(records, new))
         return ["appended" if is_new else "repeated" for is_new in new]
@@ -189,7 +187,7 @@ class EventBus(LocalBus):
         with self.client.pipeline(transaction=False) as pipe:
             for record, is_new in zip(records, new, strict=True):
                 if is_new:
-                    pipe.publish(self._keys.channel(record.event.type), record.data)
+                    pipe.publish(self.storage.keys.channel(record.event.type), record.data)
             pipe.execute()
 
     def _listen(self) -> None:
@@ -197,7 +195,7 @@ class EventBus(LocalBus):
             raise BridgeError("this bus was closed; make another to subscribe")
         with self._lock:
             if self._listener is None:
-                feed = ChannelListener(self.client, self.settings, Counters())
+                feed = ChannelListener(self.storage, Counters())
                 self._listener = threading.Thread(
                     target=feed.run, args=(self._stop, self._on_heard), name="bridge-bus", daemon=True
                 )

@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from bridge.bus.admission import Admission
-from bridge.config import BATCH_BYTES, BridgeSettings
+from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
 from bridge.events import UNHEARD_SOURCE, Record, is_signed
 from bridge.redis import BackOff
-from bridge.storage import EventKeys, Keys
+from bridge.storage import EventKeys, Storage
 from bridge.telemetry import Action, Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
@@ -70,8 +69,7 @@ class ChannelListener:
     """Every message on the event channels of one bus, read by one thread.
 
     Arguments:
-        client: Connected to the bus; its pool supplies the subscribed connection.
-        settings: Prefix, batch size and heartbeat interval.
+        storage: Its client's pool supplies the subscribed connection; of its settings: batch size, heartbeat interval.
         counters: Raises ``subscription_gaps`` and ``errors``.
         sift: Gets what came and returns what of it is to be decoded. Must not raise.
         pulse: Gets a ``turn`` for every round, and notes ``heard`` and ``gap``.
@@ -80,18 +78,17 @@ class ChannelListener:
 
     def __init__(
         self,
-        client: Redis,
-        settings: BridgeSettings,
+        storage: Storage,
         counters: Counters,
         drop_known: Callable[[list[Broadcast]], list[Broadcast]] = lambda broadcasts: broadcasts,
         pulse: Liveness | None = None,
         types: Sequence[str] = ("*",),
     ) -> None:
-        self._client = client
-        self._settings = settings
-        self._keys = Keys(settings.channel_prefix)
-        self._event_keys = EventKeys(client, settings)
-        self._admission = Admission(settings)
+        self._client = storage.client
+        self._settings = storage.settings
+        self._keys = storage.keys
+        self._event_keys = storage.event_keys
+        self._admission = Admission(storage.settings)
         self._counters = counters
         self._sift = drop_known
         self._pulse = pulse or Liveness()

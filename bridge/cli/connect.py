@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 
 import click
 from celery import Celery
-from redis import Redis
 from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -16,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from bridge.config import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, SettingsError
 from bridge.redis import connect, describe_error, hint_for
+from bridge.storage import Storage
 
 #: Longest wait for a server that takes no connection, and then for its first answer, each.
 _PATIENCE_S = 1.5
@@ -46,23 +46,22 @@ def load(app: Celery) -> BridgeSettings:
 
 
 @contextmanager
-def open_bus(app: Celery) -> Iterator[tuple[Redis, BridgeSettings]]:
-    """Lend a client for the bus of *app*, which answers now, its handlers imported; see :func:`client_of`."""
-    settings = load(app)
-    with open_client(settings) as client:
-        yield client, settings
+def open_bus(app: Celery) -> Iterator[Storage]:
+    """Lend the storage of *app*, whose Redis answers now, its handlers imported; see :func:`open_storage`."""
+    with open_storage(load(app)) as storage:
+        yield storage
 
 
 @contextmanager
-def open_client(settings: BridgeSettings) -> Iterator[Redis]:
-    """Lend a client for a bus that answers now.
+def open_storage(settings: BridgeSettings) -> Iterator[Storage]:
+    """Lend the storage of a bus whose Redis answers now.
 
     Within the block, errors of Redis and of the bridge become lines for a person, with their exit codes.
     """
     with errors_as_cli_messages(settings):
         _reach(settings)
         with connect(settings) as client:
-            yield client
+            yield Storage(client, settings)
 
 
 @contextmanager

@@ -11,14 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
-from redis import Redis
-
 from bridge.bus import Broadcast, ChannelListener, ReceivedBatch
 from bridge.cli import output
-from bridge.config import BridgeSettings
 from bridge.events import Event, compile_pattern
 from bridge.operations import JournalSource
-from bridge.storage import EntryFilter, Keys, stream_position
+from bridge.storage import EntryFilter, Storage, stream_position
 from bridge.telemetry import Counters
 
 #: Messages that wait to be shown, in bytes; then they wait in Redis, which cuts the connection off in the end.
@@ -36,16 +33,16 @@ class Follower:
     """Shows the events of the channels that match.
 
     Arguments:
-        client: Connected to the bus.
-        settings: Where the channels are.
+        storage: Of the bus.
         patterns: Globs over the event type; none: all.
         as_json: Whether each is a line of JSON.
     """
 
-    def __init__(self, client: Redis, settings: BridgeSettings, patterns: Sequence[str], as_json: bool) -> None:
-        self._client = client
-        self._settings = settings
-        self._keys = Keys(settings.channel_prefix)
+    def __init__(self, storage: Storage, patterns: Sequence[str], as_json: bool) -> None:
+        self._storage = storage
+        self._client = storage.client
+        self._settings = storage.settings
+        self._keys = storage.keys
         self._globs = [compile_pattern(pattern) for pattern in patterns]
         self._show = output.as_json if as_json else None
         self._printer = _Printer()
@@ -63,7 +60,7 @@ class Follower:
         self._may_listen()
         end = self._end()
         waiting = _Waiting()
-        with waiting.filled_by(ChannelListener(self._client, self._settings, self._counters, self._sift)):
+        with waiting.filled_by(ChannelListener(self._storage, self._counters, self._sift)):
             while not self._subscribed(waiting):
                 if not tick() or output.reader_gone():
                     return
@@ -95,7 +92,7 @@ class Follower:
 
     def _past(self, since_ms: int, before: str) -> set[str]:
         """Show what the journal has, and return the ids of what came after *before*: that was heard as well."""
-        source = JournalSource(self._client, self._settings, EntryFilter(since_ms=since_ms), accepts=self._accepts)
+        source = JournalSource(self._storage, EntryFilter(since_ms=since_ms), accepts=self._accepts)
         first, _ = source.selection.bounds
         known = set()
         output.note(output.Styled(f"from the journal, since {output.moment(since_ms)}:", "dim"))

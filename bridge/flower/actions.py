@@ -34,7 +34,7 @@ def retry(data: EventData, letter_id: str, who: str) -> str:
     """
     at_ms, _ = stream_position(letter_id)
     selection = EntryFilter(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({letter_id}))
-    source = DeadLetterSource(data.client, data.settings, selection, registry.names)
+    source = DeadLetterSource(data.storage, selection, registry.names)
     gone = "this dead letter is gone: it was retried or dropped before"
     done, name = _replay(data, source, {"from": "dead letters", "id": [letter_id]}, gone, who)
     what = done.handler or "all handlers"
@@ -62,9 +62,9 @@ def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
     filters: dict[str, Any] = {"from": "journal", "id": [event_id]}
     handler = registry.get(handler_name)
     if not handler_name:
-        source = JournalSource(data.client, data.settings, selection)
+        source = JournalSource(data.storage, selection)
     elif handler is not None and handler.matches(node.event_type):
-        source = JournalSource(data.client, data.settings, selection, handler_name, handler.matches)
+        source = JournalSource(data.storage, selection, handler_name, handler.matches)
         filters["handler"] = handler_name
     else:
         raise BridgeError(f"{handler_name[:120]!r} is no handler of {node.event_type} here")
@@ -75,7 +75,7 @@ def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
 def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: str, who: str) -> tuple[ReplayItem, str]:
     """Replay the one event of *source*; return it, and the name of the replay."""
     name = f"flower-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    replay = Replay(data.client, data.settings, source, name, filters)
+    replay = Replay(data.storage, source, name, filters)
     found = next(replay.remaining(), None)
     if found is None:
         raise BridgeError(gone)

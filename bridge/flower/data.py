@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from celery import Celery
-from redis import Redis
 
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
@@ -21,7 +20,7 @@ from bridge.events import Event, compile_pattern
 from bridge.handlers import registry
 from bridge.operations import Header, History, TaskNode, TaskStates, Trace, Tracer
 from bridge.redis import connect
-from bridge.storage import DeadLetter, DeadLetters, EntryFilter, Journal, stream_position
+from bridge.storage import DeadLetter, EntryFilter, Storage, stream_position
 
 T = TypeVar("T")
 
@@ -96,12 +95,11 @@ class EventData:
     def __init__(self, app: Celery) -> None:
         settings = BridgeSettings.load(app)
         self.settings = settings.model_copy(update={"publish_attempts": 1})
-        self.client: Redis = connect(self.settings, _PATIENCE_S)
-        self.letters = DeadLetters(self.client, self.settings)
-        self._history = History(self.client, self.settings)
-        self._journal = Journal(self.client, self.settings)
-        self._outcomes = TaskStates(app, self.client, self.settings)
-        self._tracer = Tracer(app, self.client, self.settings)
+        self.storage = Storage(connect(self.settings, _PATIENCE_S), self.settings)
+        self.letters = self.storage.dead_letters
+        self._history = History(self.storage)
+        self._outcomes = TaskStates(app, self.storage)
+        self._tracer = Tracer(app, self.storage)
         self._headers: list[Header] = []
         self._sources: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -173,7 +171,7 @@ class EventData:
         new = {one.entry_id: one.event_id for one in headers if one.event_id not in known}
         size, entry_ids = 0, list(new)
         for at in range(0, len(new), _CHUNK):
-            entries = self._journal.entries(entry_ids[at : at + _CHUNK])
+            entries = self.storage.journal.entries(entry_ids[at : at + _CHUNK])
             known |= {new[entry_id]: _source(entry.data or b"") for entry_id, entry in entries.items()}
             size += sum(len(entry.data or b"") for entry in entries.values())
             if size > _READ_BYTES:

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError, ResponseError, WatchError
 from bridge.bus import EventBus, current_request, get_bus
 from bridge.errors import BridgeError, BusUnavailable
 from bridge.redis import attempt
-from bridge.storage import Begun, DeadLetter, DeadLetters, Ended, Ledger
+from bridge.storage import Begun, DeadLetter, Ended
 from bridge.telemetry import Action, LogThrottle, log_fields, redacting_errors
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ class Leases:
     def __init__(self, bus: EventBus) -> None:
         self._client = bus.client
         self._settings = bus.settings
-        self._ledger = Ledger(bus.client, bus.settings)
-        self._dead_letters = DeadLetters(bus.client, bus.settings)
+        self._ledger = bus.storage.ledger
+        self._dead_letters = bus.storage.dead_letters
         self._lock = threading.Lock()
         #: Task id to the token of its run.
         self._running: dict[str, str] = {}

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.config import BridgeSettings
 from bridge.events import escape_glob
-from bridge.storage import Keys, PresenceStore
+from bridge.storage import Storage
 
 #: Keys the server looks at in one step of a scan, and the most that are removed in one.
 _SCAN_KEYS = 1000
@@ -31,14 +29,13 @@ class Groups:
     """The groups of one bus.
 
     Arguments:
-        client: Connected to the bus.
-        settings: Prefix.
+        storage: The bus, as any group sees it.
     """
 
-    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
-        self._client = client
-        self._settings = settings
-        self._keys = Keys(settings.channel_prefix)
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._client = storage.client
+        self._keys = storage.keys
 
     def holdings(self, name: str) -> Holdings:
         """Return what a group holds.
@@ -67,9 +64,7 @@ class Groups:
         Raises:
             RedisError: Redis does not answer.
         """
-        if any(
-            one.alive for one in PresenceStore(self._client, self._settings.model_copy(update={"group": name})).all()
-        ):
+        if any(one.alive for one in self._storage.of_group(name).presence.all()):
             return True
         try:
             rows: Any = self._client.xinfo_consumers(self._keys.journal, name)

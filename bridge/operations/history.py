@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
 from bridge.events import Event
 from bridge.redis import attempt
-from bridge.storage import EventKeys, Keys, entries_by_id, script, stream_position
+from bridge.storage import Storage, entries_by_id, script, stream_position
 
 #: Events read in one round trip: each may have a megabyte.
 _AT_ONCE = 50
@@ -46,16 +44,15 @@ class History:
     """What the journal and the event keys of one bus hold.
 
     Arguments:
-        client: Connected to the bus.
-        settings: Prefix and limits.
+        storage: The bus, as the group sees it.
     """
 
-    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
-        self._client = client
-        self._settings = settings
-        self._keys = Keys(settings.channel_prefix)
-        self._event_keys = EventKeys(client, settings)
-        self._headers = script(client, "headers")
+    def __init__(self, storage: Storage) -> None:
+        self._client = storage.client
+        self._settings = storage.settings
+        self._keys = storage.keys
+        self._event_keys = storage.event_keys
+        self._headers = script(storage.client, "headers")
 
     def newest(self, count: int, before: str = "+") -> list[Header]:
         """Return up to *count* entries, the newest first, without their events.

@@ -18,14 +18,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from redis import Redis
-
-from bridge.config import BATCH_BYTES, BridgeSettings
+from bridge.config import BATCH_BYTES
 from bridge.errors import BridgeError
 from bridge.events import Event, Keyring, is_signed, unsigned
 from bridge.operations.replay_sources import ReplayItem, Source
 from bridge.redis import attempt
-from bridge.storage import Keys, script
+from bridge.storage import Storage, script
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,100}")
 #: Most events appended in one step, and most steps in a second while the rate allows fewer.
@@ -55,8 +53,7 @@ class Replay:
     """One replay of one group, by its name.
 
     Arguments:
-        client: Connected to the bus.
-        settings: Prefix, group and ``dedup_ttl_s``, for which the progress is kept.
+        storage: The bus, as the group sees it. The progress is kept for ``dedup_ttl_s``.
         source: What to replay.
         name: 1 to 100 of A-Z a-z 0-9 . _ @ -; goes into ``metadata.replay`` and into the ids of the tasks.
         filters: What was asked for, as it was asked: text of a time, not the moment it meant. They make sure that
@@ -66,22 +63,20 @@ class Replay:
         BridgeError: The name is none.
     """
 
-    def __init__(
-        self, client: Redis, settings: BridgeSettings, source: Source, name: str, filters: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, storage: Storage, source: Source, name: str, filters: Mapping[str, Any]) -> None:
         if not _NAME.fullmatch(name):
             raise BridgeError(f"{name[:120]!r} is no name for a replay: use 1 to 100 of A-Z a-z 0-9 . _ @ -")
-        self._client = client
+        settings, keys = storage.settings, storage.keys
+        self._client = storage.client
         self._settings = settings
         self._source = source
         self._name = name
         self._filters = json.dumps(filters, sort_keys=True)
-        keys = Keys(settings.channel_prefix)
         self._names = keys
         self._key = keys.replay(settings.group, name)
         self._keys = [keys.journal, self._key, keys.dead(settings.group), keys.dead_size(settings.group)]
         self._keyring = Keyring(settings.signing_keys, settings.channel_prefix)
-        self._replay = script(client, "replay")
+        self._replay = script(storage.client, "replay")
 
     def progress(self) -> Progress | None:
         """Return how far it has come; None when it has not begun.

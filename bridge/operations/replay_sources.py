@@ -7,15 +7,12 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from redis import Redis
-
 from bridge.bus import Admission
-from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
 from bridge.events import Event
 from bridge.operations.history import History
 from bridge.redis import attempt
-from bridge.storage import DeadLetter, DeadLetters, Entry, EntryFilter, Keys
+from bridge.storage import DeadLetter, Entry, EntryFilter, Storage
 from bridge.telemetry import Action, log_fields
 
 log = logging.getLogger(__name__)
@@ -61,8 +58,7 @@ class JournalSource:
     Entries that a replay appended are left out: their events are there already, under their first entry.
 
     Arguments:
-        client: Connected to the bus.
-        settings: Prefix.
+        storage: The bus, as the group sees it.
         selection: ``since_ms``, ``until_ms`` (when the journal took the event), ``event_type`` and ``ids``.
         handler: Name of the task they are for; all that match unless given.
         accepts: Whether an event type is for that handler.
@@ -70,16 +66,15 @@ class JournalSource:
 
     def __init__(
         self,
-        client: Redis,
-        settings: BridgeSettings,
+        storage: Storage,
         selection: EntryFilter,
         handler: str = "",
         accepts: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        self._client = client
-        self._settings = settings
-        self._admission = Admission(settings)
-        self.key = Keys(settings.channel_prefix).journal
+        self._client = storage.client
+        self._settings = storage.settings
+        self._admission = Admission(storage.settings)
+        self.key = storage.keys.journal
         self.selection = selection
         self._handler = handler
         self._accepts = accepts
@@ -124,21 +119,16 @@ class DeadLetterSource:
     does one of a handler that is gone. Of one that what is sensitive was left out of, the event is looked up.
 
     Arguments:
-        client: Connected to the bus.
-        settings: Prefix and group.
+        storage: The bus, as the group sees it.
         selection: Which letters.
         handlers: Names of the tasks there are.
     """
 
-    def __init__(
-        self, client: Redis, settings: BridgeSettings, selection: EntryFilter, handlers: Container[str]
-    ) -> None:
-        self._client = client
-        self._settings = settings
-        self._admission = Admission(settings)
-        self.key = Keys(settings.channel_prefix).dead(settings.group)
-        self._letters = DeadLetters(client, settings)
-        self._history = History(client, settings)
+    def __init__(self, storage: Storage, selection: EntryFilter, handlers: Container[str]) -> None:
+        self._admission = Admission(storage.settings)
+        self.key = storage.keys.dead(storage.settings.group)
+        self._letters = storage.dead_letters
+        self._history = History(storage)
         self.selection = selection
         self._handlers = handlers
 

@@ -14,13 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import Celery
-from redis import Redis
 
-from bridge.config import BridgeSettings
 from bridge.handlers import registry, task_id_for
 from bridge.operations.history import History
 from bridge.redis import attempt
-from bridge.storage import DeadLetter, DeadLetters, Keys, Ledger, TaskStatus
+from bridge.storage import DeadLetter, Storage, TaskStatus
 
 #: Newest replays of an event that are looked at.
 _MAX_REPLAYS = 10
@@ -83,18 +81,17 @@ class TaskStates:
 
     Arguments:
         app: Its handlers must be imported.
-        client: Connected to the bus.
-        settings: Prefix and group.
+        storage: The bus, as the group of the application sees it.
     """
 
-    def __init__(self, app: Celery, client: Redis, settings: BridgeSettings) -> None:
+    def __init__(self, app: Celery, storage: Storage) -> None:
         self._app = app
-        self._client = client
-        self._settings = settings
-        self._keys = Keys(settings.channel_prefix)
-        self._history = History(client, settings)
-        self._ledger = Ledger(client, settings)
-        self._letters = DeadLetters(client, settings)
+        self._client = storage.client
+        self._settings = storage.settings
+        self._keys = storage.keys
+        self._history = History(storage)
+        self._ledger = storage.ledger
+        self._letters = storage.dead_letters
         self._ask_backend_at_s = 0.0
 
     def states(self, events: Sequence[tuple[str, str]]) -> list[list[TaskNode]]:

@@ -11,15 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery import Celery
-from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.config import BridgeSettings
 from bridge.events import Event
 from bridge.operations.history import History
 from bridge.operations.task_states import EventNode, TaskNode, TaskStates
 from bridge.redis import attempt
-from bridge.storage import Keys, stream_position
+from bridge.storage import Storage, stream_position
 
 #: Most events of one trace, and most consequences of one event that are shown: more do not fit a screen or a page.
 _MAX_EVENTS = 500
@@ -61,16 +59,15 @@ class Tracer:
 
     Arguments:
         app: Its handlers must be imported.
-        client: Connected to the bus.
-        settings: Prefix and group.
+        storage: The bus, as the group of the application sees it.
     """
 
-    def __init__(self, app: Celery, client: Redis, settings: BridgeSettings) -> None:
-        self._client = client
-        self._settings = settings
-        self._keys = Keys(settings.channel_prefix)
-        self._history = History(client, settings)
-        self._outcomes = TaskStates(app, client, settings)
+    def __init__(self, app: Celery, storage: Storage) -> None:
+        self._client = storage.client
+        self._settings = storage.settings
+        self._keys = storage.keys
+        self._history = History(storage)
+        self._outcomes = TaskStates(app, storage)
 
     def trace(self, any_id: str) -> Trace | None:
         """Return the chain of an event, or of a correlation id; None when nothing is known of it.

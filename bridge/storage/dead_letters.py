@@ -38,13 +38,13 @@ class DeadLetters:
 
     Arguments:
         client: Connected to the bus.
-        settings: Prefix, group, ``max_dead_letters`` and ``max_dead_letter_bytes``.
+        settings: Group, ``max_dead_letters`` and ``max_dead_letter_bytes``.
+        keys: Of the same bus.
     """
 
-    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+    def __init__(self, client: Redis, settings: BridgeSettings, keys: Keys) -> None:
         self._client = client
         self._settings = settings
-        keys = Keys(settings.channel_prefix)
         self._key, self._size_key = keys.dead(settings.group), keys.dead_size(settings.group)
         self._keys = keys
         self._park = script(client, "park")

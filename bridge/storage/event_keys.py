@@ -27,14 +27,15 @@ class EventKeys:
 
     Arguments:
         client: Connected to the bus.
-        settings: Prefix, lifetime and size.
+        settings: Lifetime and size.
+        keys: Of the same bus.
     """
 
-    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+    def __init__(self, client: Redis, settings: BridgeSettings, keys: Keys) -> None:
         self._client = client
         self._cluster = cluster_of(client)
         self._settings = settings
-        self._keys = Keys(settings.channel_prefix)
+        self._keys = keys
 
     @property
     def on_other_servers(self) -> bool:

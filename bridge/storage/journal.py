@@ -42,17 +42,18 @@ class Journal:
 
     Arguments:
         client: Connected to the bus.
-        settings: Prefix, group and lifetimes.
+        settings: Group and lifetimes.
+        keys, event_keys: Of the same bus.
     """
 
-    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+    def __init__(self, client: Redis, settings: BridgeSettings, keys: Keys, event_keys: EventKeys) -> None:
         self._client = client
         self._settings = settings
         self._group = settings.group
-        self._keys = Keys(settings.channel_prefix)
-        self._key = self._keys.journal
-        self._event_keys = EventKeys(client, settings)
-        self._fence = self._keys.fencing_token(settings.group)
+        self._keys = keys
+        self._key = keys.journal
+        self._event_keys = event_keys
+        self._fence = keys.fencing_token(settings.group)
         self._publish = script(client, "publish")
         self._append = script(client, "append")
         self._trim = script(client, "trim")

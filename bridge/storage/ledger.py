@@ -131,17 +131,18 @@ class Ledger:
 
     Arguments:
         client: Connected to the bus.
-        settings: Prefix, group and the times of the ledger.
+        settings: Group and the times of the ledger.
+        keys: Of the same bus.
     """
 
-    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+    def __init__(self, client: Redis, settings: BridgeSettings, keys: Keys) -> None:
         self._client = client
         self._settings = settings
-        self._keys = Keys(settings.channel_prefix)
-        self._inflight = self._keys.inflight(settings.group)
-        self._pairs = self._keys.inflight_pairs(settings.group)
-        self._lanes = self._keys.queue_watermarks(settings.group)
-        self._starts = self._keys.starts(settings.group)
+        self._keys = keys
+        self._inflight = keys.inflight(settings.group)
+        self._pairs = keys.inflight_pairs(settings.group)
+        self._lanes = keys.queue_watermarks(settings.group)
+        self._starts = keys.starts(settings.group)
         self._redispatch_ms = int(settings.redispatch_after_s * 1000)
         self._lease_ms = int(settings.lease_s * 1000)
         self._scripts = {

@@ -12,8 +12,6 @@ from typing import Any
 
 from redis import Redis
 
-from bridge.config import BridgeSettings
-from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 
 #: How often a subscriber says that it lives, and after how long in silence it counts as gone.
@@ -67,12 +65,12 @@ class PresenceStore:
 
     Arguments:
         client: Connected to the bus.
-        settings: Prefix and group.
+        key: The hash of the group, see :meth:`bridge.storage.Keys.subscribers`.
     """
 
-    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+    def __init__(self, client: Redis, key: str) -> None:
         self._client = client
-        self._key = Keys(settings.channel_prefix).subscribers(settings.group)
+        self._key = key
         self._say = script(client, "say")
 
     def report(self, presence: Presence) -> None:

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from redis import Redis
-
-from bridge.config import BridgeSettings
 from bridge.storage.entries import stream_position
-from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 from bridge.storage.presence import Presence, read_presences
+from bridge.storage.storage import Storage
 from bridge.telemetry import Delays
 
 #: Entries counted at most where Redis does not know how many are undelivered; it looks at each, whatever its size.
@@ -85,13 +82,13 @@ class BusStatus:
         return next((group for group in self.groups if group.name == name), None)
 
 
-def read_status(client: Redis, settings: BridgeSettings) -> BusStatus:
+def read_status(storage: Storage) -> BusStatus:
     """Ask Redis how the groups of a bus get on; two round trips, whatever the journal holds.
 
     Raises:
         RedisError: It does not answer.
     """
-    keys = Keys(settings.channel_prefix)
+    client, keys = storage.client, storage.keys
     reply: Any = script(client, "backlog")(keys=[keys.journal], args=[_MAX_COUNTED])
     now_ms, entries, first, last, *rows = reply
     with client.pipeline(transaction=False) as pipe:

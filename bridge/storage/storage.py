@@ -1,8 +1,8 @@
-"""What the bridge keeps in Redis for one group, as one argument."""
+"""Everything that the bridge keeps in Redis for one group, as one argument."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 
 from redis import Redis
 
@@ -10,26 +10,50 @@ from bridge.config import BridgeSettings
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.journal import Journal
+from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
+from bridge.storage.presence import PresenceStore
 
 
-@dataclass(frozen=True)
 class Storage:
-    """The journal, the ledger and the dead letters that one group sees, the event keys, and the client of all."""
+    """The bus as one group sees it. Each store is created when it is first used; none of them opens a connection.
 
-    client: Redis
-    event_keys: EventKeys
-    journal: Journal
-    ledger: Ledger
-    dead_letters: DeadLetters
+    Arguments:
+        client: Connected to the bus.
+        settings: Prefix, group, lifetimes and limits.
+    """
 
-    @classmethod
-    def of(cls, client: Redis, settings: BridgeSettings) -> Storage:
-        """Return those of the group in *settings*."""
-        return cls(
-            client,
-            EventKeys(client, settings),
-            Journal(client, settings),
-            Ledger(client, settings),
-            DeadLetters(client, settings),
-        )
+    def __init__(self, client: Redis, settings: BridgeSettings) -> None:
+        self.client = client
+        self.settings = settings
+        #: The name of every key and channel of this bus.
+        self.keys = Keys(settings.channel_prefix)
+
+    def of_group(self, name: str) -> Storage:
+        """Return the same bus as another group sees it, over the same client."""
+        return Storage(self.client, self.settings.model_copy(update={"group": name}))
+
+    @cached_property
+    def event_keys(self) -> EventKeys:
+        """The event keys, which are shared with all other programs of the bus."""
+        return EventKeys(self.client, self.settings, self.keys)
+
+    @cached_property
+    def journal(self) -> Journal:
+        """The stream of every event."""
+        return Journal(self.client, self.settings, self.keys, self.event_keys)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The tasks of the group that were sent and have not ended, and the marks of all its tasks."""
+        return Ledger(self.client, self.settings, self.keys)
+
+    @cached_property
+    def dead_letters(self) -> DeadLetters:
+        """The dead letters of the group."""
+        return DeadLetters(self.client, self.settings, self.keys)
+
+    @cached_property
+    def presence(self) -> PresenceStore:
+        """The subscribers of the group that are running."""
+        return PresenceStore(self.client, self.keys.subscribers(self.settings.group))

@@ -60,14 +60,14 @@ class Subscriber:
         self._settings = settings
         self._group_start = settings.group_start
         self._client = connect(settings)
-        stores = Storage.of(self._client, settings)
-        self._journal = stores.journal
+        storage = Storage(self._client, settings)
+        self._journal = storage.journal
         self._outbox = Outbox(app, settings)
-        self._dispatcher = Dispatcher(stores, self._outbox, registry, self.counters, settings, consumer=name)
-        recovery = Recovery(stores, self._outbox, registry, self.counters, settings)
-        self._intake = Intake(stores, self.counters, self._pulse, settings)
+        self._dispatcher = Dispatcher(storage, self._outbox, registry, self.counters, consumer=name)
+        recovery = Recovery(storage, self._outbox, registry, self.counters)
+        self._intake = Intake(storage, self.counters, self._pulse)
         look_again = self._intake.look_again
-        self._upkeep = Upkeep(stores, self._dispatcher, recovery, look_again, self.counters, settings, consumer=name)
+        self._upkeep = Upkeep(storage, self._dispatcher, recovery, look_again, self.counters, consumer=name)
         self._app = app
         #: Settings with which events are lost, found after the bus first answered.
         self._findings: list[Finding] = []

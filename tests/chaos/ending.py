@@ -10,8 +10,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge import BridgeSettings
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from tests.chaos.app import BROKER_PREFIX, EFFECTS, GROUP
 from tests.chaos.oracle import Evidence, Verdict, judge
 from tests.chaos.site import PREFIX, Site
@@ -75,7 +75,7 @@ def gather(site: Site) -> Evidence:
     """Read what happened: from the publishers' logs, from the oracle, and from the bus what belongs there."""
     settings = BridgeSettings.load(redis_url=site.bus.url, channel_prefix=PREFIX, group=GROUP)
     with Redis.from_url(site.bus.url) as bus, Redis.from_url(site.oracle.url) as oracle:
-        letters = DeadLetters(bus, settings).latest(1_000_000)
+        letters = Storage(bus, settings).dead_letters.latest(1_000_000)
         return Evidence(
             accepted=site.accepted(),
             journalled=_journalled(bus),

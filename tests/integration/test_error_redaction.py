@@ -9,7 +9,7 @@ from redis import Redis
 
 from bridge import BridgeSettings, EventBus
 from bridge.events.redaction import REDACTED
-from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.storage import Storage
 from tests.support.processes import Processes
 from tests.support.sensitive import PAYLOAD
 from tests.support.waiting import eventually
@@ -35,7 +35,7 @@ def test_a_worker_keeps_it_to_itself(
         processes.celery("worker", "-c", "1", "-E", "-l", "DEBUG", app="tests.leaky", name="w1", **environment)
         for leak in LEAKS:
             bus.publish(f"leak.{leak}", PAYLOAD, id=leak)
-        letters = DeadLetters(client, settings)
+        letters = Storage(client, settings).dead_letters
         eventually(lambda: letters.size().letters == len(LEAKS) - 1, "all but one end as dead letters", 40)
         app.send_task("no.such.task", [PAYLOAD], argsrepr="()")
         eventually(lambda: "no.such.task" in processes.log("w1"), "an unknown task is told")

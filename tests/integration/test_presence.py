@@ -9,13 +9,14 @@ from redis import Redis
 
 from bridge import BridgeSettings
 from bridge.storage.presence import Presence, PresenceStore
+from bridge.storage.storage import Storage
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
 def presences(client: Redis, settings: BridgeSettings) -> PresenceStore:
-    return PresenceStore(client, settings)
+    return Storage(client, settings).presence
 
 
 def only(presences: PresenceStore) -> Presence:

@@ -13,9 +13,9 @@ from bridge.operations.replay import Replay
 from bridge.operations.replay_sources import DeadLetterSource
 from bridge.operations.task_states import TaskStates
 from bridge.operations.trace import Tracer
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.entries import EntryFilter
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from tests.support.processes import Processes
 from tests.support.trees import events, tasks, trees
 from tests.support.waiting import eventually
@@ -25,7 +25,7 @@ HERE = "tests.chains"
 
 @pytest.fixture
 def tracer(user_app: Celery, client: Redis, settings: BridgeSettings) -> Tracer:
-    return Tracer(user_app, client, settings)
+    return Tracer(user_app, Storage(client, settings))
 
 
 FLIGHT = (
@@ -62,17 +62,17 @@ def test_a_real_trip(
     assert (failed.detail, failed.queue) == ("failure: RuntimeError: no room", "celery")
     ran = [task for task in tasks(root) if task.state in ("SUCCESS", "FAILURE")]
     assert all(task.runtime_s is not None and 0 <= task.runtime_s < 10 for task in ran)
-    (letter,) = DeadLetters(client, settings).latest(10)
+    (letter,) = Storage(client, settings).dead_letters.latest(10)
     assert (letter.letter_id, letter.task_id) == (failed.letter_id, failed.task_id)
 
     client.set(f"{settings.channel_prefix}room", 1)
-    source = DeadLetterSource(client, settings, EntryFilter(), [f"{HERE}.hotel"])
-    list(Replay(client, settings, source, "again", {}).run(100))
+    source = DeadLetterSource(Storage(client, settings), EntryFilter(), [f"{HERE}.hotel"])
+    list(Replay(Storage(client, settings), source, "again", {}).run(100))
     eventually(lambda: trees(tracer, "journey") == trip(FAILED, RETRIED), "the retry, and what came of it")
     hotel = next(event for event in events(tracer.trace("trip").roots[0]) if event.event_type == "trip.hotel")  # type: ignore[union-attr]
     assert [(task.replay, task.letter_id) for task in hotel.tasks] == [("", ""), ("again", "")]
     assert hotel.tasks[0].detail == "its dead letter is gone: retried, purged, or it made room"
-    ((newest,),) = TaskStates(user_app, client, settings).states([(hotel.event_id, hotel.event_type)])
+    ((newest,),) = TaskStates(user_app, Storage(client, settings)).states([(hotel.event_id, hotel.event_type)])
     assert (newest.state, newest.replay) == ("SUCCESS", "again")
 
     marks = [key for key in client.scan_iter(match=f"*{settings.channel_prefix}*") if b"done:" in key]

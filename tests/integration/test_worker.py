@@ -18,8 +18,8 @@ from redis import Redis
 from bridge import Event, EventBus
 from bridge.config.settings import BridgeSettings
 from bridge.handlers.handler import task_id_for
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support import ROOT
 from tests.support.processes import STOP_S, Processes, stops_worker
@@ -95,7 +95,7 @@ def test_what_does_not_fit_or_fails_is_a_dead_letter(
     bus.publish("typed.created", {"dreamId": "no number"}, id="bad")
     bus.publish("failing.created", id="failing")
     settings = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
-    letters = DeadLetters(bus.client, settings)
+    letters = Storage(bus.client, settings).dead_letters
     eventually(lambda: len(letters.latest(10)) == 2, "two dead letters")
     by_reason = {letter.reason: letter for letter in letters.latest(10)}
     assert by_reason["payload"].event_id == "bad"
@@ -150,7 +150,7 @@ def test_loops_end(processes: Processes, bus: EventBus, effects: Effects, server
     processes.worker("w1", BRIDGE_MAX_HOPS="4")
     bus.publish("loop.again")
     settings = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
-    letters = DeadLetters(bus.client, settings)
+    letters = Storage(bus.client, settings).dead_letters
     eventually(lambda: letters.latest(10), "the dead letter of the last hop")
     assert letters.latest(1)[0].detail.startswith("HopLimitExceeded: 'loop.again' would be hop 5")
     assert effects.all() == {f"loop {hops}": 1 for hops in range(5)}

@@ -6,7 +6,7 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger
+from bridge.storage.storage import Storage
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
 
@@ -17,7 +17,7 @@ class Backlog:
     def __init__(self, bus: EventBus, client: Redis, settings: BridgeSettings, queues: Queues) -> None:
         self.bus, self.client, self.queues = bus, client, queues
         self.journal = Keys(settings.channel_prefix).journal
-        self.ledger = Ledger(client, settings)
+        self.ledger = Storage(client, settings).ledger
 
     def publish(self, count: int, name: str = "n", type: str = "a.b") -> None:
         self.bus.publish_many([Event(type=type, id=f"{name}{number}") for number in range(count)])

@@ -19,6 +19,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from bridge import BridgeSettings, EventBus
 from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.storage import Storage
 from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
@@ -90,7 +91,7 @@ class Site:
 
     @property
     def letters(self) -> DeadLetters:
-        return DeadLetters(self.client, self.settings)
+        return Storage(self.client, self.settings).dead_letters
 
     def letter_of(self, event_id: str) -> str:
         """Wait for the dead letter of an event; return its id."""

@@ -12,8 +12,9 @@ from hypothesis.stateful import invariant, precondition, rule
 from bridge import BridgeSettings, Event
 from bridge.events.encoded import Record
 from bridge.redis.client import connect
-from bridge.storage.journal import AppendResult, Journal
+from bridge.storage.journal import AppendResult
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from tests.support.models import RepeatingMachine, repeatable
 
 TTL_S = 3600
@@ -79,7 +80,7 @@ class WritingMachine(RepeatingMachine):
         self.dedup_ttl_ms = settings["one"].dedup_ttl_ms
         self.keys = Keys(prefix)
         self.client = connect(settings["one"])
-        self.journals = {name: Journal(self.client, settings[name]) for name in GROUPS}
+        self.journals = {name: Storage(self.client, settings[name]).journal for name in GROUPS}
         self.journal = self.journals["one"]
         self.channel: Any = self.client.pubsub(ignore_subscribe_messages=True)
         self.channel.subscribe(self.keys.channel("a.b"))

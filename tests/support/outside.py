@@ -12,8 +12,8 @@ from redis import Redis
 from bridge import BridgeSettings, Event
 from bridge.events.signing import Keyring
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 
 SECRETS = {
     "new": SecretStr("the newer secret of the tests, 32 bytes and more"),
@@ -60,7 +60,7 @@ class Outside:
 
     def letters(self) -> list[DeadLetter]:
         """The dead letters there are, the oldest first."""
-        return list(reversed(DeadLetters(self.client, self.settings).latest(100)))
+        return list(reversed(Storage(self.client, self.settings).dead_letters.latest(100)))
 
     def reasons(self) -> list[str]:
         return [letter.reason for letter in self.letters()]

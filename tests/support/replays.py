@@ -12,9 +12,9 @@ from bridge.handlers.handler import task_id_for
 from bridge.operations.replay import Progress, Replay
 from bridge.operations.replay_sources import DeadLetterSource, JournalSource
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.entries import EntryFilter
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 
 HANDLERS = ["t.exact", "t.plain"]
 FAST = 1e9
@@ -27,17 +27,17 @@ class Replays:
         self.client = client
         self.settings = settings
         self.keys = Keys(settings.channel_prefix)
-        self.letters = DeadLetters(client, settings)
+        self.letters = Storage(client, settings).dead_letters
 
     def journal(self, name: str = "r", handler: str = "", accepts: Any = None, **selection: Any) -> Replay:
         source = JournalSource(
-            self.client, self.settings, EntryFilter(**selection), handler, accepts or (lambda _: True)
+            Storage(self.client, self.settings), EntryFilter(**selection), handler, accepts or (lambda _: True)
         )
-        return Replay(self.client, self.settings, source, name, {"handler": handler, **_plain(selection)})
+        return Replay(Storage(self.client, self.settings), source, name, {"handler": handler, **_plain(selection)})
 
     def dead(self, name: str = "r", **selection: Any) -> Replay:
-        source = DeadLetterSource(self.client, self.settings, EntryFilter(**selection), HANDLERS)
-        return Replay(self.client, self.settings, source, name, _plain(selection))
+        source = DeadLetterSource(Storage(self.client, self.settings), EntryFilter(**selection), HANDLERS)
+        return Replay(Storage(self.client, self.settings), source, name, _plain(selection))
 
     def park(self, number: int, handler: str = "t.exact", reason: str = "failure") -> Event:
         event = Event(type="dream.created", id=f"n{number}", metadata={"of": "old"})

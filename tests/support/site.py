@@ -12,9 +12,8 @@ from redis import Redis
 from bridge import BridgeSettings
 from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger
+from bridge.storage.storage import Storage
 from tests.support.processes import Processes
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
@@ -36,8 +35,8 @@ class Site:
         self.prefix = settings.channel_prefix
         self.client = client
         self.queues = Queues(client, self.prefix)
-        self.letters = DeadLetters(client, settings)
-        self.ledger = Ledger(client, settings)
+        self.letters = Storage(client, settings).dead_letters
+        self.ledger = Storage(client, settings).ledger
 
     def effects(self) -> Counter[str]:
         return Counter(value.decode() for value in self.client.lrange(f"{self.prefix}effects", 0, -1))

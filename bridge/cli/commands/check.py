@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from bridge.broker import probe, probe_connection
 from bridge.cli import output
-from bridge.cli.connect import Unreachable, errors_as_cli_messages, load, open_client
+from bridge.cli.connect import Unreachable, errors_as_cli_messages, load, open_storage
 from bridge.cli.options import json_option
 from bridge.cli.output import Styled
 from bridge.config import BridgeSettings
@@ -31,7 +31,7 @@ from bridge.operations.acl import (
     queues_of,
     user_of,
 )
-from bridge.storage import PresenceStore, read_status
+from bridge.storage import Storage, read_status
 from bridge.subscriber import Finding, check_clock, check_settings, refused_handlers
 
 #: How long workers have time to say what they know.
@@ -66,8 +66,8 @@ def check(ctx: click.Context, /, ready: bool, role: Role, as_json: bool) -> None
       celery -A bridge bus check --ready
     """
     settings = load(ctx.obj.app)
-    with open_client(settings) as client:
-        steps = _readiness(client, settings) if ready else _steps(ctx.obj.app, client, settings, role)
+    with open_storage(settings) as storage:
+        steps = _readiness(storage) if ready else _steps(ctx.obj.app, storage, role)
         worst = 0
         for name, find in steps:
             try:
@@ -89,11 +89,12 @@ def check(ctx: click.Context, /, ready: bool, role: Role, as_json: bool) -> None
 Steps = Iterator[tuple[str, Callable[[], Sequence[Finding]]]]
 
 
-def _steps(app: Celery, client: Redis, settings: BridgeSettings, role: Role) -> Steps:
+def _steps(app: Celery, storage: Storage, role: Role) -> Steps:
+    client, settings = storage.client, storage.settings
     yield f"bus at {settings.redacted_url}", list
     yield "rights of the bus user", lambda: _rights(client, settings, role)
     yield "clock", lambda: check_clock(client)
-    yield f"subscribers of group {settings.group}", lambda: _subscribers(client, settings)
+    yield f"subscribers of group {settings.group}", lambda: _subscribers(storage)
     yield "broker", lambda: _broker(app, settings, role)
     tasks = [app.tasks[handler.task_name] for handler in registry]
     yield "durability, memory and Celery's settings", lambda: check_settings(settings, app, tasks)
@@ -101,11 +102,11 @@ def _steps(app: Celery, client: Redis, settings: BridgeSettings, role: Role) -> 
     yield "handlers and their workers", lambda: list(_workers(app, settings))
 
 
-def _readiness(client: Redis, settings: BridgeSettings) -> Steps:
+def _readiness(storage: Storage) -> Steps:
     host = socket.gethostname()
 
     def ready() -> list[Finding]:
-        here = [one for one in PresenceStore(client, settings).all() if one.host == host and one.alive]
+        here = [one for one in storage.presence.all() if one.host == host and one.alive]
         if not here:
             return [Finding(f"subscriber on {host}", "none lives", "see the log of its worker")]
         return [Finding(one.name, "; ".join(one.problems), "see bus check") for one in here if not one.ready]
@@ -136,11 +137,12 @@ def _missing(user: str, refused: Sequence[str], role: Role) -> list[Finding]:
     return [Finding(f"user {user} may not", what, advice) for what in refused]
 
 
-def _subscribers(client: Redis, settings: BridgeSettings) -> list[Finding]:
-    group = read_status(client, settings).group(settings.group)
+def _subscribers(storage: Storage) -> list[Finding]:
+    name = storage.settings.group
+    group = read_status(storage).group(name)
     if group is None:
         problem = "not in the journal: no subscriber has run, or it was deleted"
-        return [Finding(f"group {settings.group}", problem, "start a worker, or bus subscribe")]
+        return [Finding(f"group {name}", problem, "start a worker, or bus subscribe")]
     found = [
         Finding(one.name, "; ".join(one.problems), "see its log")
         for one in group.subscribers

@@ -26,7 +26,7 @@ from bridge.cli.options import (
 from bridge.cli.output import Column
 from bridge.handlers import registry
 from bridge.operations import DeadLetterSource, Replay
-from bridge.storage import DeadLetter, DeadLetters, EntryFilter
+from bridge.storage import DeadLetter, EntryFilter
 
 #: Letters removed in one step; the server looks at each of them.
 _PURGE_LETTERS = 100
@@ -63,8 +63,8 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
       celery -A bridge bus dead list --since 1d --type 'dream.*'
       celery -A bridge bus dead list --reason payload --json | jq .detail
     """
-    with open_bus(ctx.obj.app) as (client, settings):
-        letters = DeadLetters(client, settings)
+    with open_bus(ctx.obj.app) as storage:
+        letters = storage.dead_letters
         found = [
             letters.redacted_by(letter)
             for letter in islice(letters.select(selection_of(asked), newest_first=True), limit)
@@ -77,7 +77,7 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
     if found:
         _table(found)
     output.note(
-        f"{len(found)} shown of {size.letters} dead letters of group {settings.group}, {size.bytes} bytes; "
+        f"{len(found)} shown of {size.letters} dead letters of group {storage.settings.group}, {size.bytes} bytes; "
         f"{size.dropped} older ones made room"
     )
 
@@ -93,8 +93,8 @@ def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
     Example:
       celery -A bridge bus dead show 1795534238046-3
     """
-    with open_bus(ctx.obj.app) as (client, settings):
-        letters = DeadLetters(client, settings)
+    with open_bus(ctx.obj.app) as storage:
+        letters = storage.dead_letters
         found = [letters.redacted_by(letter) for letter in letters.select(EntryFilter(ids=frozenset(ids)))]
     missing = set(ids) - {one for letter in found for one in (letter.letter_id, letter.event_id)}
     for letter in found:
@@ -124,12 +124,12 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **asked: An
     """
     how = {key: asked.pop(key) for key in ("rate", "dry_run", "as_json")}
     filters = {"from": "dead letters"} | as_asked(asked, everything)
-    with open_bus(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as storage:
         if asked["handler"] is not None:
             handler_named(asked["handler"])
-        source = DeadLetterSource(client, settings, selection_of(asked), registry.names)
+        source = DeadLetterSource(storage, selection_of(asked), registry.names)
         name = name or new_name()
-        perform(Replay(client, settings, source, name, filters), name, **how)
+        perform(Replay(storage, source, name, filters), name, **how)
 
 
 @dead.command()
@@ -147,11 +147,11 @@ def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, *
       celery -A bridge bus dead purge --all --force
     """
     as_asked(asked, everything)
-    with open_bus(ctx.obj.app) as (client, settings):
-        letters = DeadLetters(client, settings)
+    with open_bus(ctx.obj.app) as storage:
+        letters = storage.dead_letters
         ids = [letter.letter_id for letter in letters.select(selection_of(asked))]
         if ids:
-            output.ask(f"Remove {len(ids)} dead letters of group {settings.group} for good?", force=force)
+            output.ask(f"Remove {len(ids)} dead letters of group {storage.settings.group} for good?", force=force)
         purged = sum(letters.drop(ids[at : at + _PURGE_LETTERS]) for at in range(0, len(ids), _PURGE_LETTERS))
     if as_json:
         output.as_json({"purged": purged})

@@ -15,11 +15,10 @@ from typing import Any, cast
 import click
 from celery import Celery
 from pydantic import BaseModel
-from redis import Redis
 
 from bridge.cli import output
 from bridge.cli.commands.tail import until_interrupted
-from bridge.cli.connect import errors_as_cli_messages, load, open_client
+from bridge.cli.connect import errors_as_cli_messages, load, open_storage
 from bridge.cli.follow import Follower
 from bridge.cli.processes import Children
 from bridge.config import BridgeSettings
@@ -64,7 +63,7 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
     with until_interrupted(), errors_as_cli_messages(), _redis() as url, Children() as children:
         settings = BridgeSettings.load(app, redis_url=url)
         environment = dict.fromkeys(_ADDRESSES, url)
-        with open_client(settings) as client:
+        with open_storage(settings) as storage:
             celery = [sys.executable, "-m", "celery", "-A", name]
             queues = _queues(app, settings)
             worker = ["-q", "worker", "-n", "dev@%h", "-l", loglevel, "-c", str(concurrency), "-E", "--without-mingle"]
@@ -76,7 +75,7 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
                 children.start("flower", [*celery, *flower], environment, shown=False)
                 output.note(_title("flower"), f"http://127.0.0.1:{port}")
             _tell_how(app, name, url)
-            Follower(client, settings, (), as_json=False).follow(tick=_Watch(children, client, settings).tick)
+            Follower(storage, (), as_json=False).follow(tick=_Watch(children, storage.presence).tick)
 
 
 #: Celery warns of a worker run by root: in a container, and here, that is usual.
@@ -104,9 +103,9 @@ def app_name(app: Celery) -> str:
 class _Watch:
     """Looks after the children while the events are shown."""
 
-    def __init__(self, children: Children, client: Redis, settings: BridgeSettings) -> None:
+    def __init__(self, children: Children, presence: PresenceStore) -> None:
         self._children = children
-        self._presences = PresenceStore(client, settings)
+        self._presence = presence
         self._ready = False
 
     def tick(self) -> bool:
@@ -121,7 +120,7 @@ class _Watch:
                 raise click.ClickException("without a worker there is nothing to see")
             self._children.running.remove(child)
         if not self._ready:
-            self._ready = any(subscriber.ready for subscriber in self._presences.all())
+            self._ready = any(subscriber.ready for subscriber in self._presence.all())
             if self._ready:
                 output.note(output.Styled("the worker is ready", "green"))
         return True

@@ -25,8 +25,8 @@ def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
       celery -A bridge bus get 975c7603-5f0c-4b53-a1a4-0b7a5a1d6a2e
       celery -A bridge bus get d1 | jq .payload
     """
-    with open_bus(ctx.obj.app) as (client, settings):
-        event = History(client, settings).event(event_id)
+    with open_bus(ctx.obj.app) as storage:
+        settings, event = storage.settings, History(storage).event(event_id)
         if event is None:
             raise click.ClickException(
                 f"there is no event {event_id} below {settings.channel_prefix} at {settings.redacted_url}. Events are "

@@ -43,9 +43,9 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     Example:
       celery -A bridge bus groups list
     """
-    with open_bus(ctx.obj.app) as (client, settings):
-        found = read_status(client, settings).groups
-    own = settings.group
+    with open_bus(ctx.obj.app) as storage:
+        found = read_status(storage).groups
+    own = storage.settings.group
     if as_json:
         for group in found:
             shown = ("name", "backlog", "exact", "pending", "last_ms")
@@ -84,10 +84,10 @@ def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None
     Example:
       celery -A bridge bus groups delete old-shop
     """
-    with open_bus(ctx.obj.app) as (client, settings):
-        all_groups = Groups(client, settings)
+    with open_bus(ctx.obj.app) as storage:
+        all_groups = Groups(storage)
         if not all_groups.exists(name):
-            names = ", ".join(group.name for group in read_status(client, settings).groups) or "none"
+            names = ", ".join(group.name for group in read_status(storage).groups) or "none"
             raise click.ClickException(f"there is no group {output.printable(name)}; there are {names}")
         if not force and all_groups.in_use(name):
             raise click.ClickException(
@@ -95,7 +95,7 @@ def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None
             )
         held = all_groups.holdings(name)
         what = f"{held.pending} pending entries, {held.dead_letters} dead letters, {held.in_flight} tasks in flight"
-        whose = "group" if name != settings.group else "this application's own group"
+        whose = "group" if name != storage.settings.group else "this application's own group"
         output.ask(f"Delete {whose} {name} with its {what} and its replays, for good?", force=force)
         all_groups.delete(name)
     if as_json:

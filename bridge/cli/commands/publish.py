@@ -53,7 +53,7 @@ def publish(ctx: click.Context, /, event_type: str, payload: str, as_json: bool,
     except InvalidEvent as error:
         hint = ". A text is written with its quotes: '\"text\"'" if error.reason == "json" else ""
         raise click.UsageError(f"{error}{hint}") from error
-    with open_bus(ctx.obj.app) as (_, settings), EventBus(settings) as bus:
+    with open_bus(ctx.obj.app) as storage, EventBus(storage.settings) as bus:
         if not is_input:
             _Publisher(bus, fields, as_json).publish_one(event)
             return

@@ -48,16 +48,16 @@ def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: A
     """
     how = {key: asked.pop(key) for key in ("rate", "dry_run", "as_json")}
     filters = {"from": "journal"} | as_asked(asked, everything)
-    with open_bus(ctx.obj.app) as (client, settings):
+    with open_bus(ctx.obj.app) as storage:
         handler = None if asked["handler"] is None else handler_named(asked["handler"])
         selection = selection_of(asked | {"handler": None})  # which it is for, not which it comes from
         source = (
-            JournalSource(client, settings, selection)
+            JournalSource(storage, selection)
             if handler is None
-            else JournalSource(client, settings, selection, handler.task_name, handler.matches)
+            else JournalSource(storage, selection, handler.task_name, handler.matches)
         )
         name = name or new_name()
-        perform(Replay(client, settings, source, name, filters), name, **how)
+        perform(Replay(storage, source, name, filters), name, **how)
 
 
 def new_name() -> str:

@@ -36,9 +36,10 @@ def status(ctx: click.Context, /, as_json: bool) -> None:
       celery -A bridge bus status
       celery -A bridge bus status --json | jq '.groups[] | select(.backlog > 1000)'
     """
-    with open_bus(ctx.obj.app) as (client, settings):
-        server = server_of(client, "bus").settings
-        bus = read_status(client, settings)
+    with open_bus(ctx.obj.app) as storage:
+        settings = storage.settings
+        server = server_of(storage.client, "bus").settings
+        bus = read_status(storage)
     own = settings.group
     if as_json:
         output.as_json(_json(bus, server, own))

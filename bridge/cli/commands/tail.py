@@ -33,10 +33,10 @@ def tail(ctx: click.Context, /, patterns: tuple[str, ...], since: When | None, a
       celery -A bridge bus tail 'dream.*' --since 10m
       celery -A bridge bus tail --json | jq -r .payload.text
     """
-    with until_interrupted(), open_bus(ctx.obj.app) as (client, settings):
-        if not settings.enable_pubsub:
+    with until_interrupted(), open_bus(ctx.obj.app) as storage:
+        if not storage.settings.enable_pubsub:
             output.note("this application broadcasts nothing (bridge_enable_pubsub is off): only others are heard")
-        Follower(client, settings, patterns, as_json).follow(since and since.ms)
+        Follower(storage, patterns, as_json).follow(since and since.ms)
 
 
 @contextmanager

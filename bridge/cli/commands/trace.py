@@ -41,8 +41,8 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
       celery -A bridge bus trace 3f2a7c1e-9d0b-4c55-8a43-0c6f4b1f2a77
       celery -A bridge bus trace order-1234 --json
     """
-    with open_bus(ctx.obj.app) as (client, settings):
-        found = Tracer(ctx.obj.app, client, settings).trace(any_id)
+    with open_bus(ctx.obj.app) as storage:
+        found = Tracer(ctx.obj.app, storage).trace(any_id)
     if found is None:
         raise click.ClickException(
             f"nothing is known of {output.printable(any_id)}: no event and no chain of that id is retained"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bridge.broker import Message, Outbox
 from bridge.bus import Admission
-from bridge.config import BATCH_BYTES, BridgeSettings
+from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
 from bridge.events import StoredEvent
 from bridge.handlers import Handler, Registry
@@ -33,25 +33,24 @@ class Dispatcher:
     these again, with the same task ids.
 
     Arguments:
-        stores, outbox, registry, counters: Its parts.
-        settings: Batch size, waiting time and ``max_queue_length``.
+        storage, outbox, registry, counters: Its parts.
         consumer: Name within the group; no other live process may use it.
     """
 
     def __init__(
         self,
-        stores: Storage,
+        storage: Storage,
         outbox: Outbox,
         registry: Registry,
         counters: Counters,
-        settings: BridgeSettings,
         consumer: str,
     ) -> None:
+        settings = storage.settings
         self._admission = Admission(settings)
-        self._journal = stores.journal
-        self._ledger = stores.ledger
-        self._dead_letters = stores.dead_letters
-        self._handover = DispatchTransaction(stores.client, stores.journal, stores.ledger, consumer)
+        self._journal = storage.journal
+        self._ledger = storage.ledger
+        self._dead_letters = storage.dead_letters
+        self._handover = DispatchTransaction(storage.client, storage.journal, storage.ledger, consumer)
         self._one_redis = outbox.one_redis
         self._outbox = outbox
         self._registry = registry

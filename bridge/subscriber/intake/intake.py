@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 from redis.exceptions import RedisError, ResponseError
 
 from bridge.bus import Admission, Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
-from bridge.config import BATCH_BYTES, BridgeSettings
+from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
 from bridge.events import ID_PATTERN, Event, Record
 from bridge.redis import BackOff
-from bridge.storage import AppendResult, DeadLetter, Keys, Storage
+from bridge.storage import AppendResult, DeadLetter, Storage
 from bridge.subscriber.intake.rejections import Refusals
 from bridge.telemetry import Action, Counters, Liveness, log_fields
 
@@ -53,20 +53,20 @@ class Intake:
     """Brings foreign events into the journal of one bus.
 
     Arguments:
-        stores, counters, pulse: Its parts.
-        settings: Limits and lifetimes.
+        storage, counters, pulse: Its parts.
     """
 
-    def __init__(self, stores: Storage, counters: Counters, pulse: Liveness, settings: BridgeSettings) -> None:
-        self._client = stores.client
-        self._event_keys = stores.event_keys
-        self._journal = stores.journal
-        self._refusals = Refusals(stores.dead_letters, counters, settings)
+    def __init__(self, storage: Storage, counters: Counters, pulse: Liveness) -> None:
+        settings = storage.settings
+        self._storage = storage
+        self._event_keys = storage.event_keys
+        self._journal = storage.journal
+        self._refusals = Refusals(storage.dead_letters, counters, settings)
         self._admission = Admission(settings)
         self._counters = counters
         self._pulse = pulse
         self._settings = settings
-        self._keys = Keys(settings.channel_prefix)
+        self._keys = storage.keys
         self._gap = threading.Event()
         self._subscribed = False
         #: Whether what is heard is mostly in the journal already.
@@ -92,9 +92,7 @@ class Intake:
 
     def listen(self, stop: threading.Event) -> None:
         """Append what is broadcast until *stop* is set."""
-        feed = ChannelListener(
-            self._client, self._settings, self._counters, self._sift, self._pulse, self._settings.listen_types
-        )
+        feed = ChannelListener(self._storage, self._counters, self._sift, self._pulse, self._settings.listen_types)
         feed.run(stop, lambda heard: self._on_heard(heard, stop))
 
     def catch_up(self, stop: threading.Event) -> None:

@@ -7,8 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from bridge.config import BridgeSettings
-from bridge.storage import Keys, PresenceStore, Storage, script
+from bridge.storage import Storage, script
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.maintenance.rescuer import Recovery
 from bridge.telemetry import Action, Counters, log_fields
@@ -27,32 +26,31 @@ class Upkeep:
     The first to ask is elected, until it stops or is not heard of for a while; the others do nothing.
 
     Arguments:
-        stores, dispatcher, recovery, counters: Its parts.
+        storage, dispatcher, recovery, counters: Its parts.
         look_again: Makes intake look for what was missed without a sign, if it is time for that.
-        settings: Prefix, group, ``maintenance_interval_s``, ``claim_idle_s``.
         consumer: Who takes over.
     """
 
     def __init__(
         self,
-        stores: Storage,
+        storage: Storage,
         dispatcher: Dispatcher,
         recovery: Recovery,
         look_again: Callable[[], None],
         counters: Counters,
-        settings: BridgeSettings,
         consumer: str,
     ) -> None:
-        self._elect = script(stores.client, "elect")
-        self._key = Keys(settings.channel_prefix).upkeep(settings.group)
+        settings = storage.settings
+        self._elect = script(storage.client, "elect")
+        self._key = storage.keys.upkeep(settings.group)
         self._group = settings.group
-        self._journal = stores.journal
+        self._journal = storage.journal
         self._dispatcher = dispatcher
         self._recovery = recovery
         self._look_again = look_again
         self._counters = counters
         self._interval_s = settings.maintenance_interval_s
-        self._presences = PresenceStore(stores.client, settings)
+        self._presence = storage.presence
         self._claim_idle_ms = int(settings.claim_idle_s * 1000)
         self._consumer = consumer
         self._due_at = 0.0
@@ -80,7 +78,7 @@ class Upkeep:
 
     def _remove_dead(self) -> None:
         # Redis 7.0 calls those idle too that read and find nothing.
-        alive = {self._consumer, *(one.name for one in self._presences.all() if one.alive)}
+        alive = {self._consumer, *(one.name for one in self._presence.all() if one.alive)}
         for consumer in self._journal.idle_consumers(self._claim_idle_ms):
             if consumer not in alive and self._journal.leave(consumer, self._claim_idle_ms):
                 self._counters.add("consumers_removed")

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from bridge.broker import Message, Outbox
 from bridge.bus import Admission
-from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
 from bridge.events import StoredEvent
 from bridge.handlers import Registry, task_id_for
@@ -34,27 +33,25 @@ class Recovery:
     first message come after all, the done mark or the lease makes it harmless.
 
     Arguments:
-        stores, outbox, registry, counters: Its parts.
-        settings: ``max_redispatches``.
+        storage, outbox, registry, counters: Its parts.
     """
 
     def __init__(
         self,
-        stores: Storage,
+        storage: Storage,
         outbox: Outbox,
         registry: Registry,
         counters: Counters,
-        settings: BridgeSettings,
     ) -> None:
-        self._admission = Admission(settings)
-        self._journal = stores.journal
-        self._event_keys = stores.event_keys
-        self._ledger = stores.ledger
-        self._dead_letters = stores.dead_letters
+        self._admission = Admission(storage.settings)
+        self._journal = storage.journal
+        self._event_keys = storage.event_keys
+        self._ledger = storage.ledger
+        self._dead_letters = storage.dead_letters
         self._outbox = outbox
         self._registry = registry
         self._counters = counters
-        self._settings = settings
+        self._settings = storage.settings
 
     def sweep(self, stop: threading.Event) -> None:
         """Deal with overdue tasks, the longest overdue first, for a second or until *stop* is set.

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from celery import Celery
-from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge.broker import probe
 from bridge.config import BridgeSettings
 from bridge.redis import connect
-from bridge.storage import Journal
+from bridge.storage import Storage
 from bridge.telemetry import Liveness
 
 #: A loop that has not gone round for so long is stuck, or for several time limits of a connection if that is longer.
@@ -57,8 +56,7 @@ class Health:
         self.waits = waits
         self._lock = threading.Lock()
         self._known: dict[str, tuple[float, str]] = {}
-        self.client: Redis = connect(settings, _BUS_TIMEOUT_S)
-        self._journal = Journal(self.client, settings)
+        self.storage = Storage(connect(settings, _BUS_TIMEOUT_S), settings)
 
     def stuck(self) -> list[str]:
         """Return what shows that this process must be started anew; waiting for a server does not."""
@@ -99,7 +97,7 @@ class Health:
 
     def _try_bus(self) -> str:
         try:
-            if self._journal.group_exists():
+            if self.storage.journal.group_exists():
                 return ""
         except (RedisError, OSError) as error:
             return f"Redis at {self._settings.redacted_url}: {error or type(error).__name__}"

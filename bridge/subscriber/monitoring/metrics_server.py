@@ -142,7 +142,7 @@ class _SubscriberCollector(Collector):
         text = "Whether dispatch waits for room in a queue, bridge_max_queue_length."
         yield _gauge("bridge_dispatch_waiting", text, bool(self._health.waits()))
         try:
-            groups = read_status(self._health.client, self._settings).groups
+            groups = read_status(self._health.storage).groups
         except (RedisError, OSError):
             return  # bridge_bus_up says so; figures of before would be taken for those of now
         yield from _of_groups(groups)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from redis.exceptions import RedisError
 
 from bridge.config import BridgeSettings
-from bridge.storage import HEARTBEAT_INTERVAL_S, Presence, PresenceStore
+from bridge.storage import HEARTBEAT_INTERVAL_S, Presence
 from bridge.subscriber.monitoring.health import Health
 from bridge.telemetry import Counters, Liveness
 
@@ -38,7 +38,7 @@ class PresenceReporter:
         self._pulse = pulse
         self._health = health
         self._name = name
-        self._presences = PresenceStore(health.client, settings)
+        self._presence_store = health.storage.presence
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="bridge-presence", daemon=True)
         self._dispatched: deque[tuple[float, int]] = deque(maxlen=_RATE_BEATS + 1)
@@ -62,15 +62,15 @@ class PresenceReporter:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         if not self._thread.is_alive():
-            self._health.client.close()
+            self._health.storage.client.close()
 
     def _beat(self) -> None:
         while not self._stop.is_set():
             with suppress(RedisError, OSError):  # the other threads say so
-                self._presences.report(self._presence())
+                self._presence_store.report(self._presence())
             self._stop.wait(HEARTBEAT_INTERVAL_S)
         with suppress(RedisError, OSError):  # it is forgotten after a while
-            self._presences.leave(self._name)
+            self._presence_store.leave(self._name)
 
     def _presence(self) -> Presence:
         problems = self._health.problems()

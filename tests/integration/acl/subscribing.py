@@ -11,7 +11,8 @@ from bridge import Event, EventBus
 from bridge.events.event import UNHEARD_SOURCE
 from bridge.handlers.handler import task_id_for
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import InFlightTask, Ledger
+from bridge.storage.ledger import InFlightTask
+from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
 from tests.support.ports import free_port
 from tests.support.queues import Queues
@@ -41,7 +42,7 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
         bus.publish_many([Event(type="dream.created", id=f"old-{number}", payload={"yes": 1}) for number in range(3)])
         rows: Any = restricted_redis.admin.xreadgroup("tests", "dead", {keys.journal: ">"}, count=2)
         entry_id = rows[0][1][0][0].decode()
-        ledger = Ledger(bus.client, settings.model_copy(update={"redispatch_after_s": 0.001}))
+        ledger = Storage(bus.client, settings.model_copy(update={"redispatch_after_s": 0.001})).ledger
         for event_id in ("old-0", "gone", "ended"):
             pair = InFlightTask("t.exact", event_id, entry_id if event_id == "old-0" else "1-1", queue="celery")
             ledger.sent([], [pair.listed(task_id_for("tests", event_id, "t.exact"))])

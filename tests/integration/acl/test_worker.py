@@ -9,8 +9,8 @@ import pytest
 
 from bridge import Event, EventBus
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from tests.integration.acl.subscribing import NOT_GRANTED, SOON, prepare, subscribe
 from tests.support.processes import STOP_S, Processes, stops_worker
 from tests.support.queues import Queues
@@ -37,7 +37,7 @@ def waiting(restricted_redis: RestrictedRedis, processes: Processes) -> None:
 def hold_for_too_long(restricted_redis: RestrictedRedis) -> None:
     """Leave a message that was taken from the queue and not acknowledged, an unused exchange, and a dead letter."""
     letter = DeadLetter.of_message("json", "no event", "channel", b"{")
-    DeadLetters(restricted_redis.admin, restricted_redis.settings()).add(letter)
+    Storage(restricted_redis.admin, restricted_redis.settings()).dead_letters.add(letter)
     where = {"exchange": "", "routing_key": "celery"}
     properties = {"delivery_info": where, "delivery_tag": "tag", "priority": 0, "body_encoding": "base64"}
     message = {"body": "W1tdLCB7fSwge31d", "content-type": "application/json", "content-encoding": "utf-8"}
@@ -63,7 +63,7 @@ def work(restricted_redis: RestrictedRedis, user: str, processes: Processes, *ar
     command = ["worker", "-n", "w1@test", "-c", "2", "-l", "INFO", *arguments]
     worker = processes.celery(*command, app=APP, name="w1", **environment(restricted_redis, user))
     keys, admin = Keys(restricted_redis.prefix), restricted_redis.admin
-    letters = DeadLetters(admin, restricted_redis.settings())
+    letters = Storage(admin, restricted_redis.settings()).dead_letters
     eventually(lambda: [letter.event_type for letter in letters.latest(9)] == ["work.retried"], "the dead letter", 30)
     eventually(lambda: admin.zcard(keys.inflight("tests")) == 0, "all has ended", 30)
     results = f"broker:{restricted_redis.prefix}celery-task-meta-"

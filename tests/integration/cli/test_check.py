@@ -19,7 +19,7 @@ from redis import Redis
 from bridge import BridgeSettings
 from bridge.cli import bus as bus_command
 from bridge.handlers.handler import registry
-from bridge.storage.presence import PresenceStore
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
 from tests.support.processes import Processes
@@ -108,7 +108,7 @@ def worker(
         eventually(lambda: "w1@test ready" in processes.log("w1"), "the worker is ready", 30)
         eventually(lambda: app.control.ping(timeout=0.5), "it answers")  # not yet when it says that it is ready
         eventually(
-            lambda: [one.ready for one in PresenceStore(admin, settings).all()] == [True], "its subscriber is ready"
+            lambda: [one.ready for one in Storage(admin, settings).presence.all()] == [True], "its subscriber is ready"
         )
         return running
 

@@ -17,8 +17,8 @@ from bridge import BridgeSettings, Event, EventBus
 from bridge.cli import bus as bus_command
 from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.ledger import Ended
+from bridge.storage.storage import Storage
 from tests.support.processes import Processes
 from tests.support.terminal import OpenTerminal
 from tests.support.waiting import eventually
@@ -86,7 +86,7 @@ def test_a_real_trip(
     processes.celery("worker", "-n", "w1@test", "-c", "2", name="w1", app=HERE)
     bus.publish("trip.booked", id="trip", correlation_id="journey")
     eventually(lambda: shape(trace("trip", expect=None).stdout) == TRIP, "the whole tree", 30)
-    (letter,) = DeadLetters(client, settings).latest(10)
+    (letter,) = Storage(client, settings).dead_letters.latest(10)
     shown = trace("trip").stdout
     (failed,) = [line for line in shown.splitlines() if "FAILURE" in line]
     assert failed.endswith(f"  celery  failure: RuntimeError: no room  (dead letter {letter.letter_id})")
@@ -128,7 +128,7 @@ def test_what_others_wrote_commands_nothing(
     detail = f"first\nsecond {'d' * 900}"
     task_id = task_id_for("tests", "root", f"{HERE}.hotel")
     letter = DeadLetter.of_event(EVIL, detail, event, b"{}", f"{HERE}.hotel", task_id)
-    DeadLetters(client, settings).bury(letter, Ended(queue=EVIL))
+    Storage(client, settings).dead_letters.bury(letter, Ended(queue=EVIL))
     at_terminal = terminal("bus", "trace", "root", app=HERE, columns=200)
     assert at_terminal.wait() == 0
     for text in (trace("root").stdout, trace("chain").stdout, COLOURS.sub("", at_terminal.text).replace("\r\n", "\n")):

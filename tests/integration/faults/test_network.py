@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 
 from bridge import BusUnavailable, Event, EventBus
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger
 from bridge.storage.lua import script
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
 from tests.support.processes import Processes
@@ -107,7 +107,7 @@ def test_a_reply_to_the_dispatcher_is_lost(
     eventually(lambda: subscriber.info().get("errors"), "it is noticed")
     dispatched(queues, "before", *(f"n{number}" for number in range(100)))
     eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged")
-    assert Ledger(client, bus.settings.model_copy(update={"group": "tests"})).size() == 101
+    assert Storage(client, bus.settings.model_copy(update={"group": "tests"})).ledger.size() == 101
     assert queues.length() <= 101 + 32, "no more than the batch under way is sent again"
 
 

@@ -20,7 +20,7 @@ from redis import Redis
 
 from bridge import Event, EventBus
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.processes import Processes
 from tests.support.queues import Queues
@@ -290,7 +290,7 @@ def test_tasks_wait_for_memory(site: Site, own_server: RedisServer, prefix: str)
     worker = site.processes.worker("w1", "-c", "1", BRIDGE_REDIS_URL=own_server.url, **FAST)
     eventually(lambda: "ready." in site.processes.log("w1"), "the worker waits for messages", 30)
     with EventBus(redis_url=own_server.url, channel_prefix=prefix) as bus, Redis.from_url(own_server.url) as admin:
-        own = Ledger(bus.client, bus.settings.model_copy(update={"group": "tests"}))
+        own = Storage(bus.client, bus.settings.model_copy(update={"group": "tests"})).ledger
         worker.send_signal(signal.SIGSTOP)  # until there are messages and no memory
         site.processes.celery("bus", "subscribe", name="subscribe", BRIDGE_REDIS_URL=own_server.url, **FAST)
         publish(bus, [f"n{number}" for number in range(5)])

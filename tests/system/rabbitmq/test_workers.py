@@ -10,8 +10,7 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.ledger import Ledger
+from bridge.storage.storage import Storage
 from tests.support.processes import Processes
 from tests.support.servers.rabbitmq import RabbitNode
 from tests.support.site import FAST
@@ -27,8 +26,8 @@ class Site:
         self.prefix = settings.channel_prefix
         self.client = client
         self.rabbit = rabbit
-        self.letters = DeadLetters(client, settings)
-        self.ledger = Ledger(client, settings)
+        self.letters = Storage(client, settings).dead_letters
+        self.ledger = Storage(client, settings).ledger
 
     def effects(self) -> Counter[str]:
         return Counter(value.decode() for value in self.client.lrange(f"{self.prefix}effects", 0, -1))

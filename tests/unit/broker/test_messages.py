@@ -21,7 +21,7 @@ from bridge.broker.messages import Message
 from bridge.broker.outbox import Outbox
 from bridge.events.encoded import StoredEvent
 from bridge.handlers.handler import task_id_for
-from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
 from tests.handlers import HANDLERS
 from tests.support.apps import StartSubscriber
@@ -251,7 +251,7 @@ def test_user_code_that_fails_for_one_event_stops_no_other(
         | {f"t.picky a.b {name}": 1 for name in ("name", "last")}
     )
     eventually(lambda: queues.tasks() == expected, "what can be sent is sent")
-    kept = DeadLetters(client, settings)
+    kept = Storage(client, settings).dead_letters
     letters = eventually(lambda: len(found := kept.latest(10)) == 2 and found, "both dead letters are written")
     assert {(letter.reason, letter.handler, letter.event_id) for letter in letters} == {
         ("message_failed", "t.picky", "other"),

@@ -12,9 +12,9 @@ from bridge import BridgeSettings, Event, EventBus
 from bridge.events.encoded import Record
 from bridge.operations.history import History
 from bridge.redis.client import connect
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.journal import Journal
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
@@ -47,7 +47,7 @@ def journal(each_server: RedisServer, prefix: str) -> Journal:
     loaded = BridgeSettings.load(
         redis_url=each_server.url, channel_prefix=prefix, group="g", max_events_per_s_per_source=0.3
     )
-    return Journal(connect(loaded), loaded)
+    return Storage(connect(loaded), loaded).journal
 
 
 def limited(count: int, of: int) -> list[str]:
@@ -92,8 +92,8 @@ def test_a_key_of_the_wrong_type_limits_nobody(journal: Journal, redis: Redis, p
 
 def test_without_a_limit_nothing_is_counted(settings: BridgeSettings, client: Redis) -> None:
     """Neither without the setting nor for what is not to be limited is there a counter."""
-    Journal(client, settings).append(records(5), limit=True)
-    Journal(client, settings.model_copy(update={"max_events_per_s_per_source": 0.1})).append(records(5))
+    Storage(client, settings).journal.append(records(5), limit=True)
+    Storage(client, settings.model_copy(update={"max_events_per_s_per_source": 0.1})).journal.append(records(5))
     assert not client.exists(Keys(settings.channel_prefix).rate("noisy"))
 
 
@@ -121,7 +121,7 @@ def test_all_subscribers_share_one_count(
     shout(client, prefix, [event(number) for number in range(50)])
     shout(client, prefix, [event(number, "quiet") for number in range(10)])
     for group in ("tests", "others"):
-        letters = DeadLetters(client, settings.model_copy(update={"group": group}))
+        letters = Storage(client, settings.model_copy(update={"group": group})).dead_letters
         eventually(lambda letters=letters: letters.size().letters == 40, f"the rest is kept for {group}")
         assert {letter.reason for letter in letters.latest(50)} == {"rate_limit"}
         assert all(letter.event() == event(int(letter.event_id[5:])) for letter in letters.latest(50))
@@ -169,7 +169,7 @@ def test_catch_up_is_not_limited(
     subscriber = start_subscriber(max_events_per_s_per_source=0.1)
     eventually(lambda: queues.length() == 100, "all are dispatched")
     shout(client, prefix, [event(number) for number in range(100, 110)], keep=True)
-    letters = DeadLetters(client, settings)
+    letters = Storage(client, settings).dead_letters
     eventually(lambda: letters.size().letters == 9, "those that are heard are limited")
     client.client_kill_filter(_type="pubsub")
     eventually(lambda: subscriber.info().get("subscription_gaps"), "the gap is noticed")
@@ -185,7 +185,7 @@ def test_what_was_limited_can_be_looked_at(journal: Journal, redis: Redis, prefi
     journal.append(records(5), limit=True)
     redis.set(Keys(prefix).event("noisy4"), record(4).data)
     loaded = BridgeSettings.load(redis_url="redis://unused", channel_prefix=prefix, group="g")
-    history = History(redis, loaded)
+    history = History(Storage(redis, loaded))
     assert set(history.entry_ids([f"noisy{number}" for number in range(5)])) == {"noisy0", "noisy1", "noisy2"}
     assert history.event("noisy4") == event(4)
     assert history.event("noisy3") is None

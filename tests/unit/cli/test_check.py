@@ -19,7 +19,8 @@ from bridge import BridgeSettings, EventBus
 from bridge.cli import bus as bus_command
 from bridge.handlers.handler import registry
 from bridge.storage.keys import Keys
-from bridge.storage.presence import Presence, PresenceStore
+from bridge.storage.presence import Presence
+from bridge.storage.storage import Storage
 from bridge.subscriber import checks
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
@@ -210,7 +211,7 @@ def test_subscribers(
     admin.xgroup_create(Keys(bus.settings.channel_prefix).journal, "tests", id="0")
     assert wrong(check(expect=1))[0] == ("group tests", "no subscriber lives; 1 events wait")
     start_subscriber("one", app=app, redis_url=url)
-    presences = PresenceStore(admin, bus.settings)
+    presences = Storage(admin, bus.settings).presence
     eventually(lambda: [one.ready for one in presences.all()] == [True], "it is ready")
     presences.say(Presence("two", problems=["cannot", "will not"]))
     assert wrong(check(expect=1))[0] == ("two", "cannot; will not")
@@ -221,7 +222,7 @@ def test_subscribers(
 def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, settings: BridgeSettings) -> None:
     """Only subscribers of this host that live count, every one of them; the broker is not asked."""
     app.conf.broker_url = "amqp://127.0.0.1:1"
-    here, presences = socket.gethostname(), PresenceStore(admin, settings)
+    here, presences = socket.gethostname(), Storage(admin, settings).presence
     presences.say(Presence("far", "elsewhere"))
     gone = f"{int(admin.time()[0] - 7) * 1000} {json.dumps({'name': 'gone', 'host': here})}"
     admin.hset(Keys(settings.channel_prefix).subscribers("tests"), "gone", gone)
@@ -239,7 +240,7 @@ def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, setting
 
 def test_readiness_is_cheap(check: Check, admin: Redis, settings: BridgeSettings) -> None:
     """One look-up, however much is on the bus."""
-    PresenceStore(admin, settings).say(Presence("one", socket.gethostname()))
+    Storage(admin, settings).presence.say(Presence("one", socket.gethostname()))
     heard: list[str] = []
     with admin.monitor() as monitor:
         check("--ready")

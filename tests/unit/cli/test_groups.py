@@ -11,9 +11,8 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.operations.groups import Groups
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.journal import Journal
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from tests.support.apps import Invoke, StartSubscriber
 
 
@@ -23,11 +22,11 @@ def old(client: Redis, settings: BridgeSettings, bus: EventBus) -> Keys:
     keys = Keys(settings.channel_prefix)
     for number in range(5):
         bus.publish("dream.created", id=f"e{number}")
-    Journal(client, settings.model_copy(update={"group": "old.shop"})).create_group("earliest")
+    Storage(client, settings.model_copy(update={"group": "old.shop"})).journal.create_group("earliest")
     client.xreadgroup("old.shop", "dead", {keys.journal: ">"}, count=2)
     event = Event(type="dream.created", id="e0")
     letter = DeadLetter.of_event("failure", "boom", event, event.encode(), "t.exact", "t1")
-    DeadLetters(client, settings.model_copy(update={"group": "old.shop"})).add(letter)
+    Storage(client, settings.model_copy(update={"group": "old.shop"})).dead_letters.add(letter)
     client.zadd(keys.inflight("old.shop"), {"t1": 1, "t2": 2, "t3": 3})
     return keys
 
@@ -119,5 +118,5 @@ def test_many_leftovers_go_as_well(client: Redis, settings: BridgeSettings, bus:
         for number in range(2500):
             pipe.set(keys.dead_letter_dedup("g", str(number)), 1)
         pipe.execute()
-    Groups(client, settings).delete("g")
+    Groups(Storage(client, settings)).delete("g")
     assert not client.keys(keys.dead_letter_dedup("g", "*").replace("{", "?").replace("}", "?"))

@@ -13,10 +13,10 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import InFlightTask, Ledger
-from bridge.storage.presence import Presence, PresenceStore
+from bridge.storage.ledger import InFlightTask
+from bridge.storage.presence import Presence
+from bridge.storage.storage import Storage
 from bridge.subscriber.monitoring import health
 from bridge.subscriber.monitoring import reporter as monitoring
 from bridge.testing.redis_server import RedisServer
@@ -79,10 +79,10 @@ def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> 
     client.xgroup_create(keys.journal, "idle", id="$")
     client.xreadgroup("tests", "silent", {keys.journal: ">"}, count=3)
     pair = InFlightTask("t.exact", "e", "1-1", "celery")
-    Ledger(client, settings).sent([], [pair.listed(f"t{number}") for number in range(5)])
+    Storage(client, settings).ledger.sent([], [pair.listed(f"t{number}") for number in range(5)])
     late = settings.model_copy(update={"redispatch_after_s": -1})
-    Ledger(client, late).sent([], [pair.listed("late")])
-    DeadLetters(client, settings).add(DeadLetter.of_message("json", "", "channel", b"x"))
+    Storage(client, late).ledger.sent([], [pair.listed("late")])
+    Storage(client, settings).dead_letters.add(DeadLetter.of_message("json", "", "channel", b"x"))
     now_s = int(client.time()[0])
     problems, gap_ms = ["cannot", "will not"], (now_s - 7300) * 1000
     for after_s, one in (
@@ -216,7 +216,7 @@ def test_what_others_wrote_commands_nothing(
     client.xgroup_create(keys.journal, evil, id="0", mkstream=True)
     client.xgroup_createconsumer(keys.journal, evil, evil)
     theirs = settings.model_copy(update={"group": evil})
-    PresenceStore(client, theirs).say(Presence(f"one {evil}", problems=[evil], waits=evil))
+    Storage(client, theirs).presence.say(Presence(f"one {evil}", problems=[evil], waits=evil))
     for rubbish in ("", "x", "1 {", "1 []", '1 {"name": 7}', "x {}", "99999999999999999999 {}"):
         client.hset(keys.subscribers(evil), f"r{rubbish}", rubbish)
     text = invoke("status").stdout

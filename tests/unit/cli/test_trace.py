@@ -16,7 +16,8 @@ from bridge import BridgeSettings, Event, EventBus
 from bridge.cli import bus as bus_command
 from bridge.handlers.handler import task_id_for
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import InFlightTask, Ledger
+from bridge.storage.ledger import InFlightTask
+from bridge.storage.storage import Storage
 
 HERE = "tests.chains"
 
@@ -75,7 +76,7 @@ def test_states_without_a_worker(
     (entry,) = client.xreadgroup("tests", "one", {keys.journal: ">"})[0][1]
     client.xack(keys.journal, "tests", entry[0])
     assert shape(trace("first").stdout) == "sleepy.created\n   sleepy SKIPPED\n"
-    ledger, task_id = Ledger(client, settings), task_id_for("tests", "first", f"{HERE}.sleepy")
+    ledger, task_id = Storage(client, settings).ledger, task_id_for("tests", "first", f"{HERE}.sleepy")
     ledger.sent([], [InFlightTask(f"{HERE}.sleepy", "first", entry[0].decode(), "naps").listed(task_id)])
     assert re.search(r"sleepy  SENT  naps$", trace("first").stdout, re.MULTILINE)
     ledger.begin(task_id, "run", idempotent=True)

@@ -14,8 +14,8 @@ from bridge import BridgeSettings, Event, EventBus
 from bridge.errors import InvalidEvent
 from bridge.events.encoded import StoredEvent
 from bridge.events.event import _FROM_WIRE
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
 from tests.support.strategies import JSON, TEXT
@@ -207,5 +207,5 @@ def test_what_the_journal_cannot_hold_stops_nothing(
         bus.publish("a.b", {"name": "x", "yes": True}, id="good")
     eventually(lambda: queues.tasks()[f"{handler} a.b good"], "the good one is dispatched", 5)
     # A message that Celery sends goes before the dead letters of its batch.
-    eventually(lambda: DeadLetters(client, settings).latest(10), "the other one is a dead letter")
+    eventually(lambda: Storage(client, settings).dead_letters.latest(10), "the other one is a dead letter")
     assert "errors" not in subscriber.info()

@@ -14,9 +14,9 @@ from bridge.events.redaction import REDACTED, Redaction
 from bridge.flower.data import EventData
 from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ended
+from bridge.storage.storage import Storage
 from tests.support.apps import Invoke
 from tests.support.replays import FAST, Replays, last
 from tests.support.sensitive import PAYLOAD, SECRET, SENSITIVE
@@ -103,7 +103,7 @@ def letter_of(event: Event, reason: str = "failure", **more: Any) -> DeadLetter:
 
 def test_stored_letters(client: Redis, discreet: BridgeSettings, prefix: str) -> None:
     """The letter outlives the event, so nothing sensitive is stored; size and hash are those of the whole event."""
-    letters = DeadLetters(client, discreet)
+    letters = Storage(client, discreet).dead_letters
     event = Event(type="dream.created", id="e1", payload=PAYLOAD)
     whole = letter_of(event, traceback=f"ValueError: {SECRET}")
     assert letters.add(whole)
@@ -121,7 +121,7 @@ def test_stored_letters(client: Redis, discreet: BridgeSettings, prefix: str) ->
 @pytest.mark.parametrize("data", [b"{", b'{"id":"a b","type":"c","payload":{"user":{"email":"ada.lovelace"}}}'])
 def test_messages_that_are_no_events_are_not_kept(client: Redis, discreet: BridgeSettings, data: bytes) -> None:
     """They have no paths: size, hash and reason are all that is kept. So it is of the beginning of a long one."""
-    letters = DeadLetters(client, discreet)
+    letters = Storage(client, discreet).dead_letters
     letters.add(DeadLetter.of_message("json", "not JSON", "somewhere", data))
     letters.add(DeadLetter.of_message("hop_limit", "too long", "here", Event(type="a.b", payload="x" * 5000).encode()))
     for letter in letters.latest(2):
@@ -135,7 +135,7 @@ def test_without_sensitive_paths_nothing_changes(client: Redis, settings: Bridge
     event = Event(type="dream.created", id="e1", payload={"user": {"phone": 1}})
     other = Event(type="dream.created", id="e2", payload=PAYLOAD)
     for paths, one in ((SENSITIVE, event), ([], other)):
-        letters = DeadLetters(client, settings.model_copy(update={"redact_paths": paths}))
+        letters = Storage(client, settings.model_copy(update={"redact_paths": paths})).dead_letters
         letters.add(letter_of(one))
         assert letters.latest(1)[0].event() == one
         assert b"redacted" not in client.xrevrange(Keys(prefix).dead("tests"), count=1)[0][1]
@@ -186,7 +186,7 @@ def test_commands(invoke: Invoke, client: Redis, settings: BridgeSettings, monke
     with EventBus(settings) as bus:
         bus.publish(event)
     letter = replace(letter_of(event), task_id=task_id_for("tests", "e1", "t.exact"))
-    DeadLetters(client, settings).bury(letter, Ended())
+    Storage(client, settings).dead_letters.bury(letter, Ended())
     before = invoke("get", "e1").output + invoke("dead", "show", "e1").output + invoke("trace", "e1").output
     assert before.count(SECRET) == 4
     monkeypatch.setenv("BRIDGE_REDACT_PATHS", json.dumps(SENSITIVE))
@@ -208,7 +208,7 @@ def test_flowers_pages(
     event = Event(type="dream.created", id="e1", payload=PAYLOAD)
     with EventBus(settings) as bus:
         bus.publish(event)
-    DeadLetters(client, settings).add(letter_of(event))
+    Storage(client, settings).dead_letters.add(letter_of(event))
     data = EventData(app)
     page = data.page("e1")
     assert page

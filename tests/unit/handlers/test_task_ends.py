@@ -40,12 +40,12 @@ def executions(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> Leases:
 
 @pytest.fixture
 def ledger(bus: EventBus) -> Ledger:
-    return Ledger(bus.client, bus.settings)
+    return bus.storage.ledger
 
 
 @pytest.fixture
 def letters(bus: EventBus) -> DeadLetters:
-    return DeadLetters(bus.client, bus.settings)
+    return bus.storage.dead_letters
 
 
 def failed(task_id: str) -> DeadLetter:
@@ -90,14 +90,14 @@ def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, pre
 
         def ask() -> bool:
             try:
-                outcomes.add(Ledger(bus.client, bus.settings).begin("t1", "copy", idempotent=True).outcome)
+                outcomes.add(bus.storage.ledger.begin("t1", "copy", idempotent=True).outcome)
             except RedisError:
                 return False
             return "ended" in outcomes
 
         eventually(ask, "the end is noted")
         assert "begun" not in outcomes
-        (letter,) = DeadLetters(bus.client, bus.settings).latest(10)
+        (letter,) = bus.storage.dead_letters.latest(10)
         assert letter.detail == "while Redis was away"
 
 
@@ -158,7 +158,7 @@ def test_nothing_holds_up_the_main_process_of_a_worker(executions: Leases, bus: 
     for number in range(10):
         revoke(f"t{number}", expired=True)
     assert time.monotonic() - began < 0.5
-    eventually(lambda: Ledger(bus.client, bus.settings).has_ended("t9"), "the ends are noted afterwards")
+    eventually(lambda: bus.storage.ledger.has_ended("t9"), "the ends are noted afterwards")
     assert time.monotonic() - began > 1
 
 

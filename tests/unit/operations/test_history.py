@@ -8,13 +8,14 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus, InvalidEvent
 from bridge.operations.history import Header, History
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from tests.support.replays import FAST, Replays, last
 from tests.support.scrape import RoundTrips
 
 
 @pytest.fixture
 def history(client: Redis, settings: BridgeSettings) -> History:
-    return History(client, settings)
+    return History(Storage(client, settings))
 
 
 def ids(headers: list[Header]) -> list[str]:

@@ -15,6 +15,7 @@ from bridge.handlers.handler import task_id_for
 from bridge.operations.replay import Replay
 from bridge.operations.replay_sources import JournalSource
 from bridge.storage.entries import EntryFilter
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
@@ -184,7 +185,9 @@ def test_replayed_events_of_any_size(replays: Replays, bus: EventBus) -> None:
     event = Event(type="dream.created", id="large", payload="x" * 1000)
     bus.publish(event.type, event.payload, id=event.id)
     small = replays.settings.model_copy(update={"max_event_bytes": 100})
-    replay = Replay(replays.client, small, JournalSource(replays.client, small, EntryFilter()), "r", {})
+    replay = Replay(
+        Storage(replays.client, small), JournalSource(Storage(replays.client, small), EntryFilter()), "r", {}
+    )
     assert last(replay.run(FAST)).replayed == 1
 
 

@@ -14,9 +14,9 @@ from bridge.handlers.handler import task_id_for
 from bridge.operations.task_states import TaskStates
 from bridge.operations.trace import Tracer
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, Ledger
+from bridge.storage.ledger import Ended
+from bridge.storage.storage import Storage
 from tests.support.apps import StartSubscriber
 from tests.support.proxy import Proxy
 from tests.support.scrape import RoundTrips
@@ -31,7 +31,7 @@ def state(user_app: Celery, client: Redis, settings: BridgeSettings) -> Callable
     """The state of the one task of event "e"."""
 
     def read() -> str:
-        ((task,),) = TaskStates(user_app, client, settings).states([("e", "plain.made")])
+        ((task,),) = TaskStates(user_app, Storage(client, settings)).states([("e", "plain.made")])
         return task.state
 
     return read
@@ -46,7 +46,7 @@ def test_states_of_a_task_from_the_journal_to_its_end(
     settings: BridgeSettings,
 ) -> None:
     """WAITING in the journal, SENT in the queue, STARTED while it runs, RETRY until it comes again, SUCCESS."""
-    ledger, task_id = Ledger(client, settings), task_id_for("tests", "e", f"{HERE}.plain")
+    ledger, task_id = Storage(client, settings).ledger, task_id_for("tests", "e", f"{HERE}.plain")
     bus.publish("plain.made", id="e")
     assert state() == "WAITING"
     client.xgroup_create(Keys(settings.channel_prefix).journal, "tests", id="0")
@@ -64,7 +64,7 @@ def test_states_of_a_task_from_the_journal_to_its_end(
         ledger.end(task_id, Ended(runtime_ms=250, queue="plain"), pipe)
         pipe.execute()
     assert state() == "SUCCESS"
-    ((task,),) = TaskStates(user_app, client, settings).states([("e", "plain.made")])
+    ((task,),) = TaskStates(user_app, Storage(client, settings)).states([("e", "plain.made")])
     assert (task.runtime_s, task.queue, task.detail) == (0.25, "plain", "")
 
 
@@ -81,7 +81,7 @@ def test_a_run_whose_worker_died_is_not_started(
     start_subscriber(app=user_app)
     eventually(lambda: state() == "SENT", "it is in its queue")
     short = settings.model_copy(update={"lease_s": 0.2})
-    Ledger(client, short).begin(task_id_for("tests", "e", f"{HERE}.plain"), "run", idempotent=True)
+    Storage(client, short).ledger.begin(task_id_for("tests", "e", f"{HERE}.plain"), "run", idempotent=True)
     assert state() == "STARTED"
     eventually(lambda: state() == "SENT", "its lease is over", 5)
 
@@ -92,7 +92,7 @@ def test_failures_and_what_they_say(
     """FAILURE tells reason and text, and the letter while it is there."""
     event = bus.publish("plain.made", id="e").event
     start_subscriber(app=user_app)
-    letters, outcomes = DeadLetters(client, settings), TaskStates(user_app, client, settings)
+    letters, outcomes = Storage(client, settings).dead_letters, TaskStates(user_app, Storage(client, settings))
     task_id = task_id_for("tests", "e", f"{HERE}.plain")
     letter = DeadLetter.of_event("worker_lost", "it died", event, event.encode(), f"{HERE}.plain", task_id)
     eventually(lambda: client.zcard(Keys(settings.channel_prefix).inflight("tests")), "it was sent")
@@ -111,7 +111,7 @@ def test_skipped_tasks(
     user_app: Celery, bus: EventBus, client: Redis, start_subscriber: StartSubscriber, settings: BridgeSettings
 ) -> None:
     """SKIPPED once the event was dispatched: where= said no, or the handler came later; no handler, no task."""
-    outcomes = TaskStates(user_app, client, settings)
+    outcomes = TaskStates(user_app, Storage(client, settings))
     bus.publish("trip.ticket", {"seat": 2}, id="e")
     asked = [("e", "trip.ticket"), ("e", "no.handler")]
     assert [[task.state for task in found] for found in outcomes.states(asked[:1])] == [["WAITING"]]
@@ -127,7 +127,7 @@ def test_many_states_take_a_few_round_trips(
     bus.publish_many([Event(type="plain.made", id=f"n{number}") for number in range(200)])
     user_app.conf.result_backend = "disabled"
     pairs = [(f"n{number}", "plain.made") for number in range(200)]
-    outcomes = TaskStates(user_app, client, settings)
+    outcomes = TaskStates(user_app, Storage(client, settings))
     wanted = [task_id_for("tests", event_id, f"{HERE}.plain") for event_id, _ in pairs]
     assert [[task.task_id for task in one] for one in outcomes.states(pairs)] == [[task_id] for task_id in wanted]
     assert round_trips(lambda: outcomes.states(pairs)) <= 4
@@ -145,10 +145,10 @@ def test_a_result_backend_that_is_away_costs_little(
         parts = {"causationId": above, "taskId": f"stranger{number}"}
         above = bus.publish(Event(type="plain.made", id=f"n{number}", metadata=parts)).event.id
     with client.pipeline() as pipe:
-        Ledger(client, settings).end(task_id_for("tests", "n9", f"{HERE}.plain"), Ended(), pipe)
+        Storage(client, settings).ledger.end(task_id_for("tests", "n9", f"{HERE}.plain"), Ended(), pipe)
         pipe.execute()
     begun_s = time.monotonic()
-    found = Tracer(user_app, client, settings).trace("root")
+    found = Tracer(user_app, Storage(client, settings)).trace("root")
     assert time.monotonic() - begun_s < 4
     assert found is not None
     states = {task.task_id: task.state for task in tasks(found.roots[0])}
@@ -164,4 +164,4 @@ def test_a_backend_that_refuses_costs_nothing(user_app: Celery, bus: EventBus, c
     proxy.refuse()
     for backend in (proxy.url, "disabled"):
         user_app.conf.result_backend = backend
-        assert trees(Tracer(user_app, client, bus.settings), "e") == [("plain.made", [("plain WAITING", [])])]
+        assert trees(Tracer(user_app, Storage(client, bus.settings)), "e") == [("plain.made", [("plain WAITING", [])])]

@@ -11,12 +11,13 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.operations.trace import Tracer
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from tests.support.trees import events, trees
 
 
 @pytest.fixture
 def tracer(user_app: Celery, client: Redis, settings: BridgeSettings) -> Tracer:
-    return Tracer(user_app, client, settings)
+    return Tracer(user_app, Storage(client, settings))
 
 
 def foreign(event_id: str, cause: str | None = None, **metadata: Any) -> Event:

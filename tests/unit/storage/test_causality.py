@@ -10,8 +10,8 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.events.encoded import Record
 from bridge.redis.client import connect
-from bridge.storage.journal import Journal
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
@@ -62,7 +62,7 @@ def test_foreign_events_note_their_causes_as_they_are_appended(
     client: Redis, settings: BridgeSettings, listen: Listen
 ) -> None:
     """Events that are heard are appended, with their causes, by one script for all of them."""
-    journal = Journal(client, settings)
+    journal = Storage(client, settings).journal
     journal.append(records(Event(type="a.warm")))
     events = [Event(type="a.x", id=f"n{number}", metadata={"causationId": f"c{number % 3}"}) for number in range(60)]
     events.append(Event(type="a.x", id="first", correlation_id="chain"))
@@ -100,7 +100,7 @@ def test_the_index_lives_as_long_as_its_last_event(each_settings: BridgeSettings
             if way == "publish":
                 bus.publish(event)
             else:
-                Journal(bus.client, settings).append(records(event))
+                Storage(bus.client, settings).journal.append(records(event))
 
         add("one")
         assert 990_000 < bus.client.pttl(key) <= 1_000_000
@@ -128,7 +128,7 @@ def test_odd_causes_are_not_indexed(bus: EventBus, client: Redis, prefix: str, c
     """Other programs choose what they write there: too long, not ASCII or no text costs nothing, and names no key."""
     event = Event(type="a.x", id="ours", metadata={"causationId": cause})
     assert not bus.publish(event).duplicate
-    (outcome,) = Journal(client, bus.settings).append(records(event.model_copy(update={"id": "foreign"})))
+    (outcome,) = Storage(client, bus.settings).journal.append(records(event.model_copy(update={"id": "foreign"})))
     assert outcome == "appended"
     assert list(client.scan_iter(match=f"*{prefix}*caused:*")) == []
 
@@ -142,7 +142,7 @@ def test_something_else_at_the_key_costs_no_event_and_no_error(each_settings: Br
         parts = {"type": "a.x", "metadata": {"causationId": "root"}}
         bus.publish(Event(id="one", **parts))
         bus.publish_many([Event(id="two", **parts), Event(id="three", **parts)])
-        Journal(bus.client, each_settings).append(records(Event(id="four", **parts), Event(id="five", **parts)))
+        Storage(bus.client, each_settings).journal.append(records(Event(id="four", **parts), Event(id="five", **parts)))
         ids = [fields[b"id"] for _, fields in bus.client.xrange(keys.journal)]
         assert ids == [b"one", b"two", b"three", b"four", b"five"]
         assert bus.client.exists(keys.event("one"), keys.event("two"), keys.event("three")) == 3
@@ -158,7 +158,7 @@ def test_a_repeated_publication_adds_nothing(bus: EventBus, client: Redis) -> No
     client.delete(Keys(bus.settings.channel_prefix).consequences("root"))
     assert bus.publish(event).duplicate
     assert bus.publish(event.model_copy(update={"payload": "other"})).conflict
-    assert Journal(client, bus.settings).append(records(event)) == ["repeated"]
+    assert Storage(client, bus.settings).journal.append(records(event)) == ["repeated"]
     assert caused(client, bus.settings, "root") == []
 
 
@@ -175,7 +175,7 @@ def test_a_lost_reply_adds_the_event_once(proxy: Any, client: Redis, settings: B
 
 def test_a_journal_that_is_made_anew_keeps_the_index(client: Redis, settings: BridgeSettings) -> None:
     """Events that are brought back into a deleted journal are in the index as before, under their new times."""
-    journal, keys = Journal(client, settings), Keys(settings.channel_prefix)
+    journal, keys = Storage(client, settings).journal, Keys(settings.channel_prefix)
     event = Event(type="a.x", id="one", metadata={"causationId": "root"})
     journal.append(records(event))
     client.delete(keys.journal)

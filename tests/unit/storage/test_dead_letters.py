@@ -14,7 +14,8 @@ from bridge.events.event import Event
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters, EntryFilter, Size
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, InFlightTask, Ledger
+from bridge.storage.ledger import Ended, InFlightTask
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 
 
@@ -41,12 +42,12 @@ def details(letters: DeadLetters, selection: EntryFilter = ALL, **options: bool)
 
 @pytest.fixture
 def letters(client: Redis, settings: BridgeSettings) -> DeadLetters:
-    return DeadLetters(client, settings)
+    return Storage(client, settings).dead_letters
 
 
 def test_the_cap_by_count_is_exact(client: Redis, settings: BridgeSettings) -> None:
     """The oldest make room, exactly as many as must, and are counted."""
-    letters = DeadLetters(client, capped(settings, max_dead_letters=7))
+    letters = Storage(client, capped(settings, max_dead_letters=7)).dead_letters
     for number in range(20):
         assert letters.add(letter(number))
         assert letters.size().letters == min(number + 1, 7)
@@ -57,8 +58,8 @@ def test_the_cap_by_count_is_exact(client: Redis, settings: BridgeSettings) -> N
 def test_the_cap_by_bytes_is_exact(client: Redis, settings: BridgeSettings) -> None:
     """After each letter as many as fit are kept, and not one that would not."""
     limit = 5000
-    letters = DeadLetters(client, capped(settings, max_dead_letter_bytes=limit))
-    unlimited = DeadLetters(client, capped(settings, group="unlimited"))
+    letters = Storage(client, capped(settings, max_dead_letter_bytes=limit)).dead_letters
+    unlimited = Storage(client, capped(settings, group="unlimited")).dead_letters
     for number in range(40):
         one = letter(number, b"x" * (number * 97 % 1500))
         letters.add(one)
@@ -75,14 +76,14 @@ def test_the_cap_by_bytes_is_exact(client: Redis, settings: BridgeSettings) -> N
     letters.add(one)
     (newest,) = letters.latest(1)
     letters.drop([kept.letter_id for kept in letters.select(ALL) if kept != newest])
-    full = DeadLetters(client, capped(settings, max_dead_letter_bytes=2 * letters.size().bytes))
+    full = Storage(client, capped(settings, max_dead_letter_bytes=2 * letters.size().bytes)).dead_letters
     full.add(letter(98, b"x" * 400))
     assert full.size().letters == 2  # exactly full
 
 
 def test_a_letter_over_the_cap_is_dropped_and_counted(client: Redis, settings: BridgeSettings) -> None:
     """One that is larger than all may be is not kept, and takes none of the others with it."""
-    letters = DeadLetters(client, capped(settings, max_dead_letter_bytes=1000))
+    letters = Storage(client, capped(settings, max_dead_letter_bytes=1000)).dead_letters
     for number, size in ((1, 2000), (2, 2), (3, 2000), (4, 2)):
         assert letters.add(letter(number, b"x" * size))
         assert not letters.add(letter(number, b"x" * size))
@@ -96,7 +97,7 @@ def test_writers_at_once_keep_the_caps(server: RedisServer, client: Redis, setti
 
     def write(writer: int) -> int:
         with Redis.from_url(server.url) as own:
-            letters, dropped = DeadLetters(own, limits), 0
+            letters, dropped = Storage(own, limits).dead_letters, 0
             for number in range(100):
                 letters.add(letter(1000 * writer + number, b"x" * (number * 37 % 700)))
                 if number % 10 == 0:
@@ -108,7 +109,7 @@ def test_writers_at_once_keep_the_caps(server: RedisServer, client: Redis, setti
 
     with ThreadPoolExecutor(4) as pool:
         removed = sum(pool.map(write, range(4)))
-    size = DeadLetters(client, limits).size()
+    size = Storage(client, limits).dead_letters.size()
     assert removed > 0
     assert size == Size(size.letters, held_bytes(client, settings), 400 - removed - size.letters)
     assert size.bytes > 0
@@ -117,7 +118,7 @@ def test_writers_at_once_keep_the_caps(server: RedisServer, client: Redis, setti
 def test_many_letters_in_one_round_trip(own_server: RedisServer, settings: BridgeSettings) -> None:
     """They are written in order, each once, under the same caps; also after SCRIPT FLUSH."""
     with Redis.from_url(own_server.url) as client:
-        letters = DeadLetters(client, capped(settings, max_dead_letters=3))
+        letters = Storage(client, capped(settings, max_dead_letters=3)).dead_letters
         assert letters.add_many([]) == []
         assert letters.add_many([letter(1), letter(2), letter(1)]) == [True, True, False]
         client.script_flush()
@@ -214,7 +215,11 @@ def test_no_task_ends_without_its_letter(
 ) -> None:
     """While its letter cannot be written, for want of memory or because of what is at the key, a task is not ended."""
     with Redis.from_url(own_server.url) as client:
-        keys, letters, ledger = Keys(settings.channel_prefix), DeadLetters(client, settings), Ledger(client, settings)
+        keys, letters, ledger = (
+            Keys(settings.channel_prefix),
+            Storage(client, settings).dead_letters,
+            Storage(client, settings).ledger,
+        )
         ledger.sent([], [InFlightTask("h", "e", "1-1").listed("t1")])
         doomed = letter(1, task_id="t1")
         if written_before:
@@ -243,7 +248,7 @@ def test_an_empty_id_means_none(letters: DeadLetters) -> None:
 def test_a_full_redis_keeps_what_it_has(own_server: RedisServer, settings: BridgeSettings) -> None:
     """A letter that a full Redis refuses takes none of the older ones with it."""
     with Redis.from_url(own_server.url) as client:
-        letters = DeadLetters(client, capped(settings, max_dead_letters=2))
+        letters = Storage(client, capped(settings, max_dead_letters=2)).dead_letters
         for number in range(2):
             letters.add(letter(number))
         client.config_set("maxmemory", 1)

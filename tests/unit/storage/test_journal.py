@@ -15,6 +15,7 @@ from bridge.events.encoded import Record
 from bridge.redis.client import connect
 from bridge.storage.journal import Journal, new_attempt
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 
 
@@ -31,7 +32,7 @@ def journal(each_server: RedisServer, prefix: str) -> Journal:
 
 def journal_of(server: RedisServer, prefix: str, group: str = "g", **settings: object) -> Journal:
     loaded = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group=group, **settings)
-    return Journal(connect(loaded), loaded)
+    return Storage(connect(loaded), loaded).journal
 
 
 def record(event_id: str, payload: object = None) -> Record:

@@ -12,6 +12,7 @@ from redis.exceptions import WatchError
 from bridge import BridgeSettings
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Begun, Ended, InFlightTask, Ledger
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.waiting import eventually
 
@@ -31,7 +32,7 @@ def make(each_server: RedisServer, client: Redis, prefix: str) -> MakeLedger:
 
     def make_one(**changes: object) -> Ledger:
         fixed = {"redis_url": each_server.url, "channel_prefix": prefix, "group": "tests"}
-        return Ledger(client, BridgeSettings.load(**fixed | changes))
+        return Storage(client, BridgeSettings.load(**fixed | changes)).ledger
 
     client.xgroup_create(Keys(prefix).journal, "tests", mkstream=True)
     yield make_one

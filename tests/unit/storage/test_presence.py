@@ -13,6 +13,7 @@ from redis import Redis
 from bridge import BridgeSettings, EventBus
 from bridge.redis.client import connect
 from bridge.storage.presence import Presence, PresenceStore
+from bridge.storage.storage import Storage
 from bridge.subscriber.monitoring import health
 from bridge.subscriber.monitoring import reporter as monitoring
 from bridge.testing.redis_server import RedisServer
@@ -25,7 +26,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def presences(client: Redis, settings: BridgeSettings) -> PresenceStore:
-    return PresenceStore(client, settings)
+    return Storage(client, settings).presence
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_a_subscriber_tells_its_problems(
 def each(each_server: RedisServer, prefix: str) -> Iterator[PresenceStore]:
     settings = BridgeSettings.load(redis_url=each_server.url, channel_prefix=prefix, group="tests")
     with connect(settings) as connected:
-        yield PresenceStore(connected, settings)
+        yield Storage(connected, settings).presence
 
 
 STRANGE: dict[str, str] = {

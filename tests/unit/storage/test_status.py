@@ -12,11 +12,11 @@ from redis.exceptions import RedisError
 from bridge import BridgeSettings, Event, EventBus
 from bridge.redis.client import connect
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ended, InFlightTask, Ledger, LedgerEntry
-from bridge.storage.presence import Presence, PresenceStore
+from bridge.storage.presence import Presence
 from bridge.storage.status import BusStatus, GroupStatus, read_status
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
 from tests.support.proxy import Proxy
@@ -43,14 +43,14 @@ def publish(settings: BridgeSettings, count: int, **fields: Any) -> list[str]:
 
 
 def group_of(client: Redis, settings: BridgeSettings, name: str = "tests") -> GroupStatus:
-    found = read_status(client, settings).group(name)
+    found = read_status(Storage(client, settings)).group(name)
     assert found is not None
     return found
 
 
 def test_without_a_journal_there_is_nothing(each_client: Redis, each_settings: BridgeSettings) -> None:
     """No journal and no groups are no error; the clock is that of the server."""
-    status = read_status(each_client, each_settings)
+    status = read_status(Storage(each_client, each_settings))
     seconds, _ = each_client.time()
     assert abs(status.at_ms - seconds * 1000) < 5000
     assert status == BusStatus(status.at_ms, 0, 0, 0, ())
@@ -68,7 +68,7 @@ def test_the_backlog_of_each_group(each_client: Redis, each_settings: BridgeSett
     for consumer, count in (("a", 5), ("b", 3)):
         client.xreadgroup("tests", consumer, {journal: ">"}, count=count)
     client.xack(journal, "tests", entries[0], entries[5])
-    status = read_status(client, each_settings)
+    status = read_status(Storage(client, each_settings))
     assert [group.name for group in status.groups] == ["done", "late", "nearly", "tests"]
     assert (status.entries, status.first_ms, status.last_ms) == (150, _ms(entries[0]), _ms(entries[-1]))
     done, late, nearly, tests = status.groups
@@ -107,7 +107,7 @@ def test_tasks_in_flight_and_overdue(each_client: Redis, each_settings: BridgeSe
     pair = InFlightTask("t.all", "e", "1-1", "celery")
 
     def ledger(**changes: Any) -> Ledger:
-        return Ledger(each_client, each_settings.model_copy(update=changes))
+        return Storage(each_client, each_settings.model_copy(update=changes)).ledger
 
     ledger().sent([], [pair.listed(f"t{number}") for number in range(5)])
     ledger(redispatch_after_s=-1).sent([], [pair.listed("late1"), pair.listed("late2")])
@@ -127,7 +127,7 @@ def test_dead_letters_of_each_group(each_client: Redis, each_settings: BridgeSet
     publish(each_settings, 1)
     for name in ("tests", "other"):
         each_client.xgroup_create(Keys(each_settings.channel_prefix).journal, name, id="0")
-    letters = DeadLetters(each_client, each_settings.model_copy(update={"max_dead_letters": 2}))
+    letters = Storage(each_client, each_settings.model_copy(update={"max_dead_letters": 2})).dead_letters
     for number in (1, 2, 3, 3):
         letters.add(DeadLetter.of_message("json", "", "channel", b"%d" % number))
     letters.bury(DeadLetter("failure", "", "journal", b"", task_id="t"), Ended())
@@ -139,14 +139,14 @@ def test_dead_letters_of_each_group(each_client: Redis, each_settings: BridgeSet
     other = group_of(each_client, each_settings, "other")
     assert (other.dead_letters, other.dead_letters_written, other.dead_letters_evicted) == (0, 0, 0)
     huge = each_settings.model_copy(update={"max_dead_letter_bytes": 10})
-    DeadLetters(each_client, huge).add(DeadLetter.of_message("json", "", "channel", b"x" * 100))
+    Storage(each_client, huge).dead_letters.add(DeadLetter.of_message("json", "", "channel", b"x" * 100))
     found = group_of(each_client, each_settings)
     assert (found.dead_letters, found.dead_letters_written, found.dead_letters_evicted) == (0, 5, 3)
 
 
 def test_starts_are_counted_once_per_task(each_client: Redis, each_settings: BridgeSettings) -> None:
     """The delay of a first run, from the journal, falls into its class; retries and second messages do not count."""
-    ledger = Ledger(each_client, each_settings)
+    ledger = Storage(each_client, each_settings).ledger
     (entry,) = publish(each_settings, 1)
     each_client.xgroup_create(Keys(each_settings.channel_prefix).journal, "tests", id="0")
     seconds, microseconds = each_client.time()
@@ -172,7 +172,7 @@ def test_something_else_at_the_keys_of_the_figures_stops_no_task(
     each_client: Redis, each_settings: BridgeSettings
 ) -> None:
     """Tasks begin whatever is at the key where their delays are counted."""
-    ledger, keys = Ledger(each_client, each_settings), Keys(each_settings.channel_prefix)
+    ledger, keys = Storage(each_client, each_settings).ledger, Keys(each_settings.channel_prefix)
     each_client.set(keys.starts("tests"), "in the way")
     ledger.sent([], [InFlightTask("t.all", "e", "1-1", "celery").listed("t")])
     assert ledger.begin("t", "run", idempotent=True).outcome == "begun"
@@ -182,7 +182,7 @@ def test_subscribers_and_rate(each_client: Redis, each_settings: BridgeSettings)
     """The rate of a group is that of the subscribers that live; those gone are shown, and not counted."""
     publish(each_settings, 1)
     each_client.xgroup_create(Keys(each_settings.channel_prefix).journal, "tests", id="0")
-    presences = PresenceStore(each_client, each_settings)
+    presences = Storage(each_client, each_settings).presence
     presences.report(Presence("one", dispatched_per_s=1.5))
     presences.report(Presence("two", dispatched_per_s=2.0, problems=["tired"]))
     key = Keys(each_settings.channel_prefix).subscribers("tests")
@@ -201,12 +201,12 @@ def test_two_round_trips_whatever_the_size(
     each_client: Redis, each_settings: BridgeSettings, round_trips: RoundTrips
 ) -> None:
     """Ten thousand entries and thirty groups cost no more than none."""
-    assert round_trips(lambda: read_status(each_client, each_settings)) <= 2
+    assert round_trips(lambda: read_status(Storage(each_client, each_settings))) <= 2
     publish(each_settings, 10_000)
     for number in range(30):
         each_client.xgroup_create(Keys(each_settings.channel_prefix).journal, f"g{number}", id="0")
-    assert round_trips(lambda: read_status(each_client, each_settings)) == 2
-    assert [group.backlog for group in read_status(each_client, each_settings).groups] == [10_000] * 30
+    assert round_trips(lambda: read_status(Storage(each_client, each_settings))) == 2
+    assert [group.backlog for group in read_status(Storage(each_client, each_settings)).groups] == [10_000] * 30
 
 
 def test_a_redis_that_is_away_is_an_error(proxy: Proxy, settings: BridgeSettings) -> None:
@@ -216,7 +216,7 @@ def test_a_redis_that_is_away_is_an_error(proxy: Proxy, settings: BridgeSettings
         connect(settings.model_copy(update={"redis_url": None, "redis_port": proxy.port}), 1) as client,
         pytest.raises(RedisError),
     ):
-        read_status(client, settings)
+        read_status(Storage(client, settings))
 
 
 def test_a_subscriber_works_off_what_status_told(

@@ -23,9 +23,8 @@ from bridge.errors import InvalidEvent, SettingsError
 from bridge.events.event import Event
 from bridge.handlers.handler import registry
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.journal import Journal
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
 from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
@@ -146,7 +145,9 @@ def outcome(server: RedisServer) -> Iterator[Outcome]:
         began_ms = time.time_ns() // 1_000_000
         with EventBus(settings) as bus:
             bus.publish("sentinel", id="zero")
-        assert Journal(client, settings).create_group("earliest")  # a subscriber that makes it reads all keys once more
+        assert Storage(client, settings).journal.create_group(
+            "earliest"
+        )  # a subscriber that makes it reads all keys once more
         write_keys(client, [c for name in CASES for c in (CASES[name], valid(name)) if c.key and not c.late])
         subscriber = Subscriber(app, settings, "one")
         subscriber.start()
@@ -156,7 +157,7 @@ def outcome(server: RedisServer) -> Iterator[Outcome]:
             with suppress(pytest.fail.Exception):
                 eventually(lambda: client.xpending(KEYS.journal, GROUP)["pending"] == 0, "all is acknowledged", 10)
             pending = client.xpending(KEYS.journal, GROUP)["pending"]
-            letters = DeadLetters(client, settings).latest(1000)
+            letters = Storage(client, settings).dead_letters.latest(1000)
             left, messages = len(client.keys(KEYS.event("*"))), Queues(client, PREFIX).messages()
             ended_ms = time.time_ns() // 1_000_000
             yield Outcome(journal_of(client), letters, counters, messages, pending, left, began_ms, ended_ms)

@@ -22,9 +22,8 @@ from bridge.bus.admission import Admission
 from bridge.bus.listener import restore_sources
 from bridge.errors import InvalidEvent
 from bridge.events.encoded import Record
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
@@ -252,7 +251,7 @@ def test_broken_messages(
     counts = {"received": sent, "appended": len(expected.digests), "duplicate": expected.repeated}
     counts["invalid"] = len(expected.letters)
     eventually(lambda: counts.items() <= subscriber.info().items(), f"the counters say {counts}")
-    letters = DeadLetters(client, settings).latest(10_000)
+    letters = Storage(client, settings).dead_letters.latest(10_000)
     assert len(letters) == len(expected.letters) > 100
     assert {(letter.reason, letter.origin, letter.raw) for letter in letters} == expected.letters
     assert len(expected.digests) > len(neighbours) + 10, "some broken ones still are events"
@@ -286,7 +285,9 @@ def test_broken_keys(
     assert journalled(client, prefix) == dict.fromkeys(expected.digests, 1)
     assert neighbours <= expected.digests.keys()
     # Which of several keys with one id comes first is up to SCAN, so their conflicts are not foretold.
-    kept = {(letter.reason, letter.origin, letter.raw) for letter in DeadLetters(client, settings).latest(5000)}
+    kept = {
+        (letter.reason, letter.origin, letter.raw) for letter in Storage(client, settings).dead_letters.latest(5000)
+    }
     assert {reason for reason, _, _ in kept ^ expected.letters} <= {"id_conflict"}
     assert all_is_well(subscriber)
 
@@ -299,7 +300,7 @@ def test_broken_keys_behind_a_broadcast(client: Redis, prefix: str, settings: Br
     client.hset(Keys(prefix).event(heard.id), "field", "value")
     for _ in range(400):
         ((event, data, _),) = restore_sources(
-            EventKeys(client, settings), [Record(heard, VALID[1])], Admission(settings)
+            Storage(client, settings).event_keys, [Record(heard, VALID[1])], Admission(settings)
         )
         assert Event.decode(data, max_bytes=LIMIT) == event
         assert event.to_dict() | {"source": heard.source} == heard.to_dict()

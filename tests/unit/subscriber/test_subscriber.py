@@ -11,9 +11,8 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.config.settings import BATCH_BYTES
 from bridge.redis.client import connect
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.journal import Journal
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber, make_app
 from tests.support.queues import Queues
@@ -121,7 +120,7 @@ def test_where_decides_before_a_task_is_sent(
             bus.publish("a.b", payload, id=event_id)
     eventually(lambda: queues.length() == 4, "four messages wait")
     assert Counter(name.split()[0] for name in queues.tasks()) == {"t.all": 3, "t.chosen": 1}
-    (letter,) = DeadLetters(client, settings).latest(10)
+    (letter,) = Storage(client, settings).dead_letters.latest(10)
     assert (letter.reason, letter.event_id, letter.handler) == ("predicate_failed", "odd", "t.chosen")
 
 
@@ -204,7 +203,7 @@ def test_a_dead_consumers_entries_are_taken_over(
 ) -> None:
     """What a consumer read and never acknowledged is dispatched by another after claim_idle_s."""
     register_handlers("t.all")
-    journal = Journal(connect(settings), settings)
+    journal = Storage(connect(settings), settings).journal
     journal.create_group("earliest")
     with EventBus(settings) as bus:
         bus.publish_many([Event(type="a.b", id=f"n{number}") for number in range(20)])
@@ -257,7 +256,10 @@ def test_hostile_journal_entries_stop_nothing(
         bus.publish("a.b", id="good")
     eventually(lambda: queues.tasks() == {"t.all a.b good": 1}, "the good one is dispatched")
     eventually(lambda: client.xpending(journal, "tests")["pending"] == 0, "all are acknowledged")
-    assert sorted(letter.reason for letter in DeadLetters(client, settings).latest(10)) == ["encoding", "no_handler"]
+    assert sorted(letter.reason for letter in Storage(client, settings).dead_letters.latest(10)) == [
+        "encoding",
+        "no_handler",
+    ]
     eventually(lambda: subscriber.info().get("lost") == 1, "the entry without an event is counted")
     assert "errors" not in subscriber.info()
 
@@ -278,10 +280,10 @@ def test_while_the_broker_is_away_nothing_is_kept_twice(
     with EventBus(settings) as bus:
         bus.publish("a.b", {}, id="e")  # t.chosen looks for payload["yes"]
     eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch is tried again")
-    assert DeadLetters(client, settings).latest(10) == []
+    assert Storage(client, settings).dead_letters.latest(10) == []
     own_server.start()
     eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "it is dispatched")
-    (letter,) = DeadLetters(client, settings).latest(10)
+    (letter,) = Storage(client, settings).dead_letters.latest(10)
     assert (letter.reason, letter.handler) == ("predicate_failed", "t.chosen")
     assert subscriber.info()["dead_lettered"] == 1
 

@@ -119,7 +119,7 @@ def test_handlers_of_a_bus(settings: BridgeSettings, caplog) -> None:
 def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, caplog) -> None:
     """What keeps a message from being made again is told without it."""
     discreet = settings.model_copy(update={"redact_paths": SENSITIVE})
-    recovery = Recovery(Storage.of(client, discreet), Outbox(app, discreet), registry, Counters(), discreet)
+    recovery = Recovery(Storage(client, discreet), Outbox(app, discreet), registry, Counters())
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
     why = _Unrecoverable("message_failed", f"KeyError: {SECRET}", StoredEvent.read(event.encode()))
     recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), left_queue=False), why)

@@ -7,7 +7,8 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import InFlightTask, Ledger
+from bridge.storage.ledger import InFlightTask
+from bridge.storage.storage import Storage
 from bridge.telemetry.counters import Delays
 from tests.support.apps import StartSubscriber
 from tests.support.scrape import Scrape
@@ -55,7 +56,7 @@ def test_delays_fall_into_their_classes() -> None:
 def test_redis_and_python_choose_the_same_class(client: Redis, settings: BridgeSettings, ms: int) -> None:
     """The script that counts starts puts a delay where Delays does."""
     keys = Keys(settings.channel_prefix)
-    ledger = Ledger(client, settings)
+    ledger = Storage(client, settings).ledger
 
     def counted() -> dict[str, int]:
         client.delete(keys.starts("tests"), keys.lease("t"))

@@ -10,11 +10,9 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.handlers.handler import task_id_for
 from bridge.operations.groups import Groups
-from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.journal import Journal
 from bridge.storage.keys import Keys
-from bridge.storage.presence import PresenceStore
 from bridge.storage.status import read_status
+from bridge.storage.storage import Storage
 from tests.support.apps import StartSubscriber
 from tests.support.processes import STOP_S, stops_worker
 from tests.support.replays import FAST, Replays, last
@@ -111,7 +109,7 @@ def test_what_is_no_event_becomes_a_dead_letter(
     site.shout(prefix, Event(type="dream.created", id="a"))
     eventually(lambda: waiting.tasks() == {message("a"): 1}, "the good one is dispatched")
     site.client.publish(f"{prefix}dream.created", Event(type="dream.created", id="a", payload="other").encode())
-    letters = DeadLetters(client, settings)
+    letters = Storage(client, settings).dead_letters
     eventually(lambda: len(letters.latest(10)) == 3, "three dead letters")
     assert sorted(letter.reason for letter in letters.latest(10)) == ["channel_mismatch", "id_conflict", "json"]
 
@@ -167,9 +165,9 @@ def test_each_group_has_every_event(
     publish(bus, "a", "b")
     eventually(lambda: waiting.tasks() == {message("a"): 2, message("b"): 2}, "two messages each")
     late.stop()
-    assert [group.name for group in read_status(client, settings).groups] == [OTHER_GROUP, "tests"]
-    Groups(client, settings).delete(OTHER_GROUP)
-    assert [group.name for group in read_status(client, settings).groups] == ["tests"]
+    assert [group.name for group in read_status(Storage(client, settings)).groups] == [OTHER_GROUP, "tests"]
+    Groups(Storage(client, settings)).delete(OTHER_GROUP)
+    assert [group.name for group in read_status(Storage(client, settings)).groups] == ["tests"]
 
 
 def test_a_lost_journal_is_filled_again(
@@ -205,7 +203,7 @@ def test_entries_of_a_dead_consumer_are_taken_over(
 ) -> None:
     """What a consumer read and never acknowledged is dispatched by another."""
     register_handlers("t.exact")
-    journal = Journal(client, settings)
+    journal = Storage(client, settings).journal
     journal.create_group("earliest")
     publish(bus, "a", "b")
     assert len(journal.read("dead", 10, 10)) == 2
@@ -261,10 +259,10 @@ def test_status_and_presence(
     publish(bus, "a", "b")
     eventually(lambda: waiting.tasks().total() == 2, "both are dispatched")
     eventually(
-        lambda: [one.ready for one in PresenceStore(client, settings).all()] == [True], "it says that it is ready"
+        lambda: [one.ready for one in Storage(client, settings).presence.all()] == [True], "it says that it is ready"
     )
-    eventually(lambda: read_status(client, settings).groups[0].backlog == 0, "all are acknowledged")
-    status = read_status(client, settings)
+    eventually(lambda: read_status(Storage(client, settings)).groups[0].backlog == 0, "all are acknowledged")
+    status = read_status(Storage(client, settings))
     (group,) = status.groups
     assert (status.entries, group.name, group.in_flight, group.alive) == (2, "tests", 2, 1)
 
@@ -289,7 +287,7 @@ def test_a_worker(
     site.shout(prefix, Event(type="dream.created", id="foreign"))
     bus.publish("bound.created", id="chain")
     bus.publish("failing.created", id="m")
-    letters = DeadLetters(client, settings)
+    letters = Storage(client, settings).dead_letters
     (letter,) = eventually(lambda: letters.latest(10), "the dead letter")
     assert (letter.reason, letter.task_id) == ("failure", task_id_for("tests", "m", "tests.app.failing"))
     expected = {"plain early", "glob early", "plain foreign", "glob foreign", "bound 0", "bound 1", "bound 2"}

@@ -14,8 +14,9 @@ from redis.cluster import RedisCluster
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.events.encoded import Record
-from bridge.storage.journal import Journal, new_attempt
+from bridge.storage.journal import new_attempt
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.subscriber.intake import intake
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
@@ -120,7 +121,7 @@ def test_a_key_that_somebody_else_wrote_is_replaced(everywhere: RedisCluster, bu
 
 def test_a_lost_reply_publishes_once(everywhere: RedisCluster, settings: BridgeSettings, client: Redis) -> None:
     """A publication that is repeated under its token has one entry, and the same answer."""
-    journal, event = Journal(client, settings), Event(type="dream.created", id="again")
+    journal, event = Storage(client, settings).journal, Event(type="dream.created", id="again")
     attempts = [new_attempt()]
     records = [Record(event, event.encode())]
     for _ in range(2):

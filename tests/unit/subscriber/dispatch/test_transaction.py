@@ -13,7 +13,7 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.storage.journal import Journal
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber, make_app
 from tests.support.backlog import Backlog
@@ -101,7 +101,7 @@ def test_entries_claimed_under_a_subscriber(
     """While others claim and give back whatever is under way, again and again, each event still goes out once."""
     register_handlers("t.all")
     subscriber = start_subscriber(batch_size=20, claim_idle_s=0.1, maintenance_interval_s=0.05)
-    thief = Journal(backlog.client, settings)
+    thief = Storage(backlog.client, settings).journal
     taken, enough = 0, threading.Event()
 
     def steal() -> None:

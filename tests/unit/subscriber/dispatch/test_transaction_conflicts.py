@@ -35,7 +35,7 @@ from tests.support.waiting import eventually
 @pytest.fixture
 def journal(client: Redis, settings: BridgeSettings) -> Journal:
     """Of a group that begins with the first event."""
-    made = Journal(client, settings)
+    made = Storage(client, settings).journal
     made.create_group("earliest")
     return made
 
@@ -99,7 +99,7 @@ def test_entries_claimed_by_another(
     """A transaction over entries that changed hands since they were read changes nothing, and its answer says so."""
     handover.open()
     entries = journal.read("one", 10, 10)
-    assert Journal(backlog.client, settings).claim("two", 0, b"0-0", 100).taken == 10
+    assert Storage(backlog.client, settings).journal.claim("two", 0, b"0-0", 100).taken == 10
     begin(handover, entries, read=5)
     answer = handover.finish()
     assert (answer.committed, answer.ownership_lost, len(answer.entries)) == (False, True, 5)
@@ -195,9 +195,9 @@ def test_a_redis_without_memory(register_handlers, own_server: RedisServer, pref
     settings = BridgeSettings.load(redis_url=own_server.url, channel_prefix=prefix, group="tests", block_ms=1)
     with make_app(own_server.url, prefix) as app, EventBus(settings) as bus, connect(settings) as client:
         app.finalize()
-        backlog, stores = Backlog(bus, client, settings, Queues(client, prefix)), Storage.of(client, settings)
-        dispatcher = Dispatcher(stores, Outbox(app, settings), registry, Counters(), settings, "one")
-        stores.journal.create_group("earliest")
+        backlog, storage = Backlog(bus, client, settings, Queues(client, prefix)), Storage(client, settings)
+        dispatcher = Dispatcher(storage, Outbox(app, settings), registry, Counters(), "one")
+        storage.journal.create_group("earliest")
         backlog.publish(200)
 
         def refused() -> bool:

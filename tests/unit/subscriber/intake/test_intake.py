@@ -13,7 +13,6 @@ from bridge import BridgeSettings, Event, SettingsError
 from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.redis.client import connect
 from bridge.storage import Storage
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
 from bridge.subscriber.intake.intake import Intake
 from bridge.telemetry.counters import Counters
@@ -85,7 +84,8 @@ def test_bad_messages_become_dead_letters_and_stop_nothing(
         eventually(lambda one=subscriber: one.info().get("received") == sent, "both heard everything")
     eventually(lambda: queues.length() == 1 + len(BAD_MESSAGES), "all good ones are dispatched")
     letters = eventually(
-        lambda: len(found := DeadLetters(client, settings).latest(100)) >= len(BAD_MESSAGES) and found, "all are kept"
+        lambda: len(found := Storage(client, settings).dead_letters.latest(100)) >= len(BAD_MESSAGES) and found,
+        "all are kept",
     )
     assert sorted(letter.reason for letter in letters) == sorted(BAD_MESSAGES)
     for letter in letters:
@@ -104,7 +104,7 @@ def test_dead_letters_are_capped(
     for number in range(2000):
         client.publish(f"{prefix}a.b", b"bad %d" % number)
     eventually(lambda: subscriber.info().get("invalid") == 2000, "all were refused")
-    letters = DeadLetters(client, settings).latest(5000)
+    letters = Storage(client, settings).dead_letters.latest(5000)
     assert 200 <= len(letters) <= 400  # Redis trims streams by whole nodes of 100
     assert letters[0].raw == b"bad 1999"
 
@@ -124,7 +124,7 @@ def test_corrupt_event_keys_become_dead_letters(
     client.set(f"{prefix}event:good", Event(type="a.b", id="good").encode())
     start_subscriber()
     eventually(queues.length, "the good one is dispatched")
-    letters = {letter.origin: letter.reason for letter in DeadLetters(client, settings).latest(10)}
+    letters = {letter.origin: letter.reason for letter in Storage(client, settings).dead_letters.latest(10)}
     assert letters == {f"{prefix}event:broken": "json", f"{prefix}event:hash": "wrong_key_type"}
     assert client.exists(f"{prefix}event:broken", f"{prefix}event:hash") == 2
 
@@ -154,7 +154,7 @@ def test_what_was_heard_before_a_cut_is_not_lost(client: Redis, prefix: str, set
         if batch.count:
             cut.wait(10)  # busy with the first, while more arrive and the connection is killed
 
-    feed = ChannelListener(connect(settings), settings, Counters())
+    feed = ChannelListener(Storage(connect(settings), settings), Counters())
     listener = threading.Thread(target=feed.run, args=(stop, on_heard))
     listener.start()
     try:
@@ -203,7 +203,7 @@ def test_a_broken_key_is_reported_once(
     register_handlers("t.all")
     client.set(f"{prefix}event:broken", b"{")
     subscriber = start_subscriber()
-    letters = DeadLetters(client, settings)
+    letters = Storage(client, settings).dead_letters
     eventually(lambda: letters.latest(10), "the dead letter")
     (mark,) = client.keys(f"*{prefix}*parked:*")
     assert client.pttl(mark) > settings.event_ttl_ms
@@ -245,7 +245,7 @@ def test_a_huge_key_is_not_read_whole(
     client.set(f"{prefix}event:huge", b"x" * 5_000_000, ex=60)
     before = client.info("stats")["total_net_output_bytes"]
     start_subscriber(max_event_bytes=1000)
-    (letter,) = eventually(lambda: DeadLetters(client, settings).latest(10), "the dead letter")
+    (letter,) = eventually(lambda: Storage(client, settings).dead_letters.latest(10), "the dead letter")
     assert (letter.reason, letter.size) == ("size", 1001)
     assert client.info("stats")["total_net_output_bytes"] - before < 4_000_000
 
@@ -257,7 +257,7 @@ def test_a_user_who_may_not_ask_for_ttls_is_told(client: Redis, prefix: str, set
     client.set(f"{prefix}event:one", Event(type="a.b", id="one").encode(), ex=60)
     address = SecretStr(settings.url.replace("redis://", f"redis://{user}:x@"))
     with connect(settings.model_copy(update={"redis_url": address})) as restricted:
-        intake = Intake(Storage.of(restricted, settings), Counters(), Liveness(), settings)
+        intake = Intake(Storage(restricted, settings), Counters(), Liveness())
         with pytest.raises(NoPermissionError, match="pttl"):
             intake._scan(threading.Event(), refill=False)
     client.acl_deluser(user)
@@ -297,7 +297,7 @@ def test_types_that_match_nothing_are_refused() -> None:
 def test_it_has_not_caught_up_before_it_hears(client: Redis, prefix: str, settings: BridgeSettings) -> None:
     """A look at the keys for a journal that is new brings them in, and tells nobody yet that nothing is missed."""
     stop = threading.Event()
-    intake = Intake(Storage.of(connect(settings), settings), Counters(), Liveness(), settings)
+    intake = Intake(Storage(connect(settings), settings), Counters(), Liveness())
     client.set(Keys(prefix).event("early"), Event(type="a.b", id="early").encode(), ex=60)
     threads = [threading.Thread(target=intake.catch_up, args=(stop,))]
     threads[0].start()

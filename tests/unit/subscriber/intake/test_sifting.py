@@ -10,8 +10,8 @@ from redis import Redis
 
 from bridge import Event, EventBus
 from bridge.bus.listener import ChannelListener
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
@@ -180,7 +180,7 @@ def test_what_differs_is_no_duplicate(
     assert b'"payload":null' in original
     data = original.replace(b'"payload":null', payload).replace(b'"a.b"', event_type)
     client.publish(prefix + channel, data)
-    (letter,) = eventually(lambda: DeadLetters(client, bus.settings).latest(10), "the dead letter")
+    (letter,) = eventually(lambda: Storage(client, bus.settings).dead_letters.latest(10), "the dead letter")
     assert (letter.reason, letter.origin) == (reason, prefix + channel)
     heard(subscriber, 201)
     eventually(lambda: queues.length() >= 200, "all are dispatched")

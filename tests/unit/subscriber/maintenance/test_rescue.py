@@ -9,9 +9,8 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.handlers.handler import task_id_for
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ledger
+from bridge.storage.storage import Storage
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
@@ -140,7 +139,7 @@ def test_a_message_lost_from_a_long_queue_is_sent_again_when_later_ones_begin(
     publish(bus, 20, first=1)
     eventually(lambda: queues.length() >= 20, "the later messages")
     begun = steal(client, prefix)
-    Ledger(client, settings).begin(begun, "token", idempotent=True)
+    Storage(client, settings).ledger.begin(begun, "token", idempotent=True)
     eventually(lambda: lost in {message["headers"]["id"] for message in queues.messages()}, "the lost one")
     assert begun not in {message["headers"]["id"] for message in queues.messages()}
     assert set(queues.tasks().values()) == {1}
@@ -159,7 +158,7 @@ def test_a_message_lost_again_and_again_becomes_a_dead_letter(
     register_handlers("t.exact")
     start_subscriber(**HASTY, max_redispatches=2)
     publish(bus, 1)
-    letters = DeadLetters(client, settings)
+    letters = Storage(client, settings).dead_letters
     sent = 0
 
     def lose() -> bool:
@@ -173,7 +172,7 @@ def test_a_message_lost_again_and_again_becomes_a_dead_letter(
     assert (letter.reason, letter.event_id, letter.handler, letter.attempts) == ("redispatch_limit", "n0", "t.exact", 3)
     assert letter.task_id == task_id_for("tests", "n0", "t.exact")
     assert Event.decode(letter.raw, max_bytes=10_000).id == "n0"
-    assert Ledger(client, settings).size() == 0
+    assert Storage(client, settings).ledger.size() == 0
 
 
 def test_a_lost_message_whose_event_is_gone_becomes_a_dead_letter(
@@ -190,10 +189,10 @@ def test_a_lost_message_whose_event_is_gone_becomes_a_dead_letter(
     start_subscriber(**HASTY | {"redispatch_after_s": 1})
     task_id = lose_message_and_entry(bus, queues)
     assert client.delete(Keys(prefix).event("n0")) == 1
-    letters = DeadLetters(client, settings)
+    letters = Storage(client, settings).dead_letters
     (letter,) = eventually(lambda: letters.latest(10), "a dead letter")
     assert (letter.reason, letter.event_id, letter.handler) == ("event_expired", "n0", "t.exact")
-    ledger = Ledger(client, settings)
+    ledger = Storage(client, settings).ledger
     assert (ledger.size(), ledger.has_ended(task_id)) == (0, False)
 
 

@@ -15,8 +15,8 @@ from redis import Redis
 
 from bridge import BridgeSettings, EventBus
 from bridge.handlers.handler import registry
-from bridge.storage.journal import Journal
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.subscriber.monitoring import health
 from bridge.subscriber.monitoring.health import Health
 from bridge.telemetry.liveness import Liveness
@@ -186,7 +186,7 @@ def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings
     assert found() == ["the journal has no group tests yet"]
     client.xadd(Keys(settings.channel_prefix).journal, {"id": "e"})
     assert found() == ["the journal has no group tests yet"]
-    Journal(client, settings).create_group("earliest")
+    Storage(client, settings).journal.create_group("earliest")
     assert found() == ["not subscribed to the event channels yet"]
     pulse.mark("heard")
     assert found() == ["still looking for events that were missed before it started"]
@@ -194,7 +194,7 @@ def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings
     assert found() == []
     trouble[0] = "dispatch fails: so"
     assert found() == ["dispatch fails: so"]
-    checked.client.close()
+    checked.storage.client.close()
 
 
 def test_a_subscription_that_died_in_silence(

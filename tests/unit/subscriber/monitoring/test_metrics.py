@@ -7,9 +7,9 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, Ledger
+from bridge.storage.ledger import Ended
+from bridge.storage.storage import Storage
 from bridge.subscriber.monitoring.metrics_server import OUTCOMES
 from bridge.telemetry.counters import OTHER_TYPES, Counters
 from tests.support.apps import StartSubscriber
@@ -172,7 +172,7 @@ def test_dead_letters_that_tasks_write(
     """They are counted in Redis, once each, and not as those of this subscriber."""
     register_handlers("t.exact")
     start_subscriber(metrics_port=port)
-    letters = DeadLetters(client, settings)
+    letters = Storage(client, settings).dead_letters
     for task_id in ("one", "two", "two"):
         letters.bury(DeadLetter("failure", "", "journal", b"", task_id=task_id), Ended())
     page = scrape()
@@ -234,9 +234,9 @@ def test_what_redis_counts_outlives_a_subscriber(
     first = start_subscriber("one", metrics_port=port)
     bus.publish("dream.created", id="e")
     eventually(lambda: scrape().events("dispatched") == {"dream.created": 1}, "dispatch", 5)
-    ledger, task_id = Ledger(client, settings), task_id_for("tests", "e", "t.exact")
+    ledger, task_id = Storage(client, settings).ledger, task_id_for("tests", "e", "t.exact")
     ledger.begin(task_id, "run", idempotent=True)
-    DeadLetters(client, settings).bury(DeadLetter("failure", "", "journal", b"", task_id=task_id), Ended())
+    Storage(client, settings).dead_letters.bury(DeadLetter("failure", "", "journal", b"", task_id=task_id), Ended())
     before = scrape()
     first.stop()
     start_subscriber("two", metrics_port=port)

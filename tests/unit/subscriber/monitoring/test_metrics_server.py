@@ -15,7 +15,7 @@ from redis import Redis
 
 from bridge import BridgeSettings
 from bridge.errors import SettingsError
-from bridge.storage.presence import PresenceStore
+from bridge.storage.storage import Storage
 from tests.support import ROOT
 from tests.support.apps import StartSubscriber
 from tests.support.scrape import Ask, listening, ready
@@ -97,5 +97,7 @@ def test_presence_and_health_agree(
     register_handlers("t.all")
     start_subscriber(metrics_port=port)
     eventually(lambda: ready(ask), "ready", 5)
-    (told,) = eventually(lambda: [one for one in PresenceStore(client, settings).all() if one.ready], "it says so", 5)
+    (told,) = eventually(
+        lambda: [one for one in Storage(client, settings).presence.all() if one.ready], "it says so", 5
+    )
     assert told.metrics == f"http://127.0.0.1:{port}"
