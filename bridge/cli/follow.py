@@ -13,6 +13,7 @@ from zlib import crc32
 
 from bridge.bus import Broadcast, ChannelListener, ReceivedBatch
 from bridge.cli import output
+from bridge.cli.table import Styled, on_terminal
 from bridge.events import Event, compile_pattern
 from bridge.operations import JournalSource
 from bridge.storage import EntryFilter, Storage, stream_position
@@ -95,7 +96,7 @@ class Follower:
         source = JournalSource(self._storage, EntryFilter(since_ms=since_ms), accepts=self._accepts)
         first, _ = source.selection.bounds
         known = set()
-        output.note(output.Styled(f"from the journal, since {output.moment(since_ms)}:", "dim"))
+        output.note(Styled(f"from the journal, since {output.moment(since_ms)}:", "dim"))
         for found in source.read(first, self._end()):
             if stream_position(found.place) > stream_position(before):
                 known.add(found.event_id)
@@ -105,18 +106,18 @@ class Follower:
                 self._event(found.event, stream_position(found.place)[0])
             if output.reader_gone():
                 break
-        output.note(output.Styled("live:", "dim"))
+        output.note(Styled("live:", "dim"))
         return known
 
     def _heard(self, heard: ReceivedBatch, known: set[str]) -> None:
         if heard.subscribed:
             output.note(
-                output.Styled("the connection was lost and is back: events may have been missed", "yellow"),
+                Styled("the connection was lost and is back: events may have been missed", "yellow"),
                 "; --since 5m shows what the journal has",
             )
         for message in heard.invalid:
             text = f" on channel {message.origin}: {message.error}, {len(message.data)} bytes"
-            output.note(output.Styled("no event", "red"), text)
+            output.note(Styled("no event", "red"), text)
         for record in heard.records:
             if record.event.id in known:
                 known.discard(record.event.id)
@@ -196,20 +197,20 @@ class _Printer:
         payload = json.dumps(event.to_dict()["payload"], ensure_ascii=False)
         if len(payload) > _PAYLOAD_CHARS:
             payload = payload[:_PAYLOAD_CHARS] + "..."
-        if output.on_terminal():
+        if on_terminal():
             day, _, when = when.partition("T")
             if day != self._day:
                 self._day = day
-                output.line(output.Styled(day, "dim"))
+                output.line(Styled(day, "dim"))
         colour = _COLOURS[crc32(event.type.encode()) % len(_COLOURS)]
         output.line(
-            output.Styled(when, "dim"),
+            Styled(when, "dim"),
             " ",
-            output.Styled(f"{event.type:<{self._width}}", colour),
+            Styled(f"{event.type:<{self._width}}", colour),
             " ",
             event.id,
             " ",
-            output.Styled(payload, "dim"),
+            Styled(payload, "dim"),
             crop=True,
         )
 

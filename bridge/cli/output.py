@@ -14,47 +14,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
+
+from bridge.cli.table import Cell, Column, Styled, on_terminal
 
 #: Until the first line that says how far something has come, and between two, where there is no bar.
 _FIRST_REPORT_S, _REPORT_S = 0.5, 5.0
 
 
-class Styled(NamedTuple):
-    """A text in a style of rich, e.g. ``bold red``; the style is seen on a terminal only."""
-
-    text: str
-    style: str
-
-
-Cell = str | int | float | Styled | None
 Report = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Arguments:
-        title: Its header.
-        style: Of rich, for cells without one.
-        right: Whether it is aligned to the right, as numbers are.
-        whole: Whether its cells stay in one piece on a narrow terminal: ids, which are copied.
-        crop: Whether they are cut there, rather than folded: texts whose beginning tells.
-        spare: Whether it is left out there, if there is no room for all.
-    """
-
-    title: str
-    style: str = ""
-    right: bool = False
-    whole: bool = False
-    crop: bool = False
-    spare: bool = False
 
 
 def printable(text: str) -> str:
@@ -77,11 +49,6 @@ def ago(ms: int) -> str:
         if age_s >= size:
             return f"{age_s // size}{unit}"
     return f"{age_s}s"
-
-
-def on_terminal(err: bool = False) -> bool:
-    """Whether a person looks at standard output, or at standard error."""
-    return (sys.stderr if err else sys.stdout).isatty()
 
 
 def as_json(value: Any) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import IO, Self
 
 from bridge.cli import output
+from bridge.cli.table import Styled
 
 #: How long a child may take to end by itself, a worker with its tasks.
 _STOP_TIMEOUT_S = 10.0
@@ -55,7 +56,7 @@ class Child:
         self._reader.join(1.0)
         for text in () if self._shown else self._kept:
             self._say(text)
-        output.note(output.Styled(f"{self.name} has ended with status {self.status}", "red"))
+        output.note(Styled(f"{self.name} has ended with status {self.status}", "red"))
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -82,7 +83,7 @@ class Child:
                 self._kept.append(text)
 
     def _say(self, text: str) -> None:
-        output.note(output.Styled(f"{self.name} | ", "blue"), text)
+        output.note(Styled(f"{self.name} | ", "blue"), text)
 
 
 class Children:

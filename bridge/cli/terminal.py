@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeE
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli.output import Column, Styled, on_terminal
+from bridge.cli.table import Column, Styled, on_terminal
 
 #: Cells of a table are cut to this; a text may have a kilobyte.
 _CELL_CHARS = 160

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from bridge.cli import output
 from bridge.cli.connect import errors_as_cli_messages, load
 from bridge.cli.options import json_option
+from bridge.cli.table import Styled
 from bridge.operations.acl import MIN_VERSION, ROLES, Part, Place, Role, parts_of, rules_of, version_of
 
 
@@ -64,7 +65,7 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, serv
         if as_json:
             output.as_json(line)
         else:
-            output.note(output.Styled(f"{', '.join(line['for'])} at {line['at']}", "bold"), _told(line["version"]))
+            output.note(Styled(f"{', '.join(line['for'])} at {line['at']}", "bold"), _told(line["version"]))
             output.line("ACL SETUSER ", line["user"], " ", " ".join(line["rules"]))
     if not shown:
         raise click.ClickException(f"a {role} needs nothing of the {server}, or that is no Redis")

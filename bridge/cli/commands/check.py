@@ -17,7 +17,7 @@ from bridge.broker import probe, probe_connection
 from bridge.cli import output
 from bridge.cli.connect import Unreachable, errors_as_cli_messages, load, open_storage
 from bridge.cli.options import json_option
-from bridge.cli.output import Styled
+from bridge.cli.table import Styled
 from bridge.config import BridgeSettings
 from bridge.handlers import registry
 from bridge.operations import routes_of

@@ -23,7 +23,7 @@ from bridge.cli.options import (
     options,
     selection_of,
 )
-from bridge.cli.output import Column
+from bridge.cli.table import Column, Styled, on_terminal
 from bridge.handlers import registry
 from bridge.operations import DeadLetterSource, Replay
 from bridge.storage import DeadLetter, EntryFilter
@@ -167,7 +167,7 @@ def _plain(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _table(letters: Sequence[DeadLetter]) -> None:
-    person = output.on_terminal()
+    person = on_terminal()
     when = output.ago if person else output.moment
     output.table(
         [
@@ -199,7 +199,7 @@ def _show(letter: DeadLetter) -> None:
         {
             "letter": letter.letter_id,
             "time": output.moment(letter.at_ms),
-            "reason": output.Styled(letter.reason, "red"),
+            "reason": Styled(letter.reason, "red"),
             "detail": letter.detail,
             "origin": letter.origin,
             "event": f"{letter.event_id} {letter.event_type}",

@@ -21,6 +21,7 @@ from bridge.cli.commands.tail import until_interrupted
 from bridge.cli.connect import errors_as_cli_messages, load, open_storage
 from bridge.cli.follow import Follower
 from bridge.cli.processes import Children
+from bridge.cli.table import Styled
 from bridge.config import BridgeSettings
 from bridge.events import Event
 from bridge.handlers import EventTask, registry
@@ -122,7 +123,7 @@ class _Watch:
         if not self._ready:
             self._ready = any(subscriber.ready for subscriber in self._presence.all())
             if self._ready:
-                output.note(output.Styled("the worker is ready", "green"))
+                output.note(Styled("the worker is ready", "green"))
         return True
 
 
@@ -163,8 +164,8 @@ def _example_for(model: type[Event[Any]]) -> dict[str, Any]:
     return {name: values.get(field.get("type")) for name, field in fields.items()}
 
 
-def _title(text: str) -> output.Styled:
-    return output.Styled(f"{text:<8}", "bold")
+def _title(text: str) -> Styled:
+    return Styled(f"{text:<8}", "bold")
 
 
 def _free_port(port: int) -> int:

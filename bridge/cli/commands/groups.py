@@ -9,16 +9,17 @@ import click
 from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.options import force_option, json_option
+from bridge.cli.table import Cell, Column, Styled
 from bridge.operations import Groups
 from bridge.storage import GroupStatus, read_status
 
 _COLUMNS = [
-    output.Column("GROUP", "bold", whole=True),
-    output.Column("CONSUMERS", right=True),
-    output.Column("PENDING", right=True),
-    output.Column("BACKLOG", right=True),
-    output.Column("LAST DELIVERED"),
-    output.Column("OF"),
+    Column("GROUP", "bold", whole=True),
+    Column("CONSUMERS", right=True),
+    Column("PENDING", right=True),
+    Column("BACKLOG", right=True),
+    Column("LAST DELIVERED"),
+    Column("OF"),
 ]
 
 
@@ -57,14 +58,14 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
         output.note(f"group {own} of this application is not there: none of its subscribers has run yet")
 
 
-def _row(group: GroupStatus, own: str) -> list[output.Cell]:
+def _row(group: GroupStatus, own: str) -> list[Cell]:
     return [
         group.name,
         len(group.pending),
         sum(group.pending.values()),
         f"{group.backlog}{'' if group.exact else '+'}",
         output.moment(group.last_ms) or "never",
-        output.Styled("this application", "green") if group.name == own else "",
+        Styled("this application", "green") if group.name == own else "",
     ]
 
 

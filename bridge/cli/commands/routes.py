@@ -13,16 +13,17 @@ from celery import Celery
 from bridge.cli import output
 from bridge.cli.connect import errors_as_cli_messages, load
 from bridge.cli.options import json_option
+from bridge.cli.table import Cell, Column, Styled, on_terminal
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
 from bridge.events import check_type
 from bridge.handlers import registry
 from bridge.operations import HandlerRoute, routes_for, routes_of
 
-_COLUMNS: list[output.Column | str] = [
-    output.Column("HANDLER", "bold"),
+_COLUMNS: list[Column | str] = [
+    Column("HANDLER", "bold"),
     "EVENTS",
-    output.Column("QUEUE", "cyan"),
+    Column("QUEUE", "cyan"),
     "OPTIONS",
 ]
 
@@ -64,16 +65,16 @@ def _matching(app: Celery, settings: BridgeSettings, event_type: str) -> Iterato
     return routes_for(app, settings, event_type)
 
 
-def _rows(found: list[HandlerRoute]) -> Iterator[tuple[output.Cell, ...]]:
+def _rows(found: list[HandlerRoute]) -> Iterator[tuple[Cell, ...]]:
     before = ""
     for route in found:
         texts = ["where"] * route.where + [f"payload={route.payload}"] * bool(route.payload)
         texts += [f"{name}={_short(value)}" for name, value in route.options.items()]
         texts += [f"bridge_routes[{route.rule}]"] * bool(route.rule)
-        options: output.Cell = " ".join(texts)
+        options: Cell = " ".join(texts)
         if route.problem:
-            options = output.Styled(route.problem, "red")
-        again = output.on_terminal() and route.handler == before
+            options = Styled(route.problem, "red")
+        again = on_terminal() and route.handler == before
         yield "" if again else route.handler, route.events, route.queue, options
         before = route.handler
 

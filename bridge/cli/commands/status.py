@@ -11,7 +11,7 @@ import click
 from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
-from bridge.cli.output import Cell, Column, Styled
+from bridge.cli.table import Cell, Column, Styled
 from bridge.storage import BusStatus, GroupStatus, Presence, read_status
 from bridge.subscriber import server_of
 

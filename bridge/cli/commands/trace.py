@@ -10,7 +10,7 @@ import click
 from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
-from bridge.cli.output import Cell, Styled
+from bridge.cli.table import Cell, Styled, on_terminal
 from bridge.operations import EventNode, TaskNode, Tracer
 
 STATE_STYLES = {
@@ -59,7 +59,7 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
 
 def _event(node: EventNode, branch: str, indent: str, asked: str) -> Iterator[list[Cell]]:
     kind = Styled(node.event_type, "bold") if node.event_type else Styled("(retained no more)", "dim")
-    when = output.ago(node.at_ms) if node.at_ms and output.on_terminal() else output.moment(node.at_ms)
+    when = output.ago(node.at_ms) if node.at_ms and on_terminal() else output.moment(node.at_ms)
     about = [text for text in (node.source, when) if text]
     here = Styled("  <- asked for" if node.event_id == asked else "", "bold cyan")
     yield [Styled(branch, "dim"), kind, "  ", node.event_id, Styled("  ".join(["", *about]), "dim"), here]

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from bridge.cli import output
+from bridge.cli.table import Column, Styled
 
 HOSTILE = "[red]x[/red]\x1b[2J\x07"
 
@@ -21,7 +22,7 @@ def printed(function: Callable[..., object], *arguments: object) -> str:
 
 def test_a_table_in_a_pipe_has_a_header_and_is_whole() -> None:
     """Columns are aligned, numbers to the right; nothing is cut, and no cell is empty."""
-    columns = [output.Column("NAME"), output.Column("N", right=True), "TEXT"]
+    columns = [Column("NAME"), Column("N", right=True), "TEXT"]
     rows = [("a", 5, "x" * 300), ("longer", 123, None)]
     assert printed(output.table, columns, rows).splitlines() == [
         "NAME      N  TEXT",
@@ -36,7 +37,7 @@ def test_what_others_wrote_commands_nothing() -> None:
         printed(output.line, HOSTILE),
         printed(output.table, ["A"], [(HOSTILE,)]),
         printed(output.facts, {"a": HOSTILE}),
-        printed(output.note, output.Styled(HOSTILE, "red")),
+        printed(output.note, Styled(HOSTILE, "red")),
     ):
         assert r"[red]x[/red]\x1b[2J\x07" in text
     assert "\x1b" not in printed(output.as_json, {"a": HOSTILE, "\x9b": "\u202e"})
