@@ -99,7 +99,7 @@ def test_failures_and_what_they_say(
     letters.bury(letter, Ended(runtime_ms=-1, queue="plain"))
     ((task,),) = outcomes.states([("e", "plain.made")])
     (kept,) = letters.latest(1)
-    assert (task.state, task.detail, task.letter_id) == ("FAILURE", "crashed: it died", kept.letter_id)
+    assert (task.state, task.detail, task.letter_id) == ("FAILURE", "worker_lost: it died", kept.letter_id)
     assert (task.runtime_s, task.queue) == (None, "plain")
     letters.drop([kept.letter_id])
     ((task,),) = outcomes.states([("e", "plain.made")])
