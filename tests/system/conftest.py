@@ -11,6 +11,11 @@ from bridge.testing.redis_server import RedisServer
 from tests.support.processes import Processes, environment_on
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give the tests of this folder time for their servers: a command to RabbitMQ starts an Erlang each time."""
+    item.add_marker(pytest.mark.timeout(200))
+
+
 @pytest.fixture
 def processes(tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Processes]:
     """Start real processes on the shared server with the prefix, and the broker queues, of this test."""

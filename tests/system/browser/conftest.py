@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import uuid
 from collections.abc import Iterator
 
@@ -16,7 +15,7 @@ from bridge import BridgeSettings, EventBus
 from bridge.testing.redis_server import RedisServer
 from tests.support.flower import Browser, Flower, Site
 from tests.support.processes import Processes, environment_on
-from tests.support.requirements import missing
+from tests.support.requirements import missing, program
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +38,8 @@ def flower(site: Site) -> Flower:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    driver = shutil.which("chromedriver")
-    if driver is None or not shutil.which("chromium"):
-        missing("chromium")
+    program("chromium")
+    driver = program("chromedriver")
     options = ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)

@@ -26,7 +26,7 @@ from bridge.testing.redis_server import RedisServer
 from tests.support import ROOT
 from tests.support.ports import free_port
 from tests.support.processes import Processes
-from tests.support.requirements import missing
+from tests.support.requirements import missing, program
 from tests.support.waiting import eventually
 
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
@@ -63,8 +63,7 @@ def compose() -> list[str]:
     for command in (["docker-compose"], ["docker", "compose"]):
         if shutil.which(command[0]) and run(*command, "version").returncode == 0:
             return command
-    missing("docker-compose")
-    raise AssertionError  # missing() never returns
+    return missing("docker-compose")
 
 
 def test_compose_accepts_the_file(compose: list[str]) -> None:
@@ -88,10 +87,9 @@ def test_redis_is_durable(redis_service: RedisServer) -> None:
 
 def test_redis_health(own_server: RedisServer) -> None:
     """The check of Redis passes, and fails when Redis answers with an error or not at all."""
-    if not shutil.which("redis-cli"):
-        missing("redis-cli")
-    _, program, *arguments = words("  redis", "test")
-    check = [program, "-p", str(own_server.port), *arguments]
+    program("redis-cli")
+    _, redis_cli, *arguments = words("  redis", "test")
+    check = [redis_cli, "-p", str(own_server.port), *arguments]
     assert run(*check).stdout == "PONG\n"
     with Redis.from_url(own_server.url) as client:
         client.acl_setuser("default", enabled=True, nopass=True, commands=["-ping"])

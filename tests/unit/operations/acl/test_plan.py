@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from typing import Any
 
@@ -18,7 +17,7 @@ from bridge.errors import BusUnavailable
 from bridge.operations.acl.bus import ROLES
 from bridge.operations.acl.celery import BrokerKeys
 from bridge.storage.keys import Keys
-from tests.support.requirements import missing
+from tests.support.requirements import program
 from tests.support.restricted_redis import RestrictedRedis
 
 
@@ -74,13 +73,10 @@ def test_servers_apart_have_users_of_their_own(restricted_redis: RestrictedRedis
 
 def test_redis_cli_takes_a_line_as_it_is(restricted_redis: RestrictedRedis) -> None:
     """Again and again: who has no password gets none, and who has one keeps it."""
-    if (program := shutil.which("redis-cli")) is None:
-        missing("redis-cli")
+    command = [program("redis-cli"), "-p", str(restricted_redis.server.port)]
     line = restricted_redis.say("acl", "operator", "--user", "shop").stdout
     for passwords in (0, 1):
-        run = subprocess.run(
-            [program, "-p", str(restricted_redis.server.port)], input=line, capture_output=True, text=True, check=True
-        )
+        run = subprocess.run(command, input=line, capture_output=True, text=True, check=True)
         assert run.stdout == "OK\n"
         assert len(restricted_redis.admin.acl_getuser("shop")["passwords"]) == passwords
         restricted_redis.admin.execute_command("ACL SETUSER shop >s3cret")
