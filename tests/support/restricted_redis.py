@@ -46,7 +46,7 @@ class RestrictedRedis:
         given = {"redis_url": self.url(user), "channel_prefix": self.prefix, "group": "tests", "block_ms": 100}
         return BridgeSettings.load(**given | changes)
 
-    def say(self, *arguments: str, user: str = "", expect: int = 0, broker: str = "", **changes: Any) -> Result:
+    def invoke(self, *arguments: str, user: str = "", expect: int = 0, broker: str = "", **changes: Any) -> Result:
         """Run ``bus ...`` in this process as a user, with settings."""
         with self.as_user(user, {f"BRIDGE_{name.upper()}": str(value) for name, value in changes.items()}):
             self.app.conf.broker_url = broker or self.url(user)
@@ -66,7 +66,7 @@ class RestrictedRedis:
 
     def grant(self, user: str, *arguments: str, **settings: Any) -> list[str]:
         """Make a user of what ``bus acl`` prints, ready to log in; return the rules."""
-        said = self.say("acl", *arguments, "--user", user, "--json", **settings)
+        said = self.invoke("acl", *arguments, "--user", user, "--json", **settings)
         (line,) = map(json.loads, said.stdout.splitlines())
         assert line["for"][0] == "bus"
         self.set_rules(line["user"], line["rules"])

@@ -56,7 +56,7 @@ def operate(restricted_redis: RestrictedRedis, user: str) -> None:
     """Every command, and what the pages of Flower ask."""
 
     def say(text: str, **options: Any) -> str:
-        return str(restricted_redis.say(*text.split(), user=user, **options).output)
+        return str(restricted_redis.invoke(*text.split(), user=user, **options).output)
 
     assert "old-shop" in say("status")
     assert "old-shop" in say("groups list")

@@ -213,7 +213,7 @@ def test_subscribers(
     start_subscriber("one", app=app, redis_url=url)
     presences = Storage(admin, bus.settings).presence
     eventually(lambda: [one.ready for one in presences.all()] == [True], "it is ready")
-    presences.say(Presence("two", problems=["cannot", "will not"]))
+    presences.report(Presence("two", problems=["cannot", "will not"]))
     assert wrong(check(expect=1))[0] == ("two", "cannot; will not")
     presences.leave("two")
     assert wrong(check(expect=1)) == [("workers", "none answers")]
@@ -223,15 +223,15 @@ def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, setting
     """Only subscribers of this host that live count, every one of them; the broker is not asked."""
     app.conf.broker_url = "amqp://127.0.0.1:1"
     here, presences = socket.gethostname(), Storage(admin, settings).presence
-    presences.say(Presence("far", "elsewhere"))
+    presences.report(Presence("far", "elsewhere"))
     gone = f"{int(admin.time()[0] - 7) * 1000} {json.dumps({'name': 'gone', 'host': here})}"
     admin.hset(Keys(settings.channel_prefix).subscribers("tests"), "gone", gone)
     assert wrong(check("--ready", expect=1)) == [(f"subscriber on {here}", "none lives")]
-    presences.say(Presence("one", here))
+    presences.report(Presence("one", here))
     assert check("--ready").stdout == f"ok    subscribers on {here}\n"
-    presences.say(Presence("far", "elsewhere", problems=["cannot"]))
+    presences.report(Presence("far", "elsewhere", problems=["cannot"]))
     check("--ready")
-    presences.say(Presence("two", here, problems=["cannot", "will not"]))
+    presences.report(Presence("two", here, problems=["cannot", "will not"]))
     assert wrong(check("--ready", expect=1)) == [("two", "cannot; will not")]
     (row,) = [json.loads(line) for line in check("--ready", "--json", expect=1).stdout.splitlines()]
     finding = {"setting": "two", "problem": "cannot; will not", "advice": "see bus check"}
@@ -240,7 +240,7 @@ def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, setting
 
 def test_readiness_is_cheap(check: Check, admin: Redis, settings: BridgeSettings) -> None:
     """One look-up, however much is on the bus."""
-    Storage(admin, settings).presence.say(Presence("one", socket.gethostname()))
+    Storage(admin, settings).presence.report(Presence("one", socket.gethostname()))
     heard: list[str] = []
     with admin.monitor() as monitor:
         check("--ready")

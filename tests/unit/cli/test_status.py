@@ -216,7 +216,7 @@ def test_what_others_wrote_commands_nothing(
     client.xgroup_create(keys.journal, evil, id="0", mkstream=True)
     client.xgroup_createconsumer(keys.journal, evil, evil)
     theirs = settings.model_copy(update={"group": evil})
-    Storage(client, theirs).presence.say(Presence(f"one {evil}", problems=[evil], waits=evil))
+    Storage(client, theirs).presence.report(Presence(f"one {evil}", problems=[evil], waits=evil))
     for rubbish in ("", "x", "1 {", "1 []", '1 {"name": 7}', "x {}", "99999999999999999999 {}"):
         client.hset(keys.subscribers(evil), f"r{rubbish}", rubbish)
     text = invoke("status").stdout

@@ -290,5 +290,5 @@ def test_two_functions_cannot_share_a_task_name() -> None:
     """A second function under one task name is refused, naming both places; the same one again is not."""
     on_event("a", name="h.shared")(takes_event)
     on_event("b", name="h.shared")(takes_event)
-    with pytest.raises(InvalidHandler, match=r"two handlers are named 'h.shared', at .*test_handlers.py:\d+ and "):
+    with pytest.raises(InvalidHandler, match=r"two handlers are named 'h.shared', at .*test_on_event.py:\d+ and "):
         on_event("b", name="h.shared")(untyped)

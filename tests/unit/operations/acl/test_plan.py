@@ -22,7 +22,9 @@ from tests.support.restricted_redis import RestrictedRedis
 
 
 def lines(restricted_redis: RestrictedRedis, *arguments: str, **how: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in restricted_redis.say("acl", *arguments, "--json", **how).stdout.splitlines()]
+    return [
+        json.loads(line) for line in restricted_redis.invoke("acl", *arguments, "--json", **how).stdout.splitlines()
+    ]
 
 
 def rules(restricted_redis: RestrictedRedis, *arguments: str, **how: Any) -> str:
@@ -35,13 +37,13 @@ def rules(restricted_redis: RestrictedRedis, *arguments: str, **how: Any) -> str
 
 def test_a_server_gets_one_line(restricted_redis: RestrictedRedis) -> None:
     """Also if it is bus, broker and results; standard output has lines only, and no password is in them."""
-    result = restricted_redis.say("acl", "worker")
+    result = restricted_redis.invoke("acl", "worker")
     assert result.stdout.startswith("ACL SETUSER tests-worker on resetkeys resetchannels nocommands clearselectors +")
     assert result.stdout.count("\n") == 1
     version = ".".join(restricted_redis.admin.info()["redis_version"].split(".")[:2])
     assert result.stderr == f"bus, broker, results at 127.0.0.1:{restricted_redis.server.port}, Redis {version}\n"
     assert ">" not in result.stdout
-    assert restricted_redis.say("acl", "worker", "--server", "results").stdout == result.stdout
+    assert restricted_redis.invoke("acl", "worker", "--server", "results").stdout == result.stdout
 
 
 def test_servers_apart_have_users_of_their_own(restricted_redis: RestrictedRedis) -> None:
@@ -59,7 +61,7 @@ def test_servers_apart_have_users_of_their_own(restricted_redis: RestrictedRedis
         ),
         ("tests-worker-broker", ["broker"], "127.0.0.1:1", ""),
     ]
-    assert "which does not tell its version" in restricted_redis.say("acl", "worker", broker=broker).stderr
+    assert "which does not tell its version" in restricted_redis.invoke("acl", "worker", broker=broker).stderr
     (line,) = lines(restricted_redis, "worker", "--server", "broker", broker=broker)
     assert {"+select"} < set(line["rules"])
     assert f"(+psubscribe +publish &broker:{restricted_redis.prefix}/3.celery.pidbox)" in line["rules"]
@@ -67,14 +69,15 @@ def test_servers_apart_have_users_of_their_own(restricted_redis: RestrictedRedis
         ["bus", "results"]
     ]
     assert (
-        "needs nothing of the broker" in restricted_redis.say("acl", "publisher", "--server", "broker", expect=1).output
+        "needs nothing of the broker"
+        in restricted_redis.invoke("acl", "publisher", "--server", "broker", expect=1).output
     )
 
 
 def test_redis_cli_takes_a_line_as_it_is(restricted_redis: RestrictedRedis) -> None:
     """Again and again: who has no password gets none, and who has one keeps it."""
     command = [program("redis-cli"), "-p", str(restricted_redis.server.port)]
-    line = restricted_redis.say("acl", "operator", "--user", "shop").stdout
+    line = restricted_redis.invoke("acl", "operator", "--user", "shop").stdout
     for passwords in (0, 1):
         run = subprocess.run(command, input=line, capture_output=True, text=True, check=True)
         assert run.stdout == "OK\n"
@@ -84,11 +87,11 @@ def test_redis_cli_takes_a_line_as_it_is(restricted_redis: RestrictedRedis) -> N
 
 def test_a_server_that_is_too_old(restricted_redis: RestrictedRedis) -> None:
     """Redis 6.2 is told apart; clients tell what they are from 7.2 on, and no sooner version knows that right."""
-    output = restricted_redis.say("acl", "worker", "--redis-version", "6.2", expect=1).output
+    output = restricted_redis.invoke("acl", "worker", "--redis-version", "6.2", expect=1).output
     assert "is Redis 6.2, whose users have no selectors; these lines need 7.0" in output
     assert "+client|setinfo" not in rules(restricted_redis, "worker", "--redis-version", "7.0")
     assert "+client|setinfo" in rules(restricted_redis, "worker", "--redis-version", "7.2.4")
-    assert "is no version" in restricted_redis.say("acl", "worker", "--redis-version", "new", expect=2).output
+    assert "is no version" in restricted_redis.invoke("acl", "worker", "--redis-version", "new", expect=2).output
 
 
 # What depends on settings
@@ -128,7 +131,7 @@ def test_a_prefix_is_taken_literally(restricted_redis: RestrictedRedis) -> None:
             with pytest.raises(NoPermissionError):
                 client.execute_command(*words)
     restricted_redis.prefix = "it's:"
-    assert "no rule of an ACL can hold" in restricted_redis.say("acl", "worker", expect=2).output
+    assert "no rule of an ACL can hold" in restricted_redis.invoke("acl", "worker", expect=2).output
 
 
 def test_queues_are_those_of_the_application(restricted_redis: RestrictedRedis, app: Celery) -> None:
@@ -165,7 +168,7 @@ def test_a_missing_right_is_told_with_what_gives_it(restricted_redis: Restricted
         caught.value
     )
     assert "s3cret" not in str(caught.value)
-    output = restricted_redis.say("check", user="shop", expect=1).output
+    output = restricted_redis.invoke("check", user="shop", expect=1).output
     keys = Keys(restricted_redis.prefix)
     for name in (keys.journal, keys.dead("tests")):
         assert f"FAIL  user shop may not: XADD {name}\n" in output
@@ -175,4 +178,4 @@ def test_a_missing_right_is_told_with_what_gives_it(restricted_redis: Restricted
         )
     assert "      -> give it what bus acl worker prints, with ACL SETUSER\n" in output
     restricted_redis.set_rules("shop", found)
-    assert "may not" not in restricted_redis.say("check", user="shop", expect=1).output
+    assert "may not" not in restricted_redis.invoke("check", user="shop", expect=1).output
