@@ -24,6 +24,7 @@ from redis.retry import Retry
 from bridge.cli import COMMANDS, bus
 from bridge.config import settings
 from bridge.config.settings import BridgeSettings
+from bridge.storage import Storage
 from bridge.subscriber.monitoring import metrics_server as exporter
 from bridge.subscriber.monitoring.metrics_server import OUTCOMES
 from bridge.telemetry.counters import Counters
@@ -210,11 +211,14 @@ def _help_text(text: str) -> str:
 
 # Metrics
 
+_SETTINGS = BridgeSettings.model_construct(group="docs")
+
 
 class _NoHealth:
     """Stands in for the health of a subscriber: names and texts of the metrics do not depend on it."""
 
-    client = Redis(port=1, retry=Retry(NoBackoff(), 0))  # there is none: what is of groups is asked for below
+    #: No server answers there: the metrics of groups are added below.
+    storage = Storage(Redis(port=1, retry=Retry(NoBackoff(), 0)), _SETTINGS)
 
     def bus(self) -> str:
         return ""
@@ -228,7 +232,7 @@ class _NoHealth:
 def metrics() -> list[Metric]:
     """Return all metrics of a subscriber, without figures."""
     health: Any = _NoHealth()
-    own = exporter._SubscriberCollector(BridgeSettings.model_construct(group="docs"), Counters(), health, "docs")
+    own = exporter._SubscriberCollector(_SETTINGS, Counters(), health, "docs")
     return list(chain(own.collect(), exporter._of_groups([])))
 
 
