@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 from uuid import uuid4
 
 from bridge.broker.templates import Template
-from bridge.events import StoredEvent
+from bridge.events import EncodedEvent
 from bridge.handlers import EventTask
 from bridge.storage import InFlightTask, LedgerEntry
 
@@ -32,7 +32,7 @@ class Message(NamedTuple):
 
     route: Route
     task_id: str
-    stored: StoredEvent
+    stored: EncodedEvent
     #: Of the journal.
     entry_id: bytes
     #: Content type, encoding and body, for the broker's client.

@@ -22,7 +22,7 @@ from bridge.broker.templates import delivery_tags, render, send_by_celery
 from bridge.bus import PROPAGATOR
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidHandler, SettingsError
-from bridge.events import StoredEvent, compile_pattern
+from bridge.events import EncodedEvent, compile_pattern
 from bridge.handlers import SEND_OPTIONS, EventTask, Handler, check_send_options, task_id_for
 
 #: Types are few; a program that invents new ones without end must not fill our memory.
@@ -54,7 +54,7 @@ class Outbox:
         self._tags = delivery_tags()
         _check_routes(settings)
 
-    def prepare(self, handler: Handler, stored: StoredEvent, entry_id: bytes) -> Message:
+    def prepare(self, handler: Handler, stored: EncodedEvent, entry_id: bytes) -> Message:
         """Make the message that calls *handler* with an event of the journal.
 
         Arguments:
@@ -119,7 +119,7 @@ class Outbox:
         """Close the broker connection; the next message opens another."""
         self._link.close()
 
-    def _route(self, handler: Handler, stored: StoredEvent) -> Route:
+    def _route(self, handler: Handler, stored: EncodedEvent) -> Route:
         task = cast("EventTask", self._app.tasks[handler.task_name])
         chosen = next((options for pattern, options in self._rules if pattern.fullmatch(stored.type)), {})
         options = {**chosen, **handler.send_options}

@@ -25,10 +25,10 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils import json
 
 from bridge.broker.producer import DELAYS
-from bridge.events import StoredEvent
+from bridge.events import EncodedEvent
 from bridge.handlers import EventTask, describe
 
-_EXAMPLE = StoredEvent("-", "example", None, b"{}", None)
+_EXAMPLE = EncodedEvent("-", "example", None, b"{}")
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Template:
         name = str(getattr(exchange, "name", exchange) or "")
         return "" if any(queue.exchange.name == name for queue in self.publish["declare"] or ()) else name
 
-    def content(self, stored: StoredEvent) -> tuple[str, str, bytes]:
+    def content(self, stored: EncodedEvent) -> tuple[str, str, bytes]:
         """Return content type, encoding and body of the message for an event."""
         if self.serializer != "json":
             content_type, encoding, body = dumps(([stored.event.to_dict()], {}, self.embed), self.serializer)
             return content_type, encoding, body.encode() if isinstance(body, str) else body
         return "application/json", "utf-8", self._json(stored)
 
-    def filled_in(self, stored: StoredEvent, task_id: str, content: tuple[str, str, bytes]) -> dict[str, Any]:
+    def filled_in(self, stored: EncodedEvent, task_id: str, content: tuple[str, str, bytes]) -> dict[str, Any]:
         """Return the arguments of :meth:`kombu.Producer.publish` for the message with this content."""
         argsrepr = describe(stored)
         headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr, **self._moments()}
@@ -78,7 +78,7 @@ class Template:
         own = {"content_type": content_type, "content_encoding": encoding, "correlation_id": task_id}
         return {**self.publish, **own, "body": body, "headers": headers, "argsrepr": argsrepr}
 
-    def stamped(self, stored: StoredEvent, task_id: bytes, tag: bytes) -> bytes:
+    def stamped(self, stored: EncodedEvent, task_id: bytes, tag: bytes) -> bytes:
         """Return what kombu would push for an event; *tag* is the delivery tag, which no other message may have."""
         body = self._json(stored)
         if compression := self.publish.get("compression"):
@@ -93,7 +93,7 @@ class Template:
             values |= {header.encode(): moment.encode() for header, moment in self._moments().items()}
         return self.stamp % values
 
-    def _json(self, stored: StoredEvent) -> bytes:
+    def _json(self, stored: EncodedEvent) -> bytes:
         return b"[[%b], {}, %b]" % (stored.data, self.embed)
 
     def _moments(self) -> dict[str, str]:
@@ -168,7 +168,7 @@ def _with_stamp(template: Template, offline: Connection) -> Template:
 
 
 def send_by_celery(
-    producer: Producer, task: EventTask, options: Mapping[str, Any], stored: StoredEvent, task_id: str
+    producer: Producer, task: EventTask, options: Mapping[str, Any], stored: EncodedEvent, task_id: str
 ) -> None:
     """Let Celery make a message and send it."""
     task.apply_async(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events import CLOCK_SKEW_S, SIGNATURE, Event, Keyring, StoredEvent, compile_pattern, wire
+from bridge.events import CLOCK_SKEW_S, SIGNATURE, EncodedEvent, Event, Keyring, compile_pattern, wire
 from bridge.storage import Entry, stream_position
 
 
@@ -46,19 +46,19 @@ class Admission:
         self._open = not (self._accept or self._reject or self._require)
         self._rules_of = lru_cache(maxsize=10_000)(self._rules)  # types are few, events are many
 
-    def receive(self, data: bytes, channel_type: str | None = None) -> tuple[Event, bytes]:
-        """Decode what another program sent; as :meth:`Event.receive`.
+    def receive(self, data: bytes, channel_type: str | None = None) -> EncodedEvent:
+        """Decode what another program sent; as :meth:`EncodedEvent.receive`.
 
         Raises:
             InvalidEvent: It is no event, is ``not_accepted``, or lacks the ``signature`` it must have.
         """
-        event, kept = Event.receive(data, max_bytes=self._max_bytes, channel_type=channel_type)
-        self._check_depth(event)
+        received = EncodedEvent.receive(data, max_bytes=self._max_bytes, channel_type=channel_type)
+        self._check_depth(received.event)
         if not self._open:
-            self._admit(event.type, data, time.time_ns() // 1_000_000)
-        return event, kept
+            self._admit(received.type, data, time.time_ns() // 1_000_000)
+        return received
 
-    def read(self, entry: Entry) -> StoredEvent:
+    def read(self, entry: Entry) -> EncodedEvent:
         """Read the event of a journal entry that is there, or of the key that stands in for it.
 
         A signature counts as of the moment of the entry, or else a backlog would make it old.
@@ -67,7 +67,7 @@ class Admission:
             InvalidEvent: As :meth:`receive`.
         """
         data = entry.data or b""
-        stored = StoredEvent.read(data)
+        stored = EncodedEvent.read(data)
         if self._max_depth is not None:
             self._check_depth(stored.event)
         if not self._open:

@@ -15,7 +15,7 @@ from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.bus.local import LocalBus, LocalHandler, Publication
 from bridge.config import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent
-from bridge.events import UNHEARD_SOURCE, Event, Keyring, Record
+from bridge.events import UNHEARD_SOURCE, EncodedEvent, Event, Keyring
 from bridge.redis import attempt, connect
 from bridge.storage import AppendResult, Storage, new_attempt
 from bridge.telemetry import Action, Counters, log_fields
@@ -152,7 +152,7 @@ class EventBus(LocalBus):
             raise
         return [self._published(record, outcome) for record, outcome in zip(records, outcomes, strict=True)]
 
-    def _published(self, record: Record, outcome: AppendResult) -> Publication:
+    def _published(self, record: EncodedEvent, outcome: AppendResult) -> Publication:
         if outcome == "appended":
             self._keep_and_deliver(record.event, record.data)
         elif outcome == "conflict":
@@ -162,7 +162,7 @@ class EventBus(LocalBus):
             log.warning(text, event, extra=extra)
         return Publication(record.event, duplicate=outcome != "appended", conflict=outcome == "conflict")
 
-    def _record(self, event: Event) -> Record:
+    def _record(self, event: Event) -> EncodedEvent:
         self._admission.check(event)
         if event.source == UNHEARD_SOURCE:
             raise InvalidEvent("source", "source", f"{UNHEARD_SOURCE!r} is dropped by the TypeScript bus; name another")
@@ -170,9 +170,9 @@ class EventBus(LocalBus):
             raise HopLimitExceeded(event.type, event.hops, self.settings.max_hops)
         if event.source is None:
             event = event.model_copy(update={"source": self.settings.source})
-        return Record(event, self._keyring.encode(event, max_bytes=self.settings.max_event_bytes))
+        return EncodedEvent.of(event, self._keyring.encode(event, max_bytes=self.settings.max_event_bytes))
 
-    def _send(self, records: Sequence[Record], new: list[bool]) -> list[AppendResult]:
+    def _send(self, records: Sequence[EncodedEvent], new: list[bool]) -> list[AppendResult]:
         settings = self.settings
         what = f"publishing {records[0].event!r}" if len(records) == 1 else f"publishing {len(records)} events"
         if settings.enable_persistence:
@@ -183,7 +183,7 @@ class EventBus(LocalBus):
             attempt(settings, what, lambda: self._broadcast(records, new))
         return ["appended" if is_new else "repeated" for is_new in new]
 
-    def _broadcast(self, records: Sequence[Record], new: list[bool]) -> None:
+    def _broadcast(self, records: Sequence[EncodedEvent], new: list[bool]) -> None:
         with self.client.pipeline(transaction=False) as pipe:
             for record, is_new in zip(records, new, strict=True):
                 if is_new:
@@ -205,8 +205,8 @@ class EventBus(LocalBus):
             log.warning("no subscription at %s yet, trying on", self.settings.redacted_url, extra=extra)
 
     def _on_heard(self, heard: ReceivedBatch) -> None:
-        for record in heard.records:
-            if self._remember_id(record.event.id):
-                self._keep_and_deliver(record.event, record.data)
+        for received in heard.events:
+            if self._remember_id(received.id):
+                self._keep_and_deliver(received.event, received.data)
         if heard.subscribed:
             self._subscribed.set()

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from bridge.bus.admission import Admission
 from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
-from bridge.events import UNHEARD_SOURCE, Record, is_signed
+from bridge.events import UNHEARD_SOURCE, EncodedEvent, is_signed
 from bridge.redis import BackOff
 from bridge.storage import EventKeys, Storage
 from bridge.telemetry import Action, Counters, Liveness, log_fields
@@ -55,7 +55,7 @@ class ReceivedBatch:
     """What arrived in one go, messages of these *types*, and whether the subscription began anew."""
 
     types: list[str] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
+    events: list[EncodedEvent] = field(default_factory=list)
     invalid: list[InvalidMessage] = field(default_factory=list)
     subscribed: bool = False
 
@@ -125,7 +125,7 @@ class ChannelListener:
                     alive_at = now
                     self._pulse.mark("heard")
                 if heard.count or heard.subscribed:
-                    heard.records = restore_sources(self._event_keys, heard.records, self._admission)
+                    heard.events = restore_sources(self._event_keys, heard.events, self._admission)
                     yield heard
                 interval = self._settings.heartbeat_interval_s
                 if now - alive_at > _MISSED_HEARTBEATS * interval:
@@ -165,11 +165,9 @@ class ChannelListener:
     def _decode(self, broadcast: Broadcast, heard: ReceivedBatch) -> None:
         event_type, data = broadcast
         try:
-            event, kept = self._admission.receive(data, event_type)
+            heard.events.append(self._admission.receive(data, event_type))
         except InvalidEvent as error:
             heard.invalid.append(InvalidMessage(self._keys.channel(event_type), data, error))
-        else:
-            heard.records.append(Record(event, kept, data))
 
     def _confirmed(self, heard: ReceivedBatch) -> None:
         heard.subscribed = True
@@ -182,34 +180,37 @@ class ChannelListener:
             log.info(text, ", ".join(self._channels), extra=extra)
 
 
-def restore_sources(event_keys: EventKeys, records: list[Record], admission: Admission) -> list[Record]:
-    """Return *records* with the real source of those the TypeScript bus broadcast, as far as their keys tell.
+def restore_sources(event_keys: EventKeys, events: Sequence[EncodedEvent], admission: Admission) -> list[EncodedEvent]:
+    """Return *events* with the real source of those the TypeScript bus broadcast, as far as their keys tell.
 
     That bus writes its own name as the source of every broadcast and keeps the real one in the event key. Key
     and broadcast go out on two connections, so the key may not be there yet: then the source stays. Of a signed
     event the copy in the key takes the place of the other, as it is: it has a signature of its own.
     """
-    hidden = [record.event.id for record in records if record.event.source == UNHEARD_SOURCE]
+    hidden = [one.id for one in events if one.event.source == UNHEARD_SOURCE]
     if not hidden:
-        return records
+        return list(events)
     try:
         beginnings = event_keys.read_prefixes([event_keys.name(event_id) for event_id in hidden])
     except RedisError:
-        return records  # better an event without its source than no event
-
+        return list(events)  # better an event without its source than no event
     values = {event_id: value for event_id, (value, _) in zip(hidden, beginnings, strict=True)}
+    return [_restored(one, values[one.id], admission) if one.id in values else one for one in events]
 
-    def restored(record: Record) -> Record:
-        try:
-            kept, data = admission.receive(values[record.event.id])
-        except (KeyError, TypeError, AttributeError, InvalidEvent):
-            return record
-        if not kept.source:
-            return record
-        if is_signed(record.event):
-            same = is_signed(kept) and (kept.id, kept.digest) == (record.event.id, record.event.digest)
-            return record._replace(event=kept, data=data) if same else record
-        event = record.event.model_copy(update={"source": kept.source})
-        return record._replace(event=event, data=event.encode())
 
-    return [restored(record) for record in records]
+def _restored(broadcast: EncodedEvent, value: Any, admission: Admission) -> EncodedEvent:
+    """Return the event of a *broadcast* with the source in *value*, what its key holds."""
+    if not isinstance(value, bytes):
+        return broadcast  # an error: it is not a string
+    try:
+        kept = admission.receive(value)
+    except InvalidEvent:
+        return broadcast
+    event = broadcast.event
+    if not kept.event.source:
+        return broadcast
+    if is_signed(event):
+        same = is_signed(kept.event) and (kept.id, kept.event.digest) == (event.id, event.digest)
+        return EncodedEvent.of(kept.event, kept.data, broadcast.fingerprint) if same else broadcast
+    event = event.model_copy(update={"source": kept.event.source})
+    return EncodedEvent.of(event, event.encode(), broadcast.fingerprint)

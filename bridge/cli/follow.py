@@ -118,11 +118,11 @@ class Follower:
         for message in heard.invalid:
             text = f" on channel {message.origin}: {message.error}, {len(message.data)} bytes"
             output.note(Styled("no event", "red"), text)
-        for record in heard.records:
-            if record.event.id in known:
-                known.discard(record.event.id)
+        for received in heard.events:
+            if received.id in known:
+                known.discard(received.id)
             else:
-                self._event(record.event, time.time_ns() // 1_000_000)
+                self._event(received.event, time.time_ns() // 1_000_000)
 
     def _event(self, event: Event, at_ms: int) -> None:
         event = self._settings.redaction.event(event)
@@ -216,4 +216,4 @@ class _Printer:
 
 
 def _size(heard: ReceivedBatch) -> int:
-    return sum(len(record.data) for record in heard.records) + sum(len(one.data) for one in heard.invalid)
+    return sum(len(one.data) for one in heard.events) + sum(len(one.data) for one in heard.invalid)

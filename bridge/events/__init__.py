@@ -4,7 +4,7 @@ Any part may use it. Nothing here does I/O, so there is nothing that a crash cou
 """
 
 from bridge.events import wire
-from bridge.events.encoded import Record, StoredEvent, fingerprint
+from bridge.events.encoded import EncodedEvent, fingerprint
 from bridge.events.event import UNHEARD_SOURCE, Cause, Event, caused_by
 from bridge.events.patterns import Patterns, compile_pattern, escape_glob
 from bridge.events.redaction import NOTHING, REDACTED, Redaction, redaction_of
@@ -21,13 +21,12 @@ __all__ = [
     "SIGNATURE",
     "UNHEARD_SOURCE",
     "Cause",
+    "EncodedEvent",
     "Event",
     "Keyring",
     "Patterns",
-    "Record",
     "Redaction",
     "SigningKeys",
-    "StoredEvent",
     "caused_by",
     "check_type",
     "compile_pattern",

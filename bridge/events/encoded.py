@@ -1,9 +1,13 @@
-"""An event as the journal holds it: what its dispatch needs, and the rest when somebody asks."""
+"""An event together with its JSON: what event keys, journal entries and task messages hold.
+
+An event is encoded once, by its publisher, and its JSON is passed on as it is. Most of the way from the channel to the
+task message needs the id, the type and these bytes only, so the rest is decoded when it is asked for.
+"""
 
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import NamedTuple, Self
+from typing import Self
 
 from pydantic_core import from_json
 
@@ -11,47 +15,53 @@ from bridge.events.event import STORED_START, Event
 from bridge.events.validation import check_id, check_type, in_short, is_plain, replay_of
 
 
-class Record(NamedTuple):
-    """An event with its encoded form, so that it is encoded once on its way; and as it was *heard*, if that differs."""
-
-    event: Event
-    data: bytes
-    heard: bytes = b""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the broadcast."""
-        return fingerprint(self.event.type, self.heard or self.data)
-
-
-def fingerprint(event_type: str, data: bytes) -> str:
-    """Return a short hash of a broadcast: its channel and its bytes."""
-    return blake2b(event_type.encode() + b" " + data, digest_size=6).hexdigest()
-
-
-class StoredEvent:
-    """What was validated before it was appended, so that here a look at its form is enough; make it with :meth:`read`.
+class EncodedEvent:
+    """A valid event and its JSON. Make one with :meth:`of`, :meth:`receive` or :meth:`read`.
 
     Arguments:
-        data: Its JSON, as a task gets it.
-        event: The whole event, if it is known.
+        id, type: Of the event.
+        replay: Name of the replay that published it again, if any.
+        data: Its JSON, as keys, journal and tasks get it.
+        event: The whole event, if it has been decoded.
+        fingerprint: Of the bytes that came, if *data* spells them in another way.
     """
 
-    __slots__ = ("_event", "data", "id", "replay", "type")
+    __slots__ = ("_event", "_fingerprint", "data", "id", "replay", "type")
 
-    def __init__(self, id: str, type: str, replay: str | None, data: bytes, event: Event | None) -> None:
+    def __init__(
+        self, id: str, type: str, replay: str | None, data: bytes, event: Event | None = None, fingerprint: str = ""
+    ) -> None:
         self.id = id
         self.type = type
         self.replay = replay
         self.data = data
         self._event = event
+        self._fingerprint = fingerprint
+
+    @classmethod
+    def of(cls, event: Event, data: bytes, fingerprint: str = "") -> Self:
+        """Return *event* with its JSON, *data*."""
+        return cls(event.id, event.type, replay_of(event.metadata), data, event, fingerprint)
+
+    @classmethod
+    def receive(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> Self:
+        """Decode what another program sent, see :meth:`Event.receive`. The fingerprint is that of *data* as it came.
+
+        Raises:
+            InvalidEvent: As :meth:`Event.decode`.
+        """
+        event, kept = Event.receive(data, max_bytes=max_bytes, channel_type=channel_type)
+        as_it_came = "" if kept is data else fingerprint(event.type, data)
+        return cls(event.id, event.type, replay_of(event.metadata), kept, event, as_it_came)
 
     @classmethod
     def read(cls, data: bytes) -> Self:
-        """Read an event from a journal entry. Anybody may have written it: what looks odd is decoded like foreign ones.
+        """Read the event of a journal entry, which was validated before it was appended: a check of its form is enough.
+
+        Any program may write to the journal, so an event in an unusual form is decoded like one from a channel.
 
         Raises:
-            InvalidEvent: It is none.
+            InvalidEvent: It is not a valid event.
         """
         try:
             # Three times as fast as our own decoder, to which it leaves numbers that do not fit and the like.
@@ -61,9 +71,8 @@ class StoredEvent:
         if type(fields) is dict and is_plain(fields) and data.startswith(STORED_START):
             check_id(fields["id"])
             check_type(fields["type"])
-            return cls(fields["id"], fields["type"], replay_of(fields.get("metadata")), data, None)
-        event, kept = Event.receive(data, max_bytes=len(data))
-        return cls(event.id, event.type, event.replay, kept, event)
+            return cls(fields["id"], fields["type"], replay_of(fields.get("metadata")), data)
+        return cls.receive(data, max_bytes=len(data))
 
     @property
     def event(self) -> Event:
@@ -72,5 +81,15 @@ class StoredEvent:
             self._event = Event.decode(self.data, max_bytes=len(self.data))
         return self._event
 
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the channel and the bytes that came: two broadcasts with the same one are copies."""
+        return self._fingerprint or fingerprint(self.type, self.data)
+
     def __repr__(self) -> str:
         return in_short(self.type, self.id)
+
+
+def fingerprint(event_type: str, data: bytes) -> str:
+    """Return a short hash of a broadcast: its channel and its bytes."""
+    return blake2b(event_type.encode() + b" " + data, digest_size=6).hexdigest()

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError, WatchError
 
 from bridge.bus import count_publications, get_bus, handling
 from bridge.errors import BusUnavailable, InvalidEvent, InvalidHandler
-from bridge.events import Event, StoredEvent
+from bridge.events import EncodedEvent, Event
 from bridge.handlers.leases import get_leases
 from bridge.storage import Begun, DeadLetter
 from bridge.telemetry import Action, LogThrottle, log_fields
@@ -309,7 +309,7 @@ def end_revoked(sender: Any, request: Any = None, expired: bool = False, termina
 
 def describe(event: Any) -> str:
     """Return the arguments of a handler task as Flower and the logs show them: no payload, no secrets."""
-    if type(event) is StoredEvent:
+    if type(event) is EncodedEvent:
         return f"({event!r},)"
     if isinstance(event, dict):
         try:

@@ -12,7 +12,7 @@ from celery import Celery
 
 from bridge.broker import Outbox
 from bridge.config import BridgeSettings
-from bridge.events import Event, StoredEvent, compile_pattern
+from bridge.events import EncodedEvent, Event, compile_pattern
 from bridge.handlers import EventTask, Handler, registry
 
 #: Attributes of a task that matter to who runs it, and the usual values, which are not shown.
@@ -89,7 +89,7 @@ def _route(
     queue, sending, problem = "", dict(handler.send_options), ""
     try:
         event = Event(type=event_type, id="example")
-        message = outbox.prepare(handler, StoredEvent(event.id, event.type, None, event.encode(), event), b"0-0")
+        message = outbox.prepare(handler, EncodedEvent.of(event, event.encode()), b"0-0")
         queue, sending = message.route.queue, dict(message.route.options)
     except Exception as error:  # noqa: BLE001  # routers are user code, and Celery refuses options in many ways
         problem = " ".join(f"{type(error).__name__}: {error}".split())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from bridge.errors import InvalidEvent
-from bridge.events import Event, Redaction, StoredEvent, wire
+from bridge.events import EncodedEvent, Event, Redaction, wire
 from bridge.telemetry import Action, log_fields
 
 #: Bytes of a message that did not decode which are kept; enough to recognise it, too few to fill the server.
@@ -65,7 +65,7 @@ class DeadLetter:
 
     @classmethod
     def of_event(
-        cls, reason: str, detail: str, event: Event | StoredEvent, data: bytes, handler: str, task_id: str, **more: Any
+        cls, reason: str, detail: str, event: Event | EncodedEvent, data: bytes, handler: str, task_id: str, **more: Any
     ) -> DeadLetter:
         """An event that *handler* cannot process."""
         more = {"sha256": _sha256(data)} | more

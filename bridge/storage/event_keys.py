@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException
 
 from bridge.config import BridgeSettings
-from bridge.events import Record
+from bridge.events import EncodedEvent
 from bridge.redis import TRANSIENT, cluster_of, servers_of
 from bridge.storage.keys import Keys
 
@@ -86,7 +86,7 @@ class EventKeys:
         """Return the id of the event behind the name of a key."""
         return name.decode(errors="backslashreplace").removeprefix(self._keys.event(""))
 
-    def add(self, records: Sequence[Record]) -> list[bool]:
+    def add(self, records: Sequence[EncodedEvent]) -> list[bool]:
         """Write the keys that are not there; return which were not.
 
         Raises:
@@ -96,7 +96,7 @@ class EventKeys:
         replies = self._replies([("SET", self._keys.event(one.event.id), one.data, *ttl, "NX") for one in records])
         return [reply is not None for reply in _raised(replies)]
 
-    def replace(self, records: Sequence[Record]) -> None:
+    def replace(self, records: Sequence[EncodedEvent]) -> None:
         """Write keys whatever they hold.
 
         Raises:

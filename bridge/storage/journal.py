@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 
 from bridge.config import BridgeSettings
 from bridge.errors import JournalLost, NotReplicated
-from bridge.events import Record, fingerprint
+from bridge.events import EncodedEvent, fingerprint
 from bridge.redis import drop_idle_connections
 from bridge.storage.entries import Claimed, Entry, Trimmed, entries_by_id
 from bridge.storage.event_keys import EventKeys
@@ -61,7 +61,9 @@ class Journal:
 
     # Writing
 
-    def publish(self, records: Sequence[Record], attempts: Sequence[str], *, broadcast: bool) -> list[AppendResult]:
+    def publish(
+        self, records: Sequence[EncodedEvent], attempts: Sequence[str], *, broadcast: bool
+    ) -> list[AppendResult]:
         """Write event key, journal entry and broadcast of each record in one step; one round trip for all.
 
         In a cluster the event keys come first, which are on other servers: what is in its key and not in the journal,
@@ -93,7 +95,7 @@ class Journal:
         return outcomes
 
     def _publish_all(
-        self, records: Sequence[Record], attempts: Sequence[str], broadcast: bool
+        self, records: Sequence[EncodedEvent], attempts: Sequence[str], broadcast: bool
     ) -> tuple[list[AppendResult], int]:
         """Return what became of each record, and how many replicas have them, if that is asked for."""
         wanted = self._settings.wait_replicas
@@ -108,7 +110,7 @@ class Journal:
         replicas = replies.pop() if wanted else 0
         return [_OUTCOMES[reply] for reply in replies], replicas
 
-    def _publish_one(self, record: Record, token: str, broadcast: bool, client: Any) -> Any:
+    def _publish_one(self, record: EncodedEvent, token: str, broadcast: bool, client: Any) -> Any:
         event = record.event
         channel = self._keys.channel(event.type) if broadcast else ""
         ttls = (self._settings.dedup_ttl_ms, self._settings.event_ttl_ms)
@@ -125,7 +127,9 @@ class Journal:
         args += (event_key, caused, int(apart or self._settings.wait_replicas > 0))
         return self._publish(keys=keys, args=args, client=client)
 
-    def append(self, records: Sequence[Record], *, refill: bool = False, limit: bool = False) -> list[AppendResult]:
+    def append(
+        self, records: Sequence[EncodedEvent], *, refill: bool = False, limit: bool = False
+    ) -> list[AppendResult]:
         """Append each event whose id is new, in one call; safe to repeat.
 
         Arguments:

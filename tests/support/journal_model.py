@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from bridge import BridgeSettings, Event
-from bridge.events.encoded import Record
+from bridge.events.encoded import EncodedEvent
 from bridge.redis.client import connect
 from bridge.storage.journal import AppendResult
 from bridge.storage.keys import Keys
@@ -41,9 +41,9 @@ def spelt(entry: EntryId) -> bytes:
     return b"%d-%d" % entry
 
 
-def record(event_id: str, payload: str) -> Record:
+def record(event_id: str, payload: str) -> EncodedEvent:
     event = Event(type="a.b", id=event_id, payload=payload, timestamp=0)
-    return Record(event, event.encode())
+    return EncodedEvent.of(event, event.encode())
 
 
 @dataclass
@@ -136,10 +136,10 @@ class WritingMachine(RepeatingMachine):
         self.written(self.journal.append(records, refill=refill), records, [""] * len(batch), refill)
 
     def written(
-        self, outcomes: list[AppendResult], records: list[Record], attempts: list[str], refill: bool
-    ) -> list[Record]:
+        self, outcomes: list[AppendResult], records: list[EncodedEvent], attempts: list[str], refill: bool
+    ) -> list[EncodedEvent]:
         """Compare what came of the records with what should have; return those that are new in the journal."""
-        new: dict[str, Record] = {}
+        new: dict[str, EncodedEvent] = {}
         for one, attempt, outcome in zip(records, attempts, outcomes, strict=True):
             event_id, digest = one.event.id, one.event.digest
             mark = self.marks.get(event_id)

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from bridge.broker import Message, Refused
-from bridge.events import StoredEvent
+from bridge.events import EncodedEvent
 from bridge.handlers import task_id_for
 from bridge.storage import DeadLetter
 from bridge.telemetry import Counters
@@ -48,11 +48,11 @@ class Batch:
             _letter(refused.reason, refused.detail, message.stored, message.route.task.name, message.task_id)
         )
 
-    def bury(self, reason: str, detail: str, stored: StoredEvent, handler: str, group: str) -> None:
+    def bury(self, reason: str, detail: str, stored: EncodedEvent, handler: str, group: str) -> None:
         """Make a dead letter of an event for which *handler* gets no message."""
         task_id = task_id_for(group, stored.id, handler, stored.replay)
         self.letters.append(_letter(reason, detail, stored, handler, task_id))
 
 
-def _letter(reason: str, detail: str, stored: StoredEvent, handler: str, task_id: str) -> DeadLetter:
+def _letter(reason: str, detail: str, stored: EncodedEvent, handler: str, task_id: str) -> DeadLetter:
     return DeadLetter.of_event(reason, detail, stored, stored.data, handler, task_id)

@@ -10,7 +10,7 @@ from bridge.broker import Message, Outbox
 from bridge.bus import Admission
 from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
-from bridge.events import StoredEvent
+from bridge.events import EncodedEvent
 from bridge.handlers import Handler, Registry
 from bridge.storage import DeadLetter, Ended, Entry, Storage, dead_letter_fields
 from bridge.subscriber.dispatch.batch import Batch
@@ -257,7 +257,7 @@ class Dispatcher:
                 batch.bury(reason, f"{type(error).__name__}: {error}", stored, handler.task_name, self._settings.group)
         return messages
 
-    def _handlers(self, entry: Entry, stored: StoredEvent, batch: Batch) -> Sequence[Handler]:
+    def _handlers(self, entry: Entry, stored: EncodedEvent, batch: Batch) -> Sequence[Handler]:
         """Return the handlers that *entry* is for."""
         if entry.group is not None:
             batch.counts["replayed", stored.type] += 1

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 from bridge.bus import Admission, Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
 from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
-from bridge.events import ID_PATTERN, Event, Record
+from bridge.events import ID_PATTERN, EncodedEvent, Event
 from bridge.redis import BackOff
 from bridge.storage import AppendResult, DeadLetter, Storage
 from bridge.subscriber.intake.rejections import Refusals
@@ -131,9 +131,9 @@ class Intake:
             self._subscribed = True
             self._gap.set()  # subscribed first, scan second: nothing falls between
         self._counters.add_each("received", heard.types)
-        came = self._until_done(lambda: self._take(heard.records, heard.invalid, "appended"), stop) or Counter()
+        came = self._until_done(lambda: self._take(heard.events, heard.invalid, "appended"), stop) or Counter()
         # Of what was refused nobody is ahead: a flood of it must not make us wait.
-        known = heard.count - len(heard.records) - len(heard.invalid) + came["repeated"]
+        known = heard.count - len(heard.events) - len(heard.invalid) + came["repeated"]
         if known or came["appended"]:
             self._behind = known >= came["appended"]
 
@@ -179,7 +179,7 @@ class Intake:
                 return None
 
     def _take(
-        self, heard: Sequence[Record], invalid: Sequence[InvalidMessage], counter: str, refill: bool = False
+        self, heard: Sequence[EncodedEvent], invalid: Sequence[InvalidMessage], counter: str, refill: bool = False
     ) -> Counter[AppendResult]:
         """Append events, make dead letters of the rest; return how often what became of the events."""
         heard_now = counter == "appended"
@@ -208,7 +208,7 @@ class Intake:
             self._counters.add_each(name, [record.event.type for record, came in rows if came == outcome])
         return Counter(outcomes)
 
-    def _letter(self, reason: str, detail: str, record: Record) -> DeadLetter:
+    def _letter(self, reason: str, detail: str, record: EncodedEvent) -> DeadLetter:
         return DeadLetter.of_message(reason, detail, self._keys.channel(record.event.type), record.data)
 
     def _scan(self, stop: threading.Event, refill: bool) -> None:
@@ -234,7 +234,7 @@ class Intake:
         return sum(self._take_values(wanted[start : start + _KEYS_AT_ONCE], refill) for start in starts)
 
     def _take_values(self, names: Sequence[bytes], refill: bool) -> int:
-        records: list[Record] = []
+        records: list[EncodedEvent] = []
         invalid: list[InvalidMessage] = []
         stale = 0
         for name, (value, ttl_ms) in zip(names, self._event_keys.read_prefixes(names), strict=True):
@@ -252,12 +252,12 @@ class Intake:
         self._counters.add("stale", stale)
         return stale
 
-    def _decode(self, value: Any) -> Record:
+    def _decode(self, value: Any) -> EncodedEvent:
         if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
             raise InvalidEvent("wrong_key_type", "", "the event key holds no string")
         if isinstance(value, RedisError):
             raise value
-        return Record(*self._admission.receive(value))
+        return self._admission.receive(value)
 
     def _stale(self, event: Event, ttl_ms: Any) -> bool:
         """Whether the key outlives our marks, so that only its timestamp tells that the event was taken long ago."""
@@ -268,8 +268,8 @@ class Intake:
         return event.occurred_at.timestamp() < time.time() - self._settings.event_ttl_s
 
 
-def _batches(records: Sequence[Record]) -> Iterator[list[Record]]:
-    batch: list[Record] = []
+def _batches(records: Sequence[EncodedEvent]) -> Iterator[list[EncodedEvent]]:
+    batch: list[EncodedEvent] = []
     size = 0
     for record in records:
         if batch and size + len(record.data) > BATCH_BYTES:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from redis.exceptions import ResponseError
 
 from bridge.config import BridgeSettings
-from bridge.events import Record
+from bridge.events import EncodedEvent
 from bridge.redis import TRANSIENT
 from bridge.storage import RATE_WINDOW_S, DeadLetter, DeadLetters, dead_letter_fields
 from bridge.telemetry import Action, Counters, LogThrottle
@@ -41,7 +41,7 @@ class Refusals:
         #: What a line is about to how many were kept since without one.
         self._untold: Counter[str] = Counter()
 
-    def limited(self, record: Record, origin: str) -> DeadLetter:
+    def limited(self, record: EncodedEvent, origin: str) -> DeadLetter:
         """Return the dead letter of an event whose source sent too many: the whole event, to be tried again."""
         event, data = record.event, record.data
         source = f"from {event.source[:_SOURCE_CHARS]!r}" if event.source else "without a source"

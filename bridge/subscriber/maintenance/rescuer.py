@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from bridge.broker import Message, Outbox
 from bridge.bus import Admission
 from bridge.errors import InvalidEvent
-from bridge.events import StoredEvent
+from bridge.events import EncodedEvent
 from bridge.handlers import Registry, task_id_for
 from bridge.storage import DeadLetter, Ended, Entry, Overdue, Storage, dead_letter_fields
 from bridge.telemetry import Action, Counters, log_fields
@@ -94,12 +94,12 @@ class Recovery:
             text = "%d overdue tasks neither ran nor waited in their queue: sent again"
             log.warning(text, len(messages), extra=extra)
 
-    def _events(self, overdue: Sequence[Overdue]) -> dict[str, StoredEvent]:
+    def _events(self, overdue: Sequence[Overdue]) -> dict[str, EncodedEvent]:
         """Return the events of tasks, by task id: from the journal or, as after its deletion, from their keys."""
         entries = self._journal.entries([task.pair.entry_id for task in overdue])
         missing = [task.pair.event_id for task in overdue if task.pair.entry_id not in entries]
         kept = self._event_keys.get_many(missing)
-        events: dict[str, StoredEvent] = {}
+        events: dict[str, EncodedEvent] = {}
         for task in overdue:
             key = Entry(task.pair.entry_id.encode(), kept.get(task.pair.event_id))
             event = self._event(entries.get(task.pair.entry_id, key))
@@ -109,7 +109,7 @@ class Recovery:
                 events[task.task_id] = event
         return events
 
-    def _event(self, entry: Entry) -> StoredEvent | None:
+    def _event(self, entry: Entry) -> EncodedEvent | None:
         if entry.data is None:
             return None
         try:
@@ -117,7 +117,7 @@ class Recovery:
         except InvalidEvent:  # let in when it was dispatched: the key was overwritten, or these settings are stricter
             return None
 
-    def _messages(self, task: Overdue, event: StoredEvent | None) -> list[Message]:
+    def _messages(self, task: Overdue, event: EncodedEvent | None) -> list[Message]:
         if task.pair.redispatches >= self._settings.max_redispatches:
             raise _Unrecoverable("redispatch_limit", f"sent {task.pair.redispatches + 1} times and never ended", event)
         if event is None:
@@ -157,7 +157,7 @@ class Recovery:
 class _Unrecoverable(Exception):
     """A task that sending again does not help."""
 
-    def __init__(self, reason: str, detail: str, event: StoredEvent | None) -> None:
+    def __init__(self, reason: str, detail: str, event: EncodedEvent | None) -> None:
         super().__init__(reason, detail, event)
         self.reason = reason
         self.detail = detail

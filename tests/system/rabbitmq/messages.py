@@ -8,15 +8,15 @@ from typing import Any
 from bridge import Event
 from bridge.broker.messages import Message
 from bridge.broker.outbox import Outbox
-from bridge.events.encoded import StoredEvent
+from bridge.events.encoded import EncodedEvent
 from tests.handlers import HANDLERS
 
 #: Differ between any two messages that Celery sends.
 VOLATILE = ("reply_to", "eta", "expires", "x-death")
 
 
-def stored(event_id: str = "e1", text: str = "x") -> StoredEvent:
-    return StoredEvent.read(Event(type="billing.paid", id=event_id, payload={"text": text}, source="shop").encode())
+def stored(event_id: str = "e1", text: str = "x") -> EncodedEvent:
+    return EncodedEvent.read(Event(type="billing.paid", id=event_id, payload={"text": text}, source="shop").encode())
 
 
 def prepared(outbox: Outbox, name: str = "t.plain", count: int = 1, text: str = "x") -> list[Message]:

@@ -19,7 +19,7 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus, SettingsError
 from bridge.broker.messages import Message
 from bridge.broker.outbox import Outbox
-from bridge.events.encoded import StoredEvent
+from bridge.events.encoded import EncodedEvent
 from bridge.handlers.handler import task_id_for
 from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 
 EVENT = Event(type="billing.paid", id="e1", payload={"price": "9.99", "text": "süß"}, source="shop")
 
-STORED = StoredEvent.read(EVENT.encode())
+STORED = EncodedEvent.read(EVENT.encode())
 
 #: Differ between any two messages that Celery sends.
 VOLATILE = ("delivery_tag", "reply_to")
@@ -232,7 +232,7 @@ def test_routing_functions_see_the_event(app: Celery, settings: BridgeSettings, 
     app.finalize()
     outbox = Outbox(app, settings)
     events = [Event(type="a.b", payload={"queue": name}) for name in ("x", "y", "x")]
-    outbox.send([outbox.prepare(HANDLERS["t.plain"], StoredEvent.read(event.encode()), b"1-1") for event in events])
+    outbox.send([outbox.prepare(HANDLERS["t.plain"], EncodedEvent.read(event.encode()), b"1-1") for event in events])
     assert (queues.length("x"), queues.length("y")) == (2, 1)
     outbox.close()
 

@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.broker.outbox import Outbox
-from bridge.events.encoded import StoredEvent
+from bridge.events.encoded import EncodedEvent
 from tests.handlers import HANDLERS
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
@@ -96,7 +96,7 @@ def test_messages_are_stamped_without_tracing(app: Celery, settings: BridgeSetti
     """Celery makes messages only as long as someone traces them."""
     app.finalize()
     outbox = Outbox(app, settings)
-    stored = StoredEvent.read(Event(type="a.b", id="e").encode())
+    stored = EncodedEvent.read(Event(type="a.b", id="e").encode())
 
     def stamped() -> bool:
         outbox.refresh()

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.events.encoded import Record
+from bridge.events.encoded import EncodedEvent
 from bridge.operations.history import History
 from bridge.redis.client import connect
 from bridge.storage.journal import Journal
@@ -27,12 +27,12 @@ def event(number: int, source: str | None = "noisy", payload: object = None) -> 
     return Event(type="a.b", id=f"{name}{number}", source=source, payload=payload, timestamp=1_760_000_000_000)
 
 
-def record(number: int, source: str | None = "noisy", payload: object = None) -> Record:
+def record(number: int, source: str | None = "noisy", payload: object = None) -> EncodedEvent:
     made = event(number, source, payload)
-    return Record(made, made.encode())
+    return EncodedEvent.of(made, made.encode())
 
 
-def records(count: int, source: str | None = "noisy") -> list[Record]:
+def records(count: int, source: str | None = "noisy") -> list[EncodedEvent]:
     return [record(number, source) for number in range(count)]
 
 

@@ -12,7 +12,7 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.errors import InvalidEvent
-from bridge.events.encoded import StoredEvent
+from bridge.events.encoded import EncodedEvent
 from bridge.events.event import _FROM_WIRE
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
@@ -87,7 +87,7 @@ def test_what_was_published_is_read_back(**fields: Any) -> None:
         data = Event(**fields).encode()
     except InvalidEvent:
         return  # an object of just __type__ and __value__, or the like
-    stored, decoded = StoredEvent.read(data), Event.decode(data, max_bytes=LIMIT)
+    stored, decoded = EncodedEvent.read(data), Event.decode(data, max_bytes=LIMIT)
     assert stored.event == decoded
     assert (stored.id, stored.type, stored.replay, stored.data) == (decoded.id, decoded.type, decoded.replay, data)
     assert repr(stored) == repr(decoded)
@@ -158,14 +158,14 @@ ODD: dict[str, bytes] = {
 def test_odd_entries(data: bytes) -> None:
     """What somebody else wrote to the journal is read as decoding reads it, and a task gets the same event of it."""
     decoded = outcome(lambda: Event.decode(data, max_bytes=LIMIT))
-    assert outcome(lambda: StoredEvent.read(data).event) == decoded
+    assert outcome(lambda: EncodedEvent.read(data).event) == decoded
     if isinstance(decoded, str):
-        stored = StoredEvent.read(data)
+        stored = EncodedEvent.read(data)
         assert outcome(lambda: Event.from_dict(json.loads(stored.data))) == decoded
         assert (stored.id, stored.type, stored.replay) == (stored.event.id, stored.event.type, stored.event.replay)
     else:
         with pytest.raises(InvalidEvent):  # at once: not when somebody asks for the event
-            StoredEvent.read(data)
+            EncodedEvent.read(data)
 
 
 #: What no bus and no subscriber appends, and reading the journal does not look for.
@@ -181,7 +181,7 @@ UNHOLDABLE = {
 def test_what_the_journal_cannot_hold(reason: str) -> None:
     """It may pass until somebody asks for the event, who is told as by decoding."""
     data = with_payload(UNHOLDABLE[reason])
-    stored = StoredEvent.read(data)
+    stored = EncodedEvent.read(data)
     assert (stored.id, stored.type, stored.data) == ("i", "a", data)
     with pytest.raises(InvalidEvent) as caught:
         _ = stored.event

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.events.encoded import Record
+from bridge.events.encoded import EncodedEvent
 from bridge.redis.client import connect
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
@@ -28,8 +28,8 @@ def caused(client: Redis, settings: BridgeSettings, cause: str) -> list[str]:
     return [member.decode() for member in client.zrange(Keys(settings.channel_prefix).consequences(cause), 0, -1)]
 
 
-def records(*events: Event) -> list[Record]:
-    return [Record(event, event.encode()) for event in events]
+def records(*events: Event) -> list[EncodedEvent]:
+    return [EncodedEvent.of(event, event.encode()) for event in events]
 
 
 def test_a_publication_notes_its_cause_in_the_same_step(bus: EventBus, listen: Listen, prefix: str) -> None:

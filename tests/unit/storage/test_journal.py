@@ -11,7 +11,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from bridge import BridgeSettings, Event, JournalLost
-from bridge.events.encoded import Record
+from bridge.events.encoded import EncodedEvent
 from bridge.redis.client import connect
 from bridge.storage.journal import Journal, new_attempt
 from bridge.storage.keys import Keys
@@ -35,9 +35,9 @@ def journal_of(server: RedisServer, prefix: str, group: str = "g", **settings: o
     return Storage(connect(loaded), loaded).journal
 
 
-def record(event_id: str, payload: object = None) -> Record:
+def record(event_id: str, payload: object = None) -> EncodedEvent:
     event = Event(type="a.b", id=event_id, payload=payload)
-    return Record(event, event.encode())
+    return EncodedEvent.of(event, event.encode())
 
 
 def acknowledge(redis: Redis, journal: Journal, entry_ids: list[bytes]) -> None:
@@ -74,7 +74,7 @@ def test_concurrent_appends_in_random_order_append_once(each_server: RedisServer
     random.Random(7).shuffle(records)
     outcomes: list[str] = []
 
-    def write(part: list[Record]) -> None:
+    def write(part: list[EncodedEvent]) -> None:
         journal = journal_of(each_server, prefix)
         for start in range(0, len(part), 500):
             outcomes.extend(journal.append(part[start : start + 500]))

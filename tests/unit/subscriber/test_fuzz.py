@@ -21,7 +21,7 @@ from bridge import BridgeSettings, Event
 from bridge.bus.admission import Admission
 from bridge.bus.listener import restore_sources
 from bridge.errors import InvalidEvent
-from bridge.events.encoded import Record
+from bridge.events.encoded import EncodedEvent
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
@@ -299,10 +299,11 @@ def test_broken_keys_behind_a_broadcast(client: Redis, prefix: str, settings: Br
     heard = Event.decode(VALID[1], max_bytes=LIMIT)
     client.hset(Keys(prefix).event(heard.id), "field", "value")
     for _ in range(400):
-        ((event, data, _),) = restore_sources(
-            Storage(client, settings).event_keys, [Record(heard, VALID[1])], Admission(settings)
+        (restored,) = restore_sources(
+            Storage(client, settings).event_keys, [EncodedEvent.of(heard, VALID[1])], Admission(settings)
         )
-        assert Event.decode(data, max_bytes=LIMIT) == event
+        event = restored.event
+        assert Event.decode(restored.data, max_bytes=LIMIT) == event
         assert event.to_dict() | {"source": heard.source} == heard.to_dict()
         sources.add(event.source)
         client.set(Keys(prefix).event(heard.id), mutated(chance).replace(b"RedisEventBus", b"real"), ex=3600)

@@ -15,7 +15,7 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus, InvalidEvent, LocalBus
 from bridge.broker.outbox import Outbox
 from bridge.errors import RedactedError
-from bridge.events.encoded import StoredEvent
+from bridge.events.encoded import EncodedEvent
 from bridge.events.redaction import REDACTED, Redaction
 from bridge.handlers.handler import registry
 from bridge.storage import Storage
@@ -121,7 +121,7 @@ def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, c
     discreet = settings.model_copy(update={"redact_paths": SENSITIVE})
     recovery = Recovery(Storage(client, discreet), Outbox(app, discreet), registry, Counters())
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
-    why = _Unrecoverable("message_failed", f"KeyError: {SECRET}", StoredEvent.read(event.encode()))
+    why = _Unrecoverable("message_failed", f"KeyError: {SECRET}", EncodedEvent.read(event.encode()))
     recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), left_queue=False), why)
     assert "dead letter (message_failed): t.all of event e1: KeyError: [redacted]" in caplog.text
     assert "lovelace" not in caplog.text

@@ -13,7 +13,7 @@ from redis import Redis
 from redis.cluster import RedisCluster
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.events.encoded import Record
+from bridge.events.encoded import EncodedEvent
 from bridge.storage.journal import new_attempt
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
@@ -123,7 +123,7 @@ def test_a_lost_reply_publishes_once(everywhere: RedisCluster, settings: BridgeS
     """A publication that is repeated under its token has one entry, and the same answer."""
     journal, event = Storage(client, settings).journal, Event(type="dream.created", id="again")
     attempts = [new_attempt()]
-    records = [Record(event, event.encode())]
+    records = [EncodedEvent.of(event, event.encode())]
     for _ in range(2):
         assert journal.publish(records, attempts, broadcast=True) == ["appended"]
     assert everywhere.xlen(Keys(settings.channel_prefix).journal) == 1

@@ -14,7 +14,7 @@ from bridge import BridgeSettings, EventBus
 from bridge.broker.messages import Message
 from bridge.broker.outbox import Outbox
 from bridge.errors import JournalLost
-from bridge.events.encoded import StoredEvent
+from bridge.events.encoded import EncodedEvent
 from bridge.handlers.handler import registry
 from bridge.redis.client import connect
 from bridge.storage import Storage
@@ -68,7 +68,7 @@ def begin(app: Celery, settings: BridgeSettings) -> Begin:
     outbox = Outbox(app, settings)
 
     def message(entry: Entry) -> Message:
-        return outbox.prepare(HANDLERS["t.all"], StoredEvent.read(entry.data or b""), entry.entry_id)
+        return outbox.prepare(HANDLERS["t.all"], EncodedEvent.read(entry.data or b""), entry.entry_id)
 
     def begin_one(handover: DispatchTransaction, entries: Sequence[Entry], read: int = 0) -> None:
         handover.begin([entry.entry_id for entry in entries], [message(entry) for entry in entries], read)

@@ -150,7 +150,7 @@ def test_what_was_heard_before_a_cut_is_not_lost(client: Redis, prefix: str, set
     cut, stop = threading.Event(), threading.Event()
 
     def on_heard(batch: ReceivedBatch) -> None:
-        heard.extend(record.event.id for record in batch.records)
+        heard.extend(one.id for one in batch.events)
         if batch.count:
             cut.wait(10)  # busy with the first, while more arrive and the connection is killed
 
