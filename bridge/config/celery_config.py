@@ -18,8 +18,8 @@ CONF_PREFIX = "bridge_"
 def bridge_names(app: Celery) -> dict[str, Any]:
     """Return the ``bridge_*`` names of the configuration; with a namespace they read ``CELERY_BRIDGE_*`` there."""
     namespace = f"{app.namespace}_".lower() if app.namespace else ""  # type: ignore[attr-defined]  # not in the stubs
-    found = {str(name).lower().removeprefix(namespace): app.conf[name] for name in app.conf}
-    return {name: value for name, value in found.items() if name.startswith(CONF_PREFIX)}
+    spelt = {name: str(name).lower().removeprefix(namespace) for name in app.conf}
+    return {name: app.conf[key] for key, name in spelt.items() if name.startswith(CONF_PREFIX)}
 
 
 def refuse_unknown(names: Iterable[str], known: Collection[str], prefix: str, where: str) -> None:

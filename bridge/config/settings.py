@@ -10,6 +10,8 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
@@ -37,6 +39,8 @@ _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
 BATCH_BYTES = 4 * 1024 * 1024
 #: Names of Celery applications that nobody chose.
 _NAMELESS = (None, "default", "__main__")
+#: Values for the fields that neither an argument nor the environment sets, while :meth:`BridgeSettings.load` runs.
+_below_env: ContextVar[Mapping[str, Any]] = ContextVar("_below_env", default=MappingProxyType({}))
 
 
 class BridgeSettings(BaseSettings):
@@ -164,16 +168,31 @@ class BridgeSettings(BaseSettings):
             below_env["redis_url"] = None  # likewise a host of the environment over an address of the configuration
         if url := os.environ.get("REDIS_URL"):
             below_env["redis_url"] = url
+        token = _below_env.set(below_env)
         try:
-            settings = _reading(below_env)(**explicit)
+            settings = cls(**explicit)
         except EnvUnreadable as error:
             raise SettingsError(str(error)) from None
         except ValidationError as error:
             raise SettingsError(describe(error)) from None  # the original would print values, secrets among them
+        finally:
+            _below_env.reset(token)
         if app is not None:
             refuse_shared_prefix(settings.channel_prefix, app)
             refuse_pickle(app.conf)
         return settings
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[Any, ...]:
+        """Return the sources in order of precedence: arguments, the environment, what :meth:`load` found below it."""
+        return init_settings, env_settings, _below_env.get
 
     @field_validator("channel_prefix")
     @classmethod
@@ -270,22 +289,3 @@ class BridgeSettings(BaseSettings):
     def client_name(self) -> str:
         """How our connections appear in CLIENT LIST."""
         return f"bridge:{self.group}:{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}:{os.getpid()}"
-
-
-def _reading(below_env: Mapping[str, Any]) -> type[BridgeSettings]:
-    """Return the settings class with *below_env* as its source between the environment and the defaults."""
-
-    class Reader(BridgeSettings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[Any, ...]:
-            return init_settings, env_settings, lambda: dict(below_env)
-
-    Reader.__name__ = BridgeSettings.__name__
-    return Reader
