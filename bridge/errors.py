@@ -18,6 +18,9 @@ one process to another.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Iterable
+
 
 class BridgeError(Exception):
     """Root of the tree above."""
@@ -104,3 +107,13 @@ class NotReplicated(BusUnavailable):
 
 class JournalLost(BridgeError):
     """The journal or its consumer group is gone from Redis (FLUSHALL, DEL, XGROUP DESTROY)."""
+
+
+def did_you_mean(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
+    """Return ``did you mean NAME?`` for the known name that is closest to *name*; empty if none is close.
+
+    Arguments:
+        spell: How the text spells a known name.
+    """
+    guess = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {spell(guess[0])}?" if guess else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, did_you_mean
 from bridge.events import compile_pattern
 from bridge.handlers import Handler, registry
 from bridge.storage import EntryFilter
@@ -119,7 +118,6 @@ def handler_named(name: str) -> Handler:
     """
     handler = registry.get(name)
     if handler is None:
-        guess = difflib.get_close_matches(name, registry.names, n=1)
-        hint = f"did you mean {guess[0]}?" if guess else f"there are {', '.join(sorted(registry.names)) or 'none'}"
-        raise BridgeError(f"there is no handler {name}; {hint}")
+        known = ", ".join(sorted(registry.names)) or "none"
+        raise BridgeError(f"there is no handler {name}; {did_you_mean(name, registry.names) or f'there are {known}'}")
     return handler

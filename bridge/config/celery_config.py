@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from celery import Celery
 from kombu.serialization import registry  # type: ignore[attr-defined]  # not in the stubs
 from pydantic import ValidationError
 
-from bridge.errors import SettingsError
+from bridge.errors import SettingsError, did_you_mean
 
 CONF_PREFIX = "bridge_"
 
@@ -24,12 +23,14 @@ def bridge_names(app: Celery) -> dict[str, Any]:
 
 def refuse_unknown(names: Iterable[str], known: Collection[str], prefix: str, where: str) -> None:
     """Raise :class:`SettingsError` if one of *names*, with *prefix*, is no setting; propose the right one."""
+
+    def spell(key: str) -> str:
+        return prefix + (key.upper() if prefix.isupper() else key)
+
     for name in names:
         short = name.removeprefix(prefix).lower()
         if short not in known:
-            guess = difflib.get_close_matches(short, known, n=1, cutoff=0.5)
-            spelt = [prefix + (key.upper() if prefix.isupper() else key) for key in guess or sorted(known)]
-            hint = f"did you mean {spelt[0]}?" if guess else f"known are {', '.join(spelt)}."
+            hint = did_you_mean(short, known, spell) or f"known are {', '.join(map(spell, sorted(known)))}."
             raise SettingsError(f"{where}: there is no setting {name}; {hint}")
 
 

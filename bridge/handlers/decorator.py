@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from kombu.compression import get_encoder
 from kombu.entity import maybe_delivery_mode
 
 from bridge.config import is_pickle
-from bridge.errors import InvalidEvent, InvalidHandler
+from bridge.errors import InvalidEvent, InvalidHandler, did_you_mean
 from bridge.events import Event, check_type, compile_pattern
 from bridge.handlers.handler import Handler, registry
 from bridge.handlers.task import EventTask
@@ -117,8 +116,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     known = SEND_OPTIONS | _TASK_OPTIONS | {"base"}
     for name in options:
         if name not in known:
-            guess = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {guess[0]!r}?" if guess else "it is no option of a Celery task."
+            hint = did_you_mean(name, known, repr) or "it is no option of a Celery task."
             raise InvalidHandler(f"@on_event has no option {name!r}; {hint}")
     check_send_options(options)
     if is_pickle(options.get("serializer")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +14,7 @@ from bridge.cli.connect import errors_as_cli_messages, load
 from bridge.cli.options import json_option
 from bridge.cli.table import Cell, Column, Styled, on_terminal
 from bridge.config import BridgeSettings
-from bridge.errors import InvalidEvent
+from bridge.errors import InvalidEvent, did_you_mean
 from bridge.events import check_type
 from bridge.handlers import registry
 from bridge.operations import HandlerRoute, routes_for, routes_of
@@ -90,5 +89,4 @@ def _nothing(match: str | None) -> str:
             "and app.autodiscover_tasks()"
         )
     literal = [pattern for handler in registry for pattern in handler.patterns if not set(pattern) & set("*?[\\")]
-    guess = difflib.get_close_matches(match, literal, n=1)
-    return f"no handler takes {match}" + (f"; did you mean {guess[0]}?" if guess else "")
+    return "; ".join(filter(None, [f"no handler takes {match}", did_you_mean(match, literal)]))
