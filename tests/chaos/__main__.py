@@ -121,7 +121,7 @@ def line(name: str, seed: int, outcome: Outcome) -> str:
         verdict.delivered_again,
         len(verdict.duplicates),
         verdict.repeats,
-        "green" if outcome.green else "RED",
+        "passed" if outcome.green else "failed",
     )
 
 
