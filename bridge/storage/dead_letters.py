@@ -47,12 +47,12 @@ class DeadLetters:
         self._settings = settings
         self._key, self._size_key = keys.dead(settings.group), keys.dead_size(settings.group)
         self._keys = keys
-        self._park = script(client, "park")
+        self._write = script(client, "write_dead_letter")
         self._drop = script(client, "drop")
 
     def add(self, letter: DeadLetter) -> bool:
         """Write *letter*; False when the same failure was written moments ago. Safe to repeat."""
-        return bool(self._park(keys=self._letter_keys(letter), args=self._arguments(letter, _MARK_TTL_MS)))
+        return bool(self._write(keys=self._letter_keys(letter), args=self._arguments(letter, _MARK_TTL_MS)))
 
     def add_many(self, letters: Sequence[DeadLetter], *, remember: bool = False) -> list[bool]:
         """Write *letters* in one round trip, and return for each what :meth:`add` would. Safe to repeat.
@@ -63,7 +63,7 @@ class DeadLetters:
         mark_ttl_ms = self._settings.dedup_ttl_ms if remember else _MESSAGE_MARK_TTL_MS
         with self._client.pipeline(transaction=False) as pipe:
             for letter in letters:
-                self._park(keys=self._letter_keys(letter), args=self._arguments(letter, mark_ttl_ms), client=pipe)
+                self._write(keys=self._letter_keys(letter), args=self._arguments(letter, mark_ttl_ms), client=pipe)
             return [bool(written) for written in pipe.execute()]
 
     def redacted_by(self, letter: DeadLetter) -> DeadLetter:
@@ -80,7 +80,7 @@ class DeadLetters:
         task_keys = [self._keys.done(task_id), self._keys.lease(task_id)]
         task_keys += [self._keys.inflight(group), self._keys.inflight_pairs(group)]
         keys, args = self._letter_keys(letter) + task_keys, self._arguments(letter, _MARK_TTL_MS, ended)
-        return bool(self._park(keys=keys, args=args))
+        return bool(self._write(keys=keys, args=args))
 
     def _letter_keys(self, letter: DeadLetter) -> list[str]:
         return [self._key, self._size_key, self._keys.dead_letter_dedup(self._settings.group, letter.mark)]

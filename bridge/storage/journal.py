@@ -28,7 +28,7 @@ from bridge.storage.lua import script
 #: Most entries one trim call removes; the server looks at each of them.
 _TRIM_ENTRIES = 1000
 
-#: End of the mark of an event whose source sent too many, see append.lua.
+#: End of the mark of an event whose source sent too many, see ``append.lua``.
 _LIMITED = b":limited"
 #: Over which the rate of a source is measured.
 RATE_WINDOW_S = 10
@@ -149,13 +149,13 @@ class Journal:
         args += (most, RATE_WINDOW_S * 1000)
         keys = [self._key, *(self._keys.seen(record.event.id) for record in records)]
         for record in records:
-            event, caused, rate = record.event, "", ""
+            event, caused, rate = record.event, 0, 0
             if (cause := event.follows) is not None:
                 keys.append(self._keys.consequences(cause))
-                caused = str(len(keys))
+                caused = len(keys)
             if max_rate is not None:
                 keys.append(self._keys.rate(event.source or ""))
-                rate = str(len(keys))
+                rate = len(keys)
             args += (event.digest, record.fingerprint, event.id, event.type, record.data, caused, rate)
         replies = cast("list[int]", self._append(keys=keys, args=args))
         return [_OUTCOMES[reply] for reply in replies]

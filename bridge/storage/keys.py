@@ -82,7 +82,7 @@ class Keys:
         return self._own(f"done:{task_id}")
 
     def lease(self, task_id: str) -> str:
-        """Hash: this task runs, or a worker died while it ran. Fields: see ``begin.lua``."""
+        """Hash: this task runs, or a worker died while it ran. Fields: see ``start_run.lua``."""
         return self._own(f"lease:{task_id}")
 
     def inflight(self, group: str) -> str:
@@ -122,7 +122,7 @@ class Keys:
         return self._own(f"replays:{group}:{event_id}")
 
     def starts(self, group: str) -> str:
-        """Hash: how long after their events first runs of tasks began. Fields: see ``begin.lua``."""
+        """Hash: how long after their events first runs of tasks began. Fields: see ``start_run.lua``."""
         return self._own(f"starts:{group}")
 
     def subscribers(self, group: str) -> str:

@@ -146,7 +146,8 @@ class Ledger:
         self._redispatch_ms = int(settings.redispatch_after_s * 1000)
         self._lease_ms = int(settings.lease_s * 1000)
         self._scripts = {
-            name: script(client, name) for name in ("sent", "begin", "renew", "release", "overdue", "sweep")
+            name: script(client, name)
+            for name in ("acknowledge_sent", "start_run", "renew", "release", "find_overdue", "sweep_overdue")
         }
 
     # Sending
@@ -157,7 +158,7 @@ class Ledger:
         for task_id, pair, delay_ms in tasks:
             args += (task_id, delay_ms, pair)
         done = [self._keys.done(task.task_id) for task in tasks]
-        self._scripts["sent"](keys=[self._keys.journal, self._inflight, self._pairs, *done], args=args)
+        self._scripts["acknowledge_sent"](keys=[self._keys.journal, self._inflight, self._pairs, *done], args=args)
 
     def listing(self, tasks: Iterable[LedgerEntry], now_ms: int) -> list[tuple[Any, ...]]:
         """Return the commands that list tasks as sent, for the transaction that sends them.
@@ -187,7 +188,7 @@ class Ledger:
         keys.append(self._starts)
         max_deaths = self._settings.max_redispatches
         args: list[Any] = [task_id, token, self._lease_ms, max_deaths, self._redispatch_ms, int(idempotent), retries]
-        code, number = cast("list[int]", self._scripts["begin"](keys=keys, args=args))
+        code, number = cast("list[int]", self._scripts["start_run"](keys=keys, args=args))
         outcome = _OUTCOMES[code]
         return Begun(outcome, left_ms=number) if outcome == "running" else Begun(outcome, deaths=number)
 
@@ -235,7 +236,7 @@ class Ledger:
 
     def overdue(self, count: int) -> list[Overdue]:
         """Return up to *count* tasks that should have ended, the longest overdue first."""
-        rows: Any = self._scripts["overdue"](
+        rows: Any = self._scripts["find_overdue"](
             keys=[self._inflight, self._pairs, self._lanes], args=[count, self._lease_ms]
         )
         return [Overdue(task_id.decode(), _pair(text), bool(left_queue)) for task_id, text, left_queue in rows]
@@ -253,7 +254,8 @@ class Ledger:
         for task in overdue:
             keys += (self._keys.done(task.task_id), self._keys.lease(task.task_id))
             args += (task.task_id, int(task.task_id in waiting))
-        return {task_id.decode() for task_id in cast("list[bytes]", self._scripts["sweep"](keys=keys, args=args))}
+        lost = cast("list[bytes]", self._scripts["sweep_overdue"](keys=keys, args=args))
+        return {task_id.decode() for task_id in lost}
 
     # For people who look
 

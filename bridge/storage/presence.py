@@ -71,11 +71,11 @@ class PresenceStore:
     def __init__(self, client: Redis, key: str) -> None:
         self._client = client
         self._key = key
-        self._say = script(client, "say")
+        self._report = script(client, "report_presence")
 
     def report(self, presence: Presence) -> None:
         """Note that a subscriber lives."""
-        self._say(keys=[self._key], args=[presence.name, json.dumps(asdict(presence)), _FORGET_MS])
+        self._report(keys=[self._key], args=[presence.name, json.dumps(asdict(presence)), _FORGET_MS])
 
     def leave(self, name: str) -> None:
         """Note that a subscriber stops."""

@@ -5,7 +5,7 @@ Of events, by type: ``received`` ``duplicate`` (in the journal already, as what 
 ``dead_lettered`` ``lost`` (dispatch), ``trimmed`` ``redispatched`` (upkeep). Of other things: ``dispatch_backpressure``
 (a batch waited for a full queue) ``journal_lost`` ``entries_claimed`` (of dead consumers) ``consumers_removed`` (dead
 ones) ``subscription_gaps`` ``errors`` ``reconnects`` (connections).
-Dead letters that tasks write are not among them: those are counted in Redis, see ``park.lua``.
+Dead letters that tasks write are not among them: those are counted in Redis, see ``write_dead_letter.lua``.
 """
 
 from __future__ import annotations

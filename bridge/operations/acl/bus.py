@@ -24,27 +24,18 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 #: What each script does with its keys, by their kind, which is a method of Keys; behind a comma: in some cases only.
 _SCRIPTS: Mapping[str, Mapping[str, str]] = {
+    "acknowledge_sent": {"journal": "xack", "done": "mget", "inflight": "zrem zadd", "inflight_pairs": "hdel hset"},
     "append": {"journal": "xadd xrange", "seen": "get set", "consequences": "zadd pexpire"},
     "append, limited": {"rate": "get incr pexpire"},
     "backlog": {"journal": "exists xlen xrange xrevrange xinfo|groups xpending"},
-    "begin": {
-        "done": "exists",
-        "lease": "hmget hset hdel pexpire",
-        "inflight": "zrem zadd",
-        "inflight_pairs": "hget hdel",
-        "queue_watermarks": "hget hset",
-        "starts": "hincrby",
-    },
     "drop": {"dead": "xrange xdel", "dead_size": "hexists hincrby"},
     "elect": {"upkeep": "get set del"},
+    "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_pairs": "hget", "queue_watermarks": "hget"},
     "headers": {"journal": "xrevrange"},
     "leave": {"journal": "xpending xinfo|consumers xgroup|delconsumer"},
-    "overdue": {"inflight": "zrangebyscore zrem", "inflight_pairs": "hget", "queue_watermarks": "hget"},
-    "park": {"dead": "xadd xlen xrange xdel", "dead_size": "hget hset hincrby", "dead_letter_dedup": "get set"},
-    "park, of a task": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_pairs": "hdel"},
     "publish": {"journal": "xadd", "seen": "get set", "consequences": "zadd pexpire"},
-    "publish, with the event key": {"event": "set"},
     "publish, again": {"seen": "pexpire"},
+    "publish, with the event key": {"event": "set"},
     "release": {"lease": "hget del", "inflight_pairs": "hget hset", "inflight": "zadd"},
     "renew": {"lease": "hget hset hdel pexpire"},
     "replay": {
@@ -54,10 +45,23 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "dead_size": "hexists hincrby",
         "replays": "zadd pexpire",
     },
-    "say": {"subscribers": "hgetall hdel hset pexpire"},
-    "sent": {"journal": "xack", "done": "mget", "inflight": "zrem zadd", "inflight_pairs": "hdel hset"},
-    "sweep": {"inflight": "zrem zadd", "inflight_pairs": "hget hdel", "done": "exists", "lease": "hget"},
+    "report_presence": {"subscribers": "hgetall hdel hset pexpire"},
+    "start_run": {
+        "done": "exists",
+        "lease": "hmget hset hdel pexpire",
+        "inflight": "zrem zadd",
+        "inflight_pairs": "hget hdel",
+        "queue_watermarks": "hget hset",
+        "starts": "hincrby",
+    },
+    "sweep_overdue": {"inflight": "zrem zadd", "inflight_pairs": "hget hdel", "done": "exists", "lease": "hget"},
     "trim": {"journal": "xrange xinfo|groups xpending xack xtrim"},
+    "write_dead_letter": {
+        "dead": "xadd xlen xrange xdel",
+        "dead_size": "hget hset hincrby",
+        "dead_letter_dedup": "get set",
+    },
+    "write_dead_letter, of a task": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_pairs": "hdel"},
 }
 #: How the groups get on, all of them: ``any_dead`` is of any group, ``dead`` of that of the settings.
 _STATUS = {
@@ -84,7 +88,7 @@ _PUBLISHING = (_Needs(("publish",), keyless="script|exists"), _BROADCASTING)
 _NO_BRIDGE = (_Needs(keys={"event": "set setex"}), _BROADCASTING)
 _SUBSCRIBING = (
     _Needs(  # dispatch
-        ("sent", "park", "park, of a task"),
+        ("acknowledge_sent", "write_dead_letter", "write_dead_letter, of a task"),
         {
             "journal": "xreadgroup xack xgroup|create xinfo|groups xrange",
             "inflight_pairs": "hset",
@@ -93,17 +97,21 @@ _SUBSCRIBING = (
         },
         "multi exec",
     ),
-    _Needs(("elect", "leave", "overdue", "sweep", "trim"), {"journal": "xautoclaim xinfo|consumers"}),  # upkeep
-    _Needs(("backlog", "say"), {**_STATUS, "subscribers": "hdel hgetall"}, "time info"),  # how it is, and the others
+    _Needs(  # maintenance
+        ("elect", "leave", "find_overdue", "sweep_overdue", "trim"), {"journal": "xautoclaim xinfo|consumers"}
+    ),
+    _Needs(  # monitoring
+        ("backlog", "report_presence"), {**_STATUS, "subscribers": "hdel hgetall"}, "time info"
+    ),
 )
 _INTAKE = _Needs(
-    ("append", "park"),
+    ("append", "write_dead_letter"),
     {"event": "get getrange pttl", "seen": "exists mget"},
     "scan script|exists",
     {"listened_to": "psubscribe", "heartbeat": "subscribe publish"},
 )
 _RUNNING = _Needs(
-    ("begin", "renew", "release", "park", "park, of a task"),
+    ("start_run", "renew", "release", "write_dead_letter", "write_dead_letter, of a task"),
     {"done": "exists set watch", "lease": "del", "inflight": "zrem", "inflight_pairs": "hdel", "event": "get"},
     "multi exec unwatch",
 )

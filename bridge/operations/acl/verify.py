@@ -47,7 +47,7 @@ def missing_grants(client: Redis, grants: Iterable[Grant]) -> list[str]:
         words = _words(command, name)
         args += (len(words), *words)
     try:
-        positions = script(client, "may")(args=args)
+        positions = script(client, "check_permissions")(args=args)
     except NoPermissionError as error:
         if not {"'evalsha'", "'script|load'"} & set(str(error).split()):
             raise  # it cannot even connect

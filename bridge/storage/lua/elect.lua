@@ -1,16 +1,19 @@
--- elect(keys=[upkeep], args=[consumer, ttl_ms])
+-- elect(keys=[leader], args=[consumer, term_ms])
 --
--- upkeep  string  the consumer that does the upkeep of its group, for ttl_ms after it last said so
+-- leader  string  the consumer that does the maintenance of its group; expires term_ms after its last call
 --
--- Returns 1 when that is this consumer. With ttl_ms 0 it steps down.
+-- Returns 1 when that is this consumer. With term_ms "0" it resigns.
 
-local elected = redis.call("GET", KEYS[1])
-if elected and elected ~= ARGV[1] then
+local leader = KEYS[1]
+local consumer, term_ms = ARGV[1], ARGV[2]
+
+local elected = redis.call("GET", leader)
+if elected and elected ~= consumer then
     return 0
 end
-if ARGV[2] == "0" then
-    redis.call("DEL", KEYS[1])
+if term_ms == "0" then
+    redis.call("DEL", leader)
     return 0
 end
-redis.call("SET", KEYS[1], ARGV[1], "PX", ARGV[2])
+redis.call("SET", leader, consumer, "PX", term_ms)
 return 1

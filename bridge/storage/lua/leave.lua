@@ -2,20 +2,22 @@
 --
 -- journal  stream
 --
--- Removes the consumer from the group if it holds no entry, for removing one that does would drop its entries, and
--- has not read for min_idle_ms. Returns 1 when it was removed.
+-- Removes the consumer from the group, provided that it has not read for min_idle_ms and has no pending entry: Redis
+-- would drop its pending entries with it. Returns 1 when it was removed.
 
-local held = redis.call("XPENDING", KEYS[1], ARGV[1], "-", "+", 1, ARGV[2])
-if #held > 0 then
+-- include: fields_of
+
+local journal = KEYS[1]
+local group, consumer, min_idle_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
+
+local pending = redis.call("XPENDING", journal, group, "-", "+", 1, consumer)
+if #pending > 0 then
     return 0
 end
-for _, consumer in ipairs(redis.call("XINFO", "CONSUMERS", KEYS[1], ARGV[1])) do
-    local fields = {}
-    for i = 1, #consumer, 2 do
-        fields[consumer[i]] = consumer[i + 1]
-    end
-    if fields["name"] == ARGV[2] and fields["idle"] >= tonumber(ARGV[3]) then
-        redis.call("XGROUP", "DELCONSUMER", KEYS[1], ARGV[1], ARGV[2])
+for _, info in ipairs(redis.call("XINFO", "CONSUMERS", journal, group)) do
+    local fields = fields_of(info)
+    if fields["name"] == consumer and fields["idle"] >= min_idle_ms then
+        redis.call("XGROUP", "DELCONSUMER", journal, group, consumer)
         return 1
     end
 end

@@ -1,48 +1,54 @@
--- publish(keys=[journal, seen, event_key, caused],
---         args=[digest, attempt, dedup_ttl_ms, event_ttl_ms, id, type, event, channel, event_key, caused, touch])
+-- publish(keys=[journal, seen, then event_key and consequences],
+--         args=[digest, attempt, dedup_ttl_ms, event_ttl_ms, id, type, event, channel, event_key, consequences, touch])
 --
--- journal    stream   one entry per event: id, type, event (the JSON)
--- seen       string   "<digest>:<attempt>:<entry>" of the first publication of this id, expires after dedup_ttl_ms; the
---                    attempt begins with the fingerprint of the broadcast
--- event_key  string   the JSON, expires after event_ttl_ms. Left out in a cluster, where it is on another server and
---                     written before
--- channel    where the JSON is broadcast; empty: nowhere
--- caused     zset     event id -> when it was published, ms: of all that followed from the same event, or began the
---                    same chain; expires with its last event. Left out when this event follows from none
+-- journal       stream  gets one entry: id, type, event (the JSON)
+-- seen          string  "<digest>:<attempt>:<entry>" of the first publication of this id; expires after dedup_ttl_ms.
+--                       The attempt begins with the fingerprint of the broadcast
+-- event_key     string  the JSON; expires after event_ttl_ms. Left out in a cluster, where it is on another server and
+--                       was written before
+-- consequences  zset    event id -> when the journal took it, ms: the events that the same event caused, or that begin
+--                       the same chain. Expires event_ttl_ms after the last of them. Left out when nothing caused this
+--                       event
 --
--- The arguments event_key and caused are the positions of these two among the keys, 0 when they are left out. With touch
--- "1" an id that is published again is remembered for dedup_ttl_ms from now on, which is a write: for WAIT, which waits for
--- the last one of its connection; and in a cluster, where the event key may have been written anew.
+-- An optional key is given as its position among the keys; 0: it is left out. channel is where the JSON is broadcast;
+-- empty: nowhere. With touch "1", an id that is published again is remembered for dedup_ttl_ms from now on. That is a
+-- write, which WAIT needs, because it waits for the last write of its connection; and in a cluster the event key may
+-- have been written again.
 --
--- Returns 1 when this attempt published the event (also when it did so earlier and the reply was lost). When another
--- publication of the same id came first nothing is written: 0 if it had the same type and payload, else -1.
+-- Returns 1 when this attempt published the event, also when it did so in an earlier call. When another publication
+-- of the same id came first nothing is written: 0 if it had the same type and payload, otherwise -1.
 --
--- A script that fails keeps what it wrote. The entry comes first: an error there leaves nothing behind, and an
--- error later leaves an event that is dispatched rather than one that is marked as seen and lost.
+-- Redis does not undo what a script wrote before it failed. The journal entry comes first: an error there leaves
+-- nothing behind. An error later leaves an event that is dispatched, not one that is marked as seen and lost.
 
-local mark = ARGV[1] .. ":" .. ARGV[2] .. ":"
-local first = redis.call("GET", KEYS[2])
+-- include: index_consequence
+
+local journal, seen = KEYS[1], KEYS[2]
+local digest, attempt, dedup_ttl_ms, event_ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local id, event_type, event, channel = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local event_key, consequences = KEYS[tonumber(ARGV[9])], KEYS[tonumber(ARGV[10])]
+local touch = ARGV[11] == "1"
+
+local mark = digest .. ":" .. attempt .. ":"
+local first = redis.call("GET", seen)
 if first then
-    if ARGV[11] == "1" then
-        redis.call("PEXPIRE", KEYS[2], ARGV[3])
+    if touch then
+        redis.call("PEXPIRE", seen, dedup_ttl_ms)
     end
     if string.sub(first, 1, #mark) == mark then
         return 1
     end
-    return string.sub(first, 1, #ARGV[1] + 1) == ARGV[1] .. ":" and 0 or -1
+    return string.sub(first, 1, #digest + 1) == digest .. ":" and 0 or -1
 end
-local entry = redis.call("XADD", KEYS[1], "*", "id", ARGV[5], "type", ARGV[6], "event", ARGV[7])
-redis.call("SET", KEYS[2], mark .. entry, "PX", ARGV[3])
-local event_key, caused = KEYS[tonumber(ARGV[9])], KEYS[tonumber(ARGV[10])]
+local entry = redis.call("XADD", journal, "*", "id", id, "type", event_type, "event", event)
+redis.call("SET", seen, mark .. entry, "PX", dedup_ttl_ms)
 if event_key then
-    redis.call("SET", event_key, ARGV[7], "PX", ARGV[4])
+    redis.call("SET", event_key, event, "PX", event_ttl_ms)
 end
-if ARGV[8] ~= "" then
-    redis.call("PUBLISH", ARGV[8], ARGV[7])
+if channel ~= "" then
+    redis.call("PUBLISH", channel, event)
 end
-if caused then
-    -- pcall: the index is for people who look; something else at its key costs no event
-    redis.pcall("ZADD", caused, string.match(entry, "^%d+"), ARGV[5])
-    redis.pcall("PEXPIRE", caused, ARGV[4])
+if consequences then
+    index_consequence(consequences, event_ttl_ms, id, entry)
 end
 return 1

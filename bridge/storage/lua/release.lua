@@ -1,20 +1,27 @@
--- release(keys=[lease, inflight, pairs], args=[task_id, token, redispatch_ms, delay_ms])
+-- release(keys=[lease, inflight, tasks], args=[task_id, token, redispatch_ms, delay_ms])
 --
--- lease     hash  see begin.lua; given up if it is of this token
--- inflight  zset  task id -> when it is overdue, ms
--- pairs     hash  task id -> "<sent_ms> <pair>"
+-- lease     hash  see start_run.lua; deleted if it is of this token
+-- inflight  zset  task id -> when the task is overdue, ms
+-- tasks     hash  task id -> what was sent, see include/in_flight.lua
 --
--- For a run that ended without an end of its task: a retry is on its way and comes delay_ms from now.
+-- For a run that is over while its task is not: a retry was sent, which starts in delay_ms.
 
-if redis.call("HGET", KEYS[1], "token") == ARGV[2] then
-    redis.call("DEL", KEYS[1])
+-- include: server_ms
+-- include: integer
+-- include: in_flight
+
+local lease, inflight, tasks = KEYS[1], KEYS[2], KEYS[3]
+local task_id, token, redispatch_ms, delay_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+
+if redis.call("HGET", lease, "token") == token then
+    redis.call("DEL", lease)
 end
-local pair = redis.call("HGET", KEYS[3], ARGV[1])
-if pair then
-    local now = redis.call("TIME")
-    local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
-    local fields = cjson.decode(string.match(pair, "^%d+ (.*)$"))
-    fields.retried = true
-    redis.call("HSET", KEYS[3], ARGV[1], string.format("%.0f", now_ms) .. " " .. cjson.encode(fields))
-    redis.call("ZADD", KEYS[2], string.format("%.0f", now_ms + ARGV[3] + ARGV[4]), ARGV[1])
+local record = redis.call("HGET", tasks, task_id)
+if record then
+    local now_ms = server_ms()
+    local _, json = parse_in_flight(record)
+    local task = cjson.decode(json)
+    task.retried = true
+    redis.call("HSET", tasks, task_id, format_in_flight(integer(now_ms), cjson.encode(task)))
+    redis.call("ZADD", inflight, integer(now_ms + redispatch_ms + delay_ms), task_id)
 end

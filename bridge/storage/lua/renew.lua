@@ -1,15 +1,19 @@
 -- renew(keys=[lease], args=[token, lease_ms, keep_ms])
 --
--- lease  hash  see begin.lua; lives keep_ms longer
+-- lease  hash  see start_run.lua; expires after keep_ms
 --
--- Returns 1 when the run of this token goes on, 0 when it counted as dead and another has begun.
+-- Returns 1 when the run of this token may continue, 0 when it was considered dead and another run has started.
 
-if redis.call("HGET", KEYS[1], "token") ~= ARGV[1] then
+-- include: server_ms
+-- include: integer
+
+local lease = KEYS[1]
+local token, lease_ms, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+
+if redis.call("HGET", lease, "token") ~= token then
     return 0
 end
-local now = redis.call("TIME")
-local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
-redis.call("HSET", KEYS[1], "until_ms", string.format("%.0f", now_ms + ARGV[2]))
-redis.call("HDEL", KEYS[1], "asked_ms")
-redis.call("PEXPIRE", KEYS[1], ARGV[3])
+redis.call("HSET", lease, "until_ms", integer(server_ms() + lease_ms))
+redis.call("HDEL", lease, "asked_ms")
+redis.call("PEXPIRE", lease, keep_ms)
 return 1

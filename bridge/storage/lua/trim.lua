@@ -1,54 +1,52 @@
 -- trim(keys=[journal], args=[retention_ms, max_entries])
 --
--- journal  stream; entries older than retention_ms by the clock of the server are removed, at most max_entries
---          of them, oldest first, so that one call never holds the server for long
+-- journal  stream; loses entries that are older than retention_ms by the clock of the server, the oldest first. At most
+--          max_entries of them, so that one call never blocks the server for long
 --
--- Returns [removed, more, group_1, lost_1, group_2, lost_2, ...]: how many entries went, 1 if older ones remain,
--- and for each group how many of the removed it had not acknowledged, replays for other groups aside. Those events
--- are lost to that group; the ones it held are acknowledged, so that no consumer stumbles over them.
+-- Returns [removed, more, group_1, lost_1, group_2, lost_2, ...]: how many entries were removed; 1 if older ones remain;
+-- and for each group how many of the removed entries it had not acknowledged, apart from replays for other groups.
+-- Their events are lost to that group. Those that were pending are acknowledged, so that no consumer reads an entry
+-- that no longer exists.
+
+-- include: server_ms
+-- include: integer
+-- include: fields_of
+
+local journal = KEYS[1]
+local retention_ms, max_entries = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local function parts(id)
-    local ms, seq = string.match(id, "^(%d+)-(%d+)$")
-    return tonumber(ms), tonumber(seq)
+    local ms, sequence = string.match(id, "^(%d+)-(%d+)$")
+    return tonumber(ms), tonumber(sequence)
 end
 
 local function after(a, b)
-    local a_ms, a_seq = parts(a)
-    local b_ms, b_seq = parts(b)
-    return a_ms > b_ms or (a_ms == b_ms and a_seq > b_seq)
+    local a_ms, a_sequence = parts(a)
+    local b_ms, b_sequence = parts(b)
+    return a_ms > b_ms or (a_ms == b_ms and a_sequence > b_sequence)
 end
 
 local function is_for(entry, group)
-    for i = 1, #entry[2], 2 do
-        if entry[2][i] == "group" then
-            return entry[2][i + 1] == group
-        end
-    end
-    return true
+    local addressed = fields_of(entry[2])["group"]
+    return not addressed or addressed == group
 end
 
-local now = redis.call("TIME")
-local horizon = (tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)) - tonumber(ARGV[1])
-local max_entries = tonumber(ARGV[2])
-if horizon <= 0 then
+local horizon_ms = server_ms() - retention_ms
+if horizon_ms <= 0 then
     return {0, 0}
 end
--- string.format: numbers beyond 2^31 would be printed in exponent form
-local old = redis.call("XRANGE", KEYS[1], "-", "(" .. string.format("%.0f", horizon) .. "-0", "COUNT", max_entries)
+local old = redis.call("XRANGE", journal, "-", "(" .. integer(horizon_ms) .. "-0", "COUNT", max_entries)
 if #old == 0 then
     return {0, 0}
 end
 local last = old[#old][1]
 
 local reply = {0, #old == max_entries and 1 or 0}
-for _, info in ipairs(redis.call("XINFO", "GROUPS", KEYS[1])) do
-    local group = {}
-    for i = 1, #info, 2 do
-        group[info[i]] = info[i + 1]
-    end
-    local pending = redis.call("XPENDING", KEYS[1], group["name"], "-", last, max_entries)
+for _, info in ipairs(redis.call("XINFO", "GROUPS", journal)) do
+    local group = fields_of(info)
+    local pending = redis.call("XPENDING", journal, group["name"], "-", last, max_entries)
     for _, entry in ipairs(pending) do
-        redis.call("XACK", KEYS[1], group["name"], entry[1])
+        redis.call("XACK", journal, group["name"], entry[1])
     end
     local lost = #pending
     for i = #old, 1, -1 do
@@ -63,6 +61,6 @@ for _, info in ipairs(redis.call("XINFO", "GROUPS", KEYS[1])) do
     reply[#reply + 1] = lost
 end
 
-local last_ms, last_seq = parts(last)
-reply[1] = redis.call("XTRIM", KEYS[1], "MINID", string.format("%.0f-%.0f", last_ms, last_seq + 1))
+local last_ms, last_sequence = parts(last)
+reply[1] = redis.call("XTRIM", journal, "MINID", integer(last_ms) .. "-" .. integer(last_sequence + 1))
 return reply

@@ -85,7 +85,7 @@ def test_the_reply_to_a_publication_is_lost(proxy: Proxy, client: Redis, prefix:
         assert len(heard) == 52
 
 
-@pytest.mark.parametrize("command", [b"XREADGROUP", "sent", b"XAUTOCLAIM", "trim", "overdue", "elect"])
+@pytest.mark.parametrize("command", [b"XREADGROUP", "acknowledge_sent", b"XAUTOCLAIM", "trim", "find_overdue", "elect"])
 def test_a_reply_to_the_dispatcher_is_lost(
     register_handlers,
     start_subscriber: StartSubscriber,
@@ -177,7 +177,7 @@ def test_a_subscriber_killed_between_sending_and_acknowledging(
     fast = {"BRIDGE_CLAIM_IDLE_S": "0.5", "BRIDGE_MAINTENANCE_INTERVAL_S": "0.2"}
     victim = processes.celery("bus", "subscribe", name="victim", BRIDGE_REDIS_URL=proxy.url, **fast)
     eventually(lambda: "subscriber subscribe@" in processes.log("victim"), "it has started", 30)
-    proxy.hold_request(sha(client, "sent"))
+    proxy.hold_request(sha(client, "acknowledge_sent"))
     bus.publish_many([Event(type="dream.made", id=f"n{number}") for number in range(10)])
     eventually(lambda: proxy.done["request held"], "it tries to acknowledge")
     first = queues.tasks()

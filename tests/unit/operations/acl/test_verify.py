@@ -16,6 +16,7 @@ from bridge.operations.acl.bus import ROLES, Role, bus_grants
 from bridge.operations.acl.rules import Grant, rules_of, version_of
 from bridge.redis.client import connect
 from bridge.storage.keys import Keys
+from bridge.storage.lua import script_text
 from bridge.testing.redis_server import RedisServer
 from tests.support import ROOT
 
@@ -117,14 +118,16 @@ def test_a_user_is_named(client: Redis, admin: Redis, prefix: str) -> None:
 def test_a_server_that_does_not_tell(client: Redis, settings: BridgeSettings, admin: Redis, monkeypatch) -> None:
     """Before 7.0 scripts cannot ask for rights: nothing is said then."""
     grant(admin, client, bus_grants("worker", settings))
-    monkeypatch.setattr("bridge.storage.lua._script_text", lambda _: "return false")
+    monkeypatch.setattr("bridge.storage.lua.script_text", lambda _: "return false")
     assert rights.missing_permissions(client, settings, "operator") == []
 
 
 def test_scripts_do_what_the_list_says() -> None:
     """Every command in every script is in the list, also those of rare cases, and no others are."""
-    for path in (ROOT / "bridge" / "lua").glob("*.lua"):
-        calls = re.findall(r'redis\.p?call\("(\w+)"(?:, "(\w+)")?', path.read_text())
+    paths = sorted((ROOT / "bridge" / "storage" / "lua").glob("*.lua"))
+    assert {path.stem for path in paths} > {"publish", "append"}
+    for path in paths:
+        calls = re.findall(r'redis\.p?call\("(\w+)"(?:, "(\w+)")?', script_text(path.stem))
         done = {"|".join(call if call[0] in ("XGROUP", "XINFO") else call[:1]).lower() for call in calls}
         kinds = [of for name, of in acl._SCRIPTS.items() if name.split(",")[0] == path.stem]
         listed = {command for of in kinds for commands in of.values() for command in commands.split()}

@@ -1,0 +1,43 @@
+-- sweep_overdue(keys=[inflight, tasks, done_1, lease_1 .. done_n, lease_n],
+--               args=[redispatch_ms, max_wait_ms, task_1, queued_1 .. task_n, queued_n])
+--
+-- inflight  zset    task id -> when the task is overdue, ms
+-- tasks     hash    task id -> what was sent, see include/in_flight.lua
+-- done_i    string  exists when task i has ended: it leaves the ledger
+-- lease_i   hash    see start_run.lua; while task i runs it is not overdue
+--
+-- A task whose message seems to be queued (queued_i is "1") is not overdue either. But other messages may keep its queue
+-- busy: a task that was sent once and has been queued for max_wait_ms is sent again.
+--
+-- Returns the ids of the tasks that must be sent again.
+
+-- include: server_ms
+-- include: integer
+-- include: in_flight
+
+local FIRST, PER_TASK = 3, 2 -- in KEYS and in ARGV
+
+local inflight, tasks = KEYS[1], KEYS[2]
+local redispatch_ms, max_wait_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
+
+local now_ms = server_ms()
+
+local function may_wait(task_id)
+    local sent_ms, json = parse_in_flight(redis.call("HGET", tasks, task_id) or "")
+    return sent_ms and (now_ms - sent_ms < max_wait_ms or cjson.decode(json).redispatches > 0)
+end
+
+local send_again = {}
+for i = FIRST, #KEYS, PER_TASK do
+    local done, lease, task_id, queued = KEYS[i], KEYS[i + 1], ARGV[i], ARGV[i + 1] == "1"
+    local until_ms = redis.call("HGET", lease, "until_ms")
+    if redis.call("EXISTS", done) == 1 then
+        redis.call("ZREM", inflight, task_id)
+        redis.call("HDEL", tasks, task_id)
+    elseif until_ms and tonumber(until_ms) > now_ms or queued and may_wait(task_id) then
+        redis.call("ZADD", inflight, "XX", integer(now_ms + redispatch_ms), task_id)
+    else
+        send_again[#send_again + 1] = task_id
+    end
+end
+return send_again
