@@ -7,13 +7,12 @@ subscribers of a bus should have the same settings: what one of them lets into t
 
 from __future__ import annotations
 
-import time
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events import CLOCK_SKEW_S, SIGNATURE, EncodedEvent, Event, Keyring, compile_pattern, wire
+from bridge.events import CLOCK_SKEW_S, SIGNATURE, EncodedEvent, Event, Keyring, compile_pattern, now_ms, wire
 from bridge.storage import Entry, stream_position
 
 
@@ -55,7 +54,7 @@ class Admission:
         received = EncodedEvent.receive(data, max_bytes=self._max_bytes, channel_type=channel_type)
         self._check_depth(received.event)
         if not self._open:
-            self._admit(received.type, data, time.time_ns() // 1_000_000)
+            self._admit(received.type, data, now_ms())
         return received
 
     def read(self, entry: Entry) -> EncodedEvent:

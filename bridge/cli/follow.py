@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from zlib import crc32
 from bridge.bus import Broadcast, ChannelListener, ReceivedBatch
 from bridge.cli import output
 from bridge.cli.table import Styled, on_terminal
-from bridge.events import Event, compile_pattern
+from bridge.events import Event, compile_pattern, now_ms
 from bridge.operations import JournalSource
 from bridge.storage import EntryFilter, Storage, stream_position
 from bridge.telemetry import Counters
@@ -122,7 +121,7 @@ class Follower:
             if received.id in known:
                 known.discard(received.id)
             else:
-                self._event(received.event, time.time_ns() // 1_000_000)
+                self._event(received.event, now_ms())
 
     def _event(self, event: Event, at_ms: int) -> None:
         event = self._settings.redaction.event(event)

@@ -4,6 +4,7 @@ Any part may use it. Nothing here does I/O, so there is nothing that a crash cou
 """
 
 from bridge.events import wire
+from bridge.events.clock import now_ms
 from bridge.events.encoded import EncodedEvent, fingerprint
 from bridge.events.event import UNHEARD_SOURCE, Cause, Event, caused_by
 from bridge.events.patterns import Patterns, compile_pattern, escape_glob
@@ -33,6 +34,7 @@ __all__ = [
     "escape_glob",
     "fingerprint",
     "is_signed",
+    "now_ms",
     "redaction_of",
     "unsigned",
     "wire",

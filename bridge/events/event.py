@@ -8,7 +8,6 @@ Wire format, fixed because other programs speak it: one JSON object with ``id``,
 from __future__ import annotations
 
 import hashlib
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing_extensions import TypeVar
 
 from bridge.errors import InvalidEvent
 from bridge.events import wire
+from bridge.events.clock import now_ms
 from bridge.events.validation import SIGNATURE, check_id, check_type, in_short, is_plain, replay_of
 
 PayloadT = TypeVar("PayloadT", default=Any)
@@ -72,7 +72,7 @@ class Event(BaseModel, Generic[PayloadT]):
     id: str = Field(default_factory=lambda: str(uuid.uuid4()))
     type: str
     payload: PayloadT = Field(default=None, validate_default=False)  # type: ignore[assignment]  # null when missing
-    timestamp: int | float | str | bool | None = Field(default_factory=lambda: time.time_ns() // 1_000_000)
+    timestamp: int | float | str | bool | None = Field(default_factory=now_ms)
     source: str | None = None
     metadata: dict[str, Any] | None = None
     correlation_id: str | None = Field(default=None, alias="correlationId")

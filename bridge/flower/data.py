@@ -6,7 +6,6 @@ All of it reads from Redis and is bounded: the lists look at the newest events o
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,7 +15,7 @@ from celery import Celery
 
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events import Event, compile_pattern
+from bridge.events import Event, compile_pattern, now_ms
 from bridge.handlers import registry
 from bridge.operations import Header, History, TaskNode, TaskStates, Trace, Tracer
 from bridge.redis import connect
@@ -135,7 +134,7 @@ class EventData:
 
     def _newest(self) -> list[Header]:
         """Return the newest entries of the journal, newest first. Those that were read before are not read again."""
-        known, now_ms = self._headers, time.time_ns() // 1_000_000
+        known, oldest_ms = self._headers, now_ms() - self.settings.event_ttl_ms
         places = {one.entry_id: place for place, one in enumerate(known)}
         found = page = self._history.newest(_PAGE)
         while len(page) == _PAGE and len(found) < NEWEST:
@@ -144,7 +143,7 @@ class EventData:
                 break
             page = self._history.newest(_PAGE, before=f"({found[-1].entry_id}")
             found = found + page
-        self._headers = [one for one in found[:NEWEST] if one.at_ms > now_ms - self.settings.event_ttl_ms]
+        self._headers = [one for one in found[:NEWEST] if one.at_ms > oldest_ms]
         return self._headers
 
     def _states(self, headers: Sequence[Header]) -> list[list[TaskNode]]:
@@ -245,7 +244,7 @@ class EventData:
         if letter.handler and registry.get(letter.handler) is None:
             return f"there is no handler {letter.handler} here"
         if letter.redacted_event:  # which is whole for as long as it is kept
-            expired = letter.at_ms + self.settings.event_ttl_ms < time.time_ns() // 1_000_000
+            expired = letter.at_ms + self.settings.event_ttl_ms < now_ms()
             return "its event has expired" if expired else ""
         try:
             letter.event()

@@ -20,7 +20,7 @@ from typing import Any
 
 from bridge.config import BATCH_BYTES
 from bridge.errors import BridgeError
-from bridge.events import Event, Keyring, is_signed, unsigned
+from bridge.events import Event, Keyring, is_signed, now_ms, unsigned
 from bridge.operations.replay_sources import ReplayItem, Source
 from bridge.redis import attempt
 from bridge.storage import Storage, script
@@ -145,7 +145,7 @@ class Replay:
         found = next(self._source.read(first, until), None)
         if found is None:
             raise BridgeError(f"nothing to replay matches {self._filters}; try fewer of them with --dry-run")
-        fields = {"filters": self._filters, "cursor": found.place, "until": until, "at_ms": time.time_ns() // 1_000_000}
+        fields = {"filters": self._filters, "cursor": found.place, "until": until, "at_ms": now_ms()}
 
         def begin() -> None:
             with self._client.pipeline(transaction=True) as pipe:
@@ -185,7 +185,7 @@ class Replay:
             )
         mark: dict[str, Any] = {"name": self._name, "at": at_ms}
         if signed:
-            mark["signed"] = time.time_ns() // 1_000_000
+            mark["signed"] = now_ms()
         marked = event.model_copy(update={"metadata": (event.metadata or {}) | {"replay": mark}})
         return self._keyring.encode(marked) if signed else unsigned(marked).encode()
 

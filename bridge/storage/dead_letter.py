@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from bridge.errors import InvalidEvent
-from bridge.events import EncodedEvent, Event, Redaction, wire
+from bridge.events import EncodedEvent, Event, Redaction, now_ms, wire
 from bridge.telemetry import Action, log_fields
 
 #: Bytes of a message that did not decode which are kept; enough to recognise it, too few to fill the server.
@@ -150,7 +149,7 @@ _TRACEBACK_BYTES = 2048
 
 def written(letter: Mapping[str, Any]) -> list[Any]:
     """Return fields and values of a letter as they are stored, with the time."""
-    stored = dict(letter) | {"at_ms": time.time_ns() // 1_000_000}
+    stored = dict(letter) | {"at_ms": now_ms()}
     stored |= {name: _text(value) for name, value in stored.items() if isinstance(value, str)}
     stored["traceback"] = _encodable(letter["traceback"])[-_TRACEBACK_BYTES:].decode(errors="ignore")
     return [part for pair in stored.items() for part in pair]

@@ -20,6 +20,7 @@ from redis.client import Pipeline
 from bridge.config import BridgeSettings
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
+from bridge.storage.server_time import server_ms
 
 StartResult = Literal["begun", "ended", "running", "poisoned"]
 _OUTCOMES: dict[int, StartResult] = {1: "begun", 0: "ended", -1: "running", -2: "poisoned"}
@@ -267,8 +268,8 @@ class Ledger:
                 pipe.get(self._keys.done(task_id))
                 pipe.hget(self._keys.lease(task_id), "until_ms")
                 pipe.hget(self._pairs, task_id)
-            (seconds, microseconds), *replies = pipe.execute()
-        now_ms = seconds * 1000 + microseconds // 1000
+            time, *replies = pipe.execute()
+        now_ms = server_ms(time)
         return [
             TaskStatus(
                 None if mark is None else Ended.read(mark),

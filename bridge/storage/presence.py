@@ -13,6 +13,7 @@ from typing import Any
 from redis import Redis
 
 from bridge.storage.lua import script
+from bridge.storage.server_time import server_ms
 
 #: How often a subscriber says that it lives, and after how long in silence it counts as gone.
 HEARTBEAT_INTERVAL_S = 2.0
@@ -86,8 +87,8 @@ class PresenceStore:
         with self._client.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hgetall(self._key)
-            (seconds, microseconds), rows = pipe.execute()
-        return read_presences(rows, seconds * 1000 + microseconds // 1000)
+            time, rows = pipe.execute()
+        return read_presences(rows, server_ms(time))
 
 
 def read_presences(rows: dict[bytes, bytes], now_ms: int) -> list[Presence]:
