@@ -80,16 +80,26 @@ class History:
             InvalidEvent: What is there is no event.
             BusUnavailable: Redis does not answer, after bounded retries.
         """
-        data = self.data(event_id)
+        data = self.read([event_id]).get(event_id)
         return None if data is None else Event.decode(data, max_bytes=len(data))
 
-    def data(self, event_id: str) -> bytes | None:
-        """Return what :meth:`event` reads, which may be no event.
+    def read(self, event_ids: Sequence[str]) -> dict[str, bytes]:
+        """Return what the event keys or else the journal hold of these events, by id; it need not be valid.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
         """
-        return self._data([event_id])[event_id]
+        found: dict[str, bytes] = self._attempt(lambda: self._event_keys.get_many(event_ids))
+        entry_ids = self.entry_ids([event_id for event_id in event_ids if event_id not in found])
+        if entry_ids:
+            journal, wanted = self._keys.journal, list(entry_ids.values())
+            entries = self._attempt(lambda: entries_by_id(self._client, journal, wanted))
+            for event_id, entry_id in entry_ids.items():
+                fields = entries.get(entry_id, {})
+                # A new journal may give an entry id again, so the entry must be that event's.
+                if fields.get(b"id") == event_id.encode() and b"event" in fields:
+                    found[event_id] = fields[b"event"]
+        return found
 
     def events(self, event_ids: Sequence[str]) -> dict[str, Event]:
         """Return those of the events that are retained, by id, without their payloads, which may be large.
@@ -99,11 +109,10 @@ class History:
         """
         found: dict[str, Event] = {}
         for start in range(0, len(event_ids), _AT_ONCE):
-            for event_id, data in self._data(event_ids[start : start + _AT_ONCE]).items():
+            for event_id, data in self.read(event_ids[start : start + _AT_ONCE]).items():
                 with suppress(InvalidEvent):
-                    if data is not None:
-                        event = Event.decode(data, max_bytes=len(data))
-                        found[event_id] = event.model_copy(update={"payload": None})
+                    event = Event.decode(data, max_bytes=len(data))
+                    found[event_id] = event.model_copy(update={"payload": None})
         return found
 
     def entry_ids(self, event_ids: Sequence[str]) -> dict[str, str]:
@@ -145,23 +154,6 @@ class History:
             entry_id
             for entry_id, held in zip(entry_ids, pending, strict=True)
             if stream_position(entry_id) > delivered or (isinstance(held, list) and held)
-        }
-
-    def _data(self, event_ids: Sequence[str]) -> dict[str, bytes | None]:
-        kept: dict[str, bytes | None] = self._attempt(lambda: self._event_keys.get_many(event_ids))
-        missing = [event_id for event_id in event_ids if event_id not in kept]
-        return kept | dict.fromkeys(missing) | self._entries(self.entry_ids(missing))
-
-    def _entries(self, entry_ids: dict[str, str]) -> dict[str, bytes | None]:
-        if not entry_ids:
-            return {}
-        wanted = list(entry_ids.values())
-        rows = self._attempt(lambda: entries_by_id(self._client, self._keys.journal, wanted))
-        # A new journal may give an entry id again, so the entry must be that event's.
-        return {
-            event_id: rows[entry_id].get(b"event")
-            for event_id, entry_id in entry_ids.items()
-            if entry_id in rows and rows[entry_id].get(b"id") == event_id.encode()
         }
 
     def _attempt(self, do: Callable[[], Any]) -> Any:

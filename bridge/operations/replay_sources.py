@@ -154,7 +154,7 @@ class DeadLetterSource:
 
     def _kept(self, part: Event) -> tuple[Event, bytes]:
         """Return the whole event of a letter that has a part of it, and its JSON."""
-        data = self._history.data(part.id)
+        data = self._history.read([part.id]).get(part.id)
         if data is None:
             raise InvalidEvent(
                 "expired", "", "the event has expired, and the letter is without what is sensitive in it"

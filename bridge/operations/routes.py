@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from celery import Celery
@@ -57,7 +57,7 @@ class HandlerRoute:
 
 def routes_of(app: Celery, settings: BridgeSettings) -> Iterator[HandlerRoute]:
     """Yield the routes of all handlers: one for each of their patterns, and for each rule that changes something."""
-    outbox = _outbox(app, settings)
+    outbox = Outbox(app, settings)
     for handler in sorted(registry, key=lambda handler: handler.task_name):
         own = [_route(app, settings, outbox, handler, pattern, _example(pattern)) for pattern in handler.patterns]
         yield from own
@@ -72,14 +72,9 @@ def routes_of(app: Celery, settings: BridgeSettings) -> Iterator[HandlerRoute]:
 
 def routes_for(app: Celery, settings: BridgeSettings, event_type: str) -> Iterator[HandlerRoute]:
     """Yield the route of each handler of one event type."""
-    outbox = _outbox(app, settings)
+    outbox = Outbox(app, settings)
     for handler in registry.matching(event_type):
         yield _route(app, settings, outbox, handler, event_type, event_type)
-
-
-def _outbox(app: Celery, settings: BridgeSettings) -> Outbox:
-    app.backend_cls = "disabled"  # Celery would connect to it, to listen for the results of what is rendered only
-    return Outbox(app, settings)
 
 
 def _route(
@@ -87,13 +82,16 @@ def _route(
 ) -> HandlerRoute:
     task = cast("EventTask", app.tasks[handler.task_name])
     queue, sending, problem = "", dict(handler.send_options), ""
+    event = Event(type=event_type, id="example")
+    # Celery renders the message. If it kept the result, it would connect to the result backend to listen for it.
+    silent = replace(handler, send_options=sending | {"ignore_result": True})
     try:
-        event = Event(type=event_type, id="example")
-        message = outbox.prepare(handler, EncodedEvent.of(event, event.encode()), b"0-0")
+        message = outbox.prepare(silent, EncodedEvent.of(event, event.encode()), b"0-0")
         queue, sending = message.route.queue, dict(message.route.options)
     except Exception as error:  # noqa: BLE001  # routers are user code, and Celery refuses options in many ways
         problem = " ".join(f"{type(error).__name__}: {error}".split())
-    sending.pop("queue", None)
+    for name in ("queue", "ignore_result"):
+        sending.pop(name, None)
     rule = next((rule for rule in settings.routes if compile_pattern(rule).fullmatch(event_type)), "")
     model = task.event_model
     payload = "" if model is Event else model.__name__.removeprefix("Event[").removesuffix("]")

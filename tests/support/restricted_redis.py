@@ -59,7 +59,6 @@ class RestrictedRedis:
     def as_user(self, user: str, settings: dict[str, str] | None = None) -> Iterator[None]:
         environment = {"REDIS_URL": self.url(user), "BRIDGE_CHANNEL_PREFIX": self.prefix} | (settings or {})
         self.app.conf.broker_url = self.app.conf.result_backend = self.url(user)
-        self.app.backend_cls = None
         self.app._local.__dict__.pop("backend", None)  # Celery keeps one for each thread
         with patch.dict(os.environ, environment):
             yield

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 
 from bridge.config import BridgeSettings
 from bridge.errors import SettingsError
-from bridge.operations.acl.rules import CONNECTING, Grant, Name, below, exactly, granted, literally
+from bridge.operations.acl.rules import CONNECTING, Grant, Name, exact, granted, literal_pattern, prefix
 from bridge.storage import Keys
 
 Role = Literal["publisher", "subscriber", "worker", "operator"]
@@ -234,18 +234,18 @@ def sentinel_grants() -> list[Grant]:
 def _names(settings: BridgeSettings) -> dict[str, list[Name]]:
     """Return the keys and channels of each kind."""
     keys, group = Keys(settings.channel_prefix), settings.group
-    any_group = {f"any_{kind}": [below(getattr(keys, kind)(""))] for kind in _OF_GROUP}
-    all_by_id = [below(getattr(keys, kind)("", "").rstrip(":") + ":") for kind in _OF_GROUP_BY_ID]
+    any_group = {f"any_{kind}": [prefix(getattr(keys, kind)(""))] for kind in _OF_GROUP}
+    all_by_id = [prefix(getattr(keys, kind)("", "").rstrip(":") + ":") for kind in _OF_GROUP_BY_ID]
     return {
-        "journal": [exactly(keys.journal)],
-        **{kind: [below(getattr(keys, kind)(""))] for kind in _BY_ID},
-        "rate": [below(keys.rate("").rpartition(":")[0] + ":")],
-        **{kind: [exactly(getattr(keys, kind)(group))] for kind in _OF_GROUP},
-        **{kind: [below(getattr(keys, kind)(group, ""))] for kind in _OF_GROUP_BY_ID},
+        "journal": [exact(keys.journal)],
+        **{kind: [prefix(getattr(keys, kind)(""))] for kind in _BY_ID},
+        "rate": [prefix(keys.rate("").rpartition(":")[0] + ":")],
+        **{kind: [exact(getattr(keys, kind)(group))] for kind in _OF_GROUP},
+        **{kind: [prefix(getattr(keys, kind)(group, ""))] for kind in _OF_GROUP_BY_ID},
         **any_group,
         "all_of_any_group": [*(name for some in any_group.values() for name in some), *all_by_id],
-        "events": [below(settings.channel_prefix)],
-        "all_events": [literally(keys.all_channels)],
-        "listened_to": [literally(keys.channels(pattern)) for pattern in settings.listen_types],
-        "heartbeat": [exactly(keys.heartbeat)],
+        "events": [prefix(settings.channel_prefix)],
+        "all_events": [literal_pattern(keys.all_channels)],
+        "listened_to": [literal_pattern(keys.channels(pattern)) for pattern in settings.listen_types],
+        "heartbeat": [exact(keys.heartbeat)],
     }

@@ -13,7 +13,7 @@ from celery import Celery
 from kombu.transport import redis as kombu_redis
 
 from bridge.operations.acl.bus import Role
-from bridge.operations.acl.rules import CONNECTING, Grant, Name, below, exactly, granted, literally
+from bridge.operations.acl.rules import CONNECTING, Grant, Name, exact, granted, literal_pattern, prefix
 
 #: Kept by kombu for each exchange: which queues are bound to it, until when, and which for ever.
 _BINDINGS = "_kombu.binding"
@@ -41,7 +41,7 @@ class BrokerKeys:
         self.database = int(database) if database.isdigit() else 0
         #: Whether tasks go to exchanges, rather than straight to their queues.
         self.exchanges = any(queue.exchange.type != "direct" for queue in app.amqp.queues.values())
-        self.tasks = [name for queue in sorted(queues) for name in self._queue(exactly(f"{self._prefix}{queue}"))]
+        self.tasks = [name for queue in sorted(queues) for name in self._queue(exact(f"{self._prefix}{queue}"))]
 
     def _option(self, name: str) -> Any:
         return self._options.get(name, getattr(kombu_redis.Channel, name))
@@ -53,12 +53,12 @@ class BrokerKeys:
         single = {len(step) for step in steps} == {1}
         globs = {f"[{''.join(steps)}]": steps[0]} if single else {step: step for step in steps}
         for glob, step in globs.items():
-            yield Name(f"{name.pattern}{'?' * len(separator)}{glob}", f"{name.example}{separator}{step}")
+            yield Name(f"{name.pattern}{'?' * len(separator)}{glob}", f"{name.sample}{separator}{step}")
 
     def _anybodys(self, queue: str) -> list[Name]:
         """Return the queues that processes make for themselves: each begins with their name."""
-        end = exactly(queue)
-        return list(self._queue(Name(f"{exactly(self._prefix).pattern}*.{end.pattern}", f"{self._prefix}me.{queue}")))
+        end = exact(queue)
+        return list(self._queue(Name(f"{exact(self._prefix).pattern}*.{end.pattern}", f"{self._prefix}me.{queue}")))
 
     @property
     def replies(self) -> list[Name]:
@@ -73,17 +73,17 @@ class BrokerKeys:
     @property
     def listeners(self) -> list[Name]:
         """Queues of those who hear the events of workers; likewise."""
-        name = below(f"{self._prefix}{self._event_queues}.")
+        name = prefix(f"{self._prefix}{self._event_queues}.")
         return list(self._queue(name))[:1]
 
     @property
     def bindings(self) -> list[Name]:
         """Which queues are bound to which exchanges."""
-        return [below(f"{self._prefix}{_BINDINGS}")]
+        return [prefix(f"{self._prefix}{_BINDINGS}")]
 
     def kept(self, name: str) -> list[Name]:
         """Return what a worker notes of the messages that it has taken."""
-        return [exactly(f"{self._prefix}{self._option(name)}")] if self._option("ack_emulation") else []
+        return [exact(f"{self._prefix}{self._option(name)}")] if self._option("ack_emulation") else []
 
     @property
     def order_channel(self) -> str:
@@ -117,14 +117,14 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
         ("set evalsha get del", keys.kept("unacked_mutex_key")),
     ]
     keyless |= {"script|load", "script|exists", "time", "punsubscribe"}
-    order = exactly(keys.order_channel)
+    order = exact(keys.order_channel)
     if role == "operator":
         return [
             Grant(frozenset(keyless | {"info", "config|get"})),
             *granted(
                 *taking,
                 ("del llen", [*keys.replies, *keys.listeners]),
-                channels=[("publish", [order]), ("psubscribe", [literally(keys.events("*"))])],
+                channels=[("publish", [order]), ("psubscribe", [literal_pattern(keys.events("*"))])],
             ),
         ]
     return [
@@ -138,9 +138,9 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
             ("hset", keys.kept("unacked_key")),
             ("zadd", keys.kept("unacked_index_key")),
             channels=[
-                ("publish psubscribe", [literally(keys.order_channel)]),
-                ("psubscribe", [literally(keys.events("worker.*"))]),
-                ("publish", [Name(exactly(keys.events("")).pattern + "*", keys.events("task.multi"))]),
+                ("publish psubscribe", [literal_pattern(keys.order_channel)]),
+                ("psubscribe", [literal_pattern(keys.events("worker.*"))]),
+                ("publish", [Name(exact(keys.events("")).pattern + "*", keys.events("task.multi"))]),
             ],
         ),
     ]
@@ -154,7 +154,7 @@ def result_grants(role: Role, backend: Any) -> list[Grant]:
     """
     if role == "publisher":
         return []
-    tasks, groups = [below(backend.task_keyprefix.decode())], [below(backend.group_keyprefix.decode())]
+    tasks, groups = [prefix(backend.task_keyprefix.decode())], [prefix(backend.group_keyprefix.decode())]
     keyless = CONNECTING - {"client|setname"} | ({"select"} if backend.connparams.get("db") else set())
     if role == "operator":
         return [Grant(keyless), *granted(("get", tasks))]

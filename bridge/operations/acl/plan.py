@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from celery import Celery
-from celery.app import backends
 from celery.backends.redis import RedisBackend
 from redis import Redis
 
@@ -92,10 +91,7 @@ def _of_celery(
             keys = BrokerKeys(app, connection, {*queues_of(app, settings), *extra})
             grants = broker_grants(role, keys, subscriber=subscriber)
             yield Part("broker", _place_of_broker(connection), grants, lambda: _client_of(app))
-    found: Any = backends.by_url(app.conf.result_backend, app.loader)
-    kind, url = found
-    if issubclass(kind, RedisBackend):
-        backend = kind(app=app, url=url)  # not that of the application, which may have been told to have none
+    if isinstance(backend := app.backend, RedisBackend):
         yield Part("results", _place_of_results(backend), result_grants(role, backend), lambda: backend.client)
 
 

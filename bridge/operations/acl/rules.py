@@ -34,20 +34,20 @@ class Name(NamedTuple):
     """Keys or channels: a glob, and one that it matches."""
 
     pattern: str
-    example: str
+    sample: str
 
 
-def exactly(name: str) -> Name:
+def exact(name: str) -> Name:
     """Return the name of one key or channel."""
     return Name(_UNWRITABLE.sub("?", escape_glob(name)), name)
 
 
-def below(start: str) -> Name:
+def prefix(start: str) -> Name:
     """Return the names that begin like this."""
-    return Name(exactly(start).pattern + "*", f"{start}bridge-check")
+    return Name(exact(start).pattern + "*", f"{start}bridge-check")
 
 
-def literally(pattern: str) -> Name:
+def literal_pattern(pattern: str) -> Name:
     """Return a pattern that is subscribed to: Redis compares those letter by letter."""
     return Name(pattern, pattern)
 
@@ -78,7 +78,7 @@ class Grant:
         """Yield each command with each name it is for, as Redis and people spell them; the name may be empty."""
         for command in sorted(self.commands):
             for name in (*self.keys, *self.channels) or (Name("", ""),):
-                yield command.replace("|", " ").upper(), name.example
+                yield command.replace("|", " ").upper(), name.sample
 
 
 def granted(*needs: tuple[str, Iterable[Name]], channels: Iterable[tuple[str, Iterable[Name]]] = ()) -> list[Grant]:

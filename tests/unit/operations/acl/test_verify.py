@@ -97,7 +97,7 @@ def test_each_right_that_is_missing_is_named(client: Redis, settings: BridgeSett
                 assert len(found) == 1
                 assert "'evalsha'" in found[0]
             else:
-                names = [name.example for name in (*one.keys, *one.channels)] or [""]
+                names = [name.sample for name in (*one.keys, *one.channels)] or [""]
                 assert found == [f"{spelled} {name}".strip() for name in names]
         for name in (*one.keys, *one.channels):
             keys = tuple(other for other in one.keys if other != name)
@@ -106,7 +106,7 @@ def test_each_right_that_is_missing_is_named(client: Redis, settings: BridgeSett
             grant(admin, client, [*grants[:place], less, *grants[place + 1 :]])
             found = rights.missing_permissions(client, settings, role)
             assert found, name
-            assert "evalsha" in one.commands or all(text.endswith(name.example) for text in found), (found, name)
+            assert "evalsha" in one.commands or all(text.endswith(name.sample) for text in found), (found, name)
 
 
 def test_a_user_is_named(client: Redis, admin: Redis, prefix: str) -> None:
