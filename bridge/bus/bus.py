@@ -36,17 +36,20 @@ class EventBus(LocalBus):
 
     Arguments:
         settings: Read from the environment when missing.
+        log_conflicts: Whether a publication whose id another event has is logged; False suits callers that look at
+            :attr:`Publication.conflict` themselves.
         explicit: Single settings by name, instead of *settings*.
 
     Raises:
         SettingsError: A setting is unknown or does not fit.
     """
 
-    def __init__(self, settings: BridgeSettings | None = None, **explicit: Any) -> None:
+    def __init__(self, settings: BridgeSettings | None = None, *, log_conflicts: bool = True, **explicit: Any) -> None:
         self.settings = settings if settings is not None else BridgeSettings.load(**explicit)
         super().__init__(self.settings.local_event_cache_size, self.settings.max_event_bytes, self.settings.redaction)
         self.client = connect(self.settings)
         self.storage = Storage(self.client, self.settings)
+        self._log_conflicts = log_conflicts
         self._admission = Admission(self.settings)
         self._keyring = Keyring(self.settings.signing_keys, self.settings.channel_prefix)
         self._stop = threading.Event()
@@ -155,7 +158,7 @@ class EventBus(LocalBus):
     def _published(self, record: EncodedEvent, outcome: AppendResult) -> Publication:
         if outcome == "appended":
             self._keep_and_deliver(record.event, record.data)
-        elif outcome == "conflict":
+        elif outcome == "conflict" and self._log_conflicts:
             event = record.event
             extra = log_fields(Action.EVENT_ID_CONFLICT, event_id=event.id, event_type=event.type)
             text = "not published: the id of %r is taken by an event with another type or payload"

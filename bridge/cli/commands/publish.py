@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import stat
 import sys
@@ -43,7 +42,6 @@ def publish(ctx: click.Context, /, event_type: str, payload: str, as_json: bool,
       celery -A bridge bus publish dream.created @dream.json --id d1
       jq -c '.dreams[]' export.json | celery -A bridge bus publish dream.created -
     """
-    logging.getLogger("bridge.bus").setLevel(logging.ERROR)  # what it warns of is said here
     fields: dict[str, Any] = {"type": event_type, "correlation_id": ids["correlation_id"]}
     if ids["event_id"] is not None:
         fields["id"] = ids["event_id"]
@@ -53,7 +51,7 @@ def publish(ctx: click.Context, /, event_type: str, payload: str, as_json: bool,
     except InvalidEvent as error:
         hint = ". A text is written with its quotes: '\"text\"'" if error.reason == "json" else ""
         raise click.UsageError(f"{error}{hint}") from error
-    with open_bus(ctx.obj.app) as storage, EventBus(storage.settings) as bus:
+    with open_bus(ctx.obj.app) as storage, EventBus(storage.settings, log_conflicts=False) as bus:
         if not is_input:
             _Publisher(bus, fields, as_json).publish_one(event)
             return

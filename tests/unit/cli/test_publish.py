@@ -35,7 +35,7 @@ def test_without_a_payload_it_is_null(invoke: Invoke, bus: EventBus) -> None:
     assert event.payload is None
 
 
-def test_a_repetition_is_said_and_a_conflict_refused(invoke: Invoke) -> None:
+def test_a_repetition_is_said_and_a_conflict_refused(invoke: Invoke, caplog: pytest.LogCaptureFixture) -> None:
     """The same event again is no error; another one with its id ends with status 1."""
     invoke("publish", "dream.created", "1", "--id", "e")
     again = invoke("publish", "dream.created", "1", "--id", "e")
@@ -43,6 +43,7 @@ def test_a_repetition_is_said_and_a_conflict_refused(invoke: Invoke) -> None:
     other = invoke("publish", "dream.created", "2", "--id", "e", expect=1)
     assert other.stdout == ""
     assert "an event with another type or payload has the id e; see bus get e" in other.stderr
+    assert caplog.records == []  # it is not said twice
     told = [json.loads(invoke("publish", "a.b", value, "--id", "x", "--json").stdout) for value in "11"]
     told.append(json.loads(invoke("publish", "a.b", "2", "--id", "x", "--json", expect=1).stdout))
     assert [(one["id"], one["type"], one["duplicate"], one["conflict"]) for one in told] == [
