@@ -15,7 +15,7 @@ from bridge.errors import (
     SettingsError,
 )
 from bridge.events import Event
-from bridge.handlers import EventTask, mark_done, on_event
+from bridge.handlers import EventTask, effect_transaction, on_event
 from bridge.worker import install
 
 __all__ = [
@@ -33,9 +33,9 @@ __all__ = [
     "Publication",
     "SettingsError",
     "current_event",
+    "effect_transaction",
     "get_bus",
     "install",
-    "mark_done",
     "on_event",
     "publish_event",
 ]

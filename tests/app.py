@@ -15,7 +15,7 @@ from celery.exceptions import Reject
 from pydantic import BaseModel
 
 import bridge
-from bridge import Event, current_event, get_bus, mark_done, on_event, publish_event
+from bridge import Event, current_event, effect_transaction, get_bus, on_event, publish_event
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "test:")
 VISIBILITY_TIMEOUT_S = float(os.environ.get("TEST_VISIBILITY_TIMEOUT_S", "3600"))
@@ -175,10 +175,8 @@ def repeatable(event: Event) -> None:
 @on_event("booked.created")
 def booked(event: Event) -> None:
     """Dies right after its effect, which carries the done mark."""
-    with get_bus().client.pipeline() as pipe:
+    with effect_transaction() as pipe:
         pipe.rpush(EFFECTS, f"booked {event.id}")
-        mark_done(pipe)
-        pipe.execute()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

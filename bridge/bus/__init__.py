@@ -7,17 +7,11 @@ when nobody listens; the intake of a subscriber finds such events by their keys.
 
 from bridge.bus.admission import Admission
 from bridge.bus.bus import EventBus
-from bridge.bus.causation import (
-    PROPAGATOR,
-    count_publications,
-    current_event,
-    current_request,
-    handling,
-    install_propagation,
-)
+from bridge.bus.causation import PROPAGATOR, current_event, handling, install_propagation
 from bridge.bus.listener import Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
 from bridge.bus.local import LocalBus, Publication
-from bridge.bus.publish import get_bus, publish_event
+from bridge.bus.publish import get_bus, per_bus, publish_event
+from bridge.bus.run_state import current_request, run_state
 
 __all__ = [
     "PROPAGATOR",
@@ -29,11 +23,12 @@ __all__ = [
     "LocalBus",
     "Publication",
     "ReceivedBatch",
-    "count_publications",
     "current_event",
     "current_request",
     "get_bus",
     "handling",
     "install_propagation",
+    "per_bus",
     "publish_event",
+    "run_state",
 ]

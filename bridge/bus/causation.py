@@ -8,16 +8,15 @@ turn. So everything published along the way joins the chain of the first event.
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, replace
 from typing import Any
 
-from celery import current_app
 from celery.signals import before_task_publish
 
+from bridge.bus.run_state import current_request, run_state
 from bridge.events import Cause, Event
 
 #: Message header that carries the cause; an attribute of the request in the task that receives it.
@@ -27,7 +26,6 @@ PROPAGATOR = "bridge.propagate_cause"
 
 #: Derives event ids from task ids; any fixed UUID serves, this one must never change.
 _EVENT_IDS = uuid.UUID("7f2c1a52-3f0e-4c0b-9d54-0a4d5f0b8e11")
-_PUBLISHED = "bridge_published"
 
 _current: ContextVar[Event[Any] | None] = ContextVar("bridge_current_event", default=None)
 
@@ -69,19 +67,9 @@ def next_event_id(event_type: str) -> Iterator[str | None]:
     if request is None or request.id is None:
         yield None
         return
-    published = count_publications(request)
+    published = run_state(request).published
     yield event_id_for(request.id, event_type, published[event_type])
     published[event_type] += 1
-
-
-def count_publications(request: Any) -> Counter[str]:
-    """Return how many events of each type this run of a task has published.
-
-    Called before the handler runs, too: a task that calls itself as a function gets a copy of its request, and the
-    copy must share the count.
-    """
-    published: Counter[str] = request.__dict__.setdefault(_PUBLISHED, Counter())
-    return published
 
 
 def event_id_for(task_id: str, event_type: str, order: int) -> str:
@@ -103,10 +91,3 @@ def _propagate_cause(headers: dict[str, Any] | None = None, **_: Any) -> None:
     cause = current_cause()
     if cause is not None and headers is not None:
         headers.setdefault(CAUSE_HEADER, asdict(cause))
-
-
-def current_request() -> Any:
-    """Return the request of the task that runs now; None outside a worker's task."""
-    # Not current_task: a handler called as a plain function inside a task belongs to that task's run.
-    task = current_app.current_worker_task
-    return None if task is None else task.request

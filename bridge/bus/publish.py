@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from celery import Celery
@@ -18,6 +19,9 @@ from bridge.events import caused_by
 
 _lock = threading.Lock()
 _buses: WeakKeyDictionary[Celery, EventBus] = WeakKeyDictionary()
+_made_for: WeakKeyDictionary[EventBus, dict[Callable[[EventBus], Any], Any]] = WeakKeyDictionary()
+
+T = TypeVar("T")
 
 
 def get_bus() -> EventBus:
@@ -32,6 +36,23 @@ def get_bus() -> EventBus:
         if bus is None:
             bus = _buses[app] = EventBus(BridgeSettings.load(app))
         return bus
+
+
+def per_bus(make: Callable[[EventBus], T]) -> T:
+    """Return what *make* makes of this process's bus, such as the leases of its tasks; made once for each bus.
+
+    The result must not refer to the bus itself, which would keep both of them alive.
+
+    Raises:
+        SettingsError: As :func:`get_bus`.
+    """
+    bus = get_bus()  # after a fork another one: nothing of the parent's is used
+    with _lock:
+        made = _made_for.setdefault(bus, {})
+        if make not in made:
+            made[make] = make(bus)
+        result: T = made[make]
+    return result
 
 
 def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fields: Any) -> Publication:
@@ -75,9 +96,10 @@ def _publish(type: str, payload: Any, fields: dict[str, Any]) -> Publication:
 
 def _forget_parents_buses() -> None:
     # A forked child must not touch its parent's sockets, nor a lock another thread held at the fork.
-    global _lock, _buses  # noqa: PLW0603  # both belong to the process, and this is a new one
+    global _lock, _buses, _made_for  # noqa: PLW0603  # all belong to the process, and this is a new one
     _lock = threading.Lock()
     _buses = WeakKeyDictionary()
+    _made_for = WeakKeyDictionary()
 
 
 os.register_at_fork(after_in_child=_forget_parents_buses)

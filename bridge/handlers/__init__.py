@@ -5,8 +5,8 @@ runs. A worker that crashes leaves its lease to expire; then another copy of the
 """
 
 from bridge.handlers.decorator import SEND_OPTIONS, check_send_options, on_event
+from bridge.handlers.effects import effect_transaction
 from bridge.handlers.handler import Handler, Registry, registry, task_id_for
-from bridge.handlers.leases import mark_done
 from bridge.handlers.task import EventTask, describe, end_revoked
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "Registry",
     "check_send_options",
     "describe",
+    "effect_transaction",
     "end_revoked",
-    "mark_done",
     "on_event",
     "registry",
     "task_id_for",

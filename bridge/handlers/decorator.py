@@ -36,7 +36,7 @@ _TASK_OPTIONS = {
     name
     for name in dir(EventTask)
     if not name.startswith("_") and not hasattr(inspect.getattr_static(EventTask, name), "__get__")
-} - {"abstract", "event_model", "send_options"} | {
+} - {"abstract", "event_model"} | {
     "bind",
     "autoretry_for",
     "dont_autoretry_for",
@@ -78,7 +78,7 @@ def on_event(
         task_options = {name: options[name] for name in options if name not in SEND_OPTIONS}
         name = task_options.pop("name", None) or f"{function.__module__}.{function.__name__}"
         model = _event_model(function, bound=bool(task_options.get("bind")))
-        ours = {"name": name, "base": EventTask, "event_model": model, "send_options": send_options}
+        ours = {"name": name, "base": EventTask, "event_model": model}
         code = inspect.unwrap(function).__code__
         registry.add(Handler(name, patterns, where, send_options, f"{code.co_filename}:{code.co_firstlineno}"))
         make_task = cast("Any", shared_task)(**ours | task_options)

@@ -210,19 +210,15 @@ class Ledger:
         pipe.zrem(self._inflight, task_id)
         pipe.hdel(self._pairs, task_id)
 
-    def end_first(self, task_id: str, ended: Ended, pipe: Pipeline) -> bool:
-        """Begin the transaction of *pipe* and queue the end on it, behind what is there; False: it has ended.
+    def end_first(self, task_id: str, ended: Ended, pipe: Pipeline, watched: Iterable[str] = ()) -> bool:
+        """Begin a transaction on *pipe*, which is empty, with the end of a task; return False if it has ended already.
 
-        EXEC raises ``WatchError``, and changes nothing, when the task ends between now and then.
+        EXEC raises ``WatchError``, and changes nothing, if the task ends or a *watched* key changes before it.
         """
-        # WATCH goes out before MULTI, so what is queued already steps back for a moment.
-        queued, pipe.command_stack = pipe.command_stack, []
-        pipe.watch(self._keys.done(task_id))  # type: ignore[no-untyped-call]  # redis-py has no types here
+        pipe.watch(self._keys.done(task_id), *watched)  # type: ignore[no-untyped-call]  # redis-py has no types here
         if self._ended(task_id, pipe):
-            pipe.reset()
             return False
         pipe.multi()
-        pipe.command_stack = queued
         self.end(task_id, ended, pipe)
         return True
 

@@ -16,7 +16,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 import bridge
-from bridge import BusUnavailable, Event, get_bus, mark_done, on_event, publish_event
+from bridge import BusUnavailable, Event, effect_transaction, on_event, publish_event
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "chaos:")
 BROKER_PREFIX = f"broker:{PREFIX}"
@@ -97,10 +97,8 @@ def witness(event: Event) -> None:
 
 
 def run_with_mark(handler: str, event_id: str) -> None:
-    with get_bus().client.pipeline() as pipe:
+    with effect_transaction() as pipe:
         pipe.rpush(EFFECTS, f"{handler} {event_id}")
-        mark_done(pipe)
-        pipe.execute()
 
 
 @on_event("chaos.transactional", name="transactional", **PATIENT)

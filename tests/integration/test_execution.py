@@ -9,9 +9,8 @@ from typing import Any
 import psutil
 import pytest
 from celery import Celery
-from redis import Redis
 
-from bridge import BridgeError, BridgeSettings, Event, EventBus, mark_done
+from bridge import Event, EventBus
 from bridge.handlers.handler import task_id_for
 from bridge.testing.redis_server import RedisServer
 from tests.support.site import FAST, Site
@@ -95,12 +94,6 @@ def test_an_effect_in_the_transaction_of_its_done_mark_is_not_repeated(site: Sit
     eventually(site.nothing_left, "nothing is left")
     assert site.effects() == {"booked e": 1}
     assert not site.letters.latest(1)
-
-
-def test_mark_done_says_where_it_belongs(settings: BridgeSettings, client: Redis) -> None:
-    """Outside a task there is nothing to mark."""
-    with client.pipeline() as pipe, pytest.raises(BridgeError, match="inside a handler"):
-        mark_done(pipe)
 
 
 @pytest.mark.parametrize(

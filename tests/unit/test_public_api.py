@@ -80,9 +80,9 @@ def test_public_names() -> None:
         "Publication",
         "SettingsError",
         "current_event",
+        "effect_transaction",
         "get_bus",
         "install",
-        "mark_done",
         "on_event",
         "publish_event",
     ]

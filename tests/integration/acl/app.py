@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 from typing import Any
 
 from celery import Celery, chord, group
-from redis.exceptions import WatchError
 
 import bridge
-from bridge import Event, get_bus, mark_done, on_event, publish_event
+from bridge import Event, effect_transaction, get_bus, on_event, publish_event
+from bridge.storage import Ended
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "test:")
 
@@ -56,13 +55,13 @@ def takes_long(event: Event) -> None:
     time.sleep(1)
 
 
-@on_event("work.marked")
-def marks(event: Event) -> None:
-    with get_bus().client.pipeline() as pipe:
-        mark_done(pipe)
-        pipe.execute()
-    with get_bus().client.pipeline() as pipe, suppress(WatchError):  # as another copy of the task would
-        mark_done(pipe)
+@on_event("work.marked", bind=True)
+def marks(self: bridge.EventTask, event: Event) -> None:
+    with effect_transaction():
+        pass
+    bus = get_bus()
+    with bus.client.pipeline() as pipe:  # as another copy of the task would
+        assert not bus.storage.ledger.end_first(str(self.request.id), Ended(), pipe)
 
 
 @on_event("work.canvas")

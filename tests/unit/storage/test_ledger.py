@@ -64,15 +64,14 @@ def test_the_first_end_counts(make: MakeLedger, client: Redis, prefix: str, mome
     """A transaction that would end a task changes nothing when the task has ended elsewhere, at any moment before."""
     ledger, effects = make(), f"{prefix}effects"
     with client.pipeline(transaction=True) as first, client.pipeline(transaction=True) as second:
-        second.rpush(effects, "second")
         if moment == "between it and EXEC":
             assert ledger.end_first("t1", Ended(), second)
-        first.rpush(effects, "first")
+            second.rpush(effects, "second")
         assert ledger.end_first("t1", Ended(), first)
+        first.rpush(effects, "first")
         first.execute()
         if moment == "before it":
             assert not ledger.end_first("t1", Ended(), second)
-            second.execute()
         else:
             with pytest.raises(WatchError):
                 second.execute()

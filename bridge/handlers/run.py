@@ -1,0 +1,287 @@
+"""One run of a handler's task in a worker, from its lease to its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import Any, Protocol, cast
+
+from celery.app.task import Context
+from celery.exceptions import Ignore, Reject, Retry
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from bridge.bus import handling, run_state
+from bridge.errors import BusUnavailable, InvalidEvent
+from bridge.events import Event
+from bridge.handlers.effects import EndedElsewhere
+from bridge.handlers.leases import end_of, get_leases
+from bridge.storage import DeadLetter, dead_letter_fields
+from bridge.telemetry import Action, LogThrottle, log_fields, redacting_errors
+
+log = logging.getLogger(__name__)
+
+#: Pause before a task with early acknowledgement tries to begin again while the bus is unavailable.
+_BUS_RETRY_S = 5.0
+#: Characters of an event's id or type that are logged: anyone can have sent such a task by hand.
+_LOGGED_CHARS = 200
+
+_throttle = LogThrottle(600.0)  # for problems that a task meets again and again
+
+
+class HandlerTask(Protocol):
+    """What a run needs of its Celery task, an ``EventTask``."""
+
+    name: str
+    acks_late: bool
+    idempotent: bool
+    event_model: type[Event[Any]]
+    ignore_result: bool
+
+    @property
+    def backend(self) -> Any:
+        """The result backend."""
+
+    @property
+    def run(self) -> Any:
+        """The handler's function, bound to the task if the handler wants that."""
+
+    def signature_from_request(self, request: Any = ..., **options: Any) -> Any:
+        """Return the message of *request*, to be sent again."""
+
+    def send_event(self, type_: str, **fields: Any) -> Any:
+        """Send a worker event."""
+
+
+class Run:
+    """One run of a task in a worker process.
+
+    - *begin*: take the lease of the task. A copy of a task that has ended or is running goes no further.
+    - *validate*: make the event from JSON. A payload that the handler's model refuses ends the task.
+    - *call*: run the handler.
+    - *settle*: record the end of the task with its done mark or dead letter, or give the lease back for a retry.
+
+    Arguments:
+        task: The handler's task.
+        request: Celery's request of this run.
+        event: The argument of the task as it came with the message: an event as JSON, unless it was sent by hand.
+    """
+
+    def __init__(self, task: HandlerTask, request: Context, event: Any) -> None:
+        self._task = task
+        self._request = request
+        self._event = event
+        self._task_id = str(request.id)
+        self._state = run_state(request)
+        self._leases = get_leases()
+
+    def execute(self) -> Any:
+        """Run the task and return the result of its handler.
+
+        Raises:
+            Ignore: The handler is not called: the message is a duplicate, or was sent again, or the task has ended in
+                a dead letter.
+            Reject: The handler is not called: the bus or the broker is unavailable. The message goes back to its queue.
+            BaseException: What the handler raises.
+        """
+        self._begin()
+        event = self._validate()
+        try:
+            with handling(event), self._redacting_errors():
+                result = self._task.run(event)
+        except BaseException as error:
+            self._settle(error)
+            raise
+        request = self._request
+        if not (request.chain or request.callbacks or request.chord):
+            self.end()  # otherwise on_success() does so, once Celery has sent those
+        return result
+
+    def end(self) -> None:
+        """Record that the task has ended well, unless its end is recorded already."""
+        if not self._state.ended:
+            self._end(None)
+
+    def fail(self, error: Exception, traceback: str) -> None:
+        """End the task in a dead letter: it has failed permanently, with *error* of the handler or of Celery."""
+        if self._state.ended:
+            extra = self._log_fields(Action.TASK_FAILED_AFTER_SUCCESS, type(error).__name__)
+            log.error("task %s has ended; what follows its end failed: %r", self._task_id, error, extra=extra)
+            return
+        try:
+            event = Event.from_dict(self._event)
+        except InvalidEvent as invalid:
+            _log_without_event(self._task.name, self._task_id, "failure", invalid, self._leases.settings.group)
+        else:
+            self._end_in_dead_letter(event, "failure", f"{type(error).__name__}: {error}", traceback)
+
+    # Begin
+
+    def _begin(self) -> None:
+        try:
+            begun = self._leases.begin(
+                self._task_id, idempotent=self._task.idempotent, retries=self._request.retries or 0
+            )
+        except BusUnavailable as error:
+            self._postpone(error)
+            raise Ignore from error
+        if begun.outcome == "begun":
+            self._state.began_s = time.monotonic()
+            return
+        if begun.outcome == "ended":
+            self._announce("task-deduplicated")
+        elif begun.outcome == "running":
+            self._wait_for_other_run(begun.left_ms / 1000)
+        else:
+            detail = f"its worker died {begun.deaths} times while it ran"
+            self._end_in_dead_letter(Event.from_dict(self._event), "worker_lost", detail)
+            self._store_failure(RuntimeError(detail))
+        raise Ignore
+
+    def _postpone(self, error: BusUnavailable) -> None:
+        """Have the broker deliver the message again, later: without the bus nothing is known of the task."""
+        if self._task.acks_late:
+            raise Reject(str(error), requeue=True) from error
+        self._send_again(_BUS_RETRY_S)
+        if _throttle.allow(f"bus {self._task_id}"):
+            extra = self._log_fields(Action.TASK_START_DELAYED)
+            log.warning("task %s waits for the bus: %s", self._task_id, error, extra=extra)
+
+    def _wait_for_other_run(self, wait_s: float) -> None:
+        # If the worker of the other run has crashed, this copy must run: it is not dropped, and comes after the lease.
+        self._send_again(wait_s)
+        if _throttle.allow(f"running {self._task_id}"):
+            extra = self._log_fields(Action.TASK_ALREADY_RUNNING)
+            text = "task %s runs elsewhere; this copy looks again in %.1f s"
+            log.info(text, self._task_id, wait_s, extra=extra)
+
+    def _send_again(self, countdown_s: float) -> None:
+        """Send the message again. This is not a retry of Celery's, which are counted."""
+        request = self._request
+        try:
+            self._task.signature_from_request(request, countdown=countdown_s, retries=request.retries).apply_async()
+        except (OperationalError, RedisError, OSError) as error:
+            raise Reject(str(error), requeue=True) from error
+
+    # Validate
+
+    def _validate(self) -> Event[Any]:
+        try:
+            with self._redacting_errors():
+                return self._task.event_model.from_dict(self._event)
+        except InvalidEvent as error:
+            self._end_invalid(error)
+            raise Ignore from error
+
+    def _end_invalid(self, error: InvalidEvent) -> None:
+        try:
+            event = Event.from_dict(self._event)
+        except InvalidEvent:
+            # Sent by hand, and not an event at all: fails as any task does.
+            self._leases.release_locally(self._task_id)
+            raise
+        # A retry cannot help. The result says FAILURE to whoever waits for it; Ignore keeps the state that the worker
+        # event gives the task in Flower.
+        self._end_in_dead_letter(event, "payload", str(error))
+        self._store_failure(error)
+
+    # Settle
+
+    def _settle(self, error: BaseException) -> None:
+        """Settle a run that was left with *error*, which is also how Celery's own outcomes come."""
+        if isinstance(error, EndedElsewhere):
+            self._leases.release_locally(self._task_id)
+            self._announce("task-deduplicated")
+        elif isinstance(error, Retry) or (isinstance(error, Reject) and cast("Any", error).requeue):
+            try:
+                self._leases.release(self._task_id, _delay_s(error))
+            except BusUnavailable as unavailable:
+                extra = self._log_fields(Action.RETRY_DELAYED)
+                text = "the retry of task %s waits for its lease: %s"
+                log.warning(text, self._task_id, unavailable, extra=extra)
+        elif isinstance(error, Reject):
+            self._end_in_dead_letter(Event.from_dict(self._event), "rejected", str(cast("Any", error).reason))
+        elif isinstance(error, Ignore):
+            self.end()
+        else:
+            self._leases.release_locally(self._task_id)  # Celery calls on_failure(), or the process ends
+
+    def _end_in_dead_letter(self, event: Event[Any], reason: str, detail: str, traceback: str = "") -> None:
+        more = {"traceback": traceback, "attempts": (self._request.retries or 0) + 1}
+        letter = DeadLetter.of_event(reason, detail, event, event.encode(), self._task.name, self._task_id, **more)
+        _log_dead_letter(letter, event, self._leases.settings.group)
+        self._end(letter)
+        self._announce("task-deadlettered", reason=reason, exception=detail)
+
+    def _end(self, letter: DeadLetter | None) -> None:
+        self._leases.end(self._task_id, letter, end_of(self._request))
+        self._state.ended = True
+
+    def _store_failure(self, error: Exception) -> None:
+        task = self._task
+        task.backend.mark_as_failure(self._task_id, error, request=self._request, store_result=not task.ignore_result)
+
+    def _announce(self, event_type: str, **fields: Any) -> None:
+        """Send a custom worker event; Flower shows it as the state of the task."""
+        try:
+            self._task.send_event(event_type, retry=False, **fields)
+        except Exception as error:  # noqa: BLE001  # whatever the broker's client raises, the task is what matters
+            if _throttle.allow(event_type):
+                extra = self._log_fields(Action.WORKER_EVENT_FAILED)
+                log.warning("monitors were not told %s of task %s: %s", event_type, self._task_id, error, extra=extra)
+
+    def _redacting_errors(self) -> AbstractContextManager[None]:
+        return redacting_errors(self._leases.settings.redaction, self._event)
+
+    def _log_fields(self, action: Action, reason: str = "") -> dict[str, Any]:
+        event = self._event if isinstance(self._event, dict) else {}
+        return log_fields(
+            action,
+            event_id=str(event.get("id", ""))[:_LOGGED_CHARS],
+            event_type=str(event.get("type", ""))[:_LOGGED_CHARS],
+            task_id=self._task_id,
+            handler=self._task.name,
+            group=self._leases.settings.group,
+            reason=reason,
+        )
+
+
+def end_in_main_process(
+    handler: str, task_id: str, args: Any, reason: str, detail: str, traceback: str = "", *, unless_begun: bool = False
+) -> None:
+    """End a task in a dead letter from the main process of a worker, which does not run it and must not be blocked.
+
+    Arguments:
+        handler: Name of the task.
+        args: Arguments of the task: its event as JSON, unless it was sent by hand.
+        unless_begun: Do nothing if the task has ended or another copy of its message is running.
+    """
+    leases = get_leases()
+    try:
+        event = Event.from_dict(args[0])
+    except (InvalidEvent, LookupError, TypeError) as error:
+        _log_without_event(handler, task_id, reason, error, leases.settings.group)
+        return
+    more = {"traceback": traceback, "attempts": 1}
+    letter = DeadLetter.of_event(reason, detail, event, event.encode(), handler, task_id, **more)
+    _log_dead_letter(letter, event, leases.settings.group)
+    leases.end_in_background(task_id, letter, unless_begun=unless_begun)
+
+
+def _log_dead_letter(letter: DeadLetter, event: Event[Any], group: str) -> None:
+    extra = dead_letter_fields(Action.DEAD_LETTER, letter, group)
+    log.warning("dead letter (%s): %s of %r", letter.reason, letter.handler, event, extra=extra)
+
+
+def _log_without_event(handler: str, task_id: str, reason: str, error: Exception, group: str) -> None:
+    extra = log_fields(Action.TASK_WITHOUT_EVENT_FAILED, task_id=task_id, handler=handler, group=group, reason=reason)
+    log.error("no dead letter for task %s, which somebody sent by hand: %s", task_id, error, extra=extra)
+
+
+def _delay_s(error: BaseException) -> float:
+    when = getattr(error, "when", None)  # of a Retry: seconds, or a time
+    if isinstance(when, datetime):
+        return (when - datetime.now(when.tzinfo or UTC)).total_seconds()
+    return float(when or 0)
