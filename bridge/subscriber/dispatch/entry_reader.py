@@ -1,0 +1,78 @@
+"""Reading: which journal entries are dispatched next, and how many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bridge.config import BATCH_BYTES, BridgeSettings
+from bridge.storage import Entry, Journal
+from bridge.subscriber.dispatch.router import Batch
+from bridge.subscriber.dispatch.transaction import DispatchTransaction
+
+#: Entries of the first batch; doubled while batches are full and small.
+_FIRST_LIMIT = 32
+#: Entries of a batch that make it likely that more are waiting.
+_BACKLOG = 16
+
+
+class EntryReader:
+    """Reads entries as one consumer of the group. Used by one thread.
+
+    Entries that this consumer holds come first after a start, a failure or a claim; then entries that were read ahead,
+    during a backlog, with the transaction of the batch before; then new ones.
+
+    Arguments:
+        journal: The journal, and the group that reads it.
+        transaction: Reads ahead.
+        settings: ``batch_size``, ``block_ms``, ``max_queue_length``.
+        consumer: Name within the group.
+    """
+
+    def __init__(
+        self, journal: Journal, transaction: DispatchTransaction, settings: BridgeSettings, consumer: str
+    ) -> None:
+        self._journal = journal
+        self._transaction = transaction
+        self._settings = settings
+        self._consumer = consumer
+        #: How many entries to read at once.
+        self.limit = min(_FIRST_LIMIT, settings.batch_size)
+        #: Whether the next entries are those that this consumer holds.
+        self.rereads_pending = True
+        #: Entries read with the transaction of the batch before.
+        self.ahead: list[Entry] = []
+
+    def read(self) -> list[Entry]:
+        """Return the next entries; wait up to ``block_ms`` for the first new one.
+
+        Raises:
+            JournalLost: Journal or group no longer exist.
+            RedisError: Redis failed. It may have assigned entries to this consumer, so pending ones must be reread.
+        """
+        self._transaction.open()
+        ahead, self.ahead = self.ahead, []
+        if self.rereads_pending:
+            entries = self._journal.pending_entries(self._consumer, self.limit)
+            self.rereads_pending = bool(entries)
+            return entries
+        return ahead or self._journal.read(self._consumer, self.limit, self._settings.block_ms)
+
+    def reads_ahead(self, entries: Sequence[Entry]) -> bool:
+        """Whether the entries after *entries*, which were just read, are to be read while these are dispatched."""
+        # Queues are measured when all messages before have arrived, so with a limit there is nothing to gain.
+        backlog = len(entries) >= _BACKLOG and self._settings.max_queue_length is None
+        return backlog and not self.rereads_pending
+
+    def adapt_limit(self, entries: Sequence[Entry], batch: Batch) -> None:
+        """Set the limit by the number of *entries* and by the size of the *batch* that was made of them."""
+        stamped = sum(len(message.stamped) for message in batch.to_push + batch.to_send)
+        size = max(sum(len(entry.data or b"") for entry in entries), stamped)
+        if size > BATCH_BYTES:
+            self.limit = max(1, len(entries) * BATCH_BYTES // size)
+        elif len(entries) >= self.limit:
+            self.limit = min(2 * self.limit, self._settings.batch_size)
+
+    def start_over(self) -> None:
+        """Forget what was read ahead: the next entries are those that this consumer holds."""
+        self.ahead = []
+        self.rereads_pending = True

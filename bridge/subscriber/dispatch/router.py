@@ -1,0 +1,116 @@
+"""Routing: which task messages and dead letters journal entries become."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bridge.broker import Message, Outbox, Refused
+from bridge.bus import Admission
+from bridge.config import BridgeSettings
+from bridge.errors import InvalidEvent
+from bridge.events import EncodedEvent
+from bridge.handlers import Handler, Registry, task_id_for
+from bridge.storage import DeadLetter, Entry
+
+
+@dataclass
+class Batch:
+    """What some journal entries become. Every entry is in one of the two lists of ids, also one without a message."""
+
+    #: Entries whose messages are all stamped, and these messages: one transaction pushes them and acknowledges.
+    push_ids: list[bytes] = field(default_factory=list)
+    to_push: list[Message] = field(default_factory=list)
+    #: The other entries, acknowledged after the outbox has sent their messages.
+    send_ids: list[bytes] = field(default_factory=list)
+    to_send: list[Message] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    #: By how much to raise counters, by their name and the event type, once all of this is done.
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+class Router:
+    """Makes a task message for every handler of every event. Used by one thread.
+
+    Nothing is sent, stored or counted here: a batch that fails later is read and routed again.
+
+    Arguments:
+        outbox: Makes the messages.
+        registry: The handlers of this process.
+        settings: ``group``, and which events are accepted.
+    """
+
+    def __init__(self, outbox: Outbox, registry: Registry, settings: BridgeSettings) -> None:
+        self._outbox = outbox
+        self._registry = registry
+        self._group = settings.group
+        self._admission = Admission(settings)
+
+    def route(self, entries: Sequence[Entry]) -> Batch:
+        """Return the messages and dead letters of *entries*, in their order."""
+        self._outbox.refresh()
+        batch, one_redis = Batch(), self._outbox.one_redis
+        for entry in entries:
+            messages = self._messages(entry, batch)
+            if one_redis and all([message.stamped for message in messages]):  # noqa: C419  # a generator costs more
+                batch.push_ids.append(entry.entry_id)
+                batch.to_push += messages
+            else:
+                batch.send_ids.append(entry.entry_id)
+                batch.to_send += messages
+        return batch
+
+    def refuse(self, refused: Sequence[Refused], batch: Batch) -> None:
+        """Make dead letters of messages of *batch* that cannot be sent."""
+        left_out = {id(one.message) for one in refused}
+        batch.to_send = [message for message in batch.to_send if id(message) not in left_out]
+        batch.dead_letters += [
+            self._dead_letter(reason, detail, message.stored, message.route.task.name)
+            for message, reason, detail in refused
+        ]
+
+    def _messages(self, entry: Entry, batch: Batch) -> list[Message]:
+        if entry.group not in (None, self._group):
+            return []  # a replay for another group
+        if entry.data is None:
+            batch.counts["lost", ""] += 1
+            return []
+        try:
+            encoded = self._admission.read(entry)
+        except InvalidEvent as error:
+            batch.dead_letters.append(DeadLetter.of_message(error.reason, str(error), "journal", entry.data))
+            return []
+        messages = []
+        for handler in self._handlers(entry, encoded, batch):
+            reason = "predicate_failed"
+            try:
+                if handler.where is not None and not handler.where(encoded.event):
+                    continue
+                reason = "message_failed"
+                messages.append(self._outbox.prepare(handler, encoded, entry.entry_id))
+            except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
+                detail = f"{type(error).__name__}: {error}"
+                batch.dead_letters.append(self._dead_letter(reason, detail, encoded, handler.task_name))
+        return messages
+
+    def _handlers(self, entry: Entry, encoded: EncodedEvent, batch: Batch) -> Sequence[Handler]:
+        """Return the handlers that *entry* is for."""
+        if entry.group is not None:
+            batch.counts["replayed", encoded.type] += 1
+        if entry.handler is None:
+            handlers = self._registry.matching(encoded.type)
+            if not handlers:
+                batch.counts["no_handler", encoded.type] += 1
+            return handlers
+        handler = self._registry.get(entry.handler)
+        if handler is None:
+            # Happens during a deployment. The replay deleted the dead letter of this event, so another one keeps it.
+            detail = "this subscriber has no such handler"
+            batch.dead_letters.append(self._dead_letter("no_handler", detail, encoded, entry.handler))
+            return []
+        return [handler]
+
+    def _dead_letter(self, reason: str, detail: str, encoded: EncodedEvent, handler: str) -> DeadLetter:
+        task_id = task_id_for(self._group, encoded.id, handler, encoded.replay)
+        return DeadLetter.of_event(reason, detail, encoded, encoded.data, handler, task_id)
