@@ -67,7 +67,7 @@ class RedisServer:
     def __init__(self, binary: Path | None = None, arguments: Sequence[str] = ()) -> None:
         self._binary = binary
         self._arguments = list(arguments)
-        self._directory = tempfile.TemporaryDirectory(prefix="bridge-redis-")
+        self._directory: tempfile.TemporaryDirectory[str] | None = None  # made by start(), so that it is also removed
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
 
@@ -90,7 +90,9 @@ class RedisServer:
 
     @property
     def directory(self) -> Path:
-        """Where its data and its log are while it is in use."""
+        """Its data and its log: from the first start() to the end of the ``with`` block."""
+        if self._directory is None:
+            raise BridgeError("the server has no directory yet; call start() first")
         return Path(self._directory.name)
 
     def options(self) -> list[str]:
@@ -104,22 +106,20 @@ class RedisServer:
     def start(self) -> Self:
         """Start the server, with the data of its last run, and wait until it answers.
 
+        A first start that fails leaves no directory behind; a later one keeps the data.
+
         Raises:
             BridgeError: It did not; the text ends with what it printed.
         """
-        log = self.directory / "server.log"
-        with log.open("ab") as output:  # a file, not a pipe: nobody would read it, and a full pipe stops the server
-            self._process = subprocess.Popen(  # noqa: S603  # its arguments are ours
-                [self._binary or find_binary(), *self.options(), *self._arguments],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the program that uses it
-            )
+        first = self._directory is None
+        if first:
+            self._directory = tempfile.TemporaryDirectory(prefix="bridge-redis-")
         try:
-            self._wait_until_ready()
-        except BaseException as error:
-            self.kill()
-            raise BridgeError(f"redis-server did not start: {log.read_text(errors='replace')[-1000:]}") from error
+            self._launch()
+        except BaseException:
+            if first:
+                self._remove_directory()
+            raise
         return self
 
     def stop(self) -> None:
@@ -140,15 +140,31 @@ class RedisServer:
             self._process = None
 
     def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self._directory.cleanup()
-            raise
+        return self.start()
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
-        self._directory.cleanup()
+        self._remove_directory()
+
+    def _launch(self) -> None:
+        log = self.directory / "server.log"
+        with log.open("ab") as output:  # a file, not a pipe: nobody would read it, and a full pipe stops the server
+            self._process = subprocess.Popen(  # noqa: S603  # its arguments are ours
+                [self._binary or find_binary(), *self.options(), *self._arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the program that uses it
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException as error:
+            self.kill()
+            raise BridgeError(f"redis-server did not start: {log.read_text(errors='replace')[-1000:]}") from error
+
+    def _remove_directory(self) -> None:
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S

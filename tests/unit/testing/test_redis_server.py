@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,34 @@ def test_a_server_that_does_not_start_says_why() -> None:
         pass
     with pytest.raises(BridgeError, match="not running"):
         _ = server.pid
+
+
+def test_a_server_that_does_not_start_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one that is never started, or whose program is missing."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    RedisServer()
+    with pytest.raises(BridgeError, match="maxmemory"):
+        RedisServer(arguments=["--maxmemory", "nonsense"]).start()
+    with pytest.raises(FileNotFoundError):
+        RedisServer(tmp_path / "redis-server").start()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_restart_that_fails_keeps_the_data() -> None:
+    """The server can be started once more when its port is free again."""
+    with RedisServer(arguments=["--appendonly", "yes", "--appendfsync", "always"]) as server:
+        with Redis.from_url(server.url) as client:
+            client.set("kept", "yes")
+        server.kill()
+        own_port = server.port
+        with RedisServer() as other:
+            server.port = other.port
+            with pytest.raises(BridgeError, match="did not start"):
+                server.start()
+        server.port = own_port
+        server.start()
+        with Redis.from_url(server.url) as client:
+            assert client.get("kept") == b"yes"
 
 
 def test_a_server_with_a_password_starts() -> None:
