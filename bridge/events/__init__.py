@@ -7,7 +7,7 @@ from bridge.events import wire
 from bridge.events.clock import now_ms
 from bridge.events.encoded import EncodedEvent, fingerprint
 from bridge.events.event import UNHEARD_SOURCE, Cause, Event, caused_by
-from bridge.events.patterns import Patterns, compile_pattern, escape_glob
+from bridge.events.patterns import Patterns, compile_pattern, escape_glob, is_literal
 from bridge.events.redaction import NOTHING, REDACTED, Redaction, redaction_of
 from bridge.events.signing import CLOCK_SKEW_S, Keyring, SigningKeys, is_signed, unsigned
 from bridge.events.validation import ID_PATTERN, SIGNATURE, check_type
@@ -33,6 +33,7 @@ __all__ = [
     "compile_pattern",
     "escape_glob",
     "fingerprint",
+    "is_literal",
     "is_signed",
     "now_ms",
     "redaction_of",

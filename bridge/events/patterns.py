@@ -12,12 +12,19 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+#: With one of these a glob means something else than its own text.
+_GLOB_START = frozenset("*?[\\")
 _GLOB_SPECIAL = re.compile(r"([\\*?\[\]^])")
 
 
 def escape_glob(literal: str) -> str:
     """Quote *literal* so that a Redis glob pattern matches exactly it."""
     return _GLOB_SPECIAL.sub(r"\\\1", literal)
+
+
+def is_literal(pattern: str) -> bool:
+    """Whether *pattern* is no glob: it matches itself only. A ``]`` or ``^`` outside a set stands for itself."""
+    return _GLOB_START.isdisjoint(pattern)
 
 
 @lru_cache(maxsize=4096)

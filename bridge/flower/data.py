@@ -15,7 +15,7 @@ from celery import Celery
 
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events import Event, compile_pattern, now_ms
+from bridge.events import Event, compile_pattern, is_literal, now_ms
 from bridge.handlers import registry
 from bridge.operations import Header, History, TaskNode, TaskStates, Trace, Tracer
 from bridge.redis import connect
@@ -37,7 +37,6 @@ _SOURCES = 5000
 _CHUNK, _PAGE = 20, 50
 #: Of a page that somebody looks at and waits for: how long a command may take.
 _PATIENCE_S = 2.5
-_GLOB = frozenset("*?[")
 
 #: What the buttons above the list mean. A button shows the events that its question is true of.
 BY_STATE: dict[str, Callable[[set[str]], bool]] = {
@@ -152,7 +151,7 @@ class EventData:
     def _found(self, search: str, headers: list[Header]) -> list[Header]:
         if not search:
             return headers
-        if _GLOB & set(search):
+        if not is_literal(search):
             pattern = compile_pattern(search)
             return [one for one in headers if pattern.fullmatch(one.event_type)]
         sources = self._read_sources(headers)

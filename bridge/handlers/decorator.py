@@ -13,7 +13,7 @@ from kombu.entity import maybe_delivery_mode
 
 from bridge.config import is_pickle
 from bridge.errors import InvalidEvent, InvalidHandler, did_you_mean
-from bridge.events import Event, check_type, compile_pattern
+from bridge.events import Event, check_type, compile_pattern, is_literal
 from bridge.handlers.handler import Handler, registry
 from bridge.handlers.task import EventTask
 
@@ -45,7 +45,6 @@ _TASK_OPTIONS = {
     "retry_backoff_max",
     "retry_jitter",
 }
-_GLOB_CHARS = frozenset("*?[]\\")
 
 
 def on_event(
@@ -106,7 +105,7 @@ def _check_patterns(patterns: tuple[Any, ...]) -> None:
     for pattern in patterns:
         try:
             compile_pattern(pattern)
-            if not _GLOB_CHARS & set(pattern):
+            if is_literal(pattern):
                 check_type(pattern)
         except (ValueError, InvalidEvent) as error:
             raise InvalidHandler(f"@on_event({pattern!r}) can match no event: {error}") from error

@@ -20,6 +20,7 @@ from bridge.broker import probe_connection
 from bridge.bus import Admission
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
+from bridge.events import is_literal
 from bridge.redis import connect, servers_of
 
 #: The first Redis with XAUTOCLAIM.
@@ -28,8 +29,6 @@ _MIN_VERSION = (6, 2)
 _TIMEOUT_S = 1.0
 #: Clocks that differ by more make expiry, countdown and the times of events misleading.
 _CLOCK_SKEW_S = 5.0
-#: What makes a pattern more than one type.
-_GLOB = re.compile(r"[*?\[\\]")
 #: That of kombu, for a Redis broker.
 _DEFAULT_VISIBILITY_TIMEOUT_S = 3600
 
@@ -88,7 +87,7 @@ def refused_handlers(settings: BridgeSettings, patterns: Mapping[str, Iterable[s
     for name, wanted in patterns.items():
         for pattern in wanted:
             try:
-                if not _GLOB.search(pattern):
+                if is_literal(pattern):
                     admission.check_type(pattern)
             except InvalidEvent as error:
                 advice = "let the type in, or take the handler out"

@@ -23,7 +23,7 @@ from bridge.cli.follow import Follower
 from bridge.cli.processes import Children
 from bridge.cli.table import Styled
 from bridge.config import BridgeSettings
-from bridge.events import Event
+from bridge.events import Event, is_literal
 from bridge.handlers import EventTask, registry
 from bridge.operations import routes_of
 from bridge.storage import PresenceStore
@@ -143,7 +143,7 @@ def _queues(app: Celery, settings: BridgeSettings) -> list[str]:
 
 def _tell_how(app: Celery, name: str, url: str) -> None:
     handlers = [(handler, pattern) for handler in registry for pattern in handler.patterns]
-    handler, event_type = next((pair for pair in handlers if not set(pair[1]) & set("*?[\\")), (None, "dream.created"))
+    handler, event_type = next((pair for pair in handlers if is_literal(pair[1])), (None, "dream.created"))
     task = cast("EventTask", app.tasks[handler.task_name]) if handler else None
     payload = json.dumps(_example_for(task.event_model)) if task else "{}"
     where = "" if os.environ.get("REDIS_URL") else f"BRIDGE_REDIS_URL={url} "

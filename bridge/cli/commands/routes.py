@@ -15,7 +15,7 @@ from bridge.cli.options import json_option
 from bridge.cli.table import Cell, Column, Styled, on_terminal
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent, did_you_mean
-from bridge.events import check_type
+from bridge.events import check_type, is_literal
 from bridge.handlers import registry
 from bridge.operations import HandlerRoute, routes_for, routes_of
 
@@ -88,5 +88,5 @@ def _nothing(match: str | None) -> str:
             "there is no handler. Are the modules with @on_event imported? See imports= of the configuration, "
             "and app.autodiscover_tasks()"
         )
-    literal = [pattern for handler in registry for pattern in handler.patterns if not set(pattern) & set("*?[\\")]
+    literal = [pattern for handler in registry for pattern in handler.patterns if is_literal(pattern)]
     return "; ".join(filter(None, [f"no handler takes {match}", did_you_mean(match, literal)]))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from bridge.events.patterns import compile_pattern, escape_glob
+from bridge.events.patterns import compile_pattern, escape_glob, is_literal
 from bridge.storage.keys import Keys
 
 #: Every character with a meaning in patterns, and some without.
@@ -108,6 +108,14 @@ def heard_by_redis(client: Redis, prefix: str, patterns: list[str], subjects: li
                 pattern, channel = message["pattern"].decode(), message["channel"].decode()
                 heard.add((pattern.removeprefix(start), channel.removeprefix(prefix)))
     return heard
+
+
+@pytest.mark.parametrize("pattern", ["dream.created", "a]b", "^a", "a-c"])
+def test_a_literal_matches_itself_only(pattern: str) -> None:
+    """Signs that mean something inside a set only are literal outside it."""
+    assert is_literal(pattern)
+    assert compile_pattern(pattern).fullmatch(pattern)
+    assert not any(is_literal(other + pattern) for other in ("*", "?", "[a]", "\\"))
 
 
 def test_same_as_redis(client: Redis, prefix: str) -> None:
