@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from bridge.bus.admission import Admission
 from bridge.bus.listener import ChannelListener, ReceivedBatch
-from bridge.bus.local import LocalBus, LocalHandler, Publication
+from bridge.bus.local import LocalBus, LocalHandler, Publication, as_event
 from bridge.config import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent
 from bridge.events import UNHEARD_SOURCE, EncodedEvent, Event, Keyring
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _LISTENER_WAIT_S = 5.0
 
 
-class EventBus(LocalBus):
+class EventBus:
     """The bus of one process; safe for several threads, not to be carried across a fork.
 
     Publishing writes the event key, the journal entry and the broadcast in one atomic step of one round trip.
@@ -46,7 +46,10 @@ class EventBus(LocalBus):
 
     def __init__(self, settings: BridgeSettings | None = None, *, log_conflicts: bool = True, **explicit: Any) -> None:
         self.settings = settings if settings is not None else BridgeSettings.load(**explicit)
-        super().__init__(self.settings.local_event_cache_size, self.settings.max_event_bytes, self.settings.redaction)
+        #: Delivers to the handlers of this process, and remembers what it has published and received.
+        self._local = LocalBus(
+            self.settings.local_event_cache_size, self.settings.max_event_bytes, self.settings.redaction
+        )
         self.client = connect(self.settings)
         self.storage = Storage(self.client, self.settings)
         self._log_conflicts = log_conflicts
@@ -55,6 +58,7 @@ class EventBus(LocalBus):
         self._stop = threading.Event()
         self._subscribed = threading.Event()
         self._listener: threading.Thread | None = None
+        self._lock = threading.Lock()  # of the listener
 
     def connect(self) -> Self:
         """Make sure that Redis answers. Optional: the first publication connects too.
@@ -91,7 +95,7 @@ class EventBus(LocalBus):
             BusUnavailable: Redis did not take it, after bounded retries. Publishing the same event again is safe.
             NotReplicated: Redis took it, and fewer than ``wait_replicas`` replicas have it.
         """
-        return self._publish([self._prepare(event, payload, fields)])[0]
+        return self._publish([as_event(event, payload, fields)])[0]
 
     def publish_many(self, events: Iterable[Event]) -> list[Publication]:
         """Publish many events, ``batch_size`` of them per round trip.
@@ -113,7 +117,7 @@ class EventBus(LocalBus):
             InvalidEvent: What Redis holds under this id is no event, or lacks the signature that it must have.
             BusUnavailable: Redis does not answer and this process does not remember the event.
         """
-        local = super().get_event(event_id)
+        local = self._local.get_event(event_id)
         try:
             data = attempt(self.settings, f"looking up event {event_id}", lambda: self.storage.event_keys.get(event_id))
         except BusUnavailable as error:
@@ -137,7 +141,7 @@ class EventBus(LocalBus):
             ValueError: The pattern can match nothing.
             BridgeError: The bus was closed.
         """
-        unsubscribe = super().subscribe(pattern, handler)
+        unsubscribe = self._local.subscribe(pattern, handler)
         if self.settings.enable_pubsub:
             self._listen()
         return unsubscribe
@@ -145,19 +149,19 @@ class EventBus(LocalBus):
     def _publish(self, events: Sequence[Event]) -> list[Publication]:
         records = [self._record(event) for event in events]
         # Noted before Redis hears of them, so that the listening thread recognises our own broadcasts.
-        new = [self._remember_id(record.event.id) for record in records]
+        new = [self._local.remember(record.event.id) for record in records]
         try:
             outcomes = self._send(records, new)
         except BaseException:
             for record, is_new in zip(records, new, strict=True):
                 if is_new:
-                    self._forget_id(record.event.id)
+                    self._local.forget(record.event.id)
             raise
         return [self._published(record, outcome) for record, outcome in zip(records, outcomes, strict=True)]
 
     def _published(self, record: EncodedEvent, outcome: AppendResult) -> Publication:
         if outcome == "appended":
-            self._keep_and_deliver(record.event, record.data)
+            self._local.deliver(record.event, record.data)
         elif outcome == "conflict" and self._log_conflicts:
             event = record.event
             extra = log_fields(Action.EVENT_ID_CONFLICT, event_id=event.id, event_type=event.type)
@@ -209,7 +213,7 @@ class EventBus(LocalBus):
 
     def _on_heard(self, heard: ReceivedBatch) -> None:
         for received in heard.events:
-            if self._remember_id(received.id):
-                self._keep_and_deliver(received.event, received.data)
+            if self._local.remember(received.id):
+                self._local.deliver(received.event, received.data)
         if heard.subscribed:
             self._subscribed.set()

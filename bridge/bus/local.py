@@ -87,11 +87,11 @@ class LocalBus:
         Raises:
             InvalidEvent: The event breaks the wire format or a limit.
         """
-        event = self._prepare(event, payload, fields)
+        event = as_event(event, payload, fields)
         data = event.encode(max_bytes=self._max_event_bytes)
-        if not self._remember_id(event.id):
+        if not self.remember(event.id):
             return Publication(event, duplicate=True)
-        self._keep_and_deliver(event, data)
+        self.deliver(event, data)
         return Publication(event, duplicate=False)
 
     def get_event(self, event_id: str) -> Event | None:
@@ -100,15 +100,8 @@ class LocalBus:
             data = self._store.get(event_id)
         return None if data is None else Event.decode(data, max_bytes=len(data))
 
-    def _prepare(self, event: Event | str, payload: Any, fields: dict[str, Any]) -> Event:
-        if isinstance(event, str):
-            return Event(type=event, payload=payload, **fields)
-        if payload is not None or fields:
-            raise InvalidEvent("event", "", "publish takes an Event alone, or a type with payload and fields")
-        return event
-
-    def _remember_id(self, event_id: str) -> bool:
-        """Note the id; False when it was noted before."""
+    def remember(self, event_id: str) -> bool:
+        """Remember that the event of this id was published; return False if that is known already."""
         with self._lock:
             if event_id in self._ids:
                 return False
@@ -117,11 +110,13 @@ class LocalBus:
                 self._ids.popitem(last=False)
             return True
 
-    def _forget_id(self, event_id: str) -> None:
+    def forget(self, event_id: str) -> None:
+        """Forget that the event of this id was published, because its publication failed."""
         with self._lock:
             self._ids.pop(event_id, None)
 
-    def _keep_and_deliver(self, event: Event, data: bytes) -> None:
+    def deliver(self, event: Event, data: bytes) -> None:
+        """Keep *event*, encoded in *data*, for :meth:`get_event` and call the handlers that match its type."""
         with self._lock:
             self._store_bytes += len(data) - len(self._store.pop(event.id, b""))
             self._store[event.id] = data
@@ -137,3 +132,16 @@ class LocalBus:
                 name = getattr(handler, "__qualname__", type(handler).__qualname__)
                 extra = log_fields(Action.LOCAL_HANDLER_FAILED, event_id=event.id, event_type=event.type, handler=name)
                 log.exception("local handler %r failed on %r", handler, event, extra=extra)
+
+
+def as_event(event: Event | str, payload: Any, fields: dict[str, Any]) -> Event:
+    """Return the event that the arguments of ``publish`` name: an event alone, or a type with payload and fields.
+
+    Raises:
+        InvalidEvent: There is an event and a payload or fields, or a field is invalid.
+    """
+    if isinstance(event, str):
+        return Event(type=event, payload=payload, **fields)
+    if payload is not None or fields:
+        raise InvalidEvent("event", "", "publish takes an Event alone, or a type with payload and fields")
+    return event
