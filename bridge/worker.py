@@ -30,7 +30,9 @@ def install(app: Celery) -> None:
     json_logs.install(app, _wants_json_logs, current_event)
     task_revoked.connect(end_revoked, weak=False, dispatch_uid="bridge.end_revoked")
     if "flower" in sys.argv:
-        from bridge.flower import add_pages  # noqa: PLC0415  # only that process has use for it
+        # Flower has no hook for additional pages and no signal at its start. `celery -A APP flower` loads the
+        # application before it builds Flower: this is the time to add them, and only the command line tells.
+        from bridge.flower import add_pages  # noqa: PLC0415  # only that process needs it
 
         add_pages()
     if _state.default_app is None:  # type: ignore[attr-defined]  # not in the stubs
@@ -70,13 +72,15 @@ class SubscriberStep(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, no_subscriber: bool = False, **options: Any) -> None:
         self.enabled = not no_subscriber
+        if no_subscriber:
+            refuse_pickled_tasks(worker.app.tasks)  # otherwise the subscriber does
         conf = worker.app.conf
-        refuse_pickled_tasks(worker.app.tasks)
         for name in list(conf):
             # `inspect conf`, and so Flower, would show the password in it. With a namespace there is another name.
             if str(name).lower().endswith("bridge_redis_url") and isinstance(conf[name], str):
                 conf[name] = SecretStr(conf[name])
-        if BridgeSettings.load(worker.app).redaction:  # wrong settings end a worker without a subscriber, too
+        self._settings = BridgeSettings.load(worker.app)  # invalid settings end a worker without a subscriber, too
+        if self._settings.redaction:
             redact_worker_logs([worker.app.tasks[handler.task_name] for handler in registry])
         super().__init__(worker, **options)
 
@@ -86,9 +90,8 @@ class SubscriberStep(bootsteps.StartStopStep):
         super().start(worker)
 
     def create(self, worker: Any) -> Subscriber:  # type: ignore[override]  # the stubs say None, Celery takes the service
-        """Return the service that :class:`StartStopStep` starts and stops. Wrong settings end the worker here."""
-        settings = BridgeSettings.load(worker.app)
-        return Subscriber(worker.app, settings, name=f"{worker.hostname}:{os.getpid()}")
+        """Return the service that :class:`StartStopStep` starts and stops."""
+        return Subscriber(worker.app, self._settings, name=f"{worker.hostname}:{os.getpid()}")
 
     def info(self, worker: Any) -> dict[str, Any]:  # type: ignore[override]  # likewise
         """Return the section of ``celery inspect stats``."""
