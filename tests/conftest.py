@@ -29,6 +29,7 @@ from tests.support.replays import Replays
 from tests.support.requirements import ALL_REDIS_KINDS, any_redis_binary, redis_binary, summary
 from tests.support.restricted_redis import RestrictedRedis
 from tests.support.scrape import Ask, Page, Scrape
+from tests.support.strategies import quick_examples
 
 
 @pytest.fixture(scope="session", params=list(ALL_REDIS_KINDS))
@@ -231,6 +232,11 @@ def user_app(server: RedisServer, prefix: str) -> Iterator[Celery]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="one Redis in place of two kinds, few examples of models")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("quick"):
+        quick_examples()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
+from tests.support.strategies import examples
+
 _EXAMPLES = os.environ.get("MODEL_EXAMPLES")
 _SETTINGS = settings(
     stateful_step_count=40,
@@ -43,6 +45,6 @@ def repeatable(do: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def run_model(make: Callable[[], RuleBasedStateMachine], examples: int) -> None:
+def run_model(make: Callable[[], RuleBasedStateMachine]) -> None:
     """Try many orders of the machine's rules; of those that fail, the shortest found is printed."""
-    run_state_machine_as_test(make, settings=settings(_SETTINGS, max_examples=int(_EXAMPLES or examples)))
+    run_state_machine_as_test(make, settings=settings(_SETTINGS, max_examples=int(_EXAMPLES or examples(100))))

@@ -1,7 +1,8 @@
-"""Values that JSON can carry, for Hypothesis."""
+"""For Hypothesis: values that JSON can carry, and how many examples a test tries."""
 
 from __future__ import annotations
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from bridge.events.wire import MAX_INT, MIN_INT
@@ -12,3 +13,14 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=20,
 )
+
+
+def quick_examples() -> None:
+    """From now on try a fifth of the examples."""
+    settings.register_profile("quick", max_examples=20)
+    settings.load_profile("quick")
+
+
+def examples(count: int) -> int:
+    """Return how many of *count* examples are to be tried."""
+    return count * settings.default.max_examples // 100

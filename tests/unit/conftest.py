@@ -36,12 +36,6 @@ def _redis_kind(item: pytest.Item) -> str:
     return str(chosen.get("each_server") or chosen.get("restricted_server") or "")
 
 
-@pytest.fixture
-def model_examples(request: pytest.FixtureRequest) -> int:
-    """How many orders of calls a model tries."""
-    return 25 if request.config.getoption("quick") else 100
-
-
 @pytest.fixture(scope="session", params=list(ALL_REDIS_KINDS))
 def each_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """Like ``server``, once of each kind."""

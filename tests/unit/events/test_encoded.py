@@ -18,7 +18,7 @@ from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
-from tests.support.strategies import JSON, TEXT
+from tests.support.strategies import JSON, TEXT, examples
 from tests.support.waiting import eventually
 
 LIMIT = 1024 * 1024
@@ -52,7 +52,7 @@ def outcome(make: Any) -> Any:
     return repr([event.to_dict(), event.encode(), event.digest, event.replay, event.hops, event.cause, event.timestamp])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(fields=FIELDS | ODD_FIELDS)
 def test_the_fast_way_is_full_validation(fields: dict[str, Any]) -> None:
     """Whatever its fields, an event from a task message is the one that full validation makes, or refused alike."""
@@ -63,7 +63,7 @@ def test_the_fast_way_is_full_validation(fields: dict[str, Any]) -> None:
     assert repr(fields) == before
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(fields=FIELDS)
 def test_equal_however_they_were_made(fields: dict[str, Any]) -> None:
     """An event made the fast way equals one that was validated, and can be copied, derived from and pickled alike."""
@@ -79,7 +79,7 @@ def test_equal_however_they_were_made(fields: dict[str, Any]) -> None:
     assert fast.child("c", id="c", timestamp=1) == validated.child("c", id="c", timestamp=1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(id=IDS, type=TYPES, payload=JSON, source=st.none() | TEXT, metadata=METADATA, more=JSON)
 def test_what_was_published_is_read_back(**fields: Any) -> None:
     """An event in the journal is the event that decoding makes of it; a task gets its JSON as it is."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from bridge.errors import InvalidEvent
 from bridge.events.event import Event, caused_by
 from bridge.events.wire import MAX_DEPTH, MAX_INT, MIN_INT
-from tests.support.strategies import JSON
+from tests.support.strategies import JSON, examples
 
 LIMIT = 1024 * 1024
 NAN, INF = float("nan"), float("inf")
@@ -271,7 +271,7 @@ def test_repr_and_digest() -> None:
     assert event.digest not in {Event(type="b", payload=event.payload).digest, Event(type="a.b", payload=[]).digest}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(payload=JSON, extra=JSON)
 def test_any_json_survives_the_wire(payload: Any, extra: Any) -> None:
     """Every JSON value comes back with its types, as payload and in unknown fields."""

@@ -12,6 +12,7 @@ from redis import Redis
 
 from bridge.events.patterns import compile_pattern, escape_glob, is_literal
 from bridge.storage.keys import Keys
+from tests.support.strategies import examples
 
 #: Every character with a meaning in patterns, and some without.
 ALPHABET = "ab.*?[]^-\\"
@@ -69,7 +70,7 @@ def test_many_stars_answer_at_once(pattern: str) -> None:
     assert not matches(pattern, "a" * 200)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(literal=st.text(ALPHABET, min_size=1, max_size=8), other=st.text(ALPHABET, min_size=1, max_size=8))
 def test_escaped_text_matches_itself_only(literal: str, other: str) -> None:
     """``escape_glob`` takes the meaning from every character."""

@@ -194,9 +194,7 @@ class JournalMachine(WritingMachine):
         assert self.client.xgroup_destroy(self.keys.journal, name) == (self.groups.pop(name, None) is not None)
 
 
-def test_the_journal_is_as_its_model(
-    each_server: RedisServer, monkeypatch: pytest.MonkeyPatch, model_examples: int
-) -> None:
+def test_the_journal_is_as_its_model(each_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """No order of calls, repeated or not, with faults between them, makes the journal do what its model does not."""
     monkeypatch.setattr(journal, "_TRIM_ENTRIES", TRIM_ENTRIES)
-    run_model(lambda: JournalMachine(each_server.url), model_examples)
+    run_model(lambda: JournalMachine(each_server.url))

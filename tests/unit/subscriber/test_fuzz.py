@@ -27,6 +27,7 @@ from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
+from tests.support.strategies import examples
 from tests.support.waiting import eventually
 
 LIMIT = 1024 * 1024
@@ -100,14 +101,14 @@ NEAR_EVENTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.binary(max_size=60), channel_type=TYPES)
 def test_any_bytes(data: bytes, channel_type: str | None) -> None:
     """Bytes of any kind are an event or are refused for a known reason."""
     check(data, channel_type)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(value=ANY_JSON | NEAR_EVENTS, channel_type=TYPES, ascii_only=st.booleans())
 @example({"id": "i", "type": "a", "correlation_id": "c", "correlationId": None}, None, True)
 @example({"id": None, "eventId": "i", "type": None, "eventType": "a"}, None, True)
@@ -169,7 +170,7 @@ def mutated(chance: random.Random) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(chance=st.randoms(), channel_type=TYPES)
 def test_broken_bytes(chance: random.Random, channel_type: str | None) -> None:
     """What is left of an event is one, or is refused."""
