@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test chaos bench lint docs clean
+.PHONY: help install demo dev unit integration system test chaos bench lint docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,8 +23,22 @@ demo: install ## Watch events become tasks that publish further events
 dev: install ## The same, running on, with Flower on port 5555
 	$(BIN)/python scripts/demo.py --stay
 
-test: install ## Run the tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+# More processes than two cores: tests wait, for servers to start and to be found dead. Whoever is done first takes
+# tests of the others.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
+QUICK := --quick
+
+unit: install ## Run the tests of one part each, in less than a minute; QUICK= runs all of their examples
+	$(PYTEST) $(QUICK) tests/unit
+
+integration: install ## Run the tests with workers and commands as processes, and with faults
+	$(PYTEST) tests/integration
+
+system: install ## Run the tests with RabbitMQ, Redis Cluster, Sentinel, TLS, Compose and a browser
+	$(PYTEST) tests/system
+
+test: install ## Run all tests
+	$(PYTEST)
 
 SEED ?= $(shell date +%s)
 MINUTES ?= 30
