@@ -25,6 +25,8 @@ dev: install ## The same, running on, with Flower on port 5555
 
 # More processes than two cores: tests wait, for servers to start and to be found dead. Whoever is done first takes
 # tests of the others.
+# Their processes import the same modules hundreds of times: Python may keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
 QUICK := --quick
 

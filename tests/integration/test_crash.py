@@ -14,8 +14,9 @@ from collections import Counter
 import pytest
 from redis import Redis
 
-from bridge import Event, EventBus
+from bridge import BridgeSettings, Event, EventBus
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber, make_app
 from tests.support.processes import Processes
@@ -179,3 +180,27 @@ def test_a_broker_short_of_memory_makes_progress(
 
         eventually(consume, "all are dispatched", 40)
     assert len(consumed) < 3 * 400
+
+
+def test_while_the_broker_is_away_nothing_is_kept_twice(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    own_server: RedisServer,
+    client: Redis,
+    prefix: str,
+    settings: BridgeSettings,
+) -> None:
+    """An event that one handler cannot have and another waits for is one dead letter, counted once, afterwards."""
+    register_handlers("t.all", "t.chosen")
+    broker = make_app(own_server.url, prefix)
+    subscriber = start_subscriber(app=broker)
+    own_server.kill()
+    with EventBus(settings) as bus:
+        bus.publish("a.b", {}, id="e")  # t.chosen looks for payload["yes"]
+    eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch is tried again")
+    assert Storage(client, settings).dead_letters.latest(10) == []
+    own_server.start()
+    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "it is dispatched")
+    (letter,) = Storage(client, settings).dead_letters.latest(10)
+    assert (letter.reason, letter.handler) == ("predicate_failed", "t.chosen")
+    assert subscriber.info()["dead_lettered"] == 1

@@ -1,14 +1,17 @@
-"""Readiness of a real worker."""
+"""Readiness of a real worker, and of a subscriber without its broker."""
 
 from __future__ import annotations
 
 import json
 
 import psutil
+from celery import Celery
 
 from bridge import EventBus
+from tests.support.apps import StartSubscriber
 from tests.support.processes import Processes
-from tests.support.scrape import Ask, Page, listening, ready
+from tests.support.proxy import Proxy
+from tests.support.scrape import Ask, Page, listening, problems, ready
 from tests.support.waiting import eventually
 
 
@@ -36,3 +39,29 @@ def test_a_real_worker(processes: Processes, bus: EventBus, ask: Ask, port: int)
     worker.wait()
     processes.worker("w2", **environment)
     eventually(lambda: ready(ask), "the next one is ready", 30)
+
+
+def test_the_broker_is_away(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    far_app: Celery,
+    proxy: Proxy,
+    bus: EventBus,
+    ask: Ask,
+    port: int,
+) -> None:
+    """While the bus is well: not ready, and what dispatch fails with once there is something to send."""
+    register_handlers("t.all")
+    start_subscriber(app=far_app, metrics_port=port)
+    eventually(lambda: ready(ask), "ready", 5)
+    proxy.refuse()
+    bus.publish("a.b")
+    eventually(lambda: problems(ask).startswith("broker: "), "the broker", 10)
+    eventually(lambda: "dispatch fails: " in problems(ask), "dispatch", 10)
+    metrics = ask("/metrics")[1]
+    assert "bridge_bus_up 1.0" in metrics
+    assert "bridge_broker_up 0.0" in metrics
+    assert 'bridge_backlog_events{group="tests"} 1.0' in metrics
+    assert ask("/healthz")[0] == 200
+    proxy.heal()
+    eventually(lambda: ready(ask), "ready again", 15)

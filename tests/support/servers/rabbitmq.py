@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -100,6 +101,7 @@ class RabbitNode:
         self._mapper: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen = self._alarmed = False
+        self._virtual_hosts: list[str] = []
 
     @property
     def url(self) -> str:
@@ -172,6 +174,17 @@ class RabbitNode:
     def evaluate(self, expression: str) -> str:
         """Return what an Erlang expression gives inside the node."""
         return self._control("eval", expression)
+
+    def new_virtual_host(self) -> str:
+        """Return the name of a virtual host that nobody has used. Several are made at a time: it takes a second."""
+        if not self._virtual_hosts:
+            self._virtual_hosts = [f"tests-{uuid.uuid4().hex[:12]}" for _ in range(6)]
+            names = ", ".join(f'<<"{name}">>' for name in self._virtual_hosts)
+            self.evaluate(
+                '[begin rabbit_vhost:add(Name, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
+                f'<<"guest">>, Name, <<".*">>, <<".*">>, <<".*">>, <<"tests">>) end || Name <- [{names}]].'
+            )
+        return self._virtual_hosts.pop()
 
     def diagnose(self, *command: str) -> str:
         """Return what ``rabbitmq-diagnostics`` says."""

@@ -38,8 +38,8 @@ def node(shared_node: RabbitNode) -> Iterator[RabbitNode]:
 
 
 @pytest.fixture
-def rabbit(node: RabbitNode, prefix: str) -> Rabbit:
-    return Rabbit(node, prefix.replace(":", "-"))
+def rabbit(node: RabbitNode) -> Rabbit:
+    return Rabbit(node)
 
 
 @pytest.fixture

@@ -18,16 +18,11 @@ class Rabbit:
 
     Arguments:
         node: Where it is.
-        name: Of the virtual host; it is made.
     """
 
-    def __init__(self, node: RabbitNode, name: str) -> None:
-        self.name = name
+    def __init__(self, node: RabbitNode) -> None:
+        self.name = node.new_virtual_host()
         self._port = node.port
-        node.evaluate(
-            f'rabbit_vhost:add(<<"{name}">>, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
-            f'<<"guest">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>).'
-        )
 
     @property
     def url(self) -> str:

@@ -134,7 +134,7 @@ def send_all(client: Redis, subscriber: Subscriber) -> dict[str, int]:
     return counters
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def outcome(server: RedisServer) -> Iterator[Outcome]:
     before = list(registry)
     registry.clear()

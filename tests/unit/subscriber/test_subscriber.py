@@ -264,30 +264,6 @@ def test_hostile_journal_entries_stop_nothing(
     assert "errors" not in subscriber.info()
 
 
-def test_while_the_broker_is_away_nothing_is_kept_twice(
-    register_handlers,
-    start_subscriber: StartSubscriber,
-    own_server: RedisServer,
-    client: Redis,
-    prefix: str,
-    settings: BridgeSettings,
-) -> None:
-    """An event that one handler cannot have and another waits for is one dead letter, counted once, afterwards."""
-    register_handlers("t.all", "t.chosen")
-    broker = make_app(own_server.url, prefix)
-    subscriber = start_subscriber(app=broker)
-    own_server.kill()
-    with EventBus(settings) as bus:
-        bus.publish("a.b", {}, id="e")  # t.chosen looks for payload["yes"]
-    eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch is tried again")
-    assert Storage(client, settings).dead_letters.latest(10) == []
-    own_server.start()
-    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "it is dispatched")
-    (letter,) = Storage(client, settings).dead_letters.latest(10)
-    assert (letter.reason, letter.handler) == ("predicate_failed", "t.chosen")
-    assert subscriber.info()["dead_lettered"] == 1
-
-
 @pytest.mark.parametrize("another", [False, True], ids=["broker in the Redis of the bus", "broker in another"])
 def test_batches_are_limited_by_the_bytes_of_their_messages(
     register_handlers,

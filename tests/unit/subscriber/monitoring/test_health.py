@@ -101,34 +101,6 @@ def test_a_redis_that_was_killed_and_lost_its_password(
     assert "s3cret" not in text + ask("/metrics")[1]
 
 
-def test_the_broker_is_away(
-    register_handlers,
-    start_subscriber: StartSubscriber,
-    far_app: Celery,
-    proxy: Proxy,
-    bus: EventBus,
-    ask: Ask,
-    port: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """While the bus is well: not ready, and what dispatch fails with once there is something to send."""
-    register_handlers("t.all")
-    start_subscriber(app=far_app, metrics_port=port)
-    eventually(lambda: ready(ask), "ready", 5)
-    proxy.refuse()
-    bus.publish("a.b")
-    eventually(lambda: problems(ask).startswith("broker: "), "the broker", TOLD_S)
-    monkeypatch.setattr(health, "_KEEP_BROKER_S", 0.5)  # from here on there is no hurry, but for this test
-    eventually(lambda: "dispatch fails: " in problems(ask), "dispatch", TOLD_S)
-    metrics = ask("/metrics")[1]
-    assert "bridge_bus_up 1.0" in metrics
-    assert "bridge_broker_up 0.0" in metrics
-    assert 'bridge_backlog_events{group="tests"} 1.0' in metrics
-    assert ask("/healthz")[0] == 200
-    proxy.heal()
-    eventually(lambda: ready(ask), "ready again", 15)
-
-
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
 def test_a_broker_is_waited_for_briefly(
     far_app: Celery, proxy: Proxy, settings: BridgeSettings, fault: str, monkeypatch: pytest.MonkeyPatch
