@@ -223,7 +223,15 @@ class _NoHealth:
     def bus(self) -> str:
         return ""
 
-    broker = waits = bus
+    broker = bus
+
+    @property
+    def dispatch(self) -> _NoHealth:
+        return self
+
+    @property
+    def waiting_for(self) -> str:
+        return ""
 
     def problems(self) -> list[str]:
         return []

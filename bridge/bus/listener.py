@@ -71,8 +71,8 @@ class ChannelListener:
     Arguments:
         storage: Its client's pool supplies the subscribed connection; of its settings: batch size, heartbeat interval.
         counters: Raises ``subscription_gaps`` and ``errors``.
-        sift: Gets what came and returns what of it is to be decoded. Must not raise.
-        pulse: Gets a ``turn`` for every round, and notes ``heard`` and ``gap``.
+        drop_known: Gets what came and returns what of it is to be decoded. Must not raise.
+        liveness: Gets a ``tick`` for every round, and the marks ``received`` and ``gap``.
         types: Globs of the event types whose channels are listened to.
     """
 
@@ -80,8 +80,8 @@ class ChannelListener:
         self,
         storage: Storage,
         counters: Counters,
-        drop_known: Callable[[list[Broadcast]], list[Broadcast]] = lambda broadcasts: broadcasts,
-        pulse: Liveness | None = None,
+        drop_known: Callable[[list[Broadcast]], list[Broadcast]] = list,
+        liveness: Liveness | None = None,
         types: Sequence[str] = ("*",),
     ) -> None:
         self._client = storage.client
@@ -90,22 +90,22 @@ class ChannelListener:
         self._event_keys = storage.event_keys
         self._admission = Admission(storage.settings)
         self._counters = counters
-        self._sift = drop_known
-        self._pulse = pulse or Liveness()
+        self._drop_known = drop_known
+        self._liveness = liveness or Liveness()
         self._channels = [self._keys.channels(pattern) for pattern in types]
         self._subscriptions = 0
 
-    def run(self, stop: threading.Event, on_heard: Callable[[ReceivedBatch], None]) -> None:
-        """Listen until *stop* is set, through lost connections; *on_heard* gets every batch.
+    def run(self, stop: threading.Event, on_batch: Callable[[ReceivedBatch], None]) -> None:
+        """Listen until *stop* is set, through lost connections; *on_batch* gets every batch.
 
         It must not raise. Its first batch says ``subscribed``: from then on nothing is missed silently.
         """
         back_off = BackOff(log, f"lost the event channels at {self._settings.redacted_url}", self._counters, stop)
         while not stop.is_set():
-            self._pulse.tick()
+            self._liveness.tick()
             try:
                 for heard in self._listen(stop):
-                    on_heard(heard)
+                    on_batch(heard)
                     if heard.count:  # more than a subscription, which a dying server grants too
                         back_off.reset()
             except (RedisError, OSError) as error:
@@ -120,10 +120,10 @@ class ChannelListener:
             while not stop.is_set():
                 heard, any_sign = self._read(pubsub)
                 now = time.monotonic()
-                self._pulse.tick()
+                self._liveness.tick()
                 if any_sign:
                     alive_at = now
-                    self._pulse.mark("heard")
+                    self._liveness.mark("received")
                 if heard.count or heard.subscribed:
                     heard.events = restore_sources(self._event_keys, heard.events, self._admission)
                     yield heard
@@ -158,7 +158,7 @@ class ChannelListener:
                 raise
             # What was heard goes first: nobody says it again. The next read meets the error again.
         heard.types = [broadcast.event_type for broadcast in broadcasts]
-        for broadcast in self._sift(broadcasts):
+        for broadcast in self._drop_known(broadcasts):
             self._decode(broadcast, heard)
         return heard, any_sign
 
@@ -174,7 +174,7 @@ class ChannelListener:
         self._subscriptions += 1
         if self._subscriptions > 1:
             self._counters.add("subscription_gaps")
-            self._pulse.mark("gap")
+            self._liveness.mark("gap")
             extra = log_fields(Action.RESUBSCRIBED, count=self._subscriptions - 1)
             text = "subscribed to %s again: events may have been missed"
             log.info(text, ", ".join(self._channels), extra=extra)

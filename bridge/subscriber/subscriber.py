@@ -1,29 +1,32 @@
-"""The subscriber: intake, dispatch and upkeep of one process, started and stopped as one."""
+"""The subscriber: intake, dispatch, maintenance and monitoring of one process, started and stopped as one."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
 
 from bridge.broker import Outbox
 from bridge.config import BridgeSettings, refuse_pickled_tasks
-from bridge.errors import JournalLost, SettingsError
+from bridge.errors import SettingsError
 from bridge.handlers import registry
-from bridge.redis import BackOff, connect
+from bridge.redis import connect
 from bridge.storage import Storage
 from bridge.subscriber.checks import Finding, check_settings, refused_handlers
+from bridge.subscriber.consumer import GroupConsumer
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
+from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.intake.intake import Intake
-from bridge.subscriber.maintenance.maintenance import Upkeep
-from bridge.subscriber.maintenance.rescuer import Recovery
+from bridge.subscriber.intake.writer import JournalWriter
+from bridge.subscriber.maintenance.maintenance import Maintenance
+from bridge.subscriber.maintenance.rescuer import Rescuer
 from bridge.subscriber.monitoring.health import Health
 from bridge.subscriber.monitoring.reporter import PresenceReporter
-from bridge.telemetry import Action, Counters, Liveness, LogThrottle, log_fields
+from bridge.subscriber.service import Service
+from bridge.telemetry import Action, Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,15 @@ class Subscriber:
 
     Starting needs neither Redis nor the broker: it waits for them. Any number may run; each event is dispatched by
     one of those with the same group.
+
+    Stopping, in this order and within one time limit:
+
+    - all loops are told to stop, so that none starts another round;
+    - monitoring ends, and deletes the presence of this subscriber, so that others do not wait for it;
+    - dispatch finishes the batch that is under way, resigns as leader and leaves the group;
+    - listening and catch-up end with what they have received, or are left to the next subscriber's catch-up;
+    - the connections to broker and bus are closed, unless a thread still uses them. Such a thread is a daemon: it is
+      left behind, and what it had read is dispatched by another subscriber.
 
     Arguments:
         app: The Celery application whose handlers are called.
@@ -54,43 +66,47 @@ class Subscriber:
         refuse_pickled_tasks(app.tasks)
         self.name = name
         self.counters = Counters(pattern for handler in registry for pattern in handler.patterns)
-        self._pulse = Liveness()
-        #: Set once this subscriber reads the journal and has brought what it missed into it.
-        self.ready = threading.Event()
+        self._app = app
         self._settings = settings
-        self._group_start = settings.group_start
+        self._stop = threading.Event()
+        liveness = Liveness()
         self._client = connect(settings)
         storage = Storage(self._client, settings)
-        self._journal = storage.journal
         self._outbox = Outbox(app, settings)
-        self._dispatcher = Dispatcher(storage, self._outbox, registry, self.counters, consumer=name)
-        recovery = Recovery(storage, self._outbox, registry, self.counters)
-        self._intake = Intake(storage, self.counters, self._pulse)
-        look_again = self._intake.look_again
-        self._upkeep = Upkeep(storage, self._dispatcher, recovery, look_again, self.counters, consumer=name)
-        self._app = app
+
+        writer = JournalWriter(storage, self.counters, liveness)
+        self._catch_up = CatchUp(storage, writer, self.counters)
+        intake = Intake(storage, writer, self._catch_up, self.counters, liveness)
+
+        dispatcher = Dispatcher(storage, self._outbox, registry, self.counters, consumer=name)
+        rescuer = Rescuer(storage, self._outbox, registry, self.counters)
+        maintenance = Maintenance(storage, dispatcher, self._catch_up, rescuer, self.counters, consumer=name)
+        self._consumer = GroupConsumer(
+            storage, dispatcher, maintenance, self._outbox, self._catch_up, self.counters, liveness, name
+        )
+        health = Health(app, settings, liveness, self._catch_up.caught_up, self._consumer)
+        self._monitoring = PresenceReporter(settings, self.counters, liveness, health, name)
+
+        loops = {"bridge-dispatch": self._consumer.run}
+        if settings.enable_pubsub:
+            loops |= {"bridge-listen": intake.run, "bridge-catch-up": self._catch_up.run}
+        self._services = [
+            Service(thread, loop, self._stop, self.counters, settings.group, name) for thread, loop in loops.items()
+        ]
         #: Settings with which events are lost, found after the bus first answered.
         self._findings: list[Finding] = []
-        self._answered = threading.Event()
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._outage = BackOff(log, "dispatch waits, the journal keeps", self.counters, self._stop)
-        health = Health(app, settings, self._pulse, self._intake.caught_up, self._trouble, self._waits)
-        self._monitoring = PresenceReporter(settings, self.counters, self._pulse, health, name)
+
+    @property
+    def ready(self) -> threading.Event:
+        """Set once this subscriber reads the journal and has brought what it missed into it."""
+        return self._consumer.ready
 
     def start(self) -> None:
         """Start the threads and return at once."""
-        jobs: dict[str, Callable[[], None]] = {"bridge-dispatch": self._dispatch}
-        if self._settings.enable_pubsub:
-            jobs["bridge-listen"] = lambda: self._intake.listen(self._stop)
-            jobs["bridge-catch-up"] = lambda: self._intake.catch_up(self._stop)
-        else:
-            self._intake.caught_up.set()
-        for name, job in jobs.items():
-            # Daemons, so that a process that dies of something else does not hang on them.
-            thread = threading.Thread(target=self._keep_running, args=(job,), name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        if not self._settings.enable_pubsub:
+            self._catch_up.caught_up.set()
+        for service in self._services:
+            service.start()
         self._monitoring.start()
         # No stop waits for this one: it shares nothing with the others, and a server may be slow to answer.
         threading.Thread(target=self._check, name="bridge-check", daemon=True).start()
@@ -114,26 +130,22 @@ class Subscriber:
 
     def info(self) -> dict[str, Any]:
         """Return what ``celery inspect stats`` shows of this subscriber."""
-        state = self._waits() or ("ready" if self.ready.is_set() else "starting")
-        log_fields = {"group": self._settings.group, "consumer": self.name, "state": state}
-        return {**log_fields, "warnings": [str(finding) for finding in self._findings], **self.counters.snapshot()}
-
-    def _trouble(self) -> str:
-        return f"dispatch fails: {self._outage.last}" if self._outage.failures else ""
-
-    def _waits(self) -> str:
-        queue = self._dispatcher.full_queue
-        return "" if queue is None else f"waiting for room in queue {queue}"
+        state = self._consumer.waiting_for or ("ready" if self.ready.is_set() else "starting")
+        return {
+            "group": self._settings.group,
+            "consumer": self.name,
+            "state": state,
+            "warnings": [str(finding) for finding in self._findings],
+            **self.counters.snapshot(),
+        }
 
     def _end(self, timeout_s: float) -> None:
         self._stop.set()
-        self._answered.set()
+        self._consumer.connected.set()
         deadline = time.monotonic() + timeout_s
         self._monitoring.stop(timeout_s)
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        late = [thread.name for thread in self._threads if thread.is_alive()]
-        self._threads = []
+        late = [service.name for service in self._services if not service.join(deadline - time.monotonic())]
+        self._services = []
         if late:
             names = ", ".join(late)
             extra = log_fields(Action.STOP_TIMED_OUT, group=self._settings.group, consumer=self.name, component=names)
@@ -142,25 +154,9 @@ class Subscriber:
         self._outbox.close()
         self._client.close()
 
-    def _keep_running(self, job: Callable[[], None]) -> None:
-        """Run *job* until stopped. It handles Redis and broker being away; anything else is a bug, not the end."""
-        thread, pace = threading.current_thread().name, LogThrottle()
-        back_off = BackOff(log, f"{thread} failed and starts again", self.counters, self._stop)
-        while not self._stop.is_set():
-            try:
-                job()
-            except Exception as error:  # the loop must go on whatever an event does to it
-                if pace.allow():
-                    group, kind = self._settings.group, type(error).__name__
-                    extra = log_fields(
-                        Action.THREAD_FAILED, group=group, consumer=self.name, component=thread, reason=kind
-                    )
-                    log.exception("%s failed", thread, extra=extra)
-                back_off.wait(error)
-
     def _check(self) -> None:
         """Warn once of settings with which events are lost."""
-        self._answered.wait()
+        self._consumer.connected.wait()
         if self._stop.is_set():
             return
         tasks = [self._app.tasks[handler.task_name] for handler in registry]
@@ -169,57 +165,3 @@ class Subscriber:
         for finding in self._findings:
             extra = log_fields(Action.STARTUP_CHECK_FAILED, group=self._settings.group, setting=finding.setting)
             log.warning("%s", finding, extra=extra)
-
-    def _dispatch(self) -> None:
-        group_open = False
-        while not self._stop.is_set():
-            self._pulse.tick()
-            try:
-                group_open = group_open or self._open_group()
-                self._answered.set()
-                if group_open:
-                    self._dispatcher.step()
-                    self._upkeep.step(self._stop)
-                    if self._intake.caught_up.is_set():
-                        self.ready.set()
-                self._outage.reset()
-            except JournalLost as error:
-                # From the beginning: better an event twice, with the same task id, than an event lost.
-                extra = log_fields(Action.JOURNAL_LOST, group=self._settings.group, consumer=self.name)
-                text = "the journal or group %s was deleted, made anew: %s"
-                log.error(text, self._settings.group, error, extra=extra)
-                self.counters.add("journal_lost")
-                self._group_start, group_open = "earliest", False
-                self._intake.refill()
-                self._outbox.close()  # kombu's queue bindings may have gone with it; a new connection declares them
-            except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
-                self._outage.wait(error)
-        if self._outage.failures == 0:  # otherwise Redis may hang, and a stop would wait for it once more
-            self._leave()
-        else:
-            self._dispatcher.close()
-
-    def _leave(self) -> None:
-        try:
-            self._dispatcher.finish()
-            self._upkeep.resign()
-            self._journal.leave(self.name)
-        except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
-            extra = log_fields(Action.LEAVE_FAILED, group=self._settings.group, consumer=self.name)
-            log.info("left group %s without a word: %s", self._settings.group, error, extra=extra)
-
-    def _open_group(self) -> bool:
-        """Make sure that the group exists; False while that has to wait."""
-        if self._journal.group_exists():
-            return True  # also on a server without memory, which refuses to create what is there
-        # With "latest", what is retained must enter the journal before the group begins, or catch-up would make it new.
-        begin_late = self._group_start == "latest"
-        if begin_late and not self._intake.caught_up.wait(self._settings.block_ms / 1000):
-            return False
-        if self._journal.create_group(self._group_start):
-            extra = log_fields(Action.GROUP_CREATED, group=self._settings.group, consumer=self.name)
-            text = "group %s begins with the %s event"
-            log.info(text, self._settings.group, self._group_start, extra=extra)
-            if not begin_late:
-                self._intake.refill()  # a group that was there before lost its journal, maybe while nobody was here
-        return True

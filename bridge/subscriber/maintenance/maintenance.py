@@ -1,4 +1,4 @@
-"""Upkeep of a group: take over what dead consumers hold, remove what has outlived its retention, send again."""
+"""Maintenance of a group: jobs that one of its subscribers, the leader, does at intervals for all of them."""
 
 from __future__ import annotations
 
@@ -7,83 +7,74 @@ import threading
 import time
 from collections.abc import Callable
 
-from bridge.storage import Storage, script
+from bridge.storage import Storage
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
-from bridge.subscriber.maintenance.rescuer import Recovery
+from bridge.subscriber.intake.catch_up import CatchUp
+from bridge.subscriber.maintenance.leader import Leader
+from bridge.subscriber.maintenance.rescuer import Rescuer
 from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
 #: Entries claimed at once; the server sends them whole.
 _CLAIM_COUNT = 50
-#: Pauses between two rounds after which an elected subscriber that is not heard of counts as gone.
-_TERM_INTERVALS = 3
+
+Job = Callable[[threading.Event], None]
 
 
-class Upkeep:
-    """What one subscriber of a group does now and then, between two batches of its dispatcher, in the same thread.
-
-    The first to ask is elected, until it stops or is not heard of for a while; the others do nothing.
+class Maintenance:
+    """Does the jobs of a group between two batches of the dispatcher, in its thread, while this subscriber is leader.
 
     Arguments:
-        storage, dispatcher, recovery, counters: Its parts.
-        look_again: Makes intake look for what was missed without a sign, if it is time for that.
-        consumer: Who takes over.
+        storage: The journal, and the presence of the other subscribers.
+        dispatcher: Rereads its pending entries after a claim.
+        catch_up: Scans the event keys again when that is due.
+        rescuer: Redispatches overdue tasks.
+        counters: Raises ``entries_claimed``, ``consumers_removed``, ``trimmed`` and ``lost``.
+        consumer: Name of this subscriber within the group.
     """
 
     def __init__(
         self,
         storage: Storage,
         dispatcher: Dispatcher,
-        recovery: Recovery,
-        look_again: Callable[[], None],
+        catch_up: CatchUp,
+        rescuer: Rescuer,
         counters: Counters,
         consumer: str,
     ) -> None:
         settings = storage.settings
-        self._elect = script(storage.client, "elect")
-        self._key = storage.keys.upkeep(settings.group)
+        self._leader = Leader(storage, consumer)
         self._group = settings.group
         self._journal = storage.journal
-        self._dispatcher = dispatcher
-        self._recovery = recovery
-        self._look_again = look_again
-        self._counters = counters
-        self._interval_s = settings.maintenance_interval_s
         self._presence = storage.presence
-        self._claim_idle_ms = int(settings.claim_idle_s * 1000)
+        self._dispatcher = dispatcher
+        self._catch_up = catch_up
+        self._counters = counters
         self._consumer = consumer
+        self._claim_idle_ms = int(settings.claim_idle_s * 1000)
+        self._interval_s = settings.maintenance_interval_s
         self._due_at = 0.0
+        #: In this order. Each ends early when its argument is set.
+        self._jobs: list[Job] = [self._claim, self._remove_dead, self._trim, self._rescan, rescuer.rescue]
 
     def step(self, stop: threading.Event) -> None:
-        """Do it if it is due and this subscriber is elected; end early when *stop* is set.
+        """Do the jobs if they are due and this subscriber is the leader; end early when *stop* is set.
 
         Raises:
             JournalLost: The group is gone.
-            Exception: Redis or the broker failed; it is due again after the usual pause.
+            Exception: Redis or the broker failed. The jobs are due again after the usual interval.
         """
         if time.monotonic() < self._due_at:
             return
         self._due_at = time.monotonic() + self._interval_s
-        if self._elect(keys=[self._key], args=[self._consumer, int(_TERM_INTERVALS * self._interval_s * 1000)]):
-            self._claim(stop)
-            self._remove_dead()
-            self._trim(stop)
-            self._look_again()
-            self._recovery.sweep(stop)
+        if self._leader.elected():
+            for job in self._jobs:
+                job(stop)
 
     def resign(self) -> None:
-        """Let another subscriber be elected at once."""
-        self._elect(keys=[self._key], args=[self._consumer, 0])
-
-    def _remove_dead(self) -> None:
-        # Redis 7.0 calls those idle too that read and find nothing.
-        alive = {self._consumer, *(one.name for one in self._presence.all() if one.alive)}
-        for consumer in self._journal.idle_consumers(self._claim_idle_ms):
-            if consumer not in alive and self._journal.leave(consumer, self._claim_idle_ms):
-                self._counters.add("consumers_removed")
-                extra = log_fields(Action.CONSUMER_REMOVED, group=self._group, consumer=consumer)
-                log.info("consumer %s is gone and holds nothing: removed from the group", consumer, extra=extra)
+        """Let another subscriber become leader at once."""
+        self._leader.resign()
 
     def _claim(self, stop: threading.Event) -> None:
         cursor = b"0-0"
@@ -92,10 +83,19 @@ class Upkeep:
             if claimed.taken:
                 self._dispatcher.reread_pending()
             self._counters.add("entries_claimed", claimed.taken)
-            self._lost(self._group, claimed.removed, "were removed from the journal while a dead consumer held them")
+            self._lost(self._group, claimed.removed, "their entries were removed while a dead consumer held them")
             cursor = claimed.cursor
             if cursor == b"0-0":
                 return
+
+    def _remove_dead(self, _: threading.Event) -> None:
+        # To Redis before 7.2, a consumer that reads and finds nothing is idle too.
+        alive = {self._consumer, *(one.name for one in self._presence.all() if one.alive)}
+        for consumer in self._journal.idle_consumers(self._claim_idle_ms):
+            if consumer not in alive and self._journal.leave(consumer, self._claim_idle_ms):
+                self._counters.add("consumers_removed")
+                extra = log_fields(Action.CONSUMER_REMOVED, group=self._group, consumer=consumer)
+                log.info("consumer %s is gone and holds nothing: removed from the group", consumer, extra=extra)
 
     def _trim(self, stop: threading.Event) -> None:
         more = True
@@ -104,9 +104,13 @@ class Upkeep:
             more = trimmed.more
             self._counters.add("trimmed", trimmed.removed)
             for group, count in trimmed.lost.items():
-                self._lost(group, count, f"of group {group} outlived their retention undispatched")
+                self._lost(group, count, "they were older than bridge_event_ttl_s before they were dispatched")
 
-    def _lost(self, group: str, count: int, how: str) -> None:
+    def _rescan(self, _: threading.Event) -> None:
+        self._catch_up.rescan_if_due()
+
+    def _lost(self, group: str, count: int, why: str) -> None:
         if count:
             self._counters.add("lost", count)
-            log.error("%d events %s: lost", count, how, extra=log_fields(Action.EVENT_LOST, group=group, count=count))
+            extra = log_fields(Action.EVENT_LOST, group=group, count=count)
+            log.error("Lost %d events of group %s: %s", count, group, why, extra=extra)

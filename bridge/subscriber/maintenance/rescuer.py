@@ -23,7 +23,7 @@ _SWEEP_TASKS = 100
 _SWEEP_S = 1.0
 
 
-class Recovery:
+class Rescuer:
     """Walks the ledger of one group. Used by one thread, of one subscriber of the group at a time.
 
     A message that waits in a long queue is not lost, and another copy would make the queue longer still. The ledger
@@ -53,7 +53,7 @@ class Recovery:
         self._counters = counters
         self._settings = storage.settings
 
-    def sweep(self, stop: threading.Event) -> None:
+    def rescue(self, stop: threading.Event) -> None:
         """Deal with overdue tasks, the longest overdue first, for a second or until *stop* is set.
 
         Raises:

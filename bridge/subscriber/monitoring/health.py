@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from celery import Celery
 from redis.exceptions import RedisError
@@ -27,33 +28,42 @@ _KEEP_S = 1.0
 _KEEP_BROKER_S = 5.0
 
 
+class DispatchState(Protocol):
+    """What dispatch reports about itself."""
+
+    @property
+    def problem(self) -> str:
+        """Why dispatch fails now; empty when it does not."""
+
+    @property
+    def waiting_for(self) -> str:
+        """What dispatch waits for, as room in a queue, which is not a problem; empty when it does not wait."""
+
+
 class Health:
     """Health of one subscriber; safe for several threads.
 
     Arguments:
-        app: Its broker is tried.
+        app: Its broker is probed.
         settings: Where the bus is.
-        pulse: Of the subscriber.
-        caught_up: Set once what was missed before its start is in the journal.
-        trouble, waits: Return what dispatch fails with now, and what it waits for; empty when it does not.
+        liveness: Of the threads of the subscriber.
+        caught_up: Set once the events that were missed before its start are in the journal.
+        dispatch: Its dispatch.
     """
 
     def __init__(
         self,
         app: Celery,
         settings: BridgeSettings,
-        pulse: Liveness,
+        liveness: Liveness,
         caught_up: threading.Event,
-        trouble: Callable[[], str],
-        waits: Callable[[], str],
+        dispatch: DispatchState,
     ) -> None:
         self._app = app
         self._settings = settings
-        self._pulse = pulse
+        self._liveness = liveness
         self._caught_up = caught_up
-        self._trouble = trouble
-        #: What dispatch waits for on purpose, which is no problem of this subscriber; empty when it does not.
-        self.waits = waits
+        self.dispatch = dispatch
         self._lock = threading.Lock()
         self._known: dict[str, tuple[float, str]] = {}
         self.storage = Storage(connect(settings, _BUS_TIMEOUT_S), settings)
@@ -62,7 +72,7 @@ class Health:
         """Return what shows that this process must be started anew; waiting for a server does not."""
         limit_s = max(_STUCK_S, _STUCK_TIMEOUTS * self._settings.socket_timeout_s)
         loops = ("bridge-dispatch", "bridge-listen") if self._settings.enable_pubsub else ("bridge-dispatch",)
-        ages = {name: self._pulse.age_s(name) for name in loops}
+        ages = {name: self._liveness.age_s(name) for name in loops}
         return [f"thread {name} is stuck for {age_s:.0f} s" for name, age_s in ages.items() if age_s > limit_s]
 
     def problems(self) -> list[str]:
@@ -83,15 +93,15 @@ class Health:
         if not bus and self._settings.enable_pubsub:
             yield self._subscription()
         yield self.broker()
-        yield self._trouble()
+        yield self.dispatch.problem
         yield from self.stuck()
 
     def _subscription(self) -> str:
         # A heartbeat is heard after each interval in which nothing else was.
-        silent_s, interval_s = self._pulse.age_s("heard"), self._settings.heartbeat_interval_s
+        silent_s, interval_s = self._liveness.age_s("received"), self._settings.heartbeat_interval_s
         if silent_s > interval_s + min(interval_s, _LATE_S):
             return f"nothing heard on the event channels for {silent_s:.0f} s"
-        if not self._pulse.has("heard"):
+        if not self._liveness.has("received"):
             return "not subscribed to the event channels yet"
         return "" if self._caught_up.is_set() else "still looking for events that were missed before it started"
 

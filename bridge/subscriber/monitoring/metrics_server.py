@@ -107,7 +107,7 @@ class Exporter:
         if path == "/healthz":
             return _verdict(self._health.stuck(), start_response)
         if path == "/readyz":
-            return _verdict(self._health.problems(), start_response, waits=self._health.waits())
+            return _verdict(self._health.problems(), start_response, waits=self._health.dispatch.waiting_for)
         start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
         return [b"there are /metrics, /healthz and /readyz\n"]
 
@@ -140,7 +140,7 @@ class _SubscriberCollector(Collector):
         yield _gauge("bridge_broker_up", "Whether Celery's broker takes a connection.", not broker)
         yield _gauge("bridge_ready", "Whether this subscriber does its work, as /readyz.", not self._health.problems())
         text = "Whether dispatch waits for room in a queue, bridge_max_queue_length."
-        yield _gauge("bridge_dispatch_waiting", text, bool(self._health.waits()))
+        yield _gauge("bridge_dispatch_waiting", text, bool(self._health.dispatch.waiting_for))
         try:
             groups = read_status(self._health.storage).groups
         except (RedisError, OSError):

@@ -24,7 +24,7 @@ class PresenceReporter:
 
     Arguments:
         settings: ``metrics_port`` among them.
-        counters, pulse, health: Of the subscriber.
+        counters, liveness, health: Of the subscriber.
         name: Its consumer name.
 
     Raises:
@@ -32,10 +32,10 @@ class PresenceReporter:
     """
 
     def __init__(
-        self, settings: BridgeSettings, counters: Counters, pulse: Liveness, health: Health, name: str
+        self, settings: BridgeSettings, counters: Counters, liveness: Liveness, health: Health, name: str
     ) -> None:
         self._counters = counters
-        self._pulse = pulse
+        self._liveness = liveness
         self._health = health
         self._name = name
         self._presence_store = health.storage.presence
@@ -74,12 +74,12 @@ class PresenceReporter:
 
     def _presence(self) -> Presence:
         problems = self._health.problems()
-        gap_ms = int((time.time() - self._pulse.age_s("gap")) * 1000) if self._pulse.has("gap") else 0
+        gap_ms = int((time.time() - self._liveness.age_s("gap")) * 1000) if self._liveness.has("gap") else 0
         return Presence(
             self._name,
             socket.gethostname(),
             problems,
-            self._health.waits(),
+            self._health.dispatch.waiting_for,
             self._rate(),
             gap_ms,
             self._exporter.url if self._exporter else "",

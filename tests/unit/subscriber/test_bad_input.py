@@ -119,13 +119,13 @@ def send_all(client: Redis, subscriber: Subscriber) -> dict[str, int]:
         eventually(settled, "all is taken or refused", 10)
     counters = subscriber.counters.snapshot()
     write_keys(client, [case for case in both if case.late])
-    scan, ended = subscriber._intake._scan, []
+    scan, ended = subscriber._catch_up.scan, []
 
-    def noting(*arguments: Any) -> None:
-        scan(*arguments)
+    def noting(*arguments: Any, **options: Any) -> None:
+        scan(*arguments, **options)
         ended.append(True)
 
-    subscriber._intake._scan = noting  # of the scans that begin from now on
+    subscriber._catch_up.scan = noting  # of the scans that begin from now on
     for connection in client.client_list():
         if connection["name"].startswith(f"bridge:{GROUP}:") and int(connection["psub"]):
             client.client_kill_filter(_id=connection["id"])

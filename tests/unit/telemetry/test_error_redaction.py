@@ -20,7 +20,7 @@ from bridge.events.redaction import REDACTED, Redaction
 from bridge.handlers.handler import registry
 from bridge.storage import Storage
 from bridge.storage.ledger import InFlightTask, Overdue
-from bridge.subscriber.maintenance.rescuer import Recovery, _Unrecoverable
+from bridge.subscriber.maintenance.rescuer import Rescuer, _Unrecoverable
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.error_redaction import redact_worker_logs, redacting_errors
 from tests.support.sensitive import PAYLOAD, SECRET, SENSITIVE
@@ -119,7 +119,7 @@ def test_handlers_of_a_bus(settings: BridgeSettings, caplog) -> None:
 def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, caplog) -> None:
     """What keeps a message from being made again is told without it."""
     discreet = settings.model_copy(update={"redact_paths": SENSITIVE})
-    recovery = Recovery(Storage(client, discreet), Outbox(app, discreet), registry, Counters())
+    recovery = Rescuer(Storage(client, discreet), Outbox(app, discreet), registry, Counters())
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
     why = _Unrecoverable("message_failed", f"KeyError: {SECRET}", EncodedEvent.read(event.encode()))
     recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), left_queue=False), why)

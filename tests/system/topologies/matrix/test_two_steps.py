@@ -17,7 +17,7 @@ from bridge.events.encoded import EncodedEvent
 from bridge.storage.journal import new_attempt
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
-from bridge.subscriber.intake import intake
+from bridge.subscriber.intake import catch_up
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
 from tests.support.servers.clusters import ClusterServers
@@ -76,7 +76,7 @@ def test_a_publisher_that_dies_between_the_two_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its event is in its key and not in the journal; the next look at the keys finds and dispatches it."""
-    monkeypatch.setattr(intake, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(catch_up, "_RESCAN_INTERVAL_S", 0.0)
     register_handlers("t.exact")
     start_subscriber(maintenance_interval_s=0.2)
     keys, home = Keys(prefix), servers.owner(Keys(prefix).journal)

@@ -14,12 +14,21 @@ from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.redis.client import connect
 from bridge.storage import Storage
 from bridge.storage.keys import Keys
+from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.intake.intake import Intake
+from bridge.subscriber.intake.writer import JournalWriter
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.liveness import Liveness
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
+
+
+def intake_of(client: Redis, settings: BridgeSettings) -> tuple[Intake, CatchUp]:
+    storage, counters, liveness = Storage(client, settings), Counters(), Liveness()
+    writer = JournalWriter(storage, counters, liveness)
+    catch_up = CatchUp(storage, writer, counters)
+    return Intake(storage, writer, catch_up, counters, liveness), catch_up
 
 
 def test_killed_subscriptions_lose_nothing(
@@ -257,9 +266,9 @@ def test_a_user_who_may_not_ask_for_ttls_is_told(client: Redis, prefix: str, set
     client.set(f"{prefix}event:one", Event(type="a.b", id="one").encode(), ex=60)
     address = SecretStr(settings.url.replace("redis://", f"redis://{user}:x@"))
     with connect(settings.model_copy(update={"redis_url": address})) as restricted:
-        intake = Intake(Storage(restricted, settings), Counters(), Liveness())
+        _, catch_up = intake_of(restricted, settings)
         with pytest.raises(NoPermissionError, match="pttl"):
-            intake._scan(threading.Event(), refill=False)
+            catch_up.scan(threading.Event())
     client.acl_deluser(user)
 
 
@@ -297,17 +306,17 @@ def test_types_that_match_nothing_are_refused() -> None:
 def test_it_has_not_caught_up_before_it_hears(client: Redis, prefix: str, settings: BridgeSettings) -> None:
     """A look at the keys for a journal that is new brings them in, and tells nobody yet that nothing is missed."""
     stop = threading.Event()
-    intake = Intake(Storage(connect(settings), settings), Counters(), Liveness())
+    intake, catch_up = intake_of(connect(settings), settings)
     client.set(Keys(prefix).event("early"), Event(type="a.b", id="early").encode(), ex=60)
-    threads = [threading.Thread(target=intake.catch_up, args=(stop,))]
+    threads = [threading.Thread(target=catch_up.run, args=(stop,))]
     threads[0].start()
     try:
-        intake.refill()
+        catch_up.refill()
         eventually(lambda: client.xlen(Keys(prefix).journal) == 1, "it is brought in")
-        assert not intake.caught_up.wait(0.3)
-        threads.append(threading.Thread(target=intake.listen, args=(stop,)))
+        assert not catch_up.caught_up.wait(0.3)
+        threads.append(threading.Thread(target=intake.run, args=(stop,)))
         threads[1].start()
-        assert intake.caught_up.wait(10)
+        assert catch_up.caught_up.wait(10)
         assert client.pubsub_numsub(Keys(prefix).heartbeat)[0][1] == 1
     finally:
         stop.set()

@@ -32,6 +32,13 @@ from tests.support.waiting import eventually
 TOLD_S = 10
 
 
+class Dispatch:
+    """Stands in for the dispatch of a subscriber."""
+
+    problem = ""
+    waiting_for = ""
+
+
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
 def test_the_bus_is_away(
     register_handlers,
@@ -106,7 +113,7 @@ def test_a_broker_is_waited_for_briefly(
     far_app: Celery, proxy: Proxy, settings: BridgeSettings, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever its own time limits are; who asks again soon gets the same answer at once."""
-    checked = Health(far_app, settings, Liveness(), threading.Event(), lambda: "", lambda: "")
+    checked = Health(far_app, settings, Liveness(), threading.Event(), Dispatch())
     assert checked.broker() == ""
     getattr(proxy, fault)()
     assert checked.broker() == "", "as was found out a moment ago"
@@ -148,8 +155,8 @@ def test_a_deleted_group(
 
 def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings: BridgeSettings) -> None:
     """Each thing that a subscriber waits for after its start has a line of its own."""
-    pulse, caught_up, trouble = Liveness(), threading.Event(), [""]
-    checked = Health(app, settings, pulse, caught_up, lambda: trouble[0], lambda: "")
+    liveness, caught_up, dispatch = Liveness(), threading.Event(), Dispatch()
+    checked = Health(app, settings, liveness, caught_up, dispatch)
 
     def found() -> list[str]:
         checked._known.clear()
@@ -160,11 +167,11 @@ def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings
     assert found() == ["the journal has no group tests yet"]
     Storage(client, settings).journal.create_group("earliest")
     assert found() == ["not subscribed to the event channels yet"]
-    pulse.mark("heard")
+    liveness.mark("received")
     assert found() == ["still looking for events that were missed before it started"]
     caught_up.set()
     assert found() == []
-    trouble[0] = "dispatch fails: so"
+    dispatch.problem = "dispatch fails: so"
     assert found() == ["dispatch fails: so"]
     checked.storage.client.close()
 

@@ -1,0 +1,129 @@
+"""A subscriber as a member of its consumer group: creates the group, dispatches, does maintenance, and leaves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from bridge.broker import Outbox
+from bridge.errors import JournalLost
+from bridge.redis import BackOff
+from bridge.storage import Storage
+from bridge.subscriber.dispatch.dispatcher import Dispatcher
+from bridge.subscriber.intake.catch_up import CatchUp
+from bridge.subscriber.maintenance.maintenance import Maintenance
+from bridge.telemetry import Action, Counters, Liveness, log_fields
+
+log = logging.getLogger(__name__)
+
+
+class GroupConsumer:
+    """One consumer of a group, from joining to leaving. One thread executes :meth:`run`.
+
+    Arguments:
+        storage: The journal, in which the group is; its settings have the ``group_start``.
+        dispatcher, maintenance: Do one step each in turn.
+        outbox: Closed when the journal was lost.
+        catch_up: Fills a journal that was lost.
+        counters: Raises ``journal_lost``, ``errors`` and ``reconnects``.
+        liveness: Gets a ``tick`` for every round.
+        name: Name within the group.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        dispatcher: Dispatcher,
+        maintenance: Maintenance,
+        outbox: Outbox,
+        catch_up: CatchUp,
+        counters: Counters,
+        liveness: Liveness,
+        name: str,
+    ) -> None:
+        self._journal = storage.journal
+        self._settings = storage.settings
+        self._group = storage.settings.group
+        self._group_start = storage.settings.group_start
+        self._dispatcher = dispatcher
+        self._maintenance = maintenance
+        self._outbox = outbox
+        self._catch_up = catch_up
+        self._counters = counters
+        self._liveness = liveness
+        self._name = name
+        self._outage: BackOff | None = None
+        #: Set once Redis has answered.
+        self.connected = threading.Event()
+        #: Set once this consumer reads the journal and the events missed before are in it.
+        self.ready = threading.Event()
+
+    @property
+    def problem(self) -> str:
+        """Why dispatch fails now; empty when it does not."""
+        return f"dispatch fails: {self._outage.last}" if self._outage and self._outage.failures else ""
+
+    @property
+    def waiting_for(self) -> str:
+        """What dispatch waits for, which is not a problem; empty when it does not wait."""
+        queue = self._dispatcher.full_queue
+        return "" if queue is None else f"waiting for room in queue {queue}"
+
+    def run(self, stop: threading.Event) -> None:
+        """Dispatch until *stop* is set, through outages; then finish what is under way and leave the group."""
+        self._outage = outage = BackOff(log, "dispatch waits, the journal keeps", self._counters, stop)
+        joined = False
+        while not stop.is_set():
+            self._liveness.tick()
+            try:
+                joined = joined or self._join()
+                self.connected.set()
+                if joined:
+                    self._dispatcher.step()
+                    self._maintenance.step(stop)
+                    if self._catch_up.caught_up.is_set():
+                        self.ready.set()
+                outage.reset()
+            except JournalLost as error:
+                joined = False
+                self._on_journal_lost(error)
+            except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
+                outage.wait(error)
+        if outage.failures == 0:  # otherwise Redis may hang, and stopping would wait for it again
+            self._leave()
+        else:
+            self._dispatcher.close()
+
+    def _join(self) -> bool:
+        """Ensure that the group exists; return False while that has to wait."""
+        if self._journal.group_exists():
+            return True  # also on a server without memory, which refuses to create what exists
+        # With "latest", all retained events must be in the journal before the group starts, or catch-up would add them
+        # as new ones.
+        starts_late = self._group_start == "latest"
+        if starts_late and not self._catch_up.caught_up.wait(self._settings.block_ms / 1000):
+            return False
+        if self._journal.create_group(self._group_start):
+            extra = log_fields(Action.GROUP_CREATED, group=self._group, consumer=self._name)
+            text = "group %s begins with the %s event"
+            log.info(text, self._group, self._group_start, extra=extra)
+            if not starts_late:
+                self._catch_up.refill()  # an existing group may have lost its journal while no subscriber was running
+        return True
+
+    def _on_journal_lost(self, error: JournalLost) -> None:
+        extra = log_fields(Action.JOURNAL_LOST, group=self._group, consumer=self._name)
+        log.error("the journal or group %s was deleted, made anew: %s", self._group, error, extra=extra)
+        self._counters.add("journal_lost")
+        self._group_start = "earliest"  # an event that is dispatched twice has the same task id; a lost one is lost
+        self._catch_up.refill()
+        self._outbox.close()  # kombu's queue bindings may be lost too; a new connection declares them
+
+    def _leave(self) -> None:
+        try:
+            self._dispatcher.finish()
+            self._maintenance.resign()
+            self._journal.leave(self._name)
+        except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
+            extra = log_fields(Action.LEAVE_FAILED, group=self._group, consumer=self._name)
+            log.info("left group %s without a word: %s", self._group, error, extra=extra)

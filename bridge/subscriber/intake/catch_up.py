@@ -1,0 +1,178 @@
+"""Event keys to journal: finds the events that the channels did not bring, by scanning the event keys."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from bridge.bus import Admission, InvalidMessage
+from bridge.errors import InvalidEvent
+from bridge.events import EncodedEvent, Event
+from bridge.storage import Storage
+from bridge.subscriber.intake.writer import JournalWriter
+from bridge.telemetry import Action, Counters, log_fields
+
+log = logging.getLogger(__name__)
+
+#: Event keys read at once, whatever their size.
+_KEYS_AT_ONCE = 50
+#: How long after its broadcast a program may write the key of an event.
+_LATE_KEY_S = 2.0
+#: How often the wait for late keys checks whether another scan was requested.
+_LATE_KEY_TICK_S = 0.05
+#: PTTL of a key that does not exist, as one that expired since the scan.
+_NO_KEY = -2
+#: Pause between two scans for events that were lost without a sign.
+_RESCAN_INTERVAL_S = 300.0
+#: How often a waiting catch-up checks whether it should stop.
+_WAIT_S = 0.5
+
+
+class CatchUp:
+    """Appends events that were missed, by scanning the event keys for ids that the journal has not seen.
+
+    One thread executes :meth:`run`; the other methods request a scan from it, and may be called from any thread. Each
+    field has one writer: ``_subscribed`` is set by the listening thread, ``_journal_lost`` by the dispatching thread,
+    ``_scanned_at`` and ``caught_up`` by the thread of :meth:`run`, which also clears the requests.
+
+    Arguments:
+        storage: The event keys and the journal.
+        writer: Shared with the listening thread.
+        counters: Raises ``stale``.
+    """
+
+    def __init__(self, storage: Storage, writer: JournalWriter, counters: Counters) -> None:
+        self._event_keys = storage.event_keys
+        self._journal = storage.journal
+        self._settings = storage.settings
+        self._admission = Admission(storage.settings)
+        self._writer = writer
+        self._counters = counters
+        self._requested = threading.Event()
+        self._journal_lost = threading.Event()
+        self._subscribed = threading.Event()
+        self._scanned_at = time.monotonic()
+        #: Set once everything that was retained at the time of the first subscription is in the journal.
+        self.caught_up = threading.Event()
+
+    def on_subscribed(self) -> None:
+        """Request a scan after a new subscription. Subscribed first, scanned second: no event falls in between."""
+        self._subscribed.set()
+        self._requested.set()
+
+    def refill(self) -> None:
+        """Request that everything retained is appended again, to a journal that was deleted."""
+        self._journal_lost.set()
+        self._requested.set()
+
+    def rescan_if_due(self) -> None:
+        """Request a scan where events can be lost without a sign, at most every few minutes.
+
+        In a Redis Cluster, a broadcast passes from node to node and is lost when the link between two of them is down.
+        And a publisher writes the event key before the journal entry there, and may crash in between.
+        """
+        if self._event_keys.on_other_servers and time.monotonic() - self._scanned_at > _RESCAN_INTERVAL_S:
+            self._requested.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Scan whenever it was requested, until *stop* is set."""
+        while not stop.is_set():
+            if not self._requested.wait(_WAIT_S):
+                continue
+            self._requested.clear()
+            refill = self._journal_lost.is_set()
+            self._journal_lost.clear()
+            try:
+                self._scan_twice(stop, refill)
+            except BaseException:
+                self._requested.set()
+                if refill:
+                    self._journal_lost.set()
+                raise
+
+    def _scan_twice(self, stop: threading.Event, refill: bool) -> None:
+        self._scanned_at = time.monotonic()
+        self._writer.retry(lambda: self.scan(stop, refill=refill), stop)
+        # A program may broadcast before it writes the key, and the gap may lie between the two.
+        if not self._requested_within(_LATE_KEY_S, stop) and not stop.is_set():
+            self._writer.retry(lambda: self.scan(stop, refill=refill), stop)
+
+    def _requested_within(self, seconds: float, stop: threading.Event) -> bool:
+        """Wait; return True at once if another scan is requested before this subscriber counts as ready."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not stop.wait(_LATE_KEY_TICK_S):
+            if self._requested.is_set() and not self.caught_up.is_set():
+                return True
+        return False
+
+    def scan(self, stop: threading.Event, *, refill: bool = False) -> None:
+        """Scan all event keys once, or until *stop* is set.
+
+        Arguments:
+            refill: Append also what the journal has seen, as after its deletion.
+
+        Raises:
+            RedisError: Redis failed; calling again is safe.
+        """
+        stale = 0
+        subscribed = self._subscribed.is_set()  # a new group requests a scan before the first subscription
+        for names in self._event_keys.names():
+            if stop.is_set():
+                return
+            stale += self._take_keys(names, refill)
+        if stale:
+            text = "%d event keys left alone: their timestamps say that they are older than bridge_event_ttl_s, %d s, "
+            text += "which the keys outlive; make it longer than any program keeps them"
+            extra = log_fields(Action.STALE_KEYS_SKIPPED, group=self._settings.group, count=stale)
+            log.warning(text, stale, self._settings.event_ttl_s, extra=extra)
+        if subscribed:
+            self.caught_up.set()
+
+    def _take_keys(self, names: Sequence[bytes], refill: bool) -> int:
+        """Append the events in the keys *names* that are missing; return how many keys are stale."""
+        ids = [self._event_keys.event_id(name) for name in names]
+        unseen = set(ids if refill else self._journal.unseen(ids))
+        wanted = [name for name, event_id in zip(names, ids, strict=True) if event_id in unseen]
+        starts = range(0, len(wanted), _KEYS_AT_ONCE)
+        return sum(self._take_values(wanted[start : start + _KEYS_AT_ONCE], refill) for start in starts)
+
+    def _take_values(self, names: Sequence[bytes], refill: bool) -> int:
+        events: list[EncodedEvent] = []
+        invalid: list[InvalidMessage] = []
+        stale = 0
+        for name, (value, ttl_ms) in zip(names, self._event_keys.read_prefixes(names), strict=True):
+            if ttl_ms == _NO_KEY:
+                continue
+            try:
+                found = self._decode(value)
+            except InvalidEvent as error:
+                data = value if isinstance(value, bytes) else b""
+                invalid.append(InvalidMessage(name.decode(errors="backslashreplace"), data, error))
+                continue
+            if self._is_stale(found.event, ttl_ms):
+                stale += 1
+            else:
+                events.append(found)
+        self._writer.write(events, invalid, live=False, refill=refill)
+        self._counters.add("stale", stale)
+        return stale
+
+    def _decode(self, value: Any) -> EncodedEvent:
+        if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
+            raise InvalidEvent("wrong_key_type", "", "the event key holds no string")
+        if isinstance(value, RedisError):
+            raise value
+        return self._admission.receive(value)
+
+    def _is_stale(self, event: Event, ttl_ms: Any) -> bool:
+        """Whether the key outlives our marks, so that only its timestamp tells that the event was taken long ago."""
+        if isinstance(ttl_ms, RedisError):
+            raise ttl_ms
+        if 0 <= ttl_ms <= self._settings.event_ttl_ms or event.occurred_at is None:
+            return False
+        return event.occurred_at.timestamp() < time.time() - self._settings.event_ttl_s

@@ -1,0 +1,113 @@
+"""The end of intake: valid events enter the journal, and everything that is refused becomes a dead letter."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+
+from bridge.bus import InvalidMessage
+from bridge.config import BATCH_BYTES
+from bridge.events import EncodedEvent
+from bridge.redis import BackOff
+from bridge.storage import AppendResult, DeadLetter, Storage
+from bridge.subscriber.intake.rejections import Rejections
+from bridge.telemetry import Counters, Liveness
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Characters kept of the name of a channel or key, which may have any length.
+_ORIGIN_CHARS = 500
+
+
+class JournalWriter:
+    """Appends events of other programs to the journal, each once. Safe for the two threads of intake.
+
+    Arguments:
+        storage: The journal and the dead letters.
+        counters: Raises ``appended`` or ``caught_up``, ``duplicate``, and what :class:`Rejections` raises.
+        liveness: Gets a ``tick`` of the calling thread with every attempt.
+    """
+
+    def __init__(self, storage: Storage, counters: Counters, liveness: Liveness) -> None:
+        self._journal = storage.journal
+        self._keys = storage.keys
+        self._settings = storage.settings
+        self._rejections = Rejections(storage, counters)
+        self._counters = counters
+        self._liveness = liveness
+
+    def write(
+        self, events: Sequence[EncodedEvent], invalid: Sequence[InvalidMessage], *, live: bool, refill: bool = False
+    ) -> Counter[AppendResult]:
+        """Append *events*, write dead letters for *invalid*, and return how many events had which result.
+
+        Arguments:
+            live: They come from the channels, so the rate limit of their source applies. Otherwise they come from event
+                keys, which are read again by every scan: their dead letters are remembered, so that each is written
+                once.
+            refill: See :meth:`Journal.append`.
+
+        Raises:
+            RedisError: Redis failed; calling again is safe.
+        """
+        max_hops = self._settings.max_hops
+        looping = [one for one in events if one.event.hops > max_hops]
+        accepted = [one for one in events if one.event.hops <= max_hops]
+        results: list[AppendResult] = []
+        for batch in _batches(accepted):
+            results += self._journal.append(batch, refill=refill, limit=live)
+        letters = [self._letter("hop_limit", f"{one.event.hops} hops, the limit is {max_hops}", one) for one in looping]
+        for one, result in zip(accepted, results, strict=True):
+            if result == "conflict":
+                text = f"id {one.id} is taken by an event with another type or payload"
+                letters.append(self._letter("id_conflict", text, one))
+            elif result == "limited":
+                letters.append(self._rejections.rate_limited(one, self._keys.channel(one.type)))
+        for message in invalid:
+            error, origin = message.error, message.origin[:_ORIGIN_CHARS]
+            letters.append(DeadLetter.of_message(error.reason, str(error), origin, message.data))
+        self._rejections.keep(letters, remember=not live)
+        for name, counted in (("appended" if live else "caught_up", "appended"), ("duplicate", "repeated")):
+            rows = zip(accepted, results, strict=True)
+            self._counters.add_each(name, [one.type for one, result in rows if result == counted])
+        return Counter(results)
+
+    def retry(self, do: Callable[[], T], stop: threading.Event) -> T | None:
+        """Repeat *do* until Redis executes it, for a message on a channel comes once. None if stopped before."""
+        what = f"the journal at {self._settings.redacted_url} does not answer"
+        back_off = BackOff(log, what, self._counters, stop)
+        while True:
+            self._liveness.tick()
+            try:
+                done = do()
+            except (RedisError, OSError) as error:
+                back_off.wait(error)
+            else:
+                back_off.reset()
+                return done
+            if stop.is_set():
+                return None
+
+    def _letter(self, reason: str, detail: str, event: EncodedEvent) -> DeadLetter:
+        return DeadLetter.of_message(reason, detail, self._keys.channel(event.type), event.data)
+
+
+def _batches(events: Sequence[EncodedEvent]) -> Iterator[list[EncodedEvent]]:
+    """Split *events* so that no call of the script gets much more than BATCH_BYTES."""
+    batch: list[EncodedEvent] = []
+    size = 0
+    for one in events:
+        if batch and size + len(one.data) > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += len(one.data)
+    if batch:
+        yield batch

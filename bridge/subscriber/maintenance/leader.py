@@ -1,0 +1,33 @@
+"""Leader election: of the subscribers of a group, one does its maintenance."""
+
+from __future__ import annotations
+
+from bridge.storage import Storage, script
+
+#: Rounds of maintenance that a leader may miss before another subscriber is elected.
+_TERM_ROUNDS = 3
+
+
+class Leader:
+    """One candidate. The first that asks is elected, until it resigns or has not asked for a term.
+
+    Maintenance is safe to repeat, so two leaders at a time, as after a long freeze of one, cost work and no event.
+
+    Arguments:
+        storage: The key of the election; its settings have the ``maintenance_interval_s``.
+        consumer: Name of the candidate.
+    """
+
+    def __init__(self, storage: Storage, consumer: str) -> None:
+        self._elect = script(storage.client, "elect")
+        self._key = storage.keys.upkeep(storage.settings.group)
+        self._term_ms = int(_TERM_ROUNDS * storage.settings.maintenance_interval_s * 1000)
+        self._consumer = consumer
+
+    def elected(self) -> bool:
+        """Return whether this candidate is the leader; if so, its term begins again."""
+        return bool(self._elect(keys=[self._key], args=[self._consumer, self._term_ms]))
+
+    def resign(self) -> None:
+        """End the term of this candidate, so that another is elected at once."""
+        self._elect(keys=[self._key], args=[self._consumer, 0])

@@ -1,0 +1,72 @@
+"""A loop in a thread of its own, which goes on after an error that nobody foresaw."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from bridge.redis import BackOff
+from bridge.telemetry import Action, Counters, LogThrottle, log_fields
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """Runs one loop of a subscriber until *stop* is set.
+
+    The loop handles outages of Redis and the broker itself. Any other error is a bug. It is logged, and the loop starts
+    again after a pause, since an event that provokes the bug must not stop all others.
+
+    Arguments:
+        name: Of the thread.
+        loop: Returns soon after its argument, *stop*, is set.
+        stop: Ends the loop, and the pauses between its restarts.
+        counters: Raises ``errors``.
+        group, consumer: For log lines.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loop: Callable[[threading.Event], None],
+        stop: threading.Event,
+        counters: Counters,
+        group: str,
+        consumer: str,
+    ) -> None:
+        self.name = name
+        self._loop = loop
+        self._stop = stop
+        self._group = group
+        self._consumer = consumer
+        self._throttle = LogThrottle()
+        self._back_off = BackOff(log, f"{name} failed and starts again", counters, stop)
+        # A daemon, so that a process that dies of something else does not wait for it.
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread and return at once."""
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end of the thread, at most *timeout_s*; return whether it has ended, or never started."""
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, timeout_s))
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._loop(self._stop)
+            except Exception as error:
+                if self._throttle.allow():
+                    extra = log_fields(
+                        Action.THREAD_FAILED,
+                        group=self._group,
+                        consumer=self._consumer,
+                        component=self.name,
+                        reason=type(error).__name__,
+                    )
+                    log.exception("%s failed", self.name, extra=extra)
+                self._back_off.wait(error)
