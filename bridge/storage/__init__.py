@@ -19,7 +19,6 @@ steps leaves an entry that is read again, or a task whose lease expires; ``subsc
 """
 
 from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
-from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.entries import Entry, EntryFilter, entries_by_id, stream_position
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.journal import RATE_WINDOW_S, AppendResult, Journal, group_errors, new_attempt
@@ -37,7 +36,6 @@ __all__ = [
     "Begun",
     "BusStatus",
     "DeadLetter",
-    "DeadLetters",
     "Ended",
     "Entry",
     "EntryFilter",

@@ -109,7 +109,7 @@ def test_entries_claimed_under_a_subscriber(
         while not enough.is_set():
             taken += thief.claim("thief", 0, b"0-0", 50).taken
             taken += thief.claim(subscriber.name, 0, b"0-0", 50).taken
-            subscriber._dispatcher.reread_pending()
+            subscriber._consumer._dispatcher.reread_pending()
             if taken >= 500:
                 enough.set()
 
