@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Self
 
-from redis.exceptions import ResponseError
-
 from bridge.bus.admission import Admission
 from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.bus.local import LocalBus, LocalHandler, Publication, as_event
 from bridge.config import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent
 from bridge.events import UNHEARD_SOURCE, EncodedEvent, Event, Keyring
-from bridge.redis import attempt, connect
+from bridge.redis import attempt, connect, is_wrong_type
 from bridge.storage import AppendResult, Storage, new_attempt
 from bridge.telemetry import Action, Counters, log_fields
 
@@ -121,7 +119,7 @@ class EventBus:
         try:
             data = attempt(self.settings, f"looking up event {event_id}", lambda: self.storage.event_keys.get(event_id))
         except BusUnavailable as error:
-            if isinstance(error.__cause__, ResponseError) and str(error.__cause__).startswith("WRONGTYPE"):
+            if is_wrong_type(error.__cause__):
                 raise InvalidEvent("wrong_key_type", "", f"the key of event {event_id} holds no string") from error
             if local is None:
                 raise

@@ -112,7 +112,7 @@ class ChannelListener:
                 back_off.wait(error)
 
     def _listen(self, stop: threading.Event) -> Iterator[ReceivedBatch]:
-        pubsub: Any = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py has no types here
+        pubsub: Any = self._client.pubsub()
         try:
             pubsub.subscribe(self._keys.heartbeat)
             pubsub.psubscribe(*self._channels)

@@ -71,7 +71,7 @@ class Follower:
 
     def _may_listen(self) -> None:
         """Ask once: the feed would try for ever, as it should while Redis is away."""
-        pubsub: Any = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py has no types here
+        pubsub: Any = self._client.pubsub()
         try:
             pubsub.psubscribe(self._keys.all_channels)
             pubsub.parse_response(timeout=self._settings.socket_timeout_s)

@@ -65,7 +65,7 @@ class Address:
             hosts = () if plain_scheme == "unix" else tuple(_hosts(places, _DEFAULT_PORTS[kind]))
             too_many = kind == "server" and len(hosts) > 1
             one_server = f"{login}@host?{parts.query}" if too_many or kind != "server" else rest
-            options: dict[str, Any] = parse_url(f"{plain_scheme}://{one_server}")  # type: ignore[no-untyped-call]  # untyped in redis-py
+            options: dict[str, Any] = parse_url(f"{plain_scheme}://{one_server}")
         except ValueError:
             # The original would show a part of the password.
             raise ValueError("cannot be read; write special characters of the password as %XX") from None

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery import Celery
-from redis.exceptions import ResponseError
 
 from bridge.events import Event
 from bridge.operations.history import History
 from bridge.operations.task_states import EventNode, TaskNode, TaskStates
-from bridge.redis import attempt
+from bridge.redis import attempt, is_wrong_type
 from bridge.storage import Storage, stream_position
 
 #: Most events of one trace, and most consequences of one event that are shown: more do not fit a screen or a page.
@@ -180,7 +179,7 @@ def _in_order(event_ids: Sequence[str], facts: Mapping[str, _Fact]) -> list[str]
 
 def _unless_wrong_type(reply: Any) -> Any:
     """Return a reply, or None when something else is at the key of an index."""
-    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+    if is_wrong_type(reply):
         return None
     if isinstance(reply, Exception):
         raise reply

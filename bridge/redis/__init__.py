@@ -5,17 +5,20 @@ retries. After a crash or a failover a connection is made again to whatever serv
 """
 
 from bridge.redis.client import cluster_of, connect, drop_idle_connections, servers_of
-from bridge.redis.error_hints import describe_error, hint_for
+from bridge.redis.error_hints import describe_error, hint_for, is_wrong_type
+from bridge.redis.raw import RawConnection
 from bridge.redis.retry import TRANSIENT, BackOff, attempt
 
 __all__ = [
     "TRANSIENT",
     "BackOff",
+    "RawConnection",
     "attempt",
     "cluster_of",
     "connect",
     "describe_error",
     "drop_idle_connections",
     "hint_for",
+    "is_wrong_type",
     "servers_of",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from redis.exceptions import AskError, MovedError, NoPermissionError
+from redis.exceptions import AskError, MovedError, NoPermissionError, ResponseError
 
 #: Texts that an error has, all of them, to what to do about it; the first that fits. ``{url}``: where the address is.
 _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -67,6 +67,11 @@ _NO_PERMISSION = (
 #: Where in the source of Python an error of TLS arose, and any error in a script; what a server repeats of a command
 #: that it does not know.
 _NOISE = re.compile(r" ?\(_ssl\.c:\d+\)| script: \w{40}, on @user_script:\d+|,? with args beginning with:.*", re.DOTALL)
+
+
+def is_wrong_type(error: object) -> bool:
+    """Whether *error*, or a reply of a pipeline, says that a key holds another type of value than was expected."""
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 
 
 def describe_error(error: Exception) -> str:

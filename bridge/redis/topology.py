@@ -28,34 +28,30 @@ _FORSAKEN = "NOREPLICAS"
 Place = tuple[str, int]
 
 
-class _Following:
-    """What makes a connection of redis-py one to the place that *locate* returns."""
+class _FollowingConnection(Connection):
+    """A connection to the place that *locate* returns whenever it connects."""
 
     def __init__(self, locate: Callable[[], Place], **options: Any) -> None:
         self._locate = locate
-        super().__init__(**options)
+        super().__init__(**options)  # type: ignore[no-untyped-call]  # mypy exempts redis-py, but not through super()
 
     def connect(self) -> None:
-        if not self.is_connected:  # type: ignore[attr-defined]  # of the class that this one is combined with
+        if not self.is_connected:
             self.host, self.port = self._locate()
-        super().connect()  # type: ignore[misc]  # likewise
+        super().connect()  # type: ignore[no-untyped-call]
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().read_response(*args, **options)  # type: ignore[misc]  # likewise
+            return super().read_response(*args, **options)
         except ResponseError as error:
             if not isinstance(error, _ELSEWHERE) and not str(error).startswith(_FORSAKEN):
                 raise
-            self.disconnect()  # type: ignore[attr-defined]  # likewise
+            self.disconnect()  # type: ignore[no-untyped-call]
             raise RedisConnectionError(f"not the primary of these keys: {describe_error(error)}") from error
 
 
-class _FollowingConnection(_Following, Connection):
-    pass
-
-
-class _FollowingTlsConnection(_Following, SSLConnection):
-    pass
+class _FollowingTlsConnection(_FollowingConnection, SSLConnection):
+    """The same over TLS: what :class:`_FollowingConnection` calls on its base class is that of SSLConnection here."""
 
 
 def pool(address: Address, locate: Callable[[], Place] | None, **options: Any) -> BlockingConnectionPool:
@@ -70,7 +66,7 @@ def pool(address: Address, locate: Callable[[], Place] | None, **options: Any) -
     if locate is not None:
         options["connection_class"] = _FollowingTlsConnection if address.secure else _FollowingConnection
         options["locate"] = locate
-    return BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]  # untyped in redis-py
+    return BlockingConnectionPool(**options)
 
 
 def _of_client(options: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +82,7 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
         options: Of connections to Sentinels.
     """
     given = options | _of_client(address.sentinel_options)
-    sentinel = Sentinel(list(address.hosts), sentinel_kwargs=given)  # type: ignore[no-untyped-call]  # untyped in redis-py
+    sentinel = Sentinel(list(address.hosts), sentinel_kwargs=given)
     known = list(zip(address.hosts, sentinel.sentinels, strict=True))
 
     def locate() -> Place:
@@ -101,7 +97,7 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
             state = states.get(address.service)
             if state is None:
                 problems.append(f"{place[0]}:{place[1]} watches no {address.service}")
-            elif not sentinel.check_master_state(state, address.service):  # type: ignore[no-untyped-call]  # untyped in redis-py
+            elif not sentinel.check_master_state(state, address.service):
                 problems.append(f"{place[0]}:{place[1]} takes it for dead")
             else:
                 known[:] = sorted(known, key=lambda one: one[0] != place)  # who answers is asked first from now on
@@ -138,7 +134,7 @@ class Cluster:
             RedisConnectionError: No node answers, or they know of no cluster.
         """
         if self._client is None:
-            nodes = [ClusterNode(host, port) for host, port in self._address.hosts]  # type: ignore[no-untyped-call]  # untyped in redis-py
+            nodes = [ClusterNode(host, port) for host, port in self._address.hosts]
             try:
                 self._client = RedisCluster(
                     startup_nodes=nodes,
@@ -157,7 +153,7 @@ class Cluster:
         """
         client = self._refreshed()
         try:
-            node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]  # untyped in redis-py
+            node = client.get_node_from_key(key)
         except RedisClusterException as error:
             raise _reason(error) from error
         return node.host, node.port
@@ -169,7 +165,7 @@ class Cluster:
             RedisConnectionError: No node answers.
         """
         client = self._refreshed()
-        nodes = client.get_primaries()  # type: ignore[no-untyped-call]  # untyped in redis-py
+        nodes = client.get_primaries()
         return [((node.host, node.port), client.get_redis_connection(node)) for node in nodes]
 
     def _refreshed(self) -> RedisCluster:

@@ -215,7 +215,7 @@ class Ledger:
 
         EXEC raises ``WatchError``, and changes nothing, if the task ends or a *watched* key changes before it.
         """
-        pipe.watch(self._keys.done(task_id), *watched)  # type: ignore[no-untyped-call]  # redis-py has no types here
+        pipe.watch(self._keys.done(task_id), *watched)
         if self._ended(task_id, pipe):
             return False
         pipe.multi()
