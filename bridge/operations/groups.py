@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import ResponseError
-
+from bridge.errors import JournalLost
 from bridge.events import escape_glob
-from bridge.storage import Storage
+from bridge.storage import Storage, group_errors
 
 #: Keys the server looks at in one step of a scan, and the most that are removed in one.
 _SCAN_KEYS = 1000
@@ -67,11 +67,10 @@ class Groups:
         if any(one.alive for one in self._storage.of_group(name).presence.all()):
             return True
         try:
-            rows: Any = self._client.xinfo_consumers(self._keys.journal, name)
-        except ResponseError as error:
-            if str(error).startswith("NOGROUP") or "no such key" in str(error):
-                return False
-            raise
+            with group_errors():
+                rows: Any = self._client.xinfo_consumers(self._keys.journal, name)
+        except JournalLost:
+            return False
         return any(row["idle"] < _ALIVE_MS for row in rows)
 
     def delete(self, name: str) -> None:
@@ -95,24 +94,25 @@ class Groups:
             pipe.unlink(*self._fixed(name))
             pipe.xgroup_destroy(self._keys.journal, name)
             _, destroyed = pipe.execute(raise_on_error=False)
-        if isinstance(destroyed, Exception) and "key to exist" not in str(destroyed):
-            raise destroyed
+        if isinstance(destroyed, Exception):
+            with suppress(JournalLost), group_errors():
+                raise destroyed
 
     def _rows(self) -> Any:
         try:
-            return self._client.xinfo_groups(self._keys.journal)
-        except ResponseError as error:
-            if "no such key" in str(error):
-                return []
-            raise
+            with group_errors():
+                return self._client.xinfo_groups(self._keys.journal)
+        except JournalLost:
+            return []
 
     def _fixed(self, name: str) -> list[str]:
         keys = self._keys
-        ledger = [keys.inflight(name), keys.inflight_pairs(name), keys.queue_watermarks(name)]
-        letters = [keys.dead(name), keys.dead_size(name)]
         return [
-            *ledger,
-            *letters,
+            keys.inflight(name),
+            keys.inflight_pairs(name),
+            keys.queue_watermarks(name),
+            keys.dead(name),
+            keys.dead_size(name),
             keys.fencing_token(name),
             keys.upkeep(name),
             keys.starts(name),

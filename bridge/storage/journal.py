@@ -302,6 +302,7 @@ def group_errors() -> Iterator[None]:
     try:
         yield
     except ResponseError as error:
-        if str(error).startswith(("NOGROUP", "UNBLOCKED")) or "no such key" in str(error):
-            raise JournalLost(str(error)) from error
+        text = str(error)
+        if text.startswith(("NOGROUP", "UNBLOCKED")) or "no such key" in text or "requires the key to exist" in text:
+            raise JournalLost(text) from error
         raise

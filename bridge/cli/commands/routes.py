@@ -67,15 +67,21 @@ def _matching(app: Celery, settings: BridgeSettings, event_type: str) -> Iterato
 def _rows(found: list[HandlerRoute]) -> Iterator[tuple[Cell, ...]]:
     before = ""
     for route in found:
-        texts = ["where"] * route.where + [f"payload={route.payload}"] * bool(route.payload)
-        texts += [f"{name}={_short(value)}" for name, value in route.options.items()]
-        texts += [f"bridge_routes[{route.rule}]"] * bool(route.rule)
-        options: Cell = " ".join(texts)
-        if route.problem:
-            options = Styled(route.problem, "red")
+        options: Cell = Styled(route.problem, "red") if route.problem else " ".join(_options(route))
         again = on_terminal() and route.handler == before
         yield "" if again else route.handler, route.events, route.queue, options
         before = route.handler
+
+
+def _options(route: HandlerRoute) -> Iterator[str]:
+    if route.where:
+        yield "where"
+    if route.payload:
+        yield f"payload={route.payload}"
+    for name, value in route.options.items():
+        yield f"{name}={_short(value)}"
+    if route.rule:
+        yield f"bridge_routes[{route.rule}]"
 
 
 def _short(value: Any) -> str:

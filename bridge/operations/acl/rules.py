@@ -17,14 +17,13 @@ _SETINFO_VERSION = (7, 2)
 #: What redis-py says with each connection, and to see whether there still is one.
 CONNECTING = frozenset({"client|setname", "ping"})
 #: Commands that tell what keys hold, and those that change it. Those in neither tell no more than that they are there.
-_READ, _WRITE = (
-    frozenset(commands.split())
-    for commands in (
-        "evalsha get mget getrange pttl incr incrby hget hmget hgetall hincrby smembers sismember xrange xrevrange "
-        "xreadgroup xautoclaim xpending xinfo|groups xinfo|consumers zrange zcount zrangebyscore brpop",
-        "evalsha set setex del unlink expire pexpire incr incrby hset hsetnx hdel hincrby lpush rpush brpop sadd srem "
-        "zadd zrem xadd xdel xack xautoclaim xtrim xgroup|create xgroup|delconsumer xgroup|destroy",
-    )
+_READ = (
+    "evalsha get mget getrange pttl incr incrby hget hmget hgetall hincrby smembers sismember xrange xrevrange "
+    "xreadgroup xautoclaim xpending xinfo|groups xinfo|consumers zrange zcount zrangebyscore brpop"
+)
+_WRITE = (
+    "evalsha set setex del unlink expire pexpire incr incrby hset hsetnx hdel hincrby lpush rpush brpop sadd srem "
+    "zadd zrem xadd xdel xack xautoclaim xtrim xgroup|create xgroup|delconsumer xgroup|destroy"
 )
 #: What no rule can hold, for Redis reads quotes, parentheses and white space in it.
 _UNWRITABLE = re.compile(r"[\s\"'()\x00-\x1f]")
@@ -66,12 +65,14 @@ class Grant:
 
     def rules(self) -> list[str]:
         """Return the rules for a user or, in parentheses, for a selector."""
-        access = (
-            "R" * bool(self.commands & _READ) + "W" * bool(self.commands & _WRITE) or "R"
-        )  # some right there must be
-        some = f"%{access}~" if len(access) == 1 else "~"
+        if self.commands.isdisjoint(_WRITE.split()):
+            access = "%R~"  # also where nothing is read: Redis takes no key without a permission to read or to write
+        elif self.commands.isdisjoint(_READ.split()):
+            access = "%W~"
+        else:
+            access = "~"
         commands = [f"+{command}" for command in sorted(self.commands)]
-        keys = [some + name.pattern for name in self.keys]
+        keys = [access + name.pattern for name in self.keys]
         return [*commands, *keys, *(f"&{name.pattern}" for name in self.channels)]
 
     def probes(self) -> Iterator[tuple[str, str]]:
