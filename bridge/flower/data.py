@@ -96,7 +96,7 @@ class EventData:
         self.storage = Storage(connect(self.settings, _PATIENCE_S), self.settings)
         self.letters = self.storage.dead_letters
         self._history = History(self.storage)
-        self._outcomes = TaskStates(app, self.storage)
+        self._task_states = TaskStates(app, self.storage)
         self._tracer = Tracer(app, self.storage)
         self._headers: list[Header] = []
         self._sources: dict[str, str] = {}
@@ -146,7 +146,7 @@ class EventData:
         return self._headers
 
     def _states(self, headers: Sequence[Header]) -> list[list[TaskNode]]:
-        return self._outcomes.states([(one.event_id, one.event_type) for one in headers])
+        return self._task_states.states([(one.event_id, one.event_type) for one in headers])
 
     def _found(self, search: str, headers: list[Header]) -> list[Header]:
         if not search:

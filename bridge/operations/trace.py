@@ -66,7 +66,7 @@ class Tracer:
         self._settings = storage.settings
         self._keys = storage.keys
         self._history = History(storage)
-        self._outcomes = TaskStates(app, storage)
+        self._task_states = TaskStates(app, storage)
 
     def trace(self, any_id: str) -> Trace | None:
         """Return the chain of an event, or of a correlation id; None when nothing is known of it.
@@ -130,7 +130,7 @@ class Tracer:
                 break
             events = self._history.events(level)
             entries = self._history.entry_ids(level)
-            tasks = self._outcomes.of_events({event_id: event.type for event_id, event in events.items()}, entries)
+            tasks = self._task_states.of_events({event_id: event.type for event_id, event in events.items()}, entries)
             below: list[str] = []
             for event_id, (children, hidden) in zip(level, self._all_consequences(level, above), strict=True):
                 event, entry_id = events.get(event_id), entries.get(event_id, "")
@@ -153,7 +153,7 @@ class Tracer:
         tasks = [replace(task, events=tuple(by_task.pop(task.task_id, ()))) for task in fact.tasks]
         others = by_task.pop("", [])
         tasks += [
-            replace(task, events=tuple(by_task[task.task_id])) for task in self._outcomes.of_unknown_tasks(by_task)
+            replace(task, events=tuple(by_task[task.task_id])) for task in self._task_states.of_unknown_tasks(by_task)
         ]
         event = fact.event
         return EventNode(

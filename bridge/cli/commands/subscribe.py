@@ -44,7 +44,8 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
     app.log.setup_logging_subsystem(loglevel=loglevel)
     with errors_as_cli_messages():
         app.loader.import_default_modules()
-        settings = BridgeSettings.load(app, **({"listen_types": types} if types else {}))
+        explicit = {"listen_types": types} if types else {}
+        settings = BridgeSettings.load(app, **explicit)
         subscriber = Subscriber(app, settings, name=f"subscribe@{socket.gethostname()}:{os.getpid()}")
 
     gc.freeze()  # what was imported is no garbage, see worker.py

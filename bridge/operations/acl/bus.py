@@ -185,13 +185,13 @@ def bus_grants(
         keyless |= {"select"}
     channels = ((commands, names[kind]) for one in needs for kind, commands in one.channels.items())
     found = [(commands, names[kind]) for kind, commands in _commands(needs, scripts)]
-    return [
-        Grant(keyless),
-        *granted(("evalsha", [name for kind, some in names.items() if kind in declared for name in some])),
-        *granted(*(one for one in found if len(one[1]) == 1), channels=channels),
-        # Of several kinds in one command, which wants all of its keys in one selector.
-        *(grant for one in found if len(one[1]) > 1 for grant in granted(one)),
-    ]
+    grants = [Grant(keyless)]
+    grants += granted(("evalsha", [name for kind, some in names.items() if kind in declared for name in some]))
+    grants += granted(*(one for one in found if len(one[1]) == 1), channels=channels)
+    for one in found:
+        if len(one[1]) > 1:  # one command takes keys of several kinds, and Redis wants all of them in one selector
+            grants += granted(one)
+    return grants
 
 
 def _fitting(one: _Needs, settings: BridgeSettings) -> Iterator[_Needs]:
