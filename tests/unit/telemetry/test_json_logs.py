@@ -15,7 +15,7 @@ from celery import Celery, signals
 from celery.app.log import Logging, TaskFormatter
 
 from bridge import Event, install
-from bridge.bus.causation import handling
+from bridge.bus.causation import current_event, handling
 from bridge.telemetry import json_logs
 from bridge.telemetry.logs import Action, log_fields
 
@@ -88,6 +88,7 @@ def test_an_exception_is_text_in_the_line(line: Callable[..., dict[str, Any]]) -
 
 def test_a_line_written_in_a_handler_names_its_event(line: Callable[..., dict[str, Any]]) -> None:
     """Log calls of a handler need no fields: the event is known; a line about another event keeps that."""
+    json_logs.install(Celery(set_as_current=False), lambda _: False, current_event)
     with handling(Event(type="a.b", id="e1", payload=SECRET)):
         written = line("x")
         other = line("x", extra=log_fields(Action.OUTAGE, event_id="e2"))
