@@ -43,7 +43,8 @@ class Groups:
         Raises:
             RedisError: Redis does not answer.
         """
-        pending = sum(row["pending"] for row in self._rows() if row["name"] == name.encode())
+        group = self._storage.journal.groups().get(name)
+        pending = group.pending if group is not None else 0
         with self._client.pipeline(transaction=False) as pipe:
             pipe.xlen(self._keys.dead(name))
             pipe.zcard(self._keys.inflight(name))
@@ -55,8 +56,7 @@ class Groups:
         Raises:
             RedisError: Redis does not answer.
         """
-        there = any(row["name"] == name.encode() for row in self._rows())
-        return there or bool(self._client.exists(*self._fixed(name)))
+        return name in self._storage.journal.groups() or bool(self._client.exists(*self._fixed(name)))
 
     def in_use(self, name: str) -> bool:
         """Whether a subscriber of the group lives, or another program has just read for it.
@@ -97,13 +97,6 @@ class Groups:
         if isinstance(destroyed, Exception):
             with suppress(JournalLost), group_errors():
                 raise destroyed
-
-    def _rows(self) -> Any:
-        try:
-            with group_errors():
-                return self._client.xinfo_groups(self._keys.journal)
-        except JournalLost:
-            return []
 
     def _fixed(self, name: str) -> list[str]:
         keys = self._keys

@@ -22,10 +22,12 @@ from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
 from bridge.storage.entries import Entry, EntryFilter, entries_by_id, stream_position
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.journal import RATE_WINDOW_S, AppendResult, Journal, group_errors, new_attempt
+from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Begun, Ended, InFlightTask, Ledger, LedgerEntry, Overdue, TaskStatus
 from bridge.storage.lua import script
 from bridge.storage.presence import HEARTBEAT_INTERVAL_S, Presence, PresenceStore
+from bridge.storage.server_time import server_ms
 from bridge.storage.status import BusStatus, GroupStatus, read_status
 from bridge.storage.storage import Storage
 
@@ -43,6 +45,7 @@ __all__ = [
     "GroupStatus",
     "InFlightTask",
     "Journal",
+    "JournalConsumer",
     "Keys",
     "Ledger",
     "LedgerEntry",
@@ -57,5 +60,6 @@ __all__ = [
     "new_attempt",
     "read_status",
     "script",
+    "server_ms",
     "stream_position",
 ]

@@ -42,9 +42,16 @@ class Entry(NamedTuple):
         return cls(entry_id, fields.get(b"event"), group, handler)
 
 
+class GroupInfo(NamedTuple):
+    """A consumer group: the id of the entry that was delivered last, and how many entries are *pending*."""
+
+    last_delivered: str
+    pending: int
+
+
 @dataclass(frozen=True)
 class Claimed:
-    """Result of :meth:`Journal.claim`; *removed* were no longer in the journal: their events are lost."""
+    """Result of :meth:`JournalConsumer.claim`; *removed* were no longer in the journal: their events are lost."""
 
     cursor: bytes
     taken: int

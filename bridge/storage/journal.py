@@ -1,7 +1,7 @@
-"""The journal: a Redis stream that holds every event once, read through consumer groups.
+"""The journal: a Redis stream that holds every event once. Consumer groups read it, see ``journal_consumer.py``.
 
-Pub/sub forgets what nobody hears; the journal does not. It gives order, a backlog that survives crashes, one copy
-per group however many subscribers run, redelivery of what a dead subscriber held, and replay.
+Pub/sub drops what no subscriber receives; the journal keeps it. It gives order, a backlog that survives crashes, one
+copy per group however many subscribers run, redelivery of what a dead subscriber held, and replay.
 
 The methods raise redis-py's errors as they come: the loops that call them decide how to wait.
 """
@@ -20,7 +20,7 @@ from bridge.config import BridgeSettings
 from bridge.errors import JournalLost, NotReplicated
 from bridge.events import EncodedEvent, fingerprint
 from bridge.redis import drop_idle_connections
-from bridge.storage.entries import Claimed, Entry, Trimmed, entries_by_id
+from bridge.storage.entries import Entry, GroupInfo, Trimmed, entries_by_id
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
@@ -38,28 +38,23 @@ _OUTCOMES: dict[int, AppendResult] = {1: "appended", 0: "repeated", -1: "conflic
 
 
 class Journal:
-    """The journal of one bus, seen by one consumer group.
+    """The journal of one bus: what is appended to it, and what it holds. No consumer group is needed for that.
 
     Arguments:
         client: Connected to the bus.
-        settings: Group and lifetimes.
+        settings: Lifetimes, rate limit and replicas.
         keys, event_keys: Of the same bus.
     """
 
     def __init__(self, client: Redis, settings: BridgeSettings, keys: Keys, event_keys: EventKeys) -> None:
         self._client = client
         self._settings = settings
-        self._group = settings.group
         self._keys = keys
         self._key = keys.journal
         self._event_keys = event_keys
-        self._fence = keys.fencing_token(settings.group)
         self._publish = script(client, "publish")
         self._append = script(client, "append")
         self._trim = script(client, "trim")
-        self._leave = script(client, "leave")
-
-    # Writing
 
     def publish(
         self, records: Sequence[EncodedEvent], attempts: Sequence[str], *, broadcast: bool
@@ -181,108 +176,22 @@ class Journal:
             for mark, (_, event_type, data) in zip(marks, broadcasts, strict=True)
         ]
 
-    # Reading as a consumer of the group
-
-    def create_group(self, start: Literal["earliest", "latest"]) -> bool:
-        """Create the group, and the journal with it; False when it exists already."""
-        try:
-            self._client.xgroup_create(self._key, self._group, id="0" if start == "earliest" else "$", mkstream=True)
-        except ResponseError as error:
-            if str(error).startswith("BUSYGROUP"):
-                return False
-            raise
-        return True
-
-    def group_exists(self) -> bool:
-        """Whether the group is there."""
+    def groups(self) -> dict[str, GroupInfo]:
+        """Return the consumer groups by name; none when the journal does not exist."""
         try:
             with group_errors():
-                groups = self._client.xinfo_groups(self._key)
+                rows: Any = self._client.xinfo_groups(self._key)
         except JournalLost:
-            return False
-        return self._group.encode() in [group["name"] for group in groups]
-
-    def read(self, consumer: str, count: int, block_ms: int) -> list[Entry]:
-        """Take up to *count* entries no consumer of the group has had; wait up to *block_ms* for the first.
-
-        Raises:
-            JournalLost: Journal or group are gone.
-        """
-        return self._read_group(consumer, ">", count, block_ms)
-
-    def pending_entries(self, consumer: str, count: int) -> list[Entry]:
-        """Return up to *count* entries this consumer took and has not acknowledged, the oldest first.
-
-        Raises:
-            JournalLost: Journal or group are gone.
-        """
-        return self._read_group(consumer, "0", count, None)
-
-    def _read_group(self, consumer: str, start: str, count: int, block_ms: int | None) -> list[Entry]:
-        with group_errors():
-            reply = self._client.xreadgroup(self._group, consumer, {self._key: start}, count=count, block=block_ms)
-        return [Entry.of(*row) for row in cast("Any", reply)[0][1]] if reply else []
-
-    def claim(self, consumer: str, min_idle_ms: int, cursor: bytes, count: int) -> Claimed:
-        """Take over entries that another consumer has held for *min_idle_ms*; read them with :meth:`held`.
-
-        Arguments:
-            cursor: ``b"0-0"`` for the first call, then that of the last result until it is ``b"0-0"`` again.
-        """
-        with group_errors():
-            reply: Any = self._client.xautoclaim(
-                self._key, self._group, consumer, min_idle_ms, start_id=cursor, count=count
-            )
-        if reply[1]:
-            self.advance_fencing_token()
-        removed = reply[2] if len(reply) > 2 else []  # Redis 6.2 has no such list
-        return Claimed(cursor=reply[0], taken=len(reply[1]), removed=len(removed))
-
-    # As parts of a request, see handover.py
-
-    def reading(self, consumer: str, count: int) -> tuple[Any, ...]:
-        """Return the command of :meth:`read`, without waiting; its reply is for :meth:`entries_read`."""
-        return ("XREADGROUP", "GROUP", self._group, consumer, "COUNT", count, "STREAMS", self._key, ">")
-
-    def entries_read(self, reply: Any) -> list[Entry]:
-        """Return the entries in the reply to :meth:`reading`."""
-        rows = reply[0][1] if reply else ()
-        return [
-            Entry(entry_id, fields[5])  # as nearly all are
-            if len(fields) == 6 and fields[4] == b"event"
-            else Entry.of(entry_id, dict(zip(fields[::2], fields[1::2], strict=True)))
-            for entry_id, fields in rows
-        ]
-
-    def acknowledging(self, entry_ids: Sequence[bytes]) -> tuple[Any, ...]:
-        """Return the command that drops entries from what the group still has to do; safe to repeat."""
-        return ("XACK", self._key, self._group, *entry_ids)
-
-    def watch_commands(self) -> list[tuple[Any, ...]]:
-        """Return the commands that make the next transaction fail if entries change hands before it."""
-        return [("WATCH", self._fence), ("GET", self._fence)]
-
-    def advance_fencing_token(self) -> None:
-        """Note that entries change hands: before they are read again."""
-        self._client.incr(self._fence)
-
-    def leave(self, consumer: str, min_idle_ms: int = 0) -> bool:
-        """Remove *consumer* from the group unless it still holds entries or has read within *min_idle_ms*."""
-        with group_errors():
-            return bool(self._leave(keys=[self._key], args=[self._group, consumer, min_idle_ms]))
-
-    def idle_consumers(self, min_idle_ms: int) -> list[str]:
-        """Return the consumers of the group that hold nothing and have not read for *min_idle_ms*."""
-        with group_errors():
-            consumers: Any = self._client.xinfo_consumers(self._key, self._group)
-        return [row["name"].decode() for row in consumers if row["idle"] >= min_idle_ms and not row["pending"]]
+            return {}
+        return {
+            row["name"].decode(errors="backslashreplace"): GroupInfo(row["last-delivered-id"].decode(), row["pending"])
+            for row in rows
+        }
 
     def entries(self, entry_ids: Sequence[str]) -> dict[str, Entry]:
         """Return those of the entries that are still retained, by id."""
         found = entries_by_id(self._client, self._key, entry_ids)
         return {entry_id: Entry.of(entry_id.encode(), fields) for entry_id, fields in found.items()}
-
-    # Upkeep
 
     def trim(self) -> Trimmed:
         """Remove entries older than the lifetime of an event; call again while ``more``."""
@@ -298,11 +207,12 @@ def new_attempt() -> str:
 
 @contextmanager
 def group_errors() -> Iterator[None]:
-    """Raise :class:`JournalLost` for the errors of Redis that say so."""
+    """Raise :class:`JournalLost` where Redis reports that the group or the journal does not exist."""
     try:
         yield
     except ResponseError as error:
         text = str(error)
+        # The first two are of reading, the others of XINFO and XGROUP.
         if text.startswith(("NOGROUP", "UNBLOCKED")) or "no such key" in text or "requires the key to exist" in text:
             raise JournalLost(text) from error
         raise

@@ -10,6 +10,7 @@ from bridge.config import BridgeSettings
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.journal import Journal
+from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
 from bridge.storage.presence import PresenceStore
@@ -42,6 +43,10 @@ class Storage:
     def journal(self) -> Journal:
         """The stream of every event."""
         return Journal(self.client, self.settings, self.keys, self.event_keys)
+
+    def consumer(self, name: str) -> JournalConsumer:
+        """Return the journal as the consumer of this name reads it for the group."""
+        return JournalConsumer(self.client, self.keys, self.settings.group, name)
 
     @cached_property
     def ledger(self) -> Ledger:

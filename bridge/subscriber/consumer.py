@@ -8,7 +8,7 @@ import threading
 from bridge.broker import Outbox
 from bridge.errors import JournalLost
 from bridge.redis import BackOff
-from bridge.storage import Storage
+from bridge.storage import JournalConsumer, Storage
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.maintenance.maintenance import Maintenance
@@ -22,26 +22,27 @@ class GroupConsumer:
 
     Arguments:
         storage: The journal, in which the group is; its settings have the ``group_start``.
+        consumer: Creates and leaves the group.
         dispatcher, maintenance: Do one step each in turn.
         outbox: Closed when the journal was lost.
         catch_up: Fills a journal that was lost.
         counters: Raises ``journal_lost``, ``errors`` and ``reconnects``.
         liveness: Gets a ``tick`` for every round.
-        name: Name within the group.
     """
 
     def __init__(
         self,
         storage: Storage,
+        consumer: JournalConsumer,
         dispatcher: Dispatcher,
         maintenance: Maintenance,
         outbox: Outbox,
         catch_up: CatchUp,
         counters: Counters,
         liveness: Liveness,
-        name: str,
     ) -> None:
         self._journal = storage.journal
+        self._consumer = consumer
         self._settings = storage.settings
         self._group = storage.settings.group
         self._group_start = storage.settings.group_start
@@ -51,7 +52,6 @@ class GroupConsumer:
         self._catch_up = catch_up
         self._counters = counters
         self._liveness = liveness
-        self._name = name
         self._outage: BackOff | None = None
         #: Set once Redis has answered.
         self.connected = threading.Event()
@@ -96,15 +96,15 @@ class GroupConsumer:
 
     def _join(self) -> bool:
         """Ensure that the group exists; return False while that has to wait."""
-        if self._journal.group_exists():
+        if self._group in self._journal.groups():
             return True  # also on a server without memory, which refuses to create what exists
         # With "latest", all retained events must be in the journal before the group starts, or catch-up would add them
         # as new ones.
         starts_late = self._group_start == "latest"
         if starts_late and not self._catch_up.caught_up.wait(self._settings.block_ms / 1000):
             return False
-        if self._journal.create_group(self._group_start):
-            extra = log_fields(Action.GROUP_CREATED, group=self._group, consumer=self._name)
+        if self._consumer.create_group(self._group_start):
+            extra = log_fields(Action.GROUP_CREATED, group=self._group, consumer=self._consumer.name)
             text = "group %s begins with the %s event"
             log.info(text, self._group, self._group_start, extra=extra)
             if not starts_late:
@@ -112,7 +112,7 @@ class GroupConsumer:
         return True
 
     def _on_journal_lost(self, error: JournalLost) -> None:
-        extra = log_fields(Action.JOURNAL_LOST, group=self._group, consumer=self._name)
+        extra = log_fields(Action.JOURNAL_LOST, group=self._group, consumer=self._consumer.name)
         log.error("the journal or group %s was deleted, made anew: %s", self._group, error, extra=extra)
         self._counters.add("journal_lost")
         self._group_start = "earliest"  # an event that is dispatched twice has the same task id; a lost one is lost
@@ -123,7 +123,7 @@ class GroupConsumer:
         try:
             self._dispatcher.finish()
             self._maintenance.resign()
-            self._journal.leave(self._name)
+            self._consumer.leave()
         except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
-            extra = log_fields(Action.LEAVE_FAILED, group=self._group, consumer=self._name)
+            extra = log_fields(Action.LEAVE_FAILED, group=self._group, consumer=self._consumer.name)
             log.info("left group %s without a word: %s", self._group, error, extra=extra)

@@ -78,11 +78,12 @@ class Subscriber:
         self._catch_up = CatchUp(storage, writer, self.counters)
         intake = Intake(storage, writer, self._catch_up, self.counters, liveness)
 
-        dispatcher = Dispatcher(storage, self._outbox, registry, self.counters, consumer=name)
+        consumer = storage.consumer(name)
+        dispatcher = Dispatcher(storage, self._outbox, registry, self.counters, consumer)
         rescuer = Rescuer(storage, self._outbox, registry, self.counters)
-        maintenance = Maintenance(storage, dispatcher, self._catch_up, rescuer, self.counters, consumer=name)
+        maintenance = Maintenance(storage, dispatcher, self._catch_up, rescuer, self.counters, consumer)
         self._consumer = GroupConsumer(
-            storage, dispatcher, maintenance, self._outbox, self._catch_up, self.counters, liveness, name
+            storage, consumer, dispatcher, maintenance, self._outbox, self._catch_up, self.counters, liveness
         )
         health = Health(app, settings, liveness, self._catch_up.caught_up, self._consumer)
         self._monitoring = PresenceReporter(settings, self.counters, liveness, health, name)

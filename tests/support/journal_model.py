@@ -80,8 +80,8 @@ class WritingMachine(RepeatingMachine):
         self.dedup_ttl_ms = settings["one"].dedup_ttl_ms
         self.keys = Keys(prefix)
         self.client = connect(settings["one"])
-        self.journals = {name: Storage(self.client, settings[name]).journal for name in GROUPS}
-        self.journal = self.journals["one"]
+        self.storages = {name: Storage(self.client, settings[name]) for name in GROUPS}
+        self.journal = self.storages["one"].journal
         self.channel: Any = self.client.pubsub(ignore_subscribe_messages=True)
         self.channel.subscribe(self.keys.channel("a.b"))
         # The model.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from bridge.broker import Outbox
 from bridge.handlers import Registry
-from bridge.storage import DeadLetter, Ended, Entry, Storage, dead_letter_fields
+from bridge.storage import DeadLetter, Ended, Entry, JournalConsumer, Storage, dead_letter_fields
 from bridge.subscriber.dispatch.back_pressure import BackPressure
 from bridge.subscriber.dispatch.entry_reader import EntryReader
 from bridge.subscriber.dispatch.router import Batch, Router
@@ -28,7 +28,7 @@ class Dispatcher:
 
     Arguments:
         storage, outbox, registry, counters: Its parts.
-        consumer: Name within the group; no other live process may use it.
+        consumer: Reads for the group.
     """
 
     def __init__(
@@ -37,20 +37,20 @@ class Dispatcher:
         outbox: Outbox,
         registry: Registry,
         counters: Counters,
-        consumer: str,
+        consumer: JournalConsumer,
     ) -> None:
         settings = storage.settings
-        self._transaction = DispatchTransaction(storage.client, storage.journal, storage.ledger, consumer)
-        self._reader = EntryReader(storage.journal, self._transaction, settings, consumer)
+        self._transaction = DispatchTransaction(storage.client, consumer, storage.ledger)
+        self._reader = EntryReader(consumer, self._transaction, settings)
         self._router = Router(outbox, registry, settings)
-        self._back_pressure = BackPressure(outbox, counters, settings, consumer)
+        self._back_pressure = BackPressure(outbox, counters, settings, consumer.name)
         self._outbox = outbox
         self._ledger = storage.ledger
         self._dead_letters = storage.dead_letters
         self._counters = counters
         self._group = settings.group
         self._pause_s = settings.block_ms / 1000
-        self._consumer = consumer
+        self._consumer = consumer.name
         #: The batch whose transaction is under way.
         self._in_transaction: Batch | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bridge.config import BATCH_BYTES, BridgeSettings
-from bridge.storage import Entry, Journal
+from bridge.storage import Entry, JournalConsumer
 from bridge.subscriber.dispatch.router import Batch
 from bridge.subscriber.dispatch.transaction import DispatchTransaction
 
@@ -22,19 +22,15 @@ class EntryReader:
     during a backlog, with the transaction of the batch before; then new ones.
 
     Arguments:
-        journal: The journal, and the group that reads it.
+        consumer: Reads for the group.
         transaction: Reads ahead.
         settings: ``batch_size``, ``block_ms``, ``max_queue_length``.
-        consumer: Name within the group.
     """
 
-    def __init__(
-        self, journal: Journal, transaction: DispatchTransaction, settings: BridgeSettings, consumer: str
-    ) -> None:
-        self._journal = journal
+    def __init__(self, consumer: JournalConsumer, transaction: DispatchTransaction, settings: BridgeSettings) -> None:
+        self._consumer = consumer
         self._transaction = transaction
         self._settings = settings
-        self._consumer = consumer
         #: How many entries to read at once.
         self.limit = min(_FIRST_LIMIT, settings.batch_size)
         #: Whether the next entries are those that this consumer holds.
@@ -52,10 +48,10 @@ class EntryReader:
         self._transaction.open()
         ahead, self.ahead = self.ahead, []
         if self.rereads_pending:
-            entries = self._journal.pending_entries(self._consumer, self.limit)
+            entries = self._consumer.pending_entries(self.limit)
             self.rereads_pending = bool(entries)
             return entries
-        return ahead or self._journal.read(self._consumer, self.limit, self._settings.block_ms)
+        return ahead or self._consumer.read(self.limit, self._settings.block_ms)
 
     def reads_ahead(self, entries: Sequence[Entry]) -> bool:
         """Whether the entries after *entries*, which were just read, are to be read while these are dispatched."""

@@ -19,7 +19,7 @@ from redis import Redis
 
 from bridge.broker import Message, by_queue
 from bridge.redis import RawConnection
-from bridge.storage import Entry, Journal, Ledger, group_errors
+from bridge.storage import Entry, JournalConsumer, Ledger, group_errors, server_ms
 
 _MULTI, _EXEC, _TIME = ("MULTI",), ("EXEC",), ("TIME",)
 
@@ -55,13 +55,12 @@ class DispatchTransaction:
 
     Arguments:
         client: Connected to the bus.
-        journal, ledger: Of the group.
-        consumer: Name within the group.
+        consumer: Reads for the group.
+        ledger: Of the group.
     """
 
-    def __init__(self, client: Redis, journal: Journal, ledger: Ledger, consumer: str) -> None:
+    def __init__(self, client: Redis, consumer: JournalConsumer, ledger: Ledger) -> None:
         self._client = client
-        self._journal = journal
         self._ledger = ledger
         self._consumer = consumer
         self._connection: RawConnection | None = None
@@ -97,9 +96,9 @@ class DispatchTransaction:
             return self._connection
         try:
             if self._in_doubt:
-                self._journal.advance_fencing_token()
+                self._consumer.advance_fencing_token()
             connection = self._connection = RawConnection(self._client)
-            connection.send([*self._journal.watch_commands(), _TIME])
+            connection.send([*self._consumer.watch_commands(), _TIME])
             self._fencing_token = self._watched(connection)
         except BaseException:
             self.close()
@@ -116,10 +115,10 @@ class DispatchTransaction:
         try:
             connection = self._opened()
             work = self._commands(entry_ids, messages)
-            commands = [_MULTI, *work, _EXEC, *self._journal.watch_commands(), _TIME] if work else []
+            commands = [_MULTI, *work, _EXEC, *self._consumer.watch_commands(), _TIME] if work else []
             self._request = _Request(len(work), bool(read))
             if read:
-                commands.append(self._journal.reading(self._consumer, read))
+                commands.append(self._consumer.read_command(read))
             connection.send(commands)
         except BaseException:
             self.close()
@@ -143,7 +142,7 @@ class DispatchTransaction:
                 ownership_lost = self._watched(connection) != self._fencing_token or not committed
             if request.reads:
                 with group_errors():
-                    entries = self._journal.entries_read(connection.reply())
+                    entries = self._consumer.entries_of(connection.reply())
         except BaseException:
             self.close()
             raise
@@ -173,13 +172,12 @@ class DispatchTransaction:
         if messages:
             commands += self._ledger.listing([message.listed for message in messages], self.now_ms)
         if entry_ids:
-            commands.append(self._journal.acknowledging(entry_ids))
+            commands.append(self._consumer.acknowledge_command(entry_ids))
         return commands
 
     def _watched(self, connection: RawConnection) -> bytes | None:
         """Read the replies to WATCH, GET and TIME; return the fencing token as it is now."""
         connection.reply()
         fencing_token: bytes | None = connection.reply()
-        seconds, microseconds = connection.reply()
-        self._clock_offset_ms = int(seconds) * 1000 + int(microseconds) / 1000 - time.monotonic() * 1000
+        self._clock_offset_ms = server_ms(connection.reply()) - time.monotonic() * 1000
         return fencing_token

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from bridge.storage import Storage
+from bridge.storage import JournalConsumer, Storage
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.maintenance.leader import Leader
@@ -31,7 +31,7 @@ class Maintenance:
         catch_up: Scans the event keys again when that is due.
         rescuer: Redispatches overdue tasks.
         counters: Raises ``entries_claimed``, ``consumers_removed``, ``trimmed`` and ``lost``.
-        consumer: Name of this subscriber within the group.
+        consumer: Takes over the entries of dead consumers.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Maintenance:
         catch_up: CatchUp,
         rescuer: Rescuer,
         counters: Counters,
-        consumer: str,
+        consumer: JournalConsumer,
     ) -> None:
         settings = storage.settings
-        self._leader = Leader(storage, consumer)
+        self._leader = Leader(storage, consumer.name)
         self._group = settings.group
         self._journal = storage.journal
         self._presence = storage.presence
@@ -79,7 +79,7 @@ class Maintenance:
     def _claim(self, stop: threading.Event) -> None:
         cursor = b"0-0"
         while not stop.is_set():
-            claimed = self._journal.claim(self._consumer, self._claim_idle_ms, cursor, _CLAIM_COUNT)
+            claimed = self._consumer.claim(self._claim_idle_ms, cursor, _CLAIM_COUNT)
             if claimed.taken:
                 self._dispatcher.reread_pending()
             self._counters.add("entries_claimed", claimed.taken)
@@ -90,9 +90,9 @@ class Maintenance:
 
     def _remove_dead(self, _: threading.Event) -> None:
         # To Redis before 7.2, a consumer that reads and finds nothing is idle too.
-        alive = {self._consumer, *(one.name for one in self._presence.all() if one.alive)}
-        for consumer in self._journal.idle_consumers(self._claim_idle_ms):
-            if consumer not in alive and self._journal.leave(consumer, self._claim_idle_ms):
+        alive = {self._consumer.name, *(one.name for one in self._presence.all() if one.alive)}
+        for consumer in self._consumer.idle_consumers(self._claim_idle_ms):
+            if consumer not in alive and self._consumer.remove(consumer, self._claim_idle_ms):
                 self._counters.add("consumers_removed")
                 extra = log_fields(Action.CONSUMER_REMOVED, group=self._group, consumer=consumer)
                 log.info("consumer %s is gone and holds nothing: removed from the group", consumer, extra=extra)

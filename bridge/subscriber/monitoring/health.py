@@ -107,7 +107,7 @@ class Health:
 
     def _try_bus(self) -> str:
         try:
-            if self.storage.journal.group_exists():
+            if self._settings.group in self.storage.journal.groups():
                 return ""
         except (RedisError, OSError) as error:
             return f"Redis at {self._settings.redacted_url}: {error or type(error).__name__}"

@@ -22,7 +22,7 @@ def old(client: Redis, settings: BridgeSettings, bus: EventBus) -> Keys:
     keys = Keys(settings.channel_prefix)
     for number in range(5):
         bus.publish("dream.created", id=f"e{number}")
-    Storage(client, settings.model_copy(update={"group": "old.shop"})).journal.create_group("earliest")
+    Storage(client, settings.model_copy(update={"group": "old.shop"})).consumer("a").create_group("earliest")
     client.xreadgroup("old.shop", "dead", {keys.journal: ">"}, count=2)
     event = Event(type="dream.created", id="e0")
     letter = DeadLetter.of_event("failure", "boom", event, event.encode(), "t.exact", "t1")

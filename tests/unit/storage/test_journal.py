@@ -26,13 +26,18 @@ def redis(each_server: RedisServer) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def journal(each_server: RedisServer, prefix: str) -> Journal:
-    return journal_of(each_server, prefix)
+def storage(each_server: RedisServer, prefix: str) -> Storage:
+    return storage_of(each_server, prefix)
 
 
-def journal_of(server: RedisServer, prefix: str, group: str = "g", **settings: object) -> Journal:
+@pytest.fixture
+def journal(storage: Storage) -> Journal:
+    return storage.journal
+
+
+def storage_of(server: RedisServer, prefix: str, group: str = "g", **settings: object) -> Storage:
     loaded = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group=group, **settings)
-    return Storage(connect(loaded), loaded).journal
+    return Storage(connect(loaded), loaded)
 
 
 def record(event_id: str, payload: object = None) -> EncodedEvent:
@@ -40,8 +45,8 @@ def record(event_id: str, payload: object = None) -> EncodedEvent:
     return EncodedEvent.of(event, event.encode())
 
 
-def acknowledge(redis: Redis, journal: Journal, entry_ids: list[bytes]) -> None:
-    redis.execute_command(*journal.acknowledging(entry_ids))
+def acknowledge(storage: Storage, entry_ids: list[bytes]) -> None:
+    storage.client.execute_command(*storage.consumer("a").acknowledge_command(entry_ids))
 
 
 def ids(entries: list) -> list[str]:
@@ -75,7 +80,7 @@ def test_concurrent_appends_in_random_order_append_once(each_server: RedisServer
     outcomes: list[str] = []
 
     def write(part: list[EncodedEvent]) -> None:
-        journal = journal_of(each_server, prefix)
+        journal = storage_of(each_server, prefix).journal
         for start in range(0, len(part), 500):
             outcomes.extend(journal.append(part[start : start + 500]))
 
@@ -117,132 +122,133 @@ def test_a_journal_key_of_another_type_is_loud_and_marks_nothing(journal: Journa
 
 def test_every_group_gets_every_event_once(each_server: RedisServer, prefix: str) -> None:
     """Consumers of one group share the events; another group gets all of them."""
-    first, second = journal_of(each_server, prefix, "one"), journal_of(each_server, prefix, "two")
-    first.append([record(str(number)) for number in range(10)])
-    for journal in (first, second):
-        assert journal.create_group("earliest")
-        assert not journal.create_group("earliest")
-    shared = first.read("a", 4, 10) + first.read("b", 100, 10)
-    assert ids(shared) == ids(second.read("a", 100, 10)) == [str(number) for number in range(10)]
-    assert first.read("a", 10, 10) == []
+    first, second = storage_of(each_server, prefix, "one"), storage_of(each_server, prefix, "two")
+    first.journal.append([record(str(number)) for number in range(10)])
+    for storage in (first, second):
+        assert storage.consumer("a").create_group("earliest")
+        assert not storage.consumer("a").create_group("earliest")
+    shared = first.consumer("a").read(4, 10) + first.consumer("b").read(100, 10)
+    assert ids(shared) == ids(second.consumer("a").read(100, 10)) == [str(number) for number in range(10)]
+    assert first.consumer("a").read(10, 10) == []
 
 
-def test_a_late_group_begins_with_the_next_event(journal: Journal) -> None:
+def test_a_late_group_begins_with_the_next_event(storage: Storage) -> None:
     """A group created at "latest" does not get what is already there."""
-    journal.append([record("before")])
-    assert not journal.group_exists()
-    journal.create_group("latest")
-    assert journal.group_exists()
-    journal.append([record("after")])
-    assert ids(journal.read("a", 10, 10)) == ["after"]
+    storage.journal.append([record("before")])
+    assert "g" not in storage.journal.groups()
+    storage.consumer("a").create_group("latest")
+    assert "g" in storage.journal.groups()
+    storage.journal.append([record("after")])
+    assert ids(storage.consumer("a").read(10, 10)) == ["after"]
 
 
-def test_held_entries_come_back_until_acknowledged(journal: Journal, redis: Redis) -> None:
+def test_held_entries_come_back_until_acknowledged(storage: Storage, redis: Redis) -> None:
     """What a consumer read and did not acknowledge is its own to read again, after any reconnect."""
-    journal.create_group("earliest")
-    journal.append([record(str(number)) for number in range(3)])
-    entries = journal.read("a", 10, 10)
-    assert ids(journal.pending_entries("a", 10)) == ["0", "1", "2"]
-    assert journal.pending_entries("b", 10) == []
-    acknowledge(redis, journal, [entry.entry_id for entry in entries[:2]])
-    acknowledge(redis, journal, [entry.entry_id for entry in entries[:2]])
-    assert ids(journal.pending_entries("a", 10)) == ["2"]
+    storage.consumer("a").create_group("earliest")
+    storage.journal.append([record(str(number)) for number in range(3)])
+    entries = storage.consumer("a").read(10, 10)
+    assert ids(storage.consumer("a").pending_entries(10)) == ["0", "1", "2"]
+    assert storage.consumer("b").pending_entries(10) == []
+    acknowledge(storage, [entry.entry_id for entry in entries[:2]])
+    acknowledge(storage, [entry.entry_id for entry in entries[:2]])
+    assert ids(storage.consumer("a").pending_entries(10)) == ["2"]
 
 
-def test_claim_takes_over_from_a_dead_consumer(journal: Journal) -> None:
+def test_claim_takes_over_from_a_dead_consumer(storage: Storage) -> None:
     """Entries idle for long enough change hands, walking the cursor; fresh ones stay."""
-    journal.create_group("earliest")
-    journal.append([record(str(number)) for number in range(25)])
-    journal.read("dead", 100, 10)
-    assert journal.claim("b", 60_000, b"0-0", 100).taken == 0
+    storage.consumer("a").create_group("earliest")
+    storage.journal.append([record(str(number)) for number in range(25)])
+    storage.consumer("dead").read(100, 10)
+    assert storage.consumer("b").claim(60_000, b"0-0", 100).taken == 0
     taken, cursor, calls = 0, b"0-0", 0
     while calls == 0 or cursor != b"0-0":
-        claimed = journal.claim("b", 0, cursor, 10)
+        claimed = storage.consumer("b").claim(0, cursor, 10)
         taken, calls, cursor = taken + claimed.taken, calls + 1, claimed.cursor
     assert (taken, calls) == (25, 3)
-    assert len(journal.pending_entries("b", 100)) == 25
+    assert len(storage.consumer("b").pending_entries(100)) == 25
 
 
-def test_claim_counts_what_was_removed_meanwhile(journal: Journal, redis: Redis, prefix: str) -> None:
+def test_claim_counts_what_was_removed_meanwhile(storage: Storage, redis: Redis, prefix: str) -> None:
     """Entries deleted while a dead consumer held them are counted: their events are lost."""
-    journal.create_group("earliest")
-    journal.append([record(str(number)) for number in range(3)])
-    entries = journal.read("dead", 100, 10)
+    storage.consumer("a").create_group("earliest")
+    storage.journal.append([record(str(number)) for number in range(3)])
+    entries = storage.consumer("dead").read(100, 10)
     redis.xdel(Keys(prefix).journal, entries[0].entry_id)
-    claimed = journal.claim("b", 0, b"0-0", 100)
+    claimed = storage.consumer("b").claim(0, b"0-0", 100)
     assert (claimed.taken, claimed.removed) == (2, 1)
 
 
-def test_removed_entries_are_reported_not_skipped(journal: Journal, redis: Redis, prefix: str) -> None:
+def test_removed_entries_are_reported_not_skipped(storage: Storage, redis: Redis, prefix: str) -> None:
     """An entry deleted under a consumer that holds it is read as one without data."""
-    journal.create_group("earliest")
-    journal.append([record("1")])
-    (entry,) = journal.read("a", 10, 10)
+    storage.consumer("a").create_group("earliest")
+    storage.journal.append([record("1")])
+    (entry,) = storage.consumer("a").read(10, 10)
     redis.xdel(Keys(prefix).journal, entry.entry_id)
-    assert [(held.entry_id, held.data) for held in journal.pending_entries("a", 10)] == [(entry.entry_id, None)]
+    held = storage.consumer("a").pending_entries(10)
+    assert [(one.entry_id, one.data) for one in held] == [(entry.entry_id, None)]
 
 
-def test_a_lost_journal_or_group_has_its_own_error(journal: Journal, redis: Redis, prefix: str) -> None:
+def test_a_lost_journal_or_group_has_its_own_error(storage: Storage, redis: Redis, prefix: str) -> None:
     """Reading, claiming and leaving say JournalLost when stream or group are gone."""
-    journal.create_group("earliest")
+    storage.consumer("a").create_group("earliest")
     redis.delete(Keys(prefix).journal)
     for call in (
-        lambda: journal.read("a", 1, 10),
-        lambda: journal.pending_entries("a", 1),
-        lambda: journal.claim("a", 0, b"0-0", 1),
-        lambda: journal.leave("a"),
+        lambda: storage.consumer("a").read(1, 10),
+        lambda: storage.consumer("a").pending_entries(1),
+        lambda: storage.consumer("a").claim(0, b"0-0", 1),
+        lambda: storage.consumer("a").leave(),
     ):
         with pytest.raises(JournalLost):
             call()
 
 
-def test_leaving_keeps_a_consumer_that_holds_entries(journal: Journal, redis: Redis, prefix: str) -> None:
+def test_leaving_keeps_a_consumer_that_holds_entries(storage: Storage, redis: Redis, prefix: str) -> None:
     """A consumer is removed only when it holds nothing."""
-    journal.create_group("earliest")
-    journal.append([record("1")])
-    (entry,) = journal.read("a", 10, 10)
-    journal.leave("a")
+    storage.consumer("a").create_group("earliest")
+    storage.journal.append([record("1")])
+    (entry,) = storage.consumer("a").read(10, 10)
+    storage.consumer("a").leave()
     assert [consumer["name"] for consumer in redis.xinfo_consumers(Keys(prefix).journal, "g")] == [b"a"]
-    acknowledge(redis, journal, [entry.entry_id])
-    journal.leave("a")
+    acknowledge(storage, [entry.entry_id])
+    storage.consumer("a").leave()
     assert redis.xinfo_consumers(Keys(prefix).journal, "g") == []
 
 
 def test_trim_goes_by_age_and_counts_what_a_group_loses(each_server: RedisServer, redis: Redis, prefix: str) -> None:
     """Only entries beyond their lifetime go; pending and unread ones among them are counted for their group."""
-    journal = journal_of(each_server, prefix, event_ttl_s=3600)
-    idle = journal_of(each_server, prefix, "idle", event_ttl_s=3600)
+    storage = storage_of(each_server, prefix, event_ttl_s=3600)
+    idle = storage_of(each_server, prefix, "idle", event_ttl_s=3600)
     key = Keys(prefix).journal
-    journal.create_group("earliest")
-    idle.create_group("earliest")
+    storage.consumer("a").create_group("earliest")
+    idle.consumer("a").create_group("earliest")
     seconds, _ = redis.time()
     for number in range(2500):
         redis.xadd(key, {"event": b"{}"}, id=f"{(seconds - 7200) * 1000}-{number + 1}")
-    journal.append([record("young")])
-    done = journal.read("a", 2490, 10)
-    acknowledge(redis, journal, [entry.entry_id for entry in done[:-5]])
+    storage.journal.append([record("young")])
+    done = storage.consumer("a").read(2490, 10)
+    acknowledge(storage, [entry.entry_id for entry in done[:-5]])
     lost, rounds, more = {"g": 0, "idle": 0}, 0, True
     while more:
-        trimmed = journal.trim()
+        trimmed = storage.journal.trim()
         more, rounds = trimmed.more, rounds + 1
         for group, count in trimmed.lost.items():
             lost[group] += count
     assert rounds == 3
     assert lost == {"g": 15, "idle": 2500}
     assert [fields[b"id"] for _, fields in redis.xrange(key)] == [b"young"]
-    assert journal.pending_entries("a", 10) == []
-    assert ids(journal.read("a", 10, 10)) == ["young"]
+    assert storage.consumer("a").pending_entries(10) == []
+    assert ids(storage.consumer("a").read(10, 10)) == ["young"]
 
 
 def test_trim_counts_no_replay_for_another_group(each_server: RedisServer, redis: Redis, prefix: str) -> None:
     """An entry that a replay addressed to one group is nothing that another group could lose."""
-    journal = journal_of(each_server, prefix, event_ttl_s=3600)
-    other = journal_of(each_server, prefix, "other", event_ttl_s=3600)
-    journal.create_group("earliest")
-    other.create_group("earliest")
+    storage = storage_of(each_server, prefix, event_ttl_s=3600)
+    other = storage_of(each_server, prefix, "other", event_ttl_s=3600)
+    storage.consumer("a").create_group("earliest")
+    other.consumer("a").create_group("earliest")
     seconds, _ = redis.time()
     redis.xadd(Keys(prefix).journal, {"event": b"{}", "group": "other"}, id=f"{(seconds - 7200) * 1000}-1")
-    assert journal.trim().lost == {"other": 1}
+    assert storage.journal.trim().lost == {"other": 1}
 
 
 def test_trim_of_a_young_or_missing_journal_does_nothing(journal: Journal) -> None:

@@ -55,7 +55,7 @@ class JournalMachine(WritingMachine):
     @repeatable
     def create_group(self, name: str, start: Any) -> None:
         """Create a group, or find it there; the journal is there then as well."""
-        assert self.journals[name].create_group(start) == (name not in self.groups)
+        assert self.storages[name].consumer("a").create_group(start) == (name not in self.groups)
         self.exists, late = True, start == "latest"
         self.groups.setdefault(name, Group(self.top if late else FIRST, 0 if late else len(self.entries)))
 
@@ -63,7 +63,7 @@ class JournalMachine(WritingMachine):
     @repeatable
     def read(self, name: str, consumer: str, count: int) -> None:
         """Read new entries: in order, each by one consumer of the group."""
-        found = self.of_group(name, lambda: self.journals[name].read(consumer, count, block_ms=1))
+        found = self.of_group(name, lambda: self.storages[name].consumer(consumer).read(count, block_ms=1))
         if found is not None:
             group = self.groups[name]
             due = [entry for entry in self.entries if entry > group.last][:count]
@@ -78,7 +78,7 @@ class JournalMachine(WritingMachine):
     @repeatable
     def held(self, name: str, consumer: str, count: int) -> None:
         """Read again what a consumer holds; without its data if that was removed."""
-        found = self.of_group(name, lambda: self.journals[name].pending_entries(consumer, count))
+        found = self.of_group(name, lambda: self.storages[name].consumer(consumer).pending_entries(count))
         if found is not None:
             self.groups[name].consumers.add(consumer)
             mine = [entry for entry, owner in sorted(self.groups[name].pending.items()) if owner == consumer]
@@ -91,7 +91,8 @@ class JournalMachine(WritingMachine):
         known = list(self.entries)
         acknowledged = {known[pick % len(known)] for pick in chosen if known}
         if acknowledged:
-            self.client.execute_command(*self.journals[name].acknowledging([spelt(entry) for entry in acknowledged]))
+            command = self.storages[name].consumer("a").acknowledge_command([spelt(entry) for entry in acknowledged])
+            self.client.execute_command(*command)
         if name in self.groups:
             done = acknowledged & self.groups[name].pending.keys()
             self.groups[name].acknowledged += len(done)
@@ -110,7 +111,7 @@ class JournalMachine(WritingMachine):
         while more:
             group = self.groups[name]
             ahead = sorted(entry for entry in group.pending if entry >= parsed(cursor))
-            claimed = self.journals[name].claim(consumer, min_idle_ms, cursor, count)
+            claimed = self.storages[name].consumer(consumer).claim(min_idle_ms, cursor, count)
             walked = ahead if claimed.cursor == b"0-0" else [one for one in ahead if one < parsed(claimed.cursor)]
             removed = [entry for entry in walked if entry not in self.entries]
             taken = [entry for entry in walked if entry in self.entries and not min_idle_ms]
@@ -126,7 +127,7 @@ class JournalMachine(WritingMachine):
     @repeatable
     def leave(self, name: str, consumer: str, min_idle_ms: int) -> None:
         """Remove a consumer, unless it holds something or was there a moment ago."""
-        left = self.of_group(name, lambda: self.journals[name].leave(consumer, min_idle_ms))
+        left = self.of_group(name, lambda: self.storages[name].consumer("a").remove(consumer, min_idle_ms))
         if left is not None:
             group = self.groups[name]
             assert left == (consumer in group.consumers - set(group.pending.values()) and not min_idle_ms)
@@ -135,15 +136,15 @@ class JournalMachine(WritingMachine):
     @rule(name=groups, chosen=st.lists(picks, max_size=3))
     def look(self, name: str, chosen: list[int]) -> None:
         """What only looks tells the truth."""
-        one = self.journals[name]
-        assert one.group_exists() == (name in self.groups)
+        one, consumer = self.storages[name].journal, self.storages[name].consumer("a")
+        assert (name in one.groups()) == (name in self.groups)
         assert one.unseen(IDS) == [event_id for event_id in IDS if event_id not in self.marks]
         ids = [spelt((self.top[0], pick)) for pick in chosen] + [spelt(entry) for entry in self.entries]
         there = {spelt(entry): data for entry, data in self.entries.items()}
         assert one.entries([raw.decode() for raw in ids]) == {
             raw.decode(): Entry(raw, there[raw]) for raw in ids if raw in there
         }
-        idle = self.of_group(name, lambda: one.idle_consumers(0))
+        idle = self.of_group(name, lambda: consumer.idle_consumers(0))
         if idle is not None:
             assert set(idle) == self.groups[name].consumers - set(self.groups[name].pending.values())
 

@@ -145,8 +145,8 @@ def outcome(server: RedisServer) -> Iterator[Outcome]:
         began_ms = time.time_ns() // 1_000_000
         with EventBus(settings) as bus:
             bus.publish("sentinel", id="zero")
-        assert Storage(client, settings).journal.create_group(
-            "earliest"
+        assert (
+            Storage(client, settings).consumer("a").create_group("earliest")
         )  # a subscriber that makes it reads all keys once more
         write_keys(client, [c for name in CASES for c in (CASES[name], valid(name)) if c.key and not c.late])
         subscriber = Subscriber(app, settings, "one")

@@ -203,11 +203,11 @@ def test_a_dead_consumers_entries_are_taken_over(
 ) -> None:
     """What a consumer read and never acknowledged is dispatched by another after claim_idle_s."""
     register_handlers("t.all")
-    journal = Storage(connect(settings), settings).journal
-    journal.create_group("earliest")
+    dead = Storage(connect(settings), settings).consumer("dead")
+    dead.create_group("earliest")
     with EventBus(settings) as bus:
         bus.publish_many([Event(type="a.b", id=f"n{number}") for number in range(20)])
-    assert len(journal.read("dead", 100, 10)) == 20
+    assert len(dead.read(100, 10)) == 20
     subscriber = start_subscriber(claim_idle_s=0.2, maintenance_interval_s=0.1)
     eventually(lambda: queues.length() == 20, "all are dispatched")
     assert subscriber.info()["entries_claimed"] >= 20

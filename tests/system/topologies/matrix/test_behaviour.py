@@ -203,10 +203,10 @@ def test_entries_of_a_dead_consumer_are_taken_over(
 ) -> None:
     """What a consumer read and never acknowledged is dispatched by another."""
     register_handlers("t.exact")
-    journal = Storage(client, settings).journal
-    journal.create_group("earliest")
+    dead = Storage(client, settings).consumer("dead")
+    dead.create_group("earliest")
     publish(bus, "a", "b")
-    assert len(journal.read("dead", 10, 10)) == 2
+    assert len(dead.read(10, 10)) == 2
     start_subscriber(claim_idle_s=0.2, maintenance_interval_s=0.1)
     eventually(lambda: waiting.tasks() == {message("a"): 1, message("b"): 1}, "both are dispatched")
 

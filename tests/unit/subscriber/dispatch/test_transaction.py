@@ -101,14 +101,14 @@ def test_entries_claimed_under_a_subscriber(
     """While others claim and give back whatever is under way, again and again, each event still goes out once."""
     register_handlers("t.all")
     subscriber = start_subscriber(batch_size=20, claim_idle_s=0.1, maintenance_interval_s=0.05)
-    thief = Storage(backlog.client, settings).journal
+    storage = Storage(backlog.client, settings)
     taken, enough = 0, threading.Event()
 
     def steal() -> None:
         nonlocal taken
         while not enough.is_set():
-            taken += thief.claim("thief", 0, b"0-0", 50).taken
-            taken += thief.claim(subscriber.name, 0, b"0-0", 50).taken
+            taken += storage.consumer("thief").claim(0, b"0-0", 50).taken
+            taken += storage.consumer(subscriber.name).claim(0, b"0-0", 50).taken
             subscriber._consumer._dispatcher.reread_pending()
             if taken >= 500:
                 enough.set()

@@ -19,7 +19,7 @@ from bridge.handlers.handler import registry
 from bridge.redis.client import connect
 from bridge.storage import Storage
 from bridge.storage.entries import Entry
-from bridge.storage.journal import Journal
+from bridge.storage.journal_consumer import JournalConsumer
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.dispatch.transaction import DispatchTransaction, TransactionResult
 from bridge.telemetry.counters import Counters
@@ -33,15 +33,15 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture
-def journal(client: Redis, settings: BridgeSettings) -> Journal:
-    """Of a group that begins with the first event."""
-    made = Storage(client, settings).journal
+def consumer(client: Redis, settings: BridgeSettings) -> JournalConsumer:
+    """Named one, of a group that begins with the first event."""
+    made = Storage(client, settings).consumer("one")
     made.create_group("earliest")
     return made
 
 
 @pytest.fixture
-def backlog(journal: Journal, client: Redis, settings: BridgeSettings, queues: Queues) -> Iterator[Backlog]:
+def backlog(consumer: JournalConsumer, client: Redis, settings: BridgeSettings, queues: Queues) -> Iterator[Backlog]:
     """Twenty events in the journal."""
     with EventBus(settings) as bus:
         made = Backlog(bus, client, settings, queues)
@@ -50,10 +50,10 @@ def backlog(journal: Journal, client: Redis, settings: BridgeSettings, queues: Q
 
 
 @pytest.fixture
-def handover(settings: BridgeSettings, journal: Journal, backlog: Backlog) -> Iterator[DispatchTransaction]:
+def handover(settings: BridgeSettings, consumer: JournalConsumer, backlog: Backlog) -> Iterator[DispatchTransaction]:
     """Of a consumer named one."""
     with connect(settings) as connected:
-        made = DispatchTransaction(connected, journal, backlog.ledger, "one")
+        made = DispatchTransaction(connected, consumer, backlog.ledger)
         yield made
         made.close()
 
@@ -77,11 +77,11 @@ def begin(app: Celery, settings: BridgeSettings) -> Begin:
 
 
 def test_one_request_hands_over_and_reads_on(
-    handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog
+    handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
     """The answer to a request holds the entries after those it hands over; at the end of the journal it holds none."""
     handover.open()
-    begin(handover, journal.read("one", 8, 10), read=8)
+    begin(handover, consumer.read(8, 10), read=8)
     first = handover.finish()
     assert (first.committed, first.ownership_lost, len(first.entries)) == (True, False, 8)
     begin(handover, first.entries, read=8)
@@ -94,18 +94,18 @@ def test_one_request_hands_over_and_reads_on(
 
 
 def test_entries_claimed_by_another(
-    handover: DispatchTransaction, journal: Journal, begin: Begin, settings: BridgeSettings, backlog: Backlog
+    handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, settings: BridgeSettings, backlog: Backlog
 ) -> None:
     """A transaction over entries that changed hands since they were read changes nothing, and its answer says so."""
     handover.open()
-    entries = journal.read("one", 10, 10)
-    assert Storage(backlog.client, settings).journal.claim("two", 0, b"0-0", 100).taken == 10
+    entries = consumer.read(10, 10)
+    assert Storage(backlog.client, settings).consumer("two").claim(0, b"0-0", 100).taken == 10
     begin(handover, entries, read=5)
     answer = handover.finish()
     assert (answer.committed, answer.ownership_lost, len(answer.entries)) == (False, True, 5)
     assert (backlog.queues.length(), backlog.ledger.size(), backlog.pending()) == (0, 0, 15)
     handover.open()
-    held = journal.pending_entries("one", 100)
+    held = consumer.pending_entries(100)
     assert held == answer.entries, "those that were claimed are the other consumer's"
     begin(handover, held)
     assert handover.finish().committed
@@ -113,13 +113,13 @@ def test_entries_claimed_by_another(
 
 
 def test_a_transaction_comes_late_to_entries_that_wait(
-    journal: Journal, begin: Begin, server: RedisServer, settings: BridgeSettings, backlog: Backlog
+    consumer: JournalConsumer, begin: Begin, server: RedisServer, settings: BridgeSettings, backlog: Backlog
 ) -> None:
     """Once its entries were read again it fails also before they are sent: they go out with the new connection."""
     with Proxy(server.port) as proxy, Redis.from_url(proxy.url, protocol=2) as client:
-        handover = DispatchTransaction(client, journal, backlog.ledger, "one")
+        handover = DispatchTransaction(client, consumer, backlog.ledger)
         handover.open()
-        entries = journal.read("one", 100, 10)
+        entries = consumer.read(100, 10)
         proxy.keep_request(b"EXEC")
 
         def hand_over() -> TransactionResult:
@@ -130,7 +130,7 @@ def test_a_transaction_comes_late_to_entries_that_wait(
             hand_over()
         assert proxy.done["request kept"] == 1
         handover.open()
-        assert journal.pending_entries("one", 100) == entries
+        assert consumer.pending_entries(100) == entries
         proxy.deliver()
         eventually(lambda: proxy.done["late reply"], "it was delivered, and answered")
         assert (backlog.pending(), backlog.queues.length()) == (20, 0)
@@ -140,12 +140,12 @@ def test_a_transaction_comes_late_to_entries_that_wait(
 
 
 def test_a_queue_that_is_no_list(
-    handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog
+    handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
     """It is noticed before the transaction, as often as it is tried: nothing is acknowledged or listed."""
     queue = f"{backlog.queues.key_prefix}{backlog.queues.prefix}celery"
     handover.open()
-    entries = journal.read("one", 100, 10)
+    entries = consumer.read(100, 10)
     for value in ("x", "y"):
         backlog.client.set(queue, value)
         with pytest.raises(ResponseError, match="WRONGTYPE"):
@@ -160,11 +160,11 @@ def test_a_queue_that_is_no_list(
 
 
 def test_a_queue_that_is_replaced(
-    handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog
+    handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
     """Where it was a list one request before, the error comes too late: the tasks are listed, to be sent again."""
     handover.open()
-    begin(handover, journal.read("one", 10, 10), read=10)
+    begin(handover, consumer.read(10, 10), read=10)
     second = handover.finish().entries
     backlog.client.set(f"{backlog.queues.key_prefix}{backlog.queues.prefix}celery", "x")
     begin(handover, second)
@@ -177,10 +177,12 @@ def test_a_queue_that_is_replaced(
     assert (backlog.pending(), backlog.ledger.size()) == (0, 20)
 
 
-def test_a_group_that_is_gone(handover: DispatchTransaction, journal: Journal, begin: Begin, backlog: Backlog) -> None:
+def test_a_group_that_is_gone(
+    handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
+) -> None:
     """What was handed over has come to pass; reading on says that the journal is lost."""
     handover.open()
-    entries = journal.read("one", 10, 10)
+    entries = consumer.read(10, 10)
     backlog.client.xgroup_destroy(backlog.journal, "tests")
     begin(handover, entries, read=10)
     with pytest.raises(JournalLost):
@@ -196,8 +198,8 @@ def test_a_redis_without_memory(register_handlers, own_server: RedisServer, pref
     with make_app(own_server.url, prefix) as app, EventBus(settings) as bus, connect(settings) as client:
         app.finalize()
         backlog, storage = Backlog(bus, client, settings, Queues(client, prefix)), Storage(client, settings)
-        dispatcher = Dispatcher(storage, Outbox(app, settings), registry, Counters(), "one")
-        storage.journal.create_group("earliest")
+        dispatcher = Dispatcher(storage, Outbox(app, settings), registry, Counters(), storage.consumer("one"))
+        storage.consumer("a").create_group("earliest")
         backlog.publish(200)
 
         def refused() -> bool:

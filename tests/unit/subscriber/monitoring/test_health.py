@@ -165,7 +165,7 @@ def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings
     assert found() == ["the journal has no group tests yet"]
     client.xadd(Keys(settings.channel_prefix).journal, {"id": "e"})
     assert found() == ["the journal has no group tests yet"]
-    Storage(client, settings).journal.create_group("earliest")
+    Storage(client, settings).consumer("a").create_group("earliest")
     assert found() == ["not subscribed to the event channels yet"]
     liveness.mark("received")
     assert found() == ["still looking for events that were missed before it started"]

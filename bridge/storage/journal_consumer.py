@@ -1,0 +1,121 @@
+"""The journal as one consumer of a group reads it.
+
+The methods raise redis-py's errors as they come: the loops that call them decide how to wait. They raise
+:class:`~bridge.errors.JournalLost` when the group or the journal was deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from bridge.storage.entries import Claimed, Entry
+from bridge.storage.journal import group_errors
+from bridge.storage.keys import Keys
+from bridge.storage.lua import script
+
+
+class JournalConsumer:
+    """One consumer of one consumer group.
+
+    Arguments:
+        client: Connected to the bus.
+        keys: Of the same bus.
+        group: Name of the group.
+        name: Name of the consumer within the group; no other live process may use it.
+    """
+
+    def __init__(self, client: Redis, keys: Keys, group: str, name: str) -> None:
+        self._client = client
+        self._key = keys.journal
+        self._fencing_token = keys.fencing_token(group)
+        self._leave = script(client, "leave")
+        self.group = group
+        self.name = name
+
+    def create_group(self, start: Literal["earliest", "latest"]) -> bool:
+        """Create the group, and the journal if it does not exist; return False when the group exists already."""
+        try:
+            self._client.xgroup_create(self._key, self.group, id="0" if start == "earliest" else "$", mkstream=True)
+        except ResponseError as error:
+            if str(error).startswith("BUSYGROUP"):
+                return False
+            raise
+        return True
+
+    def read(self, count: int, block_ms: int) -> list[Entry]:
+        """Take up to *count* entries that no consumer of the group has had; wait up to *block_ms* for the first."""
+        return self._read(">", count, block_ms)
+
+    def pending_entries(self, count: int) -> list[Entry]:
+        """Return up to *count* entries that this consumer took and has not acknowledged, the oldest first."""
+        return self._read("0", count, None)
+
+    def _read(self, start: str, count: int, block_ms: int | None) -> list[Entry]:
+        with group_errors():
+            reply = self._client.xreadgroup(self.group, self.name, {self._key: start}, count=count, block=block_ms)
+        return [Entry.of(*row) for row in cast("Any", reply)[0][1]] if reply else []
+
+    def claim(self, min_idle_ms: int, cursor: bytes, count: int) -> Claimed:
+        """Take over entries that another consumer has held for *min_idle_ms*; :meth:`pending_entries` returns them.
+
+        Arguments:
+            cursor: ``b"0-0"`` for the first call, then that of the last result until it is ``b"0-0"`` again.
+        """
+        with group_errors():
+            reply: Any = self._client.xautoclaim(
+                self._key, self.group, self.name, min_idle_ms, start_id=cursor, count=count
+            )
+        if reply[1]:
+            self.advance_fencing_token()
+        removed = reply[2] if len(reply) > 2 else []  # Redis 6.2 has no such list
+        return Claimed(cursor=reply[0], taken=len(reply[1]), removed=len(removed))
+
+    def leave(self) -> bool:
+        """Remove this consumer from the group, unless it holds entries; return whether it was removed."""
+        return self.remove(self.name)
+
+    def remove(self, consumer: str, min_idle_ms: int = 0) -> bool:
+        """Remove a consumer from the group, unless it holds entries or has read within *min_idle_ms*."""
+        with group_errors():
+            return bool(self._leave(keys=[self._key], args=[self.group, consumer, min_idle_ms]))
+
+    def idle_consumers(self, min_idle_ms: int) -> list[str]:
+        """Return the consumers of the group that hold no entry and have not read for *min_idle_ms*."""
+        with group_errors():
+            consumers: Any = self._client.xinfo_consumers(self._key, self.group)
+        return [row["name"].decode() for row in consumers if row["idle"] >= min_idle_ms and not row["pending"]]
+
+    # Commands for the transaction that dispatches, see subscriber/dispatch/transaction.py
+
+    def read_command(self, count: int) -> tuple[Any, ...]:
+        """Return the command of :meth:`read`, without waiting; its reply is for :meth:`entries_of`."""
+        return ("XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, "STREAMS", self._key, ">")
+
+    def entries_of(self, reply: Any) -> list[Entry]:
+        """Return the entries in the reply to :meth:`read_command`."""
+        rows = reply[0][1] if reply else ()
+        return [
+            Entry(entry_id, fields[5])  # nearly all entries have these fields
+            if len(fields) == 6 and fields[4] == b"event"
+            else Entry.of(entry_id, dict(zip(fields[::2], fields[1::2], strict=True)))
+            for entry_id, fields in rows
+        ]
+
+    def acknowledge_command(self, entry_ids: Sequence[bytes]) -> tuple[Any, ...]:
+        """Return the command that acknowledges entries for the group; safe to repeat."""
+        return ("XACK", self._key, self.group, *entry_ids)
+
+    def watch_commands(self) -> list[tuple[Any, ...]]:
+        """Return the commands that make the next transaction fail if the fencing token advances before it."""
+        return [("WATCH", self._fencing_token), ("GET", self._fencing_token)]
+
+    def advance_fencing_token(self) -> None:
+        """Make the transactions fail that were begun before: their entries now belong to another connection.
+
+        It must be advanced before those entries are read again.
+        """
+        self._client.incr(self._fencing_token)
