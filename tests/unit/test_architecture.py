@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,11 @@ MAX_FUNCTION_LINES = 60
 MAX_ARGUMENTS = 8
 
 
+@cache
+def parsed(code: str) -> ast.Module:
+    return ast.parse(code)
+
+
 def modules() -> dict[str, Path]:
     """Return all modules of the package by their dotted names."""
     paths = sorted((ROOT / "bridge").rglob("*.py"))
@@ -68,7 +74,7 @@ def references(code: str, module: str, is_package: bool = False) -> list[tuple[s
     package = module if is_package else module.rpartition(".")[0]
     known = modules()
     found = []
-    for source, name in imported(ast.parse(code), package):
+    for source, name in imported(parsed(code), package):
         full = f"{source}.{name}"
         if full in known:
             found.append((full, ""))
@@ -107,7 +113,7 @@ def _is_offered(module: str) -> bool:
 
 def offered(module: str) -> set[str]:
     """Return ``__all__`` of a face; a module without one offers what is not private."""
-    tree = ast.parse(modules()[module].read_text())
+    tree = parsed(modules()[module].read_text())
     names: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(
@@ -181,6 +187,17 @@ def test_the_check_itself(code: str, module: str, wrong: int) -> None:
     assert len(wrong_imports(code, module)) == wrong
 
 
+def test_tests_import_no_test() -> None:
+    """What tests share is in tests/support; fixtures are found by folder."""
+    imported_tests = re.compile(r"tests\.(?:\w+\.)*(?:test_\w+|conftest)(?:\.|$)")
+    assert [
+        f"{path.relative_to(ROOT)}: {source}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for source, _ in imported(parsed(path.read_text()), "tests")
+        if imported_tests.match(source)
+    ] == []
+
+
 def test_examples_use_public_names_only() -> None:
     """The example handlers show what users may do: names of ``bridge.__all__``, nothing behind them."""
     for path in sorted((ROOT / "tasks").rglob("*.py")):
@@ -192,7 +209,7 @@ def sizes(path: Path) -> Iterable[str]:
     code = path.read_text()
     if len(code.splitlines()) > MAX_FILE_LINES:
         yield f"{path.relative_to(ROOT)}: {len(code.splitlines())} lines"
-    for node in ast.walk(ast.parse(code)):
+    for node in ast.walk(parsed(code)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1
             taken = len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs)

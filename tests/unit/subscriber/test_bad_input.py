@@ -7,7 +7,6 @@ import gc
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -135,7 +134,8 @@ def send_all(client: Redis, subscriber: Subscriber) -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def outcome(server: RedisServer) -> Iterator[Outcome]:
+def outcome(server: RedisServer) -> Outcome:
+    """What became of all cases, sent to one subscriber that has ended since."""
     before = list(registry)
     registry.clear()
     registry.add(HANDLERS["t.exact"])
@@ -160,7 +160,7 @@ def outcome(server: RedisServer) -> Iterator[Outcome]:
             letters = Storage(client, settings).dead_letters.latest(1000)
             left, messages = len(client.keys(KEYS.event("*"))), Queues(client, PREFIX).messages()
             ended_ms = time.time_ns() // 1_000_000
-            yield Outcome(journal_of(client), letters, counters, messages, pending, left, began_ms, ended_ms)
+            return Outcome(journal_of(client), letters, counters, messages, pending, left, began_ms, ended_ms)
         finally:
             subscriber.stop()
             registry.clear()
