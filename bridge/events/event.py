@@ -155,7 +155,10 @@ class Event(BaseModel, Generic[PayloadT]):
 
     @classmethod
     def _plain(cls, fields: dict[str, Any]) -> Self | None:
-        """Return the event that validation would make of *fields*, in half the time, if they are as nearly always."""
+        """Return the event that validation would make of *fields*, in half the time, if their types are the usual ones.
+
+        It sets what pydantic's ``model_construct()`` sets, which takes four times as long. A test compares the two.
+        """
         if not (cls is Event and fields.keys() <= _PLAIN and is_plain(fields)):
             return None
         check_id(fields["id"])
@@ -171,7 +174,6 @@ class Event(BaseModel, Generic[PayloadT]):
             "correlation_id": get("correlationId"),
         }
         event = cls.__new__(cls)
-        # What pydantic's own model_construct() sets.
         _set(event, "__dict__", values)
         _set(event, "__pydantic_fields_set__", set(values))
         _set(event, "__pydantic_extra__", {})

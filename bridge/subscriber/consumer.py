@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 
-from bridge.broker import Outbox
 from bridge.errors import JournalLost
 from bridge.redis import BackOff
 from bridge.storage import JournalConsumer, Storage
@@ -24,7 +23,6 @@ class GroupConsumer:
         storage: The journal, in which the group is; its settings have the ``group_start``.
         consumer: Creates and leaves the group.
         dispatcher, maintenance: Do one step each in turn.
-        outbox: Closed when the journal was lost.
         catch_up: Fills a journal that was lost.
         counters: Raises ``journal_lost``, ``errors`` and ``reconnects``.
         liveness: Gets a ``tick`` for every round.
@@ -36,7 +34,6 @@ class GroupConsumer:
         consumer: JournalConsumer,
         dispatcher: Dispatcher,
         maintenance: Maintenance,
-        outbox: Outbox,
         catch_up: CatchUp,
         counters: Counters,
         liveness: Liveness,
@@ -48,7 +45,6 @@ class GroupConsumer:
         self._group_start = storage.settings.group_start
         self._dispatcher = dispatcher
         self._maintenance = maintenance
-        self._outbox = outbox
         self._catch_up = catch_up
         self._counters = counters
         self._liveness = liveness
@@ -117,7 +113,7 @@ class GroupConsumer:
         self._counters.add("journal_lost")
         self._group_start = "earliest"  # an event that is dispatched twice has the same task id; a lost one is lost
         self._catch_up.refill()
-        self._outbox.close()  # kombu's queue bindings may be lost too; a new connection declares them
+        self._dispatcher.reconnect()  # in Redis, kombu's queue bindings may be lost too
 
     def _leave(self) -> None:
         try:

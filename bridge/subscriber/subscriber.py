@@ -83,7 +83,7 @@ class Subscriber:
         rescuer = Rescuer(storage, self._outbox, registry, self.counters)
         maintenance = Maintenance(storage, dispatcher, self._catch_up, rescuer, self.counters, consumer)
         self._consumer = GroupConsumer(
-            storage, consumer, dispatcher, maintenance, self._outbox, self._catch_up, self.counters, liveness
+            storage, consumer, dispatcher, maintenance, self._catch_up, self.counters, liveness
         )
         health = Health(app, settings, liveness, self._catch_up.caught_up, self._consumer)
         self._monitoring = PresenceReporter(settings, self.counters, liveness, health, name)

@@ -112,6 +112,10 @@ class Dispatcher:
         finally:
             self._transaction.close()
 
+    def reconnect(self) -> None:
+        """Close the connection to the broker, for a new one declares queues and bindings again, which may be lost."""
+        self._outbox.close()
+
     def close(self) -> None:
         """Give up what is under way."""
         self._transaction.close()

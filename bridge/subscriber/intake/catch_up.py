@@ -8,11 +8,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from bridge.bus import Admission, InvalidMessage
 from bridge.errors import InvalidEvent
 from bridge.events import EncodedEvent, Event
+from bridge.redis import is_wrong_type
 from bridge.storage import Storage
 from bridge.subscriber.intake.writer import JournalWriter
 from bridge.telemetry import Action, Counters, log_fields
@@ -163,9 +164,9 @@ class CatchUp:
         return stale
 
     def _decode(self, value: Any) -> EncodedEvent:
-        if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
-            raise InvalidEvent("wrong_key_type", "", "the event key holds no string")
         if isinstance(value, RedisError):
+            if is_wrong_type(value):
+                raise InvalidEvent("wrong_key_type", "", "the event key does not hold a string")
             raise value
         return self._admission.receive(value)
 

@@ -63,6 +63,15 @@ def test_the_fast_way_is_full_validation(fields: dict[str, Any]) -> None:
     assert repr(fields) == before
 
 
+def test_the_fast_way_sets_what_pydantic_sets() -> None:
+    """A later pydantic that keeps more in a model than this one does fails here."""
+    fast = Event.from_dict({"id": "i", "type": "a.b", "timestamp": 1, "payload": {"x": 1}})
+    constructed = Event.model_construct(set(vars(fast)), **vars(fast))
+    assert Event.__slots__ == ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+    for name in Event.__slots__:
+        assert getattr(fast, name) == getattr(constructed, name)
+
+
 @settings(max_examples=examples(300), deadline=None)
 @given(fields=FIELDS)
 def test_equal_however_they_were_made(fields: dict[str, Any]) -> None:
