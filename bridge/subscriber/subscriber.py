@@ -16,8 +16,8 @@ from bridge.handlers import registry
 from bridge.redis import connect
 from bridge.storage import Storage
 from bridge.subscriber.checks import Finding, check_settings, refused_handlers
-from bridge.subscriber.consumer import GroupConsumer
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
+from bridge.subscriber.dispatch_loop import DispatchLoop
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.intake.intake import Intake
 from bridge.subscriber.intake.writer import JournalWriter
@@ -82,13 +82,13 @@ class Subscriber:
         dispatcher = Dispatcher(storage, self._outbox, registry, self.counters, consumer)
         rescuer = Rescuer(storage, self._outbox, registry, self.counters)
         maintenance = Maintenance(storage, dispatcher, self._catch_up, rescuer, self.counters, consumer)
-        self._consumer = GroupConsumer(
+        self._dispatch = DispatchLoop(
             storage, consumer, dispatcher, maintenance, self._catch_up, self.counters, liveness
         )
-        health = Health(app, settings, liveness, self._catch_up.caught_up, self._consumer)
+        health = Health(app, settings, liveness, self._catch_up.caught_up, self._dispatch)
         self._monitoring = PresenceReporter(settings, self.counters, liveness, health, name)
 
-        loops = {"bridge-dispatch": self._consumer.run}
+        loops = {"bridge-dispatch": self._dispatch.run}
         if settings.enable_pubsub:
             loops |= {"bridge-listen": intake.run, "bridge-catch-up": self._catch_up.run}
         self._services = [
@@ -100,7 +100,7 @@ class Subscriber:
     @property
     def ready(self) -> threading.Event:
         """Set once this subscriber reads the journal and has brought what it missed into it."""
-        return self._consumer.ready
+        return self._dispatch.ready
 
     def start(self) -> None:
         """Start the threads and return at once."""
@@ -131,7 +131,7 @@ class Subscriber:
 
     def info(self) -> dict[str, Any]:
         """Return what ``celery inspect stats`` shows of this subscriber."""
-        state = self._consumer.waiting_for or ("ready" if self.ready.is_set() else "starting")
+        state = self._dispatch.waiting_for or ("ready" if self.ready.is_set() else "starting")
         return {
             "group": self._settings.group,
             "consumer": self.name,
@@ -142,7 +142,7 @@ class Subscriber:
 
     def _end(self, timeout_s: float) -> None:
         self._stop.set()
-        self._consumer.connected.set()
+        self._dispatch.connected.set()
         deadline = time.monotonic() + timeout_s
         self._monitoring.stop(timeout_s)
         late = [service.name for service in self._services if not service.join(deadline - time.monotonic())]
@@ -157,7 +157,7 @@ class Subscriber:
 
     def _check(self) -> None:
         """Warn once of settings with which events are lost."""
-        self._consumer.connected.wait()
+        self._dispatch.connected.wait()
         if self._stop.is_set():
             return
         tasks = [self._app.tasks[handler.task_name] for handler in registry]

@@ -123,7 +123,7 @@ def test_a_memory_alarm_under_load(
     with site.load.running():
         site.load.more(100)
         site.node.alarm(on=True)
-        eventually(lambda: "short of memory or disk" in subscriber._consumer.problem, "it says why dispatch fails")
+        eventually(lambda: "short of memory or disk" in subscriber._dispatch.problem, "it says why dispatch fails")
         eventually(lambda: errors(other) > 0, "the other fails too")
         site.load.more(50)
         site.node.alarm(on=False)
@@ -132,7 +132,7 @@ def test_a_memory_alarm_under_load(
     assert site.rabbit.tasks() == Counter(site.published())
     site.node.alarm(on=True)
     site.bus.publish("a.b", id="last")
-    eventually(lambda: subscriber._consumer.problem or other._consumer.problem, "one of them has it")
+    eventually(lambda: subscriber._dispatch.problem or other._dispatch.problem, "one of them has it")
     before = time.monotonic()
     subscriber.stop()
     other.stop()
@@ -162,7 +162,7 @@ def test_a_broker_that_hangs(
         else:
             proxy.blackhole()
         site.bus.publish("a.b", id="meanwhile")
-        eventually(lambda: "did not confirm 1 messages" in subscriber._consumer.problem, "dispatch fails")
+        eventually(lambda: "did not confirm 1 messages" in subscriber._dispatch.problem, "dispatch fails")
         assert not site.idle()
         if how == "frozen":
             site.node.thaw()

@@ -280,4 +280,4 @@ def test_batches_are_limited_by_the_bytes_of_their_messages(
         bus.publish_many([Event(type="a.b", id=f"n{number}", payload="x" * 20_000) for number in range(300)])
     subscriber = start_subscriber(app=make_app((own_server if another else server).url, prefix))
     eventually(lambda: subscriber.info().get("dispatched") == 1200, "all are dispatched")
-    assert subscriber._consumer._dispatcher._reader.limit <= 2 * BATCH_BYTES / (4 * 20_000 * 4 / 3)
+    assert subscriber._dispatch._dispatcher._reader.limit <= 2 * BATCH_BYTES / (4 * 20_000 * 4 / 3)

@@ -109,7 +109,7 @@ def test_entries_claimed_under_a_subscriber(
         while not enough.is_set():
             taken += storage.consumer("thief").claim(0, b"0-0", 50).taken
             taken += storage.consumer(subscriber.name).claim(0, b"0-0", 50).taken
-            subscriber._consumer._dispatcher.reread_pending()
+            subscriber._dispatch._dispatcher.reread_pending()
             if taken >= 500:
                 enough.set()
 

@@ -1,4 +1,4 @@
-"""A subscriber as a member of its consumer group: creates the group, dispatches, does maintenance, and leaves."""
+"""The loop of the dispatching thread: joins the consumer group, dispatches, does maintenance, and leaves the group."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bridge.telemetry import Action, Counters, Liveness, log_fields
 log = logging.getLogger(__name__)
 
 
-class GroupConsumer:
-    """One consumer of a group, from joining to leaving. One thread executes :meth:`run`.
+class DispatchLoop:
+    """What one subscriber does as a member of its consumer group, from joining to leaving. Used by one thread.
 
     Arguments:
         storage: The journal, in which the group is; its settings have the ``group_start``.
@@ -51,7 +51,7 @@ class GroupConsumer:
         self._outage: BackOff | None = None
         #: Set once Redis has answered.
         self.connected = threading.Event()
-        #: Set once this consumer reads the journal and the events missed before are in it.
+        #: Set once this subscriber reads the journal and the events missed before are in it.
         self.ready = threading.Event()
 
     @property
