@@ -1,7 +1,7 @@
 """Settings: one reader for arguments, the environment and Celery's configuration.
 
-Misuse fails here, when a program starts, with an error that names the setting and proposes a remedy. Any part above
-``events`` may use it. It reads files (TLS certificates) and opens no connection.
+A wrong setting fails here, when a program starts, with an error that names the setting and says what to do. Any part
+above ``events`` may use this part. It reads files (TLS certificates) and opens no connection.
 """
 
 from bridge.config.address import Address

@@ -1,4 +1,4 @@
-"""Where the bus is, as its URL says: one server, one that Sentinels watch over, or a Redis Cluster."""
+"""The address of the bus, from its URL: one server, a server behind Sentinels, or a Redis Cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redis.connection import SSLConnection, parse_url
 
 Kind = Literal["server", "sentinel", "cluster"]
 
-#: Scheme to what it leads to, and the scheme of each single server there.
+#: By scheme: what is at the address, and the scheme of each single server there.
 _SCHEMES: dict[str, tuple[Kind, str]] = {
     "redis": ("server", "redis"),
     "rediss": ("server", "rediss"),
@@ -23,7 +23,7 @@ _SCHEMES: dict[str, tuple[Kind, str]] = {
     "rediss+cluster": ("cluster", "rediss"),
 }
 _DEFAULT_PORTS: dict[Kind, int] = {"server": 6379, "sentinel": 26379, "cluster": 6379}
-#: Options of a URL that would win over what the bridge relies on: the shape of replies, and who repeats a command.
+#: Options of a URL that would override what the bridge relies on: the format of replies, and who retries a command.
 _REFUSED = {"protocol", "decode_responses", "legacy_responses", "retry_on_timeout", "retry_on_error"}
 _REFUSED |= {"socket_timeout", "client_name"}
 _FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
@@ -35,11 +35,11 @@ class Address:
     """A parsed URL; make it with :meth:`parse`.
 
     Arguments:
-        kind: What is there.
-        hosts: Host and port of each server, Sentinel or cluster node that the URL names; none for a socket.
-        service: What the Sentinels call the server; empty elsewhere.
-        options: Of a connection to Redis, as redis-py takes them: login, database, certificates.
-        sentinel_options: Of a connection to a Sentinel, likewise.
+        kind: What is at the address.
+        hosts: Host and port of each server, Sentinel or cluster node in the URL; empty for a socket.
+        service: Name that the Sentinels have for the server; empty otherwise.
+        options: Options of redis-py for a connection to Redis: login, database, certificates.
+        sentinel_options: The same for a connection to a Sentinel.
     """
 
     kind: Kind
@@ -53,11 +53,11 @@ class Address:
         """Read the address of a bus.
 
         Raises:
-            ValueError: It cannot be used; the text shows nothing of it, for it may hold a password.
+            ValueError: The URL cannot be used. The text does not quote it, because it may hold a password.
         """
         scheme, _, rest = url.partition("://")
         if scheme not in _SCHEMES:
-            raise ValueError(f"must begin with one of {', '.join(f'{name}://' for name in _SCHEMES)}")
+            raise ValueError(f"must start with one of {', '.join(f'{name}://' for name in _SCHEMES)}")
         kind, plain_scheme = _SCHEMES[scheme]
         try:
             parts = urlsplit(f"{plain_scheme}://{rest}")
@@ -67,21 +67,21 @@ class Address:
             one_server = f"{login}@host?{parts.query}" if too_many or kind != "server" else rest
             options: dict[str, Any] = parse_url(f"{plain_scheme}://{one_server}")
         except ValueError:
-            # The original would show a part of the password.
-            raise ValueError("cannot be read; write special characters of the password as %XX") from None
+            # The original error would show a part of the password.
+            raise ValueError("cannot be parsed; write special characters of the password as %XX") from None
         if too_many:
             raise ValueError(f"names several hosts; write {scheme}+cluster:// or {scheme}+sentinel://.../service")
         if refused := _REFUSED & options.keys():
-            raise ValueError(f"takes no {', '.join(sorted(refused))}; the bridge chooses that itself")
+            raise ValueError(f"must not set {', '.join(sorted(refused))}; the bridge sets that itself")
         if kind == "server":
             return cls(kind, hosts, "", options, {})
         return _of_many(kind, hosts, parts.path, options)
 
     def refuse_missing_files(self) -> None:
-        """Look for the files with certificates that it names.
+        """Check that the certificate files in the URL can be read.
 
         Raises:
-            ValueError: One cannot be read. A connection would say no more than that something is not there.
+            ValueError: One cannot be read. The error of a connection would not name the file.
         """
         for option in _FILES & self.options.keys():
             try:
@@ -109,11 +109,11 @@ def _of_many(kind: Kind, hosts: tuple[tuple[str, int], ...], path: str, options:
     try:
         db = int(database or options.pop("db", 0))
     except ValueError:
-        raise ValueError(f"has {database!r} where the number of a database belongs") from None
+        raise ValueError(f"has {database!r} in the place of the database number") from None
     if kind == "sentinel":
         options["db"] = db
     elif db:
-        raise ValueError("names a database; a Redis Cluster has only number 0")
+        raise ValueError("names a database; a Redis Cluster has only database 0")
     sentinel = {name: options.pop(given) for given, name in _SENTINEL_LOGIN.items() if given in options}
     del options["host"]
     sentinel |= {name: value for name, value in options.items() if name.startswith(("ssl_", "connection_class"))}

@@ -1,4 +1,4 @@
-"""What people wrote where settings come from: names in the environment and in the Celery configuration."""
+"""Checks of names in the environment and in the Celery configuration, and of what the latter must not hold."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CONF_PREFIX = "bridge_"
 
 
 def bridge_names(app: Celery) -> dict[str, Any]:
-    """Return the ``bridge_*`` names of the configuration; with a namespace they read ``CELERY_BRIDGE_*`` there."""
+    """Return the ``bridge_*`` settings of the configuration; with a namespace they are spelled ``CELERY_BRIDGE_*``."""
     namespace = f"{app.namespace}_".lower() if app.namespace else ""  # type: ignore[attr-defined]  # not in the stubs
     spelt = {name: str(name).lower().removeprefix(namespace) for name in app.conf}
     return {name: app.conf[key] for key, name in spelt.items() if name.startswith(CONF_PREFIX)}
 
 
 def refuse_unknown(names: Iterable[str], known: Collection[str], prefix: str, where: str) -> None:
-    """Raise :class:`SettingsError` if one of *names*, with *prefix*, is no setting; propose the right one."""
+    """Raise :class:`SettingsError` if one of *names*, with *prefix*, is not a setting; propose the right one."""
 
     def spell(key: str) -> str:
         return prefix + (key.upper() if prefix.isupper() else key)
@@ -35,13 +35,13 @@ def refuse_unknown(names: Iterable[str], known: Collection[str], prefix: str, wh
 
 
 def refuse_shared_prefix(channel_prefix: str, app: Celery) -> None:
-    """Raise :class:`SettingsError` if the messages of *app* would be heard as events."""
+    """Raise :class:`SettingsError` if the messages of *app* would be received as events."""
     for name in ("broker_transport_options", "result_backend_transport_options"):
         shared = str((app.conf[name] or {}).get("global_keyprefix") or "")
         if shared.startswith(channel_prefix):
             raise SettingsError(
                 f"{name}['global_keyprefix'] is {shared!r}, below the channel prefix {channel_prefix!r}: "
-                "Celery's own messages would be heard as events; choose another for one of them"
+                "Celery's own messages would be received as events; choose another value for one of them"
             )
 
 
@@ -54,33 +54,35 @@ def describe(error: ValidationError) -> str:
     return "; ".join(problems)
 
 
-#: What kombu reads with pickle. Its YAML is the safe kind, and MessagePack has no code in it.
+#: The content type that kombu reads with pickle. It reads YAML safely, and MessagePack cannot hold code.
 _PICKLE = "application/x-python-serialize"
-#: Settings of Celery that hold one name of a serializer, and those that hold several.
+#: Celery settings that hold the name of one serializer, and those that hold several.
 _ONE = ("task_serializer", "result_serializer", "event_serializer")
 _SEVERAL = ("accept_content", "result_accept_content")
 
 
 def is_pickle(name: Any) -> bool:
-    """Whether a serializer, given by its name or its content type, is pickle, under whatever name."""
+    """Whether a serializer, given by its name or its content type, is pickle, possibly under another name."""
     content_type = name if "/" in str(name) else registry.name_to_type.get(name)
     return str(content_type).lower() == _PICKLE or str(name).lower() == "pickle"
 
 
 def refuse_pickle(conf: Mapping[str, Any]) -> None:
-    """Raise :class:`SettingsError` when this configuration of Celery writes or accepts pickle."""
+    """Raise :class:`SettingsError` if this configuration of Celery writes or accepts pickle."""
     for name in (*_ONE, *_SEVERAL):
         value = conf[name] or ()
         if any(is_pickle(one) for one in ([value] if isinstance(value, str) else value)):
             wanted = "'json'" if name in _ONE else "['json']"
             raise SettingsError(
-                f"{name} has pickle: whoever may write to the broker or to the result backend could run any code in "
-                f"the workers; set {name} = {wanted}. Events and their tasks are JSON"
+                f"{name} allows pickle: anyone who can write to the broker or the result backend could run any code in "
+                f"the workers. Set {name} = {wanted}; events and their tasks are JSON"
             )
 
 
 def refuse_pickled_tasks(tasks: Mapping[str, Any]) -> None:
-    """Raise :class:`SettingsError` when a task, by its own choice, is sent with pickle: the workers would need it."""
+    """Raise :class:`SettingsError` if a task sets pickle as its serializer: the workers would have to accept it."""
     for name, task in tasks.items():
         if is_pickle(task.serializer):
-            raise SettingsError(f"task {name} has serializer {task.serializer!r}, which is pickle; set it to 'json'")
+            raise SettingsError(
+                f"task {name} has the serializer {task.serializer!r}, which is pickle; set it to 'json'"
+            )

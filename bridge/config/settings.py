@@ -1,7 +1,7 @@
-"""All settings of the bridge, and the only reader of the environment and of ``celeryconfig.py``.
+"""All settings of the bridge. Nothing else reads them from the environment or from Celery's configuration.
 
-Precedence: explicit argument, then environment (``BRIDGE_REDIS_URL``, ...; ``REDIS_URL`` too), then ``bridge_*``
-names of the Celery configuration, then the default. A misspelt ``BRIDGE_*`` or ``bridge_*`` name is an error.
+Precedence: explicit argument, then environment (``BRIDGE_REDIS_URL``, ..., and ``REDIS_URL``), then ``bridge_*``
+names in the Celery configuration, then the default. A misspelt ``BRIDGE_*`` or ``bridge_*`` name is an error.
 """
 
 from __future__ import annotations
@@ -34,113 +34,116 @@ from bridge.events import CLOCK_SKEW_S, MAX_DEPTH, UNHEARD_SOURCE, Patterns, Red
 
 _ENV_PREFIX = "BRIDGE_"
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
-#: Goes with ``batch_size``: a step stops at this size too, since 500 events may have 500 megabytes. It may be exceeded
-#: by one event, and by the first batch of a backlog.
+#: The limit in bytes that belongs to ``batch_size``, since 500 events may have 500 megabytes. One event may exceed it,
+#: and so may the first batch of a backlog.
 BATCH_BYTES = 4 * 1024 * 1024
-#: Names of Celery applications that nobody chose.
+#: Names of Celery applications that no one chose.
 _NAMELESS = (None, "default", "__main__")
 #: Values for the fields that neither an argument nor the environment sets, while :meth:`BridgeSettings.load` runs.
 _below_env: ContextVar[Mapping[str, Any]] = ContextVar("_below_env", default=MappingProxyType({}))
 
 
 class BridgeSettings(BaseSettings):
-    """What one process needs to know. Build it with :meth:`load`; durations carry their unit in the name."""
+    """The settings of one process. Build them with :meth:`load`; the name of a duration ends with its unit."""
 
     model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, extra="forbid", frozen=True)
 
     #: The bus, e.g. ``rediss://user:secret@redis.internal:6380/0``, ``redis+sentinel://host1,host2,host3/service`` or
-    #: ``redis+cluster://host1,host2,host3``. Wins over the three parts below.
+    #: ``redis+cluster://host1,host2,host3``. Takes precedence over the three parts below.
     redis_url: SecretStr | None = None
     redis_host: str = "localhost"
     redis_port: int = Field(default=6379, ge=1, le=65535)
     redis_password: SecretStr | None = None
-    #: How long one command may take before the connection counts as dead. Blocking reads take up to 2 s of it.
+    #: How long a command may take before the connection is considered dead. Blocking reads use up to 2 s of it.
     socket_timeout_s: float = Field(default=10.0, ge=5)
-    #: Tries of one publication or look-up, the first included, before :class:`BusUnavailable`.
+    #: Attempts to publish or look up, including the first, before :class:`BusUnavailable` is raised.
     publish_attempts: int = Field(default=4, ge=1)
 
-    #: Channel ``{prefix}{type}`` and key ``{prefix}event:{id}``.
+    #: Prefix of the channels, ``{prefix}{type}``, and of the keys, for example ``{prefix}event:{id}``.
     channel_prefix: str = "dreamnet:events:"
     #: Write the event key and the journal entry when publishing.
     enable_persistence: bool = True
-    #: Replicas that must have a publication before it counts; the journal's, in a cluster. 0: none is waited for.
+    #: Replicas that must confirm a publication (in a cluster: replicas of the journal). 0: do not wait.
     wait_replicas: int = Field(default=0, ge=0)
-    #: Longest wait for them, before :class:`NotReplicated`.
+    #: Longest wait for their confirmation, before :class:`NotReplicated` is raised.
     wait_replicas_ms: int = Field(default=1000, ge=1)
     #: Broadcast when publishing, listen when subscribing.
     enable_pubsub: bool = True
-    #: Who publishes; the name of the Celery application unless set.
+    #: Name of the publisher, in each event; the name of the Celery application unless set.
     source: str = ""
-    #: Lifetime of an event key and of a journal entry; no shorter than other programs keep their event keys.
+    #: Lifetime of an event key and of a journal entry. Must not be shorter than other programs keep their event keys.
     event_ttl_s: int = Field(default=24 * 3600, ge=1)
-    #: Lifetime of the marks that recognise a repeated event or task; one hour over the event unless set, so that
-    #: catch-up never takes an old event for a new one.
+    #: Lifetime of the marks by which a repeated event or task is recognised. One hour longer than ``event_ttl_s``
+    #: unless set, so that a catch-up scan never mistakes an old event for a new one.
     dedup_ttl_s: int = Field(default=0, ge=0)
-    #: Largest event, encoded, that is published or accepted.
+    #: Size of the largest event, as JSON, that is published or accepted.
     max_event_bytes: int = Field(default=1024 * 1024, ge=1)
-    #: Levels of objects and arrays that an event may have, itself the first.
+    #: How deeply objects and arrays may be nested in an event; the event is the first level.
     max_event_depth: int = Field(default=MAX_DEPTH, ge=2, le=MAX_DEPTH)
-    #: Longest chain of events that cause each other.
+    #: Length of the longest chain of events that cause each other.
     max_hops: int = Field(default=16, ge=1)
-    #: Most new events per second, over 10 s, that are taken from one source of foreign broadcasts; those without a
-    #: source count as one. The rest become dead letters. What catch-up finds is not limited. Unless it is signed, a
-    #: source is what the publisher says it is: this stops accidents, not attackers. None: no limit.
+    #: Rate limit for external publishers: most new events per second, averaged over 10 s, that are accepted from one
+    #: source. Events without a source share one limit. Events above the limit become dead letters; events found by a
+    #: catch-up scan are not limited. Any publisher can claim any source unless events are signed, so this stops
+    #: accidents, not attackers. None: no limit.
     max_events_per_s_per_source: float | None = Field(default=None, gt=0)
-    #: Event types that are let in and published, as Redis globs; empty: all. Others become dead letters.
+    #: Event types that are accepted and published, as Redis globs; empty: all. Others become dead letters.
     accepted_types: Patterns = Field(default_factory=list)
-    #: Event types that are not let in, whatever ``accepted_types`` says.
+    #: Event types that are rejected even if ``accepted_types`` matches them.
     rejected_types: Patterns = Field(default_factory=list)
-    #: Secrets of 32 bytes or more by key id: the first signs what this program publishes, all of them verify.
+    #: Secrets of at least 32 bytes by key id. The first one signs what this program publishes; all of them verify.
     signing_keys: SigningKeys = Field(default_factory=dict)
-    #: Event types, as Redis globs, that count only when they are signed. The same for all subscribers of a bus.
+    #: Event types, as Redis globs, that are accepted only if signed. Must be the same for all subscribers of a bus.
     require_signature: Patterns = Field(default_factory=list)
-    #: How long after its timestamp a signed event is let in; ``event_ttl_s`` unless set. Must leave 5 minutes below
-    #: ``dedup_ttl_s``: later its mark would not stop it from coming again.
+    #: How long after its timestamp a signed event is accepted; ``event_ttl_s`` unless set. Must be at least 5 minutes
+    #: less than ``dedup_ttl_s``: once its mark has expired, the event could be accepted a second time.
     signature_max_age_s: int = Field(default=0, ge=0)
-    #: Events an in-process bus keeps for ``get_event`` when Redis has none.
+    #: How many events a process keeps in memory for ``get_event``, which uses them if Redis does not have the event.
     local_event_cache_size: int = Field(default=1000, ge=0)
 
-    #: Consumer group: names one Celery application. Each group gets every event once.
+    #: Consumer group, one per Celery application; its name unless set. Each group receives every event once.
     group: str = ""
-    #: Globs of the event types whose broadcasts a subscriber listens to. Where they are more than one can take in,
-    #: the subscribers of a group may share them by type; together they must listen to all. Dispatch is shared anyway.
+    #: Event types, as Redis globs, whose broadcasts a subscriber listens to. If there are too many for one subscriber,
+    #: the subscribers of a group can divide them by type; together they must listen to all types. Dispatch is shared
+    #: in any case.
     listen_types: Patterns = Field(default=["*"], min_length=1)
-    #: Where a new group begins: the oldest retained event, or only what comes after its creation.
+    #: Where a new group starts: at the oldest retained event, or with the first event after its creation.
     group_start: Literal["earliest", "latest"] = "earliest"
-    #: Most events read, dispatched or written to the journal in one step.
+    #: Most events that are read, dispatched or written to the journal in one step.
     batch_size: int = Field(default=500, ge=1, le=5000)
-    #: Longest wait of one read of the journal. Bounds how fast a stop is noticed.
+    #: How long a read of the journal blocks at most. A subscriber notices a stop request after this time at the latest.
     block_ms: int = Field(default=1000, ge=1, le=2000)
-    #: Entries that a consumer has held for this long are taken over by another. Must exceed the longest dispatch.
+    #: Entries that have been pending for this long are claimed by another consumer. Must exceed the longest dispatch.
     claim_idle_s: float = Field(default=60.0, gt=0)
-    #: Pause between two rounds of upkeep: claim from dead consumers, trim by age.
+    #: Pause between two rounds of maintenance, which claims from dead consumers and trims the journal by age.
     maintenance_interval_s: float = Field(default=15.0, gt=0)
-    #: Pause between two heartbeats on the bridge's own channel; three missed ones mean a dead connection.
+    #: Pause between two heartbeats on the bridge's own channel. After three missed ones the connection is considered
+    #: dead.
     heartbeat_interval_s: float = Field(default=5.0, gt=0)
-    #: Dead letters kept per group, by count and by size; older ones make room.
+    #: Most dead letters kept per group, by count and by size. The oldest are evicted.
     max_dead_letters: int = Field(default=10_000, ge=1)
     max_dead_letter_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
-    #: A task that has not ended this long after it was sent (plus its countdown) and is not known to wait or to run
-    #: is sent again.
+    #: A task that has not ended this long after it was sent (plus its countdown), and is known neither to be queued
+    #: nor to be running, is sent again.
     redispatch_after_s: float = Field(default=3600.0, gt=0)
-    #: How often a task is begun again whose message was lost or whose worker died; then it is a dead letter.
+    #: How often a task is sent again after its message was lost or its worker crashed. Then it becomes a dead letter.
     max_redispatches: int = Field(default=5, ge=1)
-    #: How long a task counts as running after its worker's last sign of life; a second copy of its message waits for
-    #: that. Renewed while the task runs, so a task may take longer.
+    #: How long a task is considered running after its worker last renewed its lease; a duplicate of its message waits
+    #: for that long. The lease is renewed while the task runs, so a task may take longer.
     lease_s: float = Field(default=30.0, gt=0)
-    #: Dispatch waits while a queue is longer; the journal keeps the events. None: never.
+    #: Dispatch pauses while a queue is longer than this; the events stay in the journal. None: never.
     max_queue_length: int | None = Field(default=None, ge=1)
-    #: Port of metrics and health checks, at ``/metrics``, ``/healthz`` and ``/readyz``. None: off. One subscriber each.
+    #: Port for ``/metrics``, ``/healthz`` and ``/readyz``, a different one for each subscriber of a host. None: off.
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    #: Interface that they are served on. They need no password: leave them to this host or to a network of your own.
+    #: Interface on which they are served. They need no password: serve them to this host or a private network only.
     metrics_host: str = "127.0.0.1"
-    #: Log lines of workers and of ``bus subscribe``: for people, or one JSON object a line.
+    #: Format of the log lines of workers and of ``bus subscribe``: text, or one JSON object per line.
     log_format: Literal["text", "json"] = "text"
-    #: Parts of events that logs, Flower, commands and dead letters show as ``[redacted]``, by path:
-    #: ``payload.user.email``, ``payload.*.password``, ``metadata.token``. A ``*`` is any one level; lists are walked
-    #: through. Dead letters are retried with the event itself, while that is kept.
+    #: Paths of the values that logs, Flower, commands and dead letters show as ``[redacted]``:
+    #: ``payload.user.email``, ``payload.*.password``, ``metadata.token``. A ``*`` stands for one level; a path applies
+    #: to each item of a list. A dead letter is retried with the complete event, as long as that is retained.
     redact_paths: list[str] = Field(default_factory=list)
-    #: Options for sending tasks by event type, first match wins: ``{"billing.*": {"queue": "billing"}}``.
+    #: Options for sending tasks, by event type; the first match wins: ``{"billing.*": {"queue": "billing"}}``.
     routes: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @classmethod
@@ -148,11 +151,12 @@ class BridgeSettings(BaseSettings):
         """Read the settings for *app*, or for a program without Celery.
 
         Arguments:
-            app: Its configuration supplies ``bridge_*`` names, its name the default of ``group`` and ``source``.
-            explicit: Settings that win over everything else, by their names here.
+            app: Supplies ``bridge_*`` names by its configuration, and the default of ``group`` and ``source`` by its
+                name.
+            explicit: Settings that take precedence over all others, by their names here.
 
         Raises:
-            SettingsError: A name is unknown (the text proposes the right one) or a value does not fit.
+            SettingsError: A name is unknown (the text proposes the right one) or a value is invalid.
         """
         known = cls.model_fields
         conf = bridge_names(app) if app is not None else {}
@@ -161,11 +165,11 @@ class BridgeSettings(BaseSettings):
         refuse_unknown(ours, known, _ENV_PREFIX, "environment")
         refuse_unknown(conf, known, CONF_PREFIX, "Celery configuration")
         if _ADDRESS_PARTS & explicit.keys():
-            explicit.setdefault("redis_url", None)  # an explicit host wins over REDIS_URL of the environment
+            explicit.setdefault("redis_url", None)  # an explicit host takes precedence over REDIS_URL
         name = app.main if app is not None and app.main not in _NAMELESS else "bridge"
         below_env = {"group": name, "source": name} | {key.removeprefix(CONF_PREFIX): conf[key] for key in conf}
         if any(f"{_ENV_PREFIX}{part.upper()}" in os.environ for part in _ADDRESS_PARTS):
-            below_env["redis_url"] = None  # likewise a host of the environment over an address of the configuration
+            below_env["redis_url"] = None  # and a host in the environment over an address in the configuration
         if url := os.environ.get("REDIS_URL"):
             below_env["redis_url"] = url
         token = _below_env.set(below_env)
@@ -198,16 +202,16 @@ class BridgeSettings(BaseSettings):
     @classmethod
     def _usable_prefix(cls, prefix: str) -> str:
         if not prefix:
-            raise ValueError("must not be empty: the subscription would hear every channel of the server")
+            raise ValueError("must not be empty: the subscription would receive every channel of the server")
         if re.search(r"[{}\s]", prefix):
-            raise ValueError("must hold no braces (they choose the Redis Cluster slot) and no white space")
+            raise ValueError("must not contain braces (they select the Redis Cluster slot) or white space")
         return prefix
 
     @field_validator("source")
     @classmethod
     def _heard_source(cls, source: str) -> str:
         if source == UNHEARD_SOURCE:
-            raise ValueError(f"{UNHEARD_SOURCE!r} is what the TypeScript bus drops; no one would hear our events")
+            raise ValueError(f"{UNHEARD_SOURCE!r} must not be used: the TypeScript bus drops events of this source")
         return source
 
     @field_validator("redact_paths")
@@ -220,7 +224,7 @@ class BridgeSettings(BaseSettings):
     @classmethod
     def _usable_group(cls, group: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9._@-]{1,100}", group):
-            raise ValueError("is 1 to 100 of A-Z a-z 0-9 . _ @ -; it becomes part of key names")
+            raise ValueError("must be 1 to 100 characters of A-Z a-z 0-9 . _ @ -, because it becomes part of key names")
         return group
 
     @model_validator(mode="after")
@@ -230,14 +234,16 @@ class BridgeSettings(BaseSettings):
         except ValueError as error:
             raise ValueError(f"redis_url: {error}") from None
         if self.dedup_ttl_s and self.dedup_ttl_s <= self.event_ttl_s:
-            raise ValueError("dedup_ttl_s must exceed event_ttl_s, or catch-up would dispatch old events again")
+            raise ValueError("dedup_ttl_s must exceed event_ttl_s, or a catch-up scan would dispatch old events again")
         if self.require_signature and not self.signing_keys:
             raise ValueError("require_signature needs signing_keys to verify with")
         if self.require_signature and self.signature_max_age_ms + CLOCK_SKEW_S * 1000 > self.dedup_ttl_ms:
-            raise ValueError("signature_max_age_s must be 300 s below dedup_ttl_s, or old events could come again")
+            raise ValueError(
+                "signature_max_age_s must be at least 300 s below dedup_ttl_s, or old events could be accepted again"
+            )
         if self.wait_replicas_ms >= self.socket_timeout_s * 1000:
             raise ValueError(
-                "wait_replicas_ms must be shorter than socket_timeout_s, after which the connection is given up"
+                "wait_replicas_ms must be shorter than socket_timeout_s, after which the connection is closed"
             )
         return self
 
@@ -253,7 +259,7 @@ class BridgeSettings(BaseSettings):
 
     @property
     def address(self) -> Address:
-        """Address of the bus, read."""
+        """Address of the bus, parsed."""
         return Address.parse(self.url)
 
     @property
@@ -261,13 +267,13 @@ class BridgeSettings(BaseSettings):
         """Address of the bus for logs and errors: no user, no password, no query."""
         scheme, _, rest = self.url.partition("://")
         place = re.split(r"[?#]", rest, maxsplit=1)[0]
-        if "@" in rest[len(place) :]:  # of the password or of the query: not to be told apart
+        if "@" in rest[len(place) :]:  # it may belong to the password or to the query
             return f"{scheme}://..."
         return f"{scheme}://{place.rpartition('@')[2]}"
 
     @property
     def redaction(self) -> Redaction:
-        """What is to be left out of what people see."""
+        """What is replaced in everything that people see."""
         return redaction_of(tuple(self.redact_paths))
 
     @property
@@ -282,10 +288,10 @@ class BridgeSettings(BaseSettings):
 
     @property
     def signature_max_age_ms(self) -> int:
-        """How long after its timestamp a signed event is let in, in ms."""
+        """How long after its timestamp a signed event is accepted, in ms."""
         return (self.signature_max_age_s or self.event_ttl_s) * 1000
 
     @property
     def client_name(self) -> str:
-        """How our connections appear in CLIENT LIST."""
+        """Name of our connections in CLIENT LIST."""
         return f"bridge:{self.group}:{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}:{os.getpid()}"

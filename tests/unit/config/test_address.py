@@ -67,19 +67,19 @@ def test_sockets() -> None:
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("amqp://s3cret", "must begin with one of redis://, .*redis\\+cluster://"),
-        ("localhost:6379", "must begin with"),
+        ("amqp://s3cret", "must start with one of redis://, .*redis\\+cluster://"),
+        ("localhost:6379", "must start with"),
         ("redis+sentinel://:s3cret@a,b", "names no service"),
-        ("redis+sentinel://:s3cret@a/bus/x", "'x' where the number of a database belongs"),
-        ("redis+cluster://:s3cret@a/1", "only number 0"),
-        ("redis+cluster://:s3cret@a?db=1", "only number 0"),
+        ("redis+sentinel://:s3cret@a/bus/x", "'x' in the place of the database number"),
+        ("redis+cluster://:s3cret@a/1", "only database 0"),
+        ("redis+cluster://:s3cret@a?db=1", "only database 0"),
         ("redis://:s3cret@a,b:7000", r"several hosts; write redis\+cluster:// or redis\+sentinel://"),
         ("redis://:s3cret@a:7000,b:7001", "several hosts"),
         ("redis://:s3cret\u2100@a", "write special characters of the password as %XX"),
         ("redis://:s3cret#@a:x", "write special characters of the password as %XX"),
         ("redis+cluster://:s3cret@a:b:c", "write special characters of the password as %XX"),
-        ("redis+sentinel://:s3cret@a/bus?protocol=3", "takes no protocol"),
-        ("redis://:s3cret@a?socket_timeout=1", "takes no socket_timeout"),
+        ("redis+sentinel://:s3cret@a/bus?protocol=3", "must not set protocol"),
+        ("redis://:s3cret@a?socket_timeout=1", "must not set socket_timeout"),
     ],
 )
 def test_what_cannot_be_used_is_refused(url: str, problem: str) -> None:

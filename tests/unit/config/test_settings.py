@@ -262,8 +262,8 @@ def test_a_namespaced_configuration_is_read_and_checked() -> None:
 
 
 def test_a_prefix_shared_with_celery_is_refused() -> None:
-    """Celery's own channels below the channel prefix would be heard as events."""
-    with pytest.raises(SettingsError, match="would be heard as events"):
+    """Celery's own channels below the channel prefix would be received as events."""
+    with pytest.raises(SettingsError, match="would be received as events"):
         load(app_with(broker_transport_options={"global_keyprefix": "dreamnet:events:celery:"}))
 
 
