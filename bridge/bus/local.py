@@ -18,11 +18,6 @@ log = logging.getLogger(__name__)
 
 LocalHandler = Callable[[Event], object]
 
-#: Ids remembered to recognise a repetition; far more than broadcasts are ever on their way back to us.
-_REMEMBERED_IDS = 65_536
-#: Total size of the events kept for get_event.
-_MAX_STORE_BYTES = 16 * 1024 * 1024
-
 
 @dataclass(frozen=True)
 class Publication:
@@ -46,14 +41,24 @@ class LocalBus:
         max_events: Events kept for :meth:`get_event`, oldest forgotten first.
         max_event_bytes: Largest event accepted, encoded.
         redaction: What lines of the log about errors of handlers are not to show.
+        max_store_bytes: Total size of the events kept for :meth:`get_event`.
+        max_ids: Ids remembered to recognise a repetition; far more than broadcasts are ever on their way back.
     """
 
     def __init__(
-        self, max_events: int = 1000, max_event_bytes: int = 1024 * 1024, redaction: Redaction = NOTHING
+        self,
+        max_events: int = 1000,
+        max_event_bytes: int = 1024 * 1024,
+        redaction: Redaction = NOTHING,
+        *,
+        max_store_bytes: int = 16 * 1024 * 1024,
+        max_ids: int = 65_536,
     ) -> None:
         self._max_events = max_events
         self._max_event_bytes = max_event_bytes
         self._redaction = redaction
+        self._max_store_bytes = max_store_bytes
+        self._max_ids = max_ids
         self._lock = threading.Lock()
         self._handlers: list[tuple[re.Pattern[str], LocalHandler]] = []
         self._ids: OrderedDict[str, None] = OrderedDict()
@@ -106,7 +111,7 @@ class LocalBus:
             if event_id in self._ids:
                 return False
             self._ids[event_id] = None
-            if len(self._ids) > _REMEMBERED_IDS:
+            if len(self._ids) > self._max_ids:
                 self._ids.popitem(last=False)
             return True
 
@@ -120,7 +125,7 @@ class LocalBus:
         with self._lock:
             self._store_bytes += len(data) - len(self._store.pop(event.id, b""))
             self._store[event.id] = data
-            while self._store and (len(self._store) > self._max_events or self._store_bytes > _MAX_STORE_BYTES):
+            while self._store and (len(self._store) > self._max_events or self._store_bytes > self._max_store_bytes):
                 _, forgotten = self._store.popitem(last=False)
                 self._store_bytes -= len(forgotten)
             handlers = [handler for pattern, handler in self._handlers if pattern.fullmatch(event.type)]

@@ -27,8 +27,6 @@ T = TypeVar("T")
 NEWEST, NEWEST_BY_STATE = 1000, 500
 #: Dead letters that the list looks at.
 NEWEST_LETTERS = 1000
-#: About how much is read for one page: events, and letters with the events in them, may have a megabyte each.
-_READ_BYTES = 16 * 1024 * 1024
 #: Most rows of one page.
 _ROWS = 100
 #: Sources of events that are remembered; they never change.
@@ -85,13 +83,17 @@ class EventData:
 
     Arguments:
         app: The application whose events they are, its handlers imported.
+        max_events: How many of the newest entries of the journal are listed.
+        max_read_bytes: About how much is read for one page: events, and letters with the events in them, may have a
+            megabyte each.
 
     Raises:
         SettingsError: Its settings do not fit.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, *, max_events: int = NEWEST, max_read_bytes: int = 16 * 1024 * 1024) -> None:
         settings = BridgeSettings.load(app)
+        self._max_events, self._max_read_bytes = max_events, max_read_bytes
         self.settings = settings.model_copy(update={"publish_attempts": 1})
         self.storage = Storage(connect(self.settings, _PATIENCE_S), self.settings)
         self.letters = self.storage.dead_letters
@@ -112,7 +114,7 @@ class EventData:
             state: One of :data:`BY_STATE`, or empty for all.
             start, length: Rows to leave out and most rows to return.
         """
-        headers = _once_each(self._newest())[: NEWEST_BY_STATE if state else NEWEST]
+        headers = _once_each(self._newest())[: NEWEST_BY_STATE if state else self._max_events]
         letters, total = self.letters.size().letters, len(headers)
         try:
             found = self._found(search.strip(), headers)
@@ -136,13 +138,13 @@ class EventData:
         known, oldest_ms = self._headers, now_ms() - self.settings.event_ttl_ms
         places = {one.entry_id: place for place, one in enumerate(known)}
         found = page = self._history.newest(_PAGE)
-        while len(page) == _PAGE and len(found) < NEWEST:
+        while len(page) == _PAGE and len(found) < self._max_events:
             if (place := places.get(found[-1].entry_id)) is not None:
                 found = found + known[place + 1 :]
                 break
             page = self._history.newest(_PAGE, before=f"({found[-1].entry_id}")
             found = found + page
-        self._headers = [one for one in found[:NEWEST] if one.at_ms > oldest_ms]
+        self._headers = [one for one in found[: self._max_events] if one.at_ms > oldest_ms]
         return self._headers
 
     def _states(self, headers: Sequence[Header]) -> list[list[TaskNode]]:
@@ -172,7 +174,7 @@ class EventData:
             entries = self.storage.journal.entries(entry_ids[at : at + _CHUNK])
             known |= {new[entry_id]: _source(entry.data or b"") for entry_id, entry in entries.items()}
             size += sum(len(entry.data or b"") for entry in entries.values())
-            if size > _READ_BYTES:
+            if size > self._max_read_bytes:
                 break  # those that are missing come when the page asks again
         with self._lock:
             self._sources |= {event_id: known[event_id] for event_id in new.values() if event_id in known}
@@ -221,7 +223,7 @@ class EventData:
         for letter in islice(self.letters.select(EntryFilter(), newest_first=True), NEWEST_LETTERS):
             size += len(letter.raw)
             yield self.letters.redacted_by(letter)
-            if size > _READ_BYTES:
+            if size > self._max_read_bytes:
                 return
 
     def _letter_row(self, letter: DeadLetter) -> dict[str, Any]:

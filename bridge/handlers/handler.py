@@ -13,9 +13,6 @@ from uuid import UUID
 from bridge.errors import InvalidHandler
 from bridge.events import Event, compile_pattern
 
-#: Types are few; a program that invents new ones without end must not fill our memory.
-_MAX_CACHED_TYPES = 10_000
-
 
 @dataclass(frozen=True)
 class Handler:
@@ -41,9 +38,15 @@ class Handler:
 
 
 class Registry:
-    """The handlers of one process, in the order of registration."""
+    """The handlers of one process, in the order of registration.
 
-    def __init__(self) -> None:
+    Arguments:
+        max_cached_types: Event types whose handlers are remembered. Types are few; a program that invents new ones
+            without end must not fill the memory.
+    """
+
+    def __init__(self, max_cached_types: int = 10_000) -> None:
+        self._max_cached_types = max_cached_types
         self._lock = threading.Lock()
         self._handlers: dict[str, Handler] = {}
         self._by_type: dict[str, tuple[Handler, ...]] = {}
@@ -70,7 +73,7 @@ class Registry:
         if found is None:
             with self._lock:
                 found = tuple(handler for handler in self._handlers.values() if handler.matches(event_type))
-                if len(self._by_type) >= _MAX_CACHED_TYPES:
+                if len(self._by_type) >= self._max_cached_types:
                     self._by_type.clear()
                 self._by_type[event_type] = found
         return found

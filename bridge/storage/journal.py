@@ -25,9 +25,6 @@ from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 
-#: Most entries one trim call removes; the server looks at each of them.
-_TRIM_ENTRIES = 1000
-
 #: End of the mark of an event whose source sent too many, see ``append.lua``.
 _LIMITED = b":limited"
 #: Over which the rate of a source is measured.
@@ -193,9 +190,13 @@ class Journal:
         found = entries_by_id(self._client, self._key, entry_ids)
         return {entry_id: Entry.of(entry_id.encode(), fields) for entry_id, fields in found.items()}
 
-    def trim(self) -> Trimmed:
-        """Remove entries older than the lifetime of an event; call again while ``more``."""
-        reply = cast("list[Any]", self._trim(keys=[self._key], args=[self._settings.event_ttl_ms, _TRIM_ENTRIES]))
+    def trim(self, max_entries: int = 1000) -> Trimmed:
+        """Remove entries older than the lifetime of an event; call again while ``more``.
+
+        Arguments:
+            max_entries: Most entries to remove; the server looks at each of them.
+        """
+        reply = cast("list[Any]", self._trim(keys=[self._key], args=[self._settings.event_ttl_ms, max_entries]))
         lost = {group.decode(): count for group, count in zip(reply[2::2], reply[3::2], strict=True) if count}
         return Trimmed(removed=reply[0], more=bool(reply[1]), lost=lost)
 

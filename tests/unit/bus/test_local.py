@@ -8,7 +8,6 @@ from collections import Counter
 
 import pytest
 
-from bridge.bus import local as local_bus
 from bridge.bus.local import LocalBus
 from bridge.errors import InvalidEvent
 from bridge.events.event import Event
@@ -124,11 +123,11 @@ def test_memory_is_bounded_by_count(limit: int, kept: str) -> None:
     assert bus.publish("x", id="a").duplicate
 
 
-def test_memory_is_bounded_by_bytes(bus: LocalBus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_by_bytes() -> None:
     """Large events push out older ones, however few there are; space that is free again is used again."""
-    size = len(bus.publish("x", "." * 1000, id="0").event.encode())
-    monkeypatch.setattr(local_bus, "_MAX_STORE_BYTES", 3 * size)
-    for name in "123456789":
+    size = len(Event(type="x", payload="." * 1000, id="0", timestamp=1_760_000_000_000).encode())
+    bus = LocalBus(max_store_bytes=3 * size)
+    for name in "0123456789":
         bus.publish("x", "." * 1000, id=name, timestamp=1_760_000_000_000)
     assert [name for name in "0123456789" if bus.get_event(name)] == ["7", "8", "9"]
     bus.publish("x", "." * 4000, id="huge")
@@ -137,9 +136,9 @@ def test_memory_is_bounded_by_bytes(bus: LocalBus, monkeypatch: pytest.MonkeyPat
     assert bus.get_event("small") is not None
 
 
-def test_remembered_ids_are_bounded(bus: LocalBus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_ids_are_bounded() -> None:
     """The oldest ids are forgotten, so that a process that publishes for years does not grow."""
-    monkeypatch.setattr(local_bus, "_REMEMBERED_IDS", 3)
+    bus = LocalBus(max_ids=3)
     for name in "abcd":
         bus.publish("x", id=name)
     assert [bus.publish("x", id=name).duplicate for name in "dcb"] == [True] * 3

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from celery import Celery
 from redis import Redis
 
 from bridge import BridgeSettings, BusUnavailable, Event, EventBus
-from bridge.flower import data as module
 from bridge.flower.data import BY_STATE, EventData, Page
 from bridge.flower.tree import Line, find, lines
 from bridge.operations.task_states import EventNode, TaskNode
@@ -25,10 +25,15 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture
-def data(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> EventData:
+def make_data(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., EventData]:
     app.conf.update(bridge_channel_prefix=settings.channel_prefix, bridge_group="tests")
     monkeypatch.setenv("BRIDGE_REDIS_URL", settings.url)
-    return EventData(app)
+    return partial(EventData, app)
+
+
+@pytest.fixture
+def data(make_data: Callable[..., EventData]) -> EventData:
+    return make_data()
 
 
 def publish(settings: BridgeSettings, *events: Event) -> None:
@@ -57,10 +62,10 @@ def test_the_newest_events_come_first_in_pages(data: EventData, settings: Bridge
 
 
 def test_a_long_journal_is_not_read_again(
-    data: EventData, settings: BridgeSettings, client: Redis, monkeypatch: pytest.MonkeyPatch
+    make_data: Callable[..., EventData], settings: BridgeSettings, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the journal the newest entries are looked at, and only once; what is too old or deleted is forgotten."""
-    monkeypatch.setattr(module, "NEWEST", 120)
+    data = make_data(max_events=120)
     publish(settings, *numbered(300))
     assert data.events("", "", 0, 1).total == 120
     calls = []
@@ -142,7 +147,10 @@ def test_what_the_buttons_mean(states: str, buttons: str) -> None:
 
 
 def test_dead_letters(
-    data: EventData, replays: Replays, register_handlers: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    data: EventData,
+    make_data: Callable[..., EventData],
+    replays: Replays,
+    register_handlers: Callable[..., None],
 ) -> None:
     """They come in pages, newest first, are searched by their texts, and say why they cannot be retried."""
     register_handlers("t.exact")
@@ -158,7 +166,7 @@ def test_dead_letters(
     assert [row["id"] for row in data.dead("", 5, 100).rows] == ["n1", "n0"]
     assert [row["id"] for row in data.dead("PAYLOAD", 0, 100).rows] == ["n0"]
     assert data.dead("dream.c", 0, 1).matching == 6
-    monkeypatch.setattr(module, "_READ_BYTES", 1)
+    data = make_data(max_read_bytes=1)
     assert data.dead("dream.c", 0, 1).matching == 0  # the newest letter alone was looked at
 
 

@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from bridge.bus.causation import current_event
 from bridge.errors import InvalidEvent, InvalidHandler
 from bridge.events.event import Event
-from bridge.handlers import handler as handlers
 from bridge.handlers.decorator import on_event
 from bridge.handlers.handler import Handler, Registry, registry
 from bridge.handlers.task import EventTask
@@ -196,10 +195,9 @@ def test_registry_forgets_what_it_has_to() -> None:
     assert (known.matching("a"), known.matching("b"), known.get("one"), list(known)) == ((), (), None, [])
 
 
-def test_cached_types_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_types_are_bounded() -> None:
     """A program that invents types without end does not fill the memory."""
-    monkeypatch.setattr(handlers, "_MAX_CACHED_TYPES", 10)
-    known = Registry()
+    known = Registry(max_cached_types=10)
     known.add(Handler("one", ("*",)))
     for number in range(100):
         assert len(known.matching(f"t{number}")) == 1

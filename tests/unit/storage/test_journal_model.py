@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from bridge import JournalLost
-from bridge.storage import journal
 from bridge.storage.entries import Entry, Trimmed
 from bridge.testing.redis_server import RedisServer
 from tests.support.journal_model import FIRST, IDS, TTL_S, EntryId, Group, WritingMachine, groups, ids, parsed, spelt
@@ -163,7 +162,7 @@ class JournalMachine(WritingMachine):
             group.lost += lost[name]
             self.drop(name, held)
         lost = {name: count for name, count in lost.items() if count}
-        assert self.journal.trim() == Trimmed(len(old), len(old) == TRIM_ENTRIES, lost)
+        assert self.journal.trim(TRIM_ENTRIES) == Trimmed(len(old), len(old) == TRIM_ENTRIES, lost)
         for entry in old:
             del self.entries[entry]
 
@@ -195,7 +194,6 @@ class JournalMachine(WritingMachine):
         assert self.client.xgroup_destroy(self.keys.journal, name) == (self.groups.pop(name, None) is not None)
 
 
-def test_the_journal_is_as_its_model(each_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_journal_is_as_its_model(each_server: RedisServer) -> None:
     """No order of calls, repeated or not, with faults between them, makes the journal do what its model does not."""
-    monkeypatch.setattr(journal, "_TRIM_ENTRIES", TRIM_ENTRIES)
     run_model(lambda: JournalMachine(each_server.url))
