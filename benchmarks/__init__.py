@@ -1,1 +1,1 @@
-"""How fast the bridge is beside what people use today: ``make bench``, or ``python -m benchmarks --help``."""
+"""The speed of the bridge compared with the alternatives: ``make bench``, or ``python -m benchmarks --help``."""

@@ -1,6 +1,6 @@
 """Run the benchmarks and print them as tables: ``python -m benchmarks [--rounds 3] [--only dispatch] [--json FILE]``.
 
-Alternatives run in turn, round after round, on one private Redis; a row is the median of its rounds.
+The alternatives run in turn, for several rounds, on one private Redis; each row is the median of its rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bridge.testing.redis_server import RedisServer
 Row = Callable[[RedisServer], Any]
 
 LOOP = "hand-written loop: psubscribe, SET NX, delay()"
-#: Of the message that one event of 200 bytes becomes.
+#: Size of the task message of an event of 200 bytes.
 _MESSAGE_BYTES = 1250
 
 SPEED: dict[str, Row] = {
@@ -38,9 +38,9 @@ SPEED: dict[str, Row] = {
     "redis-benchmark LPUSH, 50 clients, 16 per round trip": lambda server: peers.redis_benchmark(
         server, _MESSAGE_BYTES, 16, 50
     ),
-    "foreign events, 1 subscriber": lambda server: ours.foreign_events(server, 100_000, 1),
-    "foreign events, 2 subscribers": lambda server: ours.foreign_events(server, 100_000, 2),
-    "foreign events, 4 subscribers": lambda server: ours.foreign_events(server, 100_000, 4),
+    "events of other programs, 1 subscriber": lambda server: ours.external_events(server, 100_000, 1),
+    "events of other programs, 2 subscribers": lambda server: ours.external_events(server, 100_000, 2),
+    "events of other programs, 4 subscribers": lambda server: ours.external_events(server, 100_000, 4),
     "publish_event()": lambda server: ours.publish(server, 5000),
     "publish_event() in a task": lambda server: ours.publish(server, 5000, in_task=True),
     "publish_many()": lambda server: ours.publish_many(server, 40_000),
@@ -64,8 +64,8 @@ LATENCY: dict[str, Row] = {
 }
 BACKLOG: dict[str, Row] = {"backlog": lambda server: ours.backlog(server, 1_000_000)}
 FLOOD: dict[str, Row] = {
-    "nobody": lambda server: flood.flood(server, 60, 0),
-    "1,000 hostile messages per second": lambda server: flood.flood(server, 60, 1000),
+    "none": lambda server: flood.flood(server, 60, 0),
+    "1,000 per second": lambda server: flood.flood(server, 60, 1000),
 }
 PARTS = {
     "speed": (SPEED, 3),
@@ -78,7 +78,7 @@ PARTS = {
 
 
 def measure(rows: dict[str, Row], rounds: int) -> dict[str, list[Any]]:
-    """Run every row in turn, *rounds* times."""
+    """Run all rows in turn, *rounds* times; return the results of each row."""
     results: dict[str, list[Any]] = {name: [] for name in rows}
     for _ in range(rounds):
         for name, row in rows.items():
@@ -102,7 +102,7 @@ def show_rates(results: dict[str, list[float | None]]) -> None:
 
 
 def show_latencies(results: dict[str, list[ours.Latency]]) -> None:
-    """Print the medians of the quantiles."""
+    """Print the median of each quantile."""
     print("| from publish_event() | p50 ms | p99 ms | max ms |\n|---|---|---|---|")
     for name, values in results.items():
         cells = " | ".join(f"{statistics.median(column):.2f}" for column in zip(*values, strict=True))
@@ -110,21 +110,21 @@ def show_latencies(results: dict[str, list[ours.Latency]]) -> None:
 
 
 def show_backlog(results: dict[str, list[list[ours.Drained]]]) -> None:
-    """Print every tenth."""
-    print("| left | events per second | RSS, MB |\n|---|---|---|")
+    """Print one line for each tenth of the backlog."""
+    print("| events left | events per second | RSS, MB |\n|---|---|---|")
     for tenth in results["backlog"][0]:
         print(f"| {tenth.left:,} | {tenth.per_s:,.0f} | {tenth.rss_mb:.0f} |")
 
 
 def show_flood(results: dict[str, list[flood.Flooded]]) -> None:
-    """Print the latencies of honest events, and what the flood left behind."""
-    print("| beside the honest events | p50 ms | p99 ms | max ms | dead letters | subscriber, MB | Redis, MB |")
-    print("|---|---|---|---|---|---|---|")
+    """Print the latencies of valid events, the dead letters and the memory."""
+    memories = "subscriber memory, MB | Redis memory, MB"
+    print(f"| hostile messages | p50 ms | p99 ms | max ms | dead letters | {memories} |\n|---|---|---|---|---|---|---|")
     for name, values in results.items():
         for one in values:
             latency = " | ".join(f"{ms:.1f}" for ms in one.latency)
             memory = " | ".join(f"{first:.0f} to {last:.0f}" for first, last in (one.rss_mb, one.redis_mb))
-            print(f"| {name} | {latency} | {one.letters:,} | {memory} |")
+            print(f"| {name} | {latency} | {one.dead_letters:,} | {memory} |")
 
 
 SHOW = {
@@ -140,21 +140,19 @@ SHOW = {
 def main() -> None:
     """Read the command line, measure and report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, help="rounds of each part")
-    parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be repeated")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="where the figures go")
+    parser.add_argument("--rounds", type=int, help="number of rounds of each part")
+    parser.add_argument("--only", choices=PARTS, action="append", help="run this part only; can be repeated")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="file for the results")
     options = parser.parse_args()
     with RedisServer() as server:
         about = ours.machine(server) | {"python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
-    print(
-        ", ".join(f"{name} {value}" for name, value in about.items()), f"- an event has {len(event(0).encode())} bytes"
-    )
+    print(", ".join(f"{name} {value}" for name, value in about.items()), f"- event size {len(event(0).encode())} bytes")
     everything: dict[str, Any] = {"machine": about}
     for part in options.only or PARTS:
         rows, rounds = PARTS[part]
         results = everything[part] = measure(rows, options.rounds or rounds)
         print(f"\n{part}\n", flush=True)
-        SHOW[part](results)  # type: ignore[operator]  # each shows what its part gives
+        SHOW[part](results)  # type: ignore[operator]  # each prints the results of its part
     options.json.write_text(json.dumps(everything, indent=1) + "\n")
 
 

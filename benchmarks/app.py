@@ -1,4 +1,4 @@
-"""The Celery application of the benchmarks; its processes are started with it."""
+"""The Celery application of the processes that the benchmarks start."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _clients: dict[int, Redis] = {}
 
 
 def _handle(event: Event) -> None:
-    late_ns = time.time_ns() - event.payload.get("at_ns", 0)
+    delay_ns = time.time_ns() - event.payload.get("at_ns", 0)
     client = _clients.setdefault(os.getpid(), Redis.from_url(os.environ["REDIS_URL"]))
-    client.rpush(STARTS, late_ns)
+    client.rpush(STARTS, delay_ns)
 
 
 for number in range(int(os.environ.get("BENCH_HANDLERS", "1"))):

@@ -1,4 +1,4 @@
-"""A flood of hostile messages beside events of honest programs: how much later those come, and what is left behind."""
+"""A flood of hostile messages: how much it delays valid events, and which dead letters and memory it leaves."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ from benchmarks.setting import GROUP, PREFIX, drain, processes
 from bridge.storage.keys import Keys
 from bridge.testing.redis_server import RedisServer
 
-#: Bursts of the flood in a second.
+#: Bursts of the flood per second.
 _BURSTS_PER_S = 100
-_HONEST = "dream.created"
+_VALID = "dream.created"
 
 
 class Flooded(NamedTuple):
-    """One run: latencies of honest events, and memory: of the subscriber first and most, of Redis first and last."""
+    """One run: latencies of valid events; memory of the subscriber (first, highest) and of Redis (first, last)."""
 
     latency: Latency
     hostile: int
-    letters: int
+    dead_letters: int
     rss_mb: tuple[float, float]
     redis_mb: tuple[float, float]
 
 
 def hostile(number: int) -> tuple[str, bytes]:
-    """Return type and text of a message that no bus should choke on, each another one."""
+    """Return type and text of a hostile message, different for each *number*."""
     n = b"%d" % number
     event = b'{"id":"x%d","type":"dream.created",' % number
     kinds: list[tuple[str, bytes]] = [
-        (_HONEST, b"{'id':'" + n + b"'}"),
-        (_HONEST, b"[" + n + b"]"),
-        (_HONEST, event + b'"payload":NaN}'),
-        (_HONEST, event + b'"payload":' + b"9" * 400 + b"}"),
-        (_HONEST, event + b'"payload":' + b"[" * 2000 + n),
-        (_HONEST, event + rb'"payload":"\ud800"}'),
-        (_HONEST, b"\xff\xfe" + n),
-        (_HONEST, b'{"type":"dream.created","payload":%b}' % n),
-        (_HONEST, b'{"id":"a b %b","type":"dream.created"}' % n),
-        (_HONEST, b'{"id":"%b","type":"event:%b"}' % (n, n)),
+        (_VALID, b"{'id':'" + n + b"'}"),
+        (_VALID, b"[" + n + b"]"),
+        (_VALID, event + b'"payload":NaN}'),
+        (_VALID, event + b'"payload":' + b"9" * 400 + b"}"),
+        (_VALID, event + b'"payload":' + b"[" * 2000 + n),
+        (_VALID, event + rb'"payload":"\ud800"}'),
+        (_VALID, b"\xff\xfe" + n),
+        (_VALID, b'{"type":"dream.created","payload":%b}' % n),
+        (_VALID, b'{"id":"a b %b","type":"dream.created"}' % n),
+        (_VALID, b'{"id":"%b","type":"event:%b"}' % (n, n)),
         (f"dream.n{number}", b'{"id":"y%b","type":"dream.other"}' % n),
         (f"x{number} *?[", b'{"id":"z%b"}' % n),
         ("other.kind", b'{"id":"taken","type":"other.kind","payload":%b}' % n),
-        (_HONEST, event + b'"metadata":{"hops":99}}'),
-        (_HONEST, event + b'"payload":{"__type__":"a","__value__":"b"}}'),
-        (_HONEST, event + b'"payload":"' + b"x" * 5000),
-        (_HONEST, b" " * (number % 50)),
-        (_HONEST, event + b'"metadata":[%b]}' % n),
+        (_VALID, event + b'"metadata":{"hops":99}}'),
+        (_VALID, event + b'"payload":{"__type__":"a","__value__":"b"}}'),
+        (_VALID, event + b'"payload":"' + b"x" * 5000),
+        (_VALID, b" " * (number % 50)),
+        (_VALID, event + b'"metadata":[%b]}' % n),
     ]
     if number % 1000 == 999:
-        return _HONEST, event + b'"payload":"' + b"x" * 1_100_000 + b'"}'
+        return _VALID, event + b'"payload":"' + b"x" * 1_100_000 + b'"}'
     return kinds[number % len(kinds)]
 
 
-def flood(server: RedisServer, seconds: float, per_s: int, honest_per_s: int = 100) -> Flooded:
-    """Broadcast *per_s* hostile messages a second, and events of a foreign program, which are timed to their queue."""
-    count = int(honest_per_s * seconds)
+def flood(server: RedisServer, seconds: float, per_s: int, valid_per_s: int = 100) -> Flooded:
+    """Broadcast *per_s* hostile messages a second, and valid events, whose latency to their queue is measured."""
+    count = int(valid_per_s * seconds)
     with Redis.from_url(server.url) as client:
         client.flushall()
     with Redis.from_url(server.url) as client, processes(server.url, SUBSCRIBE) as (pid,):
@@ -77,18 +77,18 @@ def flood(server: RedisServer, seconds: float, per_s: int, honest_per_s: int = 1
             attacker.start()
         watched = _Watched(psutil.Process(pid), client)
         try:
-            _publish(client, count, honest_per_s)
+            _publish(client, count, valid_per_s)
             latencies: list[float] = ours.recv()
         finally:
             if per_s:
                 attacker.join()
         taker.join()
-        letters = client.xlen(Keys(PREFIX).dead(GROUP))
-        return Flooded(Latency.of(latencies), int(per_s * (seconds + 1)), letters, *watched.ended())
+        dead_letters = client.xlen(Keys(PREFIX).dead(GROUP))
+        return Flooded(Latency.of(latencies), int(per_s * (seconds + 1)), dead_letters, *watched.ended())
 
 
 class _Watched:
-    """Memory of the subscriber and of Redis, from now on."""
+    """Measures the memory of the subscriber and of Redis, from now on."""
 
     def __init__(self, subscriber: psutil.Process, client: Redis) -> None:
         self._subscriber = subscriber
@@ -120,16 +120,16 @@ def _publish(client: Redis, count: int, per_s: int) -> None:
     for number in range(count):
         due_at += 1 / per_s
         time.sleep(max(0.0, due_at - time.perf_counter()))
-        fields = {"id": f"honest-{number}", "type": _HONEST, "timestamp": time.time_ns() // 1_000_000}
+        fields = {"id": f"valid-{number}", "type": _VALID, "timestamp": time.time_ns() // 1_000_000}
         data = json.dumps(fields | {"payload": {"at_ns": time.time_ns()}, "source": "shop"}).encode()
         with client.pipeline(transaction=False) as pipe:
-            pipe.set(f"{PREFIX}event:honest-{number}", data, ex=86_400)
-            pipe.publish(f"{PREFIX}{_HONEST}", data)
+            pipe.set(f"{PREFIX}event:valid-{number}", data, ex=86_400)
+            pipe.publish(f"{PREFIX}{_VALID}", data)
             pipe.execute()
 
 
 def _attack(port: int, per_s: int, seconds: float) -> None:
-    """Broadcast hostile messages in bursts; what the server answers is read and thrown away."""
+    """Broadcast hostile messages in bursts; the replies of the server are discarded."""
     number = 0
     with socket.create_connection(("127.0.0.1", port)) as connection:
         replies = threading.Thread(target=drain, args=(connection,))

@@ -1,4 +1,4 @@
-"""The bridge: publishing, dispatch, intake and their latencies, by the processes that users start."""
+"""The bridge: publishing, dispatch, intake and their latencies, in the same processes that users start."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from celery import Celery, current_app
 from redis import Redis
 
 from benchmarks.delay import delayed
-from benchmarks.setting import PREFIX, QUEUE, STARTS, broadcast, fill, foreign, payload, processes, rate
+from benchmarks.setting import PREFIX, QUEUE, STARTS, broadcast, external, fill, payload, processes, rate
 from bridge import Event, EventBus, get_bus, publish_event
 from bridge.storage.keys import Keys
 from bridge.testing.redis_server import RedisServer
 
 SUBSCRIBE = ("bus", "subscribe")
-#: What the broker is to the bus, and database and transport for that.
+#: Database and transport of each kind of broker.
 BROKERS = {
     "the same Redis": ("/0", ""),
     "another Redis": ("/1", ""),
     "any other": ("/1", "benchmarks.setting:AnyTransport"),
 }
-#: After which a subscriber has looked for late event keys a second time.
+#: After this time a subscriber has done its second scan for late event keys.
 _SETTLED_S = 4.0
 
 
 def publish(server: RedisServer, count: int, *, in_task: bool = False) -> float:
-    """publish_event(), one after the other, in one thread: events per second."""
+    """publish_event() repeatedly in one thread: events per second."""
     app, others = Celery("publisher"), current_app._get_current_object()
     app.conf.bridge_redis_url = server.url
 
@@ -77,9 +77,9 @@ def dispatch(
         return rate(client, count * handlers) / handlers
 
 
-def foreign_events(server: RedisServer, count: int, subscribers: int) -> float:
+def external_events(server: RedisServer, count: int, subscribers: int) -> float:
     """Events of another program, from pub/sub to queue: events per second."""
-    messages = [foreign(number) for number in range(count)]
+    messages = [external(number) for number in range(count)]
     with Redis.from_url(server.url) as client:
         client.flushall()
         client.config_set("client-output-buffer-limit", "pubsub 0 0 0")
@@ -94,7 +94,7 @@ def foreign_events(server: RedisServer, count: int, subscribers: int) -> float:
 
 
 class Latency(NamedTuple):
-    """Milliseconds from publish_event() on."""
+    """Milliseconds since publish_event()."""
 
     p50: float
     p99: float
@@ -108,7 +108,7 @@ class Latency(NamedTuple):
 
 
 def latency(server: RedisServer, per_s: float, seconds: float, *, to_task: bool = False, rtt_ms: float = 0) -> Latency:
-    """Publish events one by one at a fixed rate, and take the time until each is in its queue, or its task starts."""
+    """Publish events at a fixed rate, and measure the time until each is in its queue, or its task starts."""
     count = int(per_s * seconds)
     command = ("worker", "-c", "1", "--without-gossip", "--without-mingle") if to_task else SUBSCRIBE
     with Redis.from_url(server.url) as client, ExitStack() as stack:
@@ -120,7 +120,7 @@ def latency(server: RedisServer, per_s: float, seconds: float, *, to_task: bool 
             if not to_task:
                 taker = multiprocessing.Process(target=take, args=(server.url, count + 1, theirs))
                 taker.start()
-                theirs.close()  # so that the end of the process is the end of the pipe
+                theirs.close()  # so that the pipe ends with the process
             _wait_until_ready(bus, client, to_task)
             due_at = time.perf_counter()
             for _ in range(count):
@@ -130,14 +130,14 @@ def latency(server: RedisServer, per_s: float, seconds: float, *, to_task: bool 
             if to_task:
                 while client.llen(STARTS) < count + 1:
                     time.sleep(0.05)
-                return Latency.of([int(late_ns) / 1e6 for late_ns in client.lrange(STARTS, 1, -1)])
+                return Latency.of([int(delay_ns) / 1e6 for delay_ns in client.lrange(STARTS, 1, -1)])
             values: list[float] = ours.recv()
             taker.join()
             return Latency.of(values[1:])
 
 
 def wait_for_subscribers(client: Redis, count: int) -> None:
-    """Wait until so many listen and have looked for what they missed."""
+    """Wait until *count* subscribers are listening and have completed their catch-up scans."""
     while client.pubsub_numsub(Keys(PREFIX).heartbeat)[0][1] < count:
         time.sleep(0.05)
     time.sleep(_SETTLED_S)
@@ -151,9 +151,9 @@ def _wait_until_ready(bus: EventBus, client: Redis, to_task: bool) -> None:
 
 
 def take(url: str, count: int, results: Connection) -> None:
-    """Take so many messages from the queue, and send how late they came, in ms after the moment in their payload."""
+    """Consume *count* messages from the queue, and send their delays, in ms since the time in their payload."""
     values = []
-    with Redis.from_url(url, socket_timeout=None) as client:  # the first comes when a subscriber is ready
+    with Redis.from_url(url, socket_timeout=None) as client:  # the first message arrives when a subscriber is ready
         while len(values) < count:
             _, text = client.brpop([QUEUE])
             now_ns = time.time_ns()
@@ -163,7 +163,7 @@ def take(url: str, count: int, results: Connection) -> None:
 
 
 class Drained(NamedTuple):
-    """A tenth of a large backlog: what was left at its end, events per second in it, and the subscriber's memory."""
+    """A tenth of a large backlog: events left at its end, events per second, and the subscriber's memory."""
 
     left: int
     per_s: float
@@ -171,7 +171,7 @@ class Drained(NamedTuple):
 
 
 def backlog(server: RedisServer, count: int) -> list[Drained]:
-    """Drain a large backlog; what is in the queue is thrown away meanwhile, as if workers had taken it."""
+    """Drain a large backlog; meanwhile the queue is trimmed, as if workers consumed it."""
     fill(server.url, count)
     tenths: list[Drained] = []
     with Redis.from_url(server.url) as client, processes(server.url, SUBSCRIBE, BENCH_PUBSUB="0") as (pid,):
@@ -195,6 +195,6 @@ def backlog(server: RedisServer, count: int) -> list[Drained]:
 
 
 def machine(server: RedisServer) -> dict[str, Any]:
-    """Return what the figures were taken on."""
+    """Return facts about this machine, for the results."""
     with Redis.from_url(server.url) as client:
         return {"cores": psutil.cpu_count(), "redis": client.info("server")["redis_version"]}

@@ -1,4 +1,4 @@
-"""What people use today, as its own documentation shows it."""
+"""The alternatives, each used as its own documentation shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from faststream import FastStream
 from faststream.redis import RedisBroker
 from redis import Redis
 
-from benchmarks.setting import PREFIX, event, foreign
+from benchmarks.setting import PREFIX, event, external
 from bridge.testing.redis_server import RedisServer
 
 CHANNEL = f"{PREFIX}dream.created"
@@ -41,7 +41,7 @@ def hand_written_loop(server: RedisServer, count: int) -> float:
         pubsub.get_message(timeout=1)
         with client.pipeline(transaction=False) as pipe:
             for number in range(count):
-                pipe.publish(CHANNEL, foreign(number))
+                pipe.publish(CHANNEL, external(number))
             pipe.execute()
         began_at = time.perf_counter()
         for message in islice(pubsub.listen(), count):
@@ -75,7 +75,7 @@ def faststream_handler(server: RedisServer, count: int) -> float:
             nonlocal began_at
             with Redis.from_url(server.url) as client, client.pipeline(transaction=False) as pipe:
                 for number in range(count):
-                    pipe.publish(CHANNEL, foreign(number))
+                    pipe.publish(CHANNEL, external(number))
                 pipe.execute()
             began_at = time.perf_counter()
 
@@ -92,7 +92,7 @@ def faststream_handler(server: RedisServer, count: int) -> float:
 
 
 def apply_async(server: RedisServer, count: int) -> float:
-    """Plain apply_async of an event that is there already: messages per second."""
+    """apply_async() with an event that exists already: messages per second."""
     handler = _task(server.url)
     argument = event(0).to_dict()
     with Redis.from_url(server.url) as client:

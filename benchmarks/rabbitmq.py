@@ -1,4 +1,4 @@
-"""RabbitMQ as broker: ``python -m benchmarks.rabbitmq``. Needs a rabbitmq-server; its node is a private one."""
+"""RabbitMQ as broker: ``python -m benchmarks.rabbitmq``. Needs a rabbitmq-server; starts a private node."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bridge.testing.redis_server import RedisServer
 from tests.support.servers.rabbitmq import RabbitNode, find_programs
 
 _ROUNDS = 3
-#: By the name that ``task_default_queue_type`` has for it.
+#: Arguments of the queue, by value of ``task_default_queue_type``.
 _ARGUMENTS: dict[str, dict[str, str] | None] = {"classic": None, "quorum": {"x-queue-type": "quorum"}}
 
 
 def _clean(node: RabbitNode, kind: str) -> Any:
-    """Return a channel of a connection, and the queue, empty and new."""
+    """Return a channel of a new connection; the queue is new and empty."""
     channel = node.connect().channel()
     channel.queue_delete(QUEUE)
     channel.queue_declare(QUEUE, durable=True, auto_delete=False, arguments=_ARGUMENTS[kind])
@@ -27,7 +27,7 @@ def _clean(node: RabbitNode, kind: str) -> Any:
 
 
 def apply_async(node: RabbitNode, kind: str, count: int) -> float:
-    """apply_async(), where each message is waited for as ``confirm_publish`` has it: messages per second."""
+    """apply_async() with ``confirm_publish``, which waits for each message: messages per second."""
     channel = _clean(node, kind)
     with Celery("peer", broker=node.url, set_as_current=False) as app:
         app.conf.broker_transport_options = {"confirm_publish": True}
@@ -60,7 +60,7 @@ def main() -> None:
     """Print the medians as a table."""
     programs = find_programs()
     if programs is None:
-        raise SystemExit("there is no rabbitmq-server: apt-get install rabbitmq-server")
+        raise SystemExit("rabbitmq-server is not installed: apt-get install rabbitmq-server")
     print("| | per second | lowest to highest |\n|---|---|---|")
     with RabbitNode(programs) as node:
         for kind in _ARGUMENTS:

@@ -1,8 +1,8 @@
-"""What one subscriber, one journal and one Redis can do, and what more of them would.
+"""The limit of one subscriber, one journal and one Redis, and what more of them would achieve.
 
-Each stage is measured as processor time for each event, which holds on any number of machines: of the subscriber, of
-the workers, and of the Redis of bus and of broker. A simulation then puts them together as they would be on machines
-that this one is not: stations with so many servers, and events that pass through them in order.
+For each stage, the processor time per event is measured: of the subscriber, of the workers, and of the Redis of bus and
+of broker. These figures hold for any number of machines. A simulation then calculates what larger machines would do:
+stages are stations with a number of servers, which the events pass in order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import psutil
 from redis import Redis
 
 from benchmarks.ours import SUBSCRIBE, wait_for_subscribers
-from benchmarks.setting import GROUP, PREFIX, QUEUE, STARTS, broadcast, event, fill, foreign, processes, rate
+from benchmarks.setting import GROUP, PREFIX, QUEUE, STARTS, broadcast, event, external, fill, processes, rate
 from bridge import EventBus
 from bridge.config.settings import BridgeSettings
 from bridge.redis.client import connect
@@ -29,16 +29,16 @@ from bridge.storage.ledger import Ended, InFlightTask, LedgerEntry
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 
-#: One process that runs one task at a time, and no subscriber.
+#: One process that runs one task at a time, without a subscriber.
 WORKER = ("worker", "-c", "1", "--no-subscriber", "--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
-#: Processes that ask one Redis at the same time, so that it has always something to do, as at its limit.
+#: Processes that use one Redis at the same time, so that it is always busy, as at its limit.
 _AT_ONCE = 4
 
 
 class Costs(NamedTuple):
-    """Microseconds of processor time for each event, by stage; of a task, for each task."""
+    """Microseconds of processor time per event, by stage; for the tasks, per task."""
 
     publish_bus: float
     intake_bus: float
@@ -85,7 +85,7 @@ def _publish_some(url: str, numbers: Sequence[int]) -> None:
 
 
 def _ledger(server: RedisServer, count: int) -> float:
-    """What a task's begin and end cost; of a worker that does both one can see no more than some hundred a second."""
+    """Measure start and end of a task, without a worker: one worker reaches only some hundred a second."""
     settings = BridgeSettings.load(redis_url=server.url, channel_prefix=PREFIX, group=GROUP)
     with connect(settings) as client:
         client.flushall()
@@ -124,11 +124,11 @@ def _at_once(server: RedisServer, run: Callable[[str, Sequence[int]], None], num
 
 
 def _intake(server: RedisServer, count: int) -> dict[str, float]:
-    messages = [foreign(number) for number in range(count)]
+    messages = [external(number) for number in range(count)]
     with Redis.from_url(server.url) as client:
         client.flushall()
         client.config_set("client-output-buffer-limit", "pubsub 0 0 0")
-        # No handler matches: what is left is the intake.
+        # No handler matches, so only the intake is measured.
         with processes(server.url, SUBSCRIBE, BENCH_HANDLERS="0") as pids:
             wait_for_subscribers(client, 1)
             with _spent({"bus": [server.pid], "processes": pids}, count) as spent:
@@ -161,7 +161,7 @@ def _tasks(bus: RedisServer, broker: RedisServer, count: int) -> dict[str, float
 
 @contextmanager
 def _spent(stations: Mapping[str, Sequence[int]], count: int) -> Iterator[dict[str, float]]:
-    """Yield what fills, when the block ends, with the microseconds that processes and their children took for each."""
+    """Yield a dict; at the end of the block it has the microseconds per event of the processes and their children."""
     spent: dict[str, float] = {}
     before = {name: _processor_s(pids) for name, pids in stations.items()}
     yield spent
@@ -183,27 +183,27 @@ def _wait(done: Callable[[], Any], patience_s: float = 120.0) -> None:
 
 @dataclass(frozen=True)
 class Site:
-    """How many there are of each.
+    """An installation to simulate.
 
     Arguments:
-        worker_cores: Each runs one task after the other.
-        subscribers: Processes with a core of their own.
-        journals: Each in a Redis of its own, with its part of the ledger.
-        brokers: Servers among which the queues are spread.
-        broker_apart: Whether Celery's broker is another Redis than that of the bus.
-        task_us: What a handler does itself, besides Celery and the bridge.
+        worker_cores: Number of cores for workers; each runs one task at a time.
+        subscribers: Number of processes, each with a separate core.
+        journals: Number of journals, each in a separate Redis, with its part of the ledger.
+        brokers: Number of servers over which the queues are spread.
+        separate_broker: Whether Celery's broker is another Redis than the bus.
+        task_us: Processor time of the handler itself, without Celery and the bridge.
     """
 
     worker_cores: int
     subscribers: int = 1
     journals: int = 1
     brokers: int = 1
-    broker_apart: bool = True
+    separate_broker: bool = True
     task_us: float = 0.0
 
 
 def simulate(site: Site, spent: Costs, events: int = 20_000) -> tuple[float, str]:
-    """Let *events* pass, all there at the beginning; return events per second, and the station that was busiest."""
+    """Process *events* that are all there at the start; return events per second, and the busiest station."""
     servers = {"subscriber": site.subscribers, "workers": site.worker_cores, "broker": site.brokers}
     servers |= {f"journal {number}": 1 for number in range(site.journals)}
     free = {name: [0.0] * count for name, count in servers.items()}
@@ -211,7 +211,7 @@ def simulate(site: Site, spent: Costs, events: int = 20_000) -> tuple[float, str
 
     def steps(number: int) -> list[tuple[str, float]]:
         journal = f"journal {number % site.journals}"
-        broker = "broker" if site.broker_apart else journal
+        broker = "broker" if site.separate_broker else journal
         return [
             (journal, spent.publish_bus),
             ("subscriber", spent.dispatch_subscriber),
@@ -240,7 +240,7 @@ def simulate(site: Site, spent: Costs, events: int = 20_000) -> tuple[float, str
 
 
 def subscribers(server: RedisServer, count: int) -> float:
-    """A backlog, drained to another Redis by so many subscribers: events per second of all."""
+    """Drain a backlog to another Redis with *count* subscribers; return their events per second in total."""
     backlog = 60_000
     with RedisServer() as broker, Redis.from_url(broker.url) as client:
         fill(server.url, backlog)
@@ -249,12 +249,12 @@ def subscribers(server: RedisServer, count: int) -> float:
 
 
 def show(results: Mapping[str, Sequence[Any]]) -> None:
-    """Print what each stage costs, what was measured with more subscribers, and what the simulation says beyond."""
+    """Print the cost of each stage, the rates with more subscribers, and the results of the simulation."""
     rounds: Sequence[Costs] = results["costs"]
     spent = Costs(*(statistics.median(column) for column in zip(*rounds, strict=True)))
-    print("| µs for each event | Redis of the bus | Redis as broker | our process |\n|---|---|---|---|")
+    print("| µs per event | Redis of the bus | Redis as broker | publisher, subscriber or worker |\n|---|---|---|---|")
     print(f"| publish_event() | {spent.publish_bus:.0f} | | |")
-    print(f"| intake of a foreign event | {spent.intake_bus:.0f} | | {spent.intake_subscriber:.0f} |")
+    print(f"| intake of an event of another program | {spent.intake_bus:.0f} | | {spent.intake_subscriber:.0f} |")
     cells = (spent.dispatch_bus, spent.dispatch_broker, spent.dispatch_subscriber)
     print("| dispatch | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |")
     print(f"| a task that does nothing | {spent.task_bus:.0f} | {spent.task_broker:.0f} | {spent.task_worker:.0f} |")
@@ -267,11 +267,11 @@ def show(results: Mapping[str, Sequence[Any]]) -> None:
         print(f"| {cores} | " + " | ".join(f"{per_s:,.0f} ({busiest})" for per_s, busiest in row) + " |")
 
 
-#: What is compared beyond this machine.
+#: The installations that the simulation compares.
 SITES = {
-    "one Redis": Site(1, broker_apart=False),
-    "broker apart": Site(1),
-    "broker apart, tasks of 10 ms": Site(1, task_us=10_000),
+    "one Redis": Site(1, separate_broker=False),
+    "separate broker": Site(1),
+    "separate broker, tasks of 10 ms": Site(1, task_us=10_000),
     "two journals": Site(1, journals=2),
     "two journals, four brokers": Site(1, journals=2, brokers=4),
 }

@@ -1,4 +1,4 @@
-"""What the rows share: a private Redis, events, processes, and how a rate is taken."""
+"""Shared by all benchmarks: names, events, processes, and the measurement of a rate."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from bridge.storage.keys import Keys
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "bench:"
-#: List of when tasks started in a worker: nanoseconds after the moment in their payload.
+#: List of the start delays of tasks: nanoseconds since the time in their payload.
 STARTS = f"{PREFIX}starts"
 GROUP = "bench"
 #: kombu's default queue.
 QUEUE = "celery"
-#: Until everything has arrived; something is wrong after that.
+#: How long to wait until all messages have arrived.
 _PATIENCE_S = 300.0
 
 
 class AnyTransport(Transport):
-    """A broker of which the bridge knows nothing; so is the Redis behind it the same for every row."""
+    """A transport that the bridge does not recognise as Redis, so that every row has the same server."""
 
 
 def payload(size: int) -> dict[str, object]:
@@ -40,18 +40,18 @@ def payload(size: int) -> dict[str, object]:
 
 
 def event(number: int, size: int = 200) -> Event:
-    """Return one event of many."""
+    """Return event *number*."""
     return Event(type="dream.created", id=f"e{number:07}-6d5c2d7c-9a10-4c0b-8a52", payload=payload(size), source="shop")
 
 
-def foreign(number: int, size: int = 200) -> bytes:
-    """Return the same event as a program in another language would write it."""
+def external(number: int, size: int = 200) -> bytes:
+    """Return such an event as a program in another language would write it."""
     fields = {"id": f"f{number:07}-6d5c2d7c-9a10-4c0b-8a52", "type": "dream.created", "payload": payload(size)}
     return json.dumps(fields | {"timestamp": 1_760_000_000_000, "source": "shop"}, separators=(",", ":")).encode()
 
 
 def fill(url: str, events: int, size: int = 200) -> None:
-    """Put a backlog into the journal of an empty bus, whose group begins with it."""
+    """Write a backlog to the journal of an empty bus; the group starts before it."""
     with EventBus(redis_url=url, channel_prefix=PREFIX, enable_pubsub=False, event_ttl_s=7 * 86_400) as bus:
         bus.client.flushall()
         bus.client.xgroup_create(Keys(PREFIX).journal, GROUP, id="0", mkstream=True)
@@ -81,7 +81,7 @@ def rate(client: Redis, total: int, queue: str = QUEUE) -> float:
 
 
 def rate_of(length_of: Callable[[], int], total: int, tick_s: float) -> float:
-    """Return messages per second from the first to the last of *total*, looking every *tick_s* how many there are."""
+    """Return messages per second from the first to the last of *total*; read their number every *tick_s*."""
     deadline = time.monotonic() + _PATIENCE_S
     began_at, first = 0.0, 0
     while (length := length_of()) < total:
@@ -95,7 +95,7 @@ def rate_of(length_of: Callable[[], int], total: int, tick_s: float) -> float:
 
 
 def broadcast(port: int, messages: Sequence[bytes]) -> None:
-    """Write and publish events as fast as a foreign program could, with hardly any work for the processors."""
+    """Write and publish events as fast as an external program could, with little processor time."""
     commands = bytearray()
     for number, data in enumerate(messages):
         key, channel = f"{PREFIX}event:f{number:07}-6d5c2d7c-9a10-4c0b-8a52".encode(), f"{PREFIX}dream.created".encode()
@@ -110,6 +110,6 @@ def broadcast(port: int, messages: Sequence[bytes]) -> None:
 
 
 def drain(connection: socket.socket) -> None:
-    """Read and throw away."""
+    """Read and discard everything until the connection ends."""
     while connection.recv(1 << 16):
         pass

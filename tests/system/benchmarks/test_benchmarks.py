@@ -1,4 +1,4 @@
-"""The benchmarks run: a short one of each kind, so that `make bench` does not fail after a quarter of an hour."""
+"""The benchmarks run: a short one of each kind, because `make bench` takes a quarter of an hour."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def test_dispatch(own_server: RedisServer, broker: str) -> None:
 
 
 def test_publishing_and_intake(own_server: RedisServer) -> None:
-    """One by one, in a task, many at once, and those of another program."""
+    """Events are published one by one, in a task, many at once, and by another program."""
     assert ours.publish(own_server, 20) > 0
     assert ours.publish(own_server, 20, in_task=True) > 0
     assert ours.publish_many(own_server, 50) > 0
-    assert ours.foreign_events(own_server, 2000, 2) > 0
+    assert ours.external_events(own_server, 2000, 2) > 0
 
 
 def test_latency_and_backlog(own_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
-    """Delayed round trips show in the latency; the tenths of a backlog end with none left."""
+    """Delayed round trips show in the latency; after the tenths of a backlog no event is left."""
     show_latencies(
         {
             "delayed": [ours.latency(own_server, 50, 2, rtt_ms=20)],
@@ -54,8 +54,8 @@ def test_latency_and_backlog(own_server: RedisServer, capsys: pytest.CaptureFixt
 
 
 def test_flood(own_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
-    """Honest events are timed beside hostile messages, which are refused."""
-    flooded = flood.flood(own_server, 2, 200, honest_per_s=50)
+    """The latency of valid events is measured during a flood of hostile messages, which are rejected."""
+    flooded = flood.flood(own_server, 2, 200, valid_per_s=50)
     show_flood({"few": [flooded]})
-    assert 400 < flooded.letters <= flooded.hostile
+    assert 400 < flooded.dead_letters <= flooded.hostile
     assert capsys.readouterr().out.splitlines()[2].startswith("| few | ")
