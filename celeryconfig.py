@@ -1,7 +1,7 @@
 """Celery configuration of the example application ``bridge``: plain Celery names and ``bridge_*`` names.
 
-Everything that differs between machines comes from the environment: ``REDIS_URL`` for bus, broker and results, or
-``BRIDGE_REDIS_URL``, ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND`` for each on its own.
+Settings that differ between machines are read from the environment: ``REDIS_URL`` for bus, broker and results, or
+``BRIDGE_REDIS_URL``, ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND`` for each of them separately.
 """
 
 import os
@@ -17,17 +17,18 @@ result_expires = 24 * 3600
 imports = ("tasks",)
 task_queues = (Queue("celery", routing_key="celery"), Queue("index", routing_key="index"))
 
-# Whoever can write to a queue must not be able to run code: JSON only, never pickle.
+# Anyone who can write to a queue must not be able to run code: JSON only, never pickle.
 task_serializer = result_serializer = "json"
 accept_content = ["json"]
 
-# A message leaves the queue when its task has ended, also when the worker died under it.
+# A message is acknowledged when its task has ended, and redelivered if its worker crashes.
 task_acks_late = True
 task_reject_on_worker_lost = True
 worker_prefetch_multiplier = 1
 worker_cancel_long_running_tasks_on_connection_loss = True
 
-# A Redis broker delivers again what is unacknowledged for visibility_timeout: it must exceed the longest task.
+# A Redis broker redelivers messages that are not acknowledged within visibility_timeout, which must therefore exceed
+# the longest task.
 task_time_limit = 30 * 60
 task_soft_time_limit = 25 * 60
 broker_transport_options = {
@@ -39,9 +40,9 @@ broker_transport_options = {
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 
-# For Flower. task_send_sent_event stays off: it would make every dispatch take Celery's slower path.
+# For Flower. task_send_sent_event stays off, because every dispatch would then take Celery's slower path.
 worker_send_task_events = True
 task_track_started = True
 
-# The bus. Every bridge_* name can also be set as BRIDGE_*; the environment wins.
+# The bus. Each bridge_* name can also be set as BRIDGE_* in the environment, which takes precedence.
 bridge_routes = {"dream.analysed": {"priority": 3}}

@@ -1,6 +1,6 @@
-"""The bridge: events of a Redis event bus become Celery tasks, once, whatever dies in between.
+"""The bridge: each event of a Redis event bus becomes the matching Celery tasks, once, even if a process crashes.
 
-Importing this builds no Celery application and opens no connection.
+Importing this package creates no Celery application and opens no connection.
 """
 
 from bridge.bus import EventBus, LocalBus, Publication, current_event, get_bus, publish_event

@@ -1,19 +1,18 @@
-"""Every error the bridge raises.
+"""All errors that the bridge raises.
 
 ::
 
     BridgeError
     ├── SettingsError       a setting is unknown, missing or contradicts another
-    ├── InvalidHandler      @on_event was used in a way that cannot work
-    ├── InvalidEvent        an event breaks the wire format or a limit
-    ├── HopLimitExceeded    tasks and events feed each other beyond ``max_hops``
-    ├── RedactedError       a handler's error quoted what is sensitive; this one stands for it
-    ├── BusUnavailable      Redis did not do what was asked, after bounded retries
-    │   └── NotReplicated   it did, but fewer replicas than ``wait_replicas`` say that they have it
-    └── JournalLost         the journal or its consumer group is gone from Redis
+    ├── InvalidHandler      a use of @on_event cannot work
+    ├── InvalidEvent        an event violates the wire format or a limit
+    ├── HopLimitExceeded    tasks and events cause each other beyond ``max_hops``
+    ├── RedactedError       replaces a handler's error whose text quotes sensitive values
+    ├── BusUnavailable      Redis did not execute a command, after bounded retries
+    │   └── NotReplicated   it did, but fewer than ``wait_replicas`` replicas have confirmed
+    └── JournalLost         the journal or its consumer group no longer exists in Redis
 
-All of them take positional arguments only and can be pickled, because Celery carries exceptions from
-one process to another.
+All of them take positional arguments only and can be pickled, because Celery passes exceptions between processes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterable
 
 
 class BridgeError(Exception):
-    """Root of the tree above."""
+    """Base class of all errors of the bridge."""
 
 
 class SettingsError(BridgeError):
@@ -31,16 +30,16 @@ class SettingsError(BridgeError):
 
 
 class InvalidHandler(BridgeError, TypeError):
-    """``@on_event`` was used in a way that cannot work."""
+    """A use of ``@on_event`` cannot work."""
 
 
 class InvalidEvent(BridgeError):
-    """An event breaks the wire format or one of its limits.
+    """An event violates the wire format or one of its limits.
 
     Arguments:
-        reason: Stable short name, used as the reason of a dead letter and as a metric, e.g. ``non_finite``.
-        field: The offending field as a path, e.g. ``payload.items[3].price``; empty for the whole message.
-        detail: What is wrong with it, for a person.
+        reason: Stable short name, used as the reason of a dead letter and in metrics, e.g. ``non_finite``.
+        field: Path of the invalid field, e.g. ``payload.items[3].price``; empty for the whole message.
+        detail: What is wrong with it, as text.
     """
 
     def __init__(self, reason: str, field: str, detail: str) -> None:
@@ -54,11 +53,11 @@ class InvalidEvent(BridgeError):
 
 
 class HopLimitExceeded(BridgeError):
-    """An event would be more than ``max_hops`` publications away from the one that started the chain.
+    """An event would be more than ``max_hops`` publications away from the event that started the chain.
 
     Arguments:
-        event_type: Type of the event that was refused.
-        hops: Distance it would have had.
+        event_type: Type of the rejected event.
+        hops: Number of hops that it would have had.
         max_hops: The limit.
     """
 
@@ -70,28 +69,28 @@ class HopLimitExceeded(BridgeError):
 
     def __str__(self) -> str:
         return (
-            f"{self.event_type!r} would be hop {self.hops} of a chain, the limit is {self.max_hops}. "
-            "Look for a handler that publishes a type which leads back to itself; "
-            "raise bridge_max_hops if the chain is meant to be this long."
+            f"{self.event_type!r} would be hop {self.hops} of a chain; the limit is {self.max_hops}. "
+            "Look for a handler that publishes a type which leads back to itself. "
+            "If the chain is meant to be this long, raise bridge_max_hops."
         )
 
 
 class RedactedError(BridgeError):
-    """Stands for an error of a handler whose text quoted what ``redact_paths`` names; the text has its type."""
+    """Replaces an error of a handler whose text quotes a value of ``redact_paths``; the text names its type."""
 
 
 class BusUnavailable(BridgeError, ConnectionError):
-    """Redis could not be reached, or refused, after bounded retries. The text names the cause."""
+    """Redis could not be reached or returned an error, after bounded retries. The text names the cause."""
 
 
 class NotReplicated(BusUnavailable):
-    """A publication is on the primary, and on fewer replicas than ``wait_replicas``: a failover may lose it.
+    """A published event is on the primary, but on fewer than ``wait_replicas`` replicas: a failover may lose it.
 
     Publishing the same event again is safe, and waits for the replicas again.
 
     Arguments:
-        replicas: How many have it.
-        wanted: How many should.
+        replicas: How many replicas have confirmed.
+        wanted: How many are required.
     """
 
     def __init__(self, replicas: int, wanted: int) -> None:
@@ -100,13 +99,13 @@ class NotReplicated(BusUnavailable):
         self.wanted = wanted
 
     def __str__(self) -> str:
-        have = f"{self.replicas} replicas have it, bridge_wait_replicas asks for {self.wanted}"
-        advice = "Look after the replicas, and publish the same event again, which waits again."
-        return f"published, but a failover would lose it: {have}. {advice}"
+        have = f"{self.replicas} replicas have confirmed it, bridge_wait_replicas requires {self.wanted}"
+        advice = "Check the replicas, then publish the same event again, which waits for them again."
+        return f"published, but a failover may lose the event: {have}. {advice}"
 
 
 class JournalLost(BridgeError):
-    """The journal or its consumer group is gone from Redis (FLUSHALL, DEL, XGROUP DESTROY)."""
+    """The journal or its consumer group no longer exists in Redis (FLUSHALL, DEL, XGROUP DESTROY)."""
 
 
 def did_you_mean(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:

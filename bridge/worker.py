@@ -1,4 +1,4 @@
-"""The bridge inside a Celery application: ``install()``, and the bootstep that runs the subscriber in a worker."""
+"""The bridge in a Celery application: ``install()``, and the bootstep that runs a subscriber in each worker."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from bridge.telemetry import json_logs, redact_worker_logs
 
 
 def install(app: Celery) -> None:
-    """Give *app* the bridge: its workers run a subscriber, its tasks hand on which event caused them.
+    """Install the bridge in *app*: its workers run a subscriber, and its tasks pass on which event caused them.
 
-    Handlers are those of ``@on_event``; settings come from ``bridge_*`` names of the app's configuration and from
-    the environment. Installing twice is the same as once.
+    The handlers are those of ``@on_event``. Settings are read from the environment and from the ``bridge_*`` names of
+    the app's configuration. Calling this again changes nothing.
     """
     install_propagation()
     json_logs.install(app, _wants_json_logs, current_event)
@@ -36,8 +36,8 @@ def install(app: Celery) -> None:
 
         add_pages()
     if _state.default_app is None:  # type: ignore[attr-defined]  # not in the stubs
-        # Celery's current application belongs to one thread. Without a default, publish_event() in any other thread
-        # of a web server would find an application that knows none of these settings.
+        # Celery's current application is thread-local. Without a default application, publish_event() in another thread
+        # of a web server would use one without these settings.
         app.set_default()
     app.steps["worker"].add(SubscriberStep)
     options = app.user_options["worker"]
@@ -47,7 +47,7 @@ def install(app: Celery) -> None:
                 ["--no-subscriber"],
                 is_flag=True,
                 default=False,
-                help="Run tasks only; leave the events of the bus to other workers.",
+                help="Run tasks only, without a subscriber; other processes dispatch the events of the bus.",
             )
         )
 
@@ -56,15 +56,15 @@ def _wants_json_logs(app: Celery) -> bool:
     try:
         return BridgeSettings.load(app).log_format == "json"
     except SettingsError:
-        return False  # whatever needs the settings to work reports the error
+        return False  # reported by what cannot work without settings
 
 
 class SubscriberStep(bootsteps.StartStopStep):
-    """Runs a subscriber beside the pool.
+    """Runs a subscriber in the main process of a worker.
 
-    It hangs on the worker, not on its consumer, which starts anew whenever the broker is lost: the journal must go
-    on filling then. It requires the pool, so that no thread exists yet when the pool forks; and it is stopped
-    before the pool.
+    It is a step of the worker, not of its consumer, which restarts whenever the connection to the broker is lost; the
+    subscriber must continue to fill the journal then. It requires the pool, so that the pool forks before any thread
+    of the subscriber exists, and stops after the subscriber.
     """
 
     label = "Bridge"
@@ -76,7 +76,7 @@ class SubscriberStep(bootsteps.StartStopStep):
             refuse_pickled_tasks(worker.app.tasks)  # otherwise the subscriber does
         conf = worker.app.conf
         for name in list(conf):
-            # `inspect conf`, and so Flower, would show the password in it. With a namespace there is another name.
+            # `inspect conf`, and thus Flower, would show its password. With a namespace the name has a prefix.
             if str(name).lower().endswith("bridge_redis_url") and isinstance(conf[name], str):
                 conf[name] = SecretStr(conf[name])
         self._settings = BridgeSettings.load(worker.app)  # invalid settings end a worker without a subscriber, too
@@ -85,14 +85,15 @@ class SubscriberStep(bootsteps.StartStopStep):
         super().__init__(worker, **options)
 
     def start(self, worker: Any) -> None:
-        """Start it, once everything is imported."""
-        gc.freeze()  # else every collection of garbage goes through all of Celery, a seventh of the time of a backlog
+        """Start the subscriber, after everything is imported."""
+        # Otherwise each garbage collection scans all of Celery, which takes a seventh of the time of a backlog.
+        gc.freeze()
         super().start(worker)
 
-    def create(self, worker: Any) -> Subscriber:  # type: ignore[override]  # the stubs say None, Celery takes the service
+    def create(self, worker: Any) -> Subscriber:  # type: ignore[override]  # None in the stubs, but Celery keeps the service
         """Return the service that :class:`StartStopStep` starts and stops."""
         return Subscriber(worker.app, self._settings, name=f"{worker.hostname}:{os.getpid()}")
 
-    def info(self, worker: Any) -> dict[str, Any]:  # type: ignore[override]  # likewise
+    def info(self, worker: Any) -> dict[str, Any]:  # type: ignore[override]  # None in the stubs
         """Return the section of ``celery inspect stats``."""
         return {"bridge": self.obj.info()} if self.obj else {}

@@ -1,4 +1,4 @@
-"""Example handlers: a small pipeline over dreams. Importing the package registers them."""
+"""Example handlers: a small pipeline for dreams. Importing the package registers them."""
 
 from tasks import activity, dreams
 

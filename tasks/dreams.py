@@ -1,4 +1,4 @@
-"""From a dream to its place in the index: ``dream.created`` -> ``dream.analysed`` -> ``dream.ready``."""
+"""Dreams are analysed and indexed: ``dream.created`` -> ``dream.analysed`` -> ``dream.ready``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bridge import Event, get_bus, on_event, publish_event
 from tasks import text
 from tasks.names import key
 
-#: Dreams kept in the index, newest first.
+#: Number of dreams that are kept in the index, the newest ones.
 INDEX_SIZE = 1000
 
 
@@ -32,7 +32,7 @@ def analyse(event: Event[DreamCreated]) -> dict[str, Any]:
 
 @on_event("dream.analysed", queue="index")
 def index(event: Event) -> int:
-    """Put the dream into the rolling index, which knows the newest dreams by time and by word."""
+    """Add the dream to the index of the newest dreams by time and by word, and publish its position."""
     dream_id, statistics = event.payload["dreamId"], event.payload["statistics"]
     with get_bus().client.pipeline() as pipe:
         for name in ("index", *(f"words:{word}" for word in statistics["top_words"])):
@@ -40,7 +40,7 @@ def index(event: Event) -> int:
             pipe.zremrangebyrank(key(name), 0, -INDEX_SIZE - 1)
         pipe.zrevrank(key("index"), dream_id)
         rank = pipe.execute()[-1]
-    position = -1 if rank is None else int(rank)  # an old dream may fall out at once
+    position = -1 if rank is None else int(rank)  # an old dream may be dropped at once
     mood = statistics["sentiment"]
     publish_event(
         "dream.ready",

@@ -1,4 +1,4 @@
-"""Plain statistics over a text; knows nothing of events."""
+"""Statistics of a text, independent of events."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _STOP_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Statistics:
-    """What :func:`analyse` finds.
+    """The result of :func:`analyse`.
 
     Arguments:
         words, distinct_words, sentences: Counts.
         mean_sentence_words: Words per sentence; 0 for an empty text.
-        top_words: The most frequent words that carry meaning, most frequent first.
-        sentiment: From -1 (all unpleasant) to 1 (all pleasant); 0 when no word tells.
+        top_words: The most frequent words without stop words, most frequent first.
+        sentiment: From -1 (all unpleasant) to 1 (all pleasant); 0 if no word is either.
     """
 
     words: int
@@ -47,7 +47,7 @@ class Statistics:
 
 
 def analyse(text: str) -> Statistics:
-    """Count words and sentences and weigh the mood of *text*; "not happy" counts as unpleasant."""
+    """Count the words and sentences of *text* and rate its mood; "not happy" counts as unpleasant."""
     words = [word.lower() for word in _WORD.findall(text)]
     sentences = sum(1 for part in _SENTENCE_END.split(text) if _WORD.search(part))
     moods = [mood for before, word in zip(["", *words], words, strict=False) if (mood := _mood(before, word))]

@@ -1,8 +1,8 @@
-"""Publish and listen, in any program: with Celery or without.
+"""Publish and listen, in any program, with Celery or without.
 
-When :func:`publish_event` returns, the event is in its key and in the journal, once, and was broadcast. A publisher
-that crashes before that may leave the event or not; publishing again with the same id is safe. Broadcasts are lost
-when nobody listens; the intake of a subscriber finds such events by their keys.
+When :func:`publish_event` returns, the event is in its key and in the journal, once, and was broadcast. If a publisher
+crashes before that, the event may or may not be published; publishing it again with the same id is safe. A broadcast
+is lost if no program is subscribed; the intake of a subscriber then finds the event by its key.
 """
 
 from bridge.bus.admission import Admission

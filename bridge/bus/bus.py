@@ -1,4 +1,4 @@
-"""The event bus on Redis: what every program, Celery or not, publishes to and listens on."""
+"""The event bus on Redis, for any program, with or without Celery."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Longest wait of subscribe() for Redis to confirm, and of close() for the listening thread.
+#: How long subscribe() waits for Redis to confirm, and close() for the listening thread, in seconds.
 _LISTENER_WAIT_S = 5.0
 
 
 class EventBus:
-    """The bus of one process; safe for several threads, not to be carried across a fork.
+    """The bus of one process. Thread-safe; must not be used across a fork.
 
-    Publishing writes the event key, the journal entry and the broadcast in one atomic step of one round trip.
-    Local handlers hear this process's events before ``publish`` returns, and those of other processes from a
-    listening thread, each event once. They hear what is broadcast while they listen; what must not be missed
-    belongs into a Celery handler, see :func:`bridge.on_event`.
+    Publishing writes the event key and the journal entry and sends the broadcast, atomically and in one round trip.
+    Local handlers are called once for each event: for those of this process before ``publish`` returns, for those of
+    other processes in a listening thread. They receive only what is broadcast while the bus is subscribed. Events that
+    must not be missed need a Celery handler, see :func:`bridge.on_event`.
 
     Arguments:
-        settings: Read from the environment when missing.
-        log_conflicts: Whether a publication whose id another event has is logged; False suits callers that look at
+        settings: Read from the environment by default.
+        log_conflicts: Whether to log a publication whose id belongs to another event; False is for callers that check
             :attr:`Publication.conflict` themselves.
         explicit: Single settings by name, instead of *settings*.
 
     Raises:
-        SettingsError: A setting is unknown or does not fit.
+        SettingsError: A setting is unknown or invalid.
     """
 
     def __init__(self, settings: BridgeSettings | None = None, *, log_conflicts: bool = True, **explicit: Any) -> None:
         self.settings = settings if settings is not None else BridgeSettings.load(**explicit)
-        #: Delivers to the handlers of this process, and remembers what it has published and received.
+        #: Calls the handlers of this process, and remembers the events that it has published and received.
         self._local = LocalBus(
             self.settings.local_event_cache_size, self.settings.max_event_bytes, self.settings.redaction
         )
@@ -59,16 +59,16 @@ class EventBus:
         self._lock = threading.Lock()  # of the listener
 
     def connect(self) -> Self:
-        """Make sure that Redis answers. Optional: the first publication connects too.
+        """Check that Redis answers. Optional: the first publication connects as well.
 
         Raises:
-            BusUnavailable: It does not, after bounded retries.
+            BusUnavailable: Redis did not answer, after bounded retries.
         """
         attempt(self.settings, "connecting", self.client.ping)
         return self
 
     def close(self) -> None:
-        """Stop listening and close the connections. May be called again."""
+        """Stop listening and close the connections. Can be called more than once."""
         self._stop.set()
         if self._listener is not None and self._listener is not threading.current_thread():
             self._listener.join(_LISTENER_WAIT_S)
@@ -81,17 +81,16 @@ class EventBus:
         self.close()
 
     def publish(self, event: Event | str, payload: Any = None, **fields: Any) -> Publication:
-        """Publish an event: either an :class:`Event`, or its type, payload and further fields.
+        """Publish an event, given as an :class:`Event` or as its type, payload and further fields.
 
-        When this returns, the event is in its key and in the journal, once, and was broadcast, as far as
-        ``enable_persistence`` (key and journal) and ``enable_pubsub`` (broadcast) allow. An id that was
-        published before makes a duplicate, for which nothing happens.
+        When this returns, the event is stored once, in its key and in the journal (``enable_persistence``), and was
+        broadcast (``enable_pubsub``). An event whose id was published before is a duplicate; nothing is done for it.
 
         Raises:
-            InvalidEvent: The event breaks the wire format or a limit.
-            HopLimitExceeded: It is more than ``max_hops`` publications away from the start of its chain.
-            BusUnavailable: Redis did not take it, after bounded retries. Publishing the same event again is safe.
-            NotReplicated: Redis took it, and fewer than ``wait_replicas`` replicas have it.
+            InvalidEvent: The event violates the wire format or a limit.
+            HopLimitExceeded: The event is more than ``max_hops`` publications away from the start of its chain.
+            BusUnavailable: Redis did not accept the event, after bounded retries. Publishing it again is safe.
+            NotReplicated: Redis has the event, but fewer than ``wait_replicas`` replicas do.
         """
         return self._publish([as_event(event, payload, fields)])[0]
 
@@ -99,8 +98,8 @@ class EventBus:
         """Publish many events, ``batch_size`` of them per round trip.
 
         Raises:
-            InvalidEvent, HopLimitExceeded: Before anything of the batch with the bad event was written.
-            BusUnavailable: Some may have been published. Publishing all of them again is safe.
+            InvalidEvent, HopLimitExceeded: One event is invalid. Its batch was not written, but earlier ones were.
+            BusUnavailable: Some events may have been published. Publishing all of them again is safe.
         """
         remaining = iter(events)
         publications: list[Publication] = []
@@ -109,18 +108,20 @@ class EventBus:
         return publications
 
     def get_event(self, event_id: str) -> Event | None:
-        """Return an event by its id: from Redis, or else from this process's memory; None when unknown.
+        """Return the event with this id, from Redis or else from the memory of this process; None if it is unknown.
 
         Raises:
-            InvalidEvent: What Redis holds under this id is no event, or lacks the signature that it must have.
-            BusUnavailable: Redis does not answer and this process does not remember the event.
+            InvalidEvent: The key of this id does not hold a valid event, or the event lacks a required signature.
+            BusUnavailable: Redis did not answer, and this process does not remember the event.
         """
         local = self._local.get_event(event_id)
         try:
             data = attempt(self.settings, f"looking up event {event_id}", lambda: self.storage.event_keys.get(event_id))
         except BusUnavailable as error:
             if is_wrong_type(error.__cause__):
-                raise InvalidEvent("wrong_key_type", "", f"the key of event {event_id} holds no string") from error
+                raise InvalidEvent(
+                    "wrong_key_type", "", f"the key of event {event_id} does not hold a string"
+                ) from error
             if local is None:
                 raise
             return local
@@ -129,15 +130,15 @@ class EventBus:
     def subscribe(self, pattern: str, handler: LocalHandler) -> Callable[[], None]:
         """Call *handler* with every event whose type matches *pattern*, a Redis glob such as ``dream.*``.
 
-        Starts to listen for other processes with the first subscription and returns once Redis confirmed; if
-        Redis is away it returns after some seconds and goes on trying in the background.
+        The first subscription starts a thread that listens for the events of other processes. The call returns when
+        Redis has confirmed; if Redis is unavailable, it returns after 5 seconds and a thread keeps trying.
 
         Returns:
             A function that ends the subscription.
 
         Raises:
-            ValueError: The pattern can match nothing.
-            BridgeError: The bus was closed.
+            ValueError: The pattern cannot match any event type.
+            BridgeError: The bus is closed.
         """
         unsubscribe = self._local.subscribe(pattern, handler)
         if self.settings.enable_pubsub:
@@ -145,73 +146,78 @@ class EventBus:
         return unsubscribe
 
     def _publish(self, events: Sequence[Event]) -> list[Publication]:
-        records = [self._record(event) for event in events]
-        # Noted before Redis hears of them, so that the listening thread recognises our own broadcasts.
-        new = [self._local.remember(record.event.id) for record in records]
+        encoded = [self._encode(event) for event in events]
+        # Remembered before they are sent, so that the listening thread recognises the broadcasts of this process.
+        new = [self._local.remember(one.event.id) for one in encoded]
         try:
-            outcomes = self._send(records, new)
+            outcomes = self._send(encoded, new)
         except BaseException:
-            for record, is_new in zip(records, new, strict=True):
+            for one, is_new in zip(encoded, new, strict=True):
                 if is_new:
-                    self._local.forget(record.event.id)
+                    self._local.forget(one.event.id)
             raise
-        return [self._published(record, outcome) for record, outcome in zip(records, outcomes, strict=True)]
+        return [self._published(one, outcome) for one, outcome in zip(encoded, outcomes, strict=True)]
 
-    def _published(self, record: EncodedEvent, outcome: AppendResult) -> Publication:
+    def _published(self, one: EncodedEvent, outcome: AppendResult) -> Publication:
         if outcome == "appended":
-            self._local.deliver(record.event, record.data)
+            self._local.deliver(one.event, one.data)
         elif outcome == "conflict" and self._log_conflicts:
-            event = record.event
+            event = one.event
             extra = log_fields(Action.EVENT_ID_CONFLICT, event_id=event.id, event_type=event.type)
-            text = "not published: the id of %r is taken by an event with another type or payload"
-            log.warning(text, event, extra=extra)
-        return Publication(record.event, duplicate=outcome != "appended", conflict=outcome == "conflict")
+            text = "Event %s (%s) was not published: another event with this id has a different type or payload."
+            log.warning(text, event.id, event.type, extra=extra)
+        return Publication(one.event, duplicate=outcome != "appended", conflict=outcome == "conflict")
 
-    def _record(self, event: Event) -> EncodedEvent:
+    def _encode(self, event: Event) -> EncodedEvent:
         self._admission.check(event)
         if event.source == UNHEARD_SOURCE:
-            raise InvalidEvent("source", "source", f"{UNHEARD_SOURCE!r} is dropped by the TypeScript bus; name another")
+            text = f"subscribers of the TypeScript bus ignore events from {UNHEARD_SOURCE!r}; use another source"
+            raise InvalidEvent("source", "source", text)
         if event.hops > self.settings.max_hops:
             raise HopLimitExceeded(event.type, event.hops, self.settings.max_hops)
         if event.source is None:
             event = event.model_copy(update={"source": self.settings.source})
         return EncodedEvent.of(event, self._keyring.encode(event, max_bytes=self.settings.max_event_bytes))
 
-    def _send(self, records: Sequence[EncodedEvent], new: list[bool]) -> list[AppendResult]:
+    def _send(self, encoded: Sequence[EncodedEvent], new: list[bool]) -> list[AppendResult]:
         settings = self.settings
-        what = f"publishing {records[0].event!r}" if len(records) == 1 else f"publishing {len(records)} events"
+        first = encoded[0]
+        what = (
+            f"publishing event {first.id} ({first.type})" if len(encoded) == 1 else f"publishing {len(encoded)} events"
+        )
         if settings.enable_persistence:
-            tokens = [new_attempt() for _ in records]
+            tokens = [new_attempt() for _ in encoded]
             broadcast = settings.enable_pubsub
-            return attempt(settings, what, lambda: self.storage.journal.publish(records, tokens, broadcast=broadcast))
+            return attempt(settings, what, lambda: self.storage.journal.publish(encoded, tokens, broadcast=broadcast))
         if settings.enable_pubsub:
-            attempt(settings, what, lambda: self._broadcast(records, new))
+            attempt(settings, what, lambda: self._broadcast(encoded, new))
         return ["appended" if is_new else "repeated" for is_new in new]
 
-    def _broadcast(self, records: Sequence[EncodedEvent], new: list[bool]) -> None:
+    def _broadcast(self, encoded: Sequence[EncodedEvent], new: list[bool]) -> None:
         with self.client.pipeline(transaction=False) as pipe:
-            for record, is_new in zip(records, new, strict=True):
+            for one, is_new in zip(encoded, new, strict=True):
                 if is_new:
-                    pipe.publish(self.storage.keys.channel(record.event.type), record.data)
+                    pipe.publish(self.storage.keys.channel(one.event.type), one.data)
             pipe.execute()
 
     def _listen(self) -> None:
         if self._stop.is_set():
-            raise BridgeError("this bus was closed; make another to subscribe")
+            raise BridgeError("this EventBus is closed; create another one to subscribe")
         with self._lock:
             if self._listener is None:
-                feed = ChannelListener(self.storage, Counters())
+                listener = ChannelListener(self.storage, Counters())
                 self._listener = threading.Thread(
-                    target=feed.run, args=(self._stop, self._on_heard), name="bridge-bus", daemon=True
+                    target=listener.run, args=(self._stop, self._on_received), name="bridge-bus", daemon=True
                 )
                 self._listener.start()
         if not self._subscribed.wait(_LISTENER_WAIT_S):
             extra = log_fields(Action.SUBSCRIPTION_DELAYED)
-            log.warning("no subscription at %s yet, trying on", self.settings.redacted_url, extra=extra)
+            text = "Not subscribed to %s yet; retrying in the background."
+            log.warning(text, self.settings.redacted_url, extra=extra)
 
-    def _on_heard(self, heard: ReceivedBatch) -> None:
-        for received in heard.events:
+    def _on_received(self, batch: ReceivedBatch) -> None:
+        for received in batch.events:
             if self._local.remember(received.id):
                 self._local.deliver(received.event, received.data)
-        if heard.subscribed:
+        if batch.subscribed:
             self._subscribed.set()

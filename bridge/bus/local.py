@@ -1,4 +1,4 @@
-"""A bus inside one process: handlers by pattern, and a bounded memory of what was published."""
+"""A bus within one process: handlers by pattern, and a bounded memory of published events."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ LocalHandler = Callable[[Event], object]
 
 @dataclass(frozen=True)
 class Publication:
-    """Result of publishing.
+    """The result of a publication.
 
     Arguments:
-        event: The event as it went out, or would have.
-        duplicate: Its id had been published before, so nothing happened: no handler ran, nothing was written.
-        conflict: The earlier event of this id has another type or payload; it stays. Known only with persistence.
+        event: The event as it was published, or would have been.
+        duplicate: The id was published before, so nothing was done: no handler was called, nothing was written.
+        conflict: The earlier event with this id has a different type or payload, and is kept. Known only with
+            ``enable_persistence``.
     """
 
     event: Event
@@ -35,14 +36,15 @@ class Publication:
 
 
 class LocalBus:
-    """Publish and subscribe within one process; safe for several threads.
+    """Publish and subscribe within one process. Thread-safe.
 
     Arguments:
-        max_events: Events kept for :meth:`get_event`, oldest forgotten first.
-        max_event_bytes: Largest event accepted, encoded.
-        redaction: What lines of the log about errors of handlers are not to show.
-        max_store_bytes: Total size of the events kept for :meth:`get_event`.
-        max_ids: Ids remembered to recognise a repetition; far more than broadcasts are ever on their way back.
+        max_events: Number of events that are kept for :meth:`get_event`; the oldest are dropped first.
+        max_event_bytes: Maximum size of an encoded event.
+        redaction: Which values of an event must not appear in log lines about errors of its handlers.
+        max_store_bytes: Total size of the events that are kept for :meth:`get_event`.
+        max_ids: Number of ids that are remembered to recognise duplicates; far more than broadcasts are on their way
+            back to this process.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class LocalBus:
             A function that ends the subscription.
 
         Raises:
-            ValueError: The pattern can match nothing.
+            ValueError: The pattern cannot match any event type.
         """
         entry = (compile_pattern(pattern), handler)
         with self._lock:
@@ -85,12 +87,13 @@ class LocalBus:
         return unsubscribe
 
     def publish(self, event: Event | str, payload: Any = None, **fields: Any) -> Publication:
-        """Publish an event: either an :class:`Event`, or its type, payload and further fields.
+        """Publish an event, given as an :class:`Event` or as its type, payload and further fields.
 
-        Handlers run in the calling thread before this returns. One that raises is logged and stops no other.
+        Handlers are called in this thread before the method returns. If one raises an error, it is logged and the
+        others are still called.
 
         Raises:
-            InvalidEvent: The event breaks the wire format or a limit.
+            InvalidEvent: The event violates the wire format or a limit.
         """
         event = as_event(event, payload, fields)
         data = event.encode(max_bytes=self._max_event_bytes)
@@ -100,13 +103,13 @@ class LocalBus:
         return Publication(event, duplicate=False)
 
     def get_event(self, event_id: str) -> Event | None:
-        """Return a published event by its id, None when it is unknown or forgotten."""
+        """Return the published event with this id; None if it is unknown or was dropped."""
         with self._lock:
             data = self._store.get(event_id)
         return None if data is None else Event.decode(data, max_bytes=len(data))
 
     def remember(self, event_id: str) -> bool:
-        """Remember that the event of this id was published; return False if that is known already."""
+        """Remember that the event with this id was published; return False if that was known already."""
         with self._lock:
             if event_id in self._ids:
                 return False
@@ -116,7 +119,7 @@ class LocalBus:
             return True
 
     def forget(self, event_id: str) -> None:
-        """Forget that the event of this id was published, because its publication failed."""
+        """Forget that the event with this id was published, because its publication has failed."""
         with self._lock:
             self._ids.pop(event_id, None)
 
@@ -133,20 +136,20 @@ class LocalBus:
             try:
                 with redacting_errors(self._redaction, event.to_dict() if self._redaction else {}):
                     handler(event)
-            except Exception:  # user code: its error must not stop the other handlers
+            except Exception:  # user code; its error must not affect the other handlers
                 name = getattr(handler, "__qualname__", type(handler).__qualname__)
                 extra = log_fields(Action.LOCAL_HANDLER_FAILED, event_id=event.id, event_type=event.type, handler=name)
-                log.exception("local handler %r failed on %r", handler, event, extra=extra)
+                log.exception("Local handler %s failed for event %s (%s)", name, event.id, event.type, extra=extra)
 
 
 def as_event(event: Event | str, payload: Any, fields: dict[str, Any]) -> Event:
-    """Return the event that the arguments of ``publish`` name: an event alone, or a type with payload and fields.
+    """Return the event that the arguments of ``publish`` describe.
 
     Raises:
-        InvalidEvent: There is an event and a payload or fields, or a field is invalid.
+        InvalidEvent: An event is given together with a payload or fields, or a field is invalid.
     """
     if isinstance(event, str):
         return Event(type=event, payload=payload, **fields)
     if payload is not None or fields:
-        raise InvalidEvent("event", "", "publish takes an Event alone, or a type with payload and fields")
+        raise InvalidEvent("event", "", "publish() takes either an Event alone, or a type with payload and fields")
     return event

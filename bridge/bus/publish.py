@@ -1,4 +1,4 @@
-"""``publish_event()``: publish from a task, or from anywhere, on the bus of this process."""
+"""``publish_event()`` and ``get_bus()``: the bus of this process, in tasks and anywhere else."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 
 def get_bus() -> EventBus:
-    """Return this process's bus for the current Celery application, made with the first call.
+    """Return this process's bus for the current Celery application. The first call creates it.
 
     Raises:
-        SettingsError: A setting is unknown or does not fit.
+        SettingsError: A setting is unknown or invalid.
     """
     app = app_or_default()
     with _lock:
@@ -39,14 +39,14 @@ def get_bus() -> EventBus:
 
 
 def per_bus(make: Callable[[EventBus], T]) -> T:
-    """Return what *make* makes of this process's bus, such as the leases of its tasks; made once for each bus.
+    """Return *make* of this process's bus, such as the leases of its tasks. It is called once for each bus.
 
-    The result must not refer to the bus itself, which would keep both of them alive.
+    The result must not refer to the bus itself, or neither of them would ever be freed.
 
     Raises:
         SettingsError: As :func:`get_bus`.
     """
-    bus = get_bus()  # after a fork another one: nothing of the parent's is used
+    bus = get_bus()  # another one after a fork: nothing of the parent process is used
     with _lock:
         made = _made_for.setdefault(bus, {})
         if make not in made:
@@ -58,24 +58,25 @@ def per_bus(make: Callable[[EventBus], T]) -> T:
 def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fields: Any) -> Publication:
     """Publish an event on the bus of this process.
 
-    Inside a task the event joins the chain of the one that started the task: it carries the correlation id on
-    and records cause and hops, also in the subtasks of a handler. Its id is derived from the task's id, the type
-    and the order of publication, so that a task that runs again publishes nothing twice. Should it publish something
-    else the second time, that is an event of its own.
+    Inside a task, also in a subtask of a handler, the event joins the chain of the event that started the task: it
+    inherits the correlation id and records its cause and the number of hops. Its id is derived from the task id, the
+    type and the order of publication, so that a task that runs again publishes nothing twice. If the second run
+    publishes a different event in that place, it is published as a new event.
 
     Arguments:
         type: What happened, e.g. ``dream.summarised``.
         payload: Any JSON; pydantic models, datetimes, UUIDs and Decimals are converted.
-        id: Idempotency key of the event; give one where order does not identify it.
+        id: Idempotency key of the event, for a task whose order of publication varies.
         fields: Any other field of :class:`Event`.
 
     Returns:
-        The event as it went out, and whether its id had been published before.
+        The event as it was published, and whether its id had been published before.
 
     Raises:
-        InvalidEvent: The event breaks the wire format or a limit.
+        InvalidEvent: The event violates the wire format or a limit.
         HopLimitExceeded: The chain is longer than ``max_hops``.
-        BusUnavailable: Redis did not take it, after bounded retries.
+        BusUnavailable: Redis did not accept the event, after bounded retries. Publishing it again is safe.
+        NotReplicated: Redis has the event, but fewer than ``wait_replicas`` replicas do.
     """
     if id is not None:
         return _publish(type, payload, fields | {"id": id})
@@ -84,7 +85,7 @@ def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fi
             return _publish(type, payload, fields)
         publication = _publish(type, payload, fields | {"id": derived_id})
         if publication.conflict:
-            # An earlier run of this task has published something else here; both are events.
+            # An earlier run of this task has published a different event under this id. Both are published.
             other_id = other_event_id_for(derived_id, publication.event.digest)
             publication = _publish(type, payload, fields | {"id": other_id})
         return publication
@@ -95,8 +96,8 @@ def _publish(type: str, payload: Any, fields: dict[str, Any]) -> Publication:
 
 
 def _forget_parents_buses() -> None:
-    # A forked child must not touch its parent's sockets, nor a lock another thread held at the fork.
-    global _lock, _buses, _made_for  # noqa: PLW0603  # all belong to the process, and this is a new one
+    # A forked child must not use its parent's sockets, nor a lock that another thread held at the time of the fork.
+    global _lock, _buses, _made_for  # noqa: PLW0603  # the state of a process, and this is a new one
     _lock = threading.Lock()
     _buses = WeakKeyDictionary()
     _made_for = WeakKeyDictionary()

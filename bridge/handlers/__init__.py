@@ -1,7 +1,7 @@
 """Handlers, and the Celery tasks that run them in workers.
 
-A run begins with a lease in the ledger and ends with a done mark or a dead letter, so of two copies of a message one
-runs. A worker that crashes leaves its lease to expire; then another copy of the message runs.
+A run begins with a lease in the ledger and ends with a done mark or a dead letter, so only one of two copies of a
+message runs. The lease of a crashed worker expires; then another copy of the message runs.
 """
 
 from bridge.handlers.decorator import SEND_OPTIONS, check_send_options, on_event

@@ -1,4 +1,4 @@
-"""``@on_event``: which tasks an event becomes."""
+"""``@on_event``: declares the handlers of events, and rejects declarations that cannot work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bridge.events import Event, check_type, compile_pattern, is_literal
 from bridge.handlers.handler import Handler, registry
 from bridge.handlers.task import EventTask
 
-#: Options that choose how a task message is sent; all others are attributes of the task.
+#: Options for sending a task message; all other options are attributes of the task.
 SEND_OPTIONS = frozenset(
     {
         "queue",
@@ -31,7 +31,7 @@ SEND_OPTIONS = frozenset(
         "headers",
     }
 )
-#: Plain attributes of a task: not its methods, nor what it computes, nor what the decorator sets itself.
+#: Plain attributes of a task: neither methods and properties, nor the attributes that the decorator sets itself.
 _TASK_OPTIONS = {
     name
     for name in dir(EventTask)
@@ -52,18 +52,18 @@ def on_event(
 ) -> Callable[[Callable[..., Any]], EventTask]:
     """Make a function the handler of events: a Celery task that runs once for each matching event.
 
-    The function takes the event as its one argument (after the task itself with ``bind=True``). Annotated
-    ``Event[Model]``, with a pydantic model, it gets the payload as that model; a payload that does not fit
+    The function takes the event as its only argument (after the task itself with ``bind=True``). If the argument is
+    annotated as ``Event[Model]``, with a pydantic model, its payload is an instance of that model; an invalid payload
     becomes a dead letter. The result is an ordinary Celery task and can be called as a plain function.
 
     Arguments:
         patterns: Event types, or Redis globs over the whole type such as ``dream.*``.
-        where: Predicate on the event, asked in the subscriber before a task is sent.
-        options: Any option of a Celery task (``bind``, ``autoretry_for``, ``rate_limit``, ...) and of sending one
+        where: Predicate on the event. The subscriber evaluates it before it sends a task.
+        options: Any option of a Celery task (``bind``, ``autoretry_for``, ``rate_limit``, ...) or for sending it
             (``queue``, ``priority``, ``countdown``, ...).
 
     Raises:
-        InvalidHandler: It could never work as written; the text says what to change.
+        InvalidHandler: The declaration cannot work; the text says what to change.
     """
     _check_patterns(patterns)
     _check_options(options)
@@ -72,7 +72,7 @@ def on_event(
 
     def register(function: Callable[..., Any]) -> EventTask:
         if not inspect.isfunction(inspect.unwrap(function)):
-            raise InvalidHandler(f"{function!r} must be a function, with a name that its task can have")
+            raise InvalidHandler(f"{function!r} must be a function, whose name becomes the name of its task")
         send_options = {name: options[name] for name in options if name in SEND_OPTIONS}
         task_options = {name: options[name] for name in options if name not in SEND_OPTIONS}
         name = task_options.pop("name", None) or f"{function.__module__}.{function.__name__}"
@@ -87,14 +87,14 @@ def on_event(
 
 
 def check_send_options(options: Mapping[str, Any]) -> None:
-    """Raise :class:`InvalidHandler` for values that the broker's client would refuse only with the first event."""
+    """Raise :class:`InvalidHandler` for values that kombu would reject only when the first event is sent."""
     try:
         if options.get("compression") is not None:
             get_encoder(options["compression"])
         if options.get("delivery_mode") is not None:
             maybe_delivery_mode(options["delivery_mode"])
     except (KeyError, AttributeError) as error:
-        raise InvalidHandler(f"compression or delivery_mode: kombu knows no {error}") from error
+        raise InvalidHandler(f"compression or delivery_mode: kombu does not know {error}") from error
     if not isinstance(options.get("countdown") or 0, int | float):
         raise InvalidHandler(f"countdown={options['countdown']!r} must be a number of seconds")
 
@@ -108,18 +108,18 @@ def _check_patterns(patterns: tuple[Any, ...]) -> None:
             if is_literal(pattern):
                 check_type(pattern)
         except (ValueError, InvalidEvent) as error:
-            raise InvalidHandler(f"@on_event({pattern!r}) can match no event: {error}") from error
+            raise InvalidHandler(f"@on_event({pattern!r}) cannot match any event: {error}") from error
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
     known = SEND_OPTIONS | _TASK_OPTIONS | {"base"}
     for name in options:
         if name not in known:
-            hint = did_you_mean(name, known, repr) or "it is no option of a Celery task."
+            hint = did_you_mean(name, known, repr) or "it is not an option of a Celery task"
             raise InvalidHandler(f"@on_event has no option {name!r}; {hint}")
     check_send_options(options)
     if is_pickle(options.get("serializer")):
-        raise InvalidHandler("serializer='pickle' lets whoever may write to the queue run any code; leave it at 'json'")
+        raise InvalidHandler("serializer='pickle' allows anyone who can write to the queue to run any code; use 'json'")
     base = options.get("base", EventTask)
     if not (isinstance(base, type) and issubclass(base, EventTask)):
         raise InvalidHandler(f"base={base!r} must be a subclass of bridge.EventTask")
@@ -128,18 +128,18 @@ def _check_options(options: Mapping[str, Any]) -> None:
 def _event_model(function: Callable[..., Any], *, bound: bool) -> type[Event[Any]]:
     name = getattr(function, "__name__", repr(function))
     if inspect.iscoroutinefunction(function):
-        raise InvalidHandler(f"{name} is async; Celery runs plain functions: call asyncio.run() inside one")
+        raise InvalidHandler(f"{name} is async, but Celery runs plain functions: call asyncio.run() in one")
     signature = inspect.signature(function)
     try:
         arguments = signature.bind(*([None] * (1 + bound))).arguments
     except TypeError as error:
-        wanted = "the task and the event" if bound else "the event as its one argument (or use bind=True)"
+        wanted = "the task and the event" if bound else "the event as its only argument (or use bind=True)"
         raise InvalidHandler(f"{name}{signature} must take {wanted}") from error
     try:
         annotation = typing.get_type_hints(function).get(list(arguments)[-1], Event)
     except NameError as error:
         raise InvalidHandler(
-            f"{name}: {error}; a type that a handler is annotated with is needed at run time"
+            f"{name}: {error}; the types in a handler's annotations are needed at run time, so import them"
         ) from error
     if not (isinstance(annotation, type) and issubclass(annotation, Event)):
         raise InvalidHandler(f"{name} gets an Event; annotate it as Event or Event[Model], not {annotation!r}")

@@ -1,4 +1,4 @@
-"""The handlers of a process, by event type, and the ids of their tasks."""
+"""The registry of handlers: which handlers match an event type, and the ids of their tasks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Handler:
 
     Arguments:
         task_name: Name of its Celery task.
-        patterns: Redis globs; the handler gets an event whose type matches any of them, once.
-        where: Predicate on the event; None accepts all.
-        send_options: Options for sending its task that the decorator gave; they win over ``bridge_routes``.
+        patterns: Redis globs. The handler gets each event whose type matches at least one of them, once.
+        where: Predicate on the event; None accepts all events.
+        send_options: Options of the decorator for sending the task; they take precedence over ``bridge_routes``.
         defined_at: File and line of the function.
     """
 
@@ -41,8 +41,8 @@ class Registry:
     """The handlers of one process, in the order of registration.
 
     Arguments:
-        max_cached_types: Event types whose handlers are remembered. Types are few; a program that invents new ones
-            without end must not fill the memory.
+        max_cached_types: Number of event types whose handlers are cached. There are few types; a publisher that keeps
+            inventing new ones must not exhaust the memory.
     """
 
     def __init__(self, max_cached_types: int = 10_000) -> None:
@@ -52,10 +52,10 @@ class Registry:
         self._by_type: dict[str, tuple[Handler, ...]] = {}
 
     def add(self, handler: Handler) -> None:
-        """Register *handler*; the same one again, from a module imported twice, changes nothing.
+        """Register *handler*. Registering it again, because its module is imported twice, changes nothing.
 
         Raises:
-            InvalidHandler: Another function has this task name. Celery would run the first for the events of both.
+            InvalidHandler: Another function has this task name. Celery would run the first one for the events of both.
         """
         with self._lock:
             first = self._handlers.get(handler.task_name, handler)
@@ -68,7 +68,7 @@ class Registry:
             self._by_type.clear()
 
     def matching(self, event_type: str) -> tuple[Handler, ...]:
-        """Return the handlers for *event_type*, before their predicates are asked."""
+        """Return the handlers whose patterns match *event_type*. Their predicates are not evaluated."""
         found = self._by_type.get(event_type)
         if found is None:
             with self._lock:
@@ -79,7 +79,7 @@ class Registry:
         return found
 
     def get(self, task_name: str) -> Handler | None:
-        """Return the handler whose Celery task has this name; None if there is none."""
+        """Return the handler whose Celery task has this name, or None."""
         return self._handlers.get(task_name)
 
     @property
@@ -96,23 +96,23 @@ class Registry:
         return iter(tuple(self._handlers.values()))
 
     def clear(self) -> None:
-        """Forget all handlers; for tests."""
+        """Remove all handlers; for tests."""
         with self._lock:
             self._handlers.clear()
             self._by_type.clear()
 
 
-#: Where ``@on_event`` registers. Like ``shared_task``, it serves every Celery application of the process.
+#: The registry of ``@on_event``. As with ``shared_task``, all Celery applications of the process share it.
 registry = Registry()
 
-#: Derives task ids; any fixed UUID serves, this one must never change: a repeated dispatch has the same task id.
+#: Namespace of the task ids. It must never change: a repeated dispatch must have the same task id.
 _TASK_IDS = UUID("2b9b1d1e-64c1-4f0f-8a52-6c5d2d7c9a10").bytes
 
 
 def task_id_for(group: str, event_id: str, task_name: str, replay: str | None = None) -> str:
-    """Return the id of the task that *task_name* of *group* runs for an event: the same until it is replayed."""
+    """Return the id of the task that runs *task_name* of *group* for an event. Each replay has a different id."""
     attempt = "" if replay is None else f":{replay}"
-    # uuid.uuid5() by hand, as RFC 9562 has it: three times as fast.
+    # uuid.uuid5() as defined by RFC 9562, written out: three times as fast.
     text = sha1(_TASK_IDS + f"{group}:{event_id}:{task_name}{attempt}".encode(), usedforsecurity=False).hexdigest()
     return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{_VARIANT[text[16]]}{text[17:20]}-{text[20:32]}"
 

@@ -1,7 +1,7 @@
-"""The runs of handler tasks in this process: begun once, kept alive, ended for good or given back.
+"""Leases of the handler tasks that run in this process: acquired, renewed, released, or replaced by the task's end.
 
-A task costs two round trips: one to begin, one to end. A run that takes longer is kept alive by a thread, so that
-its lease outlives the task but not the process.
+A task costs two round trips, one to begin and one to end. A thread renews the leases of longer runs, so that a lease
+lasts as long as its run and expires soon after its process has crashed.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ _LOG_INTERVAL_S = 600.0
 
 @dataclass(frozen=True)
 class _End:
-    """The end of a task: with a dead letter, or well; *unless_begun*: not if it has ended or another copy runs."""
+    """The end of a task that is to be recorded, with a dead letter unless it succeeded.
+
+    With *unless_begun* it is dropped if the task has ended meanwhile or another copy of its message is running.
+    """
 
     letter: DeadLetter | None
     ended: Ended
     unless_begun: bool = False
 
 
-#: Of a run of which this process knows nothing.
+#: The end of a run whose runtime and queue this process does not know.
 _UNKNOWN = Ended()
 
 
 class Leases:
-    """What one process runs of one bus; safe for several threads.
+    """The leases that this process holds on one bus. Thread-safe.
 
     Arguments:
-        bus: Its client and settings are used.
+        bus: Supplies client, settings and storage.
     """
 
     def __init__(self, bus: EventBus) -> None:
@@ -53,22 +56,22 @@ class Leases:
         self._ledger = bus.storage.ledger
         self._dead_letters = bus.storage.dead_letters
         self._lock = threading.Lock()
-        #: Task id to the token of its run.
+        #: The token of each run, by task id.
         self._running: dict[str, str] = {}
-        #: Tasks whose end is still to be noted.
+        #: Ends that are not recorded yet, by task id.
         self._ends: dict[str, _End] = {}
-        self._keeper: threading.Thread | None = None
+        self._renewer: threading.Thread | None = None
         self._throttle = LogThrottle(_LOG_INTERVAL_S)
         self._wake = threading.Event()
 
     def begin(self, task_id: str, *, idempotent: bool, retries: int = 0) -> Begun:
-        """Ask whether a task may run; if so it counts as running until one of the methods below is called.
+        """Try to acquire the lease of a task. It is renewed until one of the methods below is called.
 
         Arguments:
             idempotent, retries: See :meth:`Ledger.begin`.
 
         Raises:
-            BusUnavailable: Redis does not answer, after bounded retries.
+            BusUnavailable: Redis did not answer, after bounded retries.
         """
         token = secrets.token_hex(8)
         begun = attempt(
@@ -79,44 +82,46 @@ class Leases:
         if begun.outcome == "begun":
             with self._lock:
                 self._running[task_id] = token
-                self._start_keeper()
+                self._start_renewing()
         return begun
 
     def end(self, task_id: str, letter: DeadLetter | None = None, ended: Ended = _UNKNOWN) -> None:
-        """Note that a task has ended, and its dead letter in the same step: it will not run again.
+        """Record that a task has ended, together with its dead letter if it has one: it will not run again.
 
-        While Redis is away this process remembers it, and keeps the lease, until it can be noted.
+        If Redis is unavailable, a thread retries until the end is recorded, and renews the lease meanwhile.
         """
         end = _End(letter, ended)
         try:
-            attempt(self.settings, f"noting the end of task {task_id}", lambda: self._write_end(task_id, end))
+            attempt(self.settings, f"recording the end of task {task_id}", lambda: self._write_end(task_id, end))
         except BusUnavailable as error:
             extra = log_fields(Action.TASK_END_NOT_RECORDED, task_id=task_id, group=self.settings.group)
-            log.warning("%s Tried again in the background.", error, extra=extra)
+            log.warning(
+                "Could not record the end of task %s; retrying in the background. %s", task_id, error, extra=extra
+            )
             with self._lock:
                 self._ends[task_id] = end
-                self._start_keeper()
+                self._start_renewing()
         else:
             self.release_locally(task_id)
 
     def end_in_background(self, task_id: str, letter: DeadLetter, *, unless_begun: bool) -> None:
-        """Have a thread note the end of a task: for the main process of a worker, which nothing may hold up.
+        """Have a thread record the end of a task, because the main process of a worker must not be blocked.
 
         Arguments:
-            unless_begun: Do nothing if the task has ended, or another copy of its message runs.
+            unless_begun: Do nothing if the task has ended or another copy of its message is running.
         """
         with self._lock:
-            waits = self._ends.get(task_id)
-            if waits is None or waits.unless_begun:  # what must be noted is not replaced by what may be
+            pending = self._ends.get(task_id)
+            if pending is None or pending.unless_begun:  # an end that is certain is not replaced by another
                 self._ends[task_id] = _End(letter, _UNKNOWN, unless_begun)
-            self._start_keeper()
+            self._start_renewing()
         self._wake.set()
 
     def release(self, task_id: str, delay_s: float) -> None:
-        """Give a run up whose task comes again in *delay_s*.
+        """Release the lease of a run whose task is retried in *delay_s* seconds.
 
         Raises:
-            BusUnavailable: Redis does not answer, after bounded retries. The task then waits for its own lease.
+            BusUnavailable: Redis did not answer, after bounded retries. The retry then waits until the lease expires.
         """
         token = self.release_locally(task_id)
         if token is not None:
@@ -125,7 +130,7 @@ class Leases:
             attempt(self.settings, what, lambda: self._ledger.release(task_id, token, delay_ms))
 
     def release_locally(self, task_id: str) -> str | None:
-        """Let the lease of a run expire, and return its token: how it ended is for others to say."""
+        """Stop renewing the lease of a run, so that it expires, and return its token."""
         with self._lock:
             return self._running.pop(task_id, None)
 
@@ -141,47 +146,48 @@ class Leases:
             self._ledger.end(task_id, end.ended, pipe)
             pipe.execute()
 
-    # The thread that keeps leases alive
+    # The thread that renews leases
 
-    def _start_keeper(self) -> None:
-        if self._keeper is None:
-            self._keeper = threading.Thread(target=self._keep_alive, name="bridge-leases", daemon=True)
-            self._keeper.start()
+    def _start_renewing(self) -> None:
+        if self._renewer is None:
+            self._renewer = threading.Thread(target=self._renew_all, name="bridge-leases", daemon=True)
+            self._renewer.start()
 
-    def _keep_alive(self) -> None:
-        """Renew the leases of long runs and note late ends; ends when there was nothing to do for one round."""
-        kept: dict[str, str] = {}
+    def _renew_all(self) -> None:
+        """Renew the leases of long runs and record pending ends. The thread ends when there is nothing left to do."""
+        renewed: dict[str, str] = {}
         while True:
-            # Two tries fit into a lease before it is lost.
+            # A lease allows for two attempts before it expires.
             self._wake.wait(self.settings.lease_s / 3)
             self._wake.clear()
             with self._lock:
                 if not (self._running or self._ends):
-                    self._keeper = None
+                    self._renewer = None
                     return
                 running, ends = dict(self._running), dict(self._ends)
             try:
-                for task_id, token in running.items() & kept.items():
+                for task_id, token in running.items() & renewed.items():
                     self._renew(task_id, token)
                 for task_id, end in ends.items():
-                    self._note_late(task_id, end)
+                    self._record_late(task_id, end)
             except (RedisError, OSError) as error:
                 if self._throttle.allow("leases"):
                     extra = log_fields(Action.LEASE_RENEWAL_FAILED, group=self.settings.group, count=len(running))
-                    log.warning("leases not renewed: %s", error, extra=extra)
-            kept = running
+                    text = "Could not renew task leases; running tasks may be started elsewhere: %s"
+                    log.warning(text, error, extra=extra)
+            renewed = running
 
-    def _note_late(self, task_id: str, end: _End) -> None:
+    def _record_late(self, task_id: str, end: _End) -> None:
         try:
             self._write_end(task_id, end)
         except ResponseError as error:
             if self._throttle.allow(f"end {task_id}"):
                 extra = log_fields(Action.TASK_END_NOT_RECORDED, task_id=task_id, group=self.settings.group)
-                log.warning("the end of task %s is not noted: %s", task_id, error, extra=extra)
-            return  # others may have better luck
+                log.warning("Redis refuses to record the end of task %s; retrying: %s", task_id, error, extra=extra)
+            return  # the ends of other tasks may be recorded
         with self._lock:
             if self._ends[task_id] is not end:
-                return  # replaced meanwhile
+                return  # it was replaced meanwhile
             del self._ends[task_id]
             self._running.pop(task_id, None)
 
@@ -189,12 +195,12 @@ class Leases:
         lost = not self._ledger.renew(task_id, token) and self._running.get(task_id) == token
         if lost and self._throttle.allow(token):
             extra = log_fields(Action.LEASE_LOST, task_id=task_id, group=self.settings.group)
-            text = "task %s lost its lease, as after a long freeze: another copy of it may run"
+            text = "Task %s lost its lease (was this process frozen?); another copy may be running."
             log.error(text, task_id, extra=extra)
 
 
 def end_of(request: Any) -> Ended:
-    """Return how the run that *request* describes ends, if it ends now."""
+    """Return what the done mark holds if the run that *request* describes ends now."""
     began_s = run_state(request).began_s
     runtime_ms = -1 if began_s is None else int((time.monotonic() - began_s) * 1000)
     return Ended(runtime_ms=runtime_ms, queue=str((request.delivery_info or {}).get("routing_key") or ""))

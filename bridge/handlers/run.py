@@ -23,12 +23,12 @@ from bridge.telemetry import Action, LogThrottle, log_fields, redacting_errors
 
 log = logging.getLogger(__name__)
 
-#: Pause before a task with early acknowledgement tries to begin again while the bus is unavailable.
+#: Delay before the message of a task with early acknowledgement is delivered again if the bus is unavailable.
 _BUS_RETRY_S = 5.0
-#: Characters of an event's id or type that are logged: anyone can have sent such a task by hand.
+#: Maximum length of an event's id or type in a log line: anyone can send such a task by hand.
 _LOGGED_CHARS = 200
 
-_throttle = LogThrottle(600.0)  # for problems that a task meets again and again
+_throttle = LogThrottle(600.0)  # for problems that recur with each attempt of a task
 
 
 class HandlerTask(Protocol):
@@ -58,15 +58,15 @@ class HandlerTask(Protocol):
 class Run:
     """One run of a task in a worker process.
 
-    - *begin*: take the lease of the task. A copy of a task that has ended or is running goes no further.
-    - *validate*: make the event from JSON. A payload that the handler's model refuses ends the task.
+    - *begin*: acquire the lease of the task. A copy of a task that has ended or is running goes no further.
+    - *validate*: decode the event. A payload that the handler's model rejects ends the task.
     - *call*: run the handler.
-    - *settle*: record the end of the task with its done mark or dead letter, or give the lease back for a retry.
+    - *settle*: record the end of the task with its done mark or dead letter, or release the lease for a retry.
 
     Arguments:
         task: The handler's task.
         request: Celery's request of this run.
-        event: The argument of the task as it came with the message: an event as JSON, unless it was sent by hand.
+        event: The argument of the task as received: an event as JSON, unless the task was sent by hand.
     """
 
     def __init__(self, task: HandlerTask, request: Context, event: Any) -> None:
@@ -81,10 +81,10 @@ class Run:
         """Run the task and return the result of its handler.
 
         Raises:
-            Ignore: The handler is not called: the message is a duplicate, or was sent again, or the task has ended in
-                a dead letter.
+            Ignore: The handler is not called: the message is a duplicate, or is delivered again later, or the task has
+                ended in a dead letter.
             Reject: The handler is not called: the bus or the broker is unavailable. The message goes back to its queue.
-            BaseException: What the handler raises.
+            BaseException: The handler has raised it.
         """
         self._begin()
         event = self._validate()
@@ -96,19 +96,20 @@ class Run:
             raise
         request = self._request
         if not (request.chain or request.callbacks or request.chord):
-            self.end()  # otherwise on_success() does so, once Celery has sent those
+            self.end()  # otherwise on_success() does, after Celery has sent these
         return result
 
     def end(self) -> None:
-        """Record that the task has ended well, unless its end is recorded already."""
+        """Record that the task has succeeded, unless its end is recorded already."""
         if not self._state.ended:
             self._end(None)
 
     def fail(self, error: Exception, traceback: str) -> None:
-        """End the task in a dead letter: it has failed permanently, with *error* of the handler or of Celery."""
+        """End the task in a dead letter: it has failed permanently, with an *error* of its handler or of Celery."""
         if self._state.ended:
-            extra = self._log_fields(Action.TASK_FAILED_AFTER_SUCCESS, type(error).__name__)
-            log.error("task %s has ended; what follows its end failed: %r", self._task_id, error, extra=extra)
+            extra = log_fields(Action.TASK_FAILED_AFTER_SUCCESS, reason=type(error).__name__, **self._facts())
+            text = "Task %s (%s) completed, but a later step failed, such as storing its result: %r"
+            log.error(text, self._task_id, self._task.name, error, extra=extra)
             return
         try:
             event = Event.from_dict(self._event)
@@ -135,30 +136,31 @@ class Run:
         elif begun.outcome == "running":
             self._wait_for_other_run(begun.left_ms / 1000)
         else:
-            detail = f"its worker died {begun.deaths} times while it ran"
+            detail = f"its worker process crashed {begun.deaths} times while it ran"
             self._end_in_dead_letter(Event.from_dict(self._event), "worker_lost", detail)
             self._store_failure(RuntimeError(detail))
         raise Ignore
 
     def _postpone(self, error: BusUnavailable) -> None:
-        """Have the broker deliver the message again, later: without the bus nothing is known of the task."""
+        """Have the broker deliver the message again later: without the bus, the state of the task is unknown."""
         if self._task.acks_late:
             raise Reject(str(error), requeue=True) from error
         self._send_again(_BUS_RETRY_S)
         if _throttle.allow(f"bus {self._task_id}"):
-            extra = self._log_fields(Action.TASK_START_DELAYED)
-            log.warning("task %s waits for the bus: %s", self._task_id, error, extra=extra)
+            extra = log_fields(Action.TASK_START_DELAYED, **self._facts())
+            text = "Task %s (%s) cannot start because the bus is unavailable; trying again in %.0f s: %s"
+            log.warning(text, self._task_id, self._task.name, _BUS_RETRY_S, error, extra=extra)
 
     def _wait_for_other_run(self, wait_s: float) -> None:
-        # If the worker of the other run has crashed, this copy must run: it is not dropped, and comes after the lease.
+        # If the worker of the other run has crashed, this copy must run. So it is delivered again when the lease ends.
         self._send_again(wait_s)
         if _throttle.allow(f"running {self._task_id}"):
-            extra = self._log_fields(Action.TASK_ALREADY_RUNNING)
-            text = "task %s runs elsewhere; this copy looks again in %.1f s"
-            log.info(text, self._task_id, wait_s, extra=extra)
+            extra = log_fields(Action.TASK_ALREADY_RUNNING, **self._facts())
+            text = "Task %s (%s) is already running; this copy of its message is delivered again in %.1f s"
+            log.info(text, self._task_id, self._task.name, wait_s, extra=extra)
 
     def _send_again(self, countdown_s: float) -> None:
-        """Send the message again. This is not a retry of Celery's, which are counted."""
+        """Send the message again. It is not a Celery retry, which would be counted."""
         request = self._request
         try:
             self._task.signature_from_request(request, countdown=countdown_s, retries=request.retries).apply_async()
@@ -179,18 +181,18 @@ class Run:
         try:
             event = Event.from_dict(self._event)
         except InvalidEvent:
-            # Sent by hand, and not an event at all: fails as any task does.
+            # Sent by hand, without an event: it fails like any other task.
             self._leases.release_locally(self._task_id)
             raise
-        # A retry cannot help. The result says FAILURE to whoever waits for it; Ignore keeps the state that the worker
-        # event gives the task in Flower.
+        # A retry cannot help. The stored result is FAILURE; raising Ignore keeps the state that the worker event gives
+        # the task in Flower.
         self._end_in_dead_letter(event, "payload", str(error))
         self._store_failure(error)
 
     # Settle
 
     def _settle(self, error: BaseException) -> None:
-        """Settle a run that was left with *error*, which is also how Celery's own outcomes come."""
+        """Settle a run whose handler raised *error*: its own error, or Celery's ``Retry``, ``Reject`` or ``Ignore``."""
         if isinstance(error, EndedElsewhere):
             self._leases.release_locally(self._task_id)
             self._announce("task-deduplicated")
@@ -198,9 +200,9 @@ class Run:
             try:
                 self._leases.release(self._task_id, _delay_s(error))
             except BusUnavailable as unavailable:
-                extra = self._log_fields(Action.RETRY_DELAYED)
-                text = "the retry of task %s waits for its lease: %s"
-                log.warning(text, self._task_id, unavailable, extra=extra)
+                extra = log_fields(Action.RETRY_DELAYED, **self._facts())
+                text = "The retry of task %s (%s) is delayed until its lease expires: %s"
+                log.warning(text, self._task_id, self._task.name, unavailable, extra=extra)
         elif isinstance(error, Reject):
             self._end_in_dead_letter(Event.from_dict(self._event), "rejected", str(cast("Any", error).reason))
         elif isinstance(error, Ignore):
@@ -227,25 +229,25 @@ class Run:
         """Send a custom worker event; Flower shows it as the state of the task."""
         try:
             self._task.send_event(event_type, retry=False, **fields)
-        except Exception as error:  # noqa: BLE001  # whatever the broker's client raises, the task is what matters
+        except Exception as error:  # noqa: BLE001  # of any broker client; a worker event must not fail the task
             if _throttle.allow(event_type):
-                extra = self._log_fields(Action.WORKER_EVENT_FAILED)
-                log.warning("monitors were not told %s of task %s: %s", event_type, self._task_id, error, extra=extra)
+                extra = log_fields(Action.WORKER_EVENT_FAILED, **self._facts())
+                text = "Could not send the worker event %s for task %s: %s"
+                log.warning(text, event_type, self._task_id, error, extra=extra)
 
     def _redacting_errors(self) -> AbstractContextManager[None]:
         return redacting_errors(self._leases.settings.redaction, self._event)
 
-    def _log_fields(self, action: Action, reason: str = "") -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
+        """Return the fields of a log line about this run."""
         event = self._event if isinstance(self._event, dict) else {}
-        return log_fields(
-            action,
-            event_id=str(event.get("id", ""))[:_LOGGED_CHARS],
-            event_type=str(event.get("type", ""))[:_LOGGED_CHARS],
-            task_id=self._task_id,
-            handler=self._task.name,
-            group=self._leases.settings.group,
-            reason=reason,
-        )
+        return {
+            "event_id": str(event.get("id", ""))[:_LOGGED_CHARS],
+            "event_type": str(event.get("type", ""))[:_LOGGED_CHARS],
+            "task_id": self._task_id,
+            "handler": self._task.name,
+            "group": self._leases.settings.group,
+        }
 
 
 def end_in_main_process(
@@ -272,16 +274,19 @@ def end_in_main_process(
 
 def _log_dead_letter(letter: DeadLetter, event: Event[Any], group: str) -> None:
     extra = dead_letter_fields(Action.DEAD_LETTER, letter, group)
-    log.warning("dead letter (%s): %s of %r", letter.reason, letter.handler, event, extra=extra)
+    cause = letter.detail.partition("\n")[0]
+    text = "Task %s (%s) ended in a dead letter (%s), event %s (%s): %s"
+    log.warning(text, letter.task_id, letter.handler, letter.reason, event.id, event.type, cause, extra=extra)
 
 
 def _log_without_event(handler: str, task_id: str, reason: str, error: Exception, group: str) -> None:
     extra = log_fields(Action.TASK_WITHOUT_EVENT_FAILED, task_id=task_id, handler=handler, group=group, reason=reason)
-    log.error("no dead letter for task %s, which somebody sent by hand: %s", task_id, error, extra=extra)
+    text = "Task %s (%s) failed. It was sent without an event, so there is no dead letter: %s"
+    log.error(text, task_id, handler, error, extra=extra)
 
 
 def _delay_s(error: BaseException) -> float:
-    when = getattr(error, "when", None)  # of a Retry: seconds, or a time
+    when = getattr(error, "when", None)  # a Retry has seconds or a time, a Reject has neither
     if isinstance(when, datetime):
         return (when - datetime.now(when.tzinfo or UTC)).total_seconds()
     return float(when or 0)

@@ -1,4 +1,4 @@
-"""The Celery task of a handler: what Celery calls."""
+"""The Celery task of a handler, with the hooks that Celery calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bridge.handlers.run import Run, end_in_main_process
 
 
 class EventRequest(Request):
-    """A message of a handler task in a worker."""
+    """A message of a handler's task in a worker."""
 
     def info(self, safe: bool = False) -> Any:
         """Return what ``inspect reserved`` and Flower show: the short text of the event, never its payload."""
@@ -30,15 +30,15 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
     abstract = True
     Request = "bridge.handlers.task:EventRequest"
 
-    #: A message is acknowledged when its task has ended, so that a killed worker loses none.
+    #: A message is acknowledged when its task has ended, so that a killed worker loses no message.
     acks_late = True
     reject_on_worker_lost = True
-    #: Celery would write STARTED to the result backend first, and drop the message when that does not answer.
+    #: Celery would first write STARTED to the result backend, and drop the message if the backend does not answer.
     track_started = False
 
-    #: Whether a second copy of the message must not run the task again: not after it has ended, nor while it runs.
+    #: Whether a copy of the message is skipped when the task has ended, and waits while it is running.
     idempotent = True
-    #: ``Event``, or ``Event[Model]`` for a handler that wants its payload validated.
+    #: ``Event``, or ``Event[Model]`` for a handler whose payload is validated.
     event_model: type[Event[Any]] = Event
 
     def __call__(self, event: Event[Any] | dict[str, Any]) -> Any:
@@ -50,10 +50,10 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             return self._call(event, self.run)
         return Run(self, request, event).execute()
 
-    def apply_async(  # type: ignore[override]  # options pass through, whatever Celery takes
+    def apply_async(  # type: ignore[override]  # all options that Celery accepts are passed on
         self, args: Any = None, kwargs: Any = None, **options: Any
     ) -> Any:
-        """Send the task, with the options of the decorator as defaults and a short text of its event."""
+        """Send the task, with the options of the decorator as defaults and a short text for its event."""
         handler = registry.get(self.name)
         if handler is not None:
             options = {**handler.send_options, **options}
@@ -62,7 +62,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
         return super().apply_async(args, kwargs, **options)
 
     def retry(self, *args: Any, **options: Any) -> Any:
-        """Send the task again, as Celery does. When the broker takes no message, the one that is here comes again.
+        """Retry the task, as Celery does. If the broker accepts no message, this one goes back to its queue.
 
         Celery would drop it.
         """
@@ -72,47 +72,48 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             raise Reject(cast("Any", error).reason, requeue=True) from error
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Keep the event of a task that failed for good as a dead letter. Called by Celery after the last retry."""
+        """Keep the event of a task that failed permanently as a dead letter. Called by Celery after the last retry."""
         request = self.request
         if request.is_eager:
             return
         traceback = str(getattr(einfo, "traceback", ""))
-        if request.id is None:  # the main process of a worker, after a hard time limit or the loss of a child
+        if request.id is None:  # in a worker's main process, after a hard time limit or the loss of a pool process
             end_in_main_process(self.name, task_id, args, "failure", f"{type(exc).__name__}: {exc}", traceback)
         else:
             Run(self, request, args[0] if args else None).fail(exc, traceback)
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
-        """End a task that is followed by others, once Celery has sent those. Called by Celery."""
+        """Record the end of a task with successors (chain, callback, chord). Called by Celery when it has sent them."""
         request = self.request
         if not (request.is_eager or run_state(request).ended):
             Run(self, request, args[0] if args else None).end()
 
     def replace(self, sig: Any) -> Any:
-        """Let another task take the place of this one, as Celery does.
+        """Replace this task by another one, as Celery does.
 
         Raises:
-            InvalidHandler: It is a handler. It would have the id of this task, and be skipped as a copy of it.
+            InvalidHandler: The other task is a handler. It would have the id of this task and be skipped as its copy.
         """
         last = sig.tasks[-1] if isinstance(sig, _chain) else sig
         if isinstance(self.app.tasks.get(str(last.task)), EventTask):
             raise InvalidHandler(
-                f"{self.name} cannot be replaced by {last.task}, which is a handler too: publish an event for it, or "
-                "call it as a function"
+                f"{self.name} cannot be replaced by {last.task}, which is a handler too and would be skipped as a "
+                "duplicate: publish an event for it, or call it as a function"
             )
         return super().replace(sig)
 
     def _call(self, event: Event[Any] | dict[str, Any], function: Any) -> Any:
-        """Call the handler as a function: no lease and no record of its end."""
+        """Call the handler as a function, without a lease and without a record of its end."""
         typed = event if isinstance(event, self.event_model) else self.event_model.model_validate(event)
         with handling(typed):
             return function(typed)
 
 
 def end_revoked(sender: Any, request: Any = None, expired: bool = False, terminated: bool = False, **_: Any) -> None:
-    """Keep the event of a task that was revoked, or has expired: the ledger would send it again. Called by Celery.
+    """Keep the event of a revoked or expired task as a dead letter, or it would be redispatched. Called by Celery.
 
-    Not if it was a mere copy of its message, and the task has ended or runs; *terminated*: it was this run.
+    Nothing happens if only a copy of the message was dropped: the task has ended or is running. *terminated* means that
+    the running task itself was stopped.
     """
     if isinstance(sender, EventTask):
         reason = "expired" if expired else "revoked"
@@ -122,7 +123,7 @@ def end_revoked(sender: Any, request: Any = None, expired: bool = False, termina
 
 
 def describe(event: Any) -> str:
-    """Return the arguments of a handler task as Flower and the logs show them: no payload, no secrets."""
+    """Return the arguments of a handler's task as Flower and the logs show them: without payload and secrets."""
     if type(event) is EncodedEvent:
         return f"({event!r},)"
     if isinstance(event, dict):

@@ -110,9 +110,11 @@ def test_text_is_as_ever(processes: Processes, bus: EventBus) -> None:
     """Without the setting a worker shows its banner and Celery's format; the fields do not show."""
     processes.worker("w1")
     bus.publish("failing.created", id="f1")
-    eventually(lambda: "dead letter (failure): tests.app.failing" in processes.log("w1"), "the dead letter is told")
+    eventually(
+        lambda: "(tests.app.failing) ended in a dead letter (failure)" in processes.log("w1"), "the dead letter is told"
+    )
     text = processes.log("w1")
     assert "[config]" in text
-    pattern = r"^\[[-\d]+ [:,\d]+: WARNING/ForkPoolWorker-\d\] dead letter \(failure\): tests\.app\.failing of .*f1"
-    assert re.search(pattern, text, re.MULTILINE)
+    line = r"Task [-\w]+ \(tests\.app\.failing\) ended in a dead letter \(failure\), event f1 \(failing\.created\): "
+    assert re.search(rf"^\[[-\d]+ [:,\d]+: WARNING/ForkPoolWorker-\d\] {line}RuntimeError", text, re.MULTILINE)
     assert '"action"' not in text

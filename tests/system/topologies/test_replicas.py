@@ -46,7 +46,7 @@ def test_what_no_replica_has_is_an_error(bus: EventBus, servers: tuple[RedisServ
     os.kill(replica.pid, signal.SIGSTOP)
     try:
         with EventBus(bus.settings.model_copy(update={"wait_replicas_ms": 100})) as hasty:
-            with pytest.raises(NotReplicated, match="0 replicas have it, bridge_wait_replicas asks for 1"):
+            with pytest.raises(NotReplicated, match="0 replicas have confirmed it, bridge_wait_replicas requires 1"):
                 hasty.publish(new)
             hasty.client.connection_pool.disconnect()
             for event in (before, new):
@@ -64,7 +64,7 @@ def test_what_no_replica_has_is_an_error(bus: EventBus, servers: tuple[RedisServ
 def test_more_replicas_than_there_are(bus: EventBus) -> None:
     """The error says how many there are."""
     wanting = bus.settings.model_copy(update={"wait_replicas": 2})
-    with EventBus(wanting) as careful, pytest.raises(NotReplicated, match=r"1 replicas have it.*asks for 2"):
+    with EventBus(wanting) as careful, pytest.raises(NotReplicated, match=r"1 replicas have confirmed it.*requires 2"):
         careful.publish("dream.created")
 
 

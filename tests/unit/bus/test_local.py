@@ -77,7 +77,7 @@ def test_a_raising_handler_stops_no_other(bus: LocalBus, caplog: pytest.LogCaptu
         published = bus.publish("dream.created", {})
     assert heard == [published.event]
     assert "KeyError: 'missing'" in caplog.text
-    assert repr(published.event) in caplog.text
+    assert f"failed for event {published.event.id} (dream.created)" in caplog.text
 
 
 def test_duplicate(bus: LocalBus) -> None:

@@ -191,4 +191,4 @@ def test_monitors_that_cannot_be_told_are_no_failure(
         own_server.kill()
         with pytest.raises(Ignore):
             copy.execute()
-        assert "monitors were not told task-deduplicated of task t1" in caplog.text
+        assert "Could not send the worker event task-deduplicated for task t1" in caplog.text

@@ -20,7 +20,7 @@ from tests.support.queues import Queues
 from tests.support.waiting import eventually
 
 #: What returns ``extra``; each takes the action first.
-HELPERS = {"log_fields", "task_fields", "dead_letter_fields"}
+HELPERS = {"log_fields", "dead_letter_fields"}
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 
 
@@ -70,7 +70,7 @@ def test_every_log_call_has_a_known_action() -> None:
     ("code", "is_known"),
     [
         ("log.info('x', extra=log_fields(Action.OUTAGE))", True),
-        ("extra = task_fields(Action.OUTAGE, 1)\n    self._log.error('x', extra=extra)", True),
+        ("extra = dead_letter_fields(Action.OUTAGE, 1)\n    self._log.error('x', extra=extra)", True),
         ("logging.getLogger(__name__).info('x', extra=log_fields(Action.OUTAGE, count=1))", True),
         ("log.info('x')", False),
         ("log.info('x', extra=extra)", False),
@@ -90,7 +90,7 @@ def test_each_action_has_one_meaning_and_is_used() -> None:
     assert list(Action) == sorted(Action)
     assert all(meaning.endswith(".") and "\n" not in meaning for meaning in (action.meaning for action in Action))
     code = "\n".join(sources())
-    used = set(re.findall(r"\b(?:log|task|dead_letter)_fields\(\s*Action\.(\w+)", code))
+    used = set(re.findall(r"\b(?:log|dead_letter)_fields\(\s*Action\.(\w+)", code))
     assert used == set(Action.__members__)
 
 
