@@ -1,7 +1,7 @@
 """What the bridge reports about itself: log actions, counters, liveness of its threads, errors without secrets.
 
-Counters and liveness live in one process and start at zero with it; what must survive a crash is counted in Redis, by
-the scripts of ``storage``.
+Counters and liveness belong to one process and start at zero. What must survive a crash is counted in Redis, by the
+scripts of ``storage``.
 """
 
 from bridge.telemetry import json_logs

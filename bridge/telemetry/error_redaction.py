@@ -1,4 +1,4 @@
-"""Errors and lines of a log that quote an event, without what is sensitive in it, see redaction.py."""
+"""Removes sensitive values of an event from errors and log lines that quote it, see ``events.redaction``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from bridge.events import REDACTED, Redaction
 
 Clean = Callable[[str], str]
 
-#: ``celery.worker`` shows the body of a message that it does not understand like this, up to 1 kB of it.
+#: How ``celery.worker`` quotes up to 1 kB of the body of a message that it cannot decode.
 _BODY = re.compile(r".*( \(\d+b\))", re.DOTALL)
-#: Loggers of Celery that show bodies: of what is not understood, and, at DEBUG, of all.
+#: Loggers of Celery that quote message bodies: of messages that cannot be decoded and, at DEBUG, of all.
 _LOGGERS = ("celery.worker.consumer.consumer", "celery.pool")
 
 
 @contextmanager
 def redacting_errors(redaction: Redaction, fields: dict[str, Any]) -> Iterator[None]:
-    """Let no error leave the block that quotes what is sensitive in an event, given as JSON types.
+    """Remove the sensitive values of an event from any error that leaves the block.
 
-    An error keeps its type where its arguments can be changed, and is a :class:`RedactedError` that names it otherwise.
-    What quotes nothing stays as it is.
+    An error that quotes such a value keeps its type if its arguments can be changed. Otherwise it is replaced by a
+    :class:`RedactedError` that names its type. Other errors stay as they are.
+
+    Arguments:
+        fields: The event as JSON types.
     """
     try:
         yield
@@ -34,22 +37,23 @@ def redacting_errors(redaction: Redaction, fields: dict[str, Any]) -> Iterator[N
         values = redaction.values(fields)
         if not values:
             raise
-        concealed = _concealed(error, lambda text: redaction.text(text, values), set())
-        if concealed is error:
+        redacted = _redacted(error, lambda text: redaction.text(text, values), set())
+        if redacted is error:
             raise
-        raise concealed from concealed.__cause__
+        raise redacted from redacted.__cause__
 
 
-def _concealed(error: BaseException, clean: Clean, seen: set[int]) -> BaseException:
-    """Return *error*, with all that it comes from, changed or replaced so that it quotes nothing."""
+def _redacted(error: BaseException, clean: Clean, seen: set[int]) -> BaseException:
+    """Return *error* without sensitive values in it, its causes and its notes: changed in place, or replaced."""
     if id(error) in seen:
         return error
     seen.add(id(error))
-    # A traceback shows these as well.
+    # A traceback shows cause and context too. Setting the cause also sets __suppress_context__.
     suppress = error.__suppress_context__
-    error.__cause__, error.__context__ = (
-        None if one is None else _concealed(one, clean, seen) for one in (error.__cause__, error.__context__)
-    )
+    if error.__cause__ is not None:
+        error.__cause__ = _redacted(error.__cause__, clean, seen)
+    if error.__context__ is not None:
+        error.__context__ = _redacted(error.__context__, clean, seen)
     error.__suppress_context__ = suppress
     if notes := getattr(error, "__notes__", None):
         error.__notes__ = [clean(str(note)) for note in notes]
@@ -60,7 +64,9 @@ def _concealed(error: BaseException, clean: Clean, seen: set[int]) -> BaseExcept
         _clean_reject(error, clean)
         return error
     inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    replaced = [one for one in inner if _concealed(one, clean, seen) is not one]  # a group cannot have others
+    replaced = [
+        one for one in inner if _redacted(one, clean, seen) is not one
+    ]  # the errors of a group cannot be replaced
     if not replaced and _is_clean(error, clean):
         return error
     if isinstance(error, InvalidEvent):
@@ -75,9 +81,9 @@ def _concealed(error: BaseException, clean: Clean, seen: set[int]) -> BaseExcept
 
 
 def _clean_retry(error: Any, clean: Clean, seen: set[int]) -> None:
-    # Celery stores and logs these; its own arguments hold the error itself.
+    # Celery stores and logs these attributes. The arguments of a Retry hold the error itself.
     error.message = error.message and clean(str(error.message))
-    error.exc = error.exc and _concealed(error.exc, clean, seen)
+    error.exc = error.exc and _redacted(error.exc, clean, seen)
     error.excs = error.excs and clean(str(error.excs))
 
 
@@ -98,13 +104,15 @@ def _cleaned(value: Any, clean: Clean) -> Any:
 
 
 def redact_worker_logs(handlers: Sequence[Any]) -> None:
-    """Let neither Celery nor, through it, Flower show what handlers return, and what messages hold.
+    """Keep results of handlers and bodies of messages out of the logs of Celery, and out of Flower.
+
+    Call it before the pool starts.
 
     Arguments:
-        handlers: Their tasks; before the pool starts.
+        handlers: The tasks of the handlers.
     """
     for task in handlers:
-        task.resultrepr_maxsize = -1  # nothing of it; 0 would be all
+        task.resultrepr_maxsize = -1  # shows nothing of the result; 0 would show all
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(one, _WithoutBodies) for one in logger.filters):

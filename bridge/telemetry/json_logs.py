@@ -1,7 +1,8 @@
-"""Log lines as JSON, one object a line, for programs that collect them: ``bridge_log_format = "json"``.
+"""Log lines as JSON, one object a line, for log collectors: ``bridge_log_format = "json"``.
 
-Celery makes the handlers, for the worker, ``bus subscribe`` and beat, and tells when it has; they get another formatter
-then. A handler that the application made itself, as with ``worker_hijack_root_logger = False``, keeps the one it has.
+Celery creates the log handlers of the worker, ``bus subscribe`` and beat, and sends a signal when it has; then they get
+a JSON formatter. A handler that the application created itself keeps its formatter, as with
+``worker_hijack_root_logger = False``.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from bridge.events import Event
 
 
 class _Context:
-    """Where log lines get the event at work from. This part is below the bus, so :func:`install` is handed it."""
+    """How log lines find the event that is being handled. :func:`install` sets it, since this part is below the bus."""
 
     current_event: Callable[[], Event | None] = staticmethod(lambda: None)
 
 
 def install(app: Celery, wanted: Callable[[Celery], bool], current_event: Callable[[], Event | None]) -> None:
-    """Format the log lines of processes that run *app* as JSON. If called for several apps, the last call counts.
+    """Format the log lines of processes that run *app* as JSON. If called for several apps, the last call wins.
 
     Arguments:
-        wanted: Whether an app's settings ask for JSON; called when Celery has set up its log handlers.
-        current_event: Returns the event that the calling code handles, if any; its id and type go into each line.
+        wanted: Returns whether an app's settings require JSON. Called when Celery has set up its log handlers.
+        current_event: Returns the event that the calling code handles, if any; its id and type are in each line.
     """
     _Context.current_event = staticmethod(current_event)
 
@@ -42,7 +43,7 @@ def install(app: Celery, wanted: Callable[[Celery], bool], current_event: Callab
 
     def on_worker(instance: Any, **_: Any) -> None:
         if wanted(instance.app):
-            instance.quiet = True  # no banner: many collectors read standard output as well
+            instance.quiet = True  # no banner, since many collectors also read standard output
 
     receivers: list[tuple[Any, Any]] = [
         (signals.after_setup_logger, on_loggers),
@@ -62,16 +63,16 @@ def _use_json(logger: logging.Logger | None) -> None:
 
 @cache
 def formatter() -> logging.Formatter:
-    """Return the formatter of JSON lines, for handlers of your own as well."""
-    from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415  # only who wants it needs it
+    """Return the formatter of JSON lines; applications may use it in their own log handlers."""
+    from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415  # an optional dependency
 
     class Lines(JsonFormatter):
         def format(self, record: logging.LogRecord) -> str:
             try:
                 return super().format(record)
-            except Exception as error:  # noqa: BLE001  # whatever was logged, the line must be JSON, and not be missing
+            except Exception as error:  # noqa: BLE001  # whatever was logged, the line must not be missing, and must be JSON
                 place = f"{record.pathname}:{record.lineno}"
-                text = f"a line logged at {place} cannot be written: {type(error).__name__}: {error}"
+                text = f"a line logged at {place} cannot be formatted: {type(error).__name__}: {error}"
                 return json.dumps(_fixed(record) | {"message": text})
 
         def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
@@ -79,7 +80,7 @@ def formatter() -> logging.Formatter:
             log_data.update(fixed | _context(record))
             super().add_fields(log_data, record, message_dict)
             if _of_celery(record):
-                log_data.pop("data", None)  # all of a task: its arguments and its result among it
+                log_data.pop("data", None)  # everything about a task, with its arguments and its result
             log_data.update(fixed)
 
     return Lines(
@@ -94,7 +95,7 @@ def _of_celery(record: logging.LogRecord) -> bool:
 
 
 def _fixed(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what every line has."""
+    """Return the fields that every line has."""
     moment = datetime.fromtimestamp(record.created, UTC)
     return {
         "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -107,11 +108,11 @@ def _fixed(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _context(record: logging.LogRecord) -> dict[str, Any]:
-    """Return which task and which event a line is about that does not say so itself: those at work."""
+    """Return the task and the event that are being handled, unless the line itself names others."""
     found: dict[str, Any] = {}
-    told = getattr(record, "data", None)
-    if _of_celery(record) and isinstance(told, dict) and {"id", "name"} <= told.keys():
-        return {"task_id": told["id"], "task_name": told["name"]}
+    data = getattr(record, "data", None)
+    if _of_celery(record) and isinstance(data, dict) and {"id", "name"} <= data.keys():
+        return {"task_id": data["id"], "task_name": data["name"]}
     task = get_current_task()
     if task is not None and task.request.id and not hasattr(record, "task_id"):
         found |= {"task_id": task.request.id, "task_name": task.name}

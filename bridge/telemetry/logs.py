@@ -1,11 +1,11 @@
-"""What the log lines of the bridge carry besides their text: an action, which never changes its name, and fields.
+"""Structured log lines: each has an action, which is a stable name, and fields, in addition to its text.
 
-Texts are for people and may change. Who filters, counts or alerts goes by the action::
+Texts are for people and may change. Filters, counts and alerts use the action::
 
     log.warning("dead letter (%s)", reason, extra=log_fields(Action.DEAD_LETTER, reason=reason, event_id=event.id))
 
-Lines are written when something changes, not for every event; what would say the same again and again asks
-:class:`Pace`. Fields hold names and numbers only, never a payload or a secret.
+A line is written when something changes, not for every event. Lines that would repeat are limited by
+:class:`LogThrottle`. Fields hold names and numbers only, never a payload or a secret.
 """
 
 from __future__ import annotations
@@ -18,169 +18,175 @@ from typing import Annotated, Any, Self, TypedDict, Unpack
 
 
 class Action(StrEnum):
-    """The action of a log line: a name that never changes, and what it means in one line, for the documents."""
+    """The action of a log line: a stable name and its meaning in one line, which the documentation shows."""
 
     meaning: str
 
     def __new__(cls, value: str, meaning: str) -> Self:
-        """Make the member *value*; *meaning* is its text for the documents."""
+        """Create the member *value* with its *meaning*, the text for the documentation."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.meaning = meaning
         return member
 
-    CONSUMER_REMOVED = "consumer_removed", "A consumer that is gone and held nothing was removed from the group."
+    CONSUMER_REMOVED = "consumer_removed", "A dead consumer without pending entries was removed from the group."
     DEAD_LETTER = (
         "dead_letter",
-        "An event, or a message that is none, could not be processed and was kept as a dead letter. Of what "
-        "is refused as it comes, once a minute for each reason.",
+        "An event or an invalid message could not be processed and was kept as a dead letter. For what intake rejects, "
+        "one line a minute for each reason.",
     )
     DEAD_LETTER_LOST = (
         "dead_letter_lost",
-        "What could not be processed could not be kept as a dead letter either: it is gone.",
+        "A dead letter could not be written. The event or message is lost.",
     )
     DISPATCH_BACKPRESSURE = (
         "dispatch_backpressure",
-        "A queue has max_queue_length messages; events stay in the journal meanwhile.",
+        "Dispatch paused: a queue holds max_queue_length messages. Events stay in the journal.",
     )
     ENTRIES_OWNERSHIP_LOST = (
         "entries_ownership_lost",
-        "Another subscriber took entries over that this one had read; it reads again.",
+        "Another subscriber claimed entries that this one had read. It reads its pending entries again.",
     )
-    EVENT_ID_CONFLICT = "event_id_conflict", "An event was not published: another one has its id."
+    EVENT_ID_CONFLICT = "event_id_conflict", "An event was not published: its id is taken by another event."
     EVENT_LOST = (
         "event_lost",
-        "Events left the journal before they were dispatched, or a group outlived their retention.",
+        "Events were removed from the journal, or became older than event_ttl_s, before they were dispatched.",
     )
     FLOWER_PAGES_UNAVAILABLE = (
         "flower_pages_unavailable",
-        "Flower is not as expected: it starts without the Events pages, or without their tab.",
+        "This Flower is not supported: it starts without the Events pages, or without their tab.",
     )
     GROUP_CREATED = (
         "group_created",
-        "A consumer group was created: a new application, or an old one after its journal was deleted.",
+        "A consumer group was created: for a new application, or again after its journal was deleted.",
     )
     JOURNAL_LOST = (
         "journal_lost",
-        "The journal or the group was deleted; both are made anew and filled from the event keys.",
+        "The journal or the consumer group was deleted. Both are recreated and filled from the event keys.",
     )
-    LEASE_LOST = "lease_lost", "A running task lost its lease, as after a long freeze; another copy of it may run."
+    LEASE_LOST = (
+        "lease_lost",
+        "A running task lost its lease, as after a long freeze of its process. Another copy of it may run.",
+    )
     LEASE_RENEWAL_FAILED = (
         "lease_renewal_failed",
-        "Redis took no renewal of leases; running tasks may be begun again elsewhere.",
+        "Leases could not be renewed. Running tasks may be started again elsewhere.",
     )
-    LEAVE_FAILED = "leave_failed", "A subscriber stopped and could not leave its group; the others take over in time."
+    LEAVE_FAILED = (
+        "leave_failed",
+        "A subscriber stopped but could not leave its group. Another one claims its entries after claim_idle_s.",
+    )
     LOCAL_HANDLER_FAILED = (
         "local_handler_failed",
-        "A handler of EventBus.subscribe() raised an error; the others were called.",
+        "A handler of EventBus.subscribe() raised an error. The other handlers were called.",
     )
-    OUTAGE = "outage", "Redis or the broker failed, or a thread of the subscriber; it is tried until it works."
-    OUTAGE_OVER = "outage_over", "What failed works again."
-    REPLAY_REQUESTED = "replay_requested", "Somebody asked for a retry or a replay on the Events pages of Flower."
+    OUTAGE = "outage", "Redis, the broker or a thread of the subscriber failed. It is retried until it works."
+    OUTAGE_OVER = "outage_over", "The outage is over."
+    REPLAY_REQUESTED = "replay_requested", "A user requested a retry or a replay on the Events pages of Flower."
     REPLAY_SOURCE_TRIMMED = (
         "replay_source_trimmed",
-        "The journal was trimmed while it was replayed; events may be missing from the replay.",
+        "The journal was trimmed during a replay. Events may be missing from the replay.",
     )
     RESUBSCRIBED = (
         "resubscribed",
-        "The subscription to the event channels was lost and is back; what was missed is looked for.",
+        "The subscription to the event channels was lost and is back. A scan of the event keys finds missed events.",
     )
     RETRY_DELAYED = (
         "retry_delayed",
-        "A task is retried, but its lease could not be given back; the retry waits until it is over.",
+        "A task is retried, but its lease could not be released. The retry waits until the lease expires.",
     )
     SOURCE_RATE_LIMITED = (
         "source_rate_limited",
-        "A source sends more events than max_events_per_s_per_source; the rest become dead letters. Once a minute.",
+        "A source exceeds max_events_per_s_per_source. Further events become dead letters. One line a minute.",
     )
-    STALE_KEYS_SKIPPED = "stale_keys_skipped", "Catch-up left event keys alone that are older than event_ttl_s."
-    STARTUP_CHECK_FAILED = "startup_check_failed", "A setting with which events are lost was found at the start."
-    STOP_TIMED_OUT = "stop_timed_out", "Threads did not stop in time; they were left behind."
+    STALE_KEYS_SKIPPED = "stale_keys_skipped", "Catch-up skipped event keys whose events are older than event_ttl_s."
+    STARTUP_CHECK_FAILED = "startup_check_failed", "A start-up check found a setting that can lose events."
+    STOP_TIMED_OUT = "stop_timed_out", "Threads of the subscriber did not stop in time and were left running."
     SUBSCRIBER_STARTED = "subscriber_started", "A subscriber has started."
-    SUBSCRIBER_STOPPING = "subscriber_stopping", "A subscriber was told to stop."
-    SUBSCRIPTION_DELAYED = "subscription_delayed", "EventBus.subscribe() has no subscription yet and goes on trying."
+    SUBSCRIBER_STOPPING = "subscriber_stopping", "A subscriber received a signal to stop."
+    SUBSCRIPTION_DELAYED = "subscription_delayed", "EventBus.subscribe() is not subscribed yet and keeps retrying."
     TASK_ALREADY_RUNNING = (
         "task_already_running",
-        "A copy of a task's message came while the task runs elsewhere; it looks again later.",
+        "A duplicate of a task message was received while the task runs elsewhere. It is retried later.",
     )
     TASK_END_NOT_RECORDED = (
         "task_end_not_recorded",
-        "A task has ended, but Redis could not note it yet; this is tried again in the background.",
+        "A task ended, but its end could not be recorded in Redis yet. This is retried in the background.",
     )
     TASK_FAILED_AFTER_SUCCESS = (
         "task_failed_after_success",
-        "A task had ended well and then failed, as when its result could not be stored.",
+        "A task succeeded and then failed in a later step, such as storing its result.",
     )
     TASK_START_DELAYED = (
         "task_start_delayed",
-        "A task that acknowledges early cannot begin while the bus is away; it comes again.",
+        "A task with acks_late=False cannot start while the bus is unavailable. It is redelivered.",
     )
     TASK_WITHOUT_EVENT_FAILED = (
         "task_without_event_failed",
-        "A task failed that somebody sent by hand without an event, so there is no dead letter.",
+        "A task that was sent manually, without an event, failed. There is no dead letter.",
     )
     TASKS_REDISPATCHED = (
         "tasks_redispatched",
-        "Overdue tasks that neither ran nor waited in their queue were sent again.",
+        "Overdue tasks that were neither running nor queued were sent again.",
     )
     THREAD_FAILED = (
         "thread_failed",
-        "A thread of the subscriber failed of something unforeseen, and starts again: report it as a bug.",
+        "A thread of the subscriber failed with an unexpected error and restarts. Report it as a bug.",
     )
     UNKNOWN_HANDLER = (
         "unknown_handler",
-        "A task cannot be sent again because this subscriber does not know its handler.",
+        "A task cannot be sent again because its handler is not registered in this process.",
     )
-    WORKER_EVENT_FAILED = "worker_event_failed", "Flower and other monitors missed the outcome of a task."
+    WORKER_EVENT_FAILED = "worker_event_failed", "The outcome of a task could not be sent to Flower and other monitors."
 
 
 class Fields(TypedDict, total=False):
-    """What a line may be about, each with its meaning as data. None of the names is one of LogRecord."""
+    """Fields of a log line, each with its meaning as data. No name is an attribute of LogRecord."""
 
     event_id: Annotated[str | None, "Id of the event."]
     event_type: Annotated[str | None, "Type of the event."]
     task_id: Annotated[str | None, "Id of the Celery task."]
-    handler: Annotated[str | None, "Name of the handler's task; of a local handler, of its function."]
-    group: Annotated[str | None, "Consumer group, which is the name of the application."]
+    handler: Annotated[str | None, "Name of the handler's task, or of the function of a local handler."]
+    group: Annotated[str | None, "Consumer group: the name of the application."]
     consumer: Annotated[str | None, "Name of the subscriber within its group."]
-    reason: Annotated[str | None, "Reason of a dead letter, or class of an error: a stable short name."]
-    origin: Annotated[str | None, "Where a message came from: a channel, a key, `journal` or `ledger`."]
-    queue: Annotated[str | None, "Name of a queue of the broker."]
-    entry_id: Annotated[str | None, "Id of an entry of the journal."]
-    setting: Annotated[str | None, "Name of a setting, and whose it is."]
+    reason: Annotated[str | None, "Reason of a dead letter, or class of an error."]
+    origin: Annotated[str | None, "Origin of a message: a channel, a key, `journal` or `ledger`."]
+    queue: Annotated[str | None, "Queue of the broker."]
+    entry_id: Annotated[str | None, "Id of a journal entry."]
+    setting: Annotated[str | None, "Name of a setting, and the server or program that it belongs to."]
     component: Annotated[str | None, "Name of the thread or part of the subscriber."]
-    count: Annotated[int | None, "How many it concerns."]
+    count: Annotated[int | None, "Number of events, tasks or keys."]
 
 
 def log_fields(action: Action, **fields: Unpack[Fields]) -> dict[str, Any]:
-    """Return ``extra`` of a log call: the action, and the fields that are known; None and "" are left out."""
+    """Return ``extra`` for a log call: the action and the fields, except those that are None or ""."""
     return {"action": action.value, **{name: value for name, value in fields.items() if value not in (None, "")}}
 
 
-#: Things of which one Pace remembers when they were said.
+#: Subjects that one LogThrottle remembers.
 _REMEMBERED = 1000
 
 
 class LogThrottle:
-    """Tells whether a line is due that would otherwise come again and again. Safe for several threads.
+    """Limits how often a repeated line is logged. Safe for several threads.
 
     Arguments:
-        every_s: Pause between two lines about the same thing, in seconds.
+        every_s: Interval between two lines about the same subject, in seconds.
     """
 
     def __init__(self, every_s: float = 60.0) -> None:
         self._every_s = every_s
-        self._said_at: OrderedDict[str, float] = OrderedDict()
+        self._logged_at: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def allow(self, what: str = "") -> bool:
-        """Whether *what* has not been said for a while; then it counts as said."""
+    def allow(self, subject: str = "") -> bool:
+        """Return whether a line about *subject* is due; if so, the interval starts again."""
         now = time.monotonic()
         with self._lock:
-            if now - self._said_at.get(what, -self._every_s) < self._every_s:
+            if now - self._logged_at.get(subject, -self._every_s) < self._every_s:
                 return False
-            self._said_at[what] = now
-            self._said_at.move_to_end(what)
-            if len(self._said_at) > _REMEMBERED:
-                self._said_at.popitem(last=False)
+            self._logged_at[subject] = now
+            self._logged_at.move_to_end(subject)
+            if len(self._logged_at) > _REMEMBERED:
+                self._logged_at.popitem(last=False)
             return True
