@@ -26,28 +26,28 @@ from bridge.telemetry import Counters, Delays
 
 #: Counters of events, by type; the others are metrics of their own.
 OUTCOMES = {
-    "received": "Heard on the event channels.",
-    "duplicate": "In the journal already, as all that publish_event() published: it is there before it is heard.",
-    "appended": "Heard, and new to the journal.",
-    "caught_up": "Not heard, and found in its key: after a start or a gap.",
-    "stale": "Left alone in its key, which outlives bridge_event_ttl_s.",
-    "invalid": "No event, or one that was refused: a dead letter.",
-    "rate_limited": "Refused, for their source sent more than bridge_max_events_per_s_per_source: a dead letter each.",
-    "dispatched": "Task messages: an event with two handlers counts twice.",
-    "no_handler": "Events without a handler here.",
-    "replayed": "Events that a replay brought once more.",
-    "redispatched": "Task messages sent again: their task had not ended in time.",
-    "dead_lettered": "Dead letters of this subscriber. Those of tasks are in bridge_dead_letters_written_total.",
-    "lost": "Gone from the journal before they were dispatched.",
-    "trimmed": "Journal entries that have outlived their retention.",
+    "received": "Received on the event channels.",
+    "duplicate": "In the journal already. This includes all events of publish_event(), which writes the journal first.",
+    "appended": "Received, and new to the journal.",
+    "caught_up": "Not received, but found in their keys, by the scan after a start or a gap.",
+    "stale": "Skipped: the event is older than bridge_event_ttl_s, and its key lives longer.",
+    "invalid": "Messages that are not valid events, or were rejected; each became a dead letter.",
+    "rate_limited": "Over bridge_max_events_per_s_per_source; each became a dead letter.",
+    "dispatched": "Task messages; an event with two handlers counts twice.",
+    "no_handler": "No handler in this application matches.",
+    "replayed": "Dispatched again by a replay.",
+    "redispatched": "Task messages that were sent again, because their tasks had not ended in time.",
+    "dead_lettered": "Dead letters of this subscriber. bridge_dead_letters_written_total includes those of tasks.",
+    "lost": "Removed from the journal before they were dispatched.",
+    "trimmed": "Journal entries that were older than their retention.",
 }
 _OTHERS = {
-    "subscription_gaps": "New subscriptions after a lost one: events may have been missed, and were looked for.",
-    "reconnects": "Ends of an outage of Redis or the broker.",
-    "errors": "Failed tries to talk to Redis or the broker.",
+    "subscription_gaps": "Subscriptions that were lost and restored; each time a scan looked for missed events.",
+    "reconnects": "Outages of Redis or the broker that are over.",
+    "errors": "Failed requests to Redis or the broker.",
     "dispatch_backpressure": "Batches that waited because a queue had max_queue_length messages.",
-    "journal_lost": "Times the journal or its group was deleted, and made anew.",
-    "entries_claimed": "Entries taken over from dead consumers.",
+    "journal_lost": "Times that the journal or its group was deleted and recreated.",
+    "entries_claimed": "Entries claimed from dead consumers.",
     "consumers_removed": "Dead consumers removed from the group.",
 }
 #: How fast a stop is noticed.
@@ -136,10 +136,10 @@ class _SubscriberCollector(Collector):
         yield info
         yield from self._own(group)
         bus, broker = self._health.bus(), self._health.broker()
-        yield _gauge("bridge_bus_up", "Whether the Redis of the bus answers and has the group.", not bus)
-        yield _gauge("bridge_broker_up", "Whether Celery's broker takes a connection.", not broker)
-        yield _gauge("bridge_ready", "Whether this subscriber does its work, as /readyz.", not self._health.problems())
-        text = "Whether dispatch waits for room in a queue, bridge_max_queue_length."
+        yield _gauge("bridge_bus_up", "1 if the Redis of the bus responds and has the group.", not bus)
+        yield _gauge("bridge_broker_up", "1 if Celery's broker accepts a connection.", not broker)
+        yield _gauge("bridge_ready", "1 if this subscriber is ready, as in /readyz.", not self._health.problems())
+        text = "1 while dispatch waits for room in a queue (bridge_max_queue_length)."
         yield _gauge("bridge_dispatch_waiting", text, bool(self._health.dispatch.waiting_for))
         try:
             groups = read_status(self._health.storage).groups
@@ -149,7 +149,7 @@ class _SubscriberCollector(Collector):
 
     def _own(self, group: str) -> Iterator[Metric]:
         values = self._counters.by_type()
-        text = "Events by what became of them: " + " ".join(f"{name}: {what}" for name, what in OUTCOMES.items())
+        text = "Events by outcome. " + " ".join(f"{name}: {what}" for name, what in OUTCOMES.items())
         events = CounterMetricFamily("bridge_events", text, labels=["group", "outcome", "type"])
         # Each from the beginning, at 0: an increase of what was not there yet is none.
         zeros = {(name, ""): 0 for name in OUTCOMES}
@@ -161,7 +161,7 @@ class _SubscriberCollector(Collector):
             family = CounterMetricFamily(f"bridge_{name}", text, labels=["group"])
             family.add_metric([group], values.get((name, ""), 0))
             yield family
-        text = "From an event's entry in the journal to its task message in the queue, for each message."
+        text = "Time from the journal entry of an event to a task message in its queue, for each message."
         delays = HistogramMetricFamily("bridge_dispatch_delay_seconds", text, labels=["group"])
         _add(delays, [group], self._counters.dispatch_delays())
         yield delays
@@ -169,32 +169,40 @@ class _SubscriberCollector(Collector):
 
 def _of_groups(groups: Iterable[GroupStatus]) -> Iterator[Metric]:
     gauges: dict[str, tuple[str, Callable[[GroupStatus], float]]] = {
-        "bridge_backlog_events": ("Journal entries that the group has yet to dispatch.", lambda g: g.backlog),
-        "bridge_backlog_oldest_seconds": ("Age of the oldest of them; 0 without any.", lambda g: g.oldest_s or 0),
-        "bridge_pending_events": ("Of them, those that a consumer holds.", lambda g: sum(g.pending.values())),
+        "bridge_backlog_events": ("Journal entries that the group has not dispatched yet.", lambda g: g.backlog),
+        "bridge_backlog_oldest_seconds": (
+            "Age of the oldest entry of the backlog; 0 without a backlog.",
+            lambda g: g.oldest_s or 0,
+        ),
+        "bridge_pending_events": (
+            "Entries of the backlog that a consumer has read.",
+            lambda g: sum(g.pending.values()),
+        ),
         "bridge_tasks_in_flight": ("Tasks that were sent and have not ended.", lambda g: g.in_flight),
-        "bridge_tasks_overdue": ("Of them, those that should have.", lambda g: g.overdue),
-        "bridge_dead_letters": ("Dead letters that are kept.", lambda g: g.dead_letters),
-        "bridge_subscribers": ("Subscribers that live.", lambda g: g.alive),
+        "bridge_tasks_overdue": ("Tasks in flight that should have ended.", lambda g: g.overdue),
+        "bridge_dead_letters": ("Dead letters that are stored.", lambda g: g.dead_letters),
+        "bridge_subscribers": ("Live subscribers.", lambda g: g.alive),
     }
     counters: dict[str, tuple[str, Callable[[GroupStatus], float]]] = {
         "bridge_dead_letters_written": (
-            "Dead letters ever written, by subscribers and tasks.",
+            "Dead letters written in total, by subscribers and tasks.",
             lambda g: g.dead_letters_written,
         ),
         "bridge_dead_letters_evicted": (
-            "Dead letters that made room for newer ones.",
+            "Dead letters that were evicted because of the limits.",
             lambda g: g.dead_letters_evicted,
         ),
     }
     groups = list(groups)
     for kind, figures in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
         for name, (text, value) in figures.items():
-            family = kind(name, f"{text} The same from every subscriber of a bus: do not add up.", labels=["group"])
+            family = kind(
+                name, f"{text} Every subscriber of a bus reports the same value: do not add them up.", labels=["group"]
+            )
             for group in groups:
                 family.add_metric([group.name], value(group))
             yield family
-    text = "From an event's entry in the journal to the first start of its task, for each task. Do not add up."
+    text = "Time from the journal entry of an event to the first start of its task, for each task. Do not add these up."
     starts = HistogramMetricFamily("bridge_task_start_delay_seconds", text, labels=["group"])
     for group in groups:
         _add(starts, [group.name], group.starts)

@@ -147,9 +147,9 @@ def test_named_settings_exist() -> None:
         assert unknown == set(), name
 
 
-def test_every_metric_has_a_line_on_when_to_worry() -> None:
-    """People are told of each metric and each outcome what is wrong with it."""
-    table = PAGES["docs/metrics.md"].partition("## When to worry")[2].partition("\n## ")[0]
+def test_every_metric_has_a_line_on_when_to_act() -> None:
+    """The table names each metric and each outcome."""
+    table = PAGES["docs/metrics.md"].partition("## When to act")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(\w+)`", table))
     assert {reference.sample_name(metric) for metric in reference.metrics()} <= named
     assert reference.OUTCOMES.keys() <= named
