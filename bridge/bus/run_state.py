@@ -19,13 +19,13 @@ class RunState:
     Arguments:
         published: How many events of each type this run has published.
         began_s: When the handler's lease was taken, by the monotonic clock; None before, and in other tasks.
-        in_effect_transaction: Whether this run has entered its effect transaction.
+        has_effect_transaction: Whether this run has entered its effect transaction.
         ended: Whether the end of the task is recorded, or will be. A later error in Celery does not change that.
     """
 
     published: Counter[str] = field(default_factory=Counter)
     began_s: float | None = None
-    in_effect_transaction: bool = False
+    has_effect_transaction: bool = False
     ended: bool = False
 
 

@@ -50,11 +50,11 @@ def effect_transaction(*watched: str) -> Iterator[Pipeline]:
     if request is None or request.id is None:
         raise BridgeError("effect_transaction() needs a running task: use it inside a handler that a worker runs")
     state = run_state(request)
-    if state.in_effect_transaction:
+    if state.has_effect_transaction:
         raise BridgeError("a run can have one effect_transaction(): put all effects of the handler into the same block")
     bus, task_id = get_bus(), str(request.id)
     ledger = bus.storage.ledger
-    state.in_effect_transaction = True
+    state.has_effect_transaction = True
     try:
         with bus.client.pipeline(transaction=True) as pipe:
             if not ledger.end_first(task_id, end_of(request), pipe, watched):
@@ -69,5 +69,5 @@ def effect_transaction(*watched: str) -> Iterator[Pipeline]:
                     raise EndedElsewhere from None
                 raise
     except BaseException:
-        state.in_effect_transaction = False
+        state.has_effect_transaction = False
         raise

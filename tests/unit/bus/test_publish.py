@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, current_app
 from celery.contrib.testing.app import setup_default_app
 from redis import Redis
 
-from bridge import BusUnavailable, Event, Publication, get_bus, publish_event
+from bridge import BusUnavailable, Event, EventBus, Publication, get_bus, publish_event
+from bridge.bus import per_bus
 from bridge.bus.causation import event_id_for
 from bridge.storage.keys import Keys
 from bridge.testing.redis_server import RedisServer
@@ -51,6 +53,24 @@ def test_ids_follow_from_task_type_and_order(run: Run) -> None:
     assert [publication.event.id for publication in again] == ids
     assert [publication.duplicate for publication in first + again] == [False] * 3 + [True] * 3
     assert not {publication.event.id for publication in other} & set(ids)
+
+
+def test_what_is_made_for_a_bus_is_made_once(run: Run) -> None:
+    """Threads that need it at the same moment share one object; another application has another."""
+    made: list[object] = []
+
+    def make(bus: EventBus) -> object:
+        made.append(object())
+        return made[-1]
+
+    with ThreadPoolExecutor(8, initializer=current_app.set_current) as pool:
+        results = set(pool.map(lambda _: per_bus(make), range(100)))
+    assert results == set(made) == {per_bus(make)}
+    assert len(made) == 1
+    with Celery("other", set_as_current=False) as other, setup_default_app(other):
+        other.set_current()
+        other.conf.bridge_redis_url = get_bus().settings.url
+        assert per_bus(make) is not made[0]
 
 
 def test_a_run_that_publishes_something_else_loses_nothing(run: Run) -> None:
@@ -118,7 +138,7 @@ def test_threads_of_a_web_server_use_the_installed_application(server: RedisServ
     """publish_event() in another thread than the one that made the application finds its settings."""
     program = f"""
 import threading
-from celery import Celery
+from celery import Celery, current_app
 import bridge
 app = Celery("shop")
 app.conf.update(bridge_redis_url={server.url!r}, bridge_channel_prefix={prefix!r})

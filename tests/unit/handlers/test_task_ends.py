@@ -41,7 +41,7 @@ def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
 
 
 @pytest.fixture
-def executions(bus: EventBus) -> Leases:
+def leases(bus: EventBus) -> Leases:
     return get_leases()
 
 
@@ -60,12 +60,12 @@ def failed(task_id: str) -> DeadLetter:
 
 
 def test_an_end_that_is_refused_holds_up_no_lease(
-    executions: Leases, bus: EventBus, client: Redis, prefix: str, ledger: Ledger, letters: DeadLetters
+    leases: Leases, bus: EventBus, client: Redis, prefix: str, ledger: Ledger, letters: DeadLetters
 ) -> None:
     """While something else is at the key of the dead letters other runs keep their leases, and other ends are noted."""
     client.set(Keys(prefix).dead("tests"), "no stream")
-    assert executions.begin("long", idempotent=True).outcome == "begun"
-    executions.end("refused", failed("refused"))
+    assert leases.begin("long", idempotent=True).outcome == "begun"
+    leases.end("refused", failed("refused"))
     deadline = time.monotonic() + 3 * bus.settings.lease_s
 
     def still_running() -> bool:
@@ -73,23 +73,23 @@ def test_an_end_that_is_refused_holds_up_no_lease(
         return time.monotonic() > deadline
 
     eventually(still_running, "three leases are over")
-    executions.end("well")
+    leases.end("well")
     assert ledger.has_ended("well")
     assert not ledger.has_ended("refused")
     client.delete(Keys(prefix).dead("tests"))
     eventually(lambda: ledger.has_ended("refused"), "the end is noted when it can be")
     assert [letter.task_id for letter in letters.latest(10)] == ["refused"]
-    executions.end("long")
+    leases.end("long")
 
 
 def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, prefix: str) -> None:
     """While Redis is away a task's end is kept, with its lease; when Redis is back no copy can run before the note."""
     explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
     with EventBus(**explicit) as bus:
-        executions = Leases(bus)
-        assert executions.begin("t1", idempotent=True).outcome == "begun"
+        leases = Leases(bus)
+        assert leases.begin("t1", idempotent=True).outcome == "begun"
         own_server.kill()
-        executions.end("t1", DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1"))
+        leases.end("t1", DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1"))
         deadline = time.monotonic() + 1.5
         eventually(lambda: time.monotonic() > deadline, "the lease is over")
         own_server.start()
@@ -114,13 +114,13 @@ def revoke(task_id: str, **how: bool) -> None:
 
 
 def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
-    executions: Leases, bus: EventBus, ledger: Ledger, letters: DeadLetters
+    leases: Leases, bus: EventBus, ledger: Ledger, letters: DeadLetters
 ) -> None:
     """A copy that has expired says nothing of a task that has ended or runs; without those it leaves a dead letter."""
     ledger.sent(
         [], [InFlightTask("t.all", "e1", "1-1").listed(name) for name in ("ended", "running", "waiting", "terminated")]
     )
-    executions.end("ended")
+    leases.end("ended")
     other = Leases(bus)  # of another process
     for task_id in ("running", "terminated"):
         assert other.begin(task_id, idempotent=True).outcome == "begun"
@@ -140,7 +140,7 @@ def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
 
 @pytest.mark.parametrize("first", ["terminated", "dropped"])
 def test_a_terminated_run_is_the_end_of_its_task_whatever_becomes_of_copies(
-    executions: Leases, bus: EventBus, client: Redis, ledger: Ledger, first: str
+    leases: Leases, bus: EventBus, client: Redis, ledger: Ledger, first: str
 ) -> None:
     """An operator terminates a run and Celery drops a copy, in either order, while the first cannot be noted yet."""
     other = Leases(bus)  # of another process
@@ -158,7 +158,7 @@ def test_a_terminated_run_is_the_end_of_its_task_whatever_becomes_of_copies(
     eventually(lambda: ledger.has_ended("t"), "the end is noted")
 
 
-def test_nothing_holds_up_the_main_process_of_a_worker(executions: Leases, bus: EventBus, client: Redis) -> None:
+def test_nothing_holds_up_the_main_process_of_a_worker(leases: Leases, bus: EventBus, client: Redis) -> None:
     """A bus that hangs delays the note that a message was dropped, not the process that drops it."""
     client.client_pause(1500, all=True)
     began = time.monotonic()
@@ -178,10 +178,10 @@ def test_a_handler_does_not_take_the_place_of_another() -> None:
 
 
 def test_monitors_that_cannot_be_told_are_no_failure(
-    executions: Leases, own_server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture
+    leases: Leases, own_server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A broker that dies while a copy of a message is skipped makes no failure of a task that has ended well."""
-    executions.end("t1")
+    leases.end("t1")
     with make_app(own_server.url, prefix) as app:
         app.finalize()
         copy = Run(app.tasks["t.all"], Context(id="t1"), EVENT.to_dict())
