@@ -120,6 +120,7 @@ class Site:
             "BRIDGE_REDIS_URL": self.bus_url,
             "CELERY_BROKER_URL": self.broker_url,
             "BRIDGE_CHANNEL_PREFIX": prefix,
+            "BRIDGE_BLOCK_MS": "100",
             "TEST_EFFECTS": effects_of(prefix),
             "C_FORCE_ROOT": "1",
             "PYTHONWARNINGS": "ignore::celery.platforms.SecurityWarning",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -51,9 +50,7 @@ class Workers:
         }
         self.processes = Processes(self._directory, environment)
         options = ("--without-mingle", "--without-gossip", "-l", "INFO", "-c", "2")
-        self.processes.start(
-            *(sys.executable, "-m", "celery", "-A", "tests.chaos.app", "worker", *options), name="worker"
-        )
+        self.processes.celery("worker", *options, name="worker", app="tests.chaos.app")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
