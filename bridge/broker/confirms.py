@@ -12,8 +12,6 @@ from typing import Any
 from amqp import Message, spec
 from kombu.exceptions import OperationalError
 
-#: Longest silence of a broker that owes answers to a batch.
-CONFIRM_TIMEOUT_S = 10.0
 #: Longest wait for a broker that takes no messages and says so: it may last hours, and a stop waits for us.
 _BLOCKED_TIMEOUT_S = 1.0
 

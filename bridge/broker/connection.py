@@ -20,8 +20,6 @@ from bridge.config import Address
 
 #: kombu waits for ever for a broker that is gone, unless told; these are for Redis, where it is so.
 _REDIS_BROKER_TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0, "socket_keepalive": True}
-#: The same for RabbitMQ, whose client would wait for ever too: for each read and write of an open connection.
-RABBITMQ_TIMEOUT_S = 10.0
 #: For those who only look whether it is there.
 _LOOK_TIMEOUT_S = 1.0
 _LOOK_TIMEOUTS = {

@@ -35,19 +35,20 @@ class Outbox:
     Arguments:
         app: The Celery application whose tasks and broker these are.
         settings: ``group`` goes into the task ids, ``routes`` choose queues by event type.
+        rabbitmq_timeout_s: See :class:`BrokerProducer`.
 
     Raises:
         SettingsError: ``bridge_routes`` holds an option that does not concern sending.
     """
 
-    def __init__(self, app: Celery, settings: BridgeSettings) -> None:
+    def __init__(self, app: Celery, settings: BridgeSettings, *, rabbitmq_timeout_s: float = 10.0) -> None:
         connection = app.connection_for_write()
         self._app = app
         self._group = settings.group
         self._rules = [(compile_pattern(pattern), options) for pattern, options in settings.routes.items()]
         self._routes: dict[tuple[str, str], Route] = {}
         self._made_for: Any = None
-        self._link = BrokerProducer(app)
+        self._link = BrokerProducer(app, rabbitmq_timeout_s)
         #: Whether bus and broker are the same database of the same Redis.
         self.one_redis = broker.is_redis_at(connection, settings.url)
         self._stamps = broker.is_redis(connection)

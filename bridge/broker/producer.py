@@ -16,7 +16,6 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
-from bridge.broker import confirms
 from bridge.broker import connection as broker
 from bridge.broker.confirms import Blocked, Confirms
 
@@ -33,10 +32,13 @@ class BrokerProducer:
 
     Arguments:
         app: The Celery application whose broker it leads to.
+        rabbitmq_timeout_s: Longest wait for a read or write of RabbitMQ, whose client would wait for ever, and longest
+            silence of a RabbitMQ that owes confirms to a batch.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, rabbitmq_timeout_s: float) -> None:
         self._app = app
+        self._rabbitmq_timeout_s = rabbitmq_timeout_s
         self._producer: Any = None  # kombu.Producer; its stubs know no batch()
         self._confirms: Confirms | None = None
         #: Queues that were declared over this connection, and exchanges that were seen to be there.
@@ -54,8 +56,9 @@ class BrokerProducer:
             connection: Any = broker.connect(self._app)
             if broker.is_rabbitmq(connection):
                 try:
-                    broker.establish(connection, broker.RABBITMQ_TIMEOUT_S)
-                    self._confirms = Confirms(connection.default_channel, self.confirmed, confirms.CONFIRM_TIMEOUT_S)
+                    broker.establish(connection, self._rabbitmq_timeout_s)
+                    channel = connection.default_channel
+                    self._confirms = Confirms(channel, self.confirmed, self._rabbitmq_timeout_s)
                 except BaseException:
                     broker.close(connection, failed=True)
                     raise

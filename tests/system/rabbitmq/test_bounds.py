@@ -46,10 +46,8 @@ def test_over_tls(
     rabbit: Rabbit,
     rabbit_certificates: Certificates,
     settings: BridgeSettings,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Confirmed as without it, and as bounded; a certificate that is not trusted is an error that says so."""
-    monkeypatch.setattr("bridge.broker.confirms.CONFIRM_TIMEOUT_S", 1.0)
     address = rabbit.url_at(node.tls_port).replace("amqp:", "amqps:")
     tls = {
         "ca_certs": str(rabbit_certificates.authority),
@@ -58,7 +56,7 @@ def test_over_tls(
     }
     with Celery("tests", broker=address, broker_use_ssl=tls, set_as_current=False) as app:
         app.finalize()
-        outbox = Outbox(app, settings)
+        outbox = Outbox(app, settings, rabbitmq_timeout_s=1.0)
         assert outbox.send(prepared(outbox, count=1000)) == []
         assert rabbit.length() == 1000
         node.freeze()
@@ -92,11 +90,10 @@ def test_a_broker_short_of_memory_gets_nothing_twice(node: RabbitNode, outbox: O
 
 
 def test_a_broker_that_hangs_fails_in_time(
-    node: RabbitNode, outbox: Outbox, rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
+    node: RabbitNode, rabbit_app: Celery, settings: BridgeSettings, rabbit: Rabbit
 ) -> None:
     """Neither sending nor asking nor closing waits longer than its bound; afterwards all goes on."""
-    monkeypatch.setattr("bridge.broker.confirms.CONFIRM_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(broker, "RABBITMQ_TIMEOUT_S", 1.0)
+    outbox = Outbox(rabbit_app, settings, rabbitmq_timeout_s=1.0)
     assert outbox.send(prepared(outbox)) == []
     node.freeze()
     with pytest.raises(OperationalError, match="did not confirm 5 messages within 1 s"):
@@ -119,13 +116,12 @@ def test_a_broker_that_hangs_fails_in_time(
 
 
 def test_a_broker_that_hangs_in_the_middle_of_an_answer(
-    node: RabbitNode, settings: BridgeSettings, rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
+    node: RabbitNode, settings: BridgeSettings, rabbit: Rabbit
 ) -> None:
     """A part of a confirmation is not waited for without end, nor with a busy processor."""
-    monkeypatch.setattr("bridge.broker.confirms.CONFIRM_TIMEOUT_S", 1.0)
     with Proxy(node.port) as proxy, Celery("tests", broker=rabbit.url_at(proxy.port), set_as_current=False) as app:
         app.finalize()
-        outbox = Outbox(app, settings)
+        outbox = Outbox(app, settings, rabbitmq_timeout_s=1.0)
         assert outbox.send(prepared(outbox)) == []
         proxy.dribble(9, 20)  # the head of a frame, and no more than a part of the rest
         before, used_before = time.monotonic(), time.process_time()

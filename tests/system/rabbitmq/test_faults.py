@@ -144,11 +144,9 @@ def test_a_broker_that_hangs(
     register_handlers: Callable[..., None],
     start_subscriber: StartSubscriber,
     site: Site,
-    monkeypatch: pytest.MonkeyPatch,
     how: str,
 ) -> None:
     """Dispatch fails within its bound and goes on afterwards, a stop meanwhile is quick and acknowledges nothing."""
-    monkeypatch.setattr("bridge.broker.confirms.CONFIRM_TIMEOUT_S", 2.0)
     register_handlers("t.all")
     with (
         Proxy(site.node.port) as proxy,
