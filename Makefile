@@ -23,11 +23,11 @@ demo: install ## Watch events become tasks that publish further events
 dev: install ## The same, running on, with Flower on port 5555
 	$(BIN)/python scripts/demo.py --stay
 
-# More processes than two cores: tests wait, for servers to start and to be found dead. Whoever is done first takes
-# tests of the others.
+# More processes than two cores: tests wait, for servers to start and to be found dead. Tests that share a server run
+# in one process, and begin first.
 # Their processes import the same modules hundreds of times: Python may keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
 QUICK := --quick
 
 unit: install ## Run the tests of one part each, in less than a minute; QUICK= runs all of their examples
