@@ -10,7 +10,6 @@ import pytest
 from bridge.testing.redis_server import RedisServer
 from tests.support.processes import Processes, environment_on
 
-
 #: Files whose tests share no server.
 APART = {"test_compose_variants", "test_failover"}
 

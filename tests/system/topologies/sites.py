@@ -18,7 +18,7 @@ from bridge import BridgeSettings
 from bridge.broker import connection as broker
 from bridge.operations.acl.bus import ROLES, bus_grants
 from bridge.operations.acl.celery import BrokerKeys, broker_grants, result_grants
-from bridge.operations.acl.rules import exactly, granted, rules_of, version_of
+from bridge.operations.acl.rules import exact, granted, rules_of, version_of
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import make_app
 from tests.support.queues import Queues
@@ -164,7 +164,7 @@ def _admit(admin: Redis, broker_url: str, settings: BridgeSettings) -> None:
         app.conf.result_backend_transport_options = {"global_keyprefix": f"broker:{settings.channel_prefix}"}
         with broker.probe_connection(app) as connection:
             keys = BrokerKeys(app, connection, {"celery"})
-        grants = granted(("rpush", [exactly(effects_of(settings.channel_prefix))]))
+        grants = granted(("rpush", [exact(effects_of(settings.channel_prefix))]))
         for role in ROLES:
             for group in (settings.group, OTHER_GROUP):
                 grants += bus_grants(role, settings.model_copy(update={"group": group}))
