@@ -17,15 +17,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: install ## Watch events become tasks that publish further events
+demo: install ## Show how events become tasks that publish further events
 	$(BIN)/python scripts/demo.py
 
-dev: install ## The same, running on, with Flower on port 5555
+dev: install ## The same, then keep running, with Flower on port 5555
 	$(BIN)/python scripts/demo.py --stay
 
-# More processes than two cores: tests wait, for servers to start and to be found dead. Tests that share a server run
-# in one process, and begin first.
-# Their processes import the same modules hundreds of times: Python may keep what it compiled.
+# Four processes, also on two cores: tests mostly wait, for servers to start and for failures to be detected. Tests that
+# share a server run in one process, and start first. They import the same modules hundreds of times, so Python may keep
+# what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
 QUICK := --quick
@@ -45,10 +45,10 @@ test: install ## Run all tests
 SEED ?= $(shell date +%s)
 MINUTES ?= 30
 
-chaos: install ## Kill, cut, freeze and fill up, at random, and count what is lost: SEED=, MINUTES=
+chaos: install ## Cause random faults under load and count lost events: SEED=, MINUTES=
 	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES)
 
-bench: install ## Measure the speed beside what people use today; takes about 20 minutes
+bench: install ## Compare the speed with the alternatives; takes about 20 minutes
 	$(BIN)/python -m benchmarks
 
 lint: install ## Check style and types
@@ -56,9 +56,9 @@ lint: install ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: install ## Write what docs/ has from the code, and the site into site/
+docs: install ## Write the generated parts of docs/, and build the site in site/
 	$(BIN)/python scripts/reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-clean: ## Remove .venv, caches and what was built
+clean: ## Remove .venv, caches and build results
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site

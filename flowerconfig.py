@@ -1,3 +1,3 @@
-"""Flower reads this from the working directory: the task list shows which event each task is for."""
+"""Configuration of Flower, read from the working directory. The task list shows the event of each task."""
 
 tasks_columns = "name,args,state,received,uuid"

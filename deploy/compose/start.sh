@@ -1,7 +1,7 @@
 #!/bin/sh
-# Starts a Redis or a Sentinel that writes into its configuration what it finds out, such as who is the primary: on the
-# first start it gets a copy of its own, next to its data, with the values of ${HOSTNAME} and ${BUS_PASSWORD}, and as a
-# replica if there is ${REPLICA_OF}.
+# Starts a Redis or a Sentinel, which writes its state, such as the current primary, into its configuration. The first start
+# creates its copy of the configuration next to its data, own.conf, with the values of ${HOSTNAME} and ${BUS_PASSWORD}, as a
+# replica if ${REPLICA_OF} is set.
 #
 #   start.sh CONFIGURATION [OPTION]...
 set -eu

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Makes what tls-acl.yml needs, in the folder secrets/ next to this: an authority, a certificate for Redis and one for its
-# clients. Passwords go into .env, which Compose reads, and their hashes into users.acl, which Redis reads.
+# Creates the files for tls-acl.yml in the folder secrets/ next to this script: a CA, a certificate for Redis and one for its
+# clients. Passwords are written to .env, which Compose reads, and their hashes to users.acl, which Redis reads.
 #
 #   sh deploy/compose/tls-acl/secrets.sh [NAME OR ADDRESS OF THE SERVER]...
 #
-# What is there already stays. To have something made anew delete its file, or its line in .env, and run this again.
+# Existing files and passwords are kept. To replace one, delete its file, or its line in .env, and run this again.
 set -eu
 cd "$(dirname "$0")"
 env=../../../.env
 days=365
 
-# Users of this machine are kept out by the first folder. Below it everybody may read, for in their containers Redis and
-# Celery run as users of their own.
+# The first folder keeps out other users of this machine. Below it everyone can read, because Redis and Celery run as other
+# users in their containers.
 umask 077
 mkdir -p secrets
 touch "$env"
