@@ -24,8 +24,8 @@ from benchmarks.setting import GROUP, PREFIX, QUEUE, STARTS, broadcast, event, e
 from bridge import EventBus
 from bridge.config.settings import BridgeSettings
 from bridge.redis.client import connect
+from bridge.storage.in_flight import Ended, InFlightTask, LedgerEntry
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, InFlightTask, LedgerEntry
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 
@@ -96,7 +96,7 @@ def _ledger(server: RedisServer, count: int) -> float:
                 (task_id, InFlightTask("handler0", event_id, "1-1", QUEUE, 0, 0).encode())
                 for event_id, task_id in tasks
             ]
-            ledger.sent([], [LedgerEntry(task_id, pair, 0) for task_id, pair in pairs])
+            ledger.acknowledge_sent([], [LedgerEntry(task_id, pair, 0) for task_id, pair in pairs])
     return _at_once(server, _run_some, range(count))
 
 
@@ -105,7 +105,7 @@ def _run_some(url: str, numbers: Sequence[int]) -> None:
     with connect(settings) as client:
         ledger = Storage(client, settings).ledger
         for number in numbers:
-            ledger.begin(f"task{number}", "run", idempotent=True)
+            ledger.start_run(f"task{number}", "run", idempotent=True)
             with client.pipeline(transaction=True) as pipe:
                 ledger.end(f"task{number}", Ended("", 1, QUEUE), pipe)
                 pipe.execute()

@@ -46,7 +46,7 @@ class Message(NamedTuple):
         return cast("Template", self.route.template).queue_key
 
     @property
-    def listed(self) -> LedgerEntry:
+    def ledger_entry(self) -> LedgerEntry:
         """The task, for the ledger."""
         # Ids need no quoting, see fields.py.
         route = self.route

@@ -22,7 +22,7 @@ from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
 from bridge.events import UNHEARD_SOURCE, EncodedEvent, is_signed
 from bridge.redis import BackOff
-from bridge.storage import EventKeys, Storage
+from bridge.storage import Storage
 from bridge.telemetry import Action, Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class ChannelListener:
         self._client = storage.client
         self._settings = storage.settings
         self._keys = storage.keys
-        self._event_keys = storage.event_keys
+        self._storage = storage
         self._admission = Admission(storage.settings)
         self._counters = counters
         self._drop_known = drop_known
@@ -125,7 +125,7 @@ class ChannelListener:
                     alive_at = now
                     self._liveness.mark("received")
                 if heard.count or heard.subscribed:
-                    heard.events = restore_sources(self._event_keys, heard.events, self._admission)
+                    heard.events = restore_sources(self._storage, heard.events, self._admission)
                     yield heard
                 interval = self._settings.heartbeat_interval_s
                 if now - alive_at > _MISSED_HEARTBEATS * interval:
@@ -180,7 +180,7 @@ class ChannelListener:
             log.info(text, ", ".join(self._channels), extra=extra)
 
 
-def restore_sources(event_keys: EventKeys, events: Sequence[EncodedEvent], admission: Admission) -> list[EncodedEvent]:
+def restore_sources(storage: Storage, events: Sequence[EncodedEvent], admission: Admission) -> list[EncodedEvent]:
     """Return *events* with the real source of those the TypeScript bus broadcast, as far as their keys tell.
 
     That bus writes its own name as the source of every broadcast and keeps the real one in the event key. Key
@@ -191,7 +191,8 @@ def restore_sources(event_keys: EventKeys, events: Sequence[EncodedEvent], admis
     if not hidden:
         return list(events)
     try:
-        beginnings = event_keys.read_prefixes([event_keys.name(event_id) for event_id in hidden])
+        names = [storage.keys.event(event_id) for event_id in hidden]
+        beginnings = storage.event_keys.read_prefixes(names)
     except RedisError:
         return list(events)  # better an event without its source than no event
     values = {event_id: value for event_id, (value, _) in zip(hidden, beginnings, strict=True)}

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _RATE = 100.0
 
 
-def retry(data: EventData, letter_id: str, who: str) -> str:
+def retry(data: EventData, dead_letter_id: str, who: str) -> str:
     """Give a dead letter to the handler that failed once more; return what was done, for a person.
 
     Arguments:
@@ -32,11 +32,11 @@ def retry(data: EventData, letter_id: str, who: str) -> str:
         BridgeError: It cannot be; the text says why.
         BusUnavailable: Redis does not answer.
     """
-    at_ms, _ = stream_position(letter_id)
-    selection = EntryFilter(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({letter_id}))
+    at_ms, _ = stream_position(dead_letter_id)
+    selection = EntryFilter(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({dead_letter_id}))
     source = DeadLetterSource(data.storage, selection, registry.names)
     gone = "this dead letter is gone: it was retried or dropped before"
-    done, name = _replay(data, source, {"from": "dead letters", "id": [letter_id]}, gone, who)
+    done, name = _replay(data, source, {"from": "dead letters", "id": [dead_letter_id]}, gone, who)
     what = done.handler or "all handlers"
     return f"Retried: {what} gets event {done.event_id} again, as replay {name}."
 

@@ -115,7 +115,7 @@ class EventData:
             start, length: Rows to leave out and most rows to return.
         """
         headers = _once_each(self._newest())[: NEWEST_BY_STATE if state else self._max_events]
-        letters, total = self.letters.size().letters, len(headers)
+        letters, total = self.letters.size().count, len(headers)
         try:
             found = self._found(search.strip(), headers)
         except ValueError as error:
@@ -208,7 +208,7 @@ class EventData:
             search: Part of any text of a letter but its message, whatever its case.
             start, length: Rows to leave out and most rows to return.
         """
-        count = self.letters.size().letters
+        count = self.letters.size().count
         total = min(count, NEWEST_LETTERS)
         part = search.strip().lower()
         if part:
@@ -222,13 +222,13 @@ class EventData:
         size = 0
         for letter in islice(self.letters.select(EntryFilter(), newest_first=True), NEWEST_LETTERS):
             size += len(letter.raw)
-            yield self.letters.redacted_by(letter)
+            yield letter.redacted_by(self.settings.redaction)
             if size > self._max_read_bytes:
                 return
 
     def _letter_row(self, letter: DeadLetter) -> dict[str, Any]:
         return {
-            "letter": letter.letter_id,
+            "letter": letter.dead_letter_id,
             "at_ms": letter.at_ms,
             "reason": letter.reason,
             "type": letter.event_type,

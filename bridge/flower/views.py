@@ -245,9 +245,11 @@ class RetryView(ActionView):
     """Retries a dead letter."""
 
     @web.authenticated
-    async def post(self, letter_id: str) -> None:
+    async def post(self, dead_letter_id: str) -> None:
         who = self.who
-        await self.act(lambda data: actions.retry(data, letter_id, who), self.get_argument("event", "", escape=False))
+        await self.act(
+            lambda data: actions.retry(data, dead_letter_id, who), self.get_argument("event", "", escape=False)
+        )
 
 
 class ReplayView(ActionView):

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from bridge.bus import EventBus, per_bus, run_state
 from bridge.errors import BusUnavailable
 from bridge.redis import attempt
-from bridge.storage import Begun, DeadLetter, Ended
+from bridge.storage import DeadLetter, Ended, RunStart
 from bridge.telemetry import Action, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Leases:
         self._throttle = LogThrottle(_LOG_INTERVAL_S)
         self._wake = threading.Event()
 
-    def begin(self, task_id: str, *, idempotent: bool, retries: int = 0) -> Begun:
+    def begin(self, task_id: str, *, idempotent: bool, retries: int = 0) -> RunStart:
         """Try to acquire the lease of a task. It is renewed until one of the methods below is called.
 
         Arguments:
@@ -77,9 +77,9 @@ class Leases:
         begun = attempt(
             self.settings,
             f"beginning task {task_id}",
-            lambda: self._ledger.begin(task_id, token, idempotent=idempotent, retries=retries),
+            lambda: self._ledger.start_run(task_id, token, idempotent=idempotent, retries=retries),
         )
-        if begun.outcome == "begun":
+        if begun.result == "started":
             with self._lock:
                 self._running[task_id] = token
                 self._start_renewing()
@@ -136,11 +136,11 @@ class Leases:
 
     def _write_end(self, task_id: str, end: _End) -> None:
         if end.unless_begun:
-            begun = self._ledger.begin(task_id, secrets.token_hex(8), idempotent=True)
-            if begun.outcome in ("ended", "running"):
+            begun = self._ledger.start_run(task_id, secrets.token_hex(8), idempotent=True)
+            if begun.result in ("ended", "running"):
                 return
         if end.letter is not None:
-            self._dead_letters.bury(end.letter, end.ended)
+            self._dead_letters.end_task_with(end.letter, end.ended)
             return
         with self._client.pipeline(transaction=True) as pipe:
             self._ledger.end(task_id, end.ended, pipe)

@@ -128,12 +128,12 @@ class Run:
         except BusUnavailable as error:
             self._postpone(error)
             raise Ignore from error
-        if begun.outcome == "begun":
+        if begun.result == "started":
             self._state.began_s = time.monotonic()
             return
-        if begun.outcome == "ended":
+        if begun.result == "ended":
             self._announce("task-deduplicated")
-        elif begun.outcome == "running":
+        elif begun.result == "running":
             self._wait_for_other_run(begun.left_ms / 1000)
         else:
             detail = f"its worker process crashed {begun.deaths} times while it ran"

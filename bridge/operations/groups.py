@@ -102,12 +102,12 @@ class Groups:
         keys = self._keys
         return [
             keys.inflight(name),
-            keys.inflight_pairs(name),
+            keys.inflight_tasks(name),
             keys.queue_watermarks(name),
             keys.dead(name),
             keys.dead_size(name),
             keys.fencing_token(name),
-            keys.upkeep(name),
+            keys.leader(name),
             keys.starts(name),
             keys.subscribers(name),
         ]

@@ -165,7 +165,7 @@ class Replay:
                 step.skipped += 1
                 continue
             data = self._marked(found.event, found.signed, progress.at_ms)
-            step.events.append((found.letter_id, found.event.id, found.event.type, data, found.handler))
+            step.events.append((found.dead_letter_id, found.event.id, found.event.type, data, found.handler))
             step.size += len(data)
             if len(step.events) == limit or step.size >= BATCH_BYTES:
                 yield step

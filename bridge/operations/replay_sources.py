@@ -28,7 +28,7 @@ class ReplayItem:
     Arguments:
         place: Its stream id in the source.
         handler: The one task it is for; empty: all that match.
-        letter_id: The dead letter that goes when the event is replayed.
+        dead_letter_id: The dead letter that goes when the event is replayed.
         signed: The event is signed, so that the replay may sign it anew: its mark changes the text.
     """
 
@@ -37,7 +37,7 @@ class ReplayItem:
     event_type: str
     event: Event | None
     handler: str = ""
-    letter_id: str = ""
+    dead_letter_id: str = ""
     problem: str = ""
     signed: bool = False
 
@@ -87,7 +87,7 @@ class JournalSource:
                 if (
                     b"group" not in fields
                     and self._accepts(event_type)
-                    and self.selection.holds_event(event_type, event_id)
+                    and self.selection.matches_event(event_type, event_id)
                 ):
                     yield self._candidate(entry_id.decode(), event_id, event_type, fields.get(b"event", b""))
             first = f"({rows[-1][0].decode()}"
@@ -148,7 +148,7 @@ class DeadLetterSource:
             event, problem = None, str(error)
         if letter.handler and letter.handler not in self._handlers:
             event, problem = None, f"there is no handler {letter.handler} here"
-        place, event_type = letter.letter_id, letter.event_type or (event.type if event else "")
+        place, event_type = letter.dead_letter_id, letter.event_type or (event.type if event else "")
         event_id = letter.event_id or (event.id if event else "")
         return ReplayItem(place, event_id, event_type, event, letter.handler, place, problem, signed)
 

@@ -39,7 +39,7 @@ class TaskNode:
         handler: Name of the task; empty when that is unknown.
         queue, runtime_s: Where its message went, how long its last run took; as far as known.
         detail: Of a failure: reason and text of the dead letter.
-        letter_id: The dead letter, while it is there and can be retried.
+        dead_letter_id: The dead letter, while it is there and can be retried.
         replay: Name of the replay it belongs to; empty the first time.
         events: What it published.
     """
@@ -50,7 +50,7 @@ class TaskNode:
     queue: str = ""
     runtime_s: float | None = None
     detail: str = ""
-    letter_id: str = ""
+    dead_letter_id: str = ""
     replay: str = ""
     events: tuple[EventNode, ...] = ()
 
@@ -173,10 +173,12 @@ class TaskStates:
         return {event_id for event_id, entry_id in entries.items() if entry_id in waiting}
 
     def _with_letters(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
-        wanted = [node.letter_id for node in nodes if node.letter_id]
+        wanted = [node.dead_letter_id for node in nodes if node.dead_letter_id]
         letters = self._letters.by_id(wanted) if wanted else {}
-        letters = {letter_id: self._letters.redacted_by(letter) for letter_id, letter in letters.items()}
-        return [_with_letter(node, letters.get(node.letter_id)) if node.letter_id else node for node in nodes]
+        letters = {
+            dead_letter_id: letter.redacted_by(self._settings.redaction) for dead_letter_id, letter in letters.items()
+        }
+        return [_with_letter(node, letters.get(node.dead_letter_id)) if node.dead_letter_id else node for node in nodes]
 
     def _from_backend(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
         """Fill in what the ledger does not know."""
@@ -200,19 +202,21 @@ class TaskStates:
 
 def _task(task_id: str, handler: str, replay: str, look: TaskStatus) -> TaskNode:
     """Return what the ledger knows of a task; without a state when that is nothing."""
-    ended, running, pair = look
+    ended, running, sent = look
     if ended is not None:
         runtime_s = None if ended.runtime_ms < 0 else ended.runtime_ms / 1000
-        state = "FAILURE" if ended.letter_id else "SUCCESS"
-        return TaskNode(task_id, handler, state, ended.queue, runtime_s, letter_id=ended.letter_id, replay=replay)
-    queue = pair.queue if pair else ""
-    state = "STARTED" if running else ("RETRY" if pair.retried else "SENT") if pair else ""
-    return TaskNode(task_id, handler or (pair.handler if pair else ""), state, queue, replay=replay)
+        state = "FAILURE" if ended.dead_letter_id else "SUCCESS"
+        return TaskNode(
+            task_id, handler, state, ended.queue, runtime_s, dead_letter_id=ended.dead_letter_id, replay=replay
+        )
+    queue = sent.queue if sent else ""
+    state = "STARTED" if running else ("RETRY" if sent.retried else "SENT") if sent else ""
+    return TaskNode(task_id, handler or (sent.handler if sent else ""), state, queue, replay=replay)
 
 
 def _with_letter(node: TaskNode, letter: DeadLetter | None) -> TaskNode:
     if letter is None:
-        return replace(node, detail="its dead letter is gone: retried, purged, or it made room", letter_id="")
+        return replace(node, detail="its dead letter is gone: retried, purged, or it made room", dead_letter_id="")
     return replace(node, handler=node.handler or letter.handler, detail=f"{letter.reason}: {letter.detail}")
 
 

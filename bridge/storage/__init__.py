@@ -1,30 +1,27 @@
-"""What the bridge keeps in Redis, one class for each structure, with the Lua scripts that make its steps atomic.
+"""What the bridge keeps in Redis, one class per structure, with the Lua scripts that make its steps atomic.
 
-=============  ======================================================================================================
+=============  =======================================================================================================
 journal        a stream of every event, once; consumer groups read it
 event keys     ``{prefix}event:{id}``, shared with the other programs of the bus
-ledger         tasks that were sent and have not ended; done marks and leases
-dead letters   a capped stream of what could not be processed, with the reason
+ledger         tasks that were sent and have not ended; done marks and leases. Its states: see ``ledger.py``
+dead letters   a size-limited stream of what could not be processed, with the reason
 presence       which subscribers are running
-=============  ======================================================================================================
+=============  =======================================================================================================
 
-A task moves through the ledger like this::
+:class:`Storage` holds all of them for one group; other parts take it as their argument.
 
-    sent --> begun (lease, renewed) --> ended (done mark)
-      ^           |
-      +-----------+  message lost or worker dead: sent again, max_redispatches times, then a dead letter
-
-Every write can be repeated after a lost reply: a token or a mark recognises the repetition. A crash between two
-steps leaves an entry that is read again, or a task whose lease expires; ``subscriber.maintenance`` finds both.
+Every write can be repeated after a lost reply: a token or a mark identifies the repetition. A crash between two steps
+leaves an entry that is read again, or a task whose lease expires; ``subscriber.maintenance`` finds both.
 """
 
 from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
 from bridge.storage.entries import Entry, EntryFilter, entries_by_id, stream_position
 from bridge.storage.event_keys import EventKeys
+from bridge.storage.in_flight import Ended, InFlightTask, LedgerEntry, Overdue, RunStart, TaskStatus
 from bridge.storage.journal import RATE_WINDOW_S, AppendResult, Journal, group_errors, new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Begun, Ended, InFlightTask, Ledger, LedgerEntry, Overdue, TaskStatus
+from bridge.storage.ledger import Ledger
 from bridge.storage.lua import script
 from bridge.storage.presence import HEARTBEAT_INTERVAL_S, Presence, PresenceStore
 from bridge.storage.server_time import server_ms
@@ -35,7 +32,6 @@ __all__ = [
     "HEARTBEAT_INTERVAL_S",
     "RATE_WINDOW_S",
     "AppendResult",
-    "Begun",
     "BusStatus",
     "DeadLetter",
     "Ended",
@@ -52,6 +48,7 @@ __all__ = [
     "Overdue",
     "Presence",
     "PresenceStore",
+    "RunStart",
     "Storage",
     "TaskStatus",
     "dead_letter_fields",

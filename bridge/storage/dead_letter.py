@@ -1,4 +1,4 @@
-"""One dead letter: what it holds, how it is stored, what of it may be shown."""
+"""One dead letter: its fields, how it is stored and what of it may be shown."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from bridge.errors import InvalidEvent
 from bridge.events import EncodedEvent, Event, Redaction, now_ms, wire
 from bridge.telemetry import Action, log_fields
 
-#: Bytes of a message that did not decode which are kept; enough to recognise it, too few to fill the server.
+#: Bytes that are kept of a message that did not decode: enough to recognise it, too few to fill the server.
 _RAW_BYTES = 4096
-#: Reasons for which a whole event is not taken at its word, with the field and what is wrong with it.
-_NOT_THAT_EVENT = {
-    "channel_mismatch": ("type", "it came on the channel of another type"),
-    "id_conflict": ("id", "another event has this id; publish it anew under an id of its own"),
-    "signature": ("signature", "it is not signed as bridge_require_signature demands; its publisher has to sign it"),
-    "hop_limit": ("metadata.hops", "its chain is longer than bridge_max_hops; publish it anew to begin another"),
+#: Bytes of a text that are kept. The end of a traceback tells most, and the start of every other text.
+_TEXT_BYTES = 1000
+_TRACEBACK_BYTES = 2048
+#: Reasons for which the event is not replayed although all of it was kept: the field and what is wrong with it.
+_NOT_REPLAYED = {
+    "channel_mismatch": ("type", "it was received on the channel of another type"),
+    "id_conflict": ("id", "another event has this id; publish it again under a new id"),
+    "signature": ("signature", "it is not signed as bridge_require_signature requires; its publisher must sign it"),
+    "hop_limit": ("metadata.hops", "its chain is longer than bridge_max_hops; publish it again to start a new chain"),
 }
 
 
@@ -28,17 +31,17 @@ class DeadLetter:
 
     Arguments:
         reason: Stable short name, e.g. ``json``, ``channel_mismatch``, ``payload``, ``failure``.
-        detail: What went wrong, for a person.
-        origin: Where it came from: a channel, a key, or ``journal``.
-        raw: The message; of one that did not decode, the first 4 kB.
-        size, sha256: Of the full message, bytes and hex.
-        event_id, event_type: Of the event, when it decoded.
-        handler, task_id: Of the Celery task, when it got that far.
-        traceback: The end of it, when a task failed.
+        detail: What went wrong, as text for a person.
+        origin: Where the message came from: a channel, a key, or ``journal``.
+        raw: The message; if it did not decode, its first 4 kB.
+        size, sha256: Of the whole message; bytes, and hexadecimal.
+        event_id, event_type: Of the event, if the message decoded.
+        handler, task_id: Of the Celery task, if there was one.
+        traceback: The end of the traceback, if a task failed.
         attempts: How often the task was tried.
-        at_ms: When it was written, ms since the epoch.
-        redacted: 1 when parts of it were left out, see :meth:`shown`.
-        letter_id: Its place among the dead letters; given when it is written.
+        at_ms: When the dead letter was written, ms since the epoch.
+        redacted: 1 when parts were removed, see :meth:`redacted_by`.
+        dead_letter_id: Its stream id, assigned when it is written.
     """
 
     reason: str
@@ -55,39 +58,39 @@ class DeadLetter:
     attempts: int = 0
     sha256: str = ""
     redacted: int = 0
-    letter_id: str = ""
+    dead_letter_id: str = ""
 
     @classmethod
     def of_message(cls, reason: str, detail: str, origin: str, data: bytes) -> DeadLetter:
-        """A message that is no event."""
+        """Return the dead letter of a message that is not a valid event."""
         return cls(reason, detail, origin, data[:_RAW_BYTES], size=len(data), sha256=_sha256(data))
 
     @classmethod
     def of_event(
         cls, reason: str, detail: str, event: Event | EncodedEvent, data: bytes, handler: str, task_id: str, **more: Any
     ) -> DeadLetter:
-        """An event that *handler* cannot process."""
+        """Return the dead letter of an event that *handler* cannot process."""
         more = {"sha256": _sha256(data)} | more
         return cls(reason, detail, "journal", data, len(data), event.id, event.type, handler, task_id, **more)
 
     def event(self) -> Event:
-        """Return the event it holds.
+        """Return the event that this dead letter holds.
 
         Raises:
-            InvalidEvent: It holds none, or only parts of one.
+            InvalidEvent: It holds no event, only parts of one, or an event that must not be replayed as it is.
         """
         if self.redacted:
-            raise InvalidEvent("redacted", "", "what bridge_redact_paths names was left out")
+            raise InvalidEvent("redacted", "", "what bridge_redact_paths names was removed")
         if len(self.raw) < self.size:
             raise InvalidEvent("size", "", f"only {len(self.raw)} of {self.size} bytes were kept")
-        if self.reason in _NOT_THAT_EVENT:
-            raise InvalidEvent(self.reason, *_NOT_THAT_EVENT[self.reason])
+        if self.reason in _NOT_REPLAYED:
+            raise InvalidEvent(self.reason, *_NOT_REPLAYED[self.reason])
         return Event.decode(self.raw, max_bytes=len(self.raw))
 
     @property
     def redacted_event(self) -> Event | None:
-        """The event that it is about, without the parts that were left out; None when it has it whole, or none."""
-        if not self.redacted or self.reason in _NOT_THAT_EVENT:
+        """The event without the parts that were removed; None when nothing was removed, or there is no such event."""
+        if not self.redacted or self.reason in _NOT_REPLAYED:
             return None
         return self._decoded()
 
@@ -98,7 +101,10 @@ class DeadLetter:
             return None
 
     def redacted_by(self, redaction: Redaction) -> DeadLetter:
-        """Return it as it may be kept and shown. What is no event has no paths: nothing of it is."""
+        """Return this dead letter as it may be kept and shown.
+
+        A message that is not an event has no paths, so all of it is removed.
+        """
         if not (redaction and self.raw):
             return self
         event = self._decoded() if self.redacted or len(self.raw) == self.size else None
@@ -108,86 +114,65 @@ class DeadLetter:
         values = redaction.values(fields)
         if not values:
             return self
-        detail, traceback = (redaction.text(text, values) for text in (self.detail, self.traceback))
+        detail = redaction.text(self.detail, values)
+        traceback = redaction.text(self.traceback, values)
         raw = wire.dumps(redaction.fields(fields))
         return replace(self, raw=raw, detail=detail, traceback=traceback, redacted=1)
 
     @property
-    def mark(self) -> str:
-        """What makes two letters the same failure."""
-        what = (self.reason, self.origin, self.task_id or self.sha256 or self.raw)
-        return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
+    def failure_hash(self) -> str:
+        """The same for all dead letters of one failure, of which one is written."""
+        failure = (self.reason, self.origin, self.task_id or self.sha256 or self.raw)
+        return hashlib.blake2b(repr(failure).encode(), digest_size=16).hexdigest()
+
+    def encode(self) -> list[Any]:
+        """Return names and values in turn, as the stream holds them, with the current time."""
+        values = dict(vars(self)) | {"at_ms": now_ms()}
+        del values["dead_letter_id"]
+        if not self.redacted:
+            del values["redacted"]  # without bridge_redact_paths the field is not stored
+        values |= {name: _shortened(value) for name, value in values.items() if isinstance(value, str)}
+        values["traceback"] = _encodable(self.traceback)[-_TRACEBACK_BYTES:].decode(errors="ignore")
+        return [part for pair in values.items() for part in pair]
+
+    @classmethod
+    def decode(cls, dead_letter_id: bytes, stored: Mapping[bytes, bytes]) -> DeadLetter:
+        """Return the dead letter in a stream entry, which another version may have written with other fields."""
+        values: dict[str, Any] = dict.fromkeys(("reason", "detail", "origin"), "") | {"raw": stored.get(b"raw", b"")}
+        for name, value in stored.items():
+            kind = _TYPES.get(name.decode(errors="replace"))
+            if kind == "str":
+                values[name.decode()] = value.decode(errors="replace")
+            elif kind == "int":
+                values[name.decode()] = int(value) if value.isdigit() else 0
+        return cls(**values | {"dead_letter_id": dead_letter_id.decode()})
 
 
 #: Field to the name of its type.
-_KINDS = {field.name: field.type for field in fields(DeadLetter)}
-
-
-def _written(letter: DeadLetter) -> list[Any]:
-    return written(
-        {
-            name: value
-            for name, value in vars(letter).items()
-            if name != "letter_id"
-            and (name != "redacted" or value)  # where nothing is sensitive nothing else is stored
-        }
-    )
-
-
-def _letter(letter_id: bytes, stored: dict[bytes, bytes]) -> DeadLetter:
-    return DeadLetter(**read(stored, _KINDS) | {"letter_id": letter_id.decode()})
+_TYPES = {field.name: field.type for field in fields(DeadLetter)}
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-#: Bytes of a text that are kept. The end of a traceback tells most, the beginning of everything else.
-_TEXT_BYTES = 1000
-_TRACEBACK_BYTES = 2048
-
-
-def written(letter: Mapping[str, Any]) -> list[Any]:
-    """Return fields and values of a letter as they are stored, with the time."""
-    stored = dict(letter) | {"at_ms": now_ms()}
-    stored |= {name: _text(value) for name, value in stored.items() if isinstance(value, str)}
-    stored["traceback"] = _encodable(letter["traceback"])[-_TRACEBACK_BYTES:].decode(errors="ignore")
-    return [part for pair in stored.items() for part in pair]
-
-
-def read(stored: Mapping[bytes, bytes], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a letter by field.
-
-    Arguments:
-        kinds: Field to the name of its type. What is stored may have other fields, or fewer.
-    """
-    values: dict[str, Any] = dict.fromkeys(("reason", "detail", "origin"), "") | {"raw": stored.get(b"raw", b"")}
-    for name, value in stored.items():
-        kind = kinds.get(name.decode(errors="replace"))
-        if kind == "str":
-            values[name.decode()] = value.decode(errors="replace")
-        elif kind == "int":
-            values[name.decode()] = int(value) if value.isdigit() else 0
-    return values
-
-
-def _text(text: str) -> str:
+def _shortened(text: str) -> str:
     return _encodable(text)[:_TEXT_BYTES].decode(errors="ignore")
 
 
 def _encodable(text: str) -> bytes:
-    return text.encode(errors="backslashreplace")  # half a surrogate pair has no UTF-8
+    return text.encode(errors="backslashreplace")  # UTF-8 has no encoding of half a surrogate pair
 
 
-def dead_letter_fields(action: Action, letter: DeadLetter, group: str) -> dict[str, Any]:
-    """Return ``extra`` of a log call about a dead letter."""
+def dead_letter_fields(action: Action, dead_letter: DeadLetter, group: str) -> dict[str, Any]:
+    """Return ``extra`` for a log call about a dead letter."""
     return log_fields(
         action,
-        event_id=letter.event_id,
-        event_type=letter.event_type,
-        task_id=letter.task_id,
-        handler=letter.handler,
+        event_id=dead_letter.event_id,
+        event_type=dead_letter.event_type,
+        task_id=dead_letter.task_id,
+        handler=dead_letter.handler,
         group=group,
-        reason=letter.reason,
-        origin=letter.origin,
+        reason=dead_letter.reason,
+        origin=dead_letter.origin,
     )

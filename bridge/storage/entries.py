@@ -1,4 +1,4 @@
-"""What goes into the journal, and what comes out of it."""
+"""Entries of the streams: the journal and the dead letters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.events import compile_pattern
 
 
 def entries_by_id(client: Redis, key: str, entry_ids: Sequence[str]) -> dict[str, dict[bytes, bytes]]:
-    """Return the fields of those of the entries of a stream that are there, by id; one round trip."""
+    """Return the fields of the entries of a stream that exist, by id; one round trip."""
     with client.pipeline(transaction=False) as pipe:
         for entry_id in entry_ids:
             pipe.xrange(key, entry_id, entry_id)
@@ -20,7 +20,7 @@ def entries_by_id(client: Redis, key: str, entry_ids: Sequence[str]) -> dict[str
 
 
 class Entry(NamedTuple):
-    """One entry as a consumer reads it; *data* is None when it was removed before it was acknowledged.
+    """One entry as a consumer reads it; its *data* is missing if it was removed before it was acknowledged.
 
     A replay addresses its entries to one *group*, and may name the one *handler* it is for.
     """
@@ -32,14 +32,10 @@ class Entry(NamedTuple):
 
     @classmethod
     def of(cls, entry_id: bytes, fields: Mapping[bytes, bytes] | None) -> Entry:
-        """Return the entry with these fields. Anybody may have written it."""
+        """Return the entry with these fields, which any program may have written."""
         fields = fields or {}
-        # What is no UTF-8 names no group and no handler there is.
-        group, handler = (
-            None if name is None else name.decode(errors="backslashreplace")
-            for name in (fields.get(b"group"), fields.get(b"handler"))
-        )
-        return cls(entry_id, fields.get(b"event"), group, handler)
+        # A name that is not UTF-8 is not that of any group or handler.
+        return cls(entry_id, fields.get(b"event"), _name(fields.get(b"group")), _name(fields.get(b"handler")))
 
 
 class GroupInfo(NamedTuple):
@@ -49,9 +45,13 @@ class GroupInfo(NamedTuple):
     pending: int
 
 
+def _name(name: bytes | None) -> str | None:
+    return None if name is None else name.decode(errors="backslashreplace")
+
+
 @dataclass(frozen=True)
 class Claimed:
-    """Result of :meth:`JournalConsumer.claim`; *removed* were no longer in the journal: their events are lost."""
+    """Result of :meth:`JournalConsumer.claim`; *removed* entries no longer exist: their events are lost."""
 
     cursor: bytes
     taken: int
@@ -60,7 +60,7 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Trimmed:
-    """Result of :meth:`Journal.trim`; *lost* counts per group what was removed unacknowledged."""
+    """Result of :meth:`Journal.trim`; *lost* counts, per group, the removed entries that it had not acknowledged."""
 
     removed: int
     more: bool
@@ -68,7 +68,7 @@ class Trimmed:
 
 
 def stream_position(entry_id: str) -> tuple[int, int]:
-    """Return the ms since the epoch and the sequence number of a stream id, which order it; 0 where it has none."""
+    """Return ms since the epoch and sequence number of a stream id, which define its order; 0 for a missing part."""
     ms, _, sequence = entry_id.partition("-")
     return int(ms or 0), int(sequence or 0)
 
@@ -78,16 +78,16 @@ _LAST_SEQUENCE = 2**64 - 1
 
 @dataclass(frozen=True)
 class EntryFilter:
-    """Those for which all of this holds.
+    """Selects events or dead letters: those for which all of this is true.
 
     Arguments:
-        since_ms, until_ms: Written at or after the one and before the other, ms since the epoch.
+        since_ms, until_ms: Written at or after the first, and before the second, ms since the epoch.
         reason, event_type: Globs, as in ``@on_event``.
         handler: Name of a handler task.
-        ids: Ids of letters or of events.
+        ids: Ids of dead letters or of events.
 
     Raises:
-        ValueError: A glob is none.
+        ValueError: A glob is invalid.
     """
 
     since_ms: int | None = None
@@ -103,20 +103,22 @@ class EntryFilter:
                 compile_pattern(pattern)
 
     def matches_dead_letter(self, reason: str, handler: str, event_type: str, *ids: str) -> bool:
-        """Whether a dead letter is one of them, its time aside."""
-        return _fits(self.reason, reason) and self.handler in (None, handler) and self.holds_event(event_type, *ids)
+        """Return whether a dead letter is selected, regardless of its time."""
+        return (
+            _matches(self.reason, reason) and self.handler in (None, handler) and self.matches_event(event_type, *ids)
+        )
 
-    def holds_event(self, event_type: str, *ids: str) -> bool:
-        """Whether an event of this type is one of them that goes by any of *ids*."""
-        return _fits(self.event_type, event_type) and (not self.ids or any(one and one in self.ids for one in ids))
+    def matches_event(self, event_type: str, *ids: str) -> bool:
+        """Return whether an event of this type, with these ids, is selected, regardless of its time."""
+        return _matches(self.event_type, event_type) and (not self.ids or any(one and one in self.ids for one in ids))
 
     @property
     def bounds(self) -> tuple[str, str]:
-        """The first and the last stream id they may have."""
+        """The first and the last stream id that a selected entry may have."""
         first = "-" if self.since_ms is None else f"{self.since_ms}-0"
         last = "+" if self.until_ms is None else f"{self.until_ms - 1}-{_LAST_SEQUENCE}"
         return first, last
 
 
-def _fits(pattern: str | None, text: str) -> bool:
+def _matches(pattern: str | None, text: str) -> bool:
     return pattern is None or compile_pattern(pattern).fullmatch(text) is not None

@@ -1,8 +1,8 @@
-"""The event keys of a bus: ``{prefix}event:{id}``, written and read by every program on it.
+"""The event keys of a bus: ``{prefix}event:{id}``, which every program on the bus writes and reads.
 
-Their names are part of the wire format and have no hash tag, so in a Redis Cluster they are spread over all primaries,
-while the bridge's own keys are on one. Nothing else reads or writes them, but for the script that publishes where all
-keys are on one server.
+Their names are part of the wire format and have no hash tag. So in a Redis Cluster they are spread over all primaries,
+while the bridge's own keys are on one. No other module reads or writes event keys, except the script that publishes
+where all keys are on one server.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class EventKeys:
 
     @property
     def on_other_servers(self) -> bool:
-        """Whether they are elsewhere than the journal, so that no script can write both."""
+        """Whether they are on other servers than the journal, so that no script can write both."""
         return self._cluster is not None
 
     def get(self, event_id: str) -> bytes | None:
-        """Return what one holds.
+        """Return the value of one key; None when the key does not exist.
 
         Raises:
-            RedisError: Redis does not answer, or the key holds no string (a ResponseError, ``WRONGTYPE``).
+            RedisError: Redis does not answer, or the key does not hold a string (a ResponseError, ``WRONGTYPE``).
         """
         value: Any = self._replies([("GET", self._keys.event(event_id))])[0]
         if isinstance(value, Exception):
@@ -54,12 +54,15 @@ class EventKeys:
         return None if value is None else bytes(value)
 
     def get_many(self, event_ids: Sequence[str]) -> dict[str, bytes]:
-        """Return what those of the keys hold that are there, by event id."""
+        """Return the values of the keys that exist, by event id."""
         values = self._replies([("GET", self._keys.event(event_id)) for event_id in event_ids])
         return {event_id: value for event_id, value in zip(event_ids, values, strict=True) if isinstance(value, bytes)}
 
     def read_prefixes(self, names: Sequence[bytes | str]) -> list[tuple[Any, Any]]:
-        """Return of each key up to a byte more than an event may have, and its TTL in ms; errors as they came."""
+        """Return for each key its value, cut off one byte after the maximum of an event, and its TTL in ms.
+
+        An error of one key is returned in the place of its values.
+        """
         commands: list[tuple[Any, ...]] = []
         for name in names:
             commands += (("GETRANGE", name, 0, self._settings.max_event_bytes), ("PTTL", name))
@@ -67,7 +70,7 @@ class EventKeys:
         return list(zip(replies[::2], replies[1::2], strict=True))
 
     def names(self) -> Iterator[list[bytes]]:
-        """Yield the names of all keys there are, in pages; one that moves between two servers meanwhile may be missed.
+        """Yield the names of all keys, in pages. A key that moves between two servers meanwhile may be missed.
 
         Raises:
             RedisError: A server does not answer.
@@ -78,43 +81,35 @@ class EventKeys:
                 cursor, page = client.scan(cursor or 0, match=self._keys.all_events, count=_SCAN_COUNT)
                 yield cast("list[bytes]", page)
 
-    def name(self, event_id: str) -> str:
-        """Return the name of one key."""
-        return self._keys.event(event_id)
-
-    def event_id(self, name: bytes) -> str:
-        """Return the id of the event behind the name of a key."""
-        return name.decode(errors="backslashreplace").removeprefix(self._keys.event(""))
-
-    def add(self, records: Sequence[EncodedEvent]) -> list[bool]:
-        """Write the keys that are not there; return which were not.
+    def add(self, events: Sequence[EncodedEvent]) -> list[bool]:
+        """Write the keys that do not exist; return for each whether it was written.
 
         Raises:
-            RedisError: A server does not answer; some may be written.
+            RedisError: A server does not answer; some keys may have been written.
         """
         ttl = ("PX", self._settings.event_ttl_ms)
-        replies = self._replies([("SET", self._keys.event(one.event.id), one.data, *ttl, "NX") for one in records])
+        replies = self._replies([("SET", self._keys.event(one.id), one.data, *ttl, "NX") for one in events])
         return [reply is not None for reply in _raised(replies)]
 
-    def replace(self, records: Sequence[EncodedEvent]) -> None:
-        """Write keys whatever they hold.
+    def replace(self, events: Sequence[EncodedEvent]) -> None:
+        """Write keys, whatever their values are.
 
         Raises:
-            RedisError: A server does not answer; some may be written.
+            RedisError: A server does not answer; some keys may have been written.
         """
         ttl = ("PX", self._settings.event_ttl_ms)
-        _raised(self._replies([("SET", self._keys.event(one.event.id), one.data, *ttl) for one in records]))
+        _raised(self._replies([("SET", self._keys.event(one.id), one.data, *ttl) for one in events]))
 
     def remove(self, event_ids: Sequence[str]) -> None:
-        """Remove keys.
+        """Delete keys.
 
         Raises:
-            RedisError: A server does not answer; some may be gone.
+            RedisError: A server does not answer; some keys may have been deleted.
         """
         _raised(self._replies([("DEL", self._keys.event(event_id)) for event_id in event_ids]))
 
     def _replies(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Return the answers to commands on one key each, errors of the keys among them.
+        """Return the replies to commands on one key each; the error of a key is its reply.
 
         Raises:
             RedisError: A server does not answer.
@@ -129,9 +124,9 @@ class EventKeys:
                 replies = pipe.execute(raise_on_error=False)
         except RedisClusterException as error:
             raise RedisConnectionError(str(error)) from error
-        # redis-py returns them for a cluster, as if the keys were to blame.
-        if away := next((reply for reply in replies if isinstance(reply, TRANSIENT)), None):
-            raise away
+        # For a cluster, redis-py returns errors of a server in the same way as errors of keys.
+        if unavailable := next((reply for reply in replies if isinstance(reply, TRANSIENT)), None):
+            raise unavailable
         return list(replies)
 
 

@@ -1,7 +1,7 @@
 """The journal: a Redis stream that holds every event once. Consumer groups read it, see ``journal_consumer.py``.
 
-Pub/sub drops what no subscriber receives; the journal keeps it. It gives order, a backlog that survives crashes, one
-copy per group however many subscribers run, redelivery of what a dead subscriber held, and replay.
+Pub/sub drops events that no subscriber receives; in the journal they stay. It gives order, a backlog that survives
+crashes, one copy per group however many subscribers run, redelivery of what a dead subscriber held, and replay.
 
 The methods raise redis-py's errors as they come: the loops that call them decide how to wait.
 """
@@ -25,13 +25,13 @@ from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 
-#: End of the mark of an event whose source sent too many, see ``append.lua``.
+#: End of the mark of an event that was refused because of its source's rate, see ``append.lua``.
 _LIMITED = b":limited"
-#: Over which the rate of a source is measured.
+#: Time over which the rate of a source is measured.
 RATE_WINDOW_S = 10
 
 AppendResult = Literal["appended", "repeated", "conflict", "limited"]
-_OUTCOMES: dict[int, AppendResult] = {1: "appended", 0: "repeated", -1: "conflict", -2: "limited"}
+_RESULTS: dict[int, AppendResult] = {1: "appended", 0: "repeated", -1: "conflict", -2: "limited"}
 
 
 class Journal:
@@ -54,106 +54,107 @@ class Journal:
         self._trim = script(client, "trim")
 
     def publish(
-        self, records: Sequence[EncodedEvent], attempts: Sequence[str], *, broadcast: bool
+        self, events: Sequence[EncodedEvent], attempts: Sequence[str], *, broadcast: bool
     ) -> list[AppendResult]:
-        """Write event key, journal entry and broadcast of each record in one step; one round trip for all.
+        """Write event key, journal entry and broadcast of each event in one step; one round trip for all.
 
-        In a cluster the event keys come first, which are on other servers: what is in its key and not in the journal,
-        for the publisher died in between, catch-up finds.
+        In a cluster the event keys are on other servers, so they are written first. When the publisher dies in between,
+        a catch-up scan finds the keys of events that are not in the journal.
 
         Arguments:
-            records: The events.
-            attempts: One token per record, the same when the call is repeated after an error. It tells a
-                repetition of this very publication from another one with the same id.
+            events: The events.
+            attempts: One token per event, the same when the call is repeated after an error. It distinguishes a
+                repetition of this publication from another one with the same id.
             broadcast: Whether to PUBLISH.
 
         Returns:
-            For each record what became of it, as :meth:`append`; nothing is written unless it is ``appended``.
+            The result for each event, as :meth:`append`; nothing is written unless it is ``appended``.
 
         Raises:
-            NotReplicated: They are written, but not on ``wait_replicas`` replicas.
+            NotReplicated: The events are written, but not on ``wait_replicas`` replicas.
         """
-        new = self._event_keys.add(records) if self._event_keys.on_other_servers else ()
-        outcomes, replicas = self._publish_all(records, attempts, broadcast)
+        new = self._event_keys.add(events) if self._event_keys.on_other_servers else ()
+        results, replicas = self._publish_all(events, attempts, broadcast)
         if new:
-            came = list(zip(records, outcomes, new, strict=True))
-            # The key belongs to the event that came first, as where one script writes all.
-            self._event_keys.remove([one.event.id for one, outcome, is_new in came if outcome == "conflict" and is_new])
-            self._event_keys.replace([one for one, outcome, is_new in came if outcome == "appended" and not is_new])
+            rows = list(zip(events, results, new, strict=True))
+            # The key belongs to the event that came first, as it does where one script writes both.
+            self._event_keys.remove([one.id for one, result, is_new in rows if result == "conflict" and is_new])
+            self._event_keys.replace([one for one, result, is_new in rows if result == "appended" and not is_new])
         if replicas < self._settings.wait_replicas:
             # A server that has lost its replicas may have been demoted without noticing it.
             drop_idle_connections(self._client)
             raise NotReplicated(replicas, self._settings.wait_replicas)
-        return outcomes
+        return results
 
     def _publish_all(
-        self, records: Sequence[EncodedEvent], attempts: Sequence[str], broadcast: bool
+        self, events: Sequence[EncodedEvent], attempts: Sequence[str], broadcast: bool
     ) -> tuple[list[AppendResult], int]:
-        """Return what became of each record, and how many replicas have them, if that is asked for."""
+        """Return the result for each event, and how many replicas have them if ``wait_replicas`` is set."""
         wanted = self._settings.wait_replicas
-        if len(records) == 1 and not wanted:
-            return [_OUTCOMES[self._publish_one(records[0], attempts[0], broadcast, None)]], 0
+        if len(events) == 1 and not wanted:
+            return [_RESULTS[self._publish_one(events[0], attempts[0], broadcast, None)]], 0
         with self._client.pipeline(transaction=False) as pipe:
-            for record, token in zip(records, attempts, strict=True):
-                self._publish_one(record, token, broadcast, pipe)
+            for event, attempt in zip(events, attempts, strict=True):
+                self._publish_one(event, attempt, broadcast, pipe)
             if wanted:
                 pipe.wait(wanted, self._settings.wait_replicas_ms)
             replies = pipe.execute()
         replicas = replies.pop() if wanted else 0
-        return [_OUTCOMES[reply] for reply in replies], replicas
+        return [_RESULTS[reply] for reply in replies], replicas
 
-    def _publish_one(self, record: EncodedEvent, token: str, broadcast: bool, client: Any) -> Any:
-        event = record.event
+    def _publish_one(self, encoded: EncodedEvent, attempt: str, broadcast: bool, client: Any) -> Any:
+        event = encoded.event
         channel = self._keys.channel(event.type) if broadcast else ""
         ttls = (self._settings.dedup_ttl_ms, self._settings.event_ttl_ms)
         keys = [self._key, self._keys.seen(event.id)]
-        event_key = caused = 0
-        apart = self._event_keys.on_other_servers
-        if not apart:
+        event_key = consequences = 0
+        on_other_servers = self._event_keys.on_other_servers
+        if not on_other_servers:
             keys.append(self._keys.event(event.id))
             event_key = len(keys)
         if (cause := event.follows) is not None:
             keys.append(self._keys.consequences(cause))
-            caused = len(keys)
-        args: list[Any] = [event.digest, record.fingerprint + token, *ttls, event.id, event.type, record.data, channel]
-        args += (event_key, caused, int(apart or self._settings.wait_replicas > 0))
+            consequences = len(keys)
+        touch = on_other_servers or self._settings.wait_replicas > 0
+        args: list[Any] = [event.digest, encoded.fingerprint + attempt, *ttls, event.id, event.type, encoded.data]
+        args += (channel, event_key, consequences, int(touch))
         return self._publish(keys=keys, args=args, client=client)
 
     def append(
-        self, records: Sequence[EncodedEvent], *, refill: bool = False, limit: bool = False
+        self, events: Sequence[EncodedEvent], *, refill: bool = False, limit: bool = False
     ) -> list[AppendResult]:
         """Append each event whose id is new, in one call; safe to repeat.
 
         Arguments:
-            records: The events.
-            refill: Whether to append as well what was in the journal and is no longer: after its deletion. Then
-                nothing is a ``conflict``.
-            limit: Whether ``max_events_per_s_per_source`` holds for them. One count serves all subscribers of all
+            events: The events.
+            refill: Whether to append again what is no longer in the journal, after its deletion. Then nothing is a
+                ``conflict``.
+            limit: Whether ``max_events_per_s_per_source`` applies to them. One count serves all subscribers of all
                 groups.
 
         Returns:
-            For each record what became of it. ``conflict``: its id is taken by an event with another type or
-            payload; the first one stays. ``limited``: its source sent too many before it; so is every repetition.
+            The result for each event. ``conflict``: its id belongs to an event of another type or payload, which stays.
+            ``limited``: its source had sent too many events before it; so is every repetition of it.
         """
         max_rate = self._settings.max_events_per_s_per_source if limit else None
-        most = max(1, round((max_rate or 0) * RATE_WINDOW_S))
+        max_events = max(1, round((max_rate or 0) * RATE_WINDOW_S))
         args: list[Any] = [self._settings.dedup_ttl_ms, self._settings.event_ttl_ms, int(refill)]
-        args += (most, RATE_WINDOW_S * 1000)
-        keys = [self._key, *(self._keys.seen(record.event.id) for record in records)]
-        for record in records:
-            event, caused, rate = record.event, 0, 0
+        args += (max_events, RATE_WINDOW_S * 1000)
+        keys = [self._key, *(self._keys.seen(one.id) for one in events)]
+        for one in events:
+            event, consequences, rate = one.event, 0, 0
             if (cause := event.follows) is not None:
                 keys.append(self._keys.consequences(cause))
-                caused = len(keys)
+                consequences = len(keys)
             if max_rate is not None:
                 keys.append(self._keys.rate(event.source or ""))
                 rate = len(keys)
-            args += (event.digest, record.fingerprint, event.id, event.type, record.data, caused, rate)
+            args += (event.digest, one.fingerprint, event.id, event.type, one.data, consequences, rate)
         replies = cast("list[int]", self._append(keys=keys, args=args))
-        return [_OUTCOMES[reply] for reply in replies]
+        return [_RESULTS[reply] for reply in replies]
 
     def unseen(self, event_ids: Sequence[str]) -> list[str]:
-        """Return those of *event_ids* that are not in the journal as far as the marks tell."""
+        """Return the ids that have no mark: their events are not in the journal, as far as Redis remembers."""
         with self._client.pipeline(transaction=False) as pipe:
             for event_id in event_ids:
                 pipe.exists(self._keys.seen(event_id))
@@ -161,9 +162,9 @@ class Journal:
         return [event_id for event_id, mark in zip(event_ids, marks, strict=True) if not mark]
 
     def known(self, broadcasts: Sequence[tuple[str, str, bytes]]) -> list[bool]:
-        """Tell of broadcasts, given by event id, type and data, whether exactly they are in the journal.
+        """Return for each broadcast, given by event id, type and data, whether exactly that event is in the journal.
 
-        Not of those that were refused for their number: each group keeps them as dead letters of its own.
+        A broadcast that was refused because of its source's rate is not known: each group keeps its own dead letter.
         """
         marks = cast("list[bytes | None]", self._client.mget([self._keys.seen(one[0]) for one in broadcasts]))
         return [
@@ -186,15 +187,15 @@ class Journal:
         }
 
     def entries(self, entry_ids: Sequence[str]) -> dict[str, Entry]:
-        """Return those of the entries that are still retained, by id."""
+        """Return the entries that are still retained, by id."""
         found = entries_by_id(self._client, self._key, entry_ids)
         return {entry_id: Entry.of(entry_id.encode(), fields) for entry_id, fields in found.items()}
 
     def trim(self, max_entries: int = 1000) -> Trimmed:
-        """Remove entries older than the lifetime of an event; call again while ``more``.
+        """Remove entries that are older than ``event_ttl_s``; call again while ``more``.
 
         Arguments:
-            max_entries: Most entries to remove; the server looks at each of them.
+            max_entries: Most entries to remove; the server inspects each of them.
         """
         reply = cast("list[Any]", self._trim(keys=[self._key], args=[self._settings.event_ttl_ms, max_entries]))
         lost = {group.decode(): count for group, count in zip(reply[2::2], reply[3::2], strict=True) if count}

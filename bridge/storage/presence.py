@@ -1,6 +1,6 @@
-"""Which subscribers of a group live: each says so every few seconds, and what it is about.
+"""Which subscribers of a group are running: each reports its state every few seconds.
 
-Times are those of the Redis server, so that clocks that differ do no harm.
+Times are those of the Redis server, so clocks of hosts that differ do not matter.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from redis import Redis
 from bridge.storage.lua import script
 from bridge.storage.server_time import server_ms
 
-#: How often a subscriber says that it lives, and after how long in silence it counts as gone.
+#: How often a subscriber reports, and how long without a report until it is considered dead.
 HEARTBEAT_INTERVAL_S = 2.0
 DEAD_AFTER_S = 6.0
-#: How long one that is gone without a word is still shown.
+#: How long a dead subscriber is still shown.
 _FORGET_MS = 600_000
 
 
 @dataclass(frozen=True)
 class Presence:
-    """What a subscriber says of itself.
+    """The last report of a subscriber.
 
     Arguments:
         name: Its consumer name.
-        host: Where it runs.
+        host: The host on which it runs.
         problems: Why it is not ready; empty when it is.
-        waits: What it waits for on purpose, as a full queue; empty when it does not.
-        dispatched_per_s: Task messages over the last ten seconds or so.
-        gap_ms: When events may last have been missed on the channels, ms since the epoch; 0: never.
+        waits: What dispatch waits for without a problem, such as room in a queue; empty when it does not wait.
+        dispatched_per_s: Task messages per second, over about ten seconds.
+        gap_ms: When it may last have missed events on the channels, ms since the epoch; 0: never.
         metrics: Address of its metrics; empty when it has none.
-        seen_s: How long ago it said this; filled in by :meth:`PresenceStore.all`.
+        seen_s: Age of the report; filled in by :meth:`PresenceStore.all`.
     """
 
     name: str
@@ -48,17 +48,17 @@ class Presence:
 
     @property
     def alive(self) -> bool:
-        """Whether it has been heard of just now."""
+        """Whether the report is recent enough for a running subscriber."""
         return self.seen_s <= DEAD_AFTER_S
 
     @property
     def ready(self) -> bool:
-        """Whether it does its work."""
+        """Whether it is alive and has no problem."""
         return self.alive and not self.problems
 
 
 #: Types of the fields.
-_KINDS = {name: type(value) for name, value in vars(Presence("")).items()}
+_TYPES = {name: type(value) for name, value in vars(Presence("")).items()}
 
 
 class PresenceStore:
@@ -75,15 +75,15 @@ class PresenceStore:
         self._report = script(client, "report_presence")
 
     def report(self, presence: Presence) -> None:
-        """Note that a subscriber lives."""
+        """Record the report of a running subscriber."""
         self._report(keys=[self._key], args=[presence.name, json.dumps(asdict(presence)), _FORGET_MS])
 
     def leave(self, name: str) -> None:
-        """Note that a subscriber stops."""
+        """Remove a subscriber that stops."""
         self._client.hdel(self._key, name)
 
     def all(self) -> list[Presence]:
-        """Return those that live, and those that went without a word in the last minutes, by name."""
+        """Return the running subscribers, and those that died in the last minutes, by name."""
         with self._client.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hgetall(self._key)
@@ -92,7 +92,7 @@ class PresenceStore:
 
 
 def read_presences(rows: dict[bytes, bytes], now_ms: int) -> list[Presence]:
-    """Return the subscribers in the hash of :meth:`bridge.keys.Keys.subscribers`, by name.
+    """Return the subscribers in the hash of :meth:`bridge.storage.Keys.subscribers`, by name.
 
     Arguments:
         now_ms: By the clock of the server.
@@ -100,8 +100,8 @@ def read_presences(rows: dict[bytes, bytes], now_ms: int) -> list[Presence]:
     found = []
     for value in rows.values():
         at_ms, _, text = value.partition(b" ")
-        with suppress(ValueError, TypeError, AttributeError):  # another version, or anybody, may have written it
+        with suppress(ValueError, TypeError, AttributeError):  # another version or program may have written it
             stored: dict[str, Any] = json.loads(text)
-            known = {name: it for name, it in stored.items() if type(it) is _KINDS.get(name)}
+            known = {name: it for name, it in stored.items() if type(it) is _TYPES.get(name)}
             found.append(Presence(**known | {"seen_s": max(0, now_ms - int(at_ms)) / 1000}))
     return sorted(found, key=lambda presence: presence.name)

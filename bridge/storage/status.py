@@ -1,4 +1,4 @@
-"""How the groups of a bus get on: what waits, who works, what went wrong. For people and for monitors."""
+"""Status of the consumer groups of a bus: backlog, subscribers, failures. For operators and monitors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridge.storage.presence import Presence, read_presences
 from bridge.storage.storage import Storage
 from bridge.telemetry import Delays
 
-#: Entries counted at most where Redis does not know how many are undelivered; it looks at each, whatever its size.
+#: Most entries that are counted where Redis does not know how many are undelivered: it loads each, whatever its size.
 _MAX_COUNTED = 100
 
 
@@ -22,17 +22,17 @@ class GroupStatus:
     """One consumer group.
 
     Arguments:
-        name: Of the group, one Celery application.
-        backlog: Journal entries that it has yet to dispatch, those that consumers hold included.
-        exact: Whether that is all; otherwise there are more.
-        oldest_s: Age of the oldest of them; None when there is none.
-        pending: Consumer to how many entries it holds.
-        last_ms: When the journal took the newest entry that a consumer has had, ms since the epoch; 0: none had any.
-        in_flight, overdue: Tasks that were sent and have not ended; those of them that should have.
-        dead_letters: That are kept.
-        dead_letters_written, dead_letters_evicted: Ever written; those that made room since.
-        starts: How long after their events first runs of tasks began.
-        subscribers: That live, or went lately without a word.
+        name: Its name: one Celery application.
+        backlog: Journal entries that are not dispatched yet, including those that consumers hold.
+        exact: Whether the backlog is exact; otherwise it is longer.
+        oldest_s: Age of its oldest entry; None when it is empty.
+        pending: Consumer to the number of entries that it holds.
+        last_ms: When the newest entry that a consumer has read was appended, ms since the epoch; 0: none was read.
+        in_flight, overdue: Tasks that were sent and have not ended; those among them that should have ended.
+        dead_letters: How many are kept.
+        dead_letters_written, dead_letters_evicted: How many were ever written, and evicted.
+        starts: How long after their events the first runs of tasks started.
+        subscribers: Those that are running, or died recently.
     """
 
     name: str
@@ -51,12 +51,12 @@ class GroupStatus:
 
     @property
     def alive(self) -> int:
-        """How many subscribers live."""
+        """How many subscribers are running."""
         return sum(subscriber.alive for subscriber in self.subscribers)
 
     @property
     def dispatched_per_s(self) -> float:
-        """Task messages a second, over the last ten seconds or so."""
+        """Task messages per second, over about ten seconds."""
         return sum(subscriber.dispatched_per_s for subscriber in self.subscribers if subscriber.alive)
 
 
@@ -65,9 +65,9 @@ class BusStatus:
     """One bus.
 
     Arguments:
-        at_ms: When this was, by the clock of the server, ms since the epoch.
-        entries: In the journal.
-        first_ms, last_ms: When the journal took the oldest and the newest of them; 0 when there is none.
+        at_ms: When it was read, by the clock of the server, ms since the epoch.
+        entries: How many the journal holds.
+        first_ms, last_ms: When the oldest and the newest of them were appended; 0 when the journal is empty.
         groups: By name.
     """
 
@@ -78,15 +78,15 @@ class BusStatus:
     groups: tuple[GroupStatus, ...]
 
     def group(self, name: str) -> GroupStatus | None:
-        """Return the group of that name; None when the journal has none."""
+        """Return the group of this name; None when it does not exist."""
         return next((group for group in self.groups if group.name == name), None)
 
 
 def read_status(storage: Storage) -> BusStatus:
-    """Ask Redis how the groups of a bus get on; two round trips, whatever the journal holds.
+    """Read the status of all groups of a bus; two round trips, whatever the journal holds.
 
     Raises:
-        RedisError: It does not answer.
+        RedisError: Redis does not answer.
     """
     client, keys = storage.client, storage.keys
     reply: Any = script(client, "backlog")(keys=[keys.journal], args=[_MAX_COUNTED])
@@ -101,14 +101,14 @@ def read_status(storage: Storage) -> BusStatus:
             pipe.hmget(keys.dead_size(group), ["written", "dropped"])
             pipe.hgetall(keys.starts(group))
             pipe.hgetall(keys.subscribers(group))
-        answers = iter(pipe.execute())
-    groups = sorted((_group(row, answers, int(now_ms)) for row in rows), key=lambda group: group.name)
+        replies = iter(pipe.execute())
+    groups = sorted((_group(row, replies, int(now_ms)) for row in rows), key=lambda group: group.name)
     return BusStatus(int(now_ms), entries, _ms(first), _ms(last), tuple(groups))
 
 
-def _group(row: Sequence[Any], answers: Iterator[Any], now_ms: int) -> GroupStatus:
+def _group(row: Sequence[Any], replies: Iterator[Any], now_ms: int) -> GroupStatus:
     name, last, pending, undelivered, exact, oldest = row
-    consumers, in_flight, overdue, letters, (written, dropped), starts, subscribers = islice(answers, 7)
+    consumers, in_flight, overdue, dead_letters, (written, dropped), starts, subscribers = islice(replies, 7)
     return GroupStatus(
         name=name.decode(),
         backlog=undelivered + pending,
@@ -118,7 +118,7 @@ def _group(row: Sequence[Any], answers: Iterator[Any], now_ms: int) -> GroupStat
         last_ms=_ms(last),
         in_flight=in_flight,
         overdue=overdue,
-        dead_letters=letters,
+        dead_letters=dead_letters,
         dead_letters_written=int(written or 0),
         dead_letters_evicted=int(dropped or 0),
         starts=_delays(starts),

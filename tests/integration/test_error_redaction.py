@@ -36,7 +36,7 @@ def test_a_worker_keeps_it_to_itself(
         for leak in LEAKS:
             bus.publish(f"leak.{leak}", PAYLOAD, id=leak)
         letters = Storage(client, settings).dead_letters
-        eventually(lambda: letters.size().letters == len(LEAKS) - 1, "all but one end as dead letters", 40)
+        eventually(lambda: letters.size().count == len(LEAKS) - 1, "all but one end as dead letters", 40)
         app.send_task("no.such.task", [PAYLOAD], argsrepr="()")
         eventually(lambda: "no.such.task" in processes.log("w1"), "an unknown task is told")
         eventually(lambda: [one for one in heard if one["type"] == "task-succeeded"], "events are heard")

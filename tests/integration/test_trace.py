@@ -63,14 +63,14 @@ def test_a_real_trip(
     ran = [task for task in tasks(root) if task.state in ("SUCCESS", "FAILURE")]
     assert all(task.runtime_s is not None and 0 <= task.runtime_s < 10 for task in ran)
     (letter,) = Storage(client, settings).dead_letters.latest(10)
-    assert (letter.letter_id, letter.task_id) == (failed.letter_id, failed.task_id)
+    assert (letter.dead_letter_id, letter.task_id) == (failed.dead_letter_id, failed.task_id)
 
     client.set(f"{settings.channel_prefix}room", 1)
     source = DeadLetterSource(Storage(client, settings), EntryFilter(), [f"{HERE}.hotel"])
     list(Replay(Storage(client, settings), source, "again", {}).run(100))
     eventually(lambda: trees(tracer, "journey") == trip(FAILED, RETRIED), "the retry, and what came of it")
     hotel = next(event for event in events(tracer.trace("trip").roots[0]) if event.event_type == "trip.hotel")  # type: ignore[union-attr]
-    assert [(task.replay, task.letter_id) for task in hotel.tasks] == [("", ""), ("again", "")]
+    assert [(task.replay, task.dead_letter_id) for task in hotel.tasks] == [("", ""), ("again", "")]
     assert hotel.tasks[0].detail == "its dead letter is gone: retried, purged, or it made room"
     ((newest,),) = TaskStates(user_app, Storage(client, settings)).states([(hotel.event_id, hotel.event_type)])
     assert (newest.state, newest.replay) == ("SUCCESS", "again")

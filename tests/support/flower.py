@@ -95,7 +95,7 @@ class Site:
 
     def letter_of(self, event_id: str) -> str:
         """Wait for the dead letter of an event; return its id."""
-        latest = lambda: [one.letter_id for one in self.letters.latest(1000) if one.event_id == event_id]  # noqa: E731
+        latest = lambda: [one.dead_letter_id for one in self.letters.latest(1000) if one.event_id == event_id]  # noqa: E731
         return str(eventually(latest, f"a dead letter of {event_id}")[0])
 
 

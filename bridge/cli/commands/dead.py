@@ -66,7 +66,7 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
     with open_bus(ctx.obj.app) as storage:
         letters = storage.dead_letters
         found = [
-            letters.redacted_by(letter)
+            letter.redacted_by(storage.settings.redaction)
             for letter in islice(letters.select(selection_of(asked), newest_first=True), limit)
         ]
         size = letters.size()
@@ -77,7 +77,7 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
     if found:
         _table(found)
     output.note(
-        f"{len(found)} shown of {size.letters} dead letters of group {storage.settings.group}, {size.bytes} bytes; "
+        f"{len(found)} shown of {size.count} dead letters of group {storage.settings.group}, {size.bytes} bytes; "
         f"{size.dropped} older ones made room"
     )
 
@@ -95,8 +95,10 @@ def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
     """
     with open_bus(ctx.obj.app) as storage:
         letters = storage.dead_letters
-        found = [letters.redacted_by(letter) for letter in letters.select(EntryFilter(ids=frozenset(ids)))]
-    missing = set(ids) - {one for letter in found for one in (letter.letter_id, letter.event_id)}
+        found = [
+            letter.redacted_by(storage.settings.redaction) for letter in letters.select(EntryFilter(ids=frozenset(ids)))
+        ]
+    missing = set(ids) - {one for letter in found for one in (letter.dead_letter_id, letter.event_id)}
     for letter in found:
         if as_json:
             output.as_json(_plain(letter))
@@ -149,7 +151,7 @@ def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, *
     as_asked(asked, everything)
     with open_bus(ctx.obj.app) as storage:
         letters = storage.dead_letters
-        ids = [letter.letter_id for letter in letters.select(selection_of(asked))]
+        ids = [letter.dead_letter_id for letter in letters.select(selection_of(asked))]
         if ids:
             output.ask(f"Remove {len(ids)} dead letters of group {storage.settings.group} for good?", force=force)
         purged = sum(letters.drop(ids[at : at + _PURGE_LETTERS]) for at in range(0, len(ids), _PURGE_LETTERS))
@@ -181,7 +183,7 @@ def _table(letters: Sequence[DeadLetter]) -> None:
         ],
         (
             (
-                one.letter_id,
+                one.dead_letter_id,
                 when(one.at_ms),
                 one.reason,
                 one.event_type,
@@ -197,7 +199,7 @@ def _table(letters: Sequence[DeadLetter]) -> None:
 def _show(letter: DeadLetter) -> None:
     output.facts(
         {
-            "letter": letter.letter_id,
+            "letter": letter.dead_letter_id,
             "time": output.moment(letter.at_ms),
             "reason": Styled(letter.reason, "red"),
             "detail": letter.detail,

@@ -71,7 +71,7 @@ def _task(node: TaskNode, branch: str, indent: str, asked: str) -> Iterator[list
     runtime = "" if node.runtime_s is None else f"{node.runtime_s:.3f} s"
     about = [text for text in (runtime, node.queue, node.replay and f"replay {node.replay}") if text]
     detail = node.detail if len(node.detail) <= _DETAIL_CHARS else f"{node.detail[:_DETAIL_CHARS]}..."
-    letter = f"  (dead letter {node.letter_id})" if node.letter_id else ""
+    letter = f"  (dead letter {node.dead_letter_id})" if node.dead_letter_id else ""
     yield [
         Styled(branch, "dim"),
         name,

@@ -24,19 +24,19 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 #: What each script does with its keys, by their kind, which is a method of Keys; behind a comma: in some cases only.
 _SCRIPTS: Mapping[str, Mapping[str, str]] = {
-    "acknowledge_sent": {"journal": "xack", "done": "mget", "inflight": "zrem zadd", "inflight_pairs": "hdel hset"},
+    "acknowledge_sent": {"journal": "xack", "done": "mget", "inflight": "zrem zadd", "inflight_tasks": "hdel hset"},
     "append": {"journal": "xadd xrange", "seen": "get set", "consequences": "zadd pexpire"},
     "append, limited": {"rate": "get incr pexpire"},
     "backlog": {"journal": "exists xlen xrange xrevrange xinfo|groups xpending"},
     "drop": {"dead": "xrange xdel", "dead_size": "hexists hincrby"},
-    "elect": {"upkeep": "get set del"},
-    "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_pairs": "hget", "queue_watermarks": "hget"},
+    "elect": {"leader": "get set del"},
+    "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_tasks": "hget", "queue_watermarks": "hget"},
     "headers": {"journal": "xrevrange"},
     "leave": {"journal": "xpending xinfo|consumers xgroup|delconsumer"},
     "publish": {"journal": "xadd", "seen": "get set", "consequences": "zadd pexpire"},
     "publish, again": {"seen": "pexpire"},
     "publish, with the event key": {"event": "set"},
-    "release": {"lease": "hget del", "inflight_pairs": "hget hset", "inflight": "zadd"},
+    "release": {"lease": "hget del", "inflight_tasks": "hget hset", "inflight": "zadd"},
     "renew": {"lease": "hget hset hdel pexpire"},
     "replay": {
         "journal": "xadd",
@@ -50,18 +50,18 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "done": "exists",
         "lease": "hmget hset hdel pexpire",
         "inflight": "zrem zadd",
-        "inflight_pairs": "hget hdel",
+        "inflight_tasks": "hget hdel",
         "queue_watermarks": "hget hset",
         "starts": "hincrby",
     },
-    "sweep_overdue": {"inflight": "zrem zadd", "inflight_pairs": "hget hdel", "done": "exists", "lease": "hget"},
+    "sweep_overdue": {"inflight": "zrem zadd", "inflight_tasks": "hget hdel", "done": "exists", "lease": "hget"},
     "trim": {"journal": "xrange xinfo|groups xpending xack xtrim"},
     "write_dead_letter": {
         "dead": "xadd xlen xrange xdel",
         "dead_size": "hget hset hincrby",
         "dead_letter_dedup": "get set",
     },
-    "write_dead_letter, of a task": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_pairs": "hdel"},
+    "write_dead_letter, of a task": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_tasks": "hdel"},
 }
 #: How the groups get on, all of them: ``any_dead`` is of any group, ``dead`` of that of the settings.
 _STATUS = {
@@ -91,7 +91,7 @@ _SUBSCRIBING = (
         ("acknowledge_sent", "write_dead_letter", "write_dead_letter, of a task"),
         {
             "journal": "xreadgroup xack xgroup|create xinfo|groups xrange",
-            "inflight_pairs": "hset",
+            "inflight_tasks": "hset",
             "inflight": "zadd",
             "fencing_token": "watch get incrby",
         },
@@ -112,7 +112,7 @@ _INTAKE = _Needs(
 )
 _RUNNING = _Needs(
     ("start_run", "renew", "release", "write_dead_letter", "write_dead_letter, of a task"),
-    {"done": "exists set watch", "lease": "del", "inflight": "zrem", "inflight_pairs": "hdel", "event": "get"},
+    {"done": "exists set watch", "lease": "del", "inflight": "zrem", "inflight_tasks": "hdel", "event": "get"},
     "multi exec unwatch",
 )
 _OPERATING = (
@@ -126,7 +126,7 @@ _OPERATING = (
             "consequences": "zrange zcard",
             "done": "get",
             "lease": "hget",
-            "inflight_pairs": "hget",
+            "inflight_tasks": "hget",
             "replays": "zrange",
             "dead": "xrange xrevrange xlen",
             "dead_size": "hmget",
@@ -151,7 +151,7 @@ _NEEDS: Mapping[Role, tuple[_Needs, ...]] = {
 #: Kinds of keys that end with an id; that there is one of for each group; and of these those that end with an id too.
 _BY_ID = ("event", "seen", "consequences", "done", "lease")
 _OF_GROUP = (
-    *("inflight", "inflight_pairs", "queue_watermarks", "fencing_token", "upkeep"),
+    *("inflight", "inflight_tasks", "queue_watermarks", "fencing_token", "leader"),
     *("dead", "dead_size", "starts", "subscribers"),
 )
 _OF_GROUP_BY_ID = ("replay", "replays", "dead_letter_dedup")

@@ -9,7 +9,7 @@
 --
 -- Entries are acknowledged and tasks listed in one step: before it the journal is responsible for the messages, after
 -- it the ledger. XACK comes first because it needs no memory. A Redis without memory refuses a script at its first
--- write or not at all, and a message that the broker has must be recorded, or it would be sent again and again until
+-- write or never, and a message that the broker has must be recorded, or it would be sent again and again until
 -- there is memory.
 
 -- include: server_ms

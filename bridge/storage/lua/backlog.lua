@@ -5,7 +5,7 @@
 -- Returns [now_ms, entries, first, last, group_1, group_2, ...]: the stream ids of the first and the last entry, and for
 -- each group [name, last_delivered, pending, undelivered, exact, oldest]. Before Redis 7, and after some deletions, the
 -- server does not know how many entries are undelivered. Then up to max_count are counted, and exact is 0 if there are
--- more. oldest is the id of the oldest entry that is not delivered or not acknowledged; empty when there is none.
+-- more. oldest is the id of the oldest entry that is not delivered or not acknowledged; empty when all are.
 
 -- include: server_ms
 -- include: integer

@@ -9,9 +9,9 @@
 --                    subscriber receives the same broken message, and a task that is delivered again fails again: one
 --                    dead letter is enough
 -- done, lease, inflight, tasks
---                    of the task that leaves the ledger in the same step, see start_run.lua; left out when the dead
---                    letter is not about a task. The task has ended, and its done mark is "<id> <ended>". With
---                    done_ttl_ms "0" it has not: it runs if its message arrives after all
+--                    of the task that leaves the ledger in the same step, see start_run.lua; left out when there is no
+--                    task. The task has ended, and its done mark is "<id> <ended>". With done_ttl_ms "0" it has not: it
+--                    runs if its message arrives after all
 --
 -- Returns 1 when the dead letter was written, 0 when it had been written before. One that exceeds max_bytes alone is
 -- counted as dropped, and evicts no other. On each path a write that needs memory comes first: a Redis without memory

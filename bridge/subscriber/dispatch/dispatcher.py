@@ -49,6 +49,7 @@ class Dispatcher:
         self._dead_letters = storage.dead_letters
         self._counters = counters
         self._group = settings.group
+        self._redaction = settings.redaction
         self._pause_s = settings.block_ms / 1000
         self._consumer = consumer.name
         #: The batch whose transaction is under way.
@@ -153,7 +154,7 @@ class Dispatcher:
         for dead_letter in batch.dead_letters:
             self._write_dead_letter(dead_letter)
         if batch.send_ids:
-            self._ledger.sent(batch.send_ids, [message.listed for message in batch.to_send])
+            self._ledger.acknowledge_sent(batch.send_ids, [message.ledger_entry for message in batch.to_send])
 
     def _end_transaction(self) -> list[Entry]:
         """Wait for the reply to the transaction under way; return the entries that were read with it.
@@ -185,9 +186,9 @@ class Dispatcher:
         self._counters.dispatched_after((now_ms - int(ms), times) for ms, times in appended_ms.items())
 
     def _write_dead_letter(self, dead_letter: DeadLetter) -> None:
-        dead_letter = self._dead_letters.redacted_by(dead_letter)
+        dead_letter = dead_letter.redacted_by(self._redaction)
         if dead_letter.task_id:
-            is_new = self._dead_letters.bury(dead_letter, Ended())
+            is_new = self._dead_letters.end_task_with(dead_letter, Ended())
         else:
             is_new = self._dead_letters.add(dead_letter)
         if not is_new:

@@ -170,7 +170,7 @@ class DispatchTransaction:
             self._checked_queues.add(key)
         commands: list[tuple[Any, ...]] = [("LPUSH", key, *texts) for key, texts in queues.items()]
         if messages:
-            commands += self._ledger.listing([message.listed for message in messages], self.now_ms)
+            commands += self._ledger.list_commands([message.ledger_entry for message in messages], self.now_ms)
         if entry_ids:
             commands.append(self._consumer.acknowledge_command(entry_ids))
         return commands

@@ -49,6 +49,7 @@ class CatchUp:
 
     def __init__(self, storage: Storage, writer: JournalWriter, counters: Counters) -> None:
         self._event_keys = storage.event_keys
+        self._keys = storage.keys
         self._journal = storage.journal
         self._settings = storage.settings
         self._admission = Admission(storage.settings)
@@ -136,7 +137,7 @@ class CatchUp:
 
     def _take_keys(self, names: Sequence[bytes], refill: bool) -> int:
         """Append the events in the keys *names* that are missing; return how many keys are stale."""
-        ids = [self._event_keys.event_id(name) for name in names]
+        ids = [self._keys.event_id(name) for name in names]
         unseen = set(ids if refill else self._journal.unseen(ids))
         wanted = [name for name, event_id in zip(names, ids, strict=True) if event_id in unseen]
         starts = range(0, len(wanted), _KEYS_AT_ONCE)

@@ -20,7 +20,7 @@ class Leader:
 
     def __init__(self, storage: Storage, consumer: str) -> None:
         self._elect = script(storage.client, "elect")
-        self._key = storage.keys.upkeep(storage.settings.group)
+        self._key = storage.keys.leader(storage.settings.group)
         self._term_ms = int(_TERM_ROUNDS * storage.settings.maintenance_interval_s * 1000)
         self._consumer = consumer
 

@@ -60,16 +60,16 @@ class Rescuer:
             Exception: Redis or the broker failed; the next sweep goes on.
         """
         deadline = time.monotonic() + _SWEEP_S
-        while not stop.is_set() and (overdue := self._ledger.overdue(_SWEEP_TASKS)):
-            lost = self._ledger.sweep(overdue, self._waiting(overdue))
+        while not stop.is_set() and (overdue := self._ledger.find_overdue(_SWEEP_TASKS)):
+            lost = self._ledger.sweep_overdue(overdue, self._waiting(overdue))
             self._redispatch([task for task in overdue if task.task_id in lost])
             if time.monotonic() > deadline:
                 return
 
     def _waiting(self, overdue: Sequence[Overdue]) -> set[str]:
-        queues = {task.pair.queue for task in overdue if not task.left_queue} - {""}
+        queues = {task.in_flight.queue for task in overdue if not task.left_queue} - {""}
         busy = {queue for queue in queues if self._outbox.waiting(queue) > 0}
-        return {task.task_id for task in overdue if not task.left_queue and task.pair.queue in busy}
+        return {task.task_id for task in overdue if not task.left_queue and task.in_flight.queue in busy}
 
     def _redispatch(self, overdue: Sequence[Overdue]) -> None:
         events = self._events(overdue)
@@ -87,8 +87,11 @@ class Rescuer:
             message = refused.message
             self._give_up(tasks.pop(message.task_id), _Unrecoverable(refused.reason, refused.detail, message.stored))
         if tasks:
-            again = {name: task.pair._replace(redispatches=task.pair.redispatches + 1) for name, task in tasks.items()}
-            self._ledger.sent([], [pair.listed(task_id) for task_id, pair in again.items()])
+            again = {
+                name: task.in_flight._replace(redispatches=task.in_flight.redispatches + 1)
+                for name, task in tasks.items()
+            }
+            self._ledger.acknowledge_sent([], [task.entry(task_id) for task_id, task in again.items()])
             self._counters.add_each("redispatched", [message.stored.type for message in messages])
             extra = log_fields(Action.TASKS_REDISPATCHED, group=self._settings.group, count=len(messages))
             text = "%d overdue tasks neither ran nor waited in their queue: sent again"
@@ -96,15 +99,15 @@ class Rescuer:
 
     def _events(self, overdue: Sequence[Overdue]) -> dict[str, EncodedEvent]:
         """Return the events of tasks, by task id: from the journal or, as after its deletion, from their keys."""
-        entries = self._journal.entries([task.pair.entry_id for task in overdue])
-        missing = [task.pair.event_id for task in overdue if task.pair.entry_id not in entries]
+        entries = self._journal.entries([task.in_flight.entry_id for task in overdue])
+        missing = [task.in_flight.event_id for task in overdue if task.in_flight.entry_id not in entries]
         kept = self._event_keys.get_many(missing)
         events: dict[str, EncodedEvent] = {}
         for task in overdue:
-            key = Entry(task.pair.entry_id.encode(), kept.get(task.pair.event_id))
-            event = self._event(entries.get(task.pair.entry_id, key))
+            key = Entry(task.in_flight.entry_id.encode(), kept.get(task.in_flight.event_id))
+            event = self._event(entries.get(task.in_flight.entry_id, key))
             # A key knows nothing of a replay, whose tasks have ids of their own.
-            group, handler = self._settings.group, task.pair.handler
+            group, handler = self._settings.group, task.in_flight.handler
             if event is not None and task.task_id == task_id_for(group, event.id, handler, event.replay):
                 events[task.task_id] = event
         return events
@@ -118,40 +121,51 @@ class Rescuer:
             return None
 
     def _messages(self, task: Overdue, event: EncodedEvent | None) -> list[Message]:
-        if task.pair.redispatches >= self._settings.max_redispatches:
-            raise _Unrecoverable("redispatch_limit", f"sent {task.pair.redispatches + 1} times and never ended", event)
+        if task.in_flight.redispatches >= self._settings.max_redispatches:
+            raise _Unrecoverable(
+                "redispatch_limit", f"sent {task.in_flight.redispatches + 1} times and never ended", event
+            )
         if event is None:
-            text = f"journal entry {task.pair.entry_id} is gone, and so is the key: cannot be sent again"
+            text = f"journal entry {task.in_flight.entry_id} is gone, and so is the key: cannot be sent again"
             raise _Unrecoverable("event_expired", text, None)
-        handler = self._registry.get(task.pair.handler)
+        handler = self._registry.get(task.in_flight.handler)
         if handler is None:
-            name, event_id, group = task.pair.handler, task.pair.event_id, self._settings.group
+            name, event_id, group = task.in_flight.handler, task.in_flight.event_id, self._settings.group
             extra = log_fields(
                 Action.UNKNOWN_HANDLER, event_id=event_id, task_id=task.task_id, handler=name, group=group
             )
             log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, name, extra=extra)
             return []  # another subscriber may know it; asked for again until max_redispatches
         try:
-            return [self._outbox.prepare(handler, event, task.pair.entry_id.encode())]
+            return [self._outbox.prepare(handler, event, task.in_flight.entry_id.encode())]
         except Exception as error:
             raise _Unrecoverable("message_failed", f"{type(error).__name__}: {error}", event) from error
 
     def _give_up(self, task: Overdue, why: _Unrecoverable) -> None:
         """Make a dead letter of a task, which is its end if the letter has the event: it can be replayed then."""
-        handler, task_id, event = task.pair.handler, task.task_id, why.event
-        attempts = task.pair.redispatches + 1
+        handler, task_id, event = task.in_flight.handler, task.task_id, why.event
+        attempts = task.in_flight.redispatches + 1
         if event is None:
             letter = DeadLetter(
-                why.reason, why.detail, "ledger", b"", 0, task.pair.event_id, "", handler, task_id, attempts=attempts
+                why.reason,
+                why.detail,
+                "ledger",
+                b"",
+                0,
+                task.in_flight.event_id,
+                "",
+                handler,
+                task_id,
+                attempts=attempts,
             )
         else:
             letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts)
-        letter = self._dead_letters.redacted_by(letter)
-        self._dead_letters.bury(letter, Ended(queue=task.pair.queue) if event is not None else None)
+        letter = letter.redacted_by(self._settings.redaction)
+        self._dead_letters.end_task_with(letter, Ended(queue=task.in_flight.queue) if event is not None else None)
         self._counters.add("dead_lettered", event_type=event.type if event else "")
         text = "dead letter (%s): %s of event %s: %s"
         extra = dead_letter_fields(Action.DEAD_LETTER, letter, self._settings.group)
-        log.error(text, why.reason, handler, task.pair.event_id, letter.detail, extra=extra)
+        log.error(text, why.reason, handler, task.in_flight.event_id, letter.detail, extra=extra)
 
 
 class _Unrecoverable(Exception):

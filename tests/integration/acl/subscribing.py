@@ -10,8 +10,8 @@ from redis import Redis
 from bridge import Event, EventBus
 from bridge.events.event import UNHEARD_SOURCE
 from bridge.handlers.handler import task_id_for
+from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import InFlightTask
 from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
 from tests.support.ports import free_port
@@ -45,7 +45,7 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
         ledger = Storage(bus.client, settings.model_copy(update={"redispatch_after_s": 0.001})).ledger
         for event_id in ("old-0", "gone", "ended"):
             pair = InFlightTask("t.exact", event_id, entry_id if event_id == "old-0" else "1-1", queue="celery")
-            ledger.sent([], [pair.listed(task_id_for("tests", event_id, "t.exact"))])
+            ledger.acknowledge_sent([], [pair.entry(task_id_for("tests", event_id, "t.exact"))])
         restricted_redis.admin.zadd(keys.inflight("tests"), {"without a pair": 1})
         restricted_redis.admin.set(keys.done(task_id_for("tests", "ended", "t.exact")), "- 1 celery", ex=60)
 

@@ -18,8 +18,8 @@ from bridge.flower.data import EventData
 from bridge.handlers.handler import task_id_for
 from bridge.redis.client import connect
 from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import InFlightTask
 from bridge.storage.storage import Storage
 from tests.support.restricted_redis import RestrictedRedis
 from tests.support.waiting import calls, eventually
@@ -37,8 +37,8 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
         restricted_redis.admin.xreadgroup("tests", "somebody", {keys.journal: ">"}, count=1)
         entry_id = rows[0][1][0][0].decode()
         ids = {name: task_id_for("tests", "first", name) for name in ("t.exact", "t.chosen", "t.picky")}
-        Storage(bus.client, settings).ledger.sent(
-            [], [InFlightTask("t.exact", "first", entry_id).listed(ids["t.exact"])]
+        Storage(bus.client, settings).ledger.acknowledge_sent(
+            [], [InFlightTask("t.exact", "first", entry_id).entry(ids["t.exact"])]
         )
         restricted_redis.admin.set(keys.done(ids["t.chosen"]), "- 1 celery", ex=60)
         letters = Storage(bus.client, settings).dead_letters
@@ -66,7 +66,7 @@ def operate(restricted_redis: RestrictedRedis, user: str) -> None:
     restricted_redis.admin.delete(Keys(restricted_redis.prefix).event("first"))
     assert "first" in say("get first")  # from the journal
     assert "boom" in say("dead list")
-    letter = Storage(restricted_redis.admin, restricted_redis.settings()).dead_letters.latest(1)[0].letter_id
+    letter = Storage(restricted_redis.admin, restricted_redis.settings()).dead_letters.latest(1)[0].dead_letter_id
     assert "boom" in say(f"dead show {letter}")
     assert "1 " in say("dead retry --reason payload")
     assert "2 " in say("replay --all --name r")
@@ -104,7 +104,7 @@ def flower(restricted_redis: RestrictedRedis, user: str) -> None:
         assert data.events("", "", 0, 50).rows
         assert data.dead("", 0, 50).rows
         assert data.page("first")
-        assert "Retried" in actions.retry(data, data.letters.latest(1)[0].letter_id, "me")
+        assert "Retried" in actions.retry(data, data.letters.latest(1)[0].dead_letter_id, "me")
         data.storage.client.close()
         broker = FlowersBroker(
             restricted_redis.url(user), broker_options=restricted_redis.app.conf.broker_transport_options

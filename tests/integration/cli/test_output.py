@@ -48,7 +48,7 @@ def test_an_id_stays_whole_on_a_narrow_terminal(terminal: OpenTerminal, replays:
     (letter,) = replays.letters.latest(1)
     shown = terminal("bus", "dead", "list", columns=60)
     assert shown.wait() == 0
-    assert letter.letter_id in shown.text
+    assert letter.dead_letter_id in shown.text
 
 
 @pytest.mark.parametrize(("answer", "left", "status"), [("n\n", 3, 1), ("y\n", 0, 0)])
@@ -62,7 +62,7 @@ def test_a_question_at_a_terminal(
     asking.shows("Remove 3 dead letters of group tests for good? [y/N]")
     asking.type(answer)
     assert asking.wait() == status
-    assert replays.letters.size().letters == left
+    assert replays.letters.size().count == left
 
 
 def test_a_replay_at_a_terminal_has_a_bar(

@@ -14,8 +14,8 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import InFlightTask
 from bridge.storage.presence import Presence
 from bridge.storage.storage import Storage
 from tests.support.apps import Invoke
@@ -58,9 +58,9 @@ def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> 
     client.xgroup_create(keys.journal, "idle", id="$")
     client.xreadgroup("tests", "silent", {keys.journal: ">"}, count=3)
     pair = InFlightTask("t.exact", "e", "1-1", "celery")
-    Storage(client, settings).ledger.sent([], [pair.listed(f"t{number}") for number in range(5)])
+    Storage(client, settings).ledger.acknowledge_sent([], [pair.entry(f"t{number}") for number in range(5)])
     late = settings.model_copy(update={"redispatch_after_s": -1})
-    Storage(client, late).ledger.sent([], [pair.listed("late")])
+    Storage(client, late).ledger.acknowledge_sent([], [pair.entry("late")])
     Storage(client, settings).dead_letters.add(DeadLetter.of_message("json", "", "channel", b"x"))
     now_s = int(client.time()[0])
     problems, gap_ms = ["cannot", "will not"], (now_s - 7300) * 1000

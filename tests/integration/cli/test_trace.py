@@ -17,7 +17,7 @@ from bridge import BridgeSettings, Event, EventBus
 from bridge.cli import bus as bus_command
 from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.ledger import Ended
+from bridge.storage.in_flight import Ended
 from bridge.storage.storage import Storage
 from tests.support.processes import Processes
 from tests.support.terminal import OpenTerminal
@@ -89,7 +89,7 @@ def test_a_real_trip(
     (letter,) = Storage(client, settings).dead_letters.latest(10)
     shown = trace("trip").stdout
     (failed,) = [line for line in shown.splitlines() if "FAILURE" in line]
-    assert failed.endswith(f"  celery  failure: RuntimeError: no room  (dead letter {letter.letter_id})")
+    assert failed.endswith(f"  celery  failure: RuntimeError: no room  (dead letter {letter.dead_letter_id})")
     assert shown.splitlines()[0].endswith(f"Z{ASKED}")
     assert re.search(r"flight  SUCCESS  \d\.\d{3} s  celery$", shown, re.MULTILINE)
 
@@ -109,7 +109,7 @@ def test_a_real_trip(
         assert one.wait() == 0
         text = COLOURS.sub("", one.text)
         assert sum(-(-len(row) // columns) for row in text.splitlines()) <= 24
-        assert all(event_id in text for event_id in [*all_ids, letter.letter_id])
+        assert all(event_id in text for event_id in [*all_ids, letter.dead_letter_id])
         assert "Z" not in text.splitlines()[0]  # an age takes less room
     assert "\x1b[1;31mFAILURE" in opened[80].text
 
@@ -128,7 +128,7 @@ def test_what_others_wrote_commands_nothing(
     detail = f"first\nsecond {'d' * 900}"
     task_id = task_id_for("tests", "root", f"{HERE}.hotel")
     letter = DeadLetter.of_event(EVIL, detail, event, b"{}", f"{HERE}.hotel", task_id)
-    Storage(client, settings).dead_letters.bury(letter, Ended(queue=EVIL))
+    Storage(client, settings).dead_letters.end_task_with(letter, Ended(queue=EVIL))
     at_terminal = terminal("bus", "trace", "root", app=HERE, columns=200)
     assert at_terminal.wait() == 0
     for text in (trace("root").stdout, trace("chain").stdout, COLOURS.sub("", at_terminal.text).replace("\r\n", "\n")):

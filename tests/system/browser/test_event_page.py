@@ -91,11 +91,11 @@ def test_a_dead_letter_is_retried_from_the_list(site: Site, flower: Flower, brow
     assert browser.run("location.pathname") == "/events/dead"
     assert f"in Flower by 127.0.0.1: event {name} to tests.app.failing" in site.processes.log("flower")
     again = eventually(
-        lambda: [one for one in site.letters.latest(1000) if one.event_id == name and one.letter_id != first],
+        lambda: [one for one in site.letters.latest(1000) if one.event_id == name and one.dead_letter_id != first],
         "it fails again",
     )
-    site.letters.drop([again[0].letter_id])
-    answer = flower.press(f"/events/dead/{again[0].letter_id}/retry")
+    site.letters.drop([again[0].dead_letter_id])
+    answer = flower.press(f"/events/dead/{again[0].dead_letter_id}/retry")
     assert (answer.status, answer.headers["Location"]) == (303, "/events/dead")
 
 

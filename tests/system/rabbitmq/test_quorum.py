@@ -46,7 +46,7 @@ def test_a_countdown_waits_in_the_broker(
     outbox = Outbox(quorum_app, settings)
     (message,) = prepared(outbox, "t.delayed")
     assert message.route.queue == "celery"
-    assert message.listed.delay_ms == 2000
+    assert message.ledger_entry.delay_ms == 2000
     assert outbox.send([message]) == []
     assert rabbit.length("celery_delayed_1") + rabbit.length("celery_delayed_0") == 1
     eventually(lambda: rabbit.length() == 1, "it is delivered")

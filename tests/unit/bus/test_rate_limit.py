@@ -122,7 +122,7 @@ def test_all_subscribers_share_one_count(
     shout(client, prefix, [event(number, "quiet") for number in range(10)])
     for group in ("tests", "others"):
         letters = Storage(client, settings.model_copy(update={"group": group})).dead_letters
-        eventually(lambda letters=letters: letters.size().letters == 40, f"the rest is kept for {group}")
+        eventually(lambda letters=letters: letters.size().count == 40, f"the rest is kept for {group}")
         assert {letter.reason for letter in letters.latest(50)} == {"rate_limit"}
         assert all(letter.event() == event(int(letter.event_id[5:])) for letter in letters.latest(50))
     eventually(lambda: queues.length() == 40, "ten of each source are dispatched, for two groups")
@@ -147,11 +147,11 @@ def test_a_retry_brings_it_in(
     register_handlers("t.all")
     start_subscriber(max_events_per_s_per_source=0.1)
     shout(client, prefix, [event(number) for number in range(20)])
-    eventually(lambda: replays.letters.size().letters == 19, "all but one are kept")
+    eventually(lambda: replays.letters.size().count == 19, "all but one are kept")
     assert last(replays.dead(reason="rate_limit").run(FAST)).replayed == 19
     eventually(lambda: queues.length() == 20, "all are dispatched")
     assert set(queues.tasks().values()) == {1}
-    assert replays.letters.size().letters == 0
+    assert replays.letters.size().count == 0
 
 
 def test_catch_up_is_not_limited(
@@ -170,13 +170,13 @@ def test_catch_up_is_not_limited(
     eventually(lambda: queues.length() == 100, "all are dispatched")
     shout(client, prefix, [event(number) for number in range(100, 110)], keep=True)
     letters = Storage(client, settings).dead_letters
-    eventually(lambda: letters.size().letters == 9, "those that are heard are limited")
+    eventually(lambda: letters.size().count == 9, "those that are heard are limited")
     client.client_kill_filter(_type="pubsub")
     eventually(lambda: subscriber.info().get("subscription_gaps"), "the gap is noticed")
     shout(client, prefix, [event(1, "quiet")])
     eventually(lambda: queues.length() == 102, "it is looked for what was missed, and goes on")
     subscriber.stop()
-    assert letters.size().letters == 9
+    assert letters.size().count == 9
     assert queues.length() == 102
 
 

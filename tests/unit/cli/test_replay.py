@@ -92,7 +92,7 @@ def test_a_dry_run_shows_and_counts(invoke: Invoke, replays: Replays, bus: Event
         ("", "", True),
     ]
     assert not replays.ids()
-    assert replays.letters.size().letters == 2
+    assert replays.letters.size().count == 2
 
 
 def test_dead_letters_are_listed_and_shown(invoke: Invoke, replays: Replays) -> None:
@@ -124,7 +124,7 @@ def test_dead_letters_are_removed_with_force(invoke: Invoke, replays: Replays) -
     output = invoke("dead", "purge", "--reason", "failure", input="y\n", expect=2).output
     assert "Remove 250 dead letters of group tests for good?" in output
     assert "--force does it without asking" in output
-    assert replays.letters.size().letters == 251
+    assert replays.letters.size().count == 251
     assert "250 removed" in invoke("dead", "purge", "--reason", "failure", "--force").output
     assert [letter.reason for letter in replays.letters.select(EntryFilter())] == ["payload"]
     assert "0 removed" in invoke("dead", "purge", "--reason", "failure").output

@@ -15,8 +15,8 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.cli import bus as bus_command
 from bridge.handlers.handler import task_id_for
+from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import InFlightTask
 from bridge.storage.storage import Storage
 
 HERE = "tests.chains"
@@ -77,9 +77,9 @@ def test_states_without_a_worker(
     client.xack(keys.journal, "tests", entry[0])
     assert shape(trace("first").stdout) == "sleepy.created\n   sleepy SKIPPED\n"
     ledger, task_id = Storage(client, settings).ledger, task_id_for("tests", "first", f"{HERE}.sleepy")
-    ledger.sent([], [InFlightTask(f"{HERE}.sleepy", "first", entry[0].decode(), "naps").listed(task_id)])
+    ledger.acknowledge_sent([], [InFlightTask(f"{HERE}.sleepy", "first", entry[0].decode(), "naps").entry(task_id)])
     assert re.search(r"sleepy  SENT  naps$", trace("first").stdout, re.MULTILINE)
-    ledger.begin(task_id, "run", idempotent=True)
+    ledger.start_run(task_id, "run", idempotent=True)
     assert re.search(r"sleepy  STARTED  naps$", trace("first").stdout, re.MULTILINE)
     ledger.release(task_id, "run", 0)
     assert re.search(r"sleepy  RETRY  naps$", trace("first").stdout, re.MULTILINE)

@@ -14,8 +14,8 @@ from bridge.events.redaction import REDACTED, Redaction
 from bridge.flower.data import EventData
 from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.in_flight import Ended
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended
 from bridge.storage.storage import Storage
 from tests.support.apps import Invoke
 from tests.support.replays import FAST, Replays, last
@@ -155,7 +155,7 @@ def test_a_retry_takes_the_event_itself(client: Redis, discreet: BridgeSettings,
     (fields,) = bench.replayed()
     assert json.loads(fields[b"event"])["payload"] == PAYLOAD
     assert fields[b"handler"] == b"t.exact"
-    assert bench.letters.size().letters == 0
+    assert bench.letters.size().count == 0
 
 
 def test_a_retry_of_an_expired_event(client: Redis, discreet: BridgeSettings) -> None:
@@ -168,7 +168,7 @@ def test_a_retry_of_an_expired_event(client: Redis, discreet: BridgeSettings) ->
     assert "the event has expired, and the letter is without what is sensitive" in problems[0]
     assert "another one is in its place" in problems[1]
     assert last(bench.dead().run(FAST)).skipped == 2
-    assert bench.letters.size().letters == 2
+    assert bench.letters.size().count == 2
 
 
 def test_refused_events_are_not_retried_by_their_id(client: Redis, discreet: BridgeSettings) -> None:
@@ -186,7 +186,7 @@ def test_commands(invoke: Invoke, client: Redis, settings: BridgeSettings, monke
     with EventBus(settings) as bus:
         bus.publish(event)
     letter = replace(letter_of(event), task_id=task_id_for("tests", "e1", "t.exact"))
-    Storage(client, settings).dead_letters.bury(letter, Ended())
+    Storage(client, settings).dead_letters.end_task_with(letter, Ended())
     before = invoke("get", "e1").output + invoke("dead", "show", "e1").output + invoke("trace", "e1").output
     assert before.count(SECRET) == 4
     monkeypatch.setenv("BRIDGE_REDACT_PATHS", json.dumps(SENSITIVE))

@@ -19,8 +19,9 @@ from bridge.handlers.run import Run
 from bridge.handlers.task import end_revoked
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
+from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import InFlightTask, Ledger
+from bridge.storage.ledger import Ledger
 from bridge.testing.redis_server import RedisServer
 from tests import handlers
 from tests.support.apps import make_app
@@ -69,7 +70,7 @@ def test_an_end_that_is_refused_holds_up_no_lease(
     deadline = time.monotonic() + 3 * bus.settings.lease_s
 
     def still_running() -> bool:
-        assert ledger.begin("long", "copy", idempotent=True).outcome == "running"
+        assert ledger.start_run("long", "copy", idempotent=True).result == "running"
         return time.monotonic() > deadline
 
     eventually(still_running, "three leases are over")
@@ -97,13 +98,13 @@ def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, pre
 
         def ask() -> bool:
             try:
-                outcomes.add(bus.storage.ledger.begin("t1", "copy", idempotent=True).outcome)
+                outcomes.add(bus.storage.ledger.start_run("t1", "copy", idempotent=True).result)
             except RedisError:
                 return False
             return "ended" in outcomes
 
         eventually(ask, "the end is noted")
-        assert "begun" not in outcomes
+        assert "started" not in outcomes
         (letter,) = bus.storage.dead_letters.latest(10)
         assert letter.detail == "while Redis was away"
 
@@ -117,13 +118,13 @@ def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
     leases: Leases, bus: EventBus, ledger: Ledger, letters: DeadLetters
 ) -> None:
     """A copy that has expired says nothing of a task that has ended or runs; without those it leaves a dead letter."""
-    ledger.sent(
-        [], [InFlightTask("t.all", "e1", "1-1").listed(name) for name in ("ended", "running", "waiting", "terminated")]
+    ledger.acknowledge_sent(
+        [], [InFlightTask("t.all", "e1", "1-1").entry(name) for name in ("ended", "running", "waiting", "terminated")]
     )
     leases.end("ended")
     other = Leases(bus)  # of another process
     for task_id in ("running", "terminated"):
-        assert other.begin(task_id, idempotent=True).outcome == "begun"
+        assert other.begin(task_id, idempotent=True).result == "started"
     for task_id in ("ended", "running", "waiting"):
         revoke(task_id, expired=True)
     revoke("terminated", terminated=True)
@@ -144,7 +145,7 @@ def test_a_terminated_run_is_the_end_of_its_task_whatever_becomes_of_copies(
 ) -> None:
     """An operator terminates a run and Celery drops a copy, in either order, while the first cannot be noted yet."""
     other = Leases(bus)  # of another process
-    assert other.begin("t", idempotent=True).outcome == "begun"
+    assert other.begin("t", idempotent=True).result == "started"
     other.release_locally("t")
     client.client_pause(10_000, all=False)
     revoke("t", terminated=first == "terminated")

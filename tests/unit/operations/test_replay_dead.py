@@ -53,7 +53,7 @@ def test_a_letter_dropped_meanwhile_stays_out(replays: Replays) -> None:
     replay = replays.dead()
     progress = replay._begin()
     (step,) = replay._steps(progress, 100)
-    replays.letters.drop([next(replays.letters.select(EntryFilter())).letter_id])
+    replays.letters.drop([next(replays.letters.select(EntryFilter())).dead_letter_id])
     assert replay._take(progress, step).replayed == 1
     assert replays.ids() == ["n1"]
 
@@ -141,7 +141,7 @@ def test_a_full_redis_loses_no_letter(own_server: RedisServer, settings: BridgeS
         client.config_set("maxmemory", 1)
         with pytest.raises(BridgeError, match="maxmemory"):
             next(steps)
-        assert bench.letters.size().letters == 2
+        assert bench.letters.size().count == 2
         assert not bench.ids()
         client.config_set("maxmemory", 0)
         assert bench.dead().progress() == progress

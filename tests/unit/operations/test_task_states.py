@@ -14,8 +14,8 @@ from bridge.handlers.handler import task_id_for
 from bridge.operations.task_states import TaskStates
 from bridge.operations.trace import Tracer
 from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.in_flight import Ended
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended
 from bridge.storage.storage import Storage
 from tests.support.apps import StartSubscriber
 from tests.support.proxy import Proxy
@@ -54,11 +54,11 @@ def test_states_of_a_task_from_the_journal_to_its_end(
     assert state() == "WAITING", "a consumer has taken it, but not finished"
     start_subscriber(app=user_app, claim_idle_s=0.01, maintenance_interval_s=0.05)
     eventually(lambda: state() == "SENT", "it is in its queue")
-    ledger.begin(task_id, "run", idempotent=True)
+    ledger.start_run(task_id, "run", idempotent=True)
     assert state() == "STARTED"
     ledger.release(task_id, "run", 60_000)
     assert state() == "RETRY"
-    ledger.begin(task_id, "again", idempotent=True, retries=1)
+    ledger.start_run(task_id, "again", idempotent=True, retries=1)
     assert state() == "STARTED"
     with client.pipeline() as pipe:
         ledger.end(task_id, Ended(runtime_ms=250, queue="plain"), pipe)
@@ -81,7 +81,7 @@ def test_a_run_whose_worker_died_is_not_started(
     start_subscriber(app=user_app)
     eventually(lambda: state() == "SENT", "it is in its queue")
     short = settings.model_copy(update={"lease_s": 0.2})
-    Storage(client, short).ledger.begin(task_id_for("tests", "e", f"{HERE}.plain"), "run", idempotent=True)
+    Storage(client, short).ledger.start_run(task_id_for("tests", "e", f"{HERE}.plain"), "run", idempotent=True)
     assert state() == "STARTED"
     eventually(lambda: state() == "SENT", "its lease is over", 5)
 
@@ -96,14 +96,14 @@ def test_failures_and_what_they_say(
     task_id = task_id_for("tests", "e", f"{HERE}.plain")
     letter = DeadLetter.of_event("worker_lost", "it died", event, event.encode(), f"{HERE}.plain", task_id)
     eventually(lambda: client.zcard(Keys(settings.channel_prefix).inflight("tests")), "it was sent")
-    letters.bury(letter, Ended(runtime_ms=-1, queue="plain"))
+    letters.end_task_with(letter, Ended(runtime_ms=-1, queue="plain"))
     ((task,),) = outcomes.states([("e", "plain.made")])
     (kept,) = letters.latest(1)
-    assert (task.state, task.detail, task.letter_id) == ("FAILURE", "worker_lost: it died", kept.letter_id)
+    assert (task.state, task.detail, task.dead_letter_id) == ("FAILURE", "worker_lost: it died", kept.dead_letter_id)
     assert (task.runtime_s, task.queue) == (None, "plain")
-    letters.drop([kept.letter_id])
+    letters.drop([kept.dead_letter_id])
     ((task,),) = outcomes.states([("e", "plain.made")])
-    assert (task.state, task.letter_id) == ("FAILURE", "")
+    assert (task.state, task.dead_letter_id) == ("FAILURE", "")
     assert "is gone" in task.detail
 
 

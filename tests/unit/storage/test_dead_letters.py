@@ -13,8 +13,8 @@ from bridge.config.settings import BridgeSettings
 from bridge.events.event import Event
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters, EntryFilter, Size
+from bridge.storage.in_flight import Ended, InFlightTask
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, InFlightTask
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 
@@ -50,7 +50,7 @@ def test_the_cap_by_count_is_exact(client: Redis, settings: BridgeSettings) -> N
     letters = Storage(client, capped(settings, max_dead_letters=7)).dead_letters
     for number in range(20):
         assert letters.add(letter(number))
-        assert letters.size().letters == min(number + 1, 7)
+        assert letters.size().count == min(number + 1, 7)
     assert details(letters) == [str(number) for number in range(13, 20)]
     assert letters.size() == Size(7, held_bytes(client, settings), 13)
 
@@ -75,10 +75,10 @@ def test_the_cap_by_bytes_is_exact(client: Redis, settings: BridgeSettings) -> N
     one = letter(99, b"x" * 400)
     letters.add(one)
     (newest,) = letters.latest(1)
-    letters.drop([kept.letter_id for kept in letters.select(ALL) if kept != newest])
+    letters.drop([kept.dead_letter_id for kept in letters.select(ALL) if kept != newest])
     full = Storage(client, capped(settings, max_dead_letter_bytes=2 * letters.size().bytes)).dead_letters
     full.add(letter(98, b"x" * 400))
-    assert full.size().letters == 2  # exactly full
+    assert full.size().count == 2  # exactly full
 
 
 def test_a_letter_over_the_cap_is_dropped_and_counted(client: Redis, settings: BridgeSettings) -> None:
@@ -101,9 +101,9 @@ def test_writers_at_once_keep_the_caps(server: RedisServer, client: Redis, setti
             for number in range(100):
                 letters.add(letter(1000 * writer + number, b"x" * (number * 37 % 700)))
                 if number % 10 == 0:
-                    dropped += letters.drop([one.letter_id for one in letters.latest(2)])
+                    dropped += letters.drop([one.dead_letter_id for one in letters.latest(2)])
                 size = letters.size()
-                assert size.letters <= 40
+                assert size.count <= 40
                 assert size.bytes <= 12_000
             return dropped
 
@@ -111,7 +111,7 @@ def test_writers_at_once_keep_the_caps(server: RedisServer, client: Redis, setti
         removed = sum(pool.map(write, range(4)))
     size = Storage(client, limits).dead_letters.size()
     assert removed > 0
-    assert size == Size(size.letters, held_bytes(client, settings), 400 - removed - size.letters)
+    assert size == Size(size.count, held_bytes(client, settings), 400 - removed - size.count)
     assert size.bytes > 0
 
 
@@ -133,7 +133,7 @@ def test_a_count_that_is_lost_is_made_anew(client: Redis, settings: BridgeSettin
     for number in range(3):
         letters.add(letter(number, b"x" * 100))
     client.delete(keys.dead_size("tests"))
-    letters.drop([next(letters.select(ALL)).letter_id])
+    letters.drop([next(letters.select(ALL)).dead_letter_id])
     letters.add(letter(3))
     assert letters.size() == Size(3, held_bytes(client, settings), 0)
     client.delete(keys.dead("tests"))
@@ -151,7 +151,7 @@ def test_dropping(client: Redis, settings: BridgeSettings, letters: DeadLetters)
     """Letters that are dropped are gone, once, and their bytes with them; no overflow is counted."""
     for number in range(4):
         letters.add(letter(number))
-    ids = [one.letter_id for one in letters.select(ALL)]
+    ids = [one.dead_letter_id for one in letters.select(ALL)]
     assert letters.drop(ids[1:3]) == 2
     assert letters.drop(ids[1:3]) == 0
     assert details(letters) == ["0", "3"]
@@ -182,7 +182,7 @@ def test_a_letter_says_what_the_message_was(letters: DeadLetters) -> None:
     assert message.sha256 == hashlib.sha256(data).hexdigest()
     assert (failure.raw, failure.size, failure.attempts) == (event.encode(), len(event.encode()), 3)
     assert failure.sha256 == hashlib.sha256(event.encode()).hexdigest()
-    assert abs(failure.at_ms - int(failure.letter_id.partition("-")[0])) < 60_000
+    assert abs(failure.at_ms - int(failure.dead_letter_id.partition("-")[0])) < 60_000
 
 
 def test_a_letter_of_another_version_is_read(client: Redis, settings: BridgeSettings, letters: DeadLetters) -> None:
@@ -220,22 +220,22 @@ def test_no_task_ends_without_its_letter(
             Storage(client, settings).dead_letters,
             Storage(client, settings).ledger,
         )
-        ledger.sent([], [InFlightTask("h", "e", "1-1").listed("t1")])
+        ledger.acknowledge_sent([], [InFlightTask("h", "e", "1-1").entry("t1")])
         doomed = letter(1, task_id="t1")
         if written_before:
             letters.add(doomed)
         else:
             client.set(keys.dead(settings.group), "no stream")
             with pytest.raises(RedisError, match="WRONGTYPE"):
-                letters.bury(doomed, Ended())
+                letters.end_task_with(doomed, Ended())
             client.delete(keys.dead(settings.group))
         client.config_set("maxmemory", 1)
         with pytest.raises(RedisError, match="maxmemory"):
-            letters.bury(doomed, Ended())
+            letters.end_task_with(doomed, Ended())
         assert (ledger.size(), ledger.has_ended("t1")) == (1, False)
         client.config_set("maxmemory", 0)
         for _ in range(2):
-            letters.bury(doomed, Ended())
+            letters.end_task_with(doomed, Ended())
             assert (ledger.size(), ledger.has_ended("t1"), details(letters)) == (0, True, ["1"])
 
 

@@ -10,8 +10,9 @@ from redis import Redis
 from redis.exceptions import WatchError
 
 from bridge import BridgeSettings
+from bridge.storage.in_flight import Ended, InFlightTask, RunStart
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Begun, Ended, InFlightTask, Ledger
+from bridge.storage.ledger import Ledger
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.waiting import eventually
@@ -48,13 +49,13 @@ def end(ledger: Ledger, client: Redis, task_id: str) -> None:
 def test_a_task_runs_once(make: MakeLedger, client: Redis, prefix: str) -> None:
     """One run begins; a second copy is told how long the first counts as running, and after its end that it ended."""
     ledger = make(lease_s=30)
-    ledger.sent([], [PAIR.listed("t1")])
-    assert ledger.begin("t1", "first", idempotent=True) == Begun("begun")
-    second = ledger.begin("t1", "second", idempotent=True)
-    assert second.outcome == "running"
+    ledger.acknowledge_sent([], [PAIR.entry("t1")])
+    assert ledger.start_run("t1", "first", idempotent=True) == RunStart("started")
+    second = ledger.start_run("t1", "second", idempotent=True)
+    assert second.result == "running"
     assert 29_000 < second.left_ms <= 30_000
     end(ledger, client, "t1")
-    assert ledger.begin("t1", "second", idempotent=True).outcome == "ended"
+    assert ledger.start_run("t1", "second", idempotent=True).result == "ended"
     assert ledger.size() == 0
     assert not client.exists(Keys(prefix).lease("t1"))
 
@@ -82,62 +83,67 @@ def test_the_first_end_counts(make: MakeLedger, client: Redis, prefix: str, mome
 def test_a_lost_reply_does_not_make_a_run_stand_in_its_own_way(make: MakeLedger) -> None:
     """Beginning again with the same token gives the same answer."""
     ledger = make()
-    first = ledger.begin("t1", "token", idempotent=True)
-    assert ledger.begin("t1", "token", idempotent=True) == first == Begun("begun")
+    first = ledger.start_run("t1", "token", idempotent=True)
+    assert ledger.start_run("t1", "token", idempotent=True) == first == RunStart("started")
 
 
 def test_a_dead_run_makes_room_and_is_counted(make: MakeLedger) -> None:
     """When a lease has run out unrenewed the next copy runs; after max_redispatches deaths none does any more."""
     ledger = make(lease_s=0.05, max_redispatches=2)
-    outcomes: list[Begun] = []
+    outcomes: list[RunStart] = []
 
     def begin_next() -> bool:
-        begun = ledger.begin("t1", f"run{len(outcomes)}", idempotent=True)
-        if begun.outcome != "running":
+        begun = ledger.start_run("t1", f"run{len(outcomes)}", idempotent=True)
+        if begun.result != "running":
             outcomes.append(begun)
-        return begun.outcome == "poisoned"
+        return begun.result == "poisoned"
 
     eventually(begin_next, "too many deaths")
-    assert outcomes == [Begun("begun"), Begun("begun", deaths=1), Begun("begun", deaths=2), Begun("poisoned", deaths=3)]
+    assert outcomes == [
+        RunStart("started"),
+        RunStart("started", deaths=1),
+        RunStart("started", deaths=2),
+        RunStart("poisoned", deaths=3),
+    ]
 
 
 def test_a_renewed_lease_holds(make: MakeLedger) -> None:
     """Renewing prolongs a lease; once another run has taken over, the first is told so."""
     ledger = make(lease_s=0.3)
-    ledger.begin("t1", "first", idempotent=True)
+    ledger.start_run("t1", "first", idempotent=True)
     for _ in range(5):
         assert ledger.renew("t1", "first")
-        assert ledger.begin("t1", "second", idempotent=True).outcome == "running"
-    eventually(lambda: ledger.begin("t1", "second", idempotent=True).outcome == "begun", "the lease runs out")
+        assert ledger.start_run("t1", "second", idempotent=True).result == "running"
+    eventually(lambda: ledger.start_run("t1", "second", idempotent=True).result == "started", "the lease runs out")
     assert not ledger.renew("t1", "first")
 
 
 def test_opting_out_of_idempotence(make: MakeLedger, client: Redis) -> None:
     """A task that is not idempotent=True runs also when it runs elsewhere or has ended."""
     ledger = make()
-    assert ledger.begin("t1", "first", idempotent=False) == Begun("begun")
-    assert ledger.begin("t1", "second", idempotent=False) == Begun("begun")
+    assert ledger.start_run("t1", "first", idempotent=False) == RunStart("started")
+    assert ledger.start_run("t1", "second", idempotent=False) == RunStart("started")
     end(ledger, client, "t1")
-    assert ledger.begin("t1", "third", idempotent=False) == Begun("begun")
+    assert ledger.start_run("t1", "third", idempotent=False) == RunStart("started")
 
 
 def test_a_released_run_lets_the_retry_begin(make: MakeLedger) -> None:
     """After release the next run begins at once, without a death; only the holder of the lease can release it."""
     ledger = make()
-    ledger.begin("t1", "first", idempotent=True)
+    ledger.start_run("t1", "first", idempotent=True)
     ledger.release("t1", "another", 0)
-    assert ledger.begin("t1", "retry", idempotent=True).outcome == "running"
+    assert ledger.start_run("t1", "retry", idempotent=True).result == "running"
     ledger.release("t1", "first", 0)
-    assert ledger.begin("t1", "retry", idempotent=True) == Begun("begun")
+    assert ledger.start_run("t1", "retry", idempotent=True) == RunStart("started")
 
 
 def test_a_task_that_ended_before_it_was_listed_is_not_listed(make: MakeLedger, client: Redis) -> None:
     """A worker may be faster than the dispatcher's note; also a repeated dispatch lists nothing that has ended."""
     ledger = make()
     end(ledger, client, "fast")
-    ledger.sent([], [PAIR.listed("fast"), PAIR.listed("slow")])
+    ledger.acknowledge_sent([], [PAIR.entry("fast"), PAIR.entry("slow")])
     assert ledger.size() == 1
-    ledger.sent([], [PAIR.listed("slow")])
+    ledger.acknowledge_sent([], [PAIR.entry("slow")])
     assert ledger.size() == 1
 
 
@@ -148,7 +154,7 @@ def test_sent_acknowledges_and_lists_in_one_step(make: MakeLedger, client: Redis
     entry_ids = [client.xadd(journal, {"event": b"{}"}) for _ in range(3)]
     client.xreadgroup("tests", "one", {journal: ">"})
     for _ in range(2):
-        ledger.sent(entry_ids[:2], [PAIR.listed("t1"), PAIR.listed("t2")])
+        ledger.acknowledge_sent(entry_ids[:2], [PAIR.entry("t1"), PAIR.entry("t2")])
         assert client.xpending(journal, "tests")["pending"] == 1
         assert ledger.size() == 2
 
@@ -156,75 +162,75 @@ def test_sent_acknowledges_and_lists_in_one_step(make: MakeLedger, client: Redis
 def test_overdue_comes_after_the_delay(make: MakeLedger) -> None:
     """A task is overdue redispatch_after_s after it was sent, one with a countdown that much later."""
     ledger = make(redispatch_after_s=0.05)
-    ledger.sent([], [InFlightTask("t.all", "e", "1-1", delay_ms=60_000).listed("late"), PAIR.listed("soon")])
-    found = eventually(lambda: ledger.overdue(10), "one is overdue")
-    assert [(task.task_id, task.pair) for task in found] == [("soon", PAIR)]
+    ledger.acknowledge_sent([], [InFlightTask("t.all", "e", "1-1", delay_ms=60_000).entry("late"), PAIR.entry("soon")])
+    found = eventually(lambda: ledger.find_overdue(10), "one is overdue")
+    assert [(task.task_id, task.in_flight) for task in found] == [("soon", PAIR)]
 
 
 def test_running_waiting_and_ended_tasks_are_put_off_or_struck(make: MakeLedger, client: Redis, prefix: str) -> None:
     """A sweep leaves only tasks that neither run nor wait nor have ended; nothing of the rest is overdue after it."""
     ledger = make(redispatch_after_s=0.2, lease_s=60)
-    ledger.sent([], [PAIR.listed(name) for name in ("running", "waiting", "ended", "lost")])
-    ledger.begin("running", "token", idempotent=True)
-    eventually(lambda: len(ledger.overdue(10)) == 3, "all but the running one are overdue")
-    overdue = ledger.overdue(10)
+    ledger.acknowledge_sent([], [PAIR.entry(name) for name in ("running", "waiting", "ended", "lost")])
+    ledger.start_run("running", "token", idempotent=True)
+    eventually(lambda: len(ledger.find_overdue(10)) == 3, "all but the running one are overdue")
+    overdue = ledger.find_overdue(10)
     assert "running" not in {task.task_id for task in overdue}
     client.set(Keys(prefix).done("ended"), b"1")  # as of a task whose end came before it was listed
-    assert ledger.sweep(overdue, {"waiting"}) == {"lost"}
-    assert {task.task_id for task in ledger.overdue(10)} <= {"lost", "waiting"}
+    assert ledger.sweep_overdue(overdue, {"waiting"}) == {"lost"}
+    assert {task.task_id for task in ledger.find_overdue(10)} <= {"lost", "waiting"}
     assert ledger.size() == 3
 
 
 def passed(ledger: Ledger, *task_ids: str) -> dict[str, bool]:
     """Whether these were passed; those that have begun are overdue again a moment later."""
-    return {task.task_id: task.left_queue for task in ledger.overdue(10) if task.task_id in task_ids}
+    return {task.task_id: task.left_queue for task in ledger.find_overdue(10) if task.task_id in task_ids}
 
 
 def test_a_later_task_of_the_queue_that_began_passes_an_earlier_one(make: MakeLedger) -> None:
     """Once a task sent a lease later has begun, earlier ones of the same queue and priority have passed."""
     ledger = make(redispatch_after_s=0.1, lease_s=0.05)
     other = InFlightTask("t.all", "e", "1-1", queue="celery", priority=6)
-    ledger.sent([], [PAIR.listed("first"), other.listed("other")])
-    eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
+    ledger.acknowledge_sent([], [PAIR.entry("first"), other.entry("other")])
+    eventually(lambda: len(ledger.find_overdue(10)) == 2, "both are overdue")
     assert passed(ledger, "first", "other") == {"first": False, "other": False}
-    ledger.sent([], [PAIR.listed("later")])
-    ledger.begin("later", "token", idempotent=True)
+    ledger.acknowledge_sent([], [PAIR.entry("later")])
+    ledger.start_run("later", "token", idempotent=True)
     assert passed(ledger, "first", "other") == {"first": True, "other": False}
 
 
 def test_what_says_little_of_the_order_passes_nothing(make: MakeLedger) -> None:
     """Neither a task sent at about the same time, nor one sent again, whose first message may be the one that began."""
     ledger = make(redispatch_after_s=0.1, lease_s=30)
-    ledger.sent([], [PAIR.listed("first")])
-    ledger.sent([], [PAIR.listed("overlapping")])
-    eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
-    ledger.begin("overlapping", "token", idempotent=True)
+    ledger.acknowledge_sent([], [PAIR.entry("first")])
+    ledger.acknowledge_sent([], [PAIR.entry("overlapping")])
+    eventually(lambda: len(ledger.find_overdue(10)) == 2, "both are overdue")
+    ledger.start_run("overlapping", "token", idempotent=True)
     assert passed(ledger, "first") == {"first": False}
     hasty = make(redispatch_after_s=0.1, lease_s=0.05)
-    hasty.sent([], [PAIR._replace(redispatches=1).listed("again")])
-    hasty.begin("again", "token", idempotent=True)
+    hasty.acknowledge_sent([], [PAIR._replace(redispatches=1).entry("again")])
+    hasty.start_run("again", "token", idempotent=True)
     assert passed(hasty, "first") == {"first": False}
 
 
 def test_a_retry_need_not_wait_for_the_run_that_sent_it(make: MakeLedger) -> None:
     """Its message may come before that run has given up its lease; copies of the earlier message wait for the retry."""
     ledger = make(lease_s=30)
-    ledger.begin("t1", "first", idempotent=True)
-    assert ledger.begin("t1", "retry", idempotent=True, retries=1) == Begun("begun")
+    ledger.start_run("t1", "first", idempotent=True)
+    assert ledger.start_run("t1", "retry", idempotent=True, retries=1) == RunStart("started")
     ledger.release("t1", "first", 0)
-    assert ledger.begin("t1", "copy", idempotent=True).outcome == "running"
-    assert ledger.begin("t1", "copy of the retry", idempotent=True, retries=1).outcome == "running"
+    assert ledger.start_run("t1", "copy", idempotent=True).result == "running"
+    assert ledger.start_run("t1", "copy of the retry", idempotent=True, retries=1).result == "running"
     assert ledger.renew("t1", "retry")
 
 
 def test_a_retry_says_nothing_of_the_order(make: MakeLedger) -> None:
     """It comes when its time has come, maybe through another queue: those that wait are not passed by it."""
     ledger = make(redispatch_after_s=0.1, lease_s=0.05)
-    ledger.sent([], [PAIR.listed("first"), PAIR.listed("retried")])
-    ledger.begin("retried", "one", idempotent=True)
+    ledger.acknowledge_sent([], [PAIR.entry("first"), PAIR.entry("retried")])
+    ledger.start_run("retried", "one", idempotent=True)
     ledger.release("retried", "one", 0)
-    eventually(lambda: len(ledger.overdue(10)) == 2, "both are overdue")
-    ledger.begin("retried", "two", idempotent=True)
+    eventually(lambda: len(ledger.find_overdue(10)) == 2, "both are overdue")
+    ledger.start_run("retried", "two", idempotent=True)
     assert passed(ledger, "first") == {"first": False}
 
 
@@ -233,14 +239,14 @@ def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, cli
     ledger = make(redispatch_after_s=0.05, event_ttl_s=1)
 
     def swept() -> set[str]:
-        overdue = ledger.overdue(10)
-        return ledger.sweep(overdue, {task.task_id for task in overdue})
+        overdue = ledger.find_overdue(10)
+        return ledger.sweep_overdue(overdue, {task.task_id for task in overdue})
 
     sent_at = time.monotonic()
-    ledger.sent([], [PAIR.listed("lost"), PAIR._replace(redispatches=1).listed("again")])
+    ledger.acknowledge_sent([], [PAIR.entry("lost"), PAIR._replace(redispatches=1).entry("again")])
     eventually(lambda: swept() == {"lost"}, "it is sent again")
     assert time.monotonic() - sent_at > 0.4
-    ledger.sent([], [PAIR._replace(redispatches=1).listed("lost")])
+    ledger.acknowledge_sent([], [PAIR._replace(redispatches=1).entry("lost")])
     sent_at = time.monotonic()
     while time.monotonic() - sent_at < 0.8:
         assert swept() == set()
@@ -249,9 +255,9 @@ def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, cli
 def test_pairs_of_another_version_are_read(make: MakeLedger, client: Redis, prefix: str) -> None:
     """What a newer version lists is swept by an older one, as after a roll-back."""
     ledger = make(redispatch_after_s=0.01)
-    ledger.sent([], [PAIR.listed("t1")])
-    pairs = Keys(prefix).inflight_pairs("tests")
+    ledger.acknowledge_sent([], [PAIR.entry("t1")])
+    pairs = Keys(prefix).inflight_tasks("tests")
     stored = client.hget(pairs, "t1")
     client.hset(pairs, "t1", stored.replace(b"{", b'{"colour": "red", '))
-    (found,) = eventually(lambda: ledger.overdue(10), "it is overdue")
-    assert found.pair == PAIR
+    (found,) = eventually(lambda: ledger.find_overdue(10), "it is overdue")
+    assert found.in_flight == PAIR

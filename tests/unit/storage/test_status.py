@@ -12,8 +12,9 @@ from redis.exceptions import RedisError
 from bridge import BridgeSettings, Event, EventBus
 from bridge.redis.client import connect
 from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.in_flight import Ended, InFlightTask, LedgerEntry
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended, InFlightTask, Ledger, LedgerEntry
+from bridge.storage.ledger import Ledger
 from bridge.storage.presence import Presence
 from bridge.storage.status import BusStatus, GroupStatus, read_status
 from bridge.storage.storage import Storage
@@ -109,9 +110,9 @@ def test_tasks_in_flight_and_overdue(each_client: Redis, each_settings: BridgeSe
     def ledger(**changes: Any) -> Ledger:
         return Storage(each_client, each_settings.model_copy(update=changes)).ledger
 
-    ledger().sent([], [pair.listed(f"t{number}") for number in range(5)])
-    ledger(redispatch_after_s=-1).sent([], [pair.listed("late1"), pair.listed("late2")])
-    ledger(group="other").sent([], [LedgerEntry("delayed", pair.encode(), 60_000)])
+    ledger().acknowledge_sent([], [pair.entry(f"t{number}") for number in range(5)])
+    ledger(redispatch_after_s=-1).acknowledge_sent([], [pair.entry("late1"), pair.entry("late2")])
+    ledger(group="other").acknowledge_sent([], [LedgerEntry("delayed", pair.encode(), 60_000)])
     tests, other = (group_of(each_client, each_settings, name) for name in ("tests", "other"))
     assert (tests.in_flight, tests.overdue) == (7, 2)
     assert (other.in_flight, other.overdue) == (1, 0)
@@ -130,10 +131,10 @@ def test_dead_letters_of_each_group(each_client: Redis, each_settings: BridgeSet
     letters = Storage(each_client, each_settings.model_copy(update={"max_dead_letters": 2})).dead_letters
     for number in (1, 2, 3, 3):
         letters.add(DeadLetter.of_message("json", "", "channel", b"%d" % number))
-    letters.bury(DeadLetter("failure", "", "journal", b"", task_id="t"), Ended())
+    letters.end_task_with(DeadLetter("failure", "", "journal", b"", task_id="t"), Ended())
     found = group_of(each_client, each_settings)
     assert (found.dead_letters, found.dead_letters_written, found.dead_letters_evicted) == (2, 4, 2)
-    letters.drop([letter.letter_id for letter in letters.latest(10)])
+    letters.drop([letter.dead_letter_id for letter in letters.latest(10)])
     found = group_of(each_client, each_settings)
     assert (found.dead_letters, found.dead_letters_written, found.dead_letters_evicted) == (0, 4, 2)
     other = group_of(each_client, each_settings, "other")
@@ -153,13 +154,13 @@ def test_starts_are_counted_once_per_task(each_client: Redis, each_settings: Bri
     now_ms = seconds * 1000 + microseconds // 1000
     for delay_ms in (0, 900, 1000, 60_000):
         pair = InFlightTask("t.all", f"e{delay_ms}", f"{now_ms - delay_ms}-0", "celery")
-        ledger.sent([], [pair.listed(f"t{delay_ms}")])
-        assert ledger.begin(f"t{delay_ms}", "run", idempotent=True).outcome == "begun"
-        ledger.begin(f"t{delay_ms}", "run", idempotent=True)  # its reply was lost
+        ledger.acknowledge_sent([], [pair.entry(f"t{delay_ms}")])
+        assert ledger.start_run(f"t{delay_ms}", "run", idempotent=True).result == "started"
+        ledger.start_run(f"t{delay_ms}", "run", idempotent=True)  # its reply was lost
         ledger.release(f"t{delay_ms}", "run", 0)
-        ledger.begin(f"t{delay_ms}", "again", idempotent=True, retries=1)
-    ledger.sent([], [InFlightTask("t.all", "e", entry, "celery", redispatches=1).listed("again")])
-    ledger.begin("again", "run", idempotent=True)
+        ledger.start_run(f"t{delay_ms}", "again", idempotent=True, retries=1)
+    ledger.acknowledge_sent([], [InFlightTask("t.all", "e", entry, "celery", redispatches=1).entry("again")])
+    ledger.start_run("again", "run", idempotent=True)
     starts = group_of(each_client, each_settings).starts
     assert sum(starts.counts.values()) == 4
     assert 61_900 <= starts.sum_ms < 65_000
@@ -174,8 +175,8 @@ def test_something_else_at_the_keys_of_the_figures_stops_no_task(
     """Tasks begin whatever is at the key where their delays are counted."""
     ledger, keys = Storage(each_client, each_settings).ledger, Keys(each_settings.channel_prefix)
     each_client.set(keys.starts("tests"), "in the way")
-    ledger.sent([], [InFlightTask("t.all", "e", "1-1", "celery").listed("t")])
-    assert ledger.begin("t", "run", idempotent=True).outcome == "begun"
+    ledger.acknowledge_sent([], [InFlightTask("t.all", "e", "1-1", "celery").entry("t")])
+    assert ledger.start_run("t", "run", idempotent=True).result == "started"
 
 
 def test_subscribers_and_rate(each_client: Redis, each_settings: BridgeSettings) -> None:

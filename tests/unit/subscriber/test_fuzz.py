@@ -301,7 +301,7 @@ def test_broken_keys_behind_a_broadcast(client: Redis, prefix: str, settings: Br
     client.hset(Keys(prefix).event(heard.id), "field", "value")
     for _ in range(400):
         (restored,) = restore_sources(
-            Storage(client, settings).event_keys, [EncodedEvent.of(heard, VALID[1])], Admission(settings)
+            Storage(client, settings), [EncodedEvent.of(heard, VALID[1])], Admission(settings)
         )
         event = restored.event
         assert Event.decode(restored.data, max_bytes=LIMIT) == event

@@ -19,7 +19,7 @@ from bridge.events.encoded import EncodedEvent
 from bridge.events.redaction import REDACTED, Redaction
 from bridge.handlers.handler import registry
 from bridge.storage import Storage
-from bridge.storage.ledger import InFlightTask, Overdue
+from bridge.storage.in_flight import InFlightTask, Overdue
 from bridge.subscriber.maintenance.rescuer import Rescuer, _Unrecoverable
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.error_redaction import redact_worker_logs, redacting_errors

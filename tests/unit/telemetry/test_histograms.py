@@ -6,8 +6,8 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event
+from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import InFlightTask
 from bridge.storage.storage import Storage
 from bridge.telemetry.counters import Delays
 from tests.support.apps import StartSubscriber
@@ -62,8 +62,8 @@ def test_redis_and_python_choose_the_same_class(client: Redis, settings: BridgeS
         client.delete(keys.starts("tests"), keys.lease("t"))
         seconds, microseconds = client.time()
         entry = f"{seconds * 1000 + microseconds // 1000 - ms}-0"
-        ledger.sent([], [InFlightTask("t.all", "e", entry, "celery").listed("t")])
-        ledger.begin("t", "run", idempotent=True)
+        ledger.acknowledge_sent([], [InFlightTask("t.all", "e", entry, "celery").entry("t")])
+        ledger.start_run("t", "run", idempotent=True)
         stored = {name.decode(): int(value) for name, value in client.hgetall(keys.starts("tests")).items()}
         return stored if stored.pop("ms") == ms else {}
 

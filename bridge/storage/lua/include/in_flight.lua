@@ -1,4 +1,4 @@
--- The ledger keeps "<sent_ms> <task>" of each task: when its message was sent, and JSON, see InFlightTask in ledger.py.
+-- The ledger keeps "<sent_ms> <task>" of each task: when its message was sent, and JSON, see InFlightTask in in_flight.py.
 
 local function format_in_flight(sent_ms, task)
     return sent_ms .. " " .. task

@@ -139,7 +139,7 @@ def test_a_message_lost_from_a_long_queue_is_sent_again_when_later_ones_begin(
     publish(bus, 20, first=1)
     eventually(lambda: queues.length() >= 20, "the later messages")
     begun = steal(client, prefix)
-    Storage(client, settings).ledger.begin(begun, "token", idempotent=True)
+    Storage(client, settings).ledger.start_run(begun, "token", idempotent=True)
     eventually(lambda: lost in {message["headers"]["id"] for message in queues.messages()}, "the lost one")
     assert begun not in {message["headers"]["id"] for message in queues.messages()}
     assert set(queues.tasks().values()) == {1}

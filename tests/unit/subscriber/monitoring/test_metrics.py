@@ -7,8 +7,8 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.in_flight import Ended
 from bridge.storage.keys import Keys
-from bridge.storage.ledger import Ended
 from bridge.storage.storage import Storage
 from bridge.subscriber.monitoring.metrics_server import OUTCOMES
 from bridge.telemetry.counters import OTHER_TYPES, Counters
@@ -174,11 +174,11 @@ def test_dead_letters_that_tasks_write(
     start_subscriber(metrics_port=port)
     letters = Storage(client, settings).dead_letters
     for task_id in ("one", "two", "two"):
-        letters.bury(DeadLetter("failure", "", "journal", b"", task_id=task_id), Ended())
+        letters.end_task_with(DeadLetter("failure", "", "journal", b"", task_id=task_id), Ended())
     page = scrape()
     assert (page.value("bridge_dead_letters_written_total"), page.value("bridge_dead_letters")) == (2, 2)
     assert page.events("dead_lettered") == page.events("invalid") == {}
-    letters.drop([letter.letter_id for letter in letters.latest(10)])
+    letters.drop([letter.dead_letter_id for letter in letters.latest(10)])
     page = scrape()
     assert (page.value("bridge_dead_letters_written_total"), page.value("bridge_dead_letters")) == (2, 0)
 
@@ -235,8 +235,10 @@ def test_what_redis_counts_outlives_a_subscriber(
     bus.publish("dream.created", id="e")
     eventually(lambda: scrape().events("dispatched") == {"dream.created": 1}, "dispatch", 5)
     ledger, task_id = Storage(client, settings).ledger, task_id_for("tests", "e", "t.exact")
-    ledger.begin(task_id, "run", idempotent=True)
-    Storage(client, settings).dead_letters.bury(DeadLetter("failure", "", "journal", b"", task_id=task_id), Ended())
+    ledger.start_run(task_id, "run", idempotent=True)
+    Storage(client, settings).dead_letters.end_task_with(
+        DeadLetter("failure", "", "journal", b"", task_id=task_id), Ended()
+    )
     before = scrape()
     first.stop()
     start_subscriber("two", metrics_port=port)

@@ -1,0 +1,118 @@
+"""What the ledger keeps, and tells, of one task."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+StartResult = Literal["started", "ended", "running", "poisoned"]
+
+
+class InFlightTask(NamedTuple):
+    """One task that was sent: a handler gets an event.
+
+    Arguments:
+        handler: Name of the Celery task.
+        event_id: Id of its event.
+        entry_id: Id of the journal entry that holds the event.
+        queue: Where the message was sent; empty when Celery's router decides that while it sends.
+        priority: Priority of the message; messages of one queue and priority are consumed in order.
+        delay_ms: How long the message delays the task (``countdown``).
+        redispatches: How often the message was sent again.
+        retried: Whether the task has started and will start again, out of the order of its queue.
+    """
+
+    handler: str
+    event_id: str
+    entry_id: str
+    queue: str = ""
+    priority: int = 0
+    delay_ms: int = 0
+    redispatches: int = 0
+    retried: bool = False
+
+    def encode(self) -> bytes:
+        """Return the task as JSON."""
+        return json.dumps(self._asdict()).encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> InFlightTask:
+        """Return the task in this JSON, which another version may have written with other fields."""
+        stored = json.loads(text)
+        return cls(**{name: stored[name] for name in cls._fields if name in stored})
+
+    def entry(self, task_id: str) -> LedgerEntry:
+        """Return what the ledger lists for this task."""
+        return LedgerEntry(task_id, self.encode(), self.delay_ms)
+
+
+class Ended(NamedTuple):
+    """How a task ended, as its done mark records it.
+
+    Arguments:
+        dead_letter_id: Its dead letter; empty when the task succeeded.
+        runtime_ms: How long its last run took; -1 when that is unknown.
+        queue: Where its message came from; empty when that is unknown.
+    """
+
+    dead_letter_id: str = ""
+    runtime_ms: int = -1
+    queue: str = ""
+
+    def encode(self) -> str:
+        """Return it as text, without the dead letter, whose id is known only when it is written."""
+        return f"{self.runtime_ms} {self.queue}"
+
+    @classmethod
+    def read(cls, mark: bytes) -> Ended:
+        """Return what a done mark records: ``<dead letter or -> <runtime_ms> <queue>``."""
+        try:
+            dead_letter_id, runtime_ms, queue = mark.decode().split(" ", 2)
+            return cls(dead_letter_id.removeprefix("-"), int(runtime_ms), queue)
+        except ValueError:
+            return cls()  # of another version
+
+
+class LedgerEntry(NamedTuple):
+    """What the ledger lists for a task: *in_flight* is an encoded :class:`InFlightTask`."""
+
+    task_id: str
+    in_flight: bytes
+    delay_ms: int
+
+
+class TaskStatus(NamedTuple):
+    """What the ledger knows of a task: how it *ended*, whether it is *running*, and what was sent, until it ends."""
+
+    ended: Ended | None
+    running: bool
+    in_flight: InFlightTask | None
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """A task that has not ended in time.
+
+    Arguments:
+        task_id, in_flight: The task.
+        left_queue: Whether its message has left its queue: a task that was sent more than ``lease_s`` later through the
+            same queue has started.
+    """
+
+    task_id: str
+    in_flight: InFlightTask
+    left_queue: bool
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """Result of :meth:`Ledger.start_run`.
+
+    ``started``: run the task. ``ended``: it has had its effect. ``running``: another copy of its message runs, for at
+    least *left_ms*. ``poisoned``: its worker died *deaths* times, more often than allowed.
+    """
+
+    result: StartResult
+    left_ms: int = 0
+    deaths: int = 0
