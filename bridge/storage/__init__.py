@@ -16,9 +16,8 @@ leaves an entry that is read again, or a task whose lease expires; ``subscriber.
 
 from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
 from bridge.storage.entries import Entry, EntryFilter, entries_by_id, stream_position
-from bridge.storage.event_keys import EventKeys
 from bridge.storage.in_flight import Ended, InFlightTask, LedgerEntry, Overdue, RunStart, TaskStatus
-from bridge.storage.journal import RATE_WINDOW_S, AppendResult, Journal, group_errors, new_attempt
+from bridge.storage.journal import RATE_WINDOW_S, AppendResult, group_errors, new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
@@ -37,10 +36,8 @@ __all__ = [
     "Ended",
     "Entry",
     "EntryFilter",
-    "EventKeys",
     "GroupStatus",
     "InFlightTask",
-    "Journal",
     "JournalConsumer",
     "Keys",
     "Ledger",
