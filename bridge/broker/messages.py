@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, cast
-from uuid import uuid4
 
+from bridge.broker.stamp import Stamp
 from bridge.broker.templates import Template
 from bridge.events import EncodedEvent
 from bridge.handlers import EventTask
@@ -23,8 +23,22 @@ class Route(NamedTuple):
     delay_ms: int
     #: None when Celery has to make the message itself.
     template: Template | None
-    #: What the ledger keeps of a task, encoded, with places for the ids of event and entry.
-    pair_stamp: bytes
+    #: What the ledger keeps of a task; to be filled in with the ids of the event and of its journal entry.
+    ledger_stamp: Stamp
+
+    @classmethod
+    def of(
+        cls, task: EventTask, options: Mapping[str, Any], queue: Any, priority: int | None, template: Template | None
+    ) -> Route:
+        """Return the route of messages to *queue*, the name of a queue or kombu's object; None: it has no name."""
+        name = queue if isinstance(queue, str) else getattr(queue, "name", "")
+        delay_ms = int(float(options.get("countdown") or 0) * 1000)
+
+        def in_ledger(event_id: str, entry_id: str) -> bytes:
+            return InFlightTask(task.name, event_id, entry_id, name, priority or 0, delay_ms).encode()
+
+        stamp = Stamp.from_example(in_ledger, 2)
+        return cls(task, options, name, priority or 0, delay_ms, template, stamp)
 
 
 class Message(NamedTuple):
@@ -32,7 +46,7 @@ class Message(NamedTuple):
 
     route: Route
     task_id: str
-    stored: EncodedEvent
+    event: EncodedEvent
     #: Of the journal.
     entry_id: bytes
     #: Content type, encoding and body, for the broker's client.
@@ -47,10 +61,10 @@ class Message(NamedTuple):
 
     @property
     def ledger_entry(self) -> LedgerEntry:
-        """The task, for the ledger."""
-        # Ids need no quoting, see fields.py.
+        """What the ledger keeps of the task."""
         route = self.route
-        return LedgerEntry(self.task_id, route.pair_stamp % (self.stored.id.encode(), self.entry_id), route.delay_ms)
+        in_flight = route.ledger_stamp.fill(self.event.id.encode(), self.entry_id)  # valid ids need no quotes in JSON
+        return LedgerEntry(self.task_id, in_flight, route.delay_ms)
 
 
 class Refused(NamedTuple):
@@ -67,14 +81,3 @@ def by_queue(messages: Iterable[Message]) -> dict[str, list[bytes]]:
     for message in messages:
         queues[message.queue_key].append(message.stamped)
     return queues
-
-
-def _route_of(
-    task: EventTask, options: Mapping[str, Any], queue: Any, priority: int | None, template: Template | None
-) -> Route:
-    name = queue if isinstance(queue, str) else getattr(queue, "name", "")
-    delay_ms = int(float(options.get("countdown") or 0) * 1000)
-    event_id, entry_id = uuid4().hex, uuid4().hex  # no text that the rest may hold
-    pair = InFlightTask(task.name, event_id, entry_id, name, priority or 0, delay_ms).encode().replace(b"%", b"%%")
-    pair = pair.replace(event_id.encode(), b"%b").replace(entry_id.encode(), b"%b")
-    return Route(task, options, name, priority or 0, delay_ms, template, pair)

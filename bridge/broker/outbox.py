@@ -16,9 +16,9 @@ from celery.app.routes import MapRoute
 from celery.signals import after_task_publish, before_task_publish
 
 from bridge.broker import connection as broker
-from bridge.broker.messages import Message, Refused, Route, _route_of, by_queue
-from bridge.broker.producer import BrokerProducer, Unroutable
-from bridge.broker.templates import delivery_tags, render, send_by_celery
+from bridge.broker.messages import Message, Refused, Route, by_queue
+from bridge.broker.producer import BrokerProducer
+from bridge.broker.templates import delivery_tags, render
 from bridge.bus import PROPAGATOR
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidHandler, SettingsError
@@ -48,30 +48,30 @@ class Outbox:
         self._rules = [(compile_pattern(pattern), options) for pattern, options in settings.routes.items()]
         self._routes: dict[tuple[str, str], Route] = {}
         self._made_for: Any = None
-        self._link = BrokerProducer(app, rabbitmq_timeout_s)
+        self._producer = BrokerProducer(app, rabbitmq_timeout_s)
         #: Whether bus and broker are the same database of the same Redis.
         self.one_redis = broker.is_redis_at(connection, settings.url)
         self._stamps = broker.is_redis(connection)
         self._tags = delivery_tags()
         _check_routes(settings)
 
-    def prepare(self, handler: Handler, stored: EncodedEvent, entry_id: bytes) -> Message:
+    def prepare(self, handler: Handler, event: EncodedEvent, entry_id: bytes) -> Message:
         """Make the message that calls *handler* with an event of the journal.
 
         Arguments:
-            stored, entry_id: The event, and the entry that it was read from.
+            event, entry_id: The event, and the entry that it was read from.
 
         Raises:
             Exception: Whatever is wrong with handler or event.
         """
-        route = self._routes.get((handler.task_name, stored.type)) or self._route(handler, stored)
-        task_id, template = task_id_for(self._group, stored.id, handler.task_name, stored.replay), route.template
+        route = self._routes.get((handler.task_name, event.type)) or self._route(handler, event)
+        task_id, template = task_id_for(self._group, event.id, handler.task_name, event.replay), route.template
         if template is None:
-            return Message(route, task_id, stored, entry_id)
+            return Message(route, task_id, event, entry_id)
         if template.queue_key:
-            text = template.stamped(stored, task_id.encode(), next(self._tags))
-            return Message(route, task_id, stored, entry_id, None, text)
-        return Message(route, task_id, stored, entry_id, template.content(stored))
+            text = template.stamped(event, task_id.encode(), next(self._tags))
+            return Message(route, task_id, event, entry_id, None, text)
+        return Message(route, task_id, event, entry_id, template.content(event))
 
     def refresh(self) -> None:
         """Forget the routes if the configuration has changed since they were made, or someone began to listen."""
@@ -82,101 +82,49 @@ class Outbox:
             self._routes.clear()
 
     def send(self, messages: Sequence[Message]) -> list[Refused]:
-        """Send *messages*: push those that are stamped, the others go through one broker batch.
+        """Send *messages*: the stamped ones are pushed, the others are published in one batch.
 
-        An error leaves open which of them went out; sending all of them again gives them the same task ids.
+        An error leaves open which of them were sent. Send all of them again: they have the same task ids.
 
         Returns:
-            Those that cannot be sent though the broker is well: user code that Celery calls failed, or the route
-            leads nowhere.
+            Those that cannot be sent though the broker is available: user code that Celery calls failed, or the route
+            leads to no queue.
 
         Raises:
-            Exception: Whatever the broker's client raises; the connection is then made anew next time.
+            Exception: Whatever the broker's client raises; the next call connects again.
         """
-        refused: list[Refused] = []
-        try:
-            if others := [message for message in messages if not message.stamped]:
-                self._publish_all(others, refused)
-            for key, texts in by_queue(message for message in messages if message.stamped).items():
-                broker.push(self._link.producer.channel, key, texts)
-        except BaseException as error:
-            self._link.fail(error)
-            raise
+        to_publish = [message for message in messages if not message.stamped]
+        refused = self._producer.publish(to_publish) if to_publish else []
+        self._producer.push(by_queue(message for message in messages if message.stamped))
         return refused
 
     def waiting(self, queue: str) -> int:
-        """Return how many messages are in *queue*, those that workers have taken not counted.
+        """Return how many messages wait in *queue*; those that workers have prefetched do not count.
 
         Raises:
-            Exception: Whatever the broker's client raises; the connection is then made anew next time.
+            Exception: Whatever the broker's client raises; the next call connects again.
         """
-        try:
-            return self._link.waiting(queue)
-        except BaseException as error:
-            self._link.fail(error)
-            raise
+        return self._producer.waiting(queue)
 
     def close(self) -> None:
         """Close the broker connection; the next message opens another."""
-        self._link.close()
+        self._producer.close()
 
-    def _route(self, handler: Handler, stored: EncodedEvent) -> Route:
+    def _route(self, handler: Handler, event: EncodedEvent) -> Route:
         task = cast("EventTask", self._app.tasks[handler.task_name])
-        chosen = next((options for pattern, options in self._rules if pattern.fullmatch(stored.type)), {})
+        chosen = next((options for pattern, options in self._rules if pattern.fullmatch(event.type)), {})
         options = {**chosen, **handler.send_options}
         if self._only_celery_may_send() or self._differs_by_event(task):
             # An unknown queue, or a router that fails, is the fault of this handler: say so before the batch.
-            routed = self._router.route(dict(options), task.name, [stored.event.to_dict()], {}, task)
-            return _route_of(task, options, routed.get("queue"), routed.get("priority"), None)
+            routed = self._router.route(dict(options), task.name, [event.event.to_dict()], {}, task)
+            return Route.of(task, options, routed.get("queue"), routed.get("priority"), None)
         template, queue, priority = render(
             self._app, task, options, broker.connect(self._app) if self._stamps else None
         )
         if len(self._routes) >= _MAX_ROUTES:
             self._routes.clear()
-        route = self._routes[handler.task_name, stored.type] = _route_of(task, options, queue, priority, template)
+        route = self._routes[handler.task_name, event.type] = Route.of(task, options, queue, priority, template)
         return route
-
-    def _publish_all(self, messages: Sequence[Message], refused: list[Refused]) -> None:
-        unroutable = self._publish_batch(messages, refused)
-        if unroutable:
-            # A queue or a binding was deleted since it was declared. If that is not it, the route leads nowhere: no
-            # outage, which would hold all other routes up as well, for who knows how long.
-            self._link.forget_declared()
-            unroutable = self._publish_batch(unroutable, refused)
-            detail = "the broker has no queue for it: bind one to its exchange"
-            refused += [Refused(message, "unroutable", detail) for message in unroutable]
-        self._link.confirmed.difference_update(message.task_id for message in messages)
-
-    def _publish_batch(self, messages: Sequence[Message], refused: list[Refused]) -> list[Message]:
-        """Publish what has not arrived yet; return what the broker has no queue for."""
-        with self._link.batch() as producer:
-            for message in messages:
-                if message.task_id in self._link.confirmed:
-                    continue
-                try:
-                    self._publish(producer, message)
-                except Unroutable as error:
-                    refused.append(Refused(message, "unroutable", str(error)))
-                except Exception as error:
-                    if message.content is not None or broker.is_outage(error, producer.connection):
-                        raise
-                    refused.append(Refused(message, "message_failed", f"{type(error).__name__}: {error}"))
-        return [message for message in messages if message.task_id in self._link.unroutable]
-
-    def _publish(self, producer: Any, message: Message) -> None:
-        route, link = message.route, self._link
-        if message.content is None or route.template is None:
-            send_by_celery(producer, route.task, route.options, message.stored, message.task_id)
-            return
-        filled_in = route.template.filled_in(message.stored, message.task_id, message.content)
-        if route.template.delayed_to is not None:
-            link.bind_delay_exchange(route.template.delayed_to)
-        elif route.template.exchange:
-            link.require_exchange(route.template.exchange)
-        if not link.is_new(route.queue):
-            filled_in["declare"] = None  # kombu would find that out anew for every message
-        producer.publish(**filled_in)
-        link.declared(route.queue)
 
     def _differs_by_event(self, task: EventTask) -> bool:
         """Whether user code that looks at the event has a say in the message."""

@@ -2,159 +2,189 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from amqp.exceptions import NotFound
 from celery import Celery
-from kombu import Queue
-from kombu.transport.native_delayed_delivery import (
-    MAX_LEVEL,
-    bind_queue_to_native_delayed_delivery_exchange,
-    declare_native_delayed_delivery_exchanges_and_queues,
-    level_name,
-)
 
 from bridge.broker import connection as broker
 from bridge.broker.confirms import Blocked, Confirms
+from bridge.broker.declarations import Declarations, Unroutable
+from bridge.broker.messages import Message, Refused
+from bridge.broker.templates import send_by_celery
 
-#: Where Celery sends what is to be delivered later to a quorum queue.
-DELAYS = level_name(MAX_LEVEL)
+
+@dataclass(frozen=True)
+class _Link:
+    """One open connection.
+
+    Arguments:
+        producer: kombu's; its stubs do not know all of it.
+        declarations: What is known to exist at the broker.
+        confirms: RabbitMQ's answers; None for other brokers.
+    """
+
+    producer: Any
+    declarations: Declarations
+    confirms: Confirms | None
 
 
-class Unroutable(Exception):
-    """An exchange that is not there."""
+class _Sent(NamedTuple):
+    """Messages of a batch that the broker does not have: *refused* ones, and those *returned* as no queue is bound."""
+
+    refused: list[Refused]
+    returned: list[Message]
 
 
 class BrokerProducer:
-    """Made with its first use, and anew after an error; used by one thread.
+    """Connects when it is first used, and again after an error. Used by one thread.
+
+    It is the one owner of publisher confirms. Messages that RabbitMQ has confirmed before their batch failed are left
+    out when the batch is published again.
 
     Arguments:
-        app: The Celery application whose broker it leads to.
-        rabbitmq_timeout_s: Longest wait for a read or write of RabbitMQ, whose client would wait for ever, and longest
-            silence of a RabbitMQ that owes confirms to a batch.
+        app: The Celery application whose broker it connects to.
+        rabbitmq_timeout_s: Longest wait for one read or write of RabbitMQ, and longest silence of a RabbitMQ that still
+            has to confirm messages. py-amqp alone would wait without limit.
     """
 
     def __init__(self, app: Celery, rabbitmq_timeout_s: float) -> None:
         self._app = app
         self._rabbitmq_timeout_s = rabbitmq_timeout_s
-        self._producer: Any = None  # kombu.Producer; its stubs know no batch()
-        self._confirms: Confirms | None = None
-        #: Queues that were declared over this connection, and exchanges that were seen to be there.
-        self._declared: set[str] = set()
-        self._exchanges: set[str] = set()
-        #: Task ids of what RabbitMQ has confirmed, for the sender to take out: what is left is of batches that failed.
-        self.confirmed: set[str] = set()
-        #: Task ids of what the last batch held and the broker had no queue for.
-        self.unroutable: set[str] = set()
+        self._link: _Link | None = None
+        #: Ids of confirmed tasks of batches that failed. It is empty while no batch waits to be published again.
+        self._confirmed: set[str] = set()
 
-    @property
-    def producer(self) -> Any:
-        """A producer on this connection."""
-        if self._producer is None:
+    def publish(self, messages: Sequence[Message]) -> list[Refused]:
+        """Publish *messages*; return when the broker has them, as far as it tells.
+
+        An error leaves open which of them it has. Publish all of them again: they have the same task ids.
+
+        Returns:
+            Those that cannot be sent though the broker is available: user code that Celery calls failed, or the route
+            leads to no queue.
+
+        Raises:
+            Exception: Whatever the broker's client raises.
+        """
+        with self._closing_on_errors():
+            refused, returned = self._publish_batch(messages)
+            if returned:
+                # A queue or a binding was deleted after it was declared. If that is not the cause, the route leads to
+                # no queue. This is not treated as an outage: it would block all other routes for an unknown time.
+                self._open().declarations.forget()
+                refused_again, returned = self._publish_batch(returned)
+                detail = "the broker has no queue for it: bind one to its exchange"
+                refused += refused_again + [Refused(message, "unroutable", detail) for message in returned]
+            self._confirmed.difference_update(message.task_id for message in messages)
+        return refused
+
+    def push(self, texts: Mapping[str, Sequence[bytes]]) -> None:
+        """Push to lists of the broker's Redis, past what kombu does for each message.
+
+        Arguments:
+            texts: What to push, by the key of the list.
+
+        Raises:
+            Exception: Whatever the broker's client raises. Of each list all or nothing was pushed.
+        """
+        with self._closing_on_errors():
+            for key, values in texts.items():
+                broker.push(self._open().producer.channel, key, values)
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in *queue*; those that workers have prefetched do not count.
+
+        Raises:
+            Exception: Whatever the broker's client raises.
+        """
+        with self._closing_on_errors():
+            link = self._open()
+            self._wait_for_confirms(link)
+            # Redis has nothing to declare, and kombu would look the queue up without its global_keyprefix.
+            passive = link.producer.connection.transport.driver_type != "redis"
+            try:
+                return int(link.producer.channel.queue_declare(queue, passive=passive).message_count)
+            except link.producer.connection.channel_errors:
+                self.close()  # the error has closed the AMQP channel
+                return 0  # the queue does not exist
+
+    def close(self) -> None:
+        """Close the connection and forget what was confirmed; the next use opens another one."""
+        self._confirmed.clear()
+        link, self._link = self._link, None
+        if link is not None:
+            broker.close(link.producer.connection)
+
+    def _open(self) -> _Link:
+        if self._link is None:
             connection: Any = broker.connect(self._app)
-            if broker.is_rabbitmq(connection):
+            rabbitmq, answers = broker.is_rabbitmq(connection), None
+            if rabbitmq:
                 try:
                     broker.establish(connection, self._rabbitmq_timeout_s)
-                    channel = connection.default_channel
-                    self._confirms = Confirms(channel, self.confirmed, self._rabbitmq_timeout_s)
+                    answers = Confirms(connection.default_channel, self._rabbitmq_timeout_s)
                 except BaseException:
                     broker.close(connection, failed=True)
                     raise
-            self._producer = self._app.amqp.Producer(connection, auto_declare=False)
-        return self._producer
+            producer = self._app.amqp.Producer(connection, auto_declare=False)
+            self._link = _Link(producer, Declarations(self._app, connection, checks_exchanges=rabbitmq), answers)
+        return self._link
+
+    def _publish_batch(self, messages: Sequence[Message]) -> _Sent:
+        link, refused = self._open(), []
+        self._wait_for_confirms(link)  # of a batch that was under way when RabbitMQ blocked the connection
+        with link.producer.batch():
+            for message in messages:
+                if message.task_id in self._confirmed:
+                    continue
+                try:
+                    self._publish(link, message)
+                except Unroutable as error:
+                    refused.append(Refused(message, "unroutable", str(error)))
+                except Exception as error:
+                    if message.content is not None or broker.is_outage(error, link.producer.connection):
+                        raise
+                    refused.append(Refused(message, "message_failed", f"{type(error).__name__}: {error}"))
+        unroutable = self._wait_for_confirms(link)
+        return _Sent(refused, [message for message in messages if message.task_id in unroutable])
+
+    def _publish(self, link: _Link, message: Message) -> None:
+        route = message.route
+        if message.content is None or route.template is None:
+            send_by_celery(link.producer, route.task, route.options, message.event, message.task_id)
+            return
+        filled_in = route.template.filled_in(message.event, message.task_id, message.content)
+        if route.template.delayed_to is not None:
+            link.declarations.bind_delay_exchange(route.template.delayed_to)
+        elif route.template.exchange:
+            link.declarations.require_exchange(route.template.exchange)
+        if link.declarations.has_queue(route.queue):
+            filled_in["declare"] = None  # kombu would check for every message whether it was declared
+        link.producer.publish(**filled_in)
+        link.declarations.add_queue(route.queue)
+
+    def _wait_for_confirms(self, link: _Link) -> set[str]:
+        """Wait until RabbitMQ has answered; return the ids of tasks whose messages it returned."""
+        if link.confirms is None:
+            return set()
+        unroutable = link.confirms.wait()
+        self._confirmed |= link.confirms.take_confirmed()
+        return unroutable
 
     @contextmanager
-    def batch(self) -> Iterator[Any]:
-        """Yield a producer for some messages; after the block the broker has them, as far as it tells.
-
-        Raises:
-            Exception: Whatever the broker's client raises, which leaves open which of them went out.
-        """
-        producer = self.producer
-        self.wait_for_confirms()
-        with producer.batch():
-            yield producer
-        self.unroutable = self.wait_for_confirms()
-
-    def wait_for_confirms(self) -> set[str]:
-        """Wait for what the broker owes; return the task ids of messages for which it has no queue."""
-        return set() if self._confirms is None else self._confirms.wait_for_confirms()
-
-    def is_new(self, queue: str) -> bool:
-        """Whether the queue of this name has not been declared over this connection."""
-        return queue not in self._declared
-
-    def declared(self, queue: str) -> None:
-        """Note that the queue of this name is there."""
-        self._declared.add(queue)
-
-    def forget_declared(self) -> None:
-        """Declare everything anew, for something has been deleted."""
-        self._declared.clear()
-        self._exchanges.clear()
-        self.producer.connection.declared_entities.clear()
-
-    def require_exchange(self, exchange: str) -> None:
-        """Make sure that an exchange is there which is not ours to declare.
-
-        Raises:
-            Unroutable: It is not. To publish to it would be an error of the channel, and fail the whole batch.
-        """
-        connection = self.producer.connection
-        if self._confirms is None or not exchange or exchange in self._exchanges:
-            return
-        channel = connection.channel()
+    def _closing_on_errors(self) -> Iterator[None]:
+        """Close the connection after an error, without waiting for the broker."""
         try:
-            channel.exchange_declare(exchange, "", passive=True)
-        except NotFound as error:
-            raise Unroutable(f"the broker has no exchange {exchange}") from error
-        finally:
-            channel.close()
-        self._exchanges.add(exchange)
-
-    def bind_delay_exchange(self, queue: Queue) -> None:
-        """See to it that what is sent to :data:`DELAYS` comes to *queue*; workers do that too, when they start."""
-        connection, name = self.producer.connection, f"{DELAYS} {queue.name}"
-        if name in self._exchanges:
-            return
-        try:
-            self.require_exchange(DELAYS)
-        except Unroutable:
-            kind = self._app.conf.broker_native_delayed_delivery_queue_type
-            declare_native_delayed_delivery_exchanges_and_queues(connection, kind)
-            self._exchanges.add(DELAYS)
-        queue(self.producer.channel).declare()  # with its exchange, which is what gets bound
-        bind_queue_to_native_delayed_delivery_exchange(connection, queue)
-        self._exchanges.add(name)
-
-    def waiting(self, queue: str) -> int:
-        """Return how many messages are in *queue*, those that workers have taken not counted."""
-        producer = self.producer
-        self.wait_for_confirms()
-        # With Redis there is nothing to declare, and kombu looks for the queue without its global_keyprefix.
-        passive = producer.connection.transport.driver_type != "redis"
-        try:
-            return int(producer.channel.queue_declare(queue, passive=passive).message_count)
-        except producer.connection.channel_errors:
-            self.close()  # an AMQP channel is of no use after that
-            return 0  # there is no such queue
-
-    def close(self) -> None:
-        """Close the connection; the next use opens another."""
-        self.confirmed.clear()
-        if self._producer is not None:
-            broker.close(self._let_go())
-
-    def fail(self, error: BaseException) -> None:
-        """Give the connection up after an error, without waiting for the broker."""
-        if self._producer is None or isinstance(error, Blocked):
-            return  # RabbitMQ reads what is in a blocked connection later, even if we close it: wait for that
-        broker.close(self._let_go(), failed=True)
-
-    def _let_go(self) -> Any:
-        connection, self._producer, self._confirms = self._producer.connection, None, None
-        self._declared.clear()
-        self._exchanges.clear()
-        return connection
+            yield
+        except BaseException as error:
+            link = self._link
+            # RabbitMQ reads what is in a blocked connection later, even if it is closed: wait for its answers.
+            if link is not None and not isinstance(error, Blocked):
+                if link.confirms is not None:
+                    self._confirmed |= link.confirms.take_confirmed()
+                self._link = None
+                broker.close(link.producer.connection, failed=True)
+            raise

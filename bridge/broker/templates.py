@@ -1,9 +1,9 @@
-"""What the messages of a route look like: rendered once by Celery and kombu, filled in for each event.
+"""Message templates: Celery and kombu render one message per route, which is filled in for each event.
 
 An ordinary ``apply_async`` spends most of its time on work that is the same for every event of a route. So Celery
-renders one message per route into a recorder, and each event replaces what differs: ids, moments, body and the text
-that Flower shows. For a queue in Redis, kombu renders that message once more, down to the text it would push; of this
-a *stamp* is made, a byte string with places for what differs.
+renders one message per route into a recorder; for each event only ids, timestamps, the body and the text that Flower
+shows are replaced. For a queue in Redis, kombu also renders this message down to the text that it would push. A
+:class:`~bridge.broker.stamp.Stamp` of this text makes the bytes for each event.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from kombu.serialization import dumps
 from kombu.transport import redis as kombu_redis
 from kombu.utils import json
 
-from bridge.broker.producer import DELAYS
+from bridge.broker.declarations import DELAYS
+from bridge.broker.stamp import Stamp
 from bridge.events import EncodedEvent
 from bridge.handlers import EventTask, describe
 
@@ -33,17 +34,17 @@ _EXAMPLE = EncodedEvent("-", "example", None, b"{}")
 
 @dataclass(frozen=True)
 class Template:
-    """One message of a route as Celery renders it, without what differs from event to event.
+    """A message of a route as Celery renders it, without what differs from event to event.
 
     Arguments:
-        app: Says what time it is.
-        headers, publish: Of every message, for :meth:`kombu.Producer.publish`.
-        embed: What Celery adds to the arguments in the body.
-        serializer: Name of kombu's.
-        moments: Header to how many seconds ahead of the sending it lies.
-        queue_key: The Redis list that is the queue; empty when no stamp can be made.
-        stamp: The text that kombu pushes there, to be filled in with ``%``.
-        delayed_to: The queue to which RabbitMQ brings it when its time has come; None when it goes there at once.
+        app: Has the clock and the time zone of timestamps.
+        headers, publish: Arguments of :meth:`kombu.Producer.publish` that are the same for every message.
+        embed: What Celery adds to the arguments of the task in the body.
+        serializer: Name of kombu's serializer.
+        timestamps: Headers that are times, and how many seconds after the sending they are.
+        queue_key: The Redis list that is the queue; empty if there is no stamp.
+        stamp: The text that kombu pushes to this list; None if messages have to go through kombu.
+        delayed_to: The queue to which RabbitMQ moves the message at its ``eta``; None: it goes there at once.
     """
 
     app: Celery
@@ -51,70 +52,70 @@ class Template:
     publish: Mapping[str, Any]
     embed: Any
     serializer: str
-    moments: Mapping[str, float]
+    timestamps: Mapping[str, float]
     queue_key: str = ""
-    stamp: bytes = b""
+    stamp: Stamp | None = None
     delayed_to: Queue | None = None
 
     @property
     def exchange(self) -> str:
-        """Name of the exchange if it is not declared with the queue; empty for the default one too."""
+        """Name of the exchange; empty if it is the default exchange, or is declared with the queue."""
         exchange = self.publish["exchange"]
         name = str(getattr(exchange, "name", exchange) or "")
         return "" if any(queue.exchange.name == name for queue in self.publish["declare"] or ()) else name
 
-    def content(self, stored: EncodedEvent) -> tuple[str, str, bytes]:
+    def content(self, event: EncodedEvent) -> tuple[str, str, bytes]:
         """Return content type, encoding and body of the message for an event."""
         if self.serializer != "json":
-            content_type, encoding, body = dumps(([stored.event.to_dict()], {}, self.embed), self.serializer)
+            content_type, encoding, body = dumps(([event.event.to_dict()], {}, self.embed), self.serializer)
             return content_type, encoding, body.encode() if isinstance(body, str) else body
-        return "application/json", "utf-8", self._json(stored)
+        return "application/json", "utf-8", self._json(event)
 
-    def filled_in(self, stored: EncodedEvent, task_id: str, content: tuple[str, str, bytes]) -> dict[str, Any]:
+    def filled_in(self, event: EncodedEvent, task_id: str, content: tuple[str, str, bytes]) -> dict[str, Any]:
         """Return the arguments of :meth:`kombu.Producer.publish` for the message with this content."""
-        argsrepr = describe(stored)
-        headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr, **self._moments()}
+        argsrepr = describe(event)
+        headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr, **self._times()}
         content_type, encoding, body = content
         own = {"content_type": content_type, "content_encoding": encoding, "correlation_id": task_id}
         return {**self.publish, **own, "body": body, "headers": headers, "argsrepr": argsrepr}
 
-    def stamped(self, stored: EncodedEvent, task_id: bytes, tag: bytes) -> bytes:
-        """Return what kombu would push for an event; *tag* is the delivery tag, which no other message may have."""
-        body = self._json(stored)
+    def stamped(self, event: EncodedEvent, task_id: bytes, tag: bytes) -> bytes:
+        """Return what kombu would push for an event; empty if there is no stamp.
+
+        Arguments:
+            tag: The delivery tag, which no other message may have.
+        """
+        if self.stamp is None:
+            return b""
+        body = self._json(event)
         if compression := self.publish.get("compression"):
             body = compress(body, compression)[0]
-        values = {
-            b"id": task_id,
-            b"argsrepr": describe(stored).encode(),
-            b"tag": tag,
-            b"body": b2a_base64(body, newline=False),
-        }
-        if self.moments:
-            values |= {header.encode(): moment.encode() for header, moment in self._moments().items()}
-        return self.stamp % values
+        times = [time.encode() for time in self._times().values()] if self.timestamps else ()
+        return self.stamp.fill(task_id, describe(event).encode(), tag, b2a_base64(body, newline=False), *times)
 
-    def _json(self, stored: EncodedEvent) -> bytes:
-        return b"[[%b], {}, %b]" % (stored.data, self.embed)
+    def _json(self, event: EncodedEvent) -> bytes:
+        return b"[[%b], {}, %b]" % (event.data, self.embed)
 
-    def _moments(self) -> dict[str, str]:
-        if not self.moments:
+    def _times(self) -> dict[str, str]:
+        """Return the headers that are times, for a message that is sent now."""
+        if not self.timestamps:
             return {}
         app, now = self.app, self.app.now()
-        moments = {header: now + timedelta(seconds=ahead_s) for header, ahead_s in self.moments.items()}
-        return {header: maybe_make_aware(moment, tz=app.timezone).isoformat() for header, moment in moments.items()}
+        times = {header: now + timedelta(seconds=after_s) for header, after_s in self.timestamps.items()}
+        return {header: maybe_make_aware(time, tz=app.timezone).isoformat() for header, time in times.items()}
 
 
 def render(
     app: Celery, task: EventTask, options: Mapping[str, Any], offline: Connection | None
 ) -> tuple[Template | None, Any, int | None]:
-    """Let Celery make a message of *task*.
+    """Render a message of *task* with Celery.
 
     Arguments:
         options: For ``apply_async``.
-        offline: To the broker, with its options, if a stamp is wanted; nothing is sent over it.
+        offline: A connection to the broker, if a stamp is wanted; nothing is sent over it.
 
     Returns:
-        The template, None when Celery has to make each message itself; the queue, and the priority.
+        The template, or None if Celery has to make each message itself; the queue and the priority.
 
     Raises:
         Exception: Celery refuses the options, or does not know the queue.
@@ -124,23 +125,23 @@ def render(
     body, publish = recorder.recorded
     headers, serializer = publish.pop("headers"), publish.pop("serializer")
     ahead = {"eta": options.get("countdown"), "expires": options.get("expires", task.expires)}
-    moments = {name: ahead[name] for name in ahead if isinstance(body, tuple) and headers[name]}
+    timestamps = {name: ahead[name] for name in ahead if isinstance(body, tuple) and headers[name]}
     queue, priority = next(iter(publish["declare"] or ()), None), publish.get("priority")
-    if not isinstance(body, tuple) or not all(isinstance(ahead_s, int | float) for ahead_s in moments.values()):
-        return None, queue, priority  # task protocol 1, or a moment that is fixed
+    if not isinstance(body, tuple) or not all(isinstance(ahead_s, int | float) for ahead_s in timestamps.values()):
+        return None, queue, priority  # task protocol 1, or a fixed time
     if delayed := publish["declare"] is None and getattr(publish["exchange"], "name", "") == DELAYS:
-        # Celery's way to hold messages for quorum queues back; it leaves out for which queue that is.
+        # Celery delays messages for quorum queues in this way, and does not name the queue.
         router: Any = app.amqp.router  # its stubs know no task instance
         queue = router.route(dict(options), task.name, (), {}, task)["queue"]
         publish["declare"] = [queue]
     embed = json.dumps(body[2]).encode() if serializer == "json" else body[2]
     publish |= {"retry": False, "retry_policy": None}
-    template = Template(app, headers, publish, embed, serializer, moments, delayed_to=queue if delayed else None)
+    template = Template(app, headers, publish, embed, serializer, timestamps, delayed_to=queue if delayed else None)
     return template if offline is None else _with_stamp(template, offline), queue, priority
 
 
 def _with_stamp(template: Template, offline: Connection) -> Template:
-    """Add the stamp, where one message goes to one list: a named exchange has bindings in Redis, which may change."""
+    """Add the stamp if a message goes to exactly one list: bindings of a named exchange, in Redis, may change."""
     queues, publish = template.publish["declare"] or (), template.publish
     expiring = any(queue.expires or "x-expires" in (queue.queue_arguments or {}) for queue in queues)
     if publish["exchange"] or expiring or template.serializer != "json":
@@ -155,26 +156,25 @@ def _with_stamp(template: Template, offline: Connection) -> Template:
         channel.close()
     message = json.loads(text)
     headers, properties = message["headers"], message["properties"]
-    # No text that a message may hold by itself.
-    marks = {name: uuid.uuid4().hex for name in ("id", "argsrepr", "tag", "body", *template.moments)}
-    message["body"], properties["delivery_tag"] = marks["body"], marks["tag"]
-    headers |= {"id": marks["id"], "root_id": marks["id"], "argsrepr": marks["argsrepr"]}
-    headers |= {header: marks[header] for header in template.moments}
-    properties |= {"correlation_id": marks["id"], "argsrepr": marks["argsrepr"]}
-    text = json.dumps(message).replace("%", "%%")
-    for name, mark in marks.items():
-        text = text.replace(mark, f"%({name})b")
-    return replace(template, queue_key=key, stamp=text.encode())
+
+    def example(task_id: str, argsrepr: str, tag: str, body: str, *times: str) -> bytes:
+        message["body"], properties["delivery_tag"] = body, tag
+        headers.update({"id": task_id, "root_id": task_id, "argsrepr": argsrepr})
+        headers.update(zip(template.timestamps, times, strict=True))
+        properties.update({"correlation_id": task_id, "argsrepr": argsrepr})
+        return json.dumps(message).encode()
+
+    return replace(template, queue_key=key, stamp=Stamp.from_example(example, 4 + len(template.timestamps)))
 
 
 def send_by_celery(
-    producer: Producer, task: EventTask, options: Mapping[str, Any], stored: EncodedEvent, task_id: str
+    producer: Producer, task: EventTask, options: Mapping[str, Any], event: EncodedEvent, task_id: str
 ) -> None:
-    """Let Celery make a message and send it."""
+    """Make a message with Celery and send it."""
     task.apply_async(
-        (stored.event.to_dict(),),
+        (event.event.to_dict(),),
         task_id=task_id,
-        argsrepr=describe(stored),
+        argsrepr=describe(event),
         producer=producer,
         retry=False,
         add_to_parent=False,
@@ -183,22 +183,22 @@ def send_by_celery(
 
 
 def delivery_tags() -> Iterator[bytes]:
-    """Yield tags for :meth:`Template.stamped`: like UUIDs, each once."""
+    """Yield unique tags for :meth:`Template.stamped`, which look like UUIDs."""
     start = str(uuid.uuid4())[:24].encode()
     return (b"%b%012x" % (start, number) for number in count())
 
 
 class _Recorder(Producer):
-    """A producer that keeps what it is asked to publish instead of sending it."""
+    """A producer that records a message instead of sending it."""
 
     recorded: tuple[Any, dict[str, Any]]
 
-    def publish(self, body: Any, **options: Any) -> None:  # type: ignore[override]  # takes whatever Celery passes
+    def publish(self, body: Any, **options: Any) -> None:  # type: ignore[override]  # accepts any arguments of Celery
         self.recorded = (body, options)
 
 
 class _Offline(kombu_redis.Channel):
-    """A channel that connects nowhere and keeps what it would push: the list and the text."""
+    """A channel that never connects and records what it would push: the list and the text."""
 
     pushed: tuple[str, str]
 
@@ -207,7 +207,7 @@ class _Offline(kombu_redis.Channel):
 
 
 class _Client:
-    """What a channel asks of its Redis client to push one message."""
+    """The Redis client of this channel, with what the channel calls to push one message."""
 
     connection = None
 

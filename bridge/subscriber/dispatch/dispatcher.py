@@ -178,7 +178,7 @@ class Dispatcher:
             extra = log_fields(Action.EVENT_LOST, group=self._group, consumer=self._consumer, count=lost)
             log.error("%d journal entries were removed before they were dispatched: lost", lost, extra=extra)
         messages = batch.to_push + batch.to_send
-        self._counters.add_each("dispatched", [message.stored.type for message in messages])
+        self._counters.add_each("dispatched", [message.event.type for message in messages])
         for (name, event_type), amount in batch.counts.items():
             self._counters.add(name, amount, event_type)
         now_ms = self._transaction.now_ms

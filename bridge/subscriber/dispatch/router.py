@@ -66,7 +66,7 @@ class Router:
         left_out = {id(one.message) for one in refused}
         batch.to_send = [message for message in batch.to_send if id(message) not in left_out]
         batch.dead_letters += [
-            self._dead_letter(reason, detail, message.stored, message.route.task.name)
+            self._dead_letter(reason, detail, message.event, message.route.task.name)
             for message, reason, detail in refused
         ]
 

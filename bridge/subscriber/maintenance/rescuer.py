@@ -85,14 +85,14 @@ class Rescuer:
         self._outbox.close()  # a broker that lost messages may have lost queues and bindings, which kombu declares once
         for refused in self._outbox.send(messages):
             message = refused.message
-            self._give_up(tasks.pop(message.task_id), _Unrecoverable(refused.reason, refused.detail, message.stored))
+            self._give_up(tasks.pop(message.task_id), _Unrecoverable(refused.reason, refused.detail, message.event))
         if tasks:
             again = {
                 name: task.in_flight._replace(redispatches=task.in_flight.redispatches + 1)
                 for name, task in tasks.items()
             }
             self._ledger.acknowledge_sent([], [task.entry(task_id) for task_id, task in again.items()])
-            self._counters.add_each("redispatched", [message.stored.type for message in messages])
+            self._counters.add_each("redispatched", [message.event.type for message in messages])
             extra = log_fields(Action.TASKS_REDISPATCHED, group=self._settings.group, count=len(messages))
             text = "%d overdue tasks neither ran nor waited in their queue: sent again"
             log.warning(text, len(messages), extra=extra)

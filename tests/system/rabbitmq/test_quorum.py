@@ -51,7 +51,7 @@ def test_a_countdown_waits_in_the_broker(
     assert rabbit.length("celery_delayed_1") + rabbit.length("celery_delayed_0") == 1
     eventually(lambda: rabbit.length() == 1, "it is delivered")
     (ours,) = rabbit.take()
-    quorum_app.tasks["t.delayed"].apply_async((message.stored.event,), task_id=message.task_id, countdown=2)
+    quorum_app.tasks["t.delayed"].apply_async((message.event.event,), task_id=message.task_id, countdown=2)
     eventually(lambda: rabbit.length() == 1, "Celery's own is delivered")
     (theirs,) = rabbit.take()
     assert plain(ours) == plain(theirs)

@@ -51,7 +51,7 @@ def test_messages_equal_celerys_own(
     assert outbox.send([message if way == "published" else message._replace(content=None)]) == []
     outbox.close()
     (ours,) = rabbit.take(queue)
-    argument = message.stored.event
+    argument = message.event.event
     rabbit_app.tasks[name].apply_async(
         (argument,), task_id=message.task_id, **options | dict(HANDLERS[name].send_options)
     )
@@ -79,7 +79,7 @@ def test_sent_means_confirmed(
     assert outbox.send(prepared(outbox, count=500)) == []
     took_s = time.monotonic() - before
     assert rabbit.length() == 500
-    assert outbox._link.confirmed == set()
+    assert outbox._producer._confirmed == set()
     outbox.close()
     assert took_s < 2, "500 messages and no wait for each"
 
