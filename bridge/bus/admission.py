@@ -1,12 +1,14 @@
-"""The gate that every event passes which this process did not publish: what is let in, and what has to be signed.
+"""Admission: which events of other programs are accepted, and which must be signed.
 
-Events come in by their channel, by their key, and by the journal, into which other programs may write as well.
-Whichever way they take they are decoded here, within the same limits, and what the settings refuse is refused. All
-subscribers of a bus should have the same settings: what one of them lets into the journal has taken its id.
+Events arrive on their channel, in their key, and in the journal, to which other programs can write too. All of them are
+decoded here, within the same limits, and the settings decide which types are rejected. All subscribers of a bus should
+have the same settings: an event that one of them accepts into the journal has taken its id.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,14 +19,14 @@ from bridge.storage import Entry, stream_position
 
 
 class _Rules(NamedTuple):
-    """What the settings say of one type: why it is *refused*, if so, and whether its events must be *signed*."""
+    """The settings for one event type: why it is *refused*, empty if it is not, and whether it must be *signed*."""
 
     refused: str
     signed: bool
 
 
 class Admission:
-    """Lets the events of one bus in.
+    """Decides which events of one bus are accepted.
 
     Arguments:
         settings: ``max_event_bytes``, ``max_event_depth``, ``accepted_types``, ``rejected_types``,
@@ -33,23 +35,22 @@ class Admission:
 
     def __init__(self, settings: BridgeSettings) -> None:
         self._max_bytes = settings.max_event_bytes
-        #: None: the decoder has the same limit.
+        #: None when the limit of the decoder is enough.
         self._max_depth = settings.max_event_depth if settings.max_event_depth < wire.MAX_DEPTH else None
         self._max_age_ms = settings.signature_max_age_ms
         self._keyring = Keyring(settings.signing_keys, settings.channel_prefix)
-        self._accept, self._reject, self._require = (
-            [compile_pattern(pattern) for pattern in patterns]
-            for patterns in (settings.accepted_types, settings.rejected_types, settings.require_signature)
-        )
-        #: With nothing set, nothing is looked up: 70,000 events a second come by.
+        self._accept = _compiled(settings.accepted_types)
+        self._reject = _compiled(settings.rejected_types)
+        self._require = _compiled(settings.require_signature)
+        #: Whether no such setting is used. Then nothing is looked up: 70,000 events a second pass here.
         self._open = not (self._accept or self._reject or self._require)
         self._rules_of = lru_cache(maxsize=10_000)(self._rules)  # types are few, events are many
 
     def receive(self, data: bytes, channel_type: str | None = None) -> EncodedEvent:
-        """Decode what another program sent; as :meth:`EncodedEvent.receive`.
+        """Decode an event that another program sent, see :meth:`EncodedEvent.receive`.
 
         Raises:
-            InvalidEvent: It is no event, is ``not_accepted``, or lacks the ``signature`` it must have.
+            InvalidEvent: It is not valid, its type is ``not_accepted``, or it lacks the required ``signature``.
         """
         received = EncodedEvent.receive(data, max_bytes=self._max_bytes, channel_type=channel_type)
         self._check_depth(received.event)
@@ -58,9 +59,9 @@ class Admission:
         return received
 
     def read(self, entry: Entry) -> EncodedEvent:
-        """Read the event of a journal entry that is there, or of the key that stands in for it.
+        """Read the event of a journal entry, or of the event key that replaces an entry that was removed.
 
-        A signature counts as of the moment of the entry, or else a backlog would make it old.
+        The age of a signature is measured at the time of the entry, since a backlog would make it too old.
 
         Raises:
             InvalidEvent: As :meth:`receive`.
@@ -75,10 +76,10 @@ class Admission:
         return stored
 
     def look_up(self, event_id: str, data: bytes) -> Event:
-        """Decode what the key of this event holds, of any age.
+        """Decode the content of the key of this event, whatever its age.
 
         Raises:
-            InvalidEvent: It is no event, or lacks the signature it must have, or is another one.
+            InvalidEvent: It is not valid, lacks the required signature, or has another id.
         """
         event = Event.decode(data, max_bytes=self._max_bytes)
         if self.must_be_signed(event.type):
@@ -88,7 +89,7 @@ class Admission:
         return event
 
     def check(self, event: Event) -> None:
-        """Raise :class:`InvalidEvent` if *event*, which is to be published, would not be let in."""
+        """Raise :class:`InvalidEvent` if *event*, which is to be published, would not be accepted."""
         self.check_type(event.type)
         self._check_depth(event)
 
@@ -98,14 +99,14 @@ class Admission:
             raise InvalidEvent("not_accepted", "type", why)
 
     def must_be_signed(self, event_type: str) -> bool:
-        """Whether events of this type need a signature."""
+        """Return whether events of this type must be signed."""
         return not self._open and self._rules_of(event_type).signed
 
     def can_be_signed_again(self, event: Event, data: bytes, *, dispatched: bool) -> bool:
-        """Whether *event*, encoded in *data*, may be signed anew with the mark of a replay: it is signed already.
+        """Return whether *event*, encoded as *data*, may be signed again for a replay, since it is signed already.
 
         Arguments:
-            dispatched: It was let in before, signed if it must be; *data* may spell it in another way now.
+            dispatched: It was accepted before, with a signature if required; *data* may be encoded differently now.
 
         Raises:
             InvalidEvent: It must be signed and is not.
@@ -127,22 +128,27 @@ class Admission:
 
     def _check_age(self, fields: dict[str, Any], at_ms: int, replayed: bool) -> None:
         signed_ms = fields["timestamp"]
-        if replayed:  # by us: the event may be old by now
+        if replayed:  # a replay signs the event again, which may be old by then
             replay = (fields.get("metadata") or {}).get("replay")
             again_ms = replay.get("signed") if isinstance(replay, dict) else None
             signed_ms = again_ms if type(again_ms) is int else signed_ms
         age_ms = at_ms - signed_ms
         if age_ms > self._max_age_ms:
-            text = f"signed {age_ms // 1000} s before it came, bridge_signature_max_age_s is {self._max_age_ms // 1000}"
+            limit_s = self._max_age_ms // 1000
+            text = f"signed {age_ms // 1000} s before it was received, bridge_signature_max_age_s is {limit_s}"
             raise InvalidEvent(SIGNATURE, "timestamp", text)
         if age_ms < -CLOCK_SKEW_S * 1000:
-            text = f"signed {-age_ms // 1000} s after it came: one of the clocks is wrong"
+            text = f"signed {-age_ms // 1000} s after it was received: one of the clocks is wrong"
             raise InvalidEvent(SIGNATURE, "timestamp", text)
 
     def _rules(self, event_type: str) -> _Rules:
         refused = ""
         if self._accept and not any(pattern.fullmatch(event_type) for pattern in self._accept):
-            refused = f"{event_type!r} is none of the types in bridge_accepted_types"
+            refused = f"{event_type!r} matches no pattern in bridge_accepted_types"
         elif any(pattern.fullmatch(event_type) for pattern in self._reject):
-            refused = f"{event_type!r} is one of the types in bridge_rejected_types"
+            refused = f"{event_type!r} matches a pattern in bridge_rejected_types"
         return _Rules(refused, any(pattern.fullmatch(event_type) for pattern in self._require))
+
+
+def _compiled(patterns: Sequence[str]) -> list[re.Pattern[str]]:
+    return [compile_pattern(pattern) for pattern in patterns]

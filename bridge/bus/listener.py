@@ -1,8 +1,8 @@
-"""Listening to the event channels, and knowing when something may have been missed.
+"""Reads the event channels, and notices when broadcasts may have been missed.
 
-A pub/sub connection can die in silence, and redis-py subscribes again without a word. So the feed hears its own
-heartbeat on the bridge's own channel, and reports every confirmation of the subscription: each one after the first
-is a gap.
+A pub/sub connection can die without an error, and redis-py subscribes again silently. So the listener publishes a
+heartbeat on a channel of the bridge and expects to receive it, and it reports every confirmation of the subscription:
+each one after the first is a gap.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from bridge.telemetry import Action, Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Wait for something to arrive; bounds how fast a stop is noticed.
+#: Longest wait for the first message of a batch, and so for a stop to be noticed.
 _IDLE_WAIT_S = 0.2
-#: Wait for the rest of a message: redis-py drops a large one whose pieces come with longer pauses than this.
+#: Wait for the rest of a message. redis-py drops a large message whose parts arrive with longer pauses than this.
 _READ_WAIT_S = 1.0
 _MISSED_HEARTBEATS = 3
 
 
 @dataclass(frozen=True)
 class InvalidMessage:
-    """Bytes that are no event: where they came from, and why they were refused."""
+    """Bytes that are not a valid event, with their channel or key and the reason."""
 
     origin: str
     data: bytes
@@ -44,7 +44,7 @@ class InvalidMessage:
 
 
 class Broadcast(NamedTuple):
-    """A message as it came, with the event type that its channel names."""
+    """A message as it was received, not decoded, with the event type that its channel names."""
 
     event_type: str
     data: bytes
@@ -52,7 +52,10 @@ class Broadcast(NamedTuple):
 
 @dataclass
 class ReceivedBatch:
-    """What arrived in one go, messages of these *types*, and whether the subscription began anew."""
+    """The messages that were read at once: the *types* of all, those that were decoded, and those that are invalid.
+
+    *subscribed*: the subscription was confirmed before them, so messages may have been missed until then.
+    """
 
     types: list[str] = field(default_factory=list)
     events: list[EncodedEvent] = field(default_factory=list)
@@ -61,19 +64,20 @@ class ReceivedBatch:
 
     @property
     def count(self) -> int:
-        """How many messages that were."""
+        """The number of messages."""
         return len(self.types)
 
 
 class ChannelListener:
-    """Every message on the event channels of one bus, read by one thread.
+    """Reads all messages on the event channels of one bus. Used by one thread.
 
     Arguments:
-        storage: Its client's pool supplies the subscribed connection; of its settings: batch size, heartbeat interval.
+        storage: Its client's pool supplies the subscribed connection. Its settings have the batch size and the
+            heartbeat interval.
         counters: Raises ``subscription_gaps`` and ``errors``.
-        drop_known: Gets what came and returns what of it is to be decoded. Must not raise.
+        drop_known: Returns those of the messages that are to be decoded. Must not raise.
         liveness: Gets a ``tick`` for every round, and the marks ``received`` and ``gap``.
-        types: Globs of the event types whose channels are listened to.
+        types: Globs of the event types to subscribe to.
     """
 
     def __init__(
@@ -96,17 +100,19 @@ class ChannelListener:
         self._subscriptions = 0
 
     def run(self, stop: threading.Event, on_batch: Callable[[ReceivedBatch], None]) -> None:
-        """Listen until *stop* is set, through lost connections; *on_batch* gets every batch.
+        """Listen until *stop* is set, and reconnect when the connection is lost.
 
-        It must not raise. Its first batch says ``subscribed``: from then on nothing is missed silently.
+        Arguments:
+            on_batch: Gets every batch. Must not raise. The first one is ``subscribed``: from then on no gap is silent.
         """
-        back_off = BackOff(log, f"lost the event channels at {self._settings.redacted_url}", self._counters, stop)
+        what = f"Lost the subscription to the event channels at {self._settings.redacted_url}"
+        back_off = BackOff(log, what, self._counters, stop)
         while not stop.is_set():
             self._liveness.tick()
             try:
-                for heard in self._listen(stop):
-                    on_batch(heard)
-                    if heard.count:  # more than a subscription, which a dying server grants too
+                for batch in self._listen(stop):
+                    on_batch(batch)
+                    if batch.count:  # a confirmed subscription is not enough: a server that shuts down confirms it too
                         back_off.reset()
             except (RedisError, OSError) as error:
                 back_off.wait(error)
@@ -116,93 +122,95 @@ class ChannelListener:
         try:
             pubsub.subscribe(self._keys.heartbeat)
             pubsub.psubscribe(*self._channels)
-            alive_at = beat_at = time.monotonic()
+            received_at = heartbeat_at = time.monotonic()
             while not stop.is_set():
-                heard, any_sign = self._read(pubsub)
+                batch, received = self._read(pubsub)
                 now = time.monotonic()
                 self._liveness.tick()
-                if any_sign:
-                    alive_at = now
+                if received:
+                    received_at = now
                     self._liveness.mark("received")
-                if heard.count or heard.subscribed:
-                    heard.events = restore_sources(self._storage, heard.events, self._admission)
-                    yield heard
+                if batch.count or batch.subscribed:
+                    batch.events = restore_sources(self._storage, batch.events, self._admission)
+                    yield batch
                 interval = self._settings.heartbeat_interval_s
-                if now - alive_at > _MISSED_HEARTBEATS * interval:
-                    raise RedisConnectionError(f"nothing heard for {now - alive_at:.0f} s, not even the own heartbeat")
-                if now - max(alive_at, beat_at) > interval:
+                if now - received_at > _MISSED_HEARTBEATS * interval:
+                    text = f"nothing received for {now - received_at:.0f} s, not even the heartbeat of this process"
+                    raise RedisConnectionError(text)
+                if now - max(received_at, heartbeat_at) > interval:
                     self._client.publish(self._keys.heartbeat, self._settings.client_name)
-                    beat_at = now
+                    heartbeat_at = now
         finally:
             pubsub.close()
 
     def _read(self, pubsub: Any) -> tuple[ReceivedBatch, bool]:
-        heard, any_sign, size = ReceivedBatch(), False, 0
+        """Return a batch, which may be empty, and whether anything was received, such as a heartbeat."""
+        batch, received, size = ReceivedBatch(), False, 0
         broadcasts: list[Broadcast] = []
         connection, prefix = pubsub.connection, self._keys.prefix
         more = connection.can_read(timeout=_IDLE_WAIT_S)
         try:
             while more and len(broadcasts) < self._settings.batch_size and size <= BATCH_BYTES:
-                # Not get_message(), which does much more for each of them, and subscribes again in silence.
+                # Not get_message(): it does much more for each message, and subscribes again silently.
                 reply = connection.read_response(timeout=_READ_WAIT_S)
-                any_sign = True
+                received = True
                 if reply[0] == b"pmessage":
                     name = reply[2].decode(errors="backslashreplace")
                     broadcasts.append(Broadcast(name.removeprefix(prefix), reply[3]))
                     size += len(reply[3])
                 elif reply[0] == b"psubscribe" and reply[1].decode() == self._channels[-1]:
-                    self._confirmed(heard)
+                    self._on_subscribed(batch)
                 more = connection.can_read(timeout=0)
         except (RedisError, OSError):
-            if not any_sign:
+            if not received:
                 raise
-            # What was heard goes first: nobody says it again. The next read meets the error again.
-        heard.types = [broadcast.event_type for broadcast in broadcasts]
+            # The messages that were read come first, since they are not sent again. The next read raises the error too.
+        batch.types = [broadcast.event_type for broadcast in broadcasts]
         for broadcast in self._drop_known(broadcasts):
-            self._decode(broadcast, heard)
-        return heard, any_sign
+            self._decode(broadcast, batch)
+        return batch, received
 
-    def _decode(self, broadcast: Broadcast, heard: ReceivedBatch) -> None:
+    def _decode(self, broadcast: Broadcast, batch: ReceivedBatch) -> None:
         event_type, data = broadcast
         try:
-            heard.events.append(self._admission.receive(data, event_type))
+            batch.events.append(self._admission.receive(data, event_type))
         except InvalidEvent as error:
-            heard.invalid.append(InvalidMessage(self._keys.channel(event_type), data, error))
+            batch.invalid.append(InvalidMessage(self._keys.channel(event_type), data, error))
 
-    def _confirmed(self, heard: ReceivedBatch) -> None:
-        heard.subscribed = True
+    def _on_subscribed(self, batch: ReceivedBatch) -> None:
+        batch.subscribed = True
         self._subscriptions += 1
         if self._subscriptions > 1:
             self._counters.add("subscription_gaps")
             self._liveness.mark("gap")
             extra = log_fields(Action.RESUBSCRIBED, count=self._subscriptions - 1)
-            text = "subscribed to %s again: events may have been missed"
+            text = "Subscribed to %s again; events may have been missed in between"
             log.info(text, ", ".join(self._channels), extra=extra)
 
 
 def restore_sources(storage: Storage, events: Sequence[EncodedEvent], admission: Admission) -> list[EncodedEvent]:
-    """Return *events* with the real source of those the TypeScript bus broadcast, as far as their keys tell.
+    """Return *events*, those of the TypeScript bus with the real source from their event keys.
 
-    That bus writes its own name as the source of every broadcast and keeps the real one in the event key. Key
-    and broadcast go out on two connections, so the key may not be there yet: then the source stays. Of a signed
-    event the copy in the key takes the place of the other, as it is: it has a signature of its own.
+    That bus writes its own name as the source of every broadcast and keeps the real one in the event key. It sends key
+    and broadcast on two connections, so the key may not exist yet: then the source stays as it is. A signed event is
+    replaced by the copy in its key, which has its own signature.
     """
     hidden = [one.id for one in events if one.event.source == UNHEARD_SOURCE]
     if not hidden:
         return list(events)
     try:
         names = [storage.keys.event(event_id) for event_id in hidden]
-        beginnings = storage.event_keys.read_prefixes(names)
+        replies = storage.event_keys.read_prefixes(names)
     except RedisError:
         return list(events)  # better an event without its source than no event
-    values = {event_id: value for event_id, (value, _) in zip(hidden, beginnings, strict=True)}
+    values = {event_id: value for event_id, (value, _) in zip(hidden, replies, strict=True)}
     return [_restored(one, values[one.id], admission) if one.id in values else one for one in events]
 
 
 def _restored(broadcast: EncodedEvent, value: Any, admission: Admission) -> EncodedEvent:
-    """Return the event of a *broadcast* with the source in *value*, what its key holds."""
+    """Return the event of *broadcast* with the source that *value*, the content of its key, names."""
     if not isinstance(value, bytes):
-        return broadcast  # an error: it is not a string
+        return broadcast  # an error of Redis: the key does not hold a string
     try:
         kept = admission.receive(value)
     except InvalidEvent:

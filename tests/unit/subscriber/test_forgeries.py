@@ -132,10 +132,10 @@ def test_a_task_is_not_sent_again_with_a_forged_event(
 
 
 AGES: dict[str, tuple[int, str]] = {
-    "too old": (-2 * HOUR_MS, "before it came, bridge_signature_max_age_s is 3600"),
+    "too old": (-2 * HOUR_MS, "before it was received, bridge_signature_max_age_s is 3600"),
     "old": (-HOUR_MS // 2, ""),
     "a clock that is ahead": (240_000, ""),
-    "of the future": (400_000, "after it came: one of the clocks is wrong"),
+    "of the future": (400_000, "after it was received: one of the clocks is wrong"),
 }
 
 
