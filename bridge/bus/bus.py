@@ -13,7 +13,7 @@ from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.bus.local import LocalBus, LocalHandler, Publication, as_event
 from bridge.config import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent
-from bridge.events import UNHEARD_SOURCE, EncodedEvent, Event, Keyring
+from bridge.events import TYPESCRIPT_BUS_SOURCE, EncodedEvent, Event, Keyring
 from bridge.redis import attempt, connect, is_wrong_type
 from bridge.storage import AppendResult, Storage, new_attempt
 from bridge.telemetry import Action, Counters, log_fields
@@ -170,8 +170,8 @@ class EventBus:
 
     def _encode(self, event: Event) -> EncodedEvent:
         self._admission.check(event)
-        if event.source == UNHEARD_SOURCE:
-            text = f"subscribers of the TypeScript bus ignore events from {UNHEARD_SOURCE!r}; use another source"
+        if event.source == TYPESCRIPT_BUS_SOURCE:
+            text = f"subscribers of the TypeScript bus ignore events from {TYPESCRIPT_BUS_SOURCE!r}; use another source"
             raise InvalidEvent("source", "source", text)
         if event.hops > self.settings.max_hops:
             raise HopLimitExceeded(event.type, event.hops, self.settings.max_hops)

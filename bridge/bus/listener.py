@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from bridge.bus.admission import Admission
 from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
-from bridge.events import UNHEARD_SOURCE, EncodedEvent, is_signed
+from bridge.events import TYPESCRIPT_BUS_SOURCE, EncodedEvent, is_signed
 from bridge.redis import BackOff
 from bridge.storage import Storage
 from bridge.telemetry import Action, Counters, Liveness, log_fields
@@ -195,7 +195,7 @@ def restore_sources(storage: Storage, events: Sequence[EncodedEvent], admission:
     and broadcast on two connections, so the key may not exist yet: then the source stays as it is. A signed event is
     replaced by the copy in its key, which has its own signature.
     """
-    hidden = [one.id for one in events if one.event.source == UNHEARD_SOURCE]
+    hidden = [one.id for one in events if one.event.source == TYPESCRIPT_BUS_SOURCE]
     if not hidden:
         return list(events)
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.errors import InvalidEvent
-from bridge.events import NOTHING, Event, Redaction, compile_pattern
+from bridge.events import NO_REDACTION, Event, Redaction, compile_pattern
 from bridge.telemetry import Action, log_fields, redacting_errors
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class LocalBus:
         self,
         max_events: int = 1000,
         max_event_bytes: int = 1024 * 1024,
-        redaction: Redaction = NOTHING,
+        redaction: Redaction = NO_REDACTION,
         *,
         max_store_bytes: int = 16 * 1024 * 1024,
         max_ids: int = 65_536,

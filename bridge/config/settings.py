@@ -30,7 +30,7 @@ from bridge.config.celery_config import (
     refuse_unknown,
 )
 from bridge.errors import SettingsError
-from bridge.events import CLOCK_SKEW_S, MAX_DEPTH, UNHEARD_SOURCE, Patterns, Redaction, SigningKeys, redaction_of
+from bridge.events import CLOCK_SKEW_S, MAX_DEPTH, TYPESCRIPT_BUS_SOURCE, Patterns, Redaction, SigningKeys, redaction_of
 
 _ENV_PREFIX = "BRIDGE_"
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
@@ -210,8 +210,8 @@ class BridgeSettings(BaseSettings):
     @field_validator("source")
     @classmethod
     def _heard_source(cls, source: str) -> str:
-        if source == UNHEARD_SOURCE:
-            raise ValueError(f"{UNHEARD_SOURCE!r} must not be used: the TypeScript bus drops events of this source")
+        if source == TYPESCRIPT_BUS_SOURCE:
+            raise ValueError(f"{TYPESCRIPT_BUS_SOURCE!r} must not be used: the TypeScript bus drops its events")
         return source
 
     @field_validator("redact_paths")

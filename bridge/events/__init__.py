@@ -6,9 +6,9 @@ Any part may use it. Nothing here does I/O, so there is nothing that a crash cou
 from bridge.events import wire
 from bridge.events.clock import now_ms
 from bridge.events.encoded import EncodedEvent, fingerprint
-from bridge.events.event import UNHEARD_SOURCE, Cause, Event, caused_by
+from bridge.events.event import TYPESCRIPT_BUS_SOURCE, Cause, Event, caused_by
 from bridge.events.patterns import Patterns, compile_pattern, escape_glob, is_literal
-from bridge.events.redaction import NOTHING, REDACTED, Redaction, redaction_of
+from bridge.events.redaction import NO_REDACTION, REDACTED, Redaction, redaction_of
 from bridge.events.signing import CLOCK_SKEW_S, Keyring, SigningKeys, is_signed, unsigned
 from bridge.events.validation import ID_PATTERN, SIGNATURE, check_type
 from bridge.events.wire import MAX_DEPTH
@@ -17,10 +17,10 @@ __all__ = [
     "CLOCK_SKEW_S",
     "ID_PATTERN",
     "MAX_DEPTH",
-    "NOTHING",
+    "NO_REDACTION",
     "REDACTED",
     "SIGNATURE",
-    "UNHEARD_SOURCE",
+    "TYPESCRIPT_BUS_SOURCE",
     "Cause",
     "EncodedEvent",
     "Event",

@@ -1,7 +1,7 @@
-"""An event together with its JSON: what event keys, journal entries and task messages hold.
+"""An event together with its JSON, which event keys, journal entries and task messages contain.
 
-An event is encoded once, by its publisher, and its JSON is passed on as it is. Most of the way from the channel to the
-task message needs the id, the type and these bytes only, so the rest is decoded when it is asked for.
+An event is encoded once, by its publisher, and its JSON is passed on as it is. Most steps from the channel to the task
+message need only the id, the type and these bytes. The rest is decoded on demand.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class EncodedEvent:
     Arguments:
         id, type: Of the event.
         replay: Name of the replay that published it again, if any.
-        data: Its JSON, as keys, journal and tasks get it.
+        data: Its JSON, as it is stored and sent.
         event: The whole event, if it has been decoded.
-        fingerprint: Of the bytes that came, if *data* spells them in another way.
+        fingerprint: Of the bytes that were received, if *data* differs from them.
     """
 
     __slots__ = ("_event", "_fingerprint", "data", "id", "replay", "type")
@@ -45,7 +45,7 @@ class EncodedEvent:
 
     @classmethod
     def receive(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> Self:
-        """Decode what another program sent, see :meth:`Event.receive`. The fingerprint is that of *data* as it came.
+        """Decode an event that another program sent, see :meth:`Event.receive`. Its fingerprint is that of *data*.
 
         Raises:
             InvalidEvent: As :meth:`Event.decode`.
@@ -56,15 +56,15 @@ class EncodedEvent:
 
     @classmethod
     def read(cls, data: bytes) -> Self:
-        """Read the event of a journal entry, which was validated before it was appended: a check of its form is enough.
+        """Read the event of a journal entry. It was validated before it was appended, so a check of its form is enough.
 
-        Any program may write to the journal, so an event in an unusual form is decoded like one from a channel.
+        Any program can write to the journal, so an event in an unusual form is decoded like one from a channel.
 
         Raises:
             InvalidEvent: It is not a valid event.
         """
         try:
-            # Three times as fast as our own decoder, to which it leaves numbers that do not fit and the like.
+            # Three times as fast as our own decoder, which handles the rest, such as integers beyond 64 bits.
             fields = from_json(data, allow_inf_nan=False)
         except ValueError:
             fields = None
@@ -83,7 +83,7 @@ class EncodedEvent:
 
     @property
     def fingerprint(self) -> str:
-        """Short hash of the channel and the bytes that came: two broadcasts with the same one are copies."""
+        """Short hash of the channel and of the received bytes. Broadcasts with equal hashes are duplicates."""
         return self._fingerprint or fingerprint(self.type, self.data)
 
     def __repr__(self) -> str:

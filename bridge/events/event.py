@@ -1,8 +1,8 @@
 """The event: one frozen value, its wire format, and how one event follows from another.
 
-Wire format, fixed because other programs speak it: one JSON object with ``id``, ``type``, ``payload``,
+The wire format is fixed, since other programs use it: one JSON object with ``id``, ``type``, ``payload``,
 ``timestamp`` (ms since the epoch), and optionally ``source``, ``metadata``, ``correlationId``. ``eventId`` and
-``eventType`` are read as ``id`` and ``type``. Unknown fields are kept and passed on.
+``eventType`` are read as ``id`` and ``type``. Unknown fields are preserved.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from bridge.events.validation import SIGNATURE, check_id, check_type, in_short, 
 
 PayloadT = TypeVar("PayloadT", default=Any)
 
-#: The existing TypeScript bus drops every message that carries this source, so no event of ours may.
-UNHEARD_SOURCE = "RedisEventBus"
+#: The existing TypeScript bus drops every message with this source, so the bridge must not publish one.
+TYPESCRIPT_BUS_SOURCE = "RedisEventBus"
 
 _ALIASES = {"eventId": "id", "eventType": "type", "correlation_id": "correlationId"}
 _ORDER = ("id", "type", "payload", "timestamp", "source", "metadata", "correlationId")
-#: How the JSON begins that is stored, whoever wrote it.
+#: How the JSON of a stored event begins. Events of other programs are encoded again if theirs does not.
 STORED_START = b'{"id":"'
 _PLAIN = frozenset(_ORDER)
-#: Longest id of a cause or a chain that is indexed: it becomes part of a key. Other programs choose it.
+#: Longest id of a cause or chain that is indexed. It becomes part of a key, and other programs choose it.
 _MAX_CAUSE_LENGTH = 200
 _set = object.__setattr__
-#: Validation context of data that came through ``wire.loads`` and so is plain JSON already.
+#: Validation context of data from ``wire.loads``, which consists of plain JSON types already.
 _FROM_WIRE = {"from_wire": True}
 
 
 @dataclass(frozen=True)
 class Cause:
-    """What a consequence needs to know of the event behind it; travels in the headers of Celery messages."""
+    """The cause of an event: what the event that follows from it needs to know. Sent in headers of Celery messages."""
 
     event_id: str
     correlation_id: str
     hops: int
-    #: The handler's task in which it follows; empty outside one.
+    #: Id of the handler task that publishes the consequence; empty outside a task.
     task_id: str = ""
 
 
 class Event(BaseModel, Generic[PayloadT]):
-    """One event. ``Event[DreamCreated]`` has its payload validated as that pydantic model.
+    """One event. The payload of ``Event[DreamCreated]`` is validated as that pydantic model.
 
     Arguments:
-        type: What happened, e.g. ``dream.created``; case counts.
+        type: What happened, e.g. ``dream.created``; case-sensitive.
         payload: Any JSON; pydantic models, datetimes, UUIDs and Decimals are converted.
-        id: Unique id, the idempotency key of the event; a random UUID unless given.
-        timestamp: When it happened, ms since the epoch; now unless given. Foreign values that are no such
-            number are kept as they came, see :attr:`occurred_at`.
+        id: Unique id, the idempotency key of the event; a random UUID by default.
+        timestamp: When it happened, ms since the epoch; now by default. Invalid values of other programs are
+            preserved, see :attr:`occurred_at`.
         source: Program that published it.
         metadata: JSON object about the event. The bridge uses ``causationId``, ``hops``, ``taskId`` and ``replay``.
         correlation_id: Id shared by all events of one chain.
 
     Raises:
-        InvalidEvent: A field breaks the wire format or a limit.
+        InvalidEvent: A field violates the wire format or a limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
@@ -81,12 +81,12 @@ class Event(BaseModel, Generic[PayloadT]):
     @classmethod
     def _validate(cls, data: Any, build: Callable[[Any], Any], info: ValidationInfo) -> Any:
         if isinstance(data, Event):
-            data = data.to_dict() | {"timestamp": data.timestamp}  # an unknown moment stays unknown
+            data = data.to_dict() | {"timestamp": data.timestamp}  # an unknown time stays unknown
         if not isinstance(data, dict):
             raise InvalidEvent("not_object", "", f"an event is a JSON object, not {type(data).__name__}")
         fields = _renamed(data)
         if info.context is _FROM_WIRE:
-            fields.setdefault("timestamp", None)  # the moment is unknown: invent none
+            fields.setdefault("timestamp", None)  # the time is unknown, and now would be wrong
         else:
             fields = {name: wire.jsonable(value, name) for name, value in fields.items()}
         try:
@@ -101,22 +101,22 @@ class Event(BaseModel, Generic[PayloadT]):
 
     @classmethod
     def decode(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> Event:
-        """Read an event from the bytes another program sent.
+        """Decode an event that another program sent.
 
         Arguments:
             data: One JSON object in UTF-8.
             max_bytes: Largest size accepted.
-            channel_type: The type that the channel names, if it came on one. Stands in for a missing type.
+            channel_type: The type that the channel names, if it was received on one. Used if the event has no type.
 
         Raises:
             InvalidEvent: With the reason; among others ``no_id``, and ``channel_mismatch`` when message and channel
-                disagree, which would let a publisher that may only use one channel pass for another.
+                disagree: else a publisher with permission for one channel could publish events of any type.
         """
         return cls._decode(data, max_bytes, channel_type)[0]
 
     @classmethod
     def receive(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> tuple[Event, bytes]:
-        """Like :meth:`decode`; return with it the JSON to pass on, *data* itself unless that spells things its own way.
+        """Decode as :meth:`decode`; return also the JSON to pass on: *data* itself, if its form is the usual one.
 
         Raises:
             InvalidEvent: As :meth:`decode`.
@@ -126,13 +126,13 @@ class Event(BaseModel, Generic[PayloadT]):
 
     @classmethod
     def _decode(cls, data: bytes, max_bytes: int, channel_type: str | None) -> tuple[Event, bool]:
-        """Return the event, and whether its JSON can be passed on as it came."""
+        """Return the event, and whether *data* can be passed on as it is."""
         fields = wire.loads(data, max_bytes)
         if not isinstance(fields, dict):
             raise InvalidEvent("not_object", "", f"an event is a JSON object, not {type(fields).__name__}")
         event: Event | None = cls._plain(fields)
         as_it_came = event is not None and data.startswith(STORED_START)
-        as_it_came |= SIGNATURE in fields and is_plain(fields)  # another spelling would break it
+        as_it_came |= SIGNATURE in fields and is_plain(fields)  # another encoding would invalidate it
         if event is None:
             fields = _renamed(fields)
             if fields.get("id") is None:
@@ -143,14 +143,13 @@ class Event(BaseModel, Generic[PayloadT]):
                 fields["type"] = channel_type
             event = cls.model_validate(fields, context=_FROM_WIRE)
         if channel_type is not None and event.type != channel_type:
-            raise InvalidEvent(
-                "channel_mismatch", "type", f"{event.type!r} came on the channel of {channel_type[:80]!r}"
-            )
+            text = f"{event.type!r} was received on the channel of {channel_type[:80]!r}"
+            raise InvalidEvent("channel_mismatch", "type", text)
         return event, as_it_came
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Event[PayloadT]:
-        """Rebuild an event from :meth:`to_dict`, e.g. from the argument of a task message."""
+        """Rebuild an event from the result of :meth:`to_dict`, such as the argument of a task message."""
         return cls._plain(fields) or cls.model_validate(fields, context=_FROM_WIRE)
 
     @classmethod
@@ -181,7 +180,7 @@ class Event(BaseModel, Generic[PayloadT]):
         return event
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the event in its wire form as plain JSON types; absent optional fields stay absent."""
+        """Return the event in its wire format, as plain JSON types. Optional fields without a value are left out."""
         known = {
             "id": self.id,
             "type": self.type,
@@ -195,10 +194,10 @@ class Event(BaseModel, Generic[PayloadT]):
         present = {name: known[name] for name in _ORDER if name not in optional or known[name] is not None}
         return present | (self.__pydantic_extra__ or {})
 
-    __json__ = to_dict  # kombu's JSON encoder asks for this name: an Event can be an argument of any task
+    __json__ = to_dict  # kombu's JSON encoder calls a method of this name, so an Event can be an argument of any task
 
     def encode(self, *, max_bytes: int | None = None) -> bytes:
-        """Return the event as it goes over the wire; without *max_bytes*, of any size.
+        """Return the event as JSON; without *max_bytes*, of any size.
 
         Raises:
             InvalidEvent: It is larger than *max_bytes*; ``field`` is the largest field.
@@ -212,22 +211,22 @@ class Event(BaseModel, Generic[PayloadT]):
 
     @property
     def digest(self) -> str:
-        """Hash of type and payload: two events with one id and different digests are a conflict.
+        """Hash of type and payload. Two events with the same id and different digests are a conflict.
 
-        Source, timestamp and metadata do not count: the copies that one publisher writes to the key and to the
-        channel may differ in them.
+        Source, timestamp and metadata are left out, since the copies of an event in its key and on its channel may
+        differ in them.
         """
         content = wire.dumps([self.type, self._json_payload], sort_keys=True)
         return hashlib.blake2b(content, digest_size=12).hexdigest()
 
     @property
     def _json_payload(self) -> Any:
-        # Only Event[Model] holds something else than plain JSON types.
+        # Only the payload of Event[Model] is not plain JSON types.
         return self.payload if type(self) is Event else wire.jsonable(self.payload, "payload")
 
     @property
     def occurred_at(self) -> datetime | None:
-        """The timestamp as a time, or None when it is not a plausible number of milliseconds."""
+        """The timestamp as a datetime; None if it is not a plausible number of milliseconds."""
         if isinstance(self.timestamp, bool) or not isinstance(self.timestamp, int | float):
             return None
         try:
@@ -237,36 +236,36 @@ class Event(BaseModel, Generic[PayloadT]):
 
     @property
     def hops(self) -> int:
-        """Publications between the first event of the chain (0) and this one."""
+        """Number of publications between the first event of the chain and this one; 0 for the first."""
         hops = (self.metadata or {}).get("hops")
         return hops if type(hops) is int and hops > 0 else 0
 
     @property
     def follows(self) -> str | None:
-        """Id of the event that caused this one, or else of its chain; None when it is the first of its own."""
+        """Id of the event that caused this one, or else of its chain; None if it is the first of its chain."""
         cause = (self.metadata or {}).get("causationId") or self.correlation_id
-        fits = isinstance(cause, str) and 0 < len(cause) <= _MAX_CAUSE_LENGTH and cause.isascii()
-        return cause if fits and cause != self.id else None
+        usable = isinstance(cause, str) and 0 < len(cause) <= _MAX_CAUSE_LENGTH and cause.isascii()
+        return cause if usable and cause != self.id else None
 
     @property
     def replay(self) -> str | None:
-        """Name of the replay that brings this event once more; None for the first time."""
+        """Name of the replay that published this event again; None if none did."""
         return replay_of(self.metadata)
 
     @property
     def cause(self) -> Cause:
-        """This event as the cause of what follows from it."""
+        """This event as the cause of others."""
         return Cause(self.id, self.correlation_id or self.id, self.hops)
 
     def child(self, type: str, payload: Any = None, **fields: Any) -> Event:
         """Return a new event that this one caused.
 
-        It carries the correlation id on (the first event of a chain lends its own id) and records the cause
-        in ``metadata.causationId`` and the length of the chain in ``metadata.hops``.
+        It has the same correlation id, which is by default the id of the first event of the chain. Its metadata records
+        the cause as ``causationId`` and the length of the chain as ``hops``.
 
         Arguments:
             type, payload: Of the new event.
-            fields: Any other field of :class:`Event`. They win, but for causationId and hops in the metadata.
+            fields: Any other field of :class:`Event`. They take precedence, except for causationId and hops.
         """
         return caused_by(self.cause, type, payload, **fields)
 
@@ -280,20 +279,20 @@ class Event(BaseModel, Generic[PayloadT]):
 
 
 def caused_by(cause: Cause | None, type: str, payload: Any = None, **fields: Any) -> Event:
-    """Return a new event with its place in the chain of *cause*; without a cause it starts a chain."""
+    """Return a new event that *cause* caused; without a cause it starts a chain."""
     if cause is not None:
         fields = _renamed(fields)
         fields.setdefault("correlationId", cause.correlation_id)
         chain: dict[str, Any] = {"causationId": cause.event_id, "hops": cause.hops + 1}
         if cause.task_id:
             chain["taskId"] = cause.task_id
-        # The chain wins: a caller who passes the parent's metadata on must not switch the loop guard off.
+        # The chain takes precedence: a caller that passes on the parent's metadata must not disable the hop limit.
         fields["metadata"] = (fields.get("metadata") or {}) | chain
     return Event(type=type, payload=payload, **fields)
 
 
 def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
-    renamed = dict(fields)  # a null is no name, so that an alias beside it counts before and after a round trip
+    renamed = dict(fields)  # a null counts as missing, so its alias is used, before and after a round trip
     for alias, name in _ALIASES.items():
         if alias in renamed and renamed.get(name) is None:
             renamed[name] = renamed.pop(alias)

@@ -1,7 +1,8 @@
-"""Patterns over event types: Redis globs, as PSUBSCRIBE has them, matched against the whole type.
+"""Patterns for event types: Redis globs, in the syntax of PSUBSCRIBE, matched against the whole type.
 
 ``*`` is any text, dots included: ``dream.*`` also matches ``dream.image.rendered``. ``?`` is one character,
-``[a-c]`` one of a set, ``[^a]`` one outside it, and a backslash takes the next character literally. Case counts.
+``[a-c]`` one of a set, ``[^a]`` one outside it, and a backslash quotes the next character. Patterns are
+case-sensitive.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _GLOB_SPECIAL = re.compile(r"([\\*?\[\]^])")
 
 
 def escape_glob(literal: str) -> str:
-    """Quote *literal* so that a Redis glob pattern matches exactly it."""
+    """Return a Redis glob that matches exactly *literal*."""
     return _GLOB_SPECIAL.sub(r"\\\1", literal)
 
 
@@ -32,11 +33,11 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Return *pattern* as a regular expression; use its ``fullmatch``.
 
     Raises:
-        ValueError: The pattern is empty, or a set is not closed (Redis would close it at the end; here it is a slip).
+        ValueError: The pattern is empty, or a set is not closed. Redis would close it at the end, but it is a mistake.
     """
     if not pattern:
         raise ValueError("an empty pattern matches no event")
-    runs: list[str] = []  # what each star ends
+    runs: list[str] = []  # the expression before each star
     parts: list[str] = []
     position = 0
     while position < len(pattern):
@@ -57,7 +58,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
             parts.append(re.escape(char))
     if not runs:
         return re.compile("".join(parts), re.DOTALL)
-    # What lies between two stars is taken where it first fits, for good: no other choice could do better.
+    # Text between two stars is matched where it first occurs, without backtracking: no other position is better.
     middle = "".join(f"(?>.*?{run})" for run in runs[1:] if run)
     return re.compile(f"{runs[0]}{middle}.*{''.join(parts)}", re.DOTALL)
 
@@ -91,5 +92,5 @@ def _compilable(patterns: list[str]) -> list[str]:
     return patterns
 
 
-#: Those of a setting.
+#: The type of a setting that holds patterns.
 Patterns = Annotated[list[str], AfterValidator(_compilable)]

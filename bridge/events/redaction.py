@@ -1,7 +1,8 @@
-"""What nobody is to see: parts of events that logs, monitors, commands and dead letters show as ``[redacted]``.
+"""Redaction: the sensitive parts of events, which logs, monitors, commands and dead letters show as ``[redacted]``.
 
-Settings name them by paths: ``payload.user.email``, ``payload.*.password``, ``metadata.token``. A ``*`` is one level,
-whatever its name; lists are walked through. The event itself goes on whole: to its handlers, its key and the journal.
+The setting ``redact_paths`` names them: ``payload.user.email``, ``payload.*.password``, ``metadata.token``. A ``*`` is
+any name on one level, and a path applies to each item of a list. Handlers, event keys and the journal get the whole
+event.
 """
 
 from __future__ import annotations
@@ -16,26 +17,26 @@ from typing import Any
 from bridge.events.event import Event
 
 REDACTED = "[redacted]"
-#: By these an event is told from others: they are in keys, channels and every line of a log.
+#: These identify an event and are part of keys, channels and log lines, so they cannot be redacted.
 _SHOWN_FIELDS = frozenset({"id", "type", "timestamp", "source", "correlationId", "eventId", "eventType"})
-#: A piece of a sensitive text, as an error may quote it, is found from this length on; a shorter text as a whole word.
+#: Shortest part of a sensitive text that is found where an error quotes it. A shorter text is found as a whole word.
 _PIECE = 8
-#: Sensitive characters of one event that are looked for in a text; with more of them nothing of the text is shown.
+#: Most sensitive characters of one event that are searched for in a text. With more, the whole text is redacted.
 _MOST_CHARS = 200_000
 
 
 class Redaction:
-    """The sensitive paths of one bus; false when there are none.
+    """The sensitive paths of one bus; false if there are no such paths.
 
     Arguments:
         paths: As in ``bridge_redact_paths``.
 
     Raises:
-        ValueError: One of them is none.
+        ValueError: A path is invalid.
     """
 
     def __init__(self, paths: Sequence[str] = ()) -> None:
-        #: Name or ``*`` to what is below; None: all of it is sensitive.
+        #: Name or ``*`` to the tree below it; None: everything below is sensitive.
         self._tree: dict[str, Any] = {}
         for path in paths:
             self._add(_parsed(path))
@@ -53,53 +54,53 @@ class Redaction:
         node[names[-1]] = None
 
     def fields(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return an event as plain JSON types, what is sensitive left out."""
+        """Return an event, given as plain JSON types, with its sensitive values redacted."""
         return _walked(fields, [self._tree], []) if self else fields
 
     def event(self, event: Event) -> Event:
-        """Return an event to be shown."""
+        """Return *event* with its sensitive values redacted."""
         return Event.from_dict(self.fields(event.to_dict())) if self else event
 
     def values(self, fields: dict[str, Any]) -> list[Any]:
-        """Return what is sensitive in an event."""
+        """Return the sensitive values of an event, given as plain JSON types."""
         found: list[Any] = []
         if self:
             _walked(fields, [self._tree], found)
         return found
 
     def text(self, text: str, values: Sequence[Any]) -> str:
-        """Return *text*, as of an error, without what it quotes of the sensitive *values* of an event."""
+        """Return *text*, such as an error, with all quotes of the sensitive *values* of an event redacted."""
         return _without(text, list(_texts(values))) if values else text
 
 
-#: Of a bus without sensitive paths.
-NOTHING = Redaction()
+#: For a bus without sensitive paths.
+NO_REDACTION = Redaction()
 
 
 @lru_cache(maxsize=100)
 def redaction_of(paths: tuple[str, ...]) -> Redaction:
-    """Return the redaction of these paths, made once."""
+    """Return the redaction of these paths; each is built once."""
     return Redaction(paths)
 
 
 def _parsed(path: str) -> list[str]:
     names = path.split(".")
     if not all(names):
-        raise ValueError(f"{path!r} is no path: names joined by dots, * for any one, as in payload.*.password")
+        raise ValueError(f"{path!r} is not a path: names joined by dots, * for any name, as in payload.*.password")
     if names[0] == "*" or names[0] in _SHOWN_FIELDS:
-        raise ValueError(f"{path!r}: begin with payload, metadata or a field of your own; all else is shown everywhere")
-    return [*names, "*"] if names == ["metadata"] else names  # which stays an object
+        raise ValueError(f"{path!r}: begin with payload, metadata or a custom field; other fields cannot be redacted")
+    return [*names, "*"] if names == ["metadata"] else names  # so that metadata stays an object
 
 
 def _walked(value: Any, nodes: Sequence[dict[str, Any]], found: list[Any]) -> Any:
-    """Return *value*, for which the *nodes* of the tree hold, without what is sensitive; add that to *found*."""
+    """Return *value*, to which the *nodes* of the tree apply, redacted; add its sensitive values to *found*."""
     if isinstance(value, dict):
         return {
             name: _shown(item, [node[key] for node in nodes for key in (name, "*") if key in node], found)
             for name, item in value.items()
         }
     if isinstance(value, list):
-        # What is said of a list is said of each item, and an item is one level, too.
+        # A path to a list applies to each item, and an item also counts as one level.
         below = [*nodes, *(node["*"] for node in nodes if "*" in node)]
         return [_shown(item, below, found) for item in value]
     return value
@@ -115,7 +116,7 @@ def _shown(value: Any, nodes: Sequence[dict[str, Any] | None], found: list[Any])
 def _texts(values: Sequence[Any]) -> Iterator[str]:
     for value in values:
         if isinstance(value, dict):
-            yield from value  # all of it is sensitive, and a name may be an address
+            yield from value  # names are sensitive too: one may be an e-mail address
             yield from _texts(list(value.values()))
         elif isinstance(value, list):
             yield from _texts(value)
@@ -123,7 +124,7 @@ def _texts(values: Sequence[Any]) -> Iterator[str]:
             yield value
             if len(value) < _PIECE:
                 yield from {repr(value)[1:-1], json.dumps(value)[1:-1]}
-        elif value is not None and not isinstance(value, bool):  # which tell little, and are in many texts
+        elif value is not None and not isinstance(value, bool):  # a boolean reveals little, and occurs in many texts
             yield str(value)
 
 
@@ -132,7 +133,7 @@ def _without(text: str, secrets: Sequence[str]) -> str:
         return REDACTED
     lower = text.lower()
     if len(lower) != len(text):
-        lower = text  # then capitals have to be the same
+        lower = text  # then the search is case-sensitive
     hidden = bytearray(len(text))
     pieces: set[str] = set()
     for secret in {one.lower() for one in secrets} | set(secrets):

@@ -1,4 +1,4 @@
-"""What the fields of an event may hold, whoever wrote it."""
+"""Valid values for the fields of an event, for all publishers."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 
 from bridge.errors import InvalidEvent
 
-#: Ids become parts of Redis keys: no glob, no brace (it would move the key to another Cluster slot), no space.
+#: Ids become parts of Redis keys: no glob characters, no spaces, and no braces, which would change the cluster slot.
 ID_PATTERN = r"[A-Za-z0-9._:@+-]{1,200}"
 _ID = re.compile(ID_PATTERN)
 _TYPE = re.compile(r"[A-Za-z0-9_-]+(?:[.:/][A-Za-z0-9_-]+)*")
 _MAX_TYPE_LENGTH = 200
-#: Field of a signature over the very bytes of an event, see signing.py; reason of what is refused for it.
+#: Field with the signature of an event, see signing.py; also the reason of events that are rejected for it.
 SIGNATURE = "signature"
 
 
 def in_short(event_type: str, event_id: str) -> str:
-    """Return how logs and Flower show an event: neither payload nor secrets."""
+    """Return an event as Flower and task lists show it: without payload and secrets, and with a short id."""
     short = event_id if len(event_id) <= 12 else f"{event_id[:8]}..."
     return f"<Event {event_type} {short}>"
 
 
 def replay_of(metadata: dict[str, Any] | None) -> str | None:
-    """Return the name of the replay in the metadata of an event."""
+    """Return the name of the replay in the metadata of an event, if any."""
     replay = metadata.get("replay") if metadata else None
     name = replay.get("name") if isinstance(replay, dict) else None
     return name if isinstance(name, str) else None
 
 
 def is_plain(fields: dict[str, Any]) -> bool:
-    """Whether the fields of an event from the wire are of types that need no conversion, as in nearly all events."""
+    """Return whether the fields of a decoded event have types that need no conversion, as in nearly all events."""
     get = fields.get
     metadata, source, correlation_id = get("metadata"), get("source"), get("correlationId")
     return (
@@ -44,19 +44,19 @@ def is_plain(fields: dict[str, Any]) -> bool:
 
 
 def check_id(event_id: str) -> None:
-    """Raise :class:`InvalidEvent` unless *event_id* is one that events may have."""
+    """Raise :class:`InvalidEvent` unless *event_id* is valid."""
     if not _ID.fullmatch(event_id):
         raise InvalidEvent("id", "id", f"{event_id[:80]!r} is not 1 to 200 of A-Z a-z 0-9 . _ : @ + -")
 
 
 @lru_cache(maxsize=10_000)  # types are few, events are many
 def check_type(event_type: str) -> None:
-    """Raise :class:`InvalidEvent` unless *event_type* is one that events may have."""
+    """Raise :class:`InvalidEvent` unless *event_type* is valid."""
     if len(event_type) > _MAX_TYPE_LENGTH or not _TYPE.fullmatch(event_type):
         raise InvalidEvent("type", "type", f"{event_type[:80]!r} is not words of A-Z a-z 0-9 _ - joined by . : /")
     if RESERVED_TYPES.match(event_type):
         raise InvalidEvent("type", "type", f"{event_type!r} is reserved for the bridge's own keys")
 
 
-#: Event types that would read like one of the bridge's own keys below the same prefix.
+#: Event types whose channels would look like keys of the bridge with the same prefix.
 RESERVED_TYPES = re.compile(r"(?:event|seen|dead|parked|inflight|done|heartbeat):|journal\Z|heartbeat\Z")

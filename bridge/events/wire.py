@@ -1,7 +1,7 @@
-"""JSON as it travels: the one encoder, the one decoder, and the limits both hold.
+"""JSON on the wire: the only encoder, the only decoder, and the limits that both enforce.
 
-Parsers disagree at the edges of JSON: some turn ``2**70`` into a float, some accept ``NaN``, some crash on deep
-nesting. What passes here reads the same in every language; everything else is refused by name.
+Parsers disagree about the edge cases of JSON: some turn ``2**70`` into a float, some accept ``NaN``, some crash on deep
+nesting. JSON that is accepted here means the same in every language. All other JSON is rejected with a reason.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pydantic_core import to_jsonable_python
 
 from bridge.errors import InvalidEvent
 
-#: Levels of objects and arrays, the event itself being the first. Far above real events, far below what
-#: makes any known parser overflow its stack.
+#: Most levels of objects and arrays; the event itself is the first. Far more than real events have, and far fewer than
+#: would overflow the stack of any known parser.
 MAX_DEPTH = 64
 
-#: Integers outside signed 64 bits become floats, or errors, in other languages.
+#: Integers beyond signed 64 bits become floats, or raise errors, in other languages.
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 
-#: Celery's JSON writes datetimes and the like as objects of exactly these names. A worker that meets one it does not
-#: know throws the whole message away, and one it knows would reach the handler as another type.
+#: Celery's JSON encodes datetimes and other types as objects with exactly these names. A worker discards a message with
+#: an unknown one, and a known one would reach the handler as another type.
 _CELERY_NAMES = {"__type__", "__value__"}
 
 _CONTAINERS = (dict, list)
@@ -35,12 +35,12 @@ def jsonable(value: Any, field: str, depth: int = 2) -> Any:
     """Return *value* as plain JSON types; models, datetimes, UUIDs, Decimals and enums are converted.
 
     Arguments:
-        value: What the caller wants to send.
+        value: The value to send.
         field: Path of the value, for the error text.
         depth: Level of the value when it is a container; a field of an event is at level 2.
 
     Raises:
-        InvalidEvent: A part of it is not JSON, or breaks a limit; ``field`` is the path of that part.
+        InvalidEvent: A part of it is not JSON, or exceeds a limit; ``field`` is the path of that part.
     """
     if isinstance(value, str):
         return _checked_text(value, field)
@@ -68,7 +68,7 @@ def jsonable(value: Any, field: str, depth: int = 2) -> Any:
 def _converted(convert: Any, value: Any, field: str) -> Any:
     try:
         return convert()
-    except (ValueError, RecursionError) as error:  # no JSON form, no UTF-8, or an object that holds itself
+    except (ValueError, RecursionError) as error:  # no JSON form, no UTF-8, or an object that contains itself
         raise InvalidEvent("json", field, f"{type(value).__name__} has no JSON form; convert it first") from error
 
 
@@ -76,25 +76,25 @@ def dumps(value: Any, *, sort_keys: bool = False) -> bytes:
     """Encode plain JSON types as compact UTF-8.
 
     Raises:
-        InvalidEvent: A string holds half a surrogate pair, which UTF-8 cannot carry, or a number is not finite.
+        InvalidEvent: A string has half a surrogate pair, which UTF-8 cannot encode, or a number is not finite.
     """
     try:
         return (_sorting_encoder if sort_keys else _encoder).encode(value).encode()
     except UnicodeEncodeError as error:
-        raise InvalidEvent("surrogate", "", "a string holds half a surrogate pair") from error
+        raise InvalidEvent("surrogate", "", "a string contains half a surrogate pair") from error
     except ValueError as error:
         raise InvalidEvent("non_finite", "", "NaN and infinities are not JSON") from error
 
 
 def loads(data: bytes, max_bytes: int) -> Any:
-    """Decode one JSON text from the wire. Duplicate names: the last one wins.
+    """Decode one JSON text from the wire. Of duplicate names, the last one wins.
 
     Arguments:
         data: The bytes as received.
-        max_bytes: Largest size that is parsed at all.
+        max_bytes: Largest size that is parsed.
 
     Raises:
-        InvalidEvent: It is no JSON that every reader would take the same way; ``reason`` says why.
+        InvalidEvent: It is not JSON that means the same to every reader; ``reason`` tells why.
     """
     if len(data) > max_bytes:
         raise InvalidEvent("size", "", f"{len(data)} bytes, the limit is {max_bytes} (bridge_max_event_bytes)")
@@ -107,12 +107,12 @@ def loads(data: bytes, max_bytes: int) -> Any:
     if text[0] == "\ufeff":
         raise InvalidEvent("encoding", "", "starts with a byte order mark")
     value = _parsed(text)
-    # Brackets bound the depth from above, and names may be escaped: only suspicious messages pay for the walk.
+    # The number of brackets limits the depth, and names may be escaped: only suspicious messages are walked through.
     escapes = b"\\" in data
     if "__type__" in text or (escapes and "\\u00" in text) or text.count("{") + text.count("[") > MAX_DEPTH:
         check_containers(value)
-    if escapes and b"\\ud" in data.lower():  # an escape that may be half a pair: only then pay for the check
-        dumps(value)  # after the nesting: what is too deep to encode never gets here
+    if escapes and b"\\ud" in data.lower():  # an escape that may be half a pair
+        dumps(value)  # after the check of the depth, since very deep values cannot be encoded
     return value
 
 
@@ -122,7 +122,7 @@ def _parsed(text: str) -> Any:
             value, end = _decoder.raw_decode(text)
             if end == len(text):
                 return value
-        return _decoder.decode(text)  # white space around it, or an error worth a message
+        return _decoder.decode(text)  # white space around it, or an error that deserves a message
     except RecursionError as error:
         raise InvalidEvent("depth", "", f"nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
@@ -130,7 +130,7 @@ def _parsed(text: str) -> Any:
 
 
 def check_containers(value: Any, max_depth: int = MAX_DEPTH) -> None:
-    """Raise :class:`InvalidEvent` if *value* is nested deeper than *max_depth* levels, or means more to Celery."""
+    """Raise :class:`InvalidEvent` if *value* has more than *max_depth* levels, or an object that Celery converts."""
     level, depth = [value] if isinstance(value, _CONTAINERS) else [], 0
     while level:
         depth += 1
@@ -149,12 +149,12 @@ def _check_depth(depth: int, field: str, max_depth: int = MAX_DEPTH) -> None:
 
 def _check_names(fields: dict[str, Any], field: str) -> None:
     if fields.keys() == _CELERY_NAMES:
-        raise InvalidEvent("reserved", field, "an object of just __type__ and __value__ means another type to Celery")
+        raise InvalidEvent("reserved", field, "Celery would convert an object of just __type__ and __value__")
 
 
 def _checked_int(value: int, field: str) -> int:
     if not MIN_INT <= value <= MAX_INT:
-        raise InvalidEvent("integer_range", field, "does not fit into 64 bits; send it as a string")
+        raise InvalidEvent("integer_range", field, "is larger than 64 bits; send it as a string")
     return int(value)
 
 
@@ -168,7 +168,7 @@ def _checked_text(value: str, field: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise InvalidEvent("surrogate", field, "holds half a surrogate pair") from error
+        raise InvalidEvent("surrogate", field, "contains half a surrogate pair") from error
     return str.__str__(value)
 
 
@@ -179,8 +179,8 @@ def _checked_name(name: Any, field: str) -> str:
 
 
 def _parse_int(text: str) -> int:
-    if len(text) > 20:  # int() of thousands of digits is slow, or refused with a bare ValueError
-        raise InvalidEvent("integer_range", "", f"a number of {len(text)} digits does not fit into 64 bits")
+    if len(text) > 20:  # int() of thousands of digits is slow, or raises a bare ValueError
+        raise InvalidEvent("integer_range", "", f"an integer of {len(text)} digits is larger than 64 bits")
     return _checked_int(int(text), "")
 
 
@@ -192,8 +192,6 @@ def _refuse_constant(text: str) -> Any:
     raise InvalidEvent("non_finite", "", f"{text} is not JSON")
 
 
-_encoder, _sorting_encoder = (
-    json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
-    for sort_keys in (False, True)
-)
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_sorting_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
 _decoder: Any = json.JSONDecoder(parse_int=_parse_int, parse_float=_parse_float, parse_constant=_refuse_constant)

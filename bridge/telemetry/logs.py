@@ -159,7 +159,7 @@ class Fields(TypedDict, total=False):
 
 
 def log_fields(action: Action, **fields: Unpack[Fields]) -> dict[str, Any]:
-    """Return ``extra`` for a log call: the action and the fields, except those that are None or ""."""
+    """Return ``extra`` for a log call: the action, and the fields except empty ones."""
     return {"action": action.value, **{name: value for name, value in fields.items() if value not in (None, "")}}
 
 

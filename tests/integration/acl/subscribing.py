@@ -8,7 +8,7 @@ from typing import Any
 from redis import Redis
 
 from bridge import Event, EventBus
-from bridge.events.event import UNHEARD_SOURCE
+from bridge.events.event import TYPESCRIPT_BUS_SOURCE
 from bridge.handlers.handler import task_id_for
 from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
@@ -61,7 +61,7 @@ def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> Non
     try:
         assert subscriber.ready.wait(20)
         for number in range(4):
-            event = Event(type="dream.created", id=f"new-{number}", source=UNHEARD_SOURCE, payload={"no": 1})
+            event = Event(type="dream.created", id=f"new-{number}", source=TYPESCRIPT_BUS_SOURCE, payload={"no": 1})
             admin.set(keys.event(event.id), event.encode(), ex=60)
             admin.publish(keys.channel(event.type), event.encode())
         caused = event.child("dream.told", {"yes": 1, "name": "of a shadow"})

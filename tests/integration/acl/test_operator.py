@@ -12,7 +12,7 @@ from flower.utils.broker import Redis as FlowersBroker
 
 from bridge import Event, EventBus
 from bridge.cli.follow import Follower
-from bridge.events.event import UNHEARD_SOURCE
+from bridge.events.event import TYPESCRIPT_BUS_SOURCE
 from bridge.flower import actions
 from bridge.flower.data import EventData
 from bridge.handlers.handler import task_id_for
@@ -81,7 +81,7 @@ def operate(restricted_redis: RestrictedRedis, user: str) -> None:
 def tail(restricted_redis: RestrictedRedis, user: str) -> None:
     """Hear an event whose source is in its key, and the own heartbeat."""
     keys, settings = Keys(restricted_redis.prefix), restricted_redis.settings(user, heartbeat_interval_s=0.2)
-    event = Event(type="dream.created", id="heard", source=UNHEARD_SOURCE).encode()
+    event = Event(type="dream.created", id="heard", source=TYPESCRIPT_BUS_SOURCE).encode()
     restricted_redis.admin.set(keys.event("heard"), event, ex=60)
     deadline_s = time.monotonic() + 20
     heard = published = 0

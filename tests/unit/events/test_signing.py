@@ -101,20 +101,23 @@ def test_a_signed_event_is_kept_however_it_is_spelt() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no keys": ({"require_signature": ["a.*"]}, "require_signature needs signing_keys"),
-    "short secret": ({"signing_keys": {"k": SECRET[:31]}}, r"secret of key 1 is no text of 32 bytes or more; make one"),
+    "short secret": (
+        {"signing_keys": {"k": SECRET[:31]}},
+        r"secret of key 1 must be a string of 32 bytes or more; create",
+    ),
     "not a text": ({"signing_keys": {"k": 12345}}, "secret of key 1"),
     "key id": ({"signing_keys": {"ok": SECRET, "a:b": SECRET}}, "the id of key 2 is not 1 to 64 of"),
     "mixed up": ({"signing_keys": {SECRET.replace(" ", "-"): "2026-11"}}, "the secret of key 1"),
-    "no object": ({"signing_keys": [SECRET]}, "maps key ids to secrets"),
+    "no object": ({"signing_keys": [SECRET]}, "a mapping of key ids to secrets"),
     "pattern": ({"require_signature": ["a.[b"], "signing_keys": {"k": SECRET}}, "require_signature: .* not closed"),
     "accepted_types": ({"accepted_types": [""]}, "accepted_types: .*empty pattern"),
     "too old": (
         {"require_signature": ["*"], "signing_keys": {"k": SECRET}, "signature_max_age_s": 89_701},
-        "signature_max_age_s must be 300 s below dedup_ttl_s",
+        "signature_max_age_s must be at least 300 s below dedup_ttl_s",
     ),
     "too old by default": (
         {"require_signature": ["*"], "signing_keys": {"k": SECRET}, "event_ttl_s": 60, "dedup_ttl_s": 61},
-        "signature_max_age_s must be 300 s below dedup_ttl_s",
+        "signature_max_age_s must be at least 300 s below dedup_ttl_s",
     ),
 }
 

@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus, InvalidEvent
-from bridge.events.event import UNHEARD_SOURCE
+from bridge.events.event import TYPESCRIPT_BUS_SOURCE
 from bridge.events.signing import Keyring
 from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
@@ -251,7 +251,7 @@ def test_the_two_copies_of_the_typescript_bus(
     register_handlers("t.plain")
     start_subscriber(**SIGNED)
     kept, at_ms = outside.signed("id1", source="billing-service"), now_ms()
-    heard = outside.signed("id1", source=UNHEARD_SOURCE, timestamp=at_ms)
+    heard = outside.signed("id1", source=TYPESCRIPT_BUS_SOURCE, timestamp=at_ms)
     outside.keep("id1", outside.unsigned("id1", source="somebody") if forged else kept)
     outside.say(heard)
     eventually(lambda: queues.length() == 1, "it runs")
