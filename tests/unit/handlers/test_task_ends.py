@@ -65,7 +65,7 @@ def test_an_end_that_is_refused_holds_up_no_lease(
 ) -> None:
     """While something else is at the key of the dead letters other runs keep their leases, and other ends are noted."""
     client.set(Keys(prefix).dead("tests"), "no stream")
-    assert leases.begin("long", idempotent=True).outcome == "begun"
+    assert leases.begin("long", idempotent=True).result == "started"
     leases.end("refused", failed("refused"))
     deadline = time.monotonic() + 3 * bus.settings.lease_s
 
@@ -88,7 +88,7 @@ def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, pre
     explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
     with EventBus(**explicit) as bus:
         leases = Leases(bus)
-        assert leases.begin("t1", idempotent=True).outcome == "begun"
+        assert leases.begin("t1", idempotent=True).result == "started"
         own_server.kill()
         leases.end("t1", DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1"))
         deadline = time.monotonic() + 1.5

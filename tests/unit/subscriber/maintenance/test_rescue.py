@@ -214,7 +214,7 @@ def test_one_subscriber_does_the_upkeep_until_it_stops(
     register_handlers("t.exact")
     slow_term = {"maintenance_interval_s": 1}  # its term is three times as long
     first = start_subscriber("first", **slow_term)
-    elected = Keys(prefix).upkeep("tests")
+    elected = Keys(prefix).leader("tests")
     eventually(lambda: client.get(elected) == b"first", "the first is elected")
     start_subscriber("second", **slow_term)
     ends = client.pexpiretime(elected)
