@@ -4,29 +4,37 @@ A broker can lose a message: Redis gives it to a worker with one command and rec
 is listed from the step that acknowledges its journal entry until it ends. Two marks make a duplicate of its message
 harmless: ``done``, the task has ended, and ``lease``, it is running.
 
-==========  =============================  ============================================================================
-state       in Redis                       after a crash
-==========  =============================  ============================================================================
-in journal  entry not acknowledged         the next subscriber reads the entry again; the task ids stay the same
-sent        in the ledger                  a message that is lost becomes overdue and is sent again
-running     in the ledger, lease           the lease expires, then as sent; that death of a worker is counted
-retrying    in the ledger, ``retried``     as sent, after the delay of the retry
-ended       done mark                      nothing is left to do; the mark expires after ``dedup_ttl_s``
-==========  =============================  ============================================================================
-
 ::
 
-                 acknowledge_sent()            start_run()            end(), end_task_with()
-                 list_commands()         +--> renew() ... --+
-    in journal ------------------> sent ---------> running ---------------------------> ended
-                                   |  ^               |                                   ^
-                   sweep_overdue() |  |               | release()                         |
-                   and send again  +--+               v                                   |
-                                   ^              retrying ------------------------------>|
-                                   +------------------+  start_run() of the retry         |
-    sent, more than max_redispatches times, or its event expired -------------------------+  (dead letter)
+    in journal ---> sent ---> running ---> ended
+                    |  ^      |     ^
+                    +--+      v     |
+                redispatch   retrying
 
-The dispatcher sends tasks, workers run, renew, retry and end them, and the leader's rescuer sends overdue ones again.
+==========  ==========================  ===========================================================================
+state       in Redis                    what a crash leaves
+==========  ==========================  ===========================================================================
+in journal  a pending or unread entry   the entry is read again; the task ids are the same
+sent        in the ledger               a message that is lost becomes overdue
+running     in the ledger, with lease   the lease expires, the task becomes overdue, and the death is counted
+retrying    in the ledger, ``retried``  a message that is lost becomes overdue, later by the delay of the retry
+ended       done mark                   nothing; the mark expires after ``dedup_ttl_s``
+==========  ==========================  ===========================================================================
+
+==================  ===============  ==============================================================================
+transition          who              how
+==================  ===============  ==============================================================================
+in journal -> sent  dispatcher       :meth:`Ledger.list_commands` in the transaction that pushes the messages, or
+                                     :meth:`Ledger.acknowledge_sent` once the broker has them
+-> running          worker           :meth:`Ledger.start_run`, then :meth:`Ledger.renew`
+running -> ended    worker           :meth:`Ledger.end`, or ``DeadLetters.end_task_with`` after a failure
+-> retrying         worker           :meth:`Ledger.release`
+redispatch          leader           :meth:`Ledger.find_overdue` and :meth:`Ledger.sweep_overdue`; the others are sent
+                                     again and listed with :meth:`Ledger.acknowledge_sent`
+sent -> ended       leader, worker   ``DeadLetters.end_task_with``: after ``max_redispatches``, or as many deaths
+==================  ===============  ==============================================================================
+
+A task that has to be sent again after its event expired leaves the ledger with a dead letter, but without a done mark.
 Each transition is one script or one transaction, and each can be repeated after a lost reply: the token of a run, or
 the mark that exists already, identifies the repetition.
 

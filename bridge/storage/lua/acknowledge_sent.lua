@@ -2,6 +2,8 @@
 --                  args=[group, redispatch_ms, acknowledged, entry_1 .. entry_m,
 --                        then for each task: task_id, delay_ms, task])
 --
+-- The transition to the state sent, see ledger.py.
+--
 -- journal   stream  its m = acknowledged entries are acknowledged for the group
 -- inflight  zset    task id -> when the task is overdue, ms: redispatch_ms after it was sent, plus its delay
 -- tasks     hash    task id -> what was sent, see include/in_flight.lua

@@ -1,5 +1,7 @@
 -- release(keys=[lease, inflight, tasks], args=[task_id, token, redispatch_ms, delay_ms])
 --
+-- The transition from running to retrying, see ledger.py.
+--
 -- lease     hash  see start_run.lua; deleted if it is of this token
 -- inflight  zset  task id -> when the task is overdue, ms
 -- tasks     hash  task id -> what was sent, see include/in_flight.lua

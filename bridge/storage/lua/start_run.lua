@@ -1,6 +1,8 @@
 -- start_run(keys=[done, lease, inflight, tasks, watermarks, starts],
 --           args=[task_id, token, lease_ms, max_deaths, redispatch_ms, idempotent, retries])
 --
+-- The transition to the state running, see ledger.py.
+--
 -- done        string  exists when the task has ended
 -- lease       hash    token: of the run in progress; until_ms: when its lease ends unless it is renewed; asked_ms: when
 --                     another copy of the message first asked since the last renewal; deaths: earlier runs whose worker

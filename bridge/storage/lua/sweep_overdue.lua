@@ -1,6 +1,8 @@
 -- sweep_overdue(keys=[inflight, tasks, done_1, lease_1 .. done_n, lease_n],
 --               args=[redispatch_ms, max_wait_ms, task_1, queued_1 .. task_n, queued_n])
 --
+-- Decides which overdue tasks are sent again, see ledger.py.
+--
 -- inflight  zset    task id -> when the task is overdue, ms
 -- tasks     hash    task id -> what was sent, see include/in_flight.lua
 -- done_i    string  exists when task i has ended: it leaves the ledger
