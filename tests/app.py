@@ -1,7 +1,7 @@
-"""A Celery application of a user, with the bridge installed; the workers of the tests run it.
+"""The Celery application of a user who has installed the bridge. The workers of the tests run it.
 
-Every effect is one RPUSH to a list in Redis, so that a second effect would be seen. Queues and results carry the
-prefix of the test, so that tests may run side by side on one server.
+Each effect of a handler is one RPUSH to a list in Redis, so a repeated effect is visible. Queues and results carry the
+prefix of the test, so tests can run in parallel on one server.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bridge import Event, current_event, effect_transaction, get_bus, on_event, 
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "test:")
 VISIBILITY_TIMEOUT_S = float(os.environ.get("TEST_VISIBILITY_TIMEOUT_S", "3600"))
-#: In a Redis Cluster it has to be where the bridge's own keys are.
+#: In a Redis Cluster, this key must be in the same slot as the bridge's own keys.
 EFFECTS = os.environ.get("TEST_EFFECTS", f"{PREFIX}effects")
 
 app = Celery("tests")
@@ -36,17 +36,17 @@ app.conf.update(
     task_track_started=True,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
-    bridge_redis_url="redis://:conf-s3cret@unused",  # REDIS_URL of the environment wins; must not be shown
+    bridge_redis_url="redis://:conf-s3cret@unused",  # overridden by REDIS_URL; must never be shown
     bridge_routes={"routed.*": {"queue": "routed"}},
 )
-if os.environ.get("TEST_QUORUM"):  # with exchanges on which RabbitMQ holds messages back itself
+if os.environ.get("TEST_QUORUM"):  # RabbitMQ itself delays the messages of these exchanges
     app.conf.update(task_default_queue_type="quorum", task_default_exchange_type="topic")
     app.conf.update(task_create_missing_queue_type="quorum", task_create_missing_queue_exchange_type="topic")
 bridge.install(app)
 
 
 def effect(name: str, value: str) -> None:
-    """Leave a trace that shows repetitions."""
+    """Append an effect to the list; repetitions are visible."""
     get_bus().client.rpush(EFFECTS, f"{name} {value}")
 
 
@@ -71,7 +71,7 @@ def typed(event: Event[DreamCreated]) -> None:
 
 @on_event("bound.created", bind=True, max_retries=2, default_retry_delay=0)
 def bound(self: bridge.EventTask, event: Event) -> None:
-    """Publishes, fails, and publishes the same again when it is retried."""
+    """Publish, fail, and publish the same event again in each retry."""
     publish_event("bound.step", {"retries": "any"})
     effect("bound", str(self.request.retries))
     if self.request.retries < 2:
@@ -105,7 +105,7 @@ def elsewhere(event: Event) -> None:
 
 @app.task
 def subtask(depth: int) -> None:
-    """An ordinary task: publishes two levels below the handler."""
+    """An ordinary task, which publishes two levels below the handler."""
     if depth:
         subtask.delay(depth - 1)
     else:
@@ -131,7 +131,7 @@ def loop(event: Event) -> None:
 
 @on_event("deep.created")
 def deep(event: Event) -> None:
-    """Calls itself as a plain function; every level publishes."""
+    """Call itself as a plain function; every level publishes an event."""
     if event.payload:
         deep(event.child(event.type, event.payload - 1))
     publish_event("deep.published", event.payload)
@@ -162,7 +162,7 @@ def deadly(event: Event) -> None:
 
 @on_event("retry.created", bind=True, max_retries=3, default_retry_delay=0)
 def retrying(self: bridge.EventTask, event: Event) -> None:
-    """Fails for good after its last retry."""
+    """Fail permanently after the last retry."""
     effect("retry", str(self.request.retries))
     raise self.retry(exc=RuntimeError("as intended"))
 
@@ -174,7 +174,7 @@ def repeatable(event: Event) -> None:
 
 @on_event("booked.created")
 def booked(event: Event) -> None:
-    """Dies right after its effect, which carries the done mark."""
+    """Kill the worker right after the effect, whose transaction also writes the done mark."""
     with effect_transaction() as pipe:
         pipe.rpush(EFFECTS, f"booked {event.id}")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -201,17 +201,17 @@ def limited(event: Event) -> None:
     time.sleep(60)
 
 
-@on_event("mended.created")
-def mended(event: Event) -> None:
-    """Fails until the cause is gone: until the test sets a key."""
+@on_event("fixable.created")
+def fixable(event: Event) -> None:
+    """Fail until the cause is fixed: until the test sets a key."""
     if not get_bus().client.exists(f"{PREFIX}cause-gone"):
         raise RuntimeError("as intended")
-    effect("mended", f"{event.id} {mended.request.id} {event.metadata}")
+    effect("fixable", f"{event.id} {fixable.request.id} {event.metadata}")
 
 
 @on_event("opaque.created")
 def opaque(event: Event) -> object:
-    """Returns what no result backend can store."""
+    """Return a value that no result backend can store."""
     effect("opaque", event.id)
     return object()
 

@@ -1,4 +1,4 @@
-"""Handlers for tests that look at task messages instead of running tasks. Made once: tasks are global to Celery."""
+"""Handlers for tests that inspect task messages and run no tasks. Tasks are global to Celery: define them only once."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def packed(event: Event) -> None: ...
 
 
 class Picky(EventTask):
-    """User code that Celery asks about each message."""
+    """A task class of a user: Celery calls it for each message."""
 
     abstract = True
 
     def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str:
-        """Fail for an event without a name."""
+        """Return the name that is shown; raise KeyError for an event without a name."""
         return f"picky {args[0]['payload']['name']}"
 
 
@@ -62,5 +62,5 @@ class Picky(EventTask):
 def picky(event: Event) -> None: ...
 
 
-#: By task name; a test registers those it needs.
+#: Handlers by task name; each test registers those that it needs.
 HANDLERS: dict[str, Handler] = {handler.task_name: handler for handler in registry if handler.task_name[:2] == "t."}

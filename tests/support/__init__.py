@@ -1,8 +1,8 @@
-"""What tests import by name; no fixtures."""
+"""Code that tests import by name; it contains no fixtures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: The folder of the project.
+#: The root folder of the project.
 ROOT = Path(__file__).parent.parent.parent

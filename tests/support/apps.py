@@ -1,4 +1,4 @@
-"""Celery applications of tests, and what is started or invoked on them."""
+"""Celery applications for tests, and types of the fixtures that start or invoke something on them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bridge.subscriber.subscriber import Subscriber
 Invoke = Callable[..., Result]
 
 
-# In-process subscribers, whose task messages stay in the queues to be looked at.
+# In-process subscribers: their task messages stay in the queues, where tests inspect them.
 
 StartSubscriber = Callable[..., Subscriber]
 
 
 def make_app(broker_url: str, prefix: str) -> Celery:
-    """Make a Celery application whose queues carry the prefix of the test."""
+    """Return a Celery application whose queues carry the prefix of the test."""
     app = Celery("tests", broker=broker_url, set_as_current=False)
     app.conf.broker_transport_options = {
         "global_keyprefix": f"broker:{prefix}",

@@ -1,4 +1,4 @@
-"""Events of one test, and what becomes of them where bus and broker are one Redis."""
+"""The events of one test, and their task messages when bus and broker are the same Redis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 
 class Backlog:
-    """Events of one test: published, and looked for in journal, group, ledger and queue."""
+    """The events of one test, as found in the journal, the consumer group, the ledger and the queue."""
 
     def __init__(self, bus: EventBus, client: Redis, settings: BridgeSettings, queues: Queues) -> None:
         self.bus, self.client, self.queues = bus, client, queues
@@ -23,25 +23,28 @@ class Backlog:
         self.bus.publish_many([Event(type=type, id=f"{name}{number}") for number in range(count)])
 
     def ids(self) -> list[str]:
-        """In the order of the journal."""
+        """Return the event ids in the order of the journal."""
         return [fields[b"id"].decode() for _, fields in self.client.xrange(self.journal)]
 
     def sent(self) -> list[str]:
-        """Ids of the events whose messages are in the queue, first in first."""
+        """Return the ids of the events whose messages are in the queue, oldest first."""
         return [message["headers"]["argsrepr"][8:-3].split()[1] for message in self.queues.messages()]
 
     def pending(self) -> int:
         return self.client.xpending(self.journal, "tests")["pending"]
 
     def unacknowledged(self) -> bool:
-        """Whether the group has all that was read from the journal still to do."""
+        """Return whether every entry that the group has read is still pending."""
         (group,) = self.client.xinfo_groups(self.journal)
         read = self.client.xrange(self.journal, "-", group["last-delivered-id"])
         return group["pending"] == len(read) > 0
 
     def all_once(self) -> None:
-        """Wait until nothing is left to do, and see each event in the queue once, and each task listed."""
+        """Wait until nothing is pending; assert that each event is in the queue once and in the ledger."""
         ids = self.ids()
-        eventually(lambda: self.queues.length() >= len(ids) and not self.pending(), f"{len(ids)} messages")
+        eventually(
+            lambda: self.queues.length() >= len(ids) and not self.pending(),
+            f"{len(ids)} messages are queued and none is pending",
+        )
         assert sorted(self.sent()) == sorted(ids)
         assert self.ledger.size() == len(ids)

@@ -1,7 +1,7 @@
-"""The table of bad input: what strangers may send, and what becomes of it. ``test_bad_input.py`` sends it.
+"""Bad input: what external publishers may send, and the expected result. ``test_bad_input.py`` sends all of it.
 
-Rows have the numbers of the project's catalogue of bad input; 24 and 38 are about no message. Where a row was decided
-otherwise than one might expect, it says why.
+Rows are numbered as in the project's catalogue of bad input; its rows 24 and 38 do not concern messages. Comments
+explain the decisions that a reader might not expect.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ LIMIT = 1024 * 1024
 
 @dataclass(frozen=True)
 class Case:
-    """One message: *outcome* is ``taken``, ``again``, ``ignored``, or the reason of its dead letter.
+    """One message. *outcome* is ``taken``, ``again``, ``ignored``, or the reason of its dead letter.
 
-    In texts, ``$`` stands for an id of its own and ``#`` for the type of the row. *on* is what follows the prefix
-    in the name of the channel; after a ``!`` it is the whole name. With a *key*, the message is not broadcast but
-    written under ``{prefix}event:``, before the subscriber starts or (*late*) after everything was broadcast.
-    *fields* are those the journal is to hold of an event that is taken.
+    In all texts, ``$`` is replaced by a unique id and ``#`` by the type of the row. *on* follows the prefix in the name
+    of the channel; after a ``!`` it is the full name. With a *key*, the message is not broadcast but written under
+    ``{prefix}event:``, before the subscriber starts or (*late*) after everything was broadcast. *fields* are the fields
+    that the journal must have for an accepted event.
     """
 
     outcome: str
@@ -32,7 +32,7 @@ class Case:
     late: bool = False
 
     def filled_in(self, row: int, number: int) -> Case:
-        """This case with id and type in place."""
+        """Return this case with id and type filled in."""
         own_id, own_type = f"r{row}-{number}", f"r{row}"
 
         def fill(text: bytes) -> bytes:
@@ -43,7 +43,7 @@ class Case:
 
 
 def e(rest: bytes) -> bytes:
-    """An event with an id and a type, and *rest*."""
+    """Return an event with an id, a type and *rest*."""
     return b'{"id":"$","type":"#",%s}' % rest
 
 
@@ -64,7 +64,7 @@ def taken(message: bytes, on: bytes = b"#", **fields: Any) -> list[Case]:
 
 
 def kept(name: str, *values: bytes) -> list[Case]:
-    """Events with these values in the field *name*, taken as they are."""
+    """Return events with these values in the field *name*, which are stored unchanged."""
     return [case for raw in values for case in taken(e(b'"%s":%s' % (name.encode(), raw)), **{name: json.loads(raw)})]
 
 
@@ -100,7 +100,7 @@ ROWS: dict[int, list[Case]] = {
         ),
         *kept("payload", b"[9223372036854775807,-9223372036854775808]"),
     ],
-    # The parser's own limit is the first bound; the count that follows makes it the same on every Python.
+    # The parser's own limit is checked first. The count that follows makes the limit the same on every Python version.
     6: [
         *dead("depth", e(b'"payload":%s1%s' % (b"[" * 64, b"]" * 64)), b"[" * 100_000, b'{"a":' * 100_000),
         *kept("payload", b"[" * 63 + b"]" * 63),
@@ -121,7 +121,7 @@ ROWS: dict[int, list[Case]] = {
         *dead("type", of_type(rb"#\u0000")),
     ],
     11: taken(b'{"id":"x","id":"$","type":"y","type":"#","payload":1,"payload":2}', payload=2),
-    # An id is never derived from the bytes: the copy in the key and the broadcast may differ in them.
+    # An id is never derived from the bytes: they may differ between the copy in the key and the broadcast.
     12: dead("no_id", b'{"type":"#"}', b"{}"),
     13: [
         *taken(of_id(b"13"), id="13"),
@@ -136,7 +136,7 @@ ROWS: dict[int, list[Case]] = {
         *dead("id", *[of_id(b'"%s"' % raw) for raw in IDS]),
         *taken(of_id(b'"a:b.c_d@e+f-1"'), id="a:b.c_d@e+f-1"),
     ],
-    # The copies of one publisher may differ in source and time.
+    # The copies of one publisher may differ in source and timestamp.
     16: [
         *taken(b'{"id":"r16","type":"#","payload":{"a":1,"b":2}}', id="r16"),
         Case("again", b'{"id":"r16","type":"#","payload":{"a":1,"b":2}}'),
@@ -159,7 +159,7 @@ ROWS: dict[int, list[Case]] = {
         *taken(b'{"id":"$"}', type="r20"),
         *taken(b'{"id":"$","type":null}', type="r20"),
         *dead("type", of_type(b""), b'{"id":"$","type":5}'),
-        *at_key("type", b'{"id":"$"}'),  # a key names no type
+        *at_key("type", b'{"id":"$"}'),  # a key does not contain a type
     ],
     21: dead("channel_mismatch", of_type(b"#.x"), of_type(b"R21"), of_type(b"other")),
     22: [
@@ -175,7 +175,7 @@ ROWS: dict[int, list[Case]] = {
         *[Case("type", of_type(raw), on=raw) for raw in RESERVED],
         *[case for raw in (b"journals", b"dlq", b"a.journal") for case in taken(of_type(raw), raw)],
     ],
-    # No unit is guessed and the moment decides nothing: it is kept as it came.
+    # The unit of a timestamp is not guessed. Nothing depends on it, so it is stored unchanged.
     25: kept("timestamp", *TIMES),
     26: [
         *kept("timestamp", *ODD_TIMES),
@@ -186,7 +186,7 @@ ROWS: dict[int, list[Case]] = {
         *taken(e(b'"data":1'), payload=None, data=1),
         *kept("payload", b"null", b"[]", b"3", b'"x"', b"false"),
     ],
-    # Celery's workers would throw the messages of the dead ones away, or turn the payload into another type.
+    # Celery's workers would discard the messages of the rejected events, or convert the payload to another type.
     29: [
         *taken(b'{"id":"$","payload":%s,"task_id":"x"}' % KWARGS, b"dream.created", payload=json.loads(KWARGS)),
         *dead("reserved", e(b'"payload":{"__type__":"x","__value__":1}')),
@@ -194,7 +194,7 @@ ROWS: dict[int, list[Case]] = {
         *dead("reserved", e(b'"payload":{"__type__":"uuid","__value__":{"hex":"%s"}}' % (b"0" * 32))),
         *kept("payload", b'{"__type__":"x"}', b'{"__type__":"x","__value__":1,"more":1}'),
     ],
-    # The first to be journalled wins. A key is read only to find what was missed, so one that comes later is not.
+    # The first copy to reach the journal wins. Keys are read only to find missed events, so a later key is not read.
     30: [
         *at_key("taken", b'{"id":"r30a","type":"#","payload":"key"}', b"r30a", id="r30a", payload="key"),
         *dead("id_conflict", b'{"id":"r30a","type":"#","payload":"heard"}'),
@@ -206,20 +206,20 @@ ROWS: dict[int, list[Case]] = {
         *at_key("ignored", b'{"id":"r31","type":"#"}', b"r31", late=True),
         *at_key("taken", e(b'"payload":"key alone"'), payload="key alone"),
     ],
-    # Broadcasts that only name a key are no part of the wire format; catch-up still finds the event behind one.
+    # A broadcast that contains only a key is not part of the wire format. Catch-up still finds the event in that key.
     32: [
         *dead("not_object", b'"r32"'),
         *dead("json", b"r32"),
         *at_key("taken", b'{"id":"r32","type":"#"}', b"r32", late=True, id="r32"),
     ],
-    # Keys of others are reported and left alone. TTL 0 deletes a key, as Redis has it.
+    # Keys of other programs are reported and left unchanged. Redis deletes a key whose TTL is set to 0.
     33: [
         *at_key("taken", e(b'"payload":"no TTL"')),
         *at_key("wrong_key_type", b"", b"hash-$"),
         *at_key("id", b'{"id":"a b","type":"#"}', b"\xff[*#"),
         *at_key("json", b"{#", b"#" * 100_000),
     ],
-    # Never subscribed to, so there is nothing to count.
+    # The subscriber is not subscribed to these channels, so there is nothing to count.
     34: [Case("ignored", b'{"id":"$","type":"a.b"}', on=b"!" + name) for name in FOREIGN],
     35: taken(of_type(b"nobody.cares"), b"nobody.cares"),
     36: taken(of_type(b"dream.created"), b"dream.created"),
@@ -231,7 +231,7 @@ ROWS: dict[int, list[Case]] = {
 
 
 def filled(unit: bytes, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
-    """An event of just under the largest size whose payload repeats *unit*."""
+    """Return an event of just under the maximum size, whose payload repeats *unit*."""
     head, tail = b'{"id":"i","type":"a.b","payload":' + opening, closing + b"}"
     return head + b",".join([unit] * ((LIMIT - len(head) - len(tail)) // (len(unit) + 1))) + tail
 

@@ -1,4 +1,4 @@
-"""A bus with a worker and Flowers, and a browser to look at them."""
+"""A bus with a worker and Flower servers, and a browser that opens their pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 
-#: In addresses: the pages refresh themselves that often, in seconds.
+#: Query parameter of a page: the interval of its automatic refresh, in seconds.
 QUICK = "autorefresh=0.3"
 
 
@@ -36,7 +36,7 @@ class Answer:
 
 
 class Flower:
-    """A running Flower."""
+    """A running Flower server."""
 
     def __init__(self, port: int, path: str = "", login: str = "") -> None:
         self.port = port
@@ -45,7 +45,7 @@ class Flower:
         self.url = f"http://{login}{'@' if login else ''}127.0.0.1:{port}{path}"
 
     def ask(self, path: str, form: Mapping[str, str] | None = None, **headers: str) -> Answer:
-        """GET a page, or POST a form to it."""
+        """Request a page with GET, or POST a form to it."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             body = None if form is None else urlencode(form)
@@ -59,7 +59,7 @@ class Flower:
             connection.close()
 
     def press(self, path: str, **form: str) -> Answer:
-        """POST a form with the token of a page that has one."""
+        """POST a form with the XSRF token of a page."""
         page = self.ask("/events/dead")
         cookies = re.findall(r"(_xsrf=[^;]+)", page.headers.get("Set-Cookie", ""))
         token = re.search(r'name="_xsrf" value="([^"]+)"', page.body)
@@ -74,7 +74,7 @@ class Flower:
 
 @dataclass(frozen=True)
 class Site:
-    """A bus of its own on the shared server, with a worker, and the way to start Flowers."""
+    """A separate bus on the shared server, with a worker; it can start Flower servers."""
 
     processes: Processes
     bus: EventBus
@@ -82,11 +82,11 @@ class Site:
     settings: BridgeSettings
 
     def flower(self, name: str, *options: str, path: str = "", login: str = "", **environment: str) -> Flower:
-        """Start a Flower and wait until it answers."""
+        """Start Flower and wait until it responds."""
         started = Flower(free_port(), path, login)
         listen = [f"--port={started.port}", "--address=127.0.0.1"]
         self.processes.celery("flower", *listen, *options, name=name, **environment)
-        eventually(started.is_up, f"{name} answers", 30)
+        eventually(started.is_up, f"{name} responds", 30)
         return started
 
     @property
@@ -96,11 +96,11 @@ class Site:
     def letter_of(self, event_id: str) -> str:
         """Wait for the dead letter of an event; return its id."""
         latest = lambda: [one.dead_letter_id for one in self.letters.latest(1000) if one.event_id == event_id]  # noqa: E731
-        return str(eventually(latest, f"a dead letter of {event_id}")[0])
+        return str(eventually(latest, f"{event_id} has a dead letter")[0])
 
 
 class Browser:
-    """Headless Chromium."""
+    """A headless Chromium."""
 
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
@@ -112,7 +112,7 @@ class Browser:
         return self.driver.find_elements(By.CSS_SELECTOR, css)
 
     def texts(self, css: str) -> list[str]:
-        """What the elements say; none while the page changes."""
+        """Return the texts of the elements; empty while the page changes."""
         try:
             return [element.text for element in self.all(css)]
         except StaleElementReferenceException:
@@ -122,15 +122,15 @@ class Browser:
         return "\n".join(self.texts(css))
 
     def shows(self, css: str, *parts: str) -> str:
-        """Wait until the elements say all of *parts*; return what they say."""
-        return str(eventually(lambda: self._holds(css, parts), f"{css} shows {parts}: {self.text(css)!r}"))
+        """Wait until the elements contain all of *parts*; return their text."""
+        return str(eventually(lambda: self._holds(css, parts), f"{css} contains {parts}: {self.text(css)!r}"))
 
     def _holds(self, css: str, parts: tuple[str, ...]) -> str:
         text = self.text(css)
         return text if all(part in text for part in parts) else ""
 
     def click(self, css: str) -> None:
-        """Click the first such element, once there is one that can be clicked."""
+        """Click the first displayed element that matches, as soon as one can be clicked."""
 
         def clicked() -> bool:
             try:
@@ -144,13 +144,13 @@ class Browser:
         eventually(clicked, f"{css} can be clicked")
 
     def type(self, css: str, text: str) -> None:
-        """Write over what stands in a field; unlike ``clear()`` this never leaves it."""
+        """Replace the text of a field; unlike ``clear()``, this never removes the focus."""
         (field,) = self.all(css)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text)
 
     def emulate(self, width: int, *, dark: bool = False) -> None:
-        """Look at pages with this width in px and colour scheme."""
+        """Display pages with this width in px and this colour scheme."""
         metrics: dict[str, Any] = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -160,5 +160,5 @@ class Browser:
         return self.driver.execute_script(f"return {script}")
 
     def complaints(self) -> list[str]:
-        """What the console has complained of since the last call."""
+        """Return the errors in the browser's console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]

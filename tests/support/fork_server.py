@@ -1,8 +1,8 @@
-"""Python programs of the tests, forked from a process that has imported Celery and the bridge already.
+"""A server that forks the Python programs of the tests from a process that has already imported Celery and the bridge.
 
-A fresh interpreter spends 0.7 s of processor time on these imports, a fork none. A forked program has the signals,
-session, streams, arguments and environment of a fresh one, and ends as one. What must see a fresh interpreter, as for
-the hash seed or the cost of imports, is started with ``subprocess``.
+A new interpreter spends 0.7 s of processor time on these imports, a fork none. A forked program has the same signals,
+session, streams, arguments and environment as a new interpreter, and exits like one. Tests that depend on a new
+interpreter, for example on its hash seed or on the cost of its imports, start it with ``subprocess``.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from typing import Any
 
 from tests.support import ROOT
 
-#: Imported before the first fork. None of them reads the environment, and none makes an application.
+#: Modules imported before the first fork. None of them reads the environment or creates an application.
 PRELOADED = [
     "bridge.worker",
     *(f"bridge.cli.commands.{path.stem}" for path in sorted((ROOT / "bridge/cli/commands").glob("[a-z]*.py"))),
     *("celery.bin.celery", "celery.apps.worker", "celery.backends.redis", "celery.concurrency.prefork"),
     *("celery.worker.consumer", "celery.worker.strategy", "kombu.transport.pyamqp", "kombu.transport.redis"),
 ]
-_LENGTH = 8  # bytes that tell how long a request is
+_LENGTH = 8  # bytes of the prefix that contains the length of a request
 
 
 class Forked:
-    """A forked program, for those who know :class:`subprocess.Popen`."""
+    """A forked program, with the interface of :class:`subprocess.Popen`."""
 
     def __init__(self, server: ForkServer, pid: int) -> None:
         self._server = server
         self.pid = pid
-        #: Its exit status, or minus the signal that ended it; None until it was waited for.
+        #: The exit status, or minus the signal that ended the program; None until it was waited for.
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return its status if it has ended."""
+        """Return the exit status, or None while the program is running."""
         if self.returncode is None:
             self.returncode = self._server.ask({"poll": self.pid})
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; raises :class:`subprocess.TimeoutExpired` after *timeout* seconds."""
+        """Wait for the program to exit; raise :class:`subprocess.TimeoutExpired` after *timeout* seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (status := self.poll()) is None:
             if deadline is not None and time.monotonic() > deadline:
@@ -60,7 +60,7 @@ class Forked:
         return status
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless the program has ended: its id is kept until then."""
+        """Send a signal if the program is running. Its pid is not reused until ``poll()`` has returned its status."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -72,7 +72,7 @@ class Forked:
 
 
 class ForkServer:
-    """The process that forks; it ends with this one, and so does what it forked."""
+    """The process that forks. It exits together with this process, and then kills all forked programs."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -85,11 +85,11 @@ class ForkServer:
     def start(
         self, module: str, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[int]
     ) -> Forked:
-        """Start ``python -m module ...`` in the project's folder, in a session of its own.
+        """Start ``python -m module ...`` in the project's folder, in its own session.
 
         Arguments:
-            environment: All of it.
-            streams: File descriptors of its standard input, output and error.
+            environment: The complete environment.
+            streams: File descriptors of standard input, output and error.
         """
         request = {"module": module, "arguments": list(arguments), "environment": dict(environment)}
         return Forked(self, self.ask(request, streams))
@@ -104,7 +104,7 @@ class ForkServer:
 
 @cache
 def fork_server() -> ForkServer:
-    """The server of this process, started when it is first needed."""
+    """Return the fork server of this process, which is started on first use."""
     return ForkServer()
 
 
@@ -121,7 +121,7 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def _serve(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Answer requests; return one only in the fork that is to run it, with its streams."""
+    """Process requests. This returns only in a fork, with the request that the fork must run and its streams."""
     alive: set[int] = set()
     while True:
         header, streams, _, _ = socket.recv_fds(connection, _LENGTH, 3)
@@ -145,7 +145,7 @@ def _serve(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 os.close(tell)
                 return request, streams
             os.close(tell)
-            os.read(in_session, 1)  # its group can be killed from here on
+            os.read(in_session, 1)  # from now on, its process group can be killed
             os.close(in_session)
             alive.add(answer)
             for stream in streams:
@@ -155,10 +155,10 @@ def _serve(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _become(request: dict[str, Any], streams: list[int]) -> None:
-    """Make this process what a fresh interpreter would be, just before it runs the module."""
+    """Put this process into the state of a new interpreter just before it runs the module."""
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
-        if stream > 2:  # not one of the three
+        if stream > 2:  # not one of the three standard streams
             os.close(stream)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115  # for as long as the process lives
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115

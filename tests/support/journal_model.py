@@ -1,4 +1,4 @@
-"""The model of the journal in plain Python: what was written, by whom it is held, and how it ended."""
+"""A model of the journal in plain Python: its entries, their consumers and the result of each entry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDS = ["e1", "e2", "e3"]
 GROUPS = ["one", "two"]
 
 ids = st.sampled_from(IDS)
-#: Id, payload and attempt of events.
+#: Event id, payload and publication attempt of each event.
 batches = st.lists(st.tuples(ids, st.sampled_from("xy"), st.sampled_from("pq")), min_size=1, max_size=3)
 groups = st.sampled_from(GROUPS)
 
@@ -48,7 +48,7 @@ def record(event_id: str, payload: str) -> EncodedEvent:
 
 @dataclass
 class Mark:
-    """What is remembered of an event that the journal has seen; *entry* is None while it is being written."""
+    """The mark of an event that was written to the journal; *entry* is set after the write."""
 
     digest: str
     attempt: str
@@ -57,7 +57,7 @@ class Mark:
 
 @dataclass
 class Group:
-    """A group: how far it has read, who holds what, and how many of the entries it was owed ended in which way."""
+    """A consumer group: its position, its pending entries by consumer, and how many entries ended in which way."""
 
     last: EntryId
     owed: int
@@ -68,7 +68,7 @@ class Group:
 
 
 class WritingMachine(RepeatingMachine):
-    """Writes, and compares all of Redis with the model after each step."""
+    """A model that writes, and compares the whole state of Redis with the expected state after each step."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class WritingMachine(RepeatingMachine):
         self.journal = self.storages["one"].journal
         self.channel: Any = self.client.pubsub(ignore_subscribe_messages=True)
         self.channel.subscribe(self.keys.channel("a.b"))
-        # The model.
+        # The expected state of Redis.
         self.exists = False
         self.top = FIRST
         self.entries: dict[EntryId, bytes] = {}
@@ -94,7 +94,7 @@ class WritingMachine(RepeatingMachine):
         self.groups: dict[str, Group] = {}
 
     def teardown(self) -> None:
-        """Hear what was broadcast, and clean up."""
+        """Receive everything that was broadcast, compare it with the model, and clean up."""
         self.client.publish(self.keys.channel("a.b"), b"end")
         heard: list[bytes] = []
         while heard[-1:] != [b"end"]:
@@ -111,7 +111,7 @@ class WritingMachine(RepeatingMachine):
     @precondition(lambda self: self.top[0] < self.now_ms() - TTL_S * 1000)
     @rule(count=st.integers(1, 5))
     def write_old(self, count: int) -> None:
-        """Write entries that have outlived their retention, and so have no marks any more."""
+        """Write entries that are older than their retention, and so have no marks."""
         ms = max(self.top[0] + 1, self.now_ms() - 2 * TTL_S * 1000)
         for seq in range(count):
             self.client.xadd(self.keys.journal, {"event": b"old"}, id=spelt((ms, seq)))
@@ -120,7 +120,7 @@ class WritingMachine(RepeatingMachine):
     @rule(batch=batches, broadcast=st.booleans())
     @repeatable
     def publish(self, batch: Batch, broadcast: bool) -> None:
-        """Publish events; the same attempt stands for a publication that is tried again."""
+        """Publish events; an equal attempt means a retry of the same publication."""
         records = [record(event_id, payload) for event_id, payload, _ in batch]
         attempts = [attempt for *_, attempt in batch]
         outcomes = self.journal.publish(records, attempts, broadcast=broadcast)
@@ -131,14 +131,14 @@ class WritingMachine(RepeatingMachine):
     @rule(batch=batches, refill=st.booleans())
     @repeatable
     def append(self, batch: Batch, refill: bool) -> None:
-        """Append events that were heard, or found after the journal was deleted."""
+        """Append events that were received, or found after the journal was deleted."""
         records = [record(event_id, payload) for event_id, payload, _ in batch]
         self.written(self.journal.append(records, refill=refill), records, [""] * len(batch), refill)
 
     def written(
         self, outcomes: list[AppendResult], records: list[EncodedEvent], attempts: list[str], refill: bool
     ) -> list[EncodedEvent]:
-        """Compare what came of the records with what should have; return those that are new in the journal."""
+        """Compare the results with the expected ones; return the events that are new in the journal."""
         new: dict[str, EncodedEvent] = {}
         for one, attempt, outcome in zip(records, attempts, outcomes, strict=True):
             event_id, digest = one.event.id, one.event.digest
@@ -156,7 +156,7 @@ class WritingMachine(RepeatingMachine):
         return list(new.values())
 
     def learn(self, data: list[bytes]) -> list[EntryId]:
-        """Look at the end of the journal, which must be this, and take it into the model; return its ids."""
+        """Add the new entries of the journal, which must be *data*, to the model; return their ids."""
         rows: Any = self.client.xrange(self.keys.journal, min=b"(" + spelt(self.top))
         assert [fields[b"event"] for _, fields in rows] == data
         found = [parsed(raw) for raw, _ in rows]
@@ -167,11 +167,11 @@ class WritingMachine(RepeatingMachine):
         self.exists = self.exists or bool(found)
         return found
 
-    # What holds at any time
+    # Invariants
 
     @invariant()
     def marks_and_event_keys_are_as_written(self) -> None:
-        """Each has its lifetime, and nothing is written under an id that is taken."""
+        """Marks and event keys have their TTL, and no event overwrites another one with the same id."""
         for event_id in IDS:
             with self.client.pipeline(transaction=False) as pipe:
                 for key in (self.keys.seen(event_id), self.keys.event(event_id)):
@@ -185,13 +185,13 @@ class WritingMachine(RepeatingMachine):
 
     @invariant()
     def the_journal_is_as_written(self) -> None:
-        """Every entry that should be there is, once, in order."""
+        """Every expected entry is in the journal once, in order."""
         rows: Any = self.client.xrange(self.keys.journal)
         assert [(parsed(raw), fields[b"event"]) for raw, fields in rows] == list(self.entries.items())
 
     @invariant()
     def every_entry_of_a_group_has_one_place(self) -> None:
-        """It waits, or one consumer holds it, or it was acknowledged, or it was counted as lost."""
+        """Every entry is either undelivered, pending at one consumer, acknowledged, or counted as lost."""
         rows: Any = self.client.xinfo_groups(self.keys.journal) if self.exists else []
         assert {row["name"].decode(): parsed(row["last-delivered-id"]) for row in rows} == {
             name: group.last for name, group in self.groups.items()

@@ -1,4 +1,4 @@
-"""Stateful models: they try the same orders of calls each time, or ``MODEL_EXAMPLES=5000`` other ones."""
+"""Stateful models. They try the same sequences of calls in each run, or ``MODEL_EXAMPLES=5000`` random ones."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _EXAMPLES = os.environ.get("MODEL_EXAMPLES")
 _SETTINGS = settings(
     stateful_step_count=40,
     derandomize=_EXAMPLES is None,
-    deadline=None,  # the machine may be busy
+    deadline=None,  # the machine may be under load
     suppress_health_check=[HealthCheck.too_slow],
 )
 
 
 class RepeatingMachine(RuleBasedStateMachine):
-    """A model whose callers may not hear an answer, and then call again."""
+    """A model whose callers may lose a reply and then repeat the call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ class RepeatingMachine(RuleBasedStateMachine):
 
     @rule()
     def the_reply_was_lost(self) -> None:
-        """Whoever called last calls again with the same arguments."""
+        """The last caller repeats its call with the same arguments."""
         self.last_call()
 
 
 def repeatable(do: Callable[..., None]) -> Callable[..., None]:
-    """Mark a rule as one that may be called again with the same arguments."""
+    """Mark a rule as one that may be repeated with the same arguments."""
 
     @wraps(do)
     def call(self: RepeatingMachine, *args: Any, **options: Any) -> None:
@@ -46,5 +46,5 @@ def repeatable(do: Callable[..., None]) -> Callable[..., None]:
 
 
 def run_model(make: Callable[[], RuleBasedStateMachine]) -> None:
-    """Try many orders of the machine's rules; of those that fail, the shortest found is printed."""
+    """Try many sequences of the machine's rules; the shortest failing sequence that was found is printed."""
     run_state_machine_as_test(make, settings=settings(_SETTINGS, max_examples=int(_EXAMPLES or examples(100))))

@@ -1,4 +1,4 @@
-"""Who reaches the bus with a Redis client alone, with keys to sign with or without."""
+"""An external publisher, which has only a Redis client, and possibly signing keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECRETS = {
     "new": SecretStr("the newer secret of the tests, 32 bytes and more"),
     "old": SecretStr("the older one: " * 3),
 }
-#: Settings of a bus on which ``billing.*`` counts only when it is signed.
+#: Settings of a bus that accepts ``billing.*`` only with a signature.
 SIGNED: dict[str, Any] = {"signing_keys": SECRETS, "require_signature": ["billing.*"]}
 
 
@@ -28,7 +28,7 @@ def now_ms() -> int:
 
 
 class Outside:
-    """A program that writes to the bus by hand."""
+    """A program that writes to the bus without the bridge."""
 
     def __init__(self, client: Redis, settings: BridgeSettings) -> None:
         self.client = client
@@ -40,7 +40,7 @@ class Outside:
         return self.keyring.encode(Event(id=event_id, type=event_type, payload=payload, **fields))
 
     def sign(self, text: str, key_id: str = "new") -> bytes:
-        """Sign a JSON text, however it is spelt, as docs/signing.md says."""
+        """Sign a JSON text, in any spelling, as docs/signing.md describes."""
         signed = f"bridge-event:{key_id}:{self.keys.prefix}\n{text}".encode()
         digest = hmac.new(SECRETS[key_id].get_secret_value().encode(), signed, "sha256").hexdigest()
         return f'{text[:-1]},"signature":"{key_id}:{digest}"}}'.encode()
@@ -49,24 +49,24 @@ class Outside:
         return Event(id=event_id, type=event_type, payload=payload, **fields).encode()
 
     def say(self, data: bytes, event_type: str = "billing.paid") -> None:
-        assert self.client.publish(self.keys.channel(event_type), data) > 0, "somebody hears it"
+        assert self.client.publish(self.keys.channel(event_type), data) > 0, "a subscriber receives it"
 
     def keep(self, event_id: str, data: bytes) -> None:
         self.client.set(self.keys.event(event_id), data, ex=3600)
 
     def write(self, data: bytes, entry_id: str = "*", **fields: str) -> None:
-        """Write straight into the journal, as a library does, without its mark."""
+        """Write an entry to the journal directly, without a mark."""
         self.client.xadd(self.keys.journal, {"event": data, **fields}, id=entry_id)
 
     def letters(self) -> list[DeadLetter]:
-        """The dead letters there are, the oldest first."""
+        """Return all dead letters, oldest first."""
         return list(reversed(Storage(self.client, self.settings).dead_letters.latest(100)))
 
     def reasons(self) -> list[str]:
         return [letter.reason for letter in self.letters()]
 
     def forget_marks(self) -> None:
-        """Do what time does to the marks of what came and of what was done."""
+        """Delete the marks of accepted events, finished tasks and dead letters, as if their TTL had expired."""
         for pattern in ("seen:*", "done:*", "parked:*"):
             for name in self.client.scan_iter("{" + self.keys.prefix + "}" + pattern, count=1000):
                 self.client.delete(name)

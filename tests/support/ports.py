@@ -1,4 +1,4 @@
-"""Ports for servers that are started later."""
+"""Free ports for servers that are started later."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import secrets
 import socket
 from contextlib import ExitStack, suppress
 
-#: Below the ports that Linux gives to whoever asks for any, another test above all; other systems begin higher.
+#: Below the ephemeral ports of Linux, which another test might get. On other systems, these start higher.
 _FIRST, _END = 10_000, 32_768
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different ports that nobody listens on, and that the system gives to nobody."""
+    """Return different ports that no process listens on, and that are not ephemeral ports."""
     ports: list[int] = []
     with ExitStack() as stack:
         while len(ports) < count:
@@ -23,6 +23,6 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_port() -> int:
-    """Return one of them."""
+    """Return one free port; see :func:`free_ports`."""
     (port,) = free_ports(1)
     return port

@@ -16,31 +16,31 @@ from bridge.testing.redis_server import RedisServer
 from tests.support import ROOT
 from tests.support.fork_server import Forked, fork_server
 
-#: Characters shown of the log of each process of a test that failed.
+#: Number of characters of each process log that are shown when a test fails.
 LOG_SHOWN = 8_000
-#: How long a worker may take to stop: the prefork pool of Celery 5.7 takes 30 s now and then, or twice that, with or
+#: The maximum time in which a worker stops. The prefork pool of Celery 5.7 sometimes takes 30 s, or twice that, with or
 #: without the bridge.
 STOP_S = 100
-#: Mark of the tests that wait for that.
+#: Mark for tests that wait for a worker to stop.
 stops_worker = pytest.mark.timeout(2 * STOP_S)
 
-# A shell ignores SIGINT in what it runs in the background, and the processes of the tests would inherit that.
+# A shell ignores SIGINT in background jobs, and the processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def environment_on(server: RedisServer, prefix: str) -> dict[str, str]:
-    """The environment of programs with bus, broker and results on one server, and a prefix of their own."""
+    """Return the environment of programs with bus, broker and results on one server, and their own prefix."""
     return {
         "REDIS_URL": server.url,
         "BRIDGE_CHANNEL_PREFIX": prefix,
-        "BRIDGE_BLOCK_MS": "100",  # a stop waits for a read to end, which is a second otherwise
+        "BRIDGE_BLOCK_MS": "100",  # a subscriber that stops waits for its read to end, by default for up to 1 s
         "C_FORCE_ROOT": "1",
         "PYTHONWARNINGS": "ignore::celery.platforms.SecurityWarning",
     }
 
 
 class Processes:
-    """Child processes of one test, with their output in files; all are gone when it ends."""
+    """Child processes of one test, with their output in files. All of them are killed when the test ends."""
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
         self.directory = directory
@@ -62,7 +62,7 @@ class Processes:
         return process
 
     def celery(self, *arguments: str, name: str = "celery", app: str = "tests.app", **environment: str) -> Any:
-        """Start ``celery -A app ...``: a fork, which has its imports behind it."""
+        """Start ``celery -A app ...`` as a fork that has already done its imports."""
         environment = os.environ | self.environment | environment
         with (self.directory / f"{name}.log").open("ab") as output, Path(os.devnull).open() as nothing:
             streams = (nothing.fileno(), output.fileno(), output.fileno())
@@ -71,12 +71,12 @@ class Processes:
         return process
 
     def worker(self, name: str = "w1", *arguments: str, **environment: str) -> Any:
-        """Start a worker with a subscriber, on the handlers of ``tests/app.py``."""
+        """Start a worker with a subscriber and the handlers of ``tests/app.py``."""
         command = ("worker", "--without-mingle", "-n", f"{name}@test", "-l", "INFO", "-c", "2")
         return self.celery(*command, *arguments, name=name, **environment)
 
     def output(self, *arguments: str, timeout_s: float = 30) -> str:
-        """Run ``celery -A tests.app ...``; return what it wrote."""
+        """Run ``celery -A tests.app ...``; return its output."""
         name = f"output{len(self._running)}"
         self.celery(*arguments, name=name).wait(timeout_s)
         return self.log(name)
@@ -91,11 +91,11 @@ class Processes:
         self.end()
 
     def end(self) -> None:
-        """Kill all of them, and show what they wrote."""
+        """Kill all processes and print their logs."""
         for process in self._running:
-            # The whole group: a worker killed with SIGKILL leaves its pool behind.
+            # The whole process group: a worker that is killed with SIGKILL leaves its pool processes running.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for path in sorted(self.directory.glob("*.log")):  # pytest shows what is printed, if the test failed
+        for path in sorted(self.directory.glob("*.log")):  # pytest shows this output if the test failed
             sys.stdout.write(f"--- {path.name}\n{self.log(path.stem)[-LOG_SHOWN:]}\n")

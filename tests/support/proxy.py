@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves on demand: between the bridge and a Redis that is well."""
+"""A TCP proxy that injects network faults between the bridge and a healthy Redis."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from contextlib import suppress
 from typing import Self
 
 _CHUNK = 65536
-#: Bytes kept to tell connections apart; greetings come first.
+#: Bytes kept of the start of each connection, to identify it; the handshake comes first.
 _BEGINNING = 2000
 
 
 class Proxy:
-    """Forwards connections on a free port of the loopback interface to *port*, until told otherwise.
+    """A proxy from a free port of the loopback interface to *port*. It forwards everything until a fault is injected.
 
-    What it did stands in ``done``: tests assert that the fault happened.
+    ``done`` counts the injected faults, so that tests can assert that a fault happened.
 
     Arguments:
-        port: Of the server, on the loopback interface.
+        port: Port of the server on the loopback interface.
     """
 
     def __init__(self, port: int) -> None:
@@ -31,13 +31,13 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._pairs: set[_Pair] = set()
-        self._open = threading.Event()  # while set, bytes pass
+        self._open = threading.Event()  # bytes are forwarded while this is set
         self._open.set()
         self._refusing = False
-        #: Called with what a client sends; its result is forwarded, None means that the connection is to be cut.
+        #: Called with the data that a client sends. The result is forwarded; None closes the connection.
         self._on_request: Callable[[_Pair, bytes], bytes | None] = lambda _, data: data
         self._chunk, self._pause_s = _CHUNK, 0.0
-        #: Whose request is to be delivered late.
+        #: The connection whose request will be delivered late.
         self._keeping: _Pair | None = None
 
     @property
@@ -67,12 +67,12 @@ class Proxy:
             pair.close()
 
     def blackhole(self) -> None:
-        """Accept everything and pass nothing on, in either direction, until :meth:`heal`."""
+        """Accept everything and forward nothing, in either direction, until :meth:`heal`."""
         self.done["blackhole"] += 1
         self._open.clear()
 
     def silence(self, needle: bytes) -> None:
-        """Throw replies away for the clients that began with a request that holds *needle*: half-open connections."""
+        """Discard replies to the clients whose first requests contain *needle*: half-open connections."""
         with self._lock:
             silenced = [pair for pair in self._pairs if needle in pair.beginning]
         for pair in silenced:
@@ -80,23 +80,23 @@ class Proxy:
         self.done["silenced"] += len(silenced)
 
     def refuse(self) -> None:
-        """Cut every connection and close new ones at once, until :meth:`heal`."""
+        """Close all connections, and close new ones at once, until :meth:`heal`."""
         self._refusing = True
         self.cut()
 
     def dribble(self, chunk: int, pause_s: float) -> None:
-        """Pass *chunk* bytes at a time towards the client, with pauses, until :meth:`heal`."""
+        """Send at most *chunk* bytes at a time to the client, with pauses, until :meth:`heal`."""
         self._chunk, self._pause_s = chunk, pause_s
 
     def heal(self) -> None:
-        """Pass everything on again."""
+        """Forward everything again."""
         self._refusing = False
         self._chunk, self._pause_s = _CHUNK, 0.0
         self._on_request = lambda _, data: data
         self._open.set()
 
     def drop_reply(self, needle: bytes) -> None:
-        """Pass the next request that holds *needle* on, and close its connection instead of the reply."""
+        """Forward the next request that contains *needle*, and close its connection instead of forwarding the reply."""
 
         def on_request(pair: _Pair, data: bytes) -> bytes:
             if needle in data and self._once(on_request, "reply dropped"):
@@ -106,7 +106,7 @@ class Proxy:
         self._on_request = on_request
 
     def hold_request(self, needle: bytes) -> None:
-        """Swallow the next request that holds *needle*; its client waits for ever."""
+        """Discard the next request that contains *needle*; its client waits indefinitely."""
 
         def on_request(pair: _Pair, data: bytes) -> bytes:
             return b"" if needle in data and self._once(on_request, "request held") else data
@@ -114,7 +114,7 @@ class Proxy:
         self._on_request = on_request
 
     def cut_after(self, needle: bytes, count: int) -> None:
-        """Of the next request that holds *needle* pass *count* bytes on, and close its connection."""
+        """Forward *count* bytes of the next request that contains *needle*, and close its connection."""
 
         def on_request(pair: _Pair, data: bytes) -> bytes | None:
             if needle in data and self._once(on_request, "request cut"):
@@ -125,7 +125,7 @@ class Proxy:
         self._on_request = on_request
 
     def keep_request(self, needle: bytes) -> None:
-        """Keep the next request that holds *needle* until :meth:`deliver`, and close the connection of its client."""
+        """Keep the next request that contains *needle* until :meth:`deliver`, and disconnect its client."""
 
         def on_request(pair: _Pair, data: bytes) -> bytes | None:
             if needle in data and self._once(on_request, "request kept"):
@@ -137,7 +137,7 @@ class Proxy:
         self._on_request = on_request
 
     def deliver(self) -> None:
-        """Pass on what was kept, long after its client gave up; ``done["late reply"]`` counts the server's answer."""
+        """Forward the kept request, long after its client timed out; ``done["late reply"]`` counts its replies."""
         if self._keeping is None:
             raise LookupError("no request was kept")
         self._keeping.delivered = True
@@ -191,7 +191,7 @@ class Proxy:
     def _replies(self, pair: _Pair) -> None:
         while data := pair.server.recv(_CHUNK):
             self._open.wait()
-            if pair.kept:  # its client is gone; what came before may have had answers on their way
+            if pair.kept:  # its client is gone; replies to earlier requests may have been in transit
                 self.done["late reply"] += pair.delivered
                 continue
             if pair.deaf:
@@ -200,7 +200,7 @@ class Proxy:
                 try:
                     pair.client.sendall(data[: self._chunk])
                 except OSError:
-                    if pair.kept:  # meanwhile
+                    if pair.kept:  # the client has closed in the meantime
                         break
                     raise
                 data = data[self._chunk :]
@@ -215,13 +215,13 @@ class _Pair:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
         self.server = server
-        #: Whether the next reply is to be lost.
+        #: Whether the next reply is dropped.
         self.deaf = False
-        #: Whether all further replies are to be lost.
+        #: Whether all further replies are dropped.
         self.silent = False
-        #: The first requests.
+        #: The first bytes that the client sent.
         self.beginning = b""
-        #: A request for later, and whether that has come: its connection to the server stays open.
+        #: A request to be delivered later, and whether it was delivered. Its connection to the server stays open.
         self.kept = b""
         self.delivered = False
 

@@ -1,4 +1,4 @@
-"""The task messages that wait in Redis."""
+"""The task messages that are queued in Redis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Queues:
     key_prefix: str = "broker:"
 
     def messages(self, queue: str = "celery") -> list[dict[str, Any]]:
-        """The task messages waiting in a queue, first in first."""
+        """Return the task messages in a queue, oldest first."""
         return [
             json.loads(raw) for raw in reversed(self.client.lrange(f"{self.key_prefix}{self.prefix}{queue}", 0, -1))
         ]
@@ -28,6 +28,6 @@ class Queues:
         return int(self.client.llen(f"{self.key_prefix}{self.prefix}{queue}"))
 
     def tasks(self, queue: str = "celery") -> Counter[str]:
-        """How often each task waits with each event: ``{"t.all dream.created 7": 1}``."""
+        """Return how often each task is queued with each event: ``{"t.all dream.created 7": 1}``."""
         headers = [message["headers"] for message in self.messages(queue)]
         return Counter(f"{header['task']} {header['argsrepr'][8:-3]}" for header in headers)

@@ -1,4 +1,4 @@
-"""Every command that programs give a Redis, those inside their scripts included, as MONITOR tells them."""
+"""A recorder of all commands that programs send to a Redis server, including those in scripts, from MONITOR."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _LINE = re.compile(rb'\+?\d+\.\d+ \[\d+ ([^\]]*)\] (".*)$', re.S)
 _WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.S)
 _ESCAPED = re.compile(rb"\\(x[0-9a-f]{2}|.)", re.S)
 _NAMED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
-#: Said to the server when all was said that is to be heard.
+#: Sent to the server when the recording ends.
 _END = b"the end of what is to be heard"
 
 Words = tuple[bytes, ...]
 
 
 class Recorder:
-    """Listens to a server for the time of a ``with`` block.
+    """Records the commands of a server during a ``with`` block.
 
     Arguments:
-        admin: Of one connection; what it says meanwhile, and its scripts, are left out.
+        admin: A client with one connection. Its own commands and scripts are not recorded.
     """
 
     def __init__(self, admin: Redis) -> None:
@@ -30,7 +30,7 @@ class Recorder:
         self._own: bytes = admin.client_info()["addr"].encode()
         self._connection: Any = admin.connection_pool.make_connection()
         self._thread = threading.Thread(target=self._listen, daemon=True)
-        #: As they were given, in their order.
+        #: The commands as they were sent, in order.
         self.commands: list[Words] = []
 
     def __enter__(self) -> Self:
@@ -58,7 +58,7 @@ class Recorder:
 
 
 def parsed(line: bytes) -> tuple[bytes, Words]:
-    """Return who gave a command, ``lua`` for a script, and its words."""
+    """Return the client that sent a command (``lua`` for a script) and the words of the command."""
     match = _LINE.match(line)
     assert match, line
     return match[1], tuple(_ESCAPED.sub(_unescaped, word) for word in _WORD.findall(match[2]))
@@ -70,7 +70,7 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
 
 
 def name_of(words: Words) -> str:
-    """Return a command as ACL SETUSER names it."""
+    """Return a command's name as used by ACL SETUSER."""
     name = words[0].lower()
     two = name in (b"client", b"script", b"xinfo", b"xgroup", b"config", b"cluster", b"sentinel")
     return b"|".join([name, words[1].lower()] if two else [name]).decode()

@@ -1,4 +1,4 @@
-"""Replays for tests, and what they appended to the journal."""
+"""Replays for tests, and the entries that they appended to the journal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAST = 1e9
 
 
 class Replays:
-    """One bus, replays on it, and what they appended."""
+    """One bus, replays on it, and the entries that they appended."""
 
     def __init__(self, client: Redis, settings: BridgeSettings) -> None:
         self.client = client
@@ -46,7 +46,7 @@ class Replays:
         return event
 
     def replayed(self) -> list[dict[bytes, bytes]]:
-        """The entries of the journal that replays appended."""
+        """Return the journal entries that were appended by replays."""
         return [fields for _, fields in self.client.xrange(self.keys.journal) if b"group" in fields]
 
     def ids(self) -> list[str]:

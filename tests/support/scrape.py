@@ -1,4 +1,4 @@
-"""What a subscriber answers over HTTP, and the types of the fixtures that watch commands."""
+"""Responses of a subscriber's HTTP server, and types of the fixtures that observe commands."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-#: Runs a function and returns the commands of clients, and the commands inside their scripts.
+#: Runs a function; returns the commands that clients sent, and the commands inside their scripts.
 Listen = Callable[[Callable[[], Any]], tuple[list[str], list[str]]]
-#: Asks a subscriber for a path; returns status and text.
+#: Requests a path from a subscriber; returns status and body.
 Ask = Callable[[str], tuple[int, str]]
-#: Runs a function twice and returns how many round trips the second took.
+#: Runs a function twice; returns the number of round trips of the second run.
 RoundTrips = Callable[[Callable[[], Any]], int]
 
 
 class Page:
-    """One answer of /metrics."""
+    """One response of /metrics."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -26,23 +26,23 @@ class Page:
         self.samples = [sample for family in self.families for sample in family.samples]
 
     def value(self, name: str, **labels: str) -> float | None:
-        """The sum of the samples of this name that have these labels; None when there is none."""
+        """Return the sum of the samples with this name and these labels; None if no sample matches."""
         found = [one.value for one in self.samples if one.name == name and labels.items() <= one.labels.items()]
         return sum(found) if found else None
 
     def events(self, outcome: str) -> dict[str, float]:
-        """How many events came to this, by type; every outcome is there from the beginning, at 0 without a type."""
+        """Return the number of events with this outcome by type. Each outcome starts at 0, without a type."""
         rows = [one for one in self.samples if one.name == "bridge_events_total" and one.labels["outcome"] == outcome]
         assert rows
         return {one.labels["type"]: one.value for one in rows if one.value}
 
     def buckets(self, name: str, group: str = "tests") -> list[tuple[float, float]]:
-        """Upper bound and count of each class of a histogram."""
+        """Return the upper bound and the count of each bucket of a histogram."""
         rows = [one for one in self.samples if one.name == f"{name}_bucket" and one.labels["group"] == group]
         return [(float(one.labels["le"]), one.value) for one in rows]
 
 
-#: Asks a subscriber for its metrics.
+#: Requests the metrics of a subscriber.
 Scrape = Callable[[], Page]
 
 
@@ -51,11 +51,11 @@ def ready(ask: Ask) -> bool:
 
 
 def problems(ask: Ask) -> str:
-    """Why the subscriber is not ready; empty when it is, or does not answer."""
+    """Return why the subscriber is not ready; empty if it is ready or does not respond."""
     status, text = ask("/readyz")
     return "; ".join(json.loads(text)["problems"]) if status == 503 else ""
 
 
 def listening(process: psutil.Process) -> set[tuple[str, int]]:
-    """Where a process accepts connections."""
+    """Return the addresses on which a process accepts connections."""
     return {tuple(one.laddr) for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}

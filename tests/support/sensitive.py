@@ -1,4 +1,4 @@
-"""A payload with something sensitive in it."""
+"""A payload that contains a sensitive value."""
 
 from __future__ import annotations
 

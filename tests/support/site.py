@@ -18,7 +18,7 @@ from tests.support.processes import Processes
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
 
-#: A dead run counts as dead after a second, a lost message as lost after two.
+#: A lease expires after a second, and a message counts as lost after two.
 FAST = {
     "BRIDGE_LEASE_S": "1",
     "BRIDGE_REDISPATCH_AFTER_S": "2",
@@ -28,7 +28,7 @@ FAST = {
 
 
 class Site:
-    """One bus with workers, and what became of its events."""
+    """One bus with workers, and the results of its events."""
 
     def __init__(self, processes: Processes, settings: BridgeSettings, client: Redis) -> None:
         self.processes = processes
@@ -48,23 +48,23 @@ class Site:
         return Keys(self.prefix).lease(task_id_for("tests", event_id, f"tests.app.{handler}"))
 
     def deliver_again(self) -> None:
-        """Put a copy of the one message that a worker has taken into the queue, as a broker that thinks it lost."""
+        """Queue a copy of the one message that a worker has taken, as a broker does that considers it lost."""
         (message,) = self.taken()
         message["properties"]["delivery_tag"] = str(uuid.uuid4())
         self.client.lpush(f"broker:{self.prefix}celery", json.dumps(message))
 
     def wait_for_request(self) -> None:
-        """Wait until a worker asks for the next message; that stands for a second, if there is none."""
+        """Wait until a worker requests the next message; the request blocks for up to a second."""
         with self.client.monitor() as monitor:
             request = f"BRPOP broker:{self.prefix}celery "
             next(one for one in monitor.listen() if one["command"].startswith(request))
 
     def taken(self) -> list[dict[str, Any]]:
-        """The messages that workers have taken and not acknowledged."""
+        """Return the messages that workers have taken and not acknowledged."""
         return [json.loads(raw)[0] for raw in self.client.hvals(f"broker:{self.prefix}unacked")]
 
     def letter(self) -> DeadLetter:
-        (letter,) = eventually(lambda: self.letters.latest(10), "a dead letter", 40)
+        (letter,) = eventually(lambda: self.letters.latest(10), "there is a dead letter", 40)
         return letter
 
     def nothing_left(self) -> bool:
@@ -73,7 +73,7 @@ class Site:
 
 
 class Effects:
-    """What the handlers of ``tests/app.py`` left behind."""
+    """The effects of the handlers of ``tests/app.py``."""
 
     def __init__(self, client: Redis, prefix: str) -> None:
         self._client, self._key = client, f"{prefix}effects"

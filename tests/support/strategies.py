@@ -1,4 +1,4 @@
-"""For Hypothesis: values that JSON can carry, and how many examples a test tries."""
+"""For Hypothesis: values that JSON can represent, and the number of examples."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ JSON = st.recursive(
 
 
 def quick_examples() -> None:
-    """From now on try a fifth of the examples."""
+    """From now on, run a fifth of the examples."""
     settings.register_profile("quick", max_examples=20)
     settings.load_profile("quick")
 
 
 def examples(count: int) -> int:
-    """Return how many of *count* examples are to be tried."""
+    """Return how many of *count* examples to run."""
     return count * settings.default.max_examples // 100

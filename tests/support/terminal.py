@@ -1,4 +1,4 @@
-"""A command at a terminal."""
+"""A command that runs in a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 
 class Terminal:
-    """``celery ...`` at a terminal of its own, and what is written there."""
+    """``celery ...`` in its own terminal, and its output."""
 
     def __init__(self, arguments: Sequence[str], environment: dict[str, str], columns: int) -> None:
         self._master, slave = pty.openpty()
@@ -29,24 +29,24 @@ class Terminal:
         self._reader.start()
 
     def _read(self) -> None:
-        with suppress(OSError):  # nobody is left at the other end
+        with suppress(OSError):  # the other end is closed
             while data := os.read(self._master, 65536):
                 self._written += data
 
     @property
     def text(self) -> str:
-        """All that was written so far, with colours and the like."""
+        """Return all output so far, including escape sequences."""
         return self._written.decode(errors="replace")
 
     def shows(self, text: str) -> None:
-        """Wait until *text* was written."""
-        eventually(lambda: text in self.text, f"{text!r} at the terminal; there is {self.text!r}")
+        """Wait until *text* appears in the output."""
+        eventually(lambda: text in self.text, f"{text!r} at the terminal; it contains {self.text!r}")
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
     def wait(self, timeout_s: float = 20) -> int:
-        """Wait for the command to end; return its status."""
+        """Wait for the command to exit; return its exit status."""
         status = self.process.wait(timeout_s)
         self._reader.join(5)
         return status

@@ -1,4 +1,4 @@
-"""Traces as plain trees, to be compared."""
+"""Traces as plain trees, for comparisons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bridge.operations.trace import Tracer
 
 
 def tree(node: EventNode | TaskNode) -> Any:
-    """A node as its label and what is below it, in the order of the labels."""
+    """Return a node as its label and its children, sorted by label."""
     below: list[Any] = [tree(event) for event in node.events]
     if isinstance(node, EventNode):
         label = node.event_type or f"({node.event_id})"
@@ -26,7 +26,7 @@ def trees(tracer: Tracer, any_id: str) -> Any:
 
 
 def events(root: EventNode | TaskNode) -> list[EventNode]:
-    """Every event of a tree, from the top."""
+    """Return every event of a tree, from the root down."""
     below = [*root.events, *(root.tasks if isinstance(root, EventNode) else ())]
     return ([root] if isinstance(root, EventNode) else []) + [one for node in below for one in events(node)]
 

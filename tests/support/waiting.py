@@ -1,4 +1,4 @@
-"""Waiting for effects, and counting commands."""
+"""Waiting for conditions, and counting commands."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from redis import Redis
 
 
 def calls(client: Redis) -> dict[str, int]:
-    """How often each command has been called on a server, whoever called it."""
+    """Return how often each command has been called on a server, by any client."""
     stats: Any = client.info("commandstats")
     return {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}
 
 
 def eventually(check: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
-    """Wait until *check* returns something true, and return that."""
+    """Wait until *check* returns a true value, and return it."""
     deadline = time.monotonic() + timeout_s
     while not (result := check()):
         if time.monotonic() > deadline:

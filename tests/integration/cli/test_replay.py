@@ -19,16 +19,16 @@ from tests.support.waiting import eventually
 def test_a_dead_letter_runs_again_when_its_cause_is_gone(site: Site, bus: EventBus, client: Redis) -> None:
     """The task runs under a new id, finds the replay in the metadata of its event, and the dead letter is gone."""
     site.worker()
-    bus.publish("mended.created", id="e")
-    assert site.letter().handler == "tests.app.mended"
+    bus.publish("fixable.created", id="e")
+    assert site.letter().handler == "tests.app.fixable"
     client.set(f"{site.prefix}cause-gone", 1)
-    command = ("bus", "dead", "retry", "--handler", "tests.app.mended", "--since", "1h", "--name", "fixed")
+    command = ("bus", "dead", "retry", "--handler", "tests.app.fixable", "--since", "1h", "--name", "fixed")
     assert site.processes.celery(*command, name="replay").wait(30) == 0
     assert "replay fixed: 1 replayed" in site.processes.log("replay")
     (effect,) = eventually(site.effects, "the task has run")
-    task_id = task_id_for("tests", "e", "tests.app.mended", "fixed")
-    assert task_id != task_id_for("tests", "e", "tests.app.mended")
-    assert effect.startswith(f"mended e {task_id} {{'replay': {{'name': 'fixed', 'at': ")
+    task_id = task_id_for("tests", "e", "tests.app.fixable", "fixed")
+    assert task_id != task_id_for("tests", "e", "tests.app.fixable")
+    assert effect.startswith(f"fixable e {task_id} {{'replay': {{'name': 'fixed', 'at': ")
     eventually(site.nothing_left, "nothing is left")
     assert not site.letters.latest(1)
 

@@ -1,4 +1,4 @@
-"""Certificates of one run: an authority, what it issued, and what does not hold."""
+"""Certificates of one test run: a CA, certificates that it issued, and invalid ones."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import trustme
 
 @dataclass(frozen=True)
 class InFlightTask:
-    """A certificate and its key, as files."""
+    """The files of a certificate and its key."""
 
     certificate: Path
     key: Path
 
 
 class Certificates:
-    """An authority, certificates for servers and clients, and another authority that nobody trusts.
+    """A CA, certificates for servers and clients, and another CA that is not trusted.
 
     Arguments:
-        folder: Where the files are written.
+        folder: The folder to which the files are written.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._authority = trustme.CA()
-        #: The authority of all that is issued here, and another.
+        #: The CA that issues all certificates here, and another one.
         self.authority = self._write(self._authority, "authority")
         self.other_authority = self._write(trustme.CA(), "other-authority")
-        #: A server at 127.0.0.1, and one that has another name.
+        #: A server at 127.0.0.1, and a server with another name.
         self.server = self._issue("server", "127.0.0.1", "localhost")
         self.elsewhere = self._issue("elsewhere", "elsewhere.example")
-        #: A server whose certificate ended yesterday.
+        #: A server whose certificate expired yesterday.
         yesterday = datetime.now(UTC) - timedelta(days=1)
         self.expired = self._issue(
             "expired", "127.0.0.1", not_before=yesterday - timedelta(days=1), not_after=yesterday
@@ -41,11 +41,11 @@ class Certificates:
         self.client = self._issue("client", "client.example")
 
     def query(self, *, authority: Path | None = None, client: bool = True) -> str:
-        """The TLS options of a URL.
+        """Return the TLS options of a URL.
 
         Arguments:
-            authority: Who is trusted instead.
-            client: Whether the client has a certificate.
+            authority: The CA to trust instead of the default one.
+            client: Whether the client presents a certificate.
         """
         options = f"ssl_ca_certs={authority or self.authority}"
         if client:

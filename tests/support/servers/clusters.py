@@ -1,4 +1,4 @@
-"""A Redis Cluster: formed, broken, healed, and with slots on the move."""
+"""A Redis Cluster that tests can form, break and heal, and whose slots they can move."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SLOTS = 16384
 
 
 class ClusterServers:
-    """A Redis Cluster: three primaries with one replica each, slots spread evenly.
+    """A Redis Cluster of three primaries with one replica each. The slots are spread evenly.
 
     Arguments:
-        binary: The program of all of them.
+        binary: The redis-server of all nodes.
     """
 
     def __init__(self, binary: Path | None = None) -> None:
@@ -65,7 +65,7 @@ class ClusterServers:
         for server in others:
             self.ask(first, "CLUSTER", "MEET", "127.0.0.1", server.port, self._bus_ports[server.port])
         for server in self.servers:
-            eventually(lambda one=server: len(self.nodes(one)) == 6, "all nodes have met")
+            eventually(lambda one=server: len(self.nodes(one)) == 6, "all nodes know each other")
         for primary, replica in zip(self.servers[:3], self.servers[3:], strict=True):
             node_id = self.node_id(primary)
             eventually(lambda one=replica, it=node_id: self._replicate(one, it), "the replica knows its primary")
@@ -77,23 +77,23 @@ class ClusterServers:
         return False
 
     def ask(self, server: RedisServer, *command: Any) -> Any:
-        """Send a command to one server, wherever its keys are."""
+        """Send a command to one server, no matter which server has its keys."""
         with Redis(port=server.port, socket_timeout=5) as client:
             return client.execute_command(*command)
 
     def nodes(self, seen_by: RedisServer) -> dict[str, Any]:
-        """The nodes by address, as one of them sees them."""
+        """Return the nodes by address, as one of them reports them."""
         return dict(self.ask(seen_by, "CLUSTER NODES"))
 
     def node_id(self, server: RedisServer) -> str:
         return self.ask(server, "CLUSTER", "MYID").decode()
 
     def primaries(self) -> list[RedisServer]:
-        """Those that run and are primaries by their own account."""
+        """Return the running servers that report that they are primaries."""
         return [server for server in self.servers if server.running and self.ask(server, "ROLE")[0] == b"master"]
 
     def replica_of(self, primary: RedisServer) -> RedisServer:
-        """The replica that follows *primary*."""
+        """Return the replica of *primary*."""
         return next(
             server
             for server in self.servers
@@ -104,7 +104,7 @@ class ClusterServers:
         return int(self.ask(self.primaries()[0], "CLUSTER", "KEYSLOT", key))
 
     def owner(self, key: str) -> RedisServer:
-        """The primary that has the slot of *key*."""
+        """Return the primary that has the slot of *key*."""
         slot = self.slot(key)
         return next(
             server for server in self.primaries() if any(first <= slot <= last for first, last in self._slots(server))
@@ -114,7 +114,7 @@ class ClusterServers:
         """Move the slot of *key* to another primary, as redis-cli does.
 
         Arguments:
-            halfway: Called while the slot is open, its keys not moved yet: what is missing is asked for with ASK.
+            halfway: Called while the slot is migrating and its keys have not moved; missing keys need ASK redirections.
         """
         slot, source = self.slot(key), self.owner(key)
         self.ask(to, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.node_id(source))
@@ -131,7 +131,7 @@ class ClusterServers:
         return [(int(slot[0]), int(slot[-1])) for slot in myself["slots"]]
 
     def wait_until_whole(self, timeout_s: float = 30) -> None:
-        """Wait until every server that runs takes commands, and every replica has caught up."""
+        """Wait until every running server accepts commands and every replica has caught up."""
 
         def whole() -> bool:
             with suppress(RedisError):
@@ -144,15 +144,15 @@ class ClusterServers:
                 return len(self.primaries()) == 3
             return False
 
-        eventually(whole, "the cluster is whole", timeout_s)
+        eventually(whole, "all slots are served and all replicas are connected", timeout_s)
 
     def heal(self) -> None:
-        """Start what is down, and wait until the cluster is whole."""
+        """Start the servers that are down, and wait until the cluster is complete."""
         for server in self.servers:
             if not server.running:
                 server.start()
         self.wait_until_whole()
 
     def client(self) -> RedisCluster:
-        """redis-py's own client of the whole cluster, for tests."""
+        """Return redis-py's own client of the whole cluster."""
         return RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port) for server in self.servers[:3]])

@@ -1,7 +1,7 @@
-"""The services of Compose files, run here without Docker: with their commands, configuration and environment.
+"""The services of Compose files, run without Docker, with their commands, configuration and environment.
 
-Each service has an address of its own on the loopback interface, which stands for its name, and the ports of the files.
-Its volumes are folders.
+Each service has its own address on the loopback interface, which replaces its name, and the ports of the files. Its
+volumes are folders.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from tests.support.requirements import program
 from tests.support.waiting import eventually
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-#: Added to the configuration of a Redis here: nothing else on this machine is to be met, and a copy need not wait.
+#: Added to the configuration of each Redis: it must not reach other servers of this machine, and replication need not
+#: wait.
 _HERE = "\nbind {address}\nbind-source-addr {address}\nrepl-diskless-sync-delay 0\n"
 
 
 class Site:
-    """The services of docker-compose.yml and some overrides.
+    """The services of docker-compose.yml and of some overrides.
 
     Arguments:
-        folder: Gets a copy of what a user has: the files, and what comes of them.
+        folder: Receives a copy of the files that a user has, and everything that they produce.
         overrides: Names of files in deploy/compose.
     """
 
@@ -49,7 +50,7 @@ class Site:
         self._network = f"127.{1 + secrets.randbelow(254)}.{secrets.randbelow(256)}"
         self.processes = Processes(folder, {"C_FORCE_ROOT": "1", "PATH": PATH, "PYTHONWARNINGS": "ignore"})
         self.services: dict[str, Any] = {}
-        #: What is said of places instead, before names become addresses.
+        #: Replacements in the texts of services, made before names are replaced by addresses.
         self.instead: dict[str, str] = {}
         self._numbers: dict[str, int] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -70,7 +71,7 @@ class Site:
         self.services = yaml.safe_load(done.stdout.replace("$$", "$"))["services"]
 
     def prepare(self, script: str, *servers: str) -> None:
-        """Run a script that makes secrets, for the addresses of *servers* as well."""
+        """Run a script that creates secrets, also for the addresses of *servers*."""
         program("openssl")
         done = subprocess.run(
             ["sh", script, *map(self.address, servers)], cwd=self.folder, capture_output=True, text=True, check=False
@@ -78,21 +79,21 @@ class Site:
         assert done.returncode == 0, done.stderr
 
     def values(self) -> dict[str, str]:
-        """What is in .env."""
+        """Return the variables in .env."""
         return dict(line.split("=", 1) for line in (self.folder / ".env").read_text().splitlines())
 
     def address(self, name: str) -> str:
-        """Where a service is."""
+        """Return the address of a service."""
         return f"{self._network}.{self._numbers.setdefault(name, len(self._numbers) + 1)}"
 
     def environment(self, name: str) -> dict[str, str]:
-        """The environment of a service."""
+        """Return the environment of a service."""
         service = self.services[name]
         found = {key: self.here(name, value) for key, value in service.get("environment", {}).items()}
         return found | {"HOSTNAME": self.address(name) if "hostname" in service else socket.gethostname()}
 
     def up(self, *names: str) -> None:
-        """Start services and what they depend on, in the order and under the conditions of the files."""
+        """Start services and their dependencies, in the order and under the conditions of the files."""
         for name in names:
             if name in self._running:
                 continue
@@ -106,12 +107,12 @@ class Site:
                 assert process.wait(30) == 0, self.log(name)
 
     def mount(self, name: str) -> None:
-        """Let a service see its files as they are now."""
+        """Update the files of a service to their current contents."""
         for source, target in self._mounts(name).items():
             self._mount(name, source, target)
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Start one service, with the data that it has."""
+        """Start one service with its existing data."""
         self.mount(name)
         service = self.services[name]
         words = [self.here(name, word) for word in [*service.get("entrypoint", []), *service["command"]]]
@@ -121,7 +122,7 @@ class Site:
         return self._running[name]
 
     def healthy(self, name: str) -> bool:
-        """Whether the health check of a service passes."""
+        """Return whether the health check of a service passes."""
         kind, *words = [self.here(name, word) for word in self.services[name]["healthcheck"]["test"]]
         client = f"redis-cli -h {self.address(name)}"
         if kind == "CMD-SHELL":
@@ -141,14 +142,14 @@ class Site:
         return done.returncode == 0
 
     def run(self, name: str, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the place of a service, as ``docker compose exec`` does."""
+        """Run a command in the environment of a service, like ``docker compose exec``."""
         self.mount(name)
         environment = os.environ | self.processes.environment | self.environment(name)
         words = [self.here(name, word) for word in command]
         return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=40, check=False)
 
     def presented(self, name: str) -> str:
-        """The certificate that a service shows to those who connect."""
+        """Return the certificate that a service presents to clients."""
         return ssl.get_server_certificate((self.address(name), 6379))
 
     def log(self, name: str) -> str:
@@ -159,7 +160,7 @@ class Site:
         self.processes.end()
 
     def _mounts(self, name: str) -> dict[str, str]:
-        """What a service has, by where it has it."""
+        """Return the mounts of a service: their targets by source."""
         volumes = (volume.split(":") for volume in self.services[name].get("volumes", []))
         return {parts[0]: parts[1] for parts in volumes}
 
@@ -168,7 +169,7 @@ class Site:
         return self._place(name, source, target)
 
     def _place(self, name: str, source: str, target: str) -> Path:
-        """Where a mount of a service is here."""
+        """Return the local path of a service's mount."""
         if source.startswith("/"):
             return self.folder / "containers" / name / target.strip("/").replace("/", "_")
         return self.folder / "volumes" / source
@@ -202,7 +203,7 @@ class Site:
         )
 
     def _hosts(self) -> dict[str, str]:
-        """The addresses of servers by their names, and by the fixed addresses that some have."""
+        """Return the addresses of servers by name, and by fixed address if they have one."""
         servers = {
             name: one for name, one in self.services.items() if "build" not in one and one.get("restart") != "no"
         }

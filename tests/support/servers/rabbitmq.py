@@ -1,4 +1,4 @@
-"""A private RabbitMQ node for the tests: its own ports, names, cookie and port mapper; nothing of it stays."""
+"""A private RabbitMQ node for the tests, with its own ports, names, cookie and port mapper. It is removed entirely."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 _START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 20.0
 _REAP_TIMEOUT_S = 2.0
-#: One scheduler that does not spin while idle: the tests share two cores with it.
+#: One scheduler that does not busy-wait while idle, because the tests share two cores with it.
 _FRUGAL = "+S 1:1 +SDcpu 1:1 +SDio 1 +A 1 +sbwt none +sbwtdcpu none +sbwtdio none"
 
 _TLS = """
@@ -43,7 +43,7 @@ collect_statistics_interval = 60000
 
 
 def find_programs() -> Path | None:
-    """Return the folder of rabbitmq-server and rabbitmqctl; not that of Debian's, which become another user first."""
+    """Return the folder of rabbitmq-server and rabbitmqctl, avoiding Debian's wrapper scripts, which switch users."""
     debian = Path("/usr/lib/rabbitmq/bin")
     if shutil.which("erl") and (debian / "rabbitmq-server").exists():
         return debian
@@ -52,11 +52,11 @@ def find_programs() -> Path | None:
 
 
 class RabbitNode:
-    """A node of its own on free ports of the loopback interface; its data go with it.
+    """A separate node on free ports of the loopback interface; its data is deleted with it.
 
     Arguments:
         programs: See :func:`find_programs`.
-        certificates: For a second port, that of TLS; when missing there is none.
+        certificates: For a second port, which uses TLS; without certificates there is no such port.
         login: Name and password of its user.
         configuration: Further lines of its configuration.
     """
@@ -114,7 +114,7 @@ class RabbitNode:
         return int(Path(self._home.name, "pid").read_text())
 
     def start(self) -> Self:
-        """Start the node, with the data of its last run, and wait until it takes connections."""
+        """Start the node with the data of its last run, and wait until it accepts connections."""
         log = Path(self._home.name, "node.log")
         Path(self._home.name, "pid").unlink(missing_ok=True)
         with log.open("ab") as output:
@@ -129,7 +129,7 @@ class RabbitNode:
         return self
 
     def stop(self) -> None:
-        """End the node gently; its data stay for the next start()."""
+        """Stop the node gracefully; its data is kept for the next start()."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -140,13 +140,13 @@ class RabbitNode:
                 self.kill()
 
     def kill(self) -> None:
-        """End the node with SIGKILL, as a crash does."""
+        """Kill the node with SIGKILL, like a crash."""
         if self._process is None:
             return
-        with suppress(OSError, ValueError):  # it may have died before it said who it is
+        with suppress(OSError, ValueError):  # the node may have exited before it wrote its pid
             os.kill(self.pid, signal.SIGKILL)
         try:
-            self._process.wait(_REAP_TIMEOUT_S)  # the script ends with it, and leaves no zombie
+            self._process.wait(_REAP_TIMEOUT_S)  # the script exits with the node, so no zombie remains
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -154,29 +154,32 @@ class RabbitNode:
         self._frozen = self._alarmed = False
 
     def freeze(self) -> None:
-        """Stop the node with SIGSTOP: connections are accepted by the system, and nobody answers."""
+        """Stop the node with SIGSTOP: the system accepts connections, and the node does not respond."""
         os.kill(self.pid, signal.SIGSTOP)
         self._frozen = True
-        # One of its threads takes the signal when it gets a processor, and until then the others may answer.
+        # The signal takes effect when one of its threads is scheduled; until then, the other threads may still respond.
         threads = Path(f"/proc/{self.pid}/task")
-        eventually(lambda: all("\nState:\tT" in path.read_text() for path in threads.glob("*/status")), "it is frozen")
+        eventually(
+            lambda: all("\nState:\tT" in path.read_text() for path in threads.glob("*/status")),
+            "all threads of the node are stopped",
+        )
 
     def thaw(self) -> None:
-        """Let a frozen node go on."""
+        """Resume a frozen node."""
         os.kill(self.pid, signal.SIGCONT)
         self._frozen = False
 
     def alarm(self, *, on: bool) -> None:
-        """Raise the memory alarm, or clear it."""
+        """Raise or clear the memory alarm."""
         self._control("set_vm_memory_high_watermark", "0" if on else "0.4")
         self._alarmed = on
 
     def evaluate(self, expression: str) -> str:
-        """Return what an Erlang expression gives inside the node."""
+        """Return the result of an Erlang expression that the node evaluates."""
         return self._control("eval", expression)
 
     def new_virtual_host(self) -> str:
-        """Return the name of a virtual host that nobody has used. Several are made at a time: it takes a second."""
+        """Return the name of an unused virtual host. Several are created at a time, because a call takes a second."""
         if not self._virtual_hosts:
             self._virtual_hosts = [f"tests-{uuid.uuid4().hex[:12]}" for _ in range(6)]
             names = ", ".join(f'<<"{name}">>' for name in self._virtual_hosts)
@@ -187,11 +190,11 @@ class RabbitNode:
         return self._virtual_hosts.pop()
 
     def diagnose(self, *command: str) -> str:
-        """Return what ``rabbitmq-diagnostics`` says."""
+        """Return the output of ``rabbitmq-diagnostics``."""
         return self._control(*command, program="rabbitmq-diagnostics")
 
     def heal(self) -> None:
-        """Undo what was done to it."""
+        """Start, resume or clear whatever a test left in a faulty state."""
         if self._frozen:
             self.thaw()
         if self._process is None:
@@ -207,7 +210,7 @@ class RabbitNode:
         return done.stdout
 
     def connect(self) -> Any:
-        """Return an open connection of py-amqp."""
+        """Return an open py-amqp connection."""
         connection = amqp.Connection(f"127.0.0.1:{self.port}", *self._login, connect_timeout=5)
         connection.connect()
         return connection
@@ -223,12 +226,12 @@ class RabbitNode:
         self.close()
 
     def close(self) -> None:
-        """End it all, without ceremony: the data are of no use to anybody."""
+        """Kill everything; the data is not needed any more."""
         self.kill()
         if self._mapper is not None:
             self._mapper.kill()
             self._mapper.wait()
-        shutil.rmtree(self._home.name, ignore_errors=True)  # helpers of the node may write for a moment yet
+        shutil.rmtree(self._home.name, ignore_errors=True)  # helper processes of the node may still be writing
         self._home.cleanup()
 
     def _options(self, output: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A primary with two replicas, and the Sentinels that watch them."""
+"""A primary with two replicas, and the Sentinels that monitor them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 
 
 class SentinelNode(RedisServer):
-    """One Sentinel. Its configuration is a file, to which it writes what it finds out."""
+    """One Sentinel. It writes what it discovers to its configuration file."""
 
     def __init__(self, binary: Path | None, port: int, configuration: str) -> None:
         super().__init__(binary)
@@ -33,18 +33,18 @@ class SentinelNode(RedisServer):
 
 
 def fail_over(sentinel: Redis, service: str) -> bool:
-    """Have a Sentinel make another server the primary; False while it cannot, as when a failover is not over."""
+    """Start a failover at a Sentinel; return False while it refuses, for example during another failover."""
     with suppress(ResponseError):
         return bool(sentinel.execute_command("SENTINEL", "FAILOVER", service))
     return False
 
 
 class Replicated:
-    """A primary, two replicas, and three Sentinels that watch them.
+    """A primary, two replicas, and three Sentinels that monitor them.
 
     Arguments:
-        binary: The program of all of them.
-        password: Of the servers, and of the Sentinels; empty: none.
+        binary: The redis-server of all of them.
+        password: Password of the servers and the Sentinels; empty for no password.
     """
 
     service = "bus"
@@ -52,7 +52,8 @@ class Replicated:
     def __init__(self, binary: Path | None = None, password: str = "") -> None:
         self.password = password
         login = ["--requirepass", password, "--masterauth", password] if password else []
-        # A primary that lost both replicas, as to a failover that it missed, refuses writes rather than forget them.
+        # A primary that has lost both replicas, for example in a failover that it missed, refuses writes instead of
+        # losing them.
         login += ["--min-replicas-to-write", "1", "--min-replicas-max-lag", "5"]
         common = ["--repl-diskless-sync-delay", "0", "--appendonly", "yes", "--appendfsync", "always", *login]
         ports = free_ports(6)
@@ -66,7 +67,7 @@ class Replicated:
         self._stack = ExitStack()
 
     def _configuration(self, ports: list[int], ids: list[str], own: int) -> str:
-        """What a Sentinel would find out in its first ten seconds is told to it."""
+        """Return the configuration, with everything that a Sentinel would discover in its first ten seconds."""
         name, others = self.service, [number for number in range(3) if number != own]
         lines = [f"sentinel myid {ids[own]}", f"sentinel monitor {name} 127.0.0.1 {ports[0]} 2"]
         lines += [f"sentinel down-after-milliseconds {name} {DOWN_MS}", f"sentinel failover-timeout {name} 3000"]
@@ -79,7 +80,7 @@ class Replicated:
 
     @property
     def hosts(self) -> str:
-        """The Sentinels, as in a URL."""
+        """Return the addresses of the Sentinels as in a URL."""
         return ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
 
     @property
@@ -106,11 +107,11 @@ class Replicated:
         self._stack.close()
 
     def direct(self, server: RedisServer) -> Redis:
-        """A client of one server or Sentinel, whatever its part."""
+        """Return a client of one server or Sentinel, in any role."""
         return Redis(port=server.port, password=self.password or None, socket_timeout=5)
 
     def follows(self, server: RedisServer) -> bool:
-        """Whether a server is a replica that has caught up."""
+        """Return whether a server is a replica that has caught up."""
         with self.direct(server) as client, suppress(RedisError):
             state: Any = client.info("replication")
             return state["role"] == "slave" and state["master_link_status"] == "up"
@@ -122,17 +123,18 @@ class Replicated:
             return str(state).startswith(("OK 3", "b'OK 3"))
 
     def client(self) -> Redis:
-        """A client of whichever server is the primary, found in redis-py's own way."""
+        """Return a client of the current primary, which redis-py discovers."""
         options = {"password": self.password or None, "socket_timeout": 2}
         places = [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
         return Sentinel(places, sentinel_kwargs=options, **options).master_for(self.service)
 
     def primary(self) -> RedisServer:
-        """The server that all Sentinels name."""
+        """Return the server that all Sentinels report as primary."""
         return eventually(self._named, "the Sentinels agree", 30)
 
     def _named(self) -> RedisServer | None:
-        # Not discover_master(): who leads a failover names the old primary until it is over, which may be back by then.
+        # Not discover_master(): the leader of a failover reports the old primary until the failover has finished, and
+        # that server may be running again by then.
         ports = set()
         for sentinel in self.sentinels:
             if sentinel.running:
@@ -141,7 +143,7 @@ class Replicated:
         return next((server for server in self.servers if {server.port} == ports), None)
 
     def wait_for_failover(self, old: RedisServer) -> RedisServer:
-        """Wait until another server than *old* is the primary, and says so; return it."""
+        """Wait until a server other than *old* is the primary and reports this role; return it."""
 
         def promoted() -> RedisServer | None:
             with suppress(RedisError):
@@ -150,7 +152,7 @@ class Replicated:
                         return new if client.info("replication")["role"] == "master" else None
             return None
 
-        return eventually(promoted, "another primary", 30)
+        return eventually(promoted, "another server is the primary", 30)
 
     def fail_over(self) -> bool:
         """See :func:`fail_over`."""
@@ -158,7 +160,7 @@ class Replicated:
             return fail_over(client, self.service)
 
     def heal(self) -> None:
-        """Start what is down, and wait until everything follows the primary."""
+        """Start the servers that are down, and wait until all replicas follow the primary."""
         for server in self.servers + self.sentinels:
             if not server.running:
                 server.start()
@@ -166,5 +168,5 @@ class Replicated:
         for server in self.servers:
             with self.direct(server) as client:
                 if server is not primary and client.info("replication")["role"] == "master":
-                    client.replicaof("127.0.0.1", primary.port)  # the Sentinels would do it in ten seconds
+                    client.replicaof("127.0.0.1", primary.port)  # the Sentinels would do this within ten seconds
         eventually(lambda: sum(map(self.follows, self.servers)) == 2, "both replicas have caught up", 30)

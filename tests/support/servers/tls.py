@@ -1,4 +1,4 @@
-"""A Redis that takes nothing but TLS; and what all kinds of servers here share."""
+"""A Redis that accepts only TLS, and a constant that all kinds of test servers share."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bridge.testing.redis_server import RedisServer
 from tests.support.requirements import redis_binary_with_tls
 from tests.support.servers.certificates import Certificates, InFlightTask
 
-#: After so long without an answer a server counts as down, ms.
+#: A server counts as down after this time without a reply, in ms.
 DOWN_MS = 1000
 
 
 class TlsServer(RedisServer):
-    """A redis-server that takes nothing but TLS.
+    """A redis-server that accepts only TLS.
 
     Arguments:
-        certificates: Whose authority it trusts, and what its clients here present.
-        own: What it presents; the certificate of 127.0.0.1 when missing.
-        clients_too: Whether a client needs a certificate as well.
+        certificates: Contains the CA that it trusts and the certificate that clients present here.
+        own: The certificate that it presents; by default, the one for 127.0.0.1.
+        clients_too: Whether clients must present a certificate.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TlsServer(RedisServer):
         return self.url_with(self.certificates.query())
 
     def url_with(self, query: str, login: str = "") -> str:
-        """Its address with other options, or with a user and a password."""
+        """Return its address with other options, or with a user and a password."""
         return f"rediss://{login}127.0.0.1:{self.port}/0?{query}"
 
     def options(self) -> list[str]:
@@ -54,6 +54,6 @@ class TlsServer(RedisServer):
         return [*plain, *tls, "--tls-auth-clients", "yes" if self._clients_too else "no"]
 
     def client(self) -> Redis:
-        # Whatever certificate it presents, here it is known.
+        # This client accepts any certificate of the server.
         anything = self.certificates.query() + "&ssl_cert_reqs=none&ssl_check_hostname=false"
         return Redis.from_url(self.url_with(anything), retry=Retry(NoBackoff(), 0))

@@ -44,19 +44,19 @@ def test_a_failed_task_is_retried(site: Site, flower: Flower, browser: Browser, 
     """The button gives the event to the handler again; the page says so and shows how it ends, beside the failure."""
     cause = f"{site.settings.channel_prefix}cause-gone"
     client.delete(cause)
-    site.bus.publish("mended.created", id=name)
+    site.bus.publish("fixable.created", id=name)
     browser.open(f"{flower.url}/event/{name}?{QUICK}")
     browser.shows(TREE, "FAILURE", "failure: RuntimeError: as intended", "Retry")
     client.set(cause, 1)
     browser.click(f"{TREE} .bridge-retry")
-    browser.shows(".alert-success", f"Retried: tests.app.mended gets event {name} again")
+    browser.shows(".alert-success", f"Retried: tests.app.fixable gets event {name} again")
     browser.shows(TREE, "SUCCESS", "replay flower-")
     assert not browser.all(f"{TREE} .bridge-retry")
     assert [one for one in site.letters.latest(1000) if one.event_id == name] == []
     browser.open(f"{flower.url}/event/{name}")
     assert not browser.all(".alert"), "the message is shown once"
     browser.open(f"{flower.url}/events?search={name}&{QUICK}")
-    browser.shows("#bridge-table", "SUCCESS\ntests.app.mended")
+    browser.shows("#bridge-table", "SUCCESS\ntests.app.fixable")
 
 
 def test_an_event_is_replayed(site: Site, flower: Flower, browser: Browser, name: str, client: Redis) -> None:
