@@ -1,4 +1,4 @@
-"""Publisher confirms on a channel without RabbitMQ, and what they rely on in py-amqp."""
+"""Publisher confirms on a channel without RabbitMQ, and the code of py-amqp that they rely on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bridge.broker.confirms import Blocked, Confirms
 
 
 class FakeChannel:
-    """What the confirms use of a channel and its connection: it records what is sent, and answers when it is read."""
+    """The part of a channel and its connection that confirms use: it records what is sent and replies to reads."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.connection = self.transport = self
@@ -26,7 +26,7 @@ class FakeChannel:
         self.client_properties: dict[str, Any] = {}
         self.events: defaultdict[str, set[Callable[..., None]]] = defaultdict(set)
         self.sent: list[tuple[Any, ...]] = []
-        #: Each is called by one read; without any, the read times out.
+        #: Each read calls the first of these; without any, it times out.
         self.answers: list[Callable[[], None]] = []
         self.on_blocked: Callable[[str], None]
         self.on_unblocked: Callable[[], None]
@@ -89,7 +89,7 @@ def test_py_amqp_publishes_in_the_same_way(channel: FakeChannel) -> None:
 
 
 def test_confirmed_refused_and_returned(channel: FakeChannel) -> None:
-    """One answer may be for several messages; a returned message is not confirmed, though its confirm follows."""
+    """One ack can confirm several messages; a returned message is not confirmed, although its ack follows."""
     confirms = Confirms(channel, 1.0)
     publish(channel, "a", "b", "c", "d")
     channel.answer("basic_ack", 2, True)
@@ -108,7 +108,7 @@ def test_confirmed_refused_and_returned(channel: FakeChannel) -> None:
 
 
 def test_answers_that_do_not_come(channel: FakeChannel) -> None:
-    """What was confirmed before is known; a blocked connection is not a failure of the messages on it."""
+    """After a timeout, earlier confirms are known; while the connection is blocked, waiting raises Blocked instead."""
     confirms = Confirms(channel, 1.0)
     publish(channel, "a", "b")
     channel.answer("basic_ack", 1, False)

@@ -1,4 +1,4 @@
-"""Task messages: what the outbox sends equals what Celery itself sends, field by field."""
+"""Task messages: those that the outbox sends equal those that Celery sends, field by field."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVENT = Event(type="billing.paid", id="e1", payload={"price": "9.99", "text": "s
 
 STORED = EncodedEvent.read(EVENT.encode())
 
-#: Differ between any two messages that Celery sends.
+#: Fields that differ between any two messages of Celery.
 VOLATILE = ("delivery_tag", "reply_to")
 
 
@@ -45,7 +45,7 @@ def outbox(app: Celery, settings: BridgeSettings) -> Iterator[Outbox]:
 
 
 def plain(message: dict[str, Any]) -> dict[str, Any]:
-    """The message without what differs each time, its body decoded."""
+    """Return the message with its body decoded and without the fields that differ each time."""
     properties = {name: value for name, value in message["properties"].items() if name not in VOLATILE}
     body = base64.b64decode(message["body"])
     if message["headers"].get("compression"):
@@ -78,7 +78,7 @@ ROUTES = {
 def test_messages_equal_celerys_own(
     app: Celery, settings: BridgeSettings, queues: Queues, name: str, options: dict[str, Any], where: str, way: str
 ) -> None:
-    """A message, however made, equals in headers, properties and body the one that apply_async sends."""
+    """Headers, properties and body equal those that apply_async sends, for every way to create the message."""
     app.finalize()
     queues.client.sadd(f"broker:{queues.prefix}_kombu.binding.celery", "celery\x06\x16\x06\x16celery")
     outbox = Outbox(app, settings.model_copy(update={"routes": {"billing.*": options}}))
@@ -86,7 +86,7 @@ def test_messages_equal_celerys_own(
     template = message.route.template
     assert template is not None
     if way in ("stamped", "pushed") and not message.stamped:
-        assert "routing_key" in options  # where bindings decide, kombu looks them up for each message
+        assert "routing_key" in options  # kombu looks up bindings for each message
         return
     if way == "stamped":
         assert message.queue_key == f"broker:{queues.prefix}{where}"
@@ -105,7 +105,7 @@ def test_messages_equal_celerys_own(
 
 
 def without_moments(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with the moments in its headers as whole seconds from now, to the minute."""
+    """Return the message with each timestamp of its headers as minutes from now."""
     for name in ("eta", "expires"):
         if moment := message["headers"][name]:
             ahead_s = (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
@@ -115,7 +115,7 @@ def without_moments(message: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("changed", ["a listener", "sent events", "routes"])
 def test_configuration_that_changes_is_noticed(app: Celery, outbox: Outbox, changed: str) -> None:
-    """Routes are made again when the configuration changes or somebody begins to listen."""
+    """Routes are created again when the configuration changes or a signal receiver is connected."""
 
     def listener(**_: Any) -> None: ...
 
@@ -156,7 +156,7 @@ def test_configuration_that_changes_is_noticed(app: Celery, outbox: Outbox, chan
     ],
 )
 def test_one_redis_is_told_from_the_addresses(settings: BridgeSettings, url: str, same: bool) -> None:
-    """Messages go out with the journal only where bus and broker are the same database, for the same user."""
+    """Dispatch is exactly-once only if bus and broker are the same database of one Redis, for the same user."""
     with Celery("x", broker=url, set_as_current=False) as app:
         at_home = settings.model_copy(update={"redis_url": SecretStr("redis://localhost:6379/0")})
         assert Outbox(app, at_home).one_redis is same
@@ -173,7 +173,7 @@ def test_one_redis_is_told_from_the_addresses(settings: BridgeSettings, url: str
     ],
 )
 def test_one_redis_is_told_from_its_sentinels(settings: BridgeSettings, url: str, master_name: str, same: bool) -> None:
-    """Behind Sentinels it is the same Redis if they and the name of the service are the same."""
+    """Behind Sentinels, Redis is the same if the Sentinels, the service name and the database are the same."""
     with Celery("x", broker=url, set_as_current=False) as app:
         app.conf.broker_transport_options = {"master_name": master_name}
         at_home = settings.model_copy(update={"redis_url": SecretStr("redis+sentinel://a:26380,b/bus/1")})
@@ -183,7 +183,7 @@ def test_one_redis_is_told_from_its_sentinels(settings: BridgeSettings, url: str
 
 
 def test_celery_sends_when_someone_listens(app: Celery, outbox: Outbox, queues: Queues) -> None:
-    """Receivers of the publish signals see every message, and no rendered placeholder."""
+    """Receivers of the publish signals get every message, with real values instead of placeholders."""
     seen: list[str] = []
 
     def receiver(headers: dict[str, Any], **_: Any) -> None:
@@ -204,7 +204,7 @@ def test_celery_sends_when_someone_listens(app: Celery, outbox: Outbox, queues: 
 
 
 def test_task_ids_follow_from_group_event_and_task(outbox: Outbox) -> None:
-    """The same event and handler give the same task id; another group, event or handler another one."""
+    """The same group, event and handler give the same task id; any other combination gives another id."""
     message: Message = outbox.prepare(HANDLERS["t.plain"], STORED, b"1-1")
     assert message.task_id == task_id_for("tests", "e1", "t.plain")
     others = [("other", "e1", "t.plain"), ("tests", "e2", "t.plain"), ("tests", "e1", "t.own")]
@@ -212,13 +212,13 @@ def test_task_ids_follow_from_group_event_and_task(outbox: Outbox) -> None:
 
 
 def test_unknown_route_options_fail_at_start(app: Celery, settings: BridgeSettings) -> None:
-    """A misspelt option in bridge_routes is an error before any event comes."""
+    """A misspelt option in bridge_routes is an error before any event is dispatched."""
     with pytest.raises(SettingsError, match=r"bridge_routes\['a.\*'\]: qeue is none of"):
         Outbox(app, settings.model_copy(update={"routes": {"a.*": {"qeue": "x"}}}))
 
 
 def test_an_unknown_queue_is_the_handlers_fault(app: Celery, settings: BridgeSettings, queues: Queues) -> None:
-    """A queue that must not be created fails when the message is made, not in the middle of a batch."""
+    """A queue that must not be created raises an error when the message is created, not in the middle of a batch."""
     app.conf.task_create_missing_queues = False
     app.finalize()
     with pytest.raises(Exception, match="own"):
@@ -227,7 +227,7 @@ def test_an_unknown_queue_is_the_handlers_fault(app: Celery, settings: BridgeSet
 
 
 def test_routing_functions_see_the_event(app: Celery, settings: BridgeSettings, queues: Queues) -> None:
-    """A function in task_routes decides for each event, with its arguments, as Celery has it."""
+    """A function in task_routes chooses the route of each event from its arguments, as in Celery."""
     app.conf.task_routes = (lambda name, args, *_, **__: {"queue": args[0]["payload"]["queue"]},)
     app.finalize()
     outbox = Outbox(app, settings)
@@ -240,7 +240,7 @@ def test_routing_functions_see_the_event(app: Celery, settings: BridgeSettings, 
 def test_user_code_that_fails_for_one_event_stops_no_other(
     register_handlers, start_subscriber: StartSubscriber, settings: BridgeSettings, queues: Queues, client: Redis
 ) -> None:
-    """Its event becomes a dead letter of the handler, as it is sent and as it is sent again; the others are sent."""
+    """If user code fails for an event, its handler gets a dead letter, and all other messages are sent."""
     register_handlers("t.all", "t.picky")
     subscriber = start_subscriber()
     with EventBus(settings) as bus:
@@ -250,7 +250,7 @@ def test_user_code_that_fails_for_one_event_stops_no_other(
         {f"t.all a.b {name}": 1 for name in ("name", "other", "name2", "last")}
         | {f"t.picky a.b {name}": 1 for name in ("name", "last")}
     )
-    eventually(lambda: queues.tasks() == expected, "what can be sent is sent")
+    eventually(lambda: queues.tasks() == expected, "all other messages are sent")
     kept = Storage(client, settings).dead_letters
     letters = eventually(lambda: len(found := kept.latest(10)) == 2 and found, "both dead letters are written")
     assert {(letter.reason, letter.handler, letter.event_id) for letter in letters} == {
@@ -262,13 +262,13 @@ def test_user_code_that_fails_for_one_event_stops_no_other(
 
 
 def test_unsendable_options_of_a_route_fail_at_start(app: Celery, settings: BridgeSettings) -> None:
-    """A compression nobody knows is an error before any event comes, not an outage of all handlers."""
+    """An unknown compression in bridge_routes is an error at start-up, not an outage of all handlers."""
     with pytest.raises(SettingsError, match="nope"):
         Outbox(app, settings.model_copy(update={"routes": {"a.*": {"compression": "nope"}}}))
 
 
 def test_a_subscriber_needs_a_broker(app: Celery, settings: BridgeSettings) -> None:
-    """With task_always_eager there is nowhere to send to."""
+    """With task_always_eager there is no broker, so a subscriber refuses to start."""
     app.conf.task_always_eager = True
     with pytest.raises(SettingsError, match="task_always_eager"):
         Subscriber(app, settings, "one")

@@ -1,4 +1,4 @@
-"""Tracing of task messages by OpenTelemetry's instrumentation of Celery, which listens to the publish signals."""
+"""Tracing of task messages by OpenTelemetry's instrumentation of Celery, which receives the publish signals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 
 @contextmanager
 def instrumented() -> Iterator[InMemorySpanExporter]:
-    """Trace Celery for the time of the block; yield where the spans go."""
+    """Trace Celery during the block; yield the exporter that collects the spans."""
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     CeleryInstrumentor().instrument(tracer_provider=provider)
@@ -36,7 +36,7 @@ def instrumented() -> Iterator[InMemorySpanExporter]:
 
 
 def named_by(traceparent: str) -> tuple[str, ...]:
-    """Trace and span that a message names as those of its sender."""
+    """Return the ids of trace and span that a message names as those of its sender."""
     version, trace_id, span_id, _ = traceparent.split("-")
     assert version == "00"
     return trace_id, span_id
@@ -51,15 +51,13 @@ def names_of(span: ReadableSpan) -> tuple[str, ...]:
 def test_messages_carry_their_trace(
     register_handlers, start_subscriber: StartSubscriber, settings: BridgeSettings, queues: Queues
 ) -> None:
-    """What a subscriber sends while tracing is on has a span of its own, which its header names to the worker."""
+    """While tracing is on, each message that a subscriber sends has a separate span, which its header names."""
     register_handlers("t.all", "t.glob")
     with instrumented() as exporter, EventBus(settings) as bus:
         start_subscriber()
         bus.publish_many([Event(type="dream.made", id=f"n{number}") for number in range(20)])
-        eventually(lambda: queues.length() == 40, "all messages")
-        spans = eventually(
-            lambda: len(found := exporter.get_finished_spans()) == 40 and found, "the spans of all have ended"
-        )
+        eventually(lambda: queues.length() == 40, "all messages are queued")
+        spans = eventually(lambda: len(found := exporter.get_finished_spans()) == 40 and found, "all spans have ended")
     assert {span.kind for span in spans} == {SpanKind.PRODUCER}
     assert sorted(span.name for span in spans) == ["apply_async/t.all"] * 20 + ["apply_async/t.glob"] * 20
     sent = {span.attributes["messaging.message.id"]: names_of(span) for span in spans if span.attributes}
@@ -72,20 +70,20 @@ def test_messages_carry_their_trace(
 def test_tracing_begins_and_ends(
     register_handlers, start_subscriber: StartSubscriber, settings: BridgeSettings, queues: Queues, running: bool
 ) -> None:
-    """A subscriber notices when tracing is switched on or off; every event goes out once in any case."""
+    """A subscriber follows when tracing is switched on or off, and sends every event exactly once."""
     register_handlers("t.all")
     with EventBus(settings) as bus:
         if running:
             start_subscriber()
             bus.publish("a.b", id="before")
-            eventually(lambda: queues.length() == 1, "it is sent")
+            eventually(lambda: queues.length() == 1, "the message is sent")
         with instrumented() as exporter:
             if not running:
                 start_subscriber()
             bus.publish("a.b", id="during")
             eventually(lambda: queues.tasks()["t.all a.b during"] and exporter.get_finished_spans(), "it is sent")
         bus.publish("a.b", id="after")
-        eventually(lambda: queues.tasks()["t.all a.b after"], "it is sent")
+        eventually(lambda: queues.tasks()["t.all a.b after"], "the message is sent")
     headers = [message["headers"] for message in queues.messages()]
     traced = {header["argsrepr"][12:-3]: "traceparent" in header for header in headers}
     assert traced == ({"before": False} if running else {}) | {"during": True, "after": False}
@@ -93,7 +91,7 @@ def test_tracing_begins_and_ends(
 
 
 def test_messages_are_stamped_without_tracing(app: Celery, settings: BridgeSettings) -> None:
-    """Celery makes messages only as long as someone traces them."""
+    """Celery creates the messages only while they are traced."""
     app.finalize()
     outbox = Outbox(app, settings)
     stored = EncodedEvent.read(Event(type="a.b", id="e").encode())

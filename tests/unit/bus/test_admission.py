@@ -1,4 +1,4 @@
-"""Which events are let in: types that are accepted, and signatures where they are required, whichever way they come."""
+"""Which events are accepted: by type, depth and signature, from channels, event keys and the journal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bus_with(settings: BridgeSettings, **changes: object) -> EventBus:
 def test_only_accepted_types_come_in(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
 ) -> None:
-    """What accept leaves out and what reject names becomes a dead letter, whichever way it came; the rest runs."""
+    """Events of types that the settings exclude become dead letters, from every source; all others run."""
     register_handlers("t.all")
     outside.keep("by-key", outside.unsigned("by-key", "other.type"))
     outside.keep("good-key", outside.unsigned("good-key", "dream.created"))
@@ -38,7 +38,7 @@ def test_only_accepted_types_come_in(
     outside.say(outside.unsigned("void", "billing.voided"), "billing.voided")
     outside.write(outside.unsigned("written", "billing.voided"))
     outside.say(outside.unsigned("good"), "billing.paid")
-    eventually(lambda: queues.length() == 2, "those that are accepted")
+    eventually(lambda: queues.length() == 2, "the accepted events are queued")
     eventually(lambda: len(outside.letters()) == 4, "the others are dead letters")
     assert set(outside.reasons()) == {"not_accepted"}
     details = sorted(letter.detail for letter in outside.letters())
@@ -48,7 +48,7 @@ def test_only_accepted_types_come_in(
 
 
 def test_types_that_are_not_accepted_are_not_published(settings: BridgeSettings, client: Redis, prefix: str) -> None:
-    """publish() raises before anything is written."""
+    """publish() raises an error before anything is written."""
     with bus_with(settings, **PICKY) as bus:
         bus.publish("dream.created")
         for event_type in ("other.type", "billing.voided"):
@@ -60,7 +60,7 @@ def test_types_that_are_not_accepted_are_not_published(settings: BridgeSettings,
 def test_events_of_few_levels(
     register_handlers, start_subscriber: StartSubscriber, settings: BridgeSettings, outside: Outside, queues: Queues
 ) -> None:
-    """What has more than max_event_depth levels is not published, and becomes a dead letter whichever way it came."""
+    """An event nested deeper than max_event_depth is not published, and becomes a dead letter from every source."""
     register_handlers("t.exact")
     flat, deep = {"a": [1]}, {"a": [[1]]}
     outside.keep("by-key", outside.unsigned("by-key", "dream.created", deep))
@@ -68,8 +68,8 @@ def test_events_of_few_levels(
     outside.say(outside.unsigned("heard", "dream.created", deep), "dream.created")
     outside.write(outside.unsigned("written", "dream.created", deep))
     outside.say(outside.unsigned("flat", "dream.created", flat), "dream.created")
-    eventually(lambda: outside.reasons() == ["depth"] * 3, "the deep ones are refused")
-    eventually(lambda: list(queues.tasks()) == ["t.exact dream.created flat"], "the flat one runs")
+    eventually(lambda: outside.reasons() == ["depth"] * 3, "the deep events are refused")
+    eventually(lambda: list(queues.tasks()) == ["t.exact dream.created flat"], "the flat event is queued")
     with bus_with(settings, max_event_depth=3) as bus:
         bus.publish("dream.created", flat)
         with pytest.raises(InvalidEvent, match="nested deeper than 3 levels"):
@@ -79,12 +79,12 @@ def test_events_of_few_levels(
 def test_what_was_not_accepted_runs_once_it_is(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, client: Redis, queues
 ) -> None:
-    """After a change of accept the dead letters can be retried; one that must be signed still has to be."""
+    """After accepted_types has changed, dead letters can be retried, except for events that need a signature."""
     register_handlers("t.exact", "t.plain")
     first = start_subscriber(accepted_types=["other.*"])
     outside.say(outside.unsigned("one", "dream.created"), "dream.created")
     outside.say(outside.unsigned("two"))
-    eventually(lambda: len(outside.letters()) == 2, "both are refused")
+    eventually(lambda: len(outside.letters()) == 2, "both events are refused")
     first.stop()
     start_subscriber("second", **SIGNED)
     settings = BridgeSettings.load(
@@ -92,11 +92,11 @@ def test_what_was_not_accepted_runs_once_it_is(
     )
     progress = last(Replays(client, settings).dead().run(FAST))
     assert (progress.replayed, progress.skipped) == (1, 1)
-    eventually(lambda: queues.tasks() == {"t.exact dream.created one": 1}, "what is accepted now")
+    eventually(lambda: queues.tasks() == {"t.exact dream.created one": 1}, "the event that is accepted now is queued")
 
 
 def test_handlers_of_types_that_never_come(register_handlers, settings: BridgeSettings) -> None:
-    """A handler whose type is refused is a finding; of a pattern with more than one type nobody can tell."""
+    """A handler whose only type is refused is reported; a handler with a glob pattern is not."""
     register_handlers("t.exact", "t.plain")
     picky = BridgeSettings.load(redis_url=settings.url, accepted_types=["billing.*"])
     patterns = {handler.task_name: handler.patterns for handler in registry}
@@ -109,7 +109,7 @@ def test_handlers_of_types_that_never_come(register_handlers, settings: BridgeSe
 def test_signed_events_of_required_types_are_let_in(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
 ) -> None:
-    """By channel, by key and in the journal, only signed ones of such types run; of other types all do."""
+    """Events of types that require a signature run only if signed, from every source; other types always run."""
     register_handlers("t.all")
     outside.keep("s1", outside.signed("s1"))
     outside.keep("u1", outside.unsigned("u1"))
@@ -120,8 +120,8 @@ def test_signed_events_of_required_types_are_let_in(
     outside.say(outside.unsigned("other2", "dream.created"), "dream.created")
     outside.write(outside.signed("s3"))
     outside.write(outside.unsigned("u3"))
-    eventually(lambda: queues.length() == 5, "what may run")
-    eventually(lambda: len(outside.letters()) == 3, "what may not")
+    eventually(lambda: queues.length() == 5, "the accepted events are queued")
+    eventually(lambda: len(outside.letters()) == 3, "the others are dead letters")
     assert set(outside.reasons()) == {"signature"}
     assert {Event.decode(letter.raw, max_bytes=1000).id for letter in outside.letters()} == {"u1", "u2", "u3"}
     assert {name.split()[-1] for name in queues.tasks()} == {"s1", "s2", "s3", "other1", "other2"}
@@ -130,12 +130,12 @@ def test_signed_events_of_required_types_are_let_in(
 def test_signed_bytes_stay_as_they_came(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, prefix: str
 ) -> None:
-    """A subscriber that requires nothing leaves a signed event as it is spelt, for those that do."""
+    """A subscriber that requires no signatures stores a signed event byte for byte, so that others can verify it."""
     register_handlers("t.all")
     start_subscriber(group="careless", max_events_per_s_per_source=None)
     text = outside.unsigned("odd").decode().replace('{"id":"odd",', '{ "more" : 1.50e0,\t"id":"odd",')
     outside.say(data := outside.sign(text, "old"))
-    eventually(lambda: outside.client.xlen(outside.keys.journal) == 1, "it is in the journal")
+    eventually(lambda: outside.client.xlen(outside.keys.journal) == 1, "the event is in the journal")
     ((_, fields),) = outside.client.xrange(outside.keys.journal)
     assert fields[b"event"] == data
     assert outside.keyring.has_signed(data)
@@ -144,7 +144,7 @@ def test_signed_bytes_stay_as_they_came(
 def test_publishers_of_the_library_sign(
     register_handlers, start_subscriber: StartSubscriber, settings: BridgeSettings, queues: Queues
 ) -> None:
-    """With keys, what EventBus publishes is let in, and what it reads back verifies; without, it is not."""
+    """With signing keys, EventBus signs what it publishes and verifies what it reads; without them it is refused."""
     register_handlers("t.all")
     start_subscriber(**SIGNED)
     with bus_with(settings, **SIGNED) as bus, bus_with(settings) as careless:
@@ -155,9 +155,9 @@ def test_publishers_of_the_library_sign(
         careless.publish("billing.other", 3)
         with bus_with(settings, signing_keys=SECRETS) as other:
             last_one = other.publish("billing.paid", 4).event
-        eventually(lambda: last_one.id in [one.id for one in heard], "other processes are heard")
+        eventually(lambda: last_one.id in [one.id for one in heard], "the event of another process is received")
         assert [one.id for one in heard] == [event.id, last_one.id]
         assert bus.get_event(last_one.id) == careless.get_event(last_one.id)
         with pytest.raises(InvalidEvent, match="does not end with a signature"):
             bus.get_event(forged.id)
-    eventually(lambda: queues.length() == 2, "those that were signed")
+    eventually(lambda: queues.length() == 2, "the signed events are queued")

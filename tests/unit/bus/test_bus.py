@@ -25,13 +25,13 @@ def bus(each_server: RedisServer, prefix: str) -> Iterator[EventBus]:
 
 
 def other_process(bus: EventBus, **settings: object) -> EventBus:
-    """A bus that shares nothing with *bus* but the server, as one in another process."""
+    """A bus that shares only the server with *bus*, like one in another process."""
     url, prefix = bus.settings.url, bus.settings.channel_prefix
     return EventBus(**{"redis_url": url, "channel_prefix": prefix, "source": "other"} | settings)
 
 
 def test_publishing_writes_key_journal_and_broadcast(bus: EventBus) -> None:
-    """One publication is in its key with a TTL of 24 h, once in the journal, and on its channel, as the same JSON."""
+    """A publication is in its key with a TTL of 24 h, once in the journal, and on its channel, as the same JSON."""
     keys = Keys(bus.settings.channel_prefix)
     with bus.client.pubsub() as listener:
         listener.psubscribe(keys.all_channels)
@@ -48,7 +48,7 @@ def test_publishing_writes_key_journal_and_broadcast(bus: EventBus) -> None:
 
 
 def test_publishing_the_same_id_again_changes_nothing(bus: EventBus) -> None:
-    """A second publication of an id writes nothing, broadcasts nothing, and says that it is a duplicate."""
+    """A second publication of an id writes and broadcasts nothing, and is reported as a duplicate."""
     heard: list[Event] = []
     bus.subscribe("*", heard.append)
     first = bus.publish("a.b", 1, id="same")
@@ -62,7 +62,7 @@ def test_publishing_the_same_id_again_changes_nothing(bus: EventBus) -> None:
 
 
 def test_publish_many_is_pipelined_and_tells_duplicates(bus: EventBus) -> None:
-    """Many events go out in order, each reported as new or duplicate, also within one batch."""
+    """Many events are published in order, and each is reported as new or duplicate, also within one batch."""
     events = [Event(type="a.b", payload=number, id=f"n{number % 1200}") for number in range(1300)]
     publications = bus.publish_many(iter(events))
     assert [publication.duplicate for publication in publications] == [False] * 1200 + [True] * 100
@@ -71,7 +71,7 @@ def test_publish_many_is_pipelined_and_tells_duplicates(bus: EventBus) -> None:
 
 
 def test_local_handlers_hear_own_and_foreign_events_once(bus: EventBus) -> None:
-    """A local handler hears this process's events and those of others, each once, without a loop."""
+    """A local handler receives the events of this and of other processes, each once."""
     heard: list[tuple[str, str | None]] = []
     bus.subscribe("dream.*", lambda event: heard.append((event.id, event.source)))
     other = other_process(bus)
@@ -79,12 +79,12 @@ def test_local_handlers_hear_own_and_foreign_events_once(bus: EventBus) -> None:
     other.publish("dream.created", id="foreign")
     other.publish("unrelated.created", id="unrelated")
     other.publish("dream.created", id="last")
-    eventually(lambda: ("last", "other") in heard, "the last event is heard")
+    eventually(lambda: ("last", "other") in heard, "the last event is received")
     assert heard == [("own", "tests"), ("foreign", "other"), ("last", "other")]
 
 
 def test_unsubscribed_and_raising_handlers(bus: EventBus) -> None:
-    """A handler that raises stops no other, and one that was unsubscribed hears nothing more."""
+    """A handler that raises stops no other handler, and an unsubscribed handler receives nothing more."""
     heard: list[str] = []
 
     def raising(event: Event) -> None:
@@ -99,12 +99,12 @@ def test_unsubscribed_and_raising_handlers(bus: EventBus) -> None:
 
 
 def test_a_message_that_is_no_event_does_not_stop_the_listener(bus: EventBus) -> None:
-    """Garbage on a channel is passed over; the next event is heard."""
+    """An invalid message on a channel is skipped, and the next event is received."""
     heard: list[str] = []
     bus.subscribe("*", lambda event: heard.append(event.id))
     bus.client.publish(bus.settings.channel_prefix + "a.b", b"\xff{")
     other_process(bus).publish("a.b", id="after")
-    eventually(lambda: heard == ["after"], "the event after the garbage is heard")
+    eventually(lambda: heard == ["after"], "the event after the invalid message is received")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_message_that_is_no_event_does_not_stop_the_listener(bus: EventBus) ->
 def test_switches_work_alone(
     bus: EventBus, persistence: bool, pubsub: bool, in_redis: bool, heard_elsewhere: bool
 ) -> None:
-    """Each switch governs its part alone; a local handler hears the event in any case, and get_event finds it."""
+    """Each switch controls only its own part; local handlers and get_event() work in every case."""
     heard, local = [], []
     bus.subscribe("*", lambda event: heard.append(event.id))
     other = other_process(bus, enable_persistence=persistence, enable_pubsub=pubsub)
@@ -123,7 +123,7 @@ def test_switches_work_alone(
     assert not other.publish("a.b", id="x").duplicate
     assert other.publish("a.b", id="x").duplicate
     bus.client.publish(bus.settings.channel_prefix + "a.b", b'{"id":"end","type":"a.b"}')
-    eventually(lambda: "end" in heard, "the end mark is heard")
+    eventually(lambda: "end" in heard, "the end mark is received")
     keys = Keys(bus.settings.channel_prefix)
     assert bool(bus.client.exists(keys.event("x"))) is in_redis
     assert bool(bus.client.exists(keys.journal)) is in_redis
@@ -134,7 +134,7 @@ def test_switches_work_alone(
 
 
 def test_get_event_by_id(bus: EventBus, prefix: str) -> None:
-    """An event is found in Redis by id; an unknown one is None; what is no event is InvalidEvent with its reason."""
+    """get_event() finds an event in Redis by id, returns None for an unknown id, and raises for an invalid one."""
     event = bus.publish("a.b", {"x": [1, None]}).event
     assert other_process(bus).get_event(event.id) == event
     assert bus.get_event("unknown") is None
@@ -147,7 +147,7 @@ def test_get_event_by_id(bus: EventBus, prefix: str) -> None:
 
 
 def test_source_is_tracked_and_never_the_one_nobody_hears(bus: EventBus) -> None:
-    """Events carry the publisher's source unless they name one; the source other buses drop is refused."""
+    """Events have the source of their publisher unless they name one; a source that other buses drop is refused."""
     assert bus.publish("a.b").event.source == "tests"
     assert bus.publish("a.b", source="mine").event.source == "mine"
     with pytest.raises(InvalidEvent, match="TypeScript"):
@@ -155,7 +155,7 @@ def test_source_is_tracked_and_never_the_one_nobody_hears(bus: EventBus) -> None
 
 
 def test_too_long_chains_and_too_large_events_are_refused(bus: EventBus, prefix: str) -> None:
-    """An event beyond max_hops or max_event_bytes raises before anything is written."""
+    """An event beyond max_hops or max_event_bytes raises an error before anything is written."""
     event = Event(type="a.b")
     for _ in range(17):
         event = event.child("a.b")
@@ -168,7 +168,7 @@ def test_too_long_chains_and_too_large_events_are_refused(bus: EventBus, prefix:
 
 
 def test_unreachable_redis_is_an_error_not_silence(prefix: str) -> None:
-    """Without Redis, connect and publish raise BusUnavailable that names the address; no password appears."""
+    """Without Redis, all calls raise BusUnavailable with the address and without the password."""
     bus = EventBus(redis_url="redis://:hunter2@127.0.0.1:1/0", channel_prefix=prefix, publish_attempts=2)
     for call in (bus.connect, lambda: bus.publish("a.b"), lambda: bus.get_event("x")):
         with pytest.raises(BusUnavailable, match=r"127\.0\.0\.1:1") as caught:
@@ -177,7 +177,7 @@ def test_unreachable_redis_is_an_error_not_silence(prefix: str) -> None:
 
 
 def test_wrong_password_is_named_at_once(own_server: RedisServer, prefix: str) -> None:
-    """A refused password is not retried and the error says what to check."""
+    """A refused password is not retried, and the error says what to check."""
     with Redis.from_url(own_server.url) as admin:
         admin.config_set("requirepass", "right")
     bus = EventBus(redis_url=own_server.url.replace("//", "//:wrong@"), channel_prefix=prefix)
@@ -186,7 +186,7 @@ def test_wrong_password_is_named_at_once(own_server: RedisServer, prefix: str) -
 
 
 def test_full_memory_leaves_no_trace(own_server: RedisServer, prefix: str) -> None:
-    """On a server out of memory publishing raises, and key, journal and mark are all absent."""
+    """If the server is out of memory, publishing raises an error and writes neither key, journal entry nor mark."""
     with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_attempts=2) as bus:
         bus.publish("a.b", id="before")
         bus.client.config_set("maxmemory", 1)
@@ -200,7 +200,7 @@ def test_full_memory_leaves_no_trace(own_server: RedisServer, prefix: str) -> No
 
 
 def test_local_copy_serves_while_redis_is_away(own_server: RedisServer, prefix: str) -> None:
-    """get_event falls back to this process's memory when Redis is gone; for others it raises."""
+    """While Redis is down, get_event() returns events from the memory of this process and raises for others."""
     with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_attempts=2) as bus:
         event = bus.publish("a.b", "mine").event
         own_server.kill()
@@ -210,7 +210,7 @@ def test_local_copy_serves_while_redis_is_away(own_server: RedisServer, prefix: 
 
 
 def test_listener_survives_a_restart_of_redis(own_server: RedisServer, prefix: str) -> None:
-    """After kill -9 and restart of Redis, a local handler hears other processes again, by itself."""
+    """After a kill -9 and restart of Redis, a local handler receives events of other processes again."""
     heard: list[str] = []
     with EventBus(redis_url=own_server.url, channel_prefix=prefix) as bus:
         bus.subscribe("*", lambda event: heard.append(event.id))
@@ -222,11 +222,11 @@ def test_listener_survives_a_restart_of_redis(own_server: RedisServer, prefix: s
             other.publish("a.b")
             return bool(heard)
 
-        eventually(heard_again, "an event after the restart is heard")
+        eventually(heard_again, "an event is received after the restart")
 
 
 def test_a_frozen_redis_ends_in_an_error(own_server: RedisServer, prefix: str) -> None:
-    """A Redis that accepts and never answers makes publish raise within its timeouts."""
+    """If Redis accepts connections but never replies, publish() raises an error within its timeouts."""
     with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_attempts=1, socket_timeout_s=5) as bus:
         os.kill(own_server.pid, signal.SIGSTOP)
         try:
@@ -237,7 +237,7 @@ def test_a_frozen_redis_ends_in_an_error(own_server: RedisServer, prefix: str) -
 
 
 def test_close_leaves_no_thread(bus: EventBus) -> None:
-    """After close() the listening thread is gone; closing again is harmless."""
+    """After close() the listener thread has ended; a second close() is harmless."""
     bus.subscribe("*", lambda event: None)
     assert any(thread.name == "bridge-bus" for thread in threading.enumerate())
     bus.close()
@@ -248,7 +248,7 @@ def test_close_leaves_no_thread(bus: EventBus) -> None:
 
 
 def test_connections_are_bounded(settings: BridgeSettings, client: Redis) -> None:
-    """Threads wait for one of the connections rather than open more or fail, and all of them bear our name."""
+    """Threads share a limited number of connections instead of failing, and every connection has the client name."""
     changes = {"redis_url": SecretStr(f"{settings.url}?max_connections=2"), "group": settings.channel_prefix[5:-1]}
     with EventBus(settings.model_copy(update=changes)) as bus, ThreadPoolExecutor(16) as threads:
         publications = list(threads.map(lambda number: bus.publish("a.b", number), range(400)))

@@ -1,4 +1,4 @@
-"""The bus inside one process."""
+"""The event bus inside one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bus() -> LocalBus:
 
 
 def test_handlers_by_pattern(bus: LocalBus) -> None:
-    """Each handler gets the events its glob matches, in order of subscription, before publish returns."""
+    """Each handler receives the events that match its glob, in order of subscription, before publish() returns."""
     heard: list[tuple[str, str]] = []
     for pattern in ("dream.*", "*", "dream.created", "other"):
         bus.subscribe(pattern, lambda event, pattern=pattern: heard.append((pattern, event.type)))
@@ -32,13 +32,13 @@ def test_handlers_by_pattern(bus: LocalBus) -> None:
 
 @pytest.mark.parametrize("pattern", ["", "a[b"])
 def test_pattern_that_matches_nothing(bus: LocalBus, pattern: str) -> None:
-    """A useless subscription is refused at once."""
+    """A pattern that cannot match any event is refused immediately."""
     with pytest.raises(ValueError, match="pattern"):
         bus.subscribe(pattern, print)
 
 
 def test_unsubscribe(bus: LocalBus) -> None:
-    """Ending one subscription leaves another of the same handler, and ending it twice changes nothing."""
+    """Ending one subscription keeps a second one of the same handler, and ending it twice changes nothing."""
     heard: list[Event] = []
     end_first, end_second = bus.subscribe("a", heard.append), bus.subscribe("a", heard.append)
     end_first()
@@ -51,7 +51,7 @@ def test_unsubscribe(bus: LocalBus) -> None:
 
 
 def test_publish_takes_fields_or_an_event(bus: LocalBus) -> None:
-    """The result and the handlers see the event as it went out."""
+    """The result and the handlers get the event as it was published."""
     heard: list[Event] = []
     bus.subscribe("*", heard.append)
     first = bus.publish("a", {"x": 1}, id="i", source="s").event
@@ -63,13 +63,13 @@ def test_publish_takes_fields_or_an_event(bus: LocalBus) -> None:
 
 @pytest.mark.parametrize("extra", [{"payload": 1}, {"source": "s"}], ids=["payload", "field"])
 def test_an_event_takes_nothing_beside_it(bus: LocalBus, extra: dict[str, object]) -> None:
-    """Fields next to a whole event would be lost, so they are refused."""
+    """Fields in addition to an event would be lost, so they are refused."""
     with pytest.raises(InvalidEvent, match="an Event alone"):
         bus.publish(Event(type="a"), **extra)
 
 
 def test_a_raising_handler_stops_no_other(bus: LocalBus, caplog: pytest.LogCaptureFixture) -> None:
-    """The error is logged with the event; later handlers and the publisher do not see it."""
+    """The error is logged with the event; it reaches neither later handlers nor the publisher."""
     heard: list[Event] = []
     bus.subscribe("*", lambda event: event.payload["missing"])
     bus.subscribe("*", heard.append)
@@ -81,7 +81,7 @@ def test_a_raising_handler_stops_no_other(bus: LocalBus, caplog: pytest.LogCaptu
 
 
 def test_duplicate(bus: LocalBus) -> None:
-    """An id published before is recognised: no handler runs, and the first event stays."""
+    """An id that was published before is a duplicate: no handler runs, and the first event is kept."""
     heard: list[Event] = []
     bus.subscribe("*", heard.append)
     assert not bus.publish("a", 1, id="same").duplicate
@@ -93,7 +93,7 @@ def test_duplicate(bus: LocalBus) -> None:
 
 
 def test_refused_event_leaves_no_trace() -> None:
-    """An event over the size limit is refused; its id is free for one that fits."""
+    """An event over the size limit is refused, and its id can still be published."""
     bus = LocalBus(max_event_bytes=200)
     with pytest.raises(InvalidEvent, match="limit is 200"):
         bus.publish("a", "x" * 200, id="i")
@@ -102,7 +102,7 @@ def test_refused_event_leaves_no_trace() -> None:
 
 
 def test_get_event(bus: LocalBus) -> None:
-    """Events come back whole, unknown ids as None; what a handler does to its payload does not change the record."""
+    """get_event() returns complete events, unaffected by handlers that change the payload, and None for unknown ids."""
     bus.subscribe("*", lambda event: event.payload.clear())
     event = Event(type="a", payload={"k": [1]}, source="s", metadata={"m": 1}, extra=True)
     fields = event.model_copy(deep=True).to_dict()
@@ -115,7 +115,7 @@ def test_get_event(bus: LocalBus) -> None:
 
 @pytest.mark.parametrize(("limit", "kept"), [(3, "cde"), (1, "e"), (0, "")])
 def test_memory_is_bounded_by_count(limit: int, kept: str) -> None:
-    """The oldest events are forgotten first; a forgotten event still counts as a duplicate."""
+    """The oldest events are evicted first; an evicted event still counts as a duplicate."""
     bus = LocalBus(max_events=limit)
     for name in "abcde":
         bus.publish("x", id=name)
@@ -124,7 +124,7 @@ def test_memory_is_bounded_by_count(limit: int, kept: str) -> None:
 
 
 def test_memory_is_bounded_by_bytes() -> None:
-    """Large events push out older ones, however few there are; space that is free again is used again."""
+    """Large events evict older ones even if there are few; freed space is used again."""
     size = len(Event(type="x", payload="." * 1000, id="0", timestamp=1_760_000_000_000).encode())
     bus = LocalBus(max_store_bytes=3 * size)
     for name in "0123456789":
@@ -137,7 +137,7 @@ def test_memory_is_bounded_by_bytes() -> None:
 
 
 def test_remembered_ids_are_bounded() -> None:
-    """The oldest ids are forgotten, so that a process that publishes for years does not grow."""
+    """The oldest ids are forgotten, so the memory of a process that publishes for years does not grow."""
     bus = LocalBus(max_ids=3)
     for name in "abcd":
         bus.publish("x", id=name)
@@ -146,7 +146,7 @@ def test_remembered_ids_are_bounded() -> None:
 
 
 def test_handlers_may_use_the_bus(bus: LocalBus) -> None:
-    """A handler may publish, look up and end its own subscription while it runs."""
+    """A running handler can publish, look up events and end its own subscription."""
     heard: list[str] = []
 
     def relay(event: Event) -> None:
@@ -163,7 +163,7 @@ def test_handlers_may_use_the_bus(bus: LocalBus) -> None:
 
 
 def test_threads() -> None:
-    """Of many threads that publish the same ids, each id gets through exactly once."""
+    """If many threads publish the same ids, each id is published exactly once."""
     bus, heard, results = LocalBus(max_events=50), Counter[str](), Counter[bool]()
     lock, barrier = threading.Lock(), threading.Barrier(8)
 

@@ -1,4 +1,4 @@
-"""``publish_event()``: the chain it joins, the ids it derives, the process it runs in."""
+"""``publish_event()``: the chain that an event joins, the ids it derives, and the bus of the process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(server: RedisServer, prefix: str) -> Iterator[Run]:
 
 
 def test_ids_follow_from_task_type_and_order(run: Run) -> None:
-    """The n-th event of a type that a task publishes has the same id in every run of the task; others differ."""
+    """The n-th event of a type that a task publishes has the same id in every run of that task, and only there."""
 
     def publish() -> list[Publication]:
         return [publish_event(name) for name in ("a.x", "a.y", "a.x")]
@@ -56,7 +56,7 @@ def test_ids_follow_from_task_type_and_order(run: Run) -> None:
 
 
 def test_what_is_made_for_a_bus_is_made_once(run: Run) -> None:
-    """Threads that need it at the same moment share one object; another application has another."""
+    """Threads that need a per-bus object at the same time share one; another application has its own."""
     made: list[object] = []
 
     def make(bus: EventBus) -> object:
@@ -74,8 +74,7 @@ def test_what_is_made_for_a_bus_is_made_once(run: Run) -> None:
 
 
 def test_a_run_that_publishes_something_else_loses_nothing(run: Run) -> None:
-    """Like a task that takes what comes next: its second run publishes another event, each of them once."""
-
+    """If the second run of a task publishes other events than the first, each distinct event is published once."""
     taken = iter(["ab", "bc", "bc"])
 
     def publish() -> list[Publication]:
@@ -89,7 +88,7 @@ def test_a_run_that_publishes_something_else_loses_nothing(run: Run) -> None:
 
 
 def test_an_explicit_id_wins_and_does_not_count(run: Run) -> None:
-    """A given id is used as it is and shifts no derived one."""
+    """An explicit id is used unchanged and does not shift the derived ids."""
 
     def publish() -> list[str]:
         return [publish_event("a.x", id="mine").event.id, publish_event("a.x").event.id]
@@ -98,7 +97,7 @@ def test_an_explicit_id_wins_and_does_not_count(run: Run) -> None:
 
 
 def test_a_failed_publication_is_tried_under_the_same_id(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task that catches BusUnavailable and publishes again uses the id of the first try."""
+    """A task that catches BusUnavailable and publishes again uses the same id as the first attempt."""
 
     def publish() -> str:
         bus = get_bus()
@@ -112,14 +111,14 @@ def test_a_failed_publication_is_tried_under_the_same_id(run: Run, monkeypatch: 
 
 
 def test_outside_a_task_ids_are_random_and_chains_begin(run: Run) -> None:
-    """Without a task each event has its own id, no cause and no correlation id."""
+    """Outside a task each event has a random id, no cause and no correlation id."""
     first, second = publish_event("a.x").event, publish_event("a.x").event
     assert first.id != second.id
     assert (first.correlation_id, first.metadata, first.hops) == (None, None, 0)
 
 
 def test_a_forked_child_publishes_on_its_own_connection(run: Run, client: Redis, prefix: str) -> None:
-    """After a fork the child's first publication works and the parent's bus goes on working."""
+    """After a fork the child publishes on a new connection, and the bus of the parent still works."""
     publish_event("a.parent")
     pid = os.fork()
     if pid == 0:  # the child must not return into pytest
@@ -135,7 +134,7 @@ def test_a_forked_child_publishes_on_its_own_connection(run: Run, client: Redis,
 
 
 def test_threads_of_a_web_server_use_the_installed_application(server: RedisServer, prefix: str) -> None:
-    """publish_event() in another thread than the one that made the application finds its settings."""
+    """publish_event() in a thread that did not create the application uses the settings of the installed one."""
     program = f"""
 import threading
 from celery import Celery, current_app

@@ -1,4 +1,4 @@
-"""The rate of a source: what one program sends too much waits as dead letters, and takes nothing from the others."""
+"""The rate limit of a source: the excess becomes dead letters, and other sources are not affected."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def limited(count: int, of: int) -> list[str]:
 
 
 def test_new_events_of_a_source_are_counted(journal: Journal, redis: Redis, prefix: str) -> None:
-    """Three in ten seconds are taken, by whichever call; each source has its own count, and so has none at all."""
+    """A source may add three events in ten seconds over all calls; each source, and no source, has its own count."""
     assert journal.append(records(2), limit=True) == limited(0, 2)
     assert journal.append(records(5), limit=True) == ["repeated", "repeated", "appended", "limited", "limited"]
     assert journal.append(records(4, "quiet"), limit=True) == limited(1, 4)
@@ -66,14 +66,14 @@ def test_new_events_of_a_source_are_counted(journal: Journal, redis: Redis, pref
 
 
 def test_a_window_ends(journal: Journal, redis: Redis, prefix: str) -> None:
-    """When ten seconds are over the source may send again; what was refused stays refused."""
+    """After ten seconds the source can publish again; the events that were refused stay refused."""
     journal.append(records(4), limit=True)
-    redis.delete(Keys(prefix).rate("noisy"))  # as when its time has come
+    redis.delete(Keys(prefix).rate("noisy"))  # as if the counter had expired
     assert journal.append(records(6), limit=True) == ["repeated"] * 3 + ["limited", "appended", "appended"]
 
 
 def test_what_was_limited_is_settled(journal: Journal, redis: Redis, prefix: str) -> None:
-    """Catch-up passes it over, also when the journal is filled again; its id is taken; the look ahead hides it not."""
+    """A rate-limited event stays refused in catch-up and refill; its id is taken, but it does not count as known."""
     over = record(3)
     journal.append([*records(3), over], limit=True)
     assert journal.unseen(["noisy2", "noisy3", "noisy4"]) == ["noisy4"]
@@ -85,13 +85,13 @@ def test_what_was_limited_is_settled(journal: Journal, redis: Redis, prefix: str
 
 
 def test_a_key_of_the_wrong_type_limits_nobody(journal: Journal, redis: Redis, prefix: str) -> None:
-    """Whoever spoils a counter costs nobody an event."""
+    """If a counter has the wrong type, no event is limited."""
     redis.lpush(Keys(prefix).rate("noisy"), "x")
     assert journal.append(records(5), limit=True) == limited(0, 5)
 
 
 def test_without_a_limit_nothing_is_counted(settings: BridgeSettings, client: Redis) -> None:
-    """Neither without the setting nor for what is not to be limited is there a counter."""
+    """Without the setting, or for events that are exempt from the limit, there is no counter."""
     Storage(client, settings).journal.append(records(5), limit=True)
     Storage(client, settings.model_copy(update={"max_events_per_s_per_source": 0.1})).journal.append(records(5))
     assert not client.exists(Keys(settings.channel_prefix).rate("noisy"))
@@ -113,7 +113,7 @@ def test_all_subscribers_share_one_count(
     queues: Queues,
     caplog,
 ) -> None:
-    """Ten of fifty events are dispatched, for each group; each has the rest as whole dead letters, in few lines."""
+    """Ten of fifty events are dispatched for each group; the rest become complete dead letters with few log lines."""
     register_handlers("t.all")
     caplog.set_level(logging.WARNING)
     subscribers = [start_subscriber(name, max_events_per_s_per_source=1) for name in ("one", "two")]
@@ -122,18 +122,18 @@ def test_all_subscribers_share_one_count(
     shout(client, prefix, [event(number, "quiet") for number in range(10)])
     for group in ("tests", "others"):
         letters = Storage(client, settings.model_copy(update={"group": group})).dead_letters
-        eventually(lambda letters=letters: letters.size().count == 40, f"the rest is kept for {group}")
+        eventually(lambda letters=letters: letters.size().count == 40, f"the rest are dead letters of {group}")
         assert {letter.reason for letter in letters.latest(50)} == {"rate_limit"}
         assert all(letter.event() == event(int(letter.event_id[5:])) for letter in letters.latest(50))
     eventually(lambda: queues.length() == 40, "ten of each source are dispatched, for two groups")
     assert set(queues.tasks().values()) == {2}
-    # A letter is counted after it is written.
+    # A dead letter is counted after it is written.
     eventually(lambda: sum(one.info().get("rate_limited", 0) for one in subscribers) == 80, "all are counted")
     infos = [one.info() for one in subscribers]
     assert sum(info.get("rate_limited", 0) for info in infos[:2]) == infos[2]["rate_limited"] == 40
     assert not any(info.get("invalid") for info in infos)
     lines = [one for one in caplog.records if getattr(one, "action", "") == "source_rate_limited"]
-    assert 2 <= len(lines) <= 3  # one each, of those that met it first
+    assert 2 <= len(lines) <= 3  # one from each subscriber that exceeded the limit first
     assert (
         "more events from 'noisy' than bridge_max_events_per_s_per_source allows, 1 a second over 10 s"
         in lines[0].getMessage()
@@ -143,13 +143,13 @@ def test_all_subscribers_share_one_count(
 def test_a_retry_brings_it_in(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, replays: Replays, queues: Queues
 ) -> None:
-    """`dead retry` gives what was limited to all handlers of the group, without a limit."""
+    """`dead retry` sends rate-limited events to all handlers of the group, without a limit."""
     register_handlers("t.all")
     start_subscriber(max_events_per_s_per_source=0.1)
     shout(client, prefix, [event(number) for number in range(20)])
-    eventually(lambda: replays.letters.size().count == 19, "all but one are kept")
+    eventually(lambda: replays.letters.size().count == 19, "all but one are dead letters")
     assert last(replays.dead(reason="rate_limit").run(FAST)).replayed == 19
-    eventually(lambda: queues.length() == 20, "all are dispatched")
+    eventually(lambda: queues.length() == 20, "all events are dispatched")
     assert set(queues.tasks().values()) == {1}
     assert replays.letters.size().count == 0
 
@@ -162,26 +162,26 @@ def test_catch_up_is_not_limited(
     settings: BridgeSettings,
     queues: Queues,
 ) -> None:
-    """A day's events of one source, found in their keys after an outage, all come in; what was limited does not."""
+    """Many events of one source that are found in their keys after an outage are not limited; limited ones stay out."""
     register_handlers("t.all")
     for number in range(100):
         client.set(f"{prefix}event:{event(number).id}", event(number).encode(), ex=3600)
     subscriber = start_subscriber(max_events_per_s_per_source=0.1)
-    eventually(lambda: queues.length() == 100, "all are dispatched")
+    eventually(lambda: queues.length() == 100, "all events are dispatched")
     shout(client, prefix, [event(number) for number in range(100, 110)], keep=True)
     letters = Storage(client, settings).dead_letters
-    eventually(lambda: letters.size().count == 9, "those that are heard are limited")
+    eventually(lambda: letters.size().count == 9, "the broadcast events are limited")
     client.client_kill_filter(_type="pubsub")
-    eventually(lambda: subscriber.info().get("subscription_gaps"), "the gap is noticed")
+    eventually(lambda: subscriber.info().get("subscription_gaps"), "the interruption is noticed")
     shout(client, prefix, [event(1, "quiet")])
-    eventually(lambda: queues.length() == 102, "it is looked for what was missed, and goes on")
+    eventually(lambda: queues.length() == 102, "catch-up has ended and intake continues")
     subscriber.stop()
     assert letters.size().count == 9
     assert queues.length() == 102
 
 
 def test_what_was_limited_can_be_looked_at(journal: Journal, redis: Redis, prefix: str) -> None:
-    """It has no place in the journal, and its key still shows the event."""
+    """A rate-limited event has no journal entry, but its key still shows it."""
     journal.append(records(5), limit=True)
     redis.set(Keys(prefix).event("noisy4"), record(4).data)
     loaded = BridgeSettings.load(redis_url="redis://unused", channel_prefix=prefix, group="g")
@@ -194,10 +194,10 @@ def test_what_was_limited_can_be_looked_at(journal: Journal, redis: Redis, prefi
 def test_own_publications_are_not_limited(
     bus: EventBus, settings: BridgeSettings, register_handlers, start_subscriber: StartSubscriber
 ) -> None:
-    """What programs publish with the bridge is in the journal before it is heard."""
+    """Events that programs publish with the bridge are in the journal already and are not limited."""
     register_handlers()
     subscriber = start_subscriber(max_events_per_s_per_source=0.1)
     for number in range(20):
         bus.publish("a.b", number)
-    eventually(lambda: subscriber.info().get("received") == 20, "all are heard")
+    eventually(lambda: subscriber.info().get("received") == 20, "all events are received")
     assert subscriber.info().get("rate_limited", 0) == 0

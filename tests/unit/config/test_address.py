@@ -1,4 +1,4 @@
-"""The address of a bus: which kind of place it names, and where that is."""
+"""The address of a bus: the kind of deployment that it names, and its hosts."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from bridge.config.address import Address
     ],
 )
 def test_kind_and_hosts(url: str, kind: str, hosts: tuple[tuple[str, int], ...], service: str) -> None:
-    """The scheme says what is there, and the places have the port that is usual for it."""
+    """The scheme determines the kind of deployment, and each host without a port gets the default port of that kind."""
     address = Address.parse(url)
     assert (address.kind, address.hosts, address.service) == (kind, hosts, service)
 
 
 def test_options_of_connections() -> None:
-    """Login, database and certificates are those of redis-py, whatever the kind."""
+    """Login, database and certificates are passed to redis-py in the same way for every kind of address."""
     query = "ssl_ca_certs=/ca.pem&ssl_certfile=/own.pem&ssl_keyfile=/own.key"
     tls = {"ssl_ca_certs": "/ca.pem", "ssl_certfile": "/own.pem", "ssl_keyfile": "/own.key"}
     tls["connection_class"] = SSLConnection
@@ -50,7 +50,7 @@ def test_options_of_connections() -> None:
 
 
 def test_sentinels_are_not_sent_the_login_of_redis() -> None:
-    """Sentinels have logins of their own: one without a password would refuse that of the server."""
+    """Sentinels have separate logins: a Sentinel without a password would refuse the login of the server."""
     address = Address.parse("redis+sentinel://u:p@a/bus")
     assert address.sentinel_options == {}
     assert not address.secure
@@ -83,7 +83,7 @@ def test_sockets() -> None:
     ],
 )
 def test_what_cannot_be_used_is_refused(url: str, problem: str) -> None:
-    """An address that cannot work is refused at the start, and the text shows no password."""
+    """An address that cannot work is refused at start-up, and the error shows no password."""
     with pytest.raises(ValueError, match=problem) as caught:
         Address.parse(url)
     assert "s3cret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Pickle is refused, wherever it is set and under whatever name, before anything runs."""
+"""Pickle is refused before anything runs, in every setting and under every name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("conf", SETTINGS, ids=lambda conf: " ".join(f"{key}={conf[key]}" for key in conf))
 def test_settings_with_pickle_are_refused(conf: dict[str, Any]) -> None:
-    """The text names the setting and what to set it to; no subscriber, command or publication goes on."""
+    """The error names the setting and a safe value, and no settings are loaded."""
     app = Celery("pickled", set_as_current=False)
     app.conf.update(conf)
     (name,) = conf
@@ -35,14 +35,14 @@ def test_settings_with_pickle_are_refused(conf: dict[str, Any]) -> None:
 
 
 def test_other_serializers_are_accepted() -> None:
-    """What is no code when it is read is left to the user; so are settings that are not set."""
+    """Serializers that cannot execute code are accepted, and so are settings without a value."""
     app = Celery("plain", set_as_current=False)
     app.conf.update(accept_content=["json", "yaml", "msgpack"], result_accept_content=None, task_serializer="yaml")
     assert BridgeSettings.load(app).group == "plain"
 
 
 def test_pickle_under_another_name() -> None:
-    """A serializer that was registered again for pickle's content type is pickle."""
+    """A serializer that is registered under another name for pickle's content type counts as pickle."""
     registry.register("harmless", lambda value: value, unpickle, "application/x-python-serialize", "binary")
     try:
         assert is_pickle("harmless")
@@ -51,7 +51,7 @@ def test_pickle_under_another_name() -> None:
 
 
 def test_a_handler_that_asks_for_pickle_is_refused(app: Celery, register_handlers, settings: BridgeSettings) -> None:
-    """By the decorator; and when a base class or an annotation asks for it, before a subscriber starts."""
+    """The decorator refuses pickle; if a base class or an annotation sets it, the subscriber does not start."""
     with pytest.raises(InvalidHandler, match="serializer='pickle'"):
 
         @on_event("a.b", serializer="pickle")
@@ -64,7 +64,7 @@ def test_a_handler_that_asks_for_pickle_is_refused(app: Celery, register_handler
 
 
 def test_a_task_with_pickle_is_named() -> None:
-    """An ordinary task counts as well: the workers of the application would have to accept it."""
+    """An ordinary task with pickle is refused too, because the workers of the application would have to accept it."""
 
     class Pickled(EventTask):
         serializer = "application/x-python-serialize"

@@ -1,4 +1,4 @@
-"""Where settings come from, what they refuse, and that they keep secrets."""
+"""Settings: their sources, the values they refuse, and the secrets they hide."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def app_with(name: str | None = "shop", **conf: Any) -> Celery:
 def test_precedence(
     monkeypatch: pytest.MonkeyPatch, explicit: int | None, environment: str | None, conf: int | None, expected: int
 ) -> None:
-    """Explicit arguments win over the environment, that over the Celery configuration, that over the default."""
+    """Explicit arguments take precedence over the environment, then the Celery configuration, then the default."""
     if environment is not None:
         monkeypatch.setenv("BRIDGE_BATCH_SIZE", environment)
     app = app_with() if conf is None else app_with(bridge_batch_size=conf)
@@ -86,7 +86,7 @@ def test_address(
     conf: dict[str, Any],
     expected: str,
 ) -> None:
-    """The address of the bus comes from the most specific place that names one."""
+    """The address of the bus comes from the source with the highest precedence that names one."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert load(app_with(**conf), **explicit).url == expected
@@ -98,14 +98,14 @@ def test_address(
     ids=["named", "nameless", "main", "no app"],
 )
 def test_group_and_source_default_to_the_application(app: Celery | None, expected: str) -> None:
-    """The name of the application serves where someone chose one."""
+    """Group and source default to the name of the application, if it has one."""
     settings = load(app)
     assert (settings.group, settings.source) == (expected, expected)
     assert load(app, group="g").source == expected
 
 
 def test_values_of_the_environment_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers, switches and the JSON of routes are read from text."""
+    """Numbers, switches and the JSON of routes are parsed from text."""
     for name, value in {"ENABLE_PUBSUB": "false", "BLOCK_MS": "50", "ROUTES": '{"a.*": {"queue": "q"}}'}.items():
         monkeypatch.setenv(f"BRIDGE_{name}", value)
     settings = load()
@@ -124,7 +124,7 @@ def test_values_of_the_environment_are_parsed(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_misspelt_names_propose_the_right_one(monkeypatch: pytest.MonkeyPatch, wrong: str, right: str) -> None:
-    """A setting that does not exist is an error wherever it is, spelt there as it should be."""
+    """An unknown setting is an error in every source, and the error suggests the right name as spelled there."""
     with pytest.raises(SettingsError, match=rf"argument: .*{wrong}; did you mean {right}\?"):
         load(**{wrong: "x"})
     with pytest.raises(SettingsError, match=rf"Celery configuration: .*bridge_{wrong}; did you mean bridge_{right}\?"):
@@ -135,7 +135,7 @@ def test_misspelt_names_propose_the_right_one(monkeypatch: pytest.MonkeyPatch, w
 
 
 def test_unlike_names_list_all() -> None:
-    """Where no name is close, the text lists the known ones; names of others are left alone."""
+    """If no name is similar, the error lists the known ones; names without our prefix are ignored."""
     with pytest.raises(SettingsError, match=r"known are .*batch_size, .*, wait_replicas_ms\."):
         load(qqqqqq=1)
     assert load(app_with(broker_url="memory://", bridges="x")).group == "shop"
@@ -162,14 +162,14 @@ def test_unlike_names_list_all() -> None:
     ],
 )
 def test_invalid_values_are_named(name: str, value: object) -> None:
-    """A value that does not fit is refused under the name of its setting."""
+    """An invalid value is refused, and the error names its setting."""
     with pytest.raises(SettingsError, match=name):
         load(**{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), [("BATCH_SIZE", "many"), ("ROUTES", "{'a': 1}"), ("REDIS_URL", "http://h")])
 def test_invalid_values_of_the_environment(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """A variable that cannot be read is a SettingsError like any other."""
+    """A variable that cannot be parsed raises a SettingsError, as other invalid values do."""
     monkeypatch.setenv(f"BRIDGE_{name}", value)
     with pytest.raises(SettingsError, match=name.lower()):
         load()
@@ -177,7 +177,7 @@ def test_invalid_values_of_the_environment(monkeypatch: pytest.MonkeyPatch, name
 
 @pytest.mark.parametrize("prefix", ["a:", "a*?[b]^\\:", "ä:", "RedisEventBus"])
 def test_unusual_prefixes_pass(prefix: str) -> None:
-    """Characters with a meaning in globs are quoted later, so a prefix may hold them."""
+    """A prefix may contain glob characters, because they are quoted when it is used."""
     assert load(channel_prefix=prefix).channel_prefix == prefix
 
 
@@ -194,15 +194,15 @@ SECRETIVE: dict[str, dict[str, Any]] = {
     "no scheme": {"redis_url": f"user:{SECRET}@host:6379/0"},
     "wrong scheme": {"redis_url": f"http://user:{SECRET}@host:6379/0"},
     "wrong type": {"redis_url": [SECRET], "redis_password": {SECRET: SECRET}},
-    "beside another mistake": {"redis_url": f"redis://:{SECRET}@h", "redis_password": SECRET, "batch_size": 0},
-    "beside a contradiction": {"redis_password": SECRET, "dedup_ttl_s": 1},
+    "with another mistake": {"redis_url": f"redis://:{SECRET}@h", "redis_password": SECRET, "batch_size": 0},
+    "with a contradiction": {"redis_password": SECRET, "dedup_ttl_s": 1},
     "misspelt name": {"redis_pasword": SECRET},
 }
 
 
 @pytest.mark.parametrize("explicit", SECRETIVE.values(), ids=list(SECRETIVE))
 def test_passwords_are_not_shown(explicit: dict[str, Any]) -> None:
-    """Neither the settings as text, nor the address for logs, nor an error with its traceback shows a password."""
+    """The settings as text, the address for logs, and errors with their tracebacks show no password."""
     shown = ""
     try:
         settings = load(**explicit)
@@ -228,7 +228,7 @@ def test_redacted_url_keeps_the_place(url: str, redacted: str) -> None:
 
 
 def test_dedup_lasts_longer_than_events() -> None:
-    """Marks outlive events by an hour unless set, and may not be set to less than their lifetime."""
+    """By default marks outlive events by an hour, and a value below the lifetime of events is refused."""
     assert (load(event_ttl_s=10).event_ttl_ms, load(event_ttl_s=10).dedup_ttl_ms) == (10_000, 3_610_000)
     assert load(event_ttl_s=10, dedup_ttl_s=11).dedup_ttl_ms == 11_000
     for too_short in (10, 9):
@@ -237,13 +237,13 @@ def test_dedup_lasts_longer_than_events() -> None:
 
 
 def test_settings_do_not_change() -> None:
-    """One process has one set of settings."""
+    """Settings are immutable."""
     with pytest.raises(ValidationError, match="frozen"):
         load().batch_size = 1
 
 
 def test_client_name_suits_redis() -> None:
-    """CLIENT SETNAME takes no spaces; group and process are recognisable."""
+    """The client name is valid for CLIENT SETNAME, which accepts no spaces, and shows the group and the process."""
     name = load(group="tests").client_name
     assert name.startswith("bridge:tests:")
     assert name.endswith(f":{os.getpid()}")
@@ -251,7 +251,7 @@ def test_client_name_suits_redis() -> None:
 
 
 def test_a_namespaced_configuration_is_read_and_checked() -> None:
-    """With a namespace, as Django projects have it, names read CELERY_BRIDGE_*, and misspelt ones are refused."""
+    """With a namespace, as in Django projects, names are read as CELERY_BRIDGE_*, and misspelt ones are refused."""
     app = Celery("shop", set_as_current=False)
     app.config_from_object({"CELERY_BRIDGE_GROUP": "mine", "CELERY_TASK_ACKS_LATE": True}, namespace="CELERY")
     assert load(app).group == "mine"
@@ -262,14 +262,14 @@ def test_a_namespaced_configuration_is_read_and_checked() -> None:
 
 
 def test_a_prefix_shared_with_celery_is_refused() -> None:
-    """Celery's own channels below the channel prefix would be received as events."""
+    """A channel prefix that includes Celery's own channels is refused, because they would be received as events."""
     with pytest.raises(SettingsError, match="would be received as events"):
         load(app_with(broker_transport_options={"global_keyprefix": "dreamnet:events:celery:"}))
 
 
 @pytest.mark.parametrize("namespace", [None, "CELERY"])
 def test_monitors_see_no_password(namespace: str | None) -> None:
-    """What ``inspect conf`` and Flower show of the configuration of a worker hides the address of the bus."""
+    """The configuration that ``inspect conf`` and Flower show hides the address of the bus."""
     name = "bridge_redis_url" if namespace is None else "CELERY_BRIDGE_REDIS_URL"
     app = Celery("shop", set_as_current=False)
     app.config_from_object({name: f"redis://:{SECRET}@h/0"}, namespace=namespace)

@@ -1,4 +1,4 @@
-"""Effects that are committed with the done mark of their task: once, by the copy that ends first, or not at all."""
+"""Effects that commit in one transaction with the done mark of their task: only the first copy to end has an effect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.apps import make_app
 
 EVENT = Event(type="a.b", id="e1")
 
-#: Run a function as the handler of ``EVENT``, in the task t1, as a worker does; return the state of the task.
+#: Runs a function as the handler of ``EVENT``, in the task t1, as a worker does. Returns the state of the task.
 RunHandler = Callable[..., str]
 
 
@@ -55,7 +55,7 @@ def run_handler(settings: BridgeSettings, register_handlers: object) -> Iterator
 def test_effect_and_done_mark_are_one_transaction(
     run_handler: RunHandler, storage: Storage, client: Redis, balance: str
 ) -> None:
-    """Nothing is written before the end of the block; then the effect is there and the task has ended."""
+    """Nothing is written before the block ends; then the effect exists and the task has ended."""
 
     def handler() -> None:
         with effect_transaction() as pipe:
@@ -75,7 +75,7 @@ def test_effect_and_done_mark_are_one_transaction(
 def test_a_copy_that_comes_too_late_has_no_effect(
     run_handler: RunHandler, storage: Storage, client: Redis, balance: str, moment: str, options: dict[str, Any]
 ) -> None:
-    """When another copy ends while this one is frozen, this one is skipped: no error, no retry, no dead letter."""
+    """A copy whose task another copy has ended in the meantime is skipped: no error, no retry, no dead letter."""
 
     def end_elsewhere() -> None:
         with client.pipeline() as pipe:
@@ -89,7 +89,7 @@ def test_a_copy_that_comes_too_late_has_no_effect(
             pipe.incrby(balance, 5)
             if moment == "in the block":
                 end_elsewhere()
-        raise AssertionError("the handler goes no further")
+        raise AssertionError("the handler continued after the block")
 
     assert run_handler(handler, **options) == "IGNORED"
     assert not client.exists(balance)
@@ -101,6 +101,8 @@ def test_a_copy_that_comes_too_late_has_no_effect(
 def test_an_error_in_the_block_commits_nothing(
     run_handler: RunHandler, storage: Storage, client: Redis, balance: str
 ) -> None:
+    """If the block raises an error, neither the effect nor a done mark of success is written."""
+
     def handler() -> None:
         with effect_transaction() as pipe:
             pipe.incrby(balance, 5)
@@ -112,7 +114,7 @@ def test_an_error_in_the_block_commits_nothing(
 
 
 def test_keys_that_an_effect_depends_on(run_handler: RunHandler, storage: Storage, client: Redis, balance: str) -> None:
-    """A watched key that changes in the block discards the effect; the handler may then try again."""
+    """If a watched key changes during the block, the effect is discarded and the handler can try again."""
     client.set(balance, 1)
     changes = iter([True, False])
 
@@ -134,7 +136,7 @@ def test_keys_that_an_effect_depends_on(run_handler: RunHandler, storage: Storag
 
 
 def test_misuse(run_handler: RunHandler, client: Redis, balance: str) -> None:
-    """Outside a task, twice in a run, or with an execute() of its own, the error says what to do."""
+    """Outside a task, or for a second block in one run, the error says what to do."""
     with pytest.raises(BridgeError, match="inside a handler"), effect_transaction():
         pass
 
@@ -153,7 +155,7 @@ def test_misuse(run_handler: RunHandler, client: Redis, balance: str) -> None:
 def test_commands_after_execute_are_refused(
     run_handler: RunHandler, storage: Storage, client: Redis, balance: str
 ) -> None:
-    """What was executed early carries the done mark; what follows would have no guard, and is an error."""
+    """After an early execute(), which writes the done mark, further commands raise an error and have no effect."""
 
     def handler() -> None:
         with effect_transaction() as pipe:

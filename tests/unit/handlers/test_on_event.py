@@ -1,4 +1,4 @@
-"""``@on_event``: what it refuses, what it registers, and the task it makes."""
+"""``@on_event``: which arguments and functions it refuses, what it registers, and the task it creates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Dream(BaseModel):
 
 @pytest.fixture(autouse=True)
 def app() -> Iterator[Celery]:
-    """A current application of this test alone, and a registry without the handlers of other modules."""
+    """An application that is current for one test, and a registry without the handlers of other modules."""
     before = list(registry)
     registry.clear()
     with (
@@ -101,7 +101,7 @@ MISUSES: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("patterns", "options", "text"), MISUSES.values(), ids=list(MISUSES))
 def test_misuse(patterns: tuple[Any, ...], options: dict[str, Any], text: str) -> None:
-    """What could never work is refused when the module is imported, and the text says what to change."""
+    """Arguments that can never work are refused when the module is imported, and the error says what to change."""
     with pytest.raises(InvalidHandler, match=text):
         on_event(*patterns, **options)
 
@@ -134,7 +134,7 @@ def test_unfit_functions(function: Any, options: dict[str, Any], text: str) -> N
 
 
 def test_registration() -> None:
-    """One handler holds name, patterns, predicate and send options of its function."""
+    """The registered handler has the name, patterns, predicate and send options of its function."""
 
     def yes(event: Event) -> bool:
         return bool(event.payload)
@@ -150,7 +150,7 @@ def test_registration() -> None:
 
 
 def test_task_options_win() -> None:
-    """Name, base and late acknowledgement can be chosen as for any Celery task."""
+    """Name, base class and late acknowledgement can be chosen as for any Celery task."""
 
     class Base(EventTask):
         abstract = True
@@ -163,7 +163,7 @@ def test_task_options_win() -> None:
 
 
 def test_the_task_is_in_every_application(app: Celery) -> None:
-    """Like a shared task, a handler belongs to applications made before and after it."""
+    """Like a shared task, a handler belongs to applications created before and after it."""
     name = on_event("a")(takes_event).name
     with Celery("later", set_as_current=False) as later:
         assert name in app.tasks
@@ -171,7 +171,7 @@ def test_the_task_is_in_every_application(app: Celery) -> None:
 
 
 def test_matching() -> None:
-    """A type finds its handlers in order of registration, each once however many of its patterns match."""
+    """A type matches its handlers in order of registration, each once even if several of its patterns match."""
     known = Registry()
     for name, patterns in {
         "one": ("dream.*", "dream.created", "*"),
@@ -185,7 +185,7 @@ def test_matching() -> None:
 
 
 def test_registry_forgets_what_it_has_to() -> None:
-    """A handler added, replaced under its name, or cleared shows at once, although matches are cached."""
+    """A handler that is added, replaced or cleared takes effect immediately, although matches are cached."""
     known = Registry()
     assert known.matching("a") == ()
     known.add(Handler("one", ("a",)))
@@ -200,7 +200,7 @@ def test_registry_forgets_what_it_has_to() -> None:
 
 
 def test_cached_types_are_bounded() -> None:
-    """A program that invents types without end does not fill the memory."""
+    """The number of cached types is limited, so a program that invents types does not fill the memory."""
     known = Registry(max_cached_types=10)
     known.add(Handler("one", ("*",)))
     for number in range(100):
@@ -209,7 +209,7 @@ def test_cached_types_are_bounded() -> None:
 
 
 def test_registry_in_threads() -> None:
-    """No thread sees a match from before a handler that was already added."""
+    """No thread sees a cached match that lacks a handler added before."""
     known, failures = Registry(), list[str]()
 
     def work(name: str) -> None:
@@ -229,7 +229,7 @@ def test_registry_in_threads() -> None:
 
 @pytest.mark.parametrize("function", [takes_event, untyped], ids=["annotated", "not annotated"])
 def test_plain_call(function: Any) -> None:
-    """A handler can be called as a function, with an event or with the dict of one."""
+    """A handler can be called as a function, with an event or with its dict."""
     handler, event = on_event("a")(function), Event(type="a", payload={"x": 1}, source="s")
     assert handler(event) is event
     assert handler(event.to_dict()) == event
@@ -238,7 +238,7 @@ def test_plain_call(function: Any) -> None:
 
 
 def test_bound_call() -> None:
-    """With ``bind=True`` the task comes first, called as a function or run eagerly."""
+    """With ``bind=True`` the task is the first argument, in a direct call and in an eager run."""
 
     @on_event("a", bind=True, name="t.bound")
     def bound(self: EventTask, event: Event) -> tuple[str | None, bool, str]:
@@ -251,7 +251,7 @@ def test_bound_call() -> None:
 
 
 def test_eager_retry() -> None:
-    """A handler that retries itself runs again, eagerly as well."""
+    """A handler that retries itself runs again, also in an eager run."""
 
     @on_event("a", bind=True, name="t.retrying", max_retries=2, default_retry_delay=0)
     def retrying(self: EventTask, event: Event) -> int:
@@ -263,7 +263,7 @@ def test_eager_retry() -> None:
 
 
 def test_typed_call() -> None:
-    """``Event[Model]`` gives the payload as the model; one that does not fit never reaches the function."""
+    """``Event[Model]`` receives the payload as the model; an invalid payload never reaches the function."""
 
     @on_event("a", name="t.typed")
     def typed(event: Event[Dream]) -> int:
@@ -276,7 +276,7 @@ def test_typed_call() -> None:
 
 
 def test_current_event_inside_a_call() -> None:
-    """While the function runs its event is the current one; afterwards there is none, even if it failed."""
+    """While the function runs, its event is the current one; afterwards no event is current, even after an error."""
 
     @on_event("a", name="t.current")
     def current(event: Event) -> None:
@@ -289,7 +289,7 @@ def test_current_event_inside_a_call() -> None:
 
 
 def test_two_functions_cannot_share_a_task_name() -> None:
-    """A second function under one task name is refused, naming both places; the same one again is not."""
+    """A second function under one task name is refused, naming both places; the same function may register again."""
     on_event("a", name="h.shared")(takes_event)
     on_event("b", name="h.shared")(takes_event)
     with pytest.raises(InvalidHandler, match=r"two handlers are named 'h.shared', at .*test_on_event.py:\d+ and "):

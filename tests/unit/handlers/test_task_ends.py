@@ -1,4 +1,4 @@
-"""The ends of tasks in one process: noted in the background, told apart from copies, and never in each other's way."""
+"""The ends of tasks in one process: they are recorded in the background and do not block each other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVENT = Event(type="a.b", id="e1")
 
 @pytest.fixture
 def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
-    """The bus of the current application of this test."""
+    """The bus of the application that is current in this test."""
     with make_app(server.url, prefix) as app, setup_default_app(app):
         app.set_current()
         app.conf.update(bridge_redis_url=server.url, bridge_channel_prefix=prefix, bridge_group="tests")
@@ -63,7 +63,7 @@ def failed(task_id: str) -> DeadLetter:
 def test_an_end_that_is_refused_holds_up_no_lease(
     leases: Leases, bus: EventBus, client: Redis, prefix: str, ledger: Ledger, letters: DeadLetters
 ) -> None:
-    """While something else is at the key of the dead letters other runs keep their leases, and other ends are noted."""
+    """While dead letters cannot be written, other runs keep their leases and other ends are recorded."""
     client.set(Keys(prefix).dead("tests"), "no stream")
     assert leases.begin("long", idempotent=True).result == "started"
     leases.end("refused", failed("refused"))
@@ -73,18 +73,18 @@ def test_an_end_that_is_refused_holds_up_no_lease(
         assert ledger.start_run("long", "copy", idempotent=True).result == "running"
         return time.monotonic() > deadline
 
-    eventually(still_running, "three leases are over")
+    eventually(still_running, "three lease periods have passed")
     leases.end("well")
     assert ledger.has_ended("well")
     assert not ledger.has_ended("refused")
     client.delete(Keys(prefix).dead("tests"))
-    eventually(lambda: ledger.has_ended("refused"), "the end is noted when it can be")
+    eventually(lambda: ledger.has_ended("refused"), "the end is recorded as soon as it can be")
     assert [letter.task_id for letter in letters.latest(10)] == ["refused"]
     leases.end("long")
 
 
 def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, prefix: str) -> None:
-    """While Redis is away a task's end is kept, with its lease; when Redis is back no copy can run before the note."""
+    """While Redis is unavailable, the end of a task is kept with its lease; no copy runs before the end is recorded."""
     explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
     with EventBus(**explicit) as bus:
         leases = Leases(bus)
@@ -92,7 +92,7 @@ def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, pre
         own_server.kill()
         leases.end("t1", DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1"))
         deadline = time.monotonic() + 1.5
-        eventually(lambda: time.monotonic() > deadline, "the lease is over")
+        eventually(lambda: time.monotonic() > deadline, "the lease has expired")
         own_server.start()
         outcomes = set()
 
@@ -103,32 +103,32 @@ def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, pre
                 return False
             return "ended" in outcomes
 
-        eventually(ask, "the end is noted")
+        eventually(ask, "the end is recorded")
         assert "started" not in outcomes
         (letter,) = bus.storage.dead_letters.latest(10)
         assert letter.detail == "while Redis was away"
 
 
 def revoke(task_id: str, **how: bool) -> None:
-    """Tell what Celery tells in the main process of a worker when it drops a message."""
+    """Report what Celery reports in the main process of a worker when it drops a message."""
     end_revoked(handlers.everything, SimpleNamespace(id=task_id, args=[EVENT.to_dict()]), **how)
 
 
 def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
     leases: Leases, bus: EventBus, ledger: Ledger, letters: DeadLetters
 ) -> None:
-    """A copy that has expired says nothing of a task that has ended or runs; without those it leaves a dead letter."""
+    """A copy that expires does not end a task that has ended or is running; otherwise it leaves a dead letter."""
     ledger.acknowledge_sent(
         [], [InFlightTask("t.all", "e1", "1-1").entry(name) for name in ("ended", "running", "waiting", "terminated")]
     )
     leases.end("ended")
-    other = Leases(bus)  # of another process
+    other = Leases(bus)  # as in another process
     for task_id in ("running", "terminated"):
         assert other.begin(task_id, idempotent=True).result == "started"
     for task_id in ("ended", "running", "waiting"):
         revoke(task_id, expired=True)
     revoke("terminated", terminated=True)
-    eventually(lambda: ledger.has_ended("waiting") and ledger.has_ended("terminated"), "both ends are noted")
+    eventually(lambda: ledger.has_ended("waiting") and ledger.has_ended("terminated"), "both ends are recorded")
     assert {letter.task_id: letter.reason for letter in letters.latest(10)} == {
         "waiting": "expired",
         "terminated": "revoked",
@@ -143,8 +143,8 @@ def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(
 def test_a_terminated_run_is_the_end_of_its_task_whatever_becomes_of_copies(
     leases: Leases, bus: EventBus, client: Redis, ledger: Ledger, first: str
 ) -> None:
-    """An operator terminates a run and Celery drops a copy, in either order, while the first cannot be noted yet."""
-    other = Leases(bus)  # of another process
+    """If a run is terminated and a copy is dropped, in either order, the task ends even while Redis blocks writes."""
+    other = Leases(bus)  # as in another process
     assert other.begin("t", idempotent=True).result == "started"
     other.release_locally("t")
     client.client_pause(10_000, all=False)
@@ -153,25 +153,25 @@ def test_a_terminated_run_is_the_end_of_its_task_whatever_becomes_of_copies(
     def held() -> bool:
         return any("b" in row["flags"] for row in client.client_list())
 
-    eventually(held, "Redis holds the first up")
+    eventually(held, "Redis blocks the first write")
     revoke("t", terminated=first != "terminated")
     client.client_unpause()
-    eventually(lambda: ledger.has_ended("t"), "the end is noted")
+    eventually(lambda: ledger.has_ended("t"), "the end is recorded")
 
 
 def test_nothing_holds_up_the_main_process_of_a_worker(leases: Leases, bus: EventBus, client: Redis) -> None:
-    """A bus that hangs delays the note that a message was dropped, not the process that drops it."""
+    """A bus that hangs delays the record of a dropped message, but not the process that drops it."""
     client.client_pause(1500, all=True)
     began = time.monotonic()
     for number in range(10):
         revoke(f"t{number}", expired=True)
     assert time.monotonic() - began < 0.5
-    eventually(lambda: bus.storage.ledger.has_ended("t9"), "the ends are noted afterwards")
+    eventually(lambda: bus.storage.ledger.has_ended("t9"), "the ends are recorded afterwards")
     assert time.monotonic() - began > 1
 
 
 def test_a_handler_does_not_take_the_place_of_another() -> None:
-    """Celery would give it the id of the task that has ended; the error says what to do instead."""
+    """replace() would pass the id of the ended task to another handler, so it is refused; the error says what to do."""
     with pytest.raises(InvalidHandler, match="publish an event for it"):
         handlers.everything.replace(handlers.exact.s(EVENT))
     with pytest.raises(InvalidHandler, match=r"t\.exact"):
@@ -181,13 +181,13 @@ def test_a_handler_does_not_take_the_place_of_another() -> None:
 def test_monitors_that_cannot_be_told_are_no_failure(
     leases: Leases, own_server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broker that dies while a copy of a message is skipped makes no failure of a task that has ended well."""
+    """If the broker fails while a copy is skipped, a warning is logged and the task that has ended does not fail."""
     leases.end("t1")
     with make_app(own_server.url, prefix) as app:
         app.finalize()
         copy = Run(app.tasks["t.all"], Context(id="t1"), EVENT.to_dict())
         with pytest.raises(Ignore):
-            copy.execute()  # from now on the connection is open
+            copy.execute()  # opens the connection
         assert not caplog.records
         own_server.kill()
         with pytest.raises(Ignore):

@@ -1,4 +1,4 @@
-"""Errors of handlers and lines of the log: they do not quote what is sensitive."""
+"""Errors of handlers and log lines do not quote sensitive values."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ ERRORS: dict[str, tuple[Any, type[BaseException]]] = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_that_quote_what_is_sensitive(name: str) -> None:
-    """They keep their type where that can be, and their place; nothing that is shown of them quotes it."""
+    """Errors keep their type, if possible, and their traceback; none of their texts quotes a sensitive value."""
     fail, kind = ERRORS[name]
     with pytest.raises(kind) as caught, redacting_errors(Redaction(SENSITIVE), {"payload": PAYLOAD}):
         fail()
@@ -86,7 +86,7 @@ def test_errors_that_quote_what_is_sensitive(name: str) -> None:
 
 
 def test_other_errors_stay_as_they_are() -> None:
-    """What quotes nothing is the same error, arguments and cause and all."""
+    """An error that quotes no sensitive value stays the same object, with its arguments and cause."""
     error = ValueError("harmless", [1])
     error.__cause__ = KeyError("also")
     for payload in (PAYLOAD, {}):
@@ -100,7 +100,7 @@ def test_other_errors_stay_as_they_are() -> None:
 
 
 def test_handlers_of_a_bus(settings: BridgeSettings, caplog) -> None:
-    """Their errors are logged without it."""
+    """Errors of local handlers are logged without sensitive values."""
 
     def handler(event: Event) -> None:
         raise ValueError(event.payload["user"]["email"])
@@ -117,7 +117,7 @@ def test_handlers_of_a_bus(settings: BridgeSettings, caplog) -> None:
 
 
 def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, caplog) -> None:
-    """What keeps a message from being made again is told without it."""
+    """The log line about a task that cannot be sent again quotes no sensitive value."""
     discreet = settings.model_copy(update={"redact_paths": SENSITIVE})
     recovery = Rescuer(Storage(client, discreet), Outbox(app, discreet), registry, Counters())
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
@@ -128,7 +128,7 @@ def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, c
 
 
 def test_celerys_own_lines() -> None:
-    """Those with the body of a message lose it, and keep its size; others stay as they are."""
+    """Celery's log lines lose the message body and keep its size; lines without a body are unchanged."""
     redact_worker_logs([])
     redact_worker_logs([])
     for name, args, shown in (

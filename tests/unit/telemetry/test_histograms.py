@@ -1,4 +1,4 @@
-"""How long things took, as histograms: of dispatch from each subscriber, of task starts from Redis."""
+"""Delays as histograms: of dispatch, from each subscriber; of task starts, from Redis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 def test_histograms(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, port: int, scrape: Scrape
 ) -> None:
-    """Classes are cumulative and as wide as Prometheus wants them, sums are in seconds, and each group has its own."""
+    """Buckets are cumulative, as Prometheus requires, sums are in seconds, and each group has separate series."""
     register_handlers("t.exact")
     journal = Keys(prefix).journal
     now_ms = int(client.time()[0]) * 1000
@@ -27,7 +27,7 @@ def test_histograms(
         client.xadd(journal, {"id": event.id, "type": event.type, "event": event.encode()}, id=f"{now_ms - ago_ms}-*")
     start_subscriber("one", metrics_port=port)
     start_subscriber("two", group="other")
-    eventually(lambda: scrape().value("bridge_dispatch_delay_seconds_count") == 3, "three messages", 5)
+    eventually(lambda: scrape().value("bridge_dispatch_delay_seconds_count") == 3, "three messages are counted", 5)
     page = scrape()
     buckets = page.buckets("bridge_dispatch_delay_seconds")
     assert [bound for bound, _ in buckets] == sorted(bound for bound, _ in buckets)
@@ -44,7 +44,7 @@ def test_histograms(
 
 
 def test_delays_fall_into_their_classes() -> None:
-    """Up to and including 2 to the n ms; what took no time, or less by clocks that differ, is the first class."""
+    """A bucket ends at 2 to the power of n ms, inclusive; zero and negative delays are in the first."""
     delays = Delays()
     for ms in (-5, 0, 1, 2, 3, 4, 5, 1024, 1025):
         delays.add(ms, 2)
@@ -54,7 +54,7 @@ def test_delays_fall_into_their_classes() -> None:
 
 @pytest.mark.parametrize("ms", [0, 1, 2, 3, 4, 5, 7, 8, 9, 1000, 1024, 1025, 70_000_000])
 def test_redis_and_python_choose_the_same_class(client: Redis, settings: BridgeSettings, ms: int) -> None:
-    """The script that counts starts puts a delay where Delays does."""
+    """The script that counts task starts chooses the same bucket as Delays."""
     keys = Keys(settings.channel_prefix)
     ledger = Storage(client, settings).ledger
 
@@ -67,7 +67,7 @@ def test_redis_and_python_choose_the_same_class(client: Redis, settings: BridgeS
         stored = {name.decode(): int(value) for name, value in client.hgetall(keys.starts("tests")).items()}
         return stored if stored.pop("ms") == ms else {}
 
-    stored = eventually(counted, "begun in the millisecond that it was meant for")
+    stored = eventually(counted, "the task started in the intended millisecond")
     expected = Delays()
     expected.add(ms, 1)
     assert stored == {str(exponent): count for exponent, count in expected.counts.items()}

@@ -1,4 +1,4 @@
-"""Log lines as JSON: what is in one, whose handlers write them, and all lines of real processes."""
+"""Log lines as JSON: their content, which handlers write them, and which lines Celery's loggers produce."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SECRET = "s3cret-payload"
 
 @pytest.fixture
 def line() -> Callable[..., dict[str, Any]]:
-    """Format one record; what comes must be JSON as the standard knows it."""
+    """Format one record; the result must be standard JSON."""
 
     def refuse(constant: str) -> None:
-        pytest.fail(f"{constant} is no JSON")
+        pytest.fail(f"{constant} is not valid JSON")
 
     def write(message: object = "text", *args: object, name: str = "user.code", **more: Any) -> dict[str, Any]:
         record = logging.getLogger(name).makeRecord(name, logging.INFO, "file.py", 7, message, args, None, **more)  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ def line() -> Callable[..., dict[str, Any]]:
 
 
 def test_a_line_is_an_object(line: Callable[..., dict[str, Any]]) -> None:
-    """It begins with time in UTC, level, logger, process and message; then come the action and the fields."""
+    """A line begins with UTC time, level, logger, process and message; the action and the fields follow."""
     written = line("dead %s\nlétter", "or\ud800", extra=log_fields(Action.DEAD_LETTER, event_id="e1", count=3))
     assert list(written) == ["time", "level", "logger", "process", "pid", "message", "action", "event_id", "count"]
     moment = datetime.fromisoformat(written["time"])
@@ -51,7 +51,7 @@ def test_a_line_is_an_object(line: Callable[..., dict[str, Any]]) -> None:
 
 
 def test_fields_of_users_are_kept_but_not_in_the_place_of_ours(line: Callable[..., dict[str, Any]]) -> None:
-    """``extra`` of anybody's code is in the line; it cannot replace the time or the level."""
+    """``extra`` of user code is in the line, but cannot replace fields such as the time and the level."""
     written = line("x", extra={"order": 7, "data": [1], "level": "none", "time": 1, "odd": {1, 2}})
     assert (written["order"], written["data"], written["level"]) == (7, [1], "INFO")
     assert written["time"] != 1
@@ -68,14 +68,14 @@ def test_fields_of_users_are_kept_but_not_in_the_place_of_ours(line: Callable[..
     ],
 )
 def test_what_cannot_be_written_is_a_line_nevertheless(line: Callable[..., dict[str, Any]], record: Any) -> None:
-    """A log call with wrong arguments, or with something that is no JSON, gives a line that says where it is."""
+    """A log call with wrong arguments or values that JSON cannot represent still writes a complete line."""
     message, rest = record
     written = line(message, **rest) if isinstance(rest, dict) else line(message, rest)
     assert {"time", "level", "logger", "message"} <= written.keys()
 
 
 def test_an_exception_is_text_in_the_line(line: Callable[..., dict[str, Any]]) -> None:
-    """The traceback is one field."""
+    """The traceback is a single text field."""
     try:
         raise ValueError("as intended")
     except ValueError:
@@ -87,7 +87,7 @@ def test_an_exception_is_text_in_the_line(line: Callable[..., dict[str, Any]]) -
 
 
 def test_a_line_written_in_a_handler_names_its_event(line: Callable[..., dict[str, Any]]) -> None:
-    """Log calls of a handler need no fields: the event is known; a line about another event keeps that."""
+    """Lines that a handler logs name its event; a line about another event keeps that event's id."""
     json_logs.install(Celery(set_as_current=False), lambda _: False, current_event)
     with handling(Event(type="a.b", id="e1", payload=SECRET)):
         written = line("x")
@@ -98,19 +98,19 @@ def test_a_line_written_in_a_handler_names_its_event(line: Callable[..., dict[st
 
 
 def test_celerys_own_lines_name_the_task_and_not_its_arguments(line: Callable[..., dict[str, Any]]) -> None:
-    """Celery adds everything about a task to its lines; of that, id and name are kept."""
+    """Celery attaches all data of a task to its lines; only the id and the name are written."""
     data = {"id": "t1", "name": "tasks.x", "args": SECRET, "return_value": SECRET}
     written = line("x", name="celery.app.trace", extra={"data": data})
     assert (written["task_id"], written["task_name"]) == ("t1", "tasks.x")
     assert SECRET not in str(written)
 
 
-# The hook
+# Formatters of real loggers
 
 
 @pytest.fixture
 def set_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[logging.Handler]]]:
-    """Set up logging as a Celery program does; return the handlers of the root logger and of the tasks' logger."""
+    """Set up logging as a Celery program does; return the handlers of the root logger and of the task logger."""
     monkeypatch.setattr(Logging, "_setup", False)
     loggers = [logging.getLogger(name) for name in ("celery", "celery.task", "celery.redirected")]
     before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in loggers]
@@ -138,7 +138,7 @@ def is_json(handler: logging.Handler) -> bool:
 
 
 def test_text_stays_as_celery_writes_it(set_up: Callable[..., list[logging.Handler]], app: Celery) -> None:
-    """Without the setting no formatter is touched."""
+    """Without the setting all formatters are unchanged."""
     root, task = set_up(app)
     assert not is_json(root)
     assert isinstance(task.formatter, TaskFormatter)
@@ -147,7 +147,7 @@ def test_text_stays_as_celery_writes_it(set_up: Callable[..., list[logging.Handl
 def test_json_is_for_the_handlers_of_celery(
     set_up: Callable[..., list[logging.Handler]], app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of Celery's own handlers write JSON; one that the application made keeps its format."""
+    """All handlers that Celery creates write JSON."""
     monkeypatch.setenv("BRIDGE_LOG_FORMAT", "json")
     assert [is_json(handler) for handler in set_up(app)] == [True, True]
 
@@ -155,7 +155,7 @@ def test_json_is_for_the_handlers_of_celery(
 def test_a_handler_of_the_application_keeps_its_format(
     set_up: Callable[..., list[logging.Handler]], app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With ``worker_hijack_root_logger = False`` a handler that was there stays as it is."""
+    """With ``worker_hijack_root_logger = False`` the handler of the application keeps its format."""
     monkeypatch.setenv("BRIDGE_LOG_FORMAT", "json")
     app.conf.worker_hijack_root_logger = False
     own = logging.StreamHandler()
@@ -168,6 +168,6 @@ def test_a_handler_of_the_application_keeps_its_format(
 def test_wrong_settings_are_for_others_to_report(
     set_up: Callable[..., list[logging.Handler]], app: Celery, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Logging is set up whatever the settings are."""
+    """Invalid settings do not prevent the set-up of logging; other parts report them."""
     monkeypatch.setenv(name, "yaml")
     assert [is_json(handler) for handler in set_up(app)] == [False, False]

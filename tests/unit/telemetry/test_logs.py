@@ -1,4 +1,4 @@
-"""Log lines for programs: an action and fields on every call, nothing said again and again."""
+"""Log lines for programs: each call has an action and fields, and repeated lines are throttled."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
 
-#: What returns ``extra``; each takes the action first.
+#: Functions that return ``extra``; their first argument is the action.
 HELPERS = {"log_fields", "dead_letter_fields"}
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 
 
 def logger_calls(tree: ast.AST) -> Iterator[ast.Call]:
-    """The calls of loggers' methods: ``log.info()``, ``self._log.info()``, ``logging.getLogger(...).info()``."""
+    """Yield the calls of logger methods: ``log.info()``, ``self._log.info()``, ``logging.getLogger(...).info()``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS:
             owner = ast.unparse(node.func.value)
@@ -34,7 +34,7 @@ def logger_calls(tree: ast.AST) -> Iterator[ast.Call]:
 
 
 def unknown(code: str) -> list[str]:
-    """Return the log calls of *code* whose ``extra`` is not made by a helper with the name of a known action."""
+    """Return the log calls of *code* whose ``extra`` does not come from a helper with a known action."""
     wrong = []
     for function in [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)]:
         assigned = [
@@ -62,7 +62,7 @@ def sources() -> list[str]:
 
 
 def test_every_log_call_has_a_known_action() -> None:
-    """Whatever the bridge logs has ``extra=log_fields(...)`` with an action of the list."""
+    """Each log call of the bridge has ``extra=log_fields(...)`` with an action of the list."""
     assert [call for code in sources() for call in unknown(code)] == []
 
 
@@ -81,12 +81,12 @@ def test_every_log_call_has_a_known_action() -> None:
     ],
 )
 def test_the_check_itself(code: str, is_known: bool) -> None:
-    """The ways to write a log call are seen, with and without a variable."""
+    """The check finds log calls in all their forms, with and without a variable."""
     assert (unknown(f"def f():\n    {code}") == []) is is_known
 
 
 def test_each_action_has_one_meaning_and_is_used() -> None:
-    """The list for the documents holds the actions there are, each with one line, and none that nothing logs."""
+    """Each action has a meaning of one line, and the code logs each action of the list and no other."""
     assert list(Action) == sorted(Action)
     assert all(meaning.endswith(".") and "\n" not in meaning for meaning in (action.meaning for action in Action))
     code = "\n".join(sources())
@@ -95,7 +95,7 @@ def test_each_action_has_one_meaning_and_is_used() -> None:
 
 
 def test_fields_have_meanings_and_clash_with_nothing() -> None:
-    """Each field says what it is, and logging takes all of them as ``extra``, whose names it must not use itself."""
+    """Each field has a meaning, and no field has a name that the logging module uses itself."""
     hints = get_type_hints(Fields, include_extras=True)
     assert all(isinstance(hint.__metadata__[0], str) for hint in hints.values())
     values: Any = dict.fromkeys(hints, "x")
@@ -103,12 +103,12 @@ def test_fields_have_meanings_and_clash_with_nothing() -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    """Fields that are None or empty are no fields; zero is a number."""
+    """Fields without a value are left out; zero is a value."""
     assert log_fields(Action.DEAD_LETTER, event_id="", task_id=None, count=0) == {"action": "dead_letter", "count": 0}
 
 
 def test_a_pace_lets_through_what_is_new() -> None:
-    """The same is said once in a while, something else at once; what was said long ago is forgotten."""
+    """A throttled line is logged once per interval for each key; keys from long ago are forgotten."""
     slow, fast = LogThrottle(60), LogThrottle(0)
     assert [slow.allow("a"), slow.allow("a"), slow.allow("b"), slow.allow("a")] == [True, False, True, False]
     assert [fast.allow(), fast.allow()] == [True, True]
@@ -116,11 +116,11 @@ def test_a_pace_lets_through_what_is_new() -> None:
     assert slow.allow("a")
 
 
-# Lines that would come again and again
+# Repeated lines
 
 
 def actions(caplog: pytest.LogCaptureFixture, action: Action) -> list[Any]:
-    """The lines with this action, each with its fields as attributes."""
+    """The log records with this action; their fields are attributes."""
     return [record for record in caplog.records if getattr(record, "action", "") == action]
 
 
@@ -131,13 +131,13 @@ def test_a_broadcast_that_is_refused_again_is_told_once(
     prefix: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Hearing the same wrong message many times is one dead letter, and one line."""
+    """An invalid message that is received many times is logged once."""
     register_handlers("t.all")
     subscriber = start_subscriber()
     for _ in range(20):
         client.publish(f"{prefix}a.b", "no json")
-    eventually(lambda: subscriber.info().get("received", 0) >= 20, "all are heard")
-    eventually(lambda: actions(caplog, Action.DEAD_LETTER), "it is told")
+    eventually(lambda: subscriber.info().get("received", 0) >= 20, "all messages are received")
+    eventually(lambda: actions(caplog, Action.DEAD_LETTER), "the dead letter is logged")
     assert [(line.reason, line.origin) for line in actions(caplog, Action.DEAD_LETTER)] == [("json", f"{prefix}a.b")]
 
 
@@ -148,15 +148,15 @@ def test_dead_letters_that_cannot_be_kept_are_told_once(
     prefix: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Who sends rubbish while no dead letter can be written does not fill the log with it."""
+    """While no dead letter can be written, many invalid messages cause only one log line."""
     register_handlers("t.all")
     client.set(Keys(prefix).dead("tests"), "no stream")
     subscriber = start_subscriber()
     for number in range(20):
         client.publish(f"{prefix}a.b", f"no json {number}")
-    eventually(lambda: subscriber.info().get("received", 0) >= 20, "all are heard")
-    eventually(lambda: subscriber.info().get("errors", 0), "none can be kept")
-    (line,) = eventually(lambda: actions(caplog, Action.DEAD_LETTER_LOST), "it is told, after it is counted")
+    eventually(lambda: subscriber.info().get("received", 0) >= 20, "all messages are received")
+    eventually(lambda: subscriber.info().get("errors", 0), "an error is counted")
+    (line,) = eventually(lambda: actions(caplog, Action.DEAD_LETTER_LOST), "the loss is logged")
     assert (line.reason, line.group) == ("json", "tests")
 
 
@@ -168,7 +168,7 @@ def test_a_queue_that_has_room_for_a_moment_is_told_once(
     queues: Queues,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """While tasks are slower than events dispatch stops and goes; that is one state, and one line."""
+    """While tasks are slower than events, dispatch pauses again and again; this is logged once."""
     register_handlers("t.all")
     subscriber = start_subscriber(max_queue_length=5, batch_size=5, block_ms=20)
     with EventBus(redis_url=settings.url, channel_prefix=settings.channel_prefix) as bus:
@@ -180,7 +180,7 @@ def test_a_queue_that_has_room_for_a_moment_is_told_once(
             taken.extend(client.rpop(f"{queues.key_prefix}{queues.prefix}celery", 5) or [])
         return subscriber.info().get("dispatched", 0) == 40
 
-    eventually(work_off, "all are dispatched")
+    eventually(work_off, "all events are dispatched")
     assert len(taken) > 20
     (line,) = actions(caplog, Action.DISPATCH_BACKPRESSURE)
     assert (line.queue, line.group, line.consumer) == ("celery", "tests", "one")
