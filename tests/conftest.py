@@ -239,8 +239,10 @@ def pytest_configure(config: pytest.Config) -> None:
         quick_examples()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in one line what this machine lacks."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Say in one line what this machine lacks, after all that pytest says."""
+    yield
     reports = terminalreporter.stats.get("skipped", [])
     if line := summary(str(report.longrepr[2]) for report in reports if isinstance(report.longrepr, tuple)):
         terminalreporter.write_line(line, yellow=True)

@@ -138,7 +138,9 @@ def explain(name: str, seed: int, outcome: Outcome, directory: Path) -> str:
 
 def main() -> int:
     """Run the scenarios that the command line names; 1 when one is red."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--minutes", type=float, default=30, help="of all scenarios together")
     parser.add_argument("--scenario", choices=[*SCENARIOS, "all"], default="all")
