@@ -1,7 +1,7 @@
-"""``make demo``: publish dreams, watch which tasks they cause and which events follow, and check that all did.
+"""``make demo``: publish events, show the tasks and events that they cause, and check that none is missing.
 
-Starts a private Redis (or uses ``REDIS_URL``) and ``celery -A bridge worker``; with ``--stay``, Flower too. Exit
-status 0 only if everything that should have happened did.
+Starts a private Redis (or uses ``REDIS_URL``) and ``celery -A bridge worker``; with ``--stay``, Flower too, and keeps
+running. The exit status is 0 only if all checks passed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RAW_DREAM = "The sea was calm and bright. I laughed, and the sea laughed too."
 
 
 def went_through(tracer: Tracer, event: Event) -> bool:
-    """Whether every task of *event* succeeded, and the events of the pipeline followed, likewise."""
+    """Return whether every task of *event* succeeded, and so did those of the events that followed."""
     found = tracer.trace(event.id)
     return found is not None and succeeded(found.roots[0], ["dream.analysed", "dream.ready"])
 
@@ -54,7 +54,7 @@ def succeeded(node: EventNode, types: list[str]) -> bool:
 
 
 def publish_raw(bus: EventBus, text: str) -> Event:
-    """Publish as a program does that knows only the wire format: SETEX, then PUBLISH."""
+    """Publish like a program that knows only the wire format: SETEX, then PUBLISH."""
     event = {
         "id": str(uuid.uuid4()),
         "type": "dream.created",
@@ -95,32 +95,32 @@ def wait_for(check: Callable[[], bool], worker: subprocess.Popen[bytes]) -> bool
 
 
 def run(*arguments: str) -> None:
-    """Run a command of the bus, as a person would."""
+    """Run a ``bus`` command and show its output."""
     print(f"\n$ celery -A bridge bus {' '.join(arguments)}", flush=True)
     subprocess.run([sys.executable, "-m", "celery", "-A", "bridge", "bus", *arguments], cwd=ROOT, check=False)
 
 
-def tell(bus: EventBus, worker: subprocess.Popen[bytes]) -> bool:
-    """Publish, wait, show what came of it; return whether all went as it should."""
+def show(bus: EventBus, worker: subprocess.Popen[bytes]) -> bool:
+    """Publish, wait, and show the results; return whether all checks passed."""
     good = [
         bus.publish("dream.created", {"dreamId": f"dream-{number}", "text": text}).event
         for number, text in enumerate(DREAMS, 1)
     ]
     raw = publish_raw(bus, RAW_DREAM)
     broken = bus.publish("dream.created", {"dreamId": "no-text"}).event
-    tracer, letters = Tracer(app, bus.storage), bus.storage.dead_letters
+    tracer, dead_letters = Tracer(app, bus.storage), bus.storage.dead_letters
 
     def all_done() -> bool:
-        parked = [letter for letter in letters.latest(100) if letter.event_id == broken.id]
-        return all(went_through(tracer, event) for event in [*good, raw]) and len(parked) == 1
+        found = [one for one in dead_letters.latest(100) if one.event_id == broken.id]
+        return all(went_through(tracer, event) for event in [*good, raw]) and len(found) == 1
 
     complete = wait_for(all_done, worker)
-    print(f"{len(good)} dreams by publish(), one by SETEX + PUBLISH, and one without a text.")
+    print(f"Published {len(good)} valid events with publish(), one with SETEX and PUBLISH, and one invalid event.")
     run("trace", good[0].id)
     run("trace", raw.id)
     run("trace", broken.id)
     run("status")
-    print(f"\n{'All of it happened.' if complete else 'NOT all of it happened.'}")
+    print(f"\n{'Done: all checks passed.' if complete else 'FAILED: tasks or events are missing.'}")
     return complete
 
 
@@ -134,11 +134,11 @@ def answers(url: str) -> bool:
 
 def main() -> int:
     stay = sys.argv[1:] == ["--stay"]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes it started end with it
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bridge-demo-")))
         url = stack.enter_context(running_redis())
-        print(f"redis at {url}")
+        print(f"Redis: {url}")
         os.environ.update(REDIS_URL=url, C_FORCE_ROOT="1")
         app.conf.update(broker_url=url, result_backend=url)
         app.loader.import_default_modules()
@@ -146,15 +146,17 @@ def main() -> int:
         worker = stack.enter_context(celery("worker", "-l", "INFO", log=directory / "worker.log"))
         if stay:
             stack.enter_context(celery("flower", log=directory / "flower.log"))
-            wait_for(lambda: answers(f"{FLOWER_URL}/healthcheck"), worker)  # it shows what it has heard itself
-        complete = tell(bus, worker)
+            wait_for(
+                lambda: answers(f"{FLOWER_URL}/healthcheck"), worker
+            )  # it shows only what it receives while it runs
+        complete = show(bus, worker)
         if not complete:
             print((directory / "worker.log").read_text(errors="replace"), file=sys.stderr)
         elif stay:
-            print(f"\nFlower: {FLOWER_URL}/events   Publish more, in another terminal:")
+            print(f"\nFlower: {FLOWER_URL}/events   To publish more events, run in another terminal:")
             celery_bus = f"REDIS_URL={url} {sys.executable} -m celery -A bridge bus"
             print(f"""  {celery_bus} publish dream.created '{{"dreamId": "mine", "text": "I could fly."}}'""")
-            print("Ctrl-C ends it.", flush=True)
+            print("Press Ctrl-C to stop.", flush=True)
             with suppress(KeyboardInterrupt):
                 worker.wait()
     return 0 if complete else 1
