@@ -1,14 +1,14 @@
-"""Events into tasks: four loops in the threads of a worker, or of ``bus subscribe``.
+"""Turns events into tasks, in threads of a worker or of ``bus subscribe``.
 
 ============  =======================================================================================================
-intake        broadcasts, and events found by their keys after a gap, into the journal
-dispatch      journal entries into task messages
-maintenance   one leader per group: claims entries of dead consumers, trims, sends lost messages again
+intake        appends events to the journal: those that are broadcast, and those in event keys that were missed
+dispatch      sends task messages for journal entries
+maintenance   one leader per group: claims entries of dead consumers, trims the journal, sends lost messages again
 monitoring    presence, health checks and metrics
 ============  =======================================================================================================
 
-Any number of subscribers share the work of a group. One that crashes leaves entries that it has read and not
-acknowledged; another claims them after ``claim_idle_s``.
+Any number of subscribers share the work of a group. A subscriber that crashes leaves entries that it has read and not
+acknowledged. Another one claims them after ``claim_idle_s``.
 """
 
 from bridge.subscriber.checks import Finding, check_clock, check_settings, refused_handlers, server_of

@@ -1,6 +1,6 @@
-"""Start-up checks: settings of the two servers, of Celery and of the handlers with which events are lost.
+"""Start-up checks: settings of both servers, of Celery and of the handlers that can lose events.
 
-``appendfsync everysec`` is none of them: it costs up to 2 s of events in a power cut, which most accept for its speed.
+``appendfsync everysec`` is not reported: a power cut loses up to 2 s of events, which most users accept for its speed.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from bridge.redis import connect, servers_of
 
 #: The first Redis with XAUTOCLAIM.
 _MIN_VERSION = (6, 2)
-#: Longest wait for a server, to connect and to answer; it is asked once.
+#: Longest wait for a server to accept a connection, and to answer. It is asked once.
 _TIMEOUT_S = 1.0
-#: Clocks that differ by more make expiry, countdown and the times of events misleading.
+#: A larger difference between clocks makes expiry, countdown and the ages of events wrong.
 _CLOCK_SKEW_S = 5.0
-#: That of kombu, for a Redis broker.
+#: The default of kombu for a Redis broker.
 _DEFAULT_VISIBILITY_TIMEOUT_S = 3600
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A setting with which events are lost, or one that cannot be seen.
+    """A setting that can lose events, or one that could not be read.
 
     Arguments:
-        setting: Its name, and whose it is: ``appendonly of the bus``.
-        problem: Its value and what that costs.
-        advice: What to do about it.
+        setting: Its name, and where it is set: ``appendonly of the bus``.
+        problem: Its value, and the consequence.
+        advice: What to do.
     """
 
     setting: str
@@ -52,12 +52,12 @@ class Finding:
 
 
 def check_settings(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[..., Any]]) -> list[Finding]:
-    """Ask both servers and read the configuration. Takes some seconds at most, also when a server is away or hangs.
+    """Check both servers and the configuration. Takes a few seconds at most, even if a server does not answer.
 
     Arguments:
-        settings: Where the bus is.
-        app: Its configuration, and its broker.
-        tasks: Those of the handlers.
+        settings: The address of the bus.
+        app: Its configuration and its broker are checked.
+        tasks: The tasks of the handlers.
     """
     bus = _ask_bus(settings)
     findings = list(_kind(settings, bus[0]))
@@ -66,7 +66,7 @@ def check_settings(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[.
         driver = connection.transport.driver_type
         if driver == "redis":
             server = _ask_broker(connection)
-            if server.run_id is None or server.run_id not in [one.run_id for one in bus]:  # else one server is both
+            if server.run_id is None or server.run_id not in [one.run_id for one in bus]:  # unless one server is both
                 findings += [*_durability(server), *_memory(server)]
     options = app.conf.broker_transport_options
     if driver == "redis":
@@ -77,11 +77,10 @@ def check_settings(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[.
 
 
 def refused_handlers(settings: BridgeSettings, patterns: Mapping[str, Iterable[str]]) -> list[Finding]:
-    """Look for types that handlers want and ``accepted_types`` and ``rejected_types`` keep out. It may be meant, for a
-    while.
+    """Find event types that have handlers but are excluded by ``accepted_types`` or ``rejected_types``.
 
     Arguments:
-        patterns: Name of a task to those of its handler. Of globs nobody can tell.
+        patterns: Name of a task to the patterns of its handler. Globs are skipped.
     """
     admission, found = Admission(settings), []
     for name, wanted in patterns.items():
@@ -90,36 +89,36 @@ def refused_handlers(settings: BridgeSettings, patterns: Mapping[str, Iterable[s
                 if is_literal(pattern):
                     admission.check_type(pattern)
             except InvalidEvent as error:
-                advice = "let the type in, or take the handler out"
-                found.append(Finding(f"handler {name}", f"gets nothing: {error.detail}", advice))
+                advice = "accept the type, or remove the handler"
+                found.append(Finding(f"handler {name}", f"receives nothing: {error.detail}", advice))
     return found
 
 
 def check_clock(client: Redis) -> list[Finding]:
-    """Compare the clock of the server with that of this machine.
+    """Compare the clock of the Redis server with that of this machine.
 
     Raises:
-        RedisError: It does not answer.
+        RedisError: The server does not answer.
     """
     before_s = time.time()
     seconds, microseconds = client.time()
     skew_s = seconds + microseconds / 1e6 - (before_s + time.time()) / 2
     if abs(skew_s) <= _CLOCK_SKEW_S:
         return []
-    problem = f"{abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} that of Redis: expiry and ages mislead"
-    return [Finding("clock of this machine", problem, "let NTP set both")]
+    problem = f"{abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} that of Redis: expiry and ages are wrong"
+    return [Finding("clock of this machine", problem, "synchronise both with NTP")]
 
 
 @dataclass(frozen=True)
 class Server:
-    """What a server tells about itself.
+    """The settings of one Redis server.
 
     Arguments:
-        name: What it is to us.
-        holds: What it loses when it loses something.
-        settings: By name, as CONFIG has them, and ``version``.
+        name: Its role, ``bus`` or ``broker``.
+        holds: What it stores, and so what it can lose.
+        settings: By name, as in CONFIG, and also ``version``, ``mode`` and ``role``.
         silence: Why some are missing.
-        run_id: Differs from server to server.
+        run_id: Unique for each start of a server.
     """
 
     name: str
@@ -132,12 +131,12 @@ class Server:
         return Finding(f"{setting} of the {self.name}", problem, advice)
 
     def unknown(self, setting: str, wanted: str) -> Finding:
-        advice = f"see to it that it is {wanted}, or allow this user +info and +config|get"
-        return self.finding(setting, f"unknown, for Redis {self.silence}", advice)
+        advice = f"ensure that it is {wanted}, or allow this user +info and +config|get"
+        return self.finding(setting, f"unknown, because Redis {self.silence}", advice)
 
 
 def _ask_bus(settings: BridgeSettings) -> list[Server]:
-    """Ask each server that holds something of the bus."""
+    """Read the settings of each server of the bus."""
     try:
         with connect(settings, _TIMEOUT_S) as client:
             return [server_of(one, f"bus at {place}" if place else "bus") for place, one in servers_of(client)]
@@ -155,23 +154,23 @@ def _ask_broker(connection: Any) -> Server:  # kombu.Connection; its stubs know 
 
 
 def server_of(client: Redis, name: str, holds: str = "events") -> Server:
-    """Ask a server about itself, in one round trip. What it does not tell is missing.
+    """Read the settings of a server, in one round trip. Settings that it does not report are missing.
 
     Arguments:
-        name: What it is to us, e.g. ``bus``.
-        holds: What it loses when it loses something.
+        name: Its role, ``bus`` or ``broker``.
+        holds: What it stores, and so what it can lose.
 
     Raises:
         RedisError: It does not answer.
     """
-    with client.pipeline(transaction=False) as pipe:  # either may be forbidden; a hosted server may have no CONFIG
+    with client.pipeline(transaction=False) as pipe:  # either may be denied, and a hosted server may not have CONFIG
         pipe.info()
         for pattern in ("append*", "maxmemory*", "save"):
             pipe.config_get(pattern)
         replies = pipe.execute(raise_on_error=False)
     refusals = [str(reply) for reply in replies if isinstance(reply, Exception)]
     info, *parts = [{} if isinstance(reply, Exception) else reply for reply in replies]
-    told = {
+    reported = {
         "version": info.get("redis_version"),
         "mode": info.get("redis_mode"),
         "role": info.get("role"),
@@ -180,22 +179,22 @@ def server_of(client: Redis, name: str, holds: str = "events") -> Server:
         "maxmemory-policy": info.get("maxmemory_policy"),
     }
     for part in parts:
-        told |= part
-    known = {setting: str(value) for setting, value in told.items() if value is not None}
-    silence = f"says: {refusals[0]}" if refusals else "does not tell"
+        reported |= part
+    known = {setting: str(value) for setting, value in reported.items() if value is not None}
+    silence = f"replied: {refusals[0]}" if refusals else "does not report it"
     return Server(name, holds, known, silence, info.get("run_id"))
 
 
 def _kind(settings: BridgeSettings, server: Server) -> Iterator[Finding]:
-    """Look whether what is at the address is what the address says."""
+    """Check that the server is of the kind that the address names."""
     mode, scheme = server.settings.get("mode"), settings.url.partition("://")[0]
     if mode == "cluster" and settings.address.kind != "cluster":
-        problem = "cluster: this address reaches the keys of one of its servers alone"
-        yield server.finding("mode", problem, f"write {scheme}+cluster for {scheme} in it")
+        problem = "cluster: with this address only the keys of one of its servers can be used"
+        yield server.finding("mode", problem, f"write {scheme}+cluster instead of {scheme} in the address")
     elif mode == "sentinel":
-        yield server.finding("mode", "sentinel: it has no keys", f"write {scheme}+sentinel://HOSTS/SERVICE")
+        yield server.finding("mode", "sentinel: it stores no keys", f"write {scheme}+sentinel://HOSTS/SERVICE")
     elif server.settings.get("role") == "slave":
-        yield server.finding("role", "replica: it takes no writes", "point the address at the primary, or at Sentinels")
+        yield server.finding("role", "replica: it is read-only", "use the address of the primary, or of the Sentinels")
 
 
 def _version(server: Server) -> Iterator[Finding]:
@@ -203,7 +202,7 @@ def _version(server: Server) -> Iterator[Finding]:
     if version is None:
         yield server.unknown("version", f"{wanted} or later")
     elif tuple(map(int, re.findall(r"\d+", version)[:2])) < _MIN_VERSION:
-        yield server.finding("version", f"{version} lacks commands that the bridge needs", f"use {wanted} or later")
+        yield server.finding("version", f"{version} lacks required commands", f"upgrade to {wanted} or later")
 
 
 def _durability(server: Server) -> Iterator[Finding]:
@@ -216,7 +215,7 @@ def _durability(server: Server) -> Iterator[Finding]:
     if appendfsync is None:
         yield server.unknown("appendfsync", "everysec or always")
     elif appendfsync == "no":
-        problem = f"no: a power cut loses the {server.holds} of the last half minute"
+        problem = f"no: a power cut loses the {server.holds} of the last 30 s or so"
         yield server.finding("appendfsync", problem, "set it to everysec (loses up to 2 s) or always")
 
 
@@ -224,7 +223,7 @@ def _loss_without_aof(server: Server) -> str:
     snapshots = server.settings.get("save")
     if snapshots == "":
         return f"without snapshots either, a crash of Redis loses all {server.holds}"
-    doubt = " (whether it takes any is unknown)" if snapshots is None else ""
+    doubt = " (whether it saves any is unknown)" if snapshots is None else ""
     return f"a crash of Redis loses the {server.holds} since its last snapshot{doubt}"
 
 
@@ -235,25 +234,25 @@ def _memory(server: Server) -> Iterator[Finding]:
     if policy is None:
         yield server.unknown("maxmemory-policy", "noeviction")
     else:
-        problem = f"{policy}: when its memory is full, Redis drops keys that the bridge relies on"
+        problem = f"{policy}: when its memory is full, Redis evicts keys that the bridge needs"
         yield server.finding("maxmemory-policy", problem, "set it to noeviction")
 
 
 def _redis_transport(options: Mapping[str, Any], tasks: Sequence[Task[..., Any]]) -> Iterator[Finding]:
     if options.get("socket_timeout") is None:
-        problem = "none: a worker waits for ever for a broker that hangs"
-        yield Finding("broker_transport_options['socket_timeout']", problem, "set it, e.g. to 10.0")
+        problem = "not set: a broker that hangs blocks a worker indefinitely"
+        yield Finding("broker_transport_options['socket_timeout']", problem, "set it, for example to 10.0")
     visibility_timeout_s = options.get("visibility_timeout", _DEFAULT_VISIBILITY_TIMEOUT_S)
     limit_s, name = max(((task.time_limit or 0, task.name) for task in tasks), default=(0, ""))
     if limit_s >= visibility_timeout_s:
-        problem = f"{visibility_timeout_s} s: {name} may run for {limit_s} s, and is delivered again while it runs"
+        problem = f"{visibility_timeout_s} s: {name} may run for {limit_s} s, and is redelivered while it runs"
         yield Finding("broker_transport_options['visibility_timeout']", problem, "set it above the longest time_limit")
 
 
 def _amqp_transport(options: Mapping[str, Any]) -> Iterator[Finding]:
     if not options.get("confirm_publish"):
-        # The bridge has what it sends confirmed in any case; see confirms.py.
-        problem = "off: what tasks send themselves, or Celery as it retries them, may never get to the broker"
+        # The bridge itself always uses publisher confirms, see ``bridge.broker``.
+        problem = "off: messages that tasks send, or that Celery sends to retry them, can be lost"
         yield Finding("broker_transport_options['confirm_publish']", problem, "set it to True")
 
 
@@ -261,6 +260,6 @@ def _acknowledgement(tasks: Sequence[Task[..., Any]]) -> Iterator[Finding]:
     for task in tasks:
         for setting in ("acks_late", "reject_on_worker_lost"):
             if not getattr(task, setting):
-                problem = "off: when its worker dies, it is begun again only after bridge_redispatch_after_s"
+                problem = "off: if its worker crashes, the task is sent again only after bridge_redispatch_after_s"
                 yield Finding(f"{setting} of task {task.name}", problem, "leave it on")
-                break  # without the first the second means nothing
+                break  # reject_on_worker_lost has no effect without acks_late

@@ -23,7 +23,7 @@ class DispatchLoop:
         storage: The journal, in which the group is; its settings have the ``group_start``.
         consumer: Creates and leaves the group.
         dispatcher, maintenance: Do one step each in turn.
-        catch_up: Fills a journal that was lost.
+        catch_up: Fills the journal again when it was lost.
         counters: Raises ``journal_lost``, ``errors`` and ``reconnects``.
         liveness: Gets a ``tick`` for every round.
     """
@@ -56,18 +56,18 @@ class DispatchLoop:
 
     @property
     def problem(self) -> str:
-        """Why dispatch fails now; empty when it does not."""
+        """Why dispatch fails now; empty if it does not."""
         return f"dispatch fails: {self._outage.last}" if self._outage and self._outage.failures else ""
 
     @property
     def waiting_for(self) -> str:
-        """What dispatch waits for, which is not a problem; empty when it does not wait."""
+        """What dispatch waits for, which is not a problem; empty if it does not wait."""
         queue = self._dispatcher.full_queue
         return "" if queue is None else f"waiting for room in queue {queue}"
 
     def run(self, stop: threading.Event) -> None:
-        """Dispatch until *stop* is set, through outages; then finish what is under way and leave the group."""
-        self._outage = outage = BackOff(log, "dispatch waits, the journal keeps", self._counters, stop)
+        """Dispatch until *stop* is set, through outages; then finish the batch in progress and leave the group."""
+        self._outage = outage = BackOff(log, "Dispatch paused, events stay in the journal", self._counters, stop)
         joined = False
         while not stop.is_set():
             self._liveness.tick()
@@ -93,7 +93,7 @@ class DispatchLoop:
     def _join(self) -> bool:
         """Ensure that the group exists; return False while that has to wait."""
         if self._group in self._journal.groups():
-            return True  # also on a server without memory, which refuses to create what exists
+            return True  # checked first, since a server that is out of memory would refuse to create it
         # With "latest", all retained events must be in the journal before the group starts, or catch-up would add them
         # as new ones.
         starts_late = self._group_start == "latest"
@@ -101,15 +101,16 @@ class DispatchLoop:
             return False
         if self._consumer.create_group(self._group_start):
             extra = log_fields(Action.GROUP_CREATED, group=self._group, consumer=self._consumer.name)
-            text = "group %s begins with the %s event"
-            log.info(text, self._group, self._group_start, extra=extra)
+            text = "Created consumer group %s, starting with the %s event"
+            log.info(text, self._group, "next" if starts_late else "oldest retained", extra=extra)
             if not starts_late:
                 self._catch_up.refill()  # an existing group may have lost its journal while no subscriber was running
         return True
 
     def _on_journal_lost(self, error: JournalLost) -> None:
         extra = log_fields(Action.JOURNAL_LOST, group=self._group, consumer=self._consumer.name)
-        log.error("the journal or group %s was deleted, made anew: %s", self._group, error, extra=extra)
+        text = "The journal or consumer group %s was deleted. It is recreated and filled from the event keys: %s"
+        log.error(text, self._group, error, extra=extra)
         self._counters.add("journal_lost")
         self._group_start = "earliest"  # an event that is dispatched twice has the same task id; a lost one is lost
         self._catch_up.refill()
@@ -122,4 +123,5 @@ class DispatchLoop:
             self._consumer.leave()
         except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
             extra = log_fields(Action.LEAVE_FAILED, group=self._group, consumer=self._consumer.name)
-            log.info("left group %s without a word: %s", self._group, error, extra=extra)
+            text = "Could not leave group %s; another subscriber will claim the pending entries: %s"
+            log.info(text, self._group, error, extra=extra)

@@ -1,4 +1,4 @@
-"""A loop in a thread of its own, which goes on after an error that nobody foresaw."""
+"""A loop in a thread, which restarts after an unexpected error."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """Runs one loop of a subscriber until *stop* is set.
+    """Runs one loop of a subscriber in a thread until *stop* is set.
 
-    The loop handles outages of Redis and the broker itself. Any other error is a bug. It is logged, and the loop starts
-    again after a pause, since an event that provokes the bug must not stop all others.
+    The loop handles outages of Redis and the broker itself. Any other error is a bug. It is logged, and the loop
+    restarts after a pause, since one event that causes an error must not stop all others.
 
     Arguments:
-        name: Of the thread.
+        name: Name of the thread.
         loop: Returns soon after its argument, *stop*, is set.
-        stop: Ends the loop, and the pauses between its restarts.
+        stop: Ends the loop and the pauses before its restarts.
         counters: Raises ``errors``.
         group, consumer: For log lines.
     """
@@ -41,8 +41,8 @@ class Service:
         self._group = group
         self._consumer = consumer
         self._throttle = LogThrottle()
-        self._back_off = BackOff(log, f"{name} failed and starts again", counters, stop)
-        # A daemon, so that a process that dies of something else does not wait for it.
+        self._back_off = BackOff(log, f"Thread {name} failed and restarts", counters, stop)
+        # A daemon, so that a process that ends for another reason does not wait for it.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -68,5 +68,5 @@ class Service:
                         component=self.name,
                         reason=type(error).__name__,
                     )
-                    log.exception("%s failed", self.name, extra=extra)
+                    log.exception("Thread %s failed with an unexpected error", self.name, extra=extra)
                 self._back_off.wait(error)

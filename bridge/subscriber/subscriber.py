@@ -30,30 +30,30 @@ from bridge.telemetry import Action, Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Longest wait for the threads: each notices a stop within 2 s, or within the socket timeout when Redis hangs.
+#: Longest wait for the threads. Each notices a stop within 2 s, or within the socket timeout if Redis hangs.
 _STOP_TIMEOUT_S = 8.0
 _TERMINATE_TIMEOUT_S = 2.0
 
 
 class Subscriber:
-    """Turns the events of the bus into tasks of *app*, in threads of its own, until stopped.
+    """Turns the events of the bus into tasks of *app*, in background threads, until stopped.
 
-    Starting needs neither Redis nor the broker: it waits for them. Any number may run; each event is dispatched by
-    one of those with the same group.
+    It starts without Redis and the broker, and waits for them. Any number of subscribers can run; each event is
+    dispatched by one subscriber of a group.
 
-    Stopping, in this order and within one time limit:
+    It stops in this order, within one time limit:
 
-    - all loops are told to stop, so that none starts another round;
-    - monitoring ends, and deletes the presence of this subscriber, so that others do not wait for it;
-    - dispatch finishes the batch that is under way, resigns as leader and leaves the group;
-    - listening and catch-up end with what they have received, or are left to the next subscriber's catch-up;
-    - the connections to broker and bus are closed, unless a thread still uses them. Such a thread is a daemon: it is
-      left behind, and what it had read is dispatched by another subscriber.
+    1. All loops get the signal to stop, so that they start no further round.
+    2. Monitoring stops and deletes the presence of this subscriber.
+    3. Dispatch finishes the batch in progress, resigns as leader and leaves the group. Meanwhile, intake appends the
+       messages that it has received, and a scan of the event keys ends early.
+    4. The connections to the broker and the bus are closed, unless a thread still uses them. Such a thread is left
+       running as a daemon. Another subscriber claims the entries that it has read.
 
     Arguments:
-        app: The Celery application whose handlers are called.
-        settings: Where the bus is and how to treat it.
-        name: Name of this subscriber within its group; no other live process may use it.
+        app: The Celery application with the handlers.
+        settings: Settings of the bridge.
+        name: Name of this subscriber within its group; no other running process may use it.
 
     Raises:
         SettingsError: ``bridge_routes`` or ``task_always_eager`` cannot work, or a task is sent with pickle.
@@ -62,7 +62,7 @@ class Subscriber:
     def __init__(self, app: Celery, settings: BridgeSettings, name: str) -> None:
         if app.conf.task_always_eager:
             raise SettingsError("task_always_eager runs tasks where they are called; a subscriber needs a broker")
-        app.finalize()  # a task that cannot be made must show now, not with its first event
+        app.finalize()  # a task that cannot be created must fail now, not with its first event
         refuse_pickled_tasks(app.tasks)
         self.name = name
         self.counters = Counters(pattern for handler in registry for pattern in handler.patterns)
@@ -94,12 +94,12 @@ class Subscriber:
         self._services = [
             Service(thread, loop, self._stop, self.counters, settings.group, name) for thread, loop in loops.items()
         ]
-        #: Settings with which events are lost, found after the bus first answered.
+        #: Settings that can lose events, found after Redis answered for the first time.
         self._findings: list[Finding] = []
 
     @property
     def ready(self) -> threading.Event:
-        """Set once this subscriber reads the journal and has brought what it missed into it."""
+        """Set once this subscriber reads the journal and has appended the events that it missed."""
         return self._dispatch.ready
 
     def start(self) -> None:
@@ -109,28 +109,27 @@ class Subscriber:
         for service in self._services:
             service.start()
         self._monitoring.start()
-        # No stop waits for this one: it shares nothing with the others, and a server may be slow to answer.
+        # stop() does not wait for this thread: it shares nothing with the others, and a server may answer slowly.
         threading.Thread(target=self._check, name="bridge-check", daemon=True).start()
-        how = (
-            "in one transaction with the journal: once"
-            if self._outbox.one_redis
-            else "through the broker: at least once"
-        )
+        if self._outbox.one_redis:
+            how = "exactly once, in one transaction with the journal"
+        else:
+            how = "at least once, through the broker"
         extra = log_fields(Action.SUBSCRIBER_STARTED, group=self._settings.group, consumer=self.name)
-        place = self._settings.redacted_url
-        text = "subscriber %s of group %s at %s; tasks are sent %s"
-        log.info(text, self.name, self._settings.group, place, how, extra=extra)
+        url = self._settings.redacted_url
+        text = "Subscriber %s started: group %s, bus %s; tasks are sent %s"
+        log.info(text, self.name, self._settings.group, url, how, extra=extra)
 
     def stop(self) -> None:
-        """Finish the batch under way, leave the group, close the connections. May be called again."""
+        """Finish the batch in progress, leave the group and close the connections. May be called again."""
         self._end(_STOP_TIMEOUT_S)
 
     def terminate(self) -> None:
-        """Stop without waiting long; what was under way is dispatched by the next subscriber."""
+        """Stop without waiting long; another subscriber dispatches what was in progress."""
         self._end(_TERMINATE_TIMEOUT_S)
 
     def info(self) -> dict[str, Any]:
-        """Return what ``celery inspect stats`` shows of this subscriber."""
+        """Return the section of ``celery inspect stats`` about this subscriber."""
         state = self._dispatch.waiting_for or ("ready" if self.ready.is_set() else "starting")
         return {
             "group": self._settings.group,
@@ -150,13 +149,14 @@ class Subscriber:
         if late:
             names = ", ".join(late)
             extra = log_fields(Action.STOP_TIMED_OUT, group=self._settings.group, consumer=self.name, component=names)
-            log.warning("%s still waiting for Redis or the broker; left behind", names, extra=extra)
+            text = "Stopped without waiting for %s, which did not end in time: Redis or the broker may hang"
+            log.warning(text, names, extra=extra)
             return
         self._outbox.close()
         self._client.close()
 
     def _check(self) -> None:
-        """Warn once of settings with which events are lost."""
+        """Log a warning for each setting that can lose events, once."""
         self._dispatch.connected.wait()
         if self._stop.is_set():
             return

@@ -17,7 +17,7 @@ def test_the_port_is_taken(
 ) -> None:
     """Said at the start, with advice, in the worker and in `bus subscribe`; neither runs without its metrics."""
     register_handlers("t.all")
-    advice = f"bridge_metrics_port: 127.0.0.1:{port} cannot be had"
+    advice = f"bridge_metrics_port: cannot bind to 127.0.0.1:{port}"
     with socket.create_server(("127.0.0.1", port)):
         environment = {"BRIDGE_METRICS_PORT": str(port)}
         worker = processes.worker("w1", **environment)

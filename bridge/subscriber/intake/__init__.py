@@ -1,1 +1,1 @@
-"""Intake: broadcasts, and events found by their keys after a gap, into the journal."""
+"""Intake: appends events to the journal, those that are broadcast and those in event keys that were missed."""

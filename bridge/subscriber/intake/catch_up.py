@@ -20,7 +20,7 @@ from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Event keys read at once, whatever their size.
+#: Event keys read in one request, whatever their size.
 _KEYS_AT_ONCE = 50
 #: How long after its broadcast a program may write the key of an event.
 _LATE_KEY_S = 2.0
@@ -28,7 +28,7 @@ _LATE_KEY_S = 2.0
 _LATE_KEY_TICK_S = 0.05
 #: PTTL of a key that does not exist, as one that expired since the scan.
 _NO_KEY = -2
-#: Pause between two scans for events that were lost without a sign.
+#: Least interval between two scans for events that were lost without an error.
 _RESCAN_INTERVAL_S = 300.0
 #: How often a waiting catch-up checks whether it should stop.
 _WAIT_S = 0.5
@@ -73,7 +73,7 @@ class CatchUp:
         self._requested.set()
 
     def rescan_if_due(self) -> None:
-        """Request a scan where events can be lost without a sign, at most every few minutes.
+        """Request a scan where events can be lost without an error, at most every five minutes.
 
         In a Redis Cluster, a broadcast passes from node to node and is lost when the link between two of them is down.
         And a publisher writes the event key before the journal entry there, and may crash in between.
@@ -128,15 +128,15 @@ class CatchUp:
                 return
             stale += self._take_keys(names, refill)
         if stale:
-            text = "%d event keys left alone: their timestamps say that they are older than bridge_event_ttl_s, %d s, "
-            text += "which the keys outlive; make it longer than any program keeps them"
+            text = "Skipped %d event keys whose events are older than bridge_event_ttl_s (%d s). "
+            text += "Set it above the longest lifetime of event keys on this bus."
             extra = log_fields(Action.STALE_KEYS_SKIPPED, group=self._settings.group, count=stale)
             log.warning(text, stale, self._settings.event_ttl_s, extra=extra)
         if subscribed:
             self.caught_up.set()
 
     def _take_keys(self, names: Sequence[bytes], refill: bool) -> int:
-        """Append the events in the keys *names* that are missing; return how many keys are stale."""
+        """Append the events in the keys *names* that the journal lacks; return the number of stale keys."""
         ids = [self._keys.event_id(name) for name in names]
         unseen = set(ids if refill else self._journal.unseen(ids))
         wanted = [name for name, event_id in zip(names, ids, strict=True) if event_id in unseen]
@@ -172,7 +172,10 @@ class CatchUp:
         return self._admission.receive(value)
 
     def _is_stale(self, event: Event, ttl_ms: Any) -> bool:
-        """Whether the key outlives our marks, so that only its timestamp tells that the event was taken long ago."""
+        """Return whether the event may have been appended so long ago that its mark has expired.
+
+        A key that expires within ``event_ttl_s`` does not outlive the mark. For others, the timestamp decides.
+        """
         if isinstance(ttl_ms, RedisError):
             raise ttl_ms
         if 0 <= ttl_ms <= self._settings.event_ttl_ms or event.occurred_at is None:

@@ -1,4 +1,4 @@
-"""What intake refuses: kept and counted, each one, and told now and then: strangers may send thousands a second."""
+"""Rejected messages and events. Each is kept and counted, but logging is throttled: there may be thousands a second."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bridge.telemetry import Action, Counters, LogThrottle
 
 log = logging.getLogger(__name__)
 
-#: Reason of an event whose source sent too many.
+#: Reason of the dead letter of an event whose source exceeds its rate limit.
 _RATE_LIMIT = "rate_limit"
-#: Characters of the name of a source that are shown.
+#: Longest name of a source that an error shows.
 _SOURCE_CHARS = 100
 
 
@@ -49,50 +49,49 @@ class Rejections:
         sha256 = hashlib.sha256(data).hexdigest()
         return DeadLetter(_RATE_LIMIT, detail, origin, data, len(data), event.id, event.type, sha256=sha256)
 
-    def keep(self, letters: Sequence[DeadLetter], *, remember: bool) -> None:
-        """Write *letters*, each once however many subscribers meet it.
+    def keep(self, dead_letters: Sequence[DeadLetter], *, remember: bool) -> None:
+        """Write *dead_letters*; each is written once, even if several subscribers have it.
 
         Arguments:
             remember: See :meth:`DeadLetters.add_many`.
 
         Raises:
-            RedisError: Redis is away or has no memory; call again.
+            RedisError: Redis is unavailable or out of memory; call again.
         """
-        if not letters:
+        if not dead_letters:
             return
         try:
-            written = self._dead_letters.add_many(letters, remember=remember)
+            written = self._dead_letters.add_many(dead_letters, remember=remember)
         except TRANSIENT:
             raise
         except ResponseError as error:
-            # No right to write them, or something else at their key. The events that come after must not wait for that.
+            # No permission to write them, or another type at their key. Later events must not wait until that is fixed.
             self._counters.add("errors")
-            for letter in letters:
-                if self._throttle.allow(f"lost {letter.reason}"):
-                    extra = dead_letter_fields(Action.DEAD_LETTER_LOST, letter, self._settings.group)
-                    text = "dead letter (%s) from %r could not be kept: %s"
-                    log.error(text, letter.reason, letter.origin, error, extra=extra)
+            for dead_letter in dead_letters:
+                if self._throttle.allow(f"lost {dead_letter.reason}"):
+                    extra = dead_letter_fields(Action.DEAD_LETTER_LOST, dead_letter, self._settings.group)
+                    text = "Lost a dead letter (%s) of a message from %r; it could not be written: %s"
+                    log.error(text, dead_letter.reason, dead_letter.origin, error, extra=extra)
             return
-        for letter, is_new in zip(letters, written, strict=True):
+        for dead_letter, is_new in zip(dead_letters, written, strict=True):
             if is_new:
-                if letter.reason == _RATE_LIMIT:
-                    self._counters.add("rate_limited", event_type=letter.event_type)
+                if dead_letter.reason == _RATE_LIMIT:
+                    self._counters.add("rate_limited", event_type=dead_letter.event_type)
                 else:
                     self._counters.add("invalid")
-                self._log(letter)
+                self._log(dead_letter)
 
-    def _log(self, letter: DeadLetter) -> None:
-        """Write a line unless there was one of the kind a moment ago; those that had none are told by the next."""
-        is_limited = letter.reason == _RATE_LIMIT
-        kind = letter.detail if is_limited else letter.reason
+    def _log(self, dead_letter: DeadLetter) -> None:
+        """Log *dead_letter*, unless a line of its kind was logged recently; then the next line counts it."""
+        is_limited = dead_letter.reason == _RATE_LIMIT
+        kind = dead_letter.detail if is_limited else dead_letter.reason
         with self._lock:
             if not self._throttle.allow(kind):
                 self._unlogged[kind] += 1
                 return
-            untold = self._unlogged.pop(kind, 0)
-        more = f" ({untold} more like it before)" if untold else ""
-        if is_limited:
-            extra = dead_letter_fields(Action.SOURCE_RATE_LIMITED, letter, self._settings.group)
-        else:
-            extra = dead_letter_fields(Action.DEAD_LETTER, letter, self._settings.group)
-        log.warning("dead letter (%s) from %r: %s%s", letter.reason, letter.origin, letter.detail, more, extra=extra)
+            unlogged = self._unlogged.pop(kind, 0)
+        more = f" ({unlogged} more since the last such line)" if unlogged else ""
+        action = Action.SOURCE_RATE_LIMITED if is_limited else Action.DEAD_LETTER
+        extra = dead_letter_fields(action, dead_letter, self._settings.group)
+        text = "Rejected a message from %r, which is a dead letter now (%s): %s%s"
+        log.warning(text, dead_letter.origin, dead_letter.reason, dead_letter.detail, more, extra=extra)

@@ -1,4 +1,4 @@
-"""The end of intake: valid events enter the journal, and everything that is refused becomes a dead letter."""
+"""The last step of intake: valid events are appended to the journal, and rejected ones become dead letters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Characters kept of the name of a channel or key, which may have any length.
+#: Longest name of a channel or key that a dead letter records; the names may have any length.
 _ORIGIN_CHARS = 500
 
 
@@ -31,7 +31,7 @@ class JournalWriter:
 
     Arguments:
         storage: The journal and the dead letters.
-        counters: Raises ``appended`` or ``caught_up``, ``duplicate``, and what :class:`Rejections` raises.
+        counters: Raises ``appended`` or ``caught_up``, ``duplicate``, and those of :class:`Rejections`.
         liveness: Gets a ``tick`` of the calling thread with every attempt.
     """
 
@@ -49,9 +49,8 @@ class JournalWriter:
         """Append *events*, write dead letters for *invalid*, and return how many events had which result.
 
         Arguments:
-            live: They come from the channels, so the rate limit of their source applies. Otherwise they come from event
-                keys, which are read again by every scan: their dead letters are remembered, so that each is written
-                once.
+            live: They are from the channels, so the rate limit of their source applies. Otherwise they are from event
+                keys, which every scan reads again: their dead letters are remembered, so that each is written once.
             refill: See :meth:`Journal.append`.
 
         Raises:
@@ -63,25 +62,28 @@ class JournalWriter:
         results: list[AppendResult] = []
         for batch in _batches(accepted):
             results += self._journal.append(batch, refill=refill, limit=live)
-        letters = [self._letter("hop_limit", f"{one.event.hops} hops, the limit is {max_hops}", one) for one in looping]
+        dead_letters: list[DeadLetter] = []
+        for one in looping:
+            text = f"{one.event.hops} hops, the limit is {max_hops}"
+            dead_letters.append(self._dead_letter("hop_limit", text, one))
         for one, result in zip(accepted, results, strict=True):
             if result == "conflict":
                 text = f"id {one.id} is taken by an event with another type or payload"
-                letters.append(self._letter("id_conflict", text, one))
+                dead_letters.append(self._dead_letter("id_conflict", text, one))
             elif result == "limited":
-                letters.append(self._rejections.rate_limited(one, self._keys.channel(one.type)))
+                dead_letters.append(self._rejections.rate_limited(one, self._keys.channel(one.type)))
         for message in invalid:
             error, origin = message.error, message.origin[:_ORIGIN_CHARS]
-            letters.append(DeadLetter.of_message(error.reason, str(error), origin, message.data))
-        self._rejections.keep(letters, remember=not live)
+            dead_letters.append(DeadLetter.of_message(error.reason, str(error), origin, message.data))
+        self._rejections.keep(dead_letters, remember=not live)
         for name, counted in (("appended" if live else "caught_up", "appended"), ("duplicate", "repeated")):
             rows = zip(accepted, results, strict=True)
             self._counters.add_each(name, [one.type for one, result in rows if result == counted])
         return Counter(results)
 
     def retry(self, do: Callable[[], T], stop: threading.Event) -> T | None:
-        """Repeat *do* until Redis executes it, for a message on a channel comes once. None if stopped before."""
-        what = f"the journal at {self._settings.redacted_url} does not answer"
+        """Repeat *do* until it succeeds, since a message on a channel is not sent again; None if stopped before."""
+        what = f"Cannot write to the journal at {self._settings.redacted_url}"
         back_off = BackOff(log, what, self._counters, stop)
         while True:
             self._liveness.tick()
@@ -95,12 +97,12 @@ class JournalWriter:
             if stop.is_set():
                 return None
 
-    def _letter(self, reason: str, detail: str, event: EncodedEvent) -> DeadLetter:
+    def _dead_letter(self, reason: str, detail: str, event: EncodedEvent) -> DeadLetter:
         return DeadLetter.of_message(reason, detail, self._keys.channel(event.type), event.data)
 
 
 def _batches(events: Sequence[EncodedEvent]) -> Iterator[list[EncodedEvent]]:
-    """Split *events* so that no call of the script gets much more than BATCH_BYTES."""
+    """Split *events*, so that one call of the script gets at most BATCH_BYTES, or one event."""
     batch: list[EncodedEvent] = []
     size = 0
     for one in events:

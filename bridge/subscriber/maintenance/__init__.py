@@ -1,1 +1,1 @@
-"""Maintenance: what one leader per group does for all subscribers."""
+"""Maintenance: the jobs that one leader per group executes for all subscribers."""

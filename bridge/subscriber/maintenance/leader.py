@@ -9,12 +9,12 @@ _TERM_ROUNDS = 3
 
 
 class Leader:
-    """One candidate. The first that asks is elected, until it resigns or has not asked for a term.
+    """One candidate for the leadership of a group. The first to ask is elected, until it resigns or its term expires.
 
-    Maintenance is safe to repeat, so two leaders at a time, as after a long freeze of one, cost work and no event.
+    Maintenance is safe to repeat. Two leaders at a time, as after a long freeze of one process, only do needless work.
 
     Arguments:
-        storage: The key of the election; its settings have the ``maintenance_interval_s``.
+        storage: The key with the name of the leader; the settings have the ``maintenance_interval_s``.
         consumer: Name of the candidate.
     """
 
@@ -25,7 +25,7 @@ class Leader:
         self._consumer = consumer
 
     def elected(self) -> bool:
-        """Return whether this candidate is the leader; if so, its term begins again."""
+        """Return whether this candidate is the leader; if so, its term starts again."""
         return bool(self._elect(keys=[self._key], args=[self._consumer, self._term_ms]))
 
     def resign(self) -> None:

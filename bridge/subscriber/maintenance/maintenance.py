@@ -1,4 +1,4 @@
-"""Maintenance of a group: jobs that one of its subscribers, the leader, does at intervals for all of them."""
+"""Maintenance of a group: the jobs that its leader executes at intervals for all subscribers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Entries claimed at once; the server sends them whole.
+#: Entries per claim; Redis sends them with their events.
 _CLAIM_COUNT = 50
 
 Job = Callable[[threading.Event], None]
 
 
 class Maintenance:
-    """Does the jobs of a group between two batches of the dispatcher, in its thread, while this subscriber is leader.
+    """Executes the jobs of a group while this subscriber is its leader, between two batches of the dispatcher.
 
     Arguments:
-        storage: The journal, and the presence of the other subscribers.
+        storage: The journal, and the presence of the subscribers.
         dispatcher: Rereads its pending entries after a claim.
-        catch_up: Scans the event keys again when that is due.
+        catch_up: Scans the event keys when that is due.
         rescuer: Redispatches overdue tasks.
         counters: Raises ``entries_claimed``, ``consumers_removed``, ``trimmed`` and ``lost``.
         consumer: Takes over the entries of dead consumers.
@@ -59,10 +59,10 @@ class Maintenance:
         self._jobs: list[Job] = [self._claim, self._remove_dead, self._trim, self._rescan, rescuer.rescue]
 
     def step(self, stop: threading.Event) -> None:
-        """Do the jobs if they are due and this subscriber is the leader; end early when *stop* is set.
+        """Execute the jobs if they are due and this subscriber is the leader; end early when *stop* is set.
 
         Raises:
-            JournalLost: The group is gone.
+            JournalLost: The journal or the group no longer exists.
             Exception: Redis or the broker failed. The jobs are due again after the usual interval.
         """
         if time.monotonic() < self._due_at:
@@ -95,7 +95,8 @@ class Maintenance:
             if consumer not in alive and self._consumer.remove(consumer, self._claim_idle_ms):
                 self._counters.add("consumers_removed")
                 extra = log_fields(Action.CONSUMER_REMOVED, group=self._group, consumer=consumer)
-                log.info("consumer %s is gone and holds nothing: removed from the group", consumer, extra=extra)
+                text = "Removed dead consumer %s of group %s; it had no pending entries"
+                log.info(text, consumer, self._group, extra=extra)
 
     def _trim(self, stop: threading.Event) -> None:
         more = True

@@ -1,4 +1,4 @@
-"""Recovery: tasks that were sent and have not ended in time are sent again."""
+"""Redispatch: tasks that were sent, and whose messages were lost before they ended, are sent again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bridge.broker import Message, Outbox
 from bridge.bus import Admission
@@ -17,23 +18,26 @@ from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Tasks looked at in one round; an overdue one may have a megabyte.
-_SWEEP_TASKS = 100
-#: Longest sweep, but for its last round: dispatch waits for it, and a million tasks may be overdue.
-_SWEEP_S = 1.0
+#: Overdue tasks per round; the event of each may have a megabyte.
+_ROUND_TASKS = 100
+#: No further round begins after this time: dispatch waits meanwhile, and a million tasks may be overdue.
+_MAX_TIME_S = 1.0
 
 
 class Rescuer:
-    """Walks the ledger of one group. Used by one thread, of one subscriber of the group at a time.
+    """Sends overdue tasks of one group again. Used by one thread, and by the leader of the group only.
 
-    A message that waits in a long queue is not lost, and another copy would make the queue longer still. The ledger
-    knows when the newest task of each queue that has begun was sent. Queues are worked off in order, so a task sent a
-    lease before that one has left the queue, and one sent later waits there unless the queue is empty. Tasks that run
-    show it by their lease. What is left, neither run nor waiting, is sent again under its old task id; should the
-    first message come after all, the done mark or the lease makes it harmless.
+    A message that is still queued must not be sent again: a duplicate would only lengthen the queue. Queues are FIFO,
+    and the ledger records, per queue, the send time of the newest task that has started. A task sent more than
+    ``lease_s`` before that time has left the queue. A later one is still queued, unless the queue is empty. A running
+    task has a lease. All other overdue tasks are sent again with their old task ids. If the first message arrives after
+    all, the done mark or the lease makes it harmless.
 
     Arguments:
-        storage, outbox, registry, counters: Its parts.
+        storage: The ledger, and the events of its tasks; the settings have the ``max_redispatches``.
+        outbox: Makes and sends the messages.
+        registry: The handlers of this application.
+        counters: Raises ``redispatched`` and ``dead_lettered``.
     """
 
     def __init__(
@@ -54,19 +58,20 @@ class Rescuer:
         self._settings = storage.settings
 
     def rescue(self, stop: threading.Event) -> None:
-        """Deal with overdue tasks, the longest overdue first, for a second or until *stop* is set.
+        """Redispatch overdue tasks, the longest overdue first, for about a second or until *stop* is set.
 
         Raises:
-            Exception: Redis or the broker failed; the next sweep goes on.
+            Exception: Redis or the broker failed; the next call continues.
         """
-        deadline = time.monotonic() + _SWEEP_S
-        while not stop.is_set() and (overdue := self._ledger.find_overdue(_SWEEP_TASKS)):
-            lost = self._ledger.sweep_overdue(overdue, self._waiting(overdue))
+        deadline = time.monotonic() + _MAX_TIME_S
+        while not stop.is_set() and (overdue := self._ledger.find_overdue(_ROUND_TASKS)):
+            lost = self._ledger.sweep_overdue(overdue, self._queued(overdue))
             self._redispatch([task for task in overdue if task.task_id in lost])
             if time.monotonic() > deadline:
                 return
 
-    def _waiting(self, overdue: Sequence[Overdue]) -> set[str]:
+    def _queued(self, overdue: Sequence[Overdue]) -> set[str]:
+        """Return the ids of those tasks whose messages are still in their queues."""
         queues = {task.in_flight.queue for task in overdue if not task.left_queue} - {""}
         busy = {queue for queue in queues if self._outbox.waiting(queue) > 0}
         return {task.task_id for task in overdue if not task.left_queue and task.in_flight.queue in busy}
@@ -82,7 +87,8 @@ class Rescuer:
                 self._give_up(task, reason)
             else:
                 tasks[task.task_id] = task
-        self._outbox.close()  # a broker that lost messages may have lost queues and bindings, which kombu declares once
+        # A broker that lost messages may also have lost queues and bindings, which kombu declares once per connection.
+        self._outbox.close()
         for refused in self._outbox.send(messages):
             message = refused.message
             self._give_up(tasks.pop(message.task_id), _Unrecoverable(refused.reason, refused.detail, message.event))
@@ -94,11 +100,11 @@ class Rescuer:
             self._ledger.acknowledge_sent([], [task.entry(task_id) for task_id, task in again.items()])
             self._counters.add_each("redispatched", [message.event.type for message in messages])
             extra = log_fields(Action.TASKS_REDISPATCHED, group=self._settings.group, count=len(messages))
-            text = "%d overdue tasks neither ran nor waited in their queue: sent again"
+            text = "Sent %d tasks again: they were overdue, and neither running nor queued"
             log.warning(text, len(messages), extra=extra)
 
     def _events(self, overdue: Sequence[Overdue]) -> dict[str, EncodedEvent]:
-        """Return the events of tasks, by task id: from the journal or, as after its deletion, from their keys."""
+        """Return the events of tasks, by task id: from the journal, or from their keys if the entry was removed."""
         entries = self._journal.entries([task.in_flight.entry_id for task in overdue])
         missing = [task.in_flight.event_id for task in overdue if task.in_flight.entry_id not in entries]
         kept = self._event_keys.get_many(missing)
@@ -106,7 +112,7 @@ class Rescuer:
         for task in overdue:
             key = Entry(task.in_flight.entry_id.encode(), kept.get(task.in_flight.event_id))
             event = self._event(entries.get(task.in_flight.entry_id, key))
-            # A key knows nothing of a replay, whose tasks have ids of their own.
+            # A task of a replay has another id than the task of the event in the key.
             group, handler = self._settings.group, task.in_flight.handler
             if event is not None and task.task_id == task_id_for(group, event.id, handler, event.replay):
                 events[task.task_id] = event
@@ -117,7 +123,7 @@ class Rescuer:
             return None
         try:
             return self._admission.read(entry)
-        except InvalidEvent:  # let in when it was dispatched: the key was overwritten, or these settings are stricter
+        except InvalidEvent:  # it was valid before: the key was overwritten, or the settings are stricter now
             return None
 
     def _messages(self, task: Overdue, event: EncodedEvent | None) -> list[Message]:
@@ -126,7 +132,7 @@ class Rescuer:
                 "redispatch_limit", f"sent {task.in_flight.redispatches + 1} times and never ended", event
             )
         if event is None:
-            text = f"journal entry {task.in_flight.entry_id} is gone, and so is the key: cannot be sent again"
+            text = f"cannot be sent again: journal entry {task.in_flight.entry_id} and the event key have expired"
             raise _Unrecoverable("event_expired", text, None)
         handler = self._registry.get(task.in_flight.handler)
         if handler is None:
@@ -134,42 +140,33 @@ class Rescuer:
             extra = log_fields(
                 Action.UNKNOWN_HANDLER, event_id=event_id, task_id=task.task_id, handler=name, group=group
             )
-            log.error("task %s cannot be sent again: there is no handler %s here", task.task_id, name, extra=extra)
-            return []  # another subscriber may know it; asked for again until max_redispatches
+            text = "Cannot send task %s again: its handler %s is not registered in this process"
+            log.error(text, task.task_id, name, extra=extra)
+            return []  # another subscriber may have the handler; this is retried until max_redispatches
         try:
             return [self._outbox.prepare(handler, event, task.in_flight.entry_id.encode())]
         except Exception as error:
             raise _Unrecoverable("message_failed", f"{type(error).__name__}: {error}", event) from error
 
     def _give_up(self, task: Overdue, why: _Unrecoverable) -> None:
-        """Make a dead letter of a task, which is its end if the letter has the event: it can be replayed then."""
+        """Write a dead letter for a task. It ends the task if it has the event, since it can be replayed then."""
         handler, task_id, event = task.in_flight.handler, task.task_id, why.event
-        attempts = task.in_flight.redispatches + 1
         if event is None:
-            letter = DeadLetter(
-                why.reason,
-                why.detail,
-                "ledger",
-                b"",
-                0,
-                task.in_flight.event_id,
-                "",
-                handler,
-                task_id,
-                attempts=attempts,
-            )
+            event_id = task.in_flight.event_id
+            dead_letter = DeadLetter(why.reason, why.detail, "ledger", b"", 0, event_id, "", handler, task_id)
         else:
-            letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id, attempts=attempts)
-        letter = letter.redacted_by(self._settings.redaction)
-        self._dead_letters.end_task_with(letter, Ended(queue=task.in_flight.queue) if event is not None else None)
+            dead_letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id)
+        dead_letter = replace(dead_letter, attempts=task.in_flight.redispatches + 1)
+        dead_letter = dead_letter.redacted_by(self._settings.redaction)
+        self._dead_letters.end_task_with(dead_letter, Ended(queue=task.in_flight.queue) if event is not None else None)
         self._counters.add("dead_lettered", event_type=event.type if event else "")
-        text = "dead letter (%s): %s of event %s: %s"
-        extra = dead_letter_fields(Action.DEAD_LETTER, letter, self._settings.group)
-        log.error(text, why.reason, handler, task.in_flight.event_id, letter.detail, extra=extra)
+        text = "Task %s (%s) ended in a dead letter (%s), event %s: %s"
+        extra = dead_letter_fields(Action.DEAD_LETTER, dead_letter, self._settings.group)
+        log.error(text, task_id, handler, why.reason, task.in_flight.event_id, dead_letter.detail, extra=extra)
 
 
 class _Unrecoverable(Exception):
-    """A task that sending again does not help."""
+    """Why a task must not or cannot be sent again."""
 
     def __init__(self, reason: str, detail: str, event: EncodedEvent | None) -> None:
         super().__init__(reason, detail, event)

@@ -1,4 +1,4 @@
-"""Whether the subscriber of this process lives, and whether it is ready: for those who restart it or send to it."""
+"""Liveness and readiness of the subscriber of this process, for ``/healthz`` and ``/readyz``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bridge.redis import connect
 from bridge.storage import Storage
 from bridge.telemetry import Liveness
 
-#: A loop that has not gone round for so long is stuck, or for several time limits of a connection if that is longer.
+#: A loop without a round for this long is stuck, or for several socket timeouts if that is longer.
 _STUCK_S = 60.0
 _STUCK_TIMEOUTS = 4
-#: Longest wait for Redis, to connect and to answer.
+#: Longest wait for Redis to accept a connection, and to answer.
 _BUS_TIMEOUT_S = 1.0
-#: How late a heartbeat may be heard, or by one interval if that is shorter.
+#: How late a heartbeat may be received, or by one interval if that is shorter.
 _LATE_S = 3.0
-#: What was found out is taken for true for so long: many may ask, and a look at the broker is a connection.
+#: How long a result is cached: there may be many requests, and a probe of the broker opens a connection.
 _KEEP_S = 1.0
 _KEEP_BROKER_S = 5.0
 
@@ -33,11 +33,11 @@ class DispatchState(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why dispatch fails now; empty when it does not."""
+        """Why dispatch fails now; empty if it does not."""
 
     @property
     def waiting_for(self) -> str:
-        """What dispatch waits for, as room in a queue, which is not a problem; empty when it does not wait."""
+        """What dispatch waits for, such as room in a queue, which is not a problem; empty if it does not wait."""
 
 
 class Health:
@@ -45,10 +45,10 @@ class Health:
 
     Arguments:
         app: Its broker is probed.
-        settings: Where the bus is.
-        liveness: Of the threads of the subscriber.
-        caught_up: Set once the events that were missed before its start are in the journal.
-        dispatch: Its dispatch.
+        settings: The address of the bus.
+        liveness: Liveness of the threads of the subscriber.
+        caught_up: Set once the events that were missed before the start are in the journal.
+        dispatch: The dispatch of the subscriber.
     """
 
     def __init__(
@@ -69,22 +69,22 @@ class Health:
         self.storage = Storage(connect(settings, _BUS_TIMEOUT_S), settings)
 
     def stuck(self) -> list[str]:
-        """Return what shows that this process must be started anew; waiting for a server does not."""
+        """Return why this process must be restarted; empty if it need not. Waiting for a server is not a reason."""
         limit_s = max(_STUCK_S, _STUCK_TIMEOUTS * self._settings.socket_timeout_s)
         loops = ("bridge-dispatch", "bridge-listen") if self._settings.enable_pubsub else ("bridge-dispatch",)
         ages = {name: self._liveness.age_s(name) for name in loops}
         return [f"thread {name} is stuck for {age_s:.0f} s" for name, age_s in ages.items() if age_s > limit_s]
 
     def problems(self) -> list[str]:
-        """Return why this subscriber does not do its work; nothing when it is ready. Takes some seconds at most."""
+        """Return why this subscriber is not ready; empty if it is. Takes a few seconds at most."""
         return [problem for problem in self._problems() if problem]
 
     def bus(self) -> str:
-        """Return why the bus cannot be used; empty when it can."""
+        """Return why the bus cannot be used; empty if it can."""
         return self._remembered("bus", _KEEP_S, self._try_bus)
 
     def broker(self) -> str:
-        """Return why the broker cannot be used; empty when it can."""
+        """Return why the broker cannot be used; empty if it can."""
         return self._remembered("broker", _KEEP_BROKER_S, self._try_broker)
 
     def _problems(self) -> Iterator[str]:
@@ -97,13 +97,15 @@ class Health:
         yield from self.stuck()
 
     def _subscription(self) -> str:
-        # A heartbeat is heard after each interval in which nothing else was.
+        # A heartbeat is sent after each interval in which nothing was received.
         silent_s, interval_s = self._liveness.age_s("received"), self._settings.heartbeat_interval_s
         if silent_s > interval_s + min(interval_s, _LATE_S):
-            return f"nothing heard on the event channels for {silent_s:.0f} s"
+            return f"nothing received on the event channels for {silent_s:.0f} s"
         if not self._liveness.has("received"):
             return "not subscribed to the event channels yet"
-        return "" if self._caught_up.is_set() else "still looking for events that were missed before it started"
+        if not self._caught_up.is_set():
+            return "still scanning the event keys for events that were missed before the start"
+        return ""
 
     def _try_bus(self) -> str:
         try:
@@ -121,7 +123,7 @@ class Health:
         return ""
 
     def _remembered(self, name: str, keep_s: float, find_out: Callable[[], str]) -> str:
-        with self._lock:  # who asks meanwhile waits for the same answer
+        with self._lock:  # concurrent requests wait for the same result
             at_s, text = self._known.get(name, (float("-inf"), ""))
             if time.monotonic() - at_s > keep_s:
                 text = find_out()

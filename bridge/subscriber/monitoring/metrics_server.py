@@ -24,7 +24,7 @@ from bridge.storage import GroupStatus, read_status
 from bridge.subscriber.monitoring.health import Health
 from bridge.telemetry import Counters, Delays
 
-#: Counters of events, by type; the others are metrics of their own.
+#: Counters of events, by type. Each of the others is a separate metric.
 OUTCOMES = {
     "received": "Received on the event channels.",
     "duplicate": "In the journal already. This includes all events of publish_event(), which writes the journal first.",
@@ -50,22 +50,22 @@ _OTHERS = {
     "entries_claimed": "Entries claimed from dead consumers.",
     "consumers_removed": "Dead consumers removed from the group.",
 }
-#: How fast a stop is noticed.
+#: Longest time until a stop is noticed.
 _STOP_NOTICED_S = 0.1
-#: Widest class of a histogram: 2 ** 22 ms, 70 minutes.
+#: Largest bucket of a histogram: 2 ** 22 ms, 70 minutes.
 _MAX_EXPONENT = 22
 
 
-class Exporter:
-    """Serves the metrics and the health of one subscriber; binds its port at once.
+class MetricsServer:
+    """Serves the metrics and the health of one subscriber. Its port is bound when it is created.
 
     Arguments:
         settings: ``metrics_host`` and ``metrics_port``, which must be set.
         counters, health: Of the subscriber.
-        consumer: Its name.
+        consumer: Name of the subscriber.
 
     Raises:
-        SettingsError: The port cannot be had.
+        SettingsError: The port cannot be bound.
     """
 
     def __init__(self, settings: BridgeSettings, counters: Counters, health: Health, consumer: str) -> None:
@@ -80,7 +80,7 @@ class Exporter:
             self._server: WSGIServer = make_server(str(address[0]), port, self._answer, server_class, _QuietHandler)
         except OSError as error:
             text = (
-                f"bridge_metrics_port: {host}:{port} cannot be had ({error}); each subscriber of a host needs its own"
+                f"bridge_metrics_port: cannot bind to {host}:{port} ({error}); each subscriber of a host needs its own"
             )
             raise SettingsError(text) from error
         self._thread = threading.Thread(
@@ -90,11 +90,11 @@ class Exporter:
         _servers.add(self._server)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to serve requests, in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End it."""
+        """Stop, and close the port."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -121,7 +121,7 @@ def _verdict(problems: list[str], start_response: Callable[..., Any], **more: st
 
 
 class _SubscriberCollector(Collector):
-    """What Prometheus gets: the counters of this process, and what Redis knows of all groups of the bus."""
+    """The metrics for Prometheus: the counters of this process, and the status of all groups of the bus in Redis."""
 
     def __init__(self, settings: BridgeSettings, counters: Counters, health: Health, consumer: str) -> None:
         self._settings = settings
@@ -144,14 +144,14 @@ class _SubscriberCollector(Collector):
         try:
             groups = read_status(self._health.storage).groups
         except (RedisError, OSError):
-            return  # bridge_bus_up says so; figures of before would be taken for those of now
+            return  # bridge_bus_up reports it; old values would be mistaken for current ones
         yield from _of_groups(groups)
 
     def _own(self, group: str) -> Iterator[Metric]:
         values = self._counters.by_type()
         text = "Events by outcome. " + " ".join(f"{name}: {what}" for name, what in OUTCOMES.items())
         events = CounterMetricFamily("bridge_events", text, labels=["group", "outcome", "type"])
-        # Each from the beginning, at 0: an increase of what was not there yet is none.
+        # Each starts at 0: Prometheus does not count the first value of a new series as an increase.
         zeros = {(name, ""): 0 for name in OUTCOMES}
         for (name, event_type), value in (zeros | values).items():
             if name in OUTCOMES:
@@ -225,22 +225,22 @@ def _add(family: HistogramMetricFamily, labels: list[str], delays: Delays) -> No
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    request_queue_size = 128  # else some that connect at once wait for seconds
+    request_queue_size = 128  # otherwise some of many simultaneous clients would wait for seconds
 
 
 class _QuietHandler(WSGIRequestHandler):
-    timeout = 10  # a client that sends nothing holds its thread no longer
+    timeout = 10  # seconds; a client that sends nothing must not keep its thread longer
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: a line for each scrape tells nobody anything."""
+        """Log nothing: a line for each scrape is of no use."""
 
 
 _servers: WeakSet[WSGIServer] = WeakSet()
 
 
-def _leave_to_parent() -> None:
-    for server in _servers:  # a child of the pool must not keep the port when its parent is gone
+def _close_in_child() -> None:
+    for server in _servers:  # a child of the pool must not keep the port after its parent has ended
         server.socket.close()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_close_in_child)

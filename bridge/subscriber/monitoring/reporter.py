@@ -1,4 +1,4 @@
-"""What a subscriber shows of itself to others: that it lives, how it is, and its metrics."""
+"""Presence: a subscriber reports to Redis that it is running, its problems and where its metrics are."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from bridge.storage import HEARTBEAT_INTERVAL_S, Presence
 from bridge.subscriber.monitoring.health import Health
 from bridge.telemetry import Counters, Liveness
 
-#: Beats over which the rate is measured.
-_RATE_BEATS = 5
+#: Heartbeats over which the dispatch rate is measured.
+_RATE_HEARTBEATS = 5
 
 
 class PresenceReporter:
-    """Tells others about one subscriber, from a thread of its own, until stopped.
+    """Reports the presence of one subscriber, in a thread, and serves its metrics, until stopped.
 
     Arguments:
-        settings: ``metrics_port`` among them.
+        settings: If ``metrics_port`` is set, the metrics are served.
         counters, liveness, health: Of the subscriber.
         name: Its consumer name.
 
     Raises:
-        SettingsError: The port of the metrics cannot be had.
+        SettingsError: The metrics port cannot be used.
     """
 
     def __init__(
@@ -40,36 +40,36 @@ class PresenceReporter:
         self._name = name
         self._presence_store = health.storage.presence
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="bridge-presence", daemon=True)
-        self._dispatched: deque[tuple[float, int]] = deque(maxlen=_RATE_BEATS + 1)
-        self._exporter = None
+        self._thread = threading.Thread(target=self._run, name="bridge-presence", daemon=True)
+        self._dispatched: deque[tuple[float, int]] = deque(maxlen=_RATE_HEARTBEATS + 1)
+        self._metrics_server = None
         if settings.metrics_port is not None:
-            from bridge.subscriber.monitoring.metrics_server import Exporter  # noqa: PLC0415  # most have no metrics, and need no Prometheus client
+            from bridge.subscriber.monitoring.metrics_server import MetricsServer  # noqa: PLC0415  # the Prometheus client is an optional dependency
 
-            self._exporter = Exporter(settings, counters, health, name)
+            self._metrics_server = MetricsServer(settings, counters, health, name)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the threads and return at once."""
         self._thread.start()
-        if self._exporter is not None:
-            self._exporter.start()
+        if self._metrics_server is not None:
+            self._metrics_server.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Say good-bye and end; wait for at most *timeout_s*."""
+        """Delete the presence and stop; wait for at most *timeout_s*."""
         self._stop.set()
-        if self._exporter is not None:
-            self._exporter.stop()
+        if self._metrics_server is not None:
+            self._metrics_server.stop()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         if not self._thread.is_alive():
             self._health.storage.client.close()
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while not self._stop.is_set():
-            with suppress(RedisError, OSError):  # the other threads say so
+            with suppress(RedisError, OSError):  # the other threads log it
                 self._presence_store.report(self._presence())
             self._stop.wait(HEARTBEAT_INTERVAL_S)
-        with suppress(RedisError, OSError):  # it is forgotten after a while
+        with suppress(RedisError, OSError):  # the presence expires later
             self._presence_store.leave(self._name)
 
     def _presence(self) -> Presence:
@@ -82,7 +82,7 @@ class PresenceReporter:
             self._health.dispatch.waiting_for,
             self._rate(),
             gap_ms,
-            self._exporter.url if self._exporter else "",
+            self._metrics_server.url if self._metrics_server else "",
         )
 
     def _rate(self) -> float:

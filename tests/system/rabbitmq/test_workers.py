@@ -101,7 +101,7 @@ def test_rabbitmq_killed_under_load_with_its_worker_at_work(site: Site, bus: Eve
     try:
         eventually(lambda: len(site.effects()) > 50, "tasks run")
         node.kill()
-        eventually(lambda: "dispatch waits" in site.processes.log("w1"), "dispatch fails")
+        eventually(lambda: "Dispatch paused" in site.processes.log("w1"), "dispatch fails")
         node.start()
         seen = len(site.effects())
         eventually(lambda: len(site.effects()) > seen + 50, "tasks run again", 40)

@@ -158,7 +158,7 @@ def test_a_clock_that_is_off(
     clock = time.time
     monkeypatch.setattr(checks, "time", SimpleNamespace(time=lambda: clock() + off_s))
     found = [f"{finding.setting}: {finding.problem}" for finding in checks.check_clock(client)]
-    assert found == ([f"clock of this machine: 60 s {says} that of Redis: expiry and ages mislead"] if says else [])
+    assert found == ([f"clock of this machine: 60 s {says} that of Redis: expiry and ages are wrong"] if says else [])
     if off_s == 60:
         assert [about for about, _ in rest(check(expect=1))] == ["clock of this machine"]
 

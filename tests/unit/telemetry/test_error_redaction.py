@@ -123,7 +123,7 @@ def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, c
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
     why = _Unrecoverable("message_failed", f"KeyError: {SECRET}", EncodedEvent.read(event.encode()))
     recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), left_queue=False), why)
-    assert "dead letter (message_failed): t.all of event e1: KeyError: [redacted]" in caplog.text
+    assert "(t.all) ended in a dead letter (message_failed), event e1: KeyError: [redacted]" in caplog.text
     assert "lovelace" not in caplog.text
 
 

@@ -193,7 +193,7 @@ def test_stamped_and_published_in_one_batch(
     backlog.all_once()
 
 
-@pytest.mark.parametrize(("database", "how"), [("0", "in one transaction"), ("1", "through the broker")])
+@pytest.mark.parametrize(("database", "how"), [("0", "exactly once"), ("1", "at least once")])
 def test_the_log_says_how_tasks_are_sent(
     register_handlers,
     start_subscriber: StartSubscriber,

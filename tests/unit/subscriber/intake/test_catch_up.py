@@ -66,7 +66,7 @@ def test_keys_that_outlive_the_marks_are_not_taken_again(
     subscriber = start_subscriber()
     eventually(queues.length, "the young one is dispatched")
     eventually(lambda: subscriber.info().get("stale"), "the old one is counted")
-    eventually(lambda: "1 event keys left alone" in caplog.text, "the log says so")
+    eventually(lambda: "Skipped 1 event keys" in caplog.text, "the log says so")
     assert queues.tasks() == {"t.all a.b young": 1}
 
 

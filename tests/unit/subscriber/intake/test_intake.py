@@ -164,7 +164,7 @@ def test_dead_letters_that_cannot_be_kept_hold_up_no_event(
         client.publish(f"{prefix}a.b", Event(type="a.b", id=f"n{number}").encode())
     eventually(lambda: queues.length() == 20, "the valid ones are dispatched")
     # The events of a batch are appended before its dead letters are tried, and dispatched by another thread.
-    text = f"dead letter (json) from '{prefix}a.b' could not be kept"
+    text = f"Lost a dead letter (json) of a message from '{prefix}a.b'"
     eventually(lambda: text in caplog.text, "the log says so")
     assert subscriber.info()["errors"]
     assert "WRONGTYPE" in caplog.text

@@ -98,10 +98,10 @@ def test_a_sweep_is_bounded(
     prefix: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """However many tasks are overdue, a sweep returns to dispatch in time; the next one goes on where it ended."""
+    """However many tasks are overdue, a call returns to dispatch in time; the next one goes on where it ended."""
     register_handlers("t.exact")
-    monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._SWEEP_S", 0.0)
-    monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._SWEEP_TASKS", 10)
+    monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._MAX_TIME_S", 0.0)
+    monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._ROUND_TASKS", 10)
     subscriber = start_subscriber(redispatch_after_s=2, maintenance_interval_s=0.05)
     publish(bus, 100)
     eventually(lambda: queues.length() == 100, "the messages")
@@ -207,10 +207,10 @@ def test_a_lost_message_whose_journal_entry_is_gone_is_sent_again(
     assert again["headers"]["id"] == task_id
 
 
-def test_one_subscriber_does_the_upkeep_until_it_stops(
+def test_one_subscriber_is_the_leader_until_it_stops(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str
 ) -> None:
-    """The first keeps the upkeep; when it stops, another need not wait until the term of the first is over."""
+    """The first stays leader; when it stops, another is elected before the term of the first is over."""
     register_handlers("t.exact")
     slow_term = {"maintenance_interval_s": 1}  # its term is three times as long
     first = start_subscriber("first", **slow_term)

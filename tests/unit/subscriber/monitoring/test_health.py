@@ -168,7 +168,7 @@ def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings
     Storage(client, settings).consumer("a").create_group("earliest")
     assert found() == ["not subscribed to the event channels yet"]
     liveness.mark("received")
-    assert found() == ["still looking for events that were missed before it started"]
+    assert found() == ["still scanning the event keys for events that were missed before the start"]
     caught_up.set()
     assert found() == []
     dispatch.problem = "dispatch fails: so"
@@ -185,7 +185,7 @@ def test_a_subscription_that_died_in_silence(
     eventually(lambda: ready(ask), "ready", 5)
     proxy.silence(b"SUBSCRIBE")
     assert proxy.done["silenced"] == 1
-    eventually(lambda: problems(ask).startswith("nothing heard on the event channels for "), "it is told", 5)
+    eventually(lambda: problems(ask).startswith("nothing received on the event channels for "), "it is told", 5)
     eventually(lambda: ready(ask), "ready again", 10)
     eventually(
         lambda: 'bridge_subscription_gaps_total{group="tests"} 1.0' in ask("/metrics")[1], "the gap is counted", 5

@@ -97,7 +97,7 @@ def test_events_without_a_handler(
     assert scrape().events("dispatched") == {"billing.paid": 1}
 
 
-def test_what_upkeep_does(
+def test_what_maintenance_does(
     register_handlers,
     start_subscriber: StartSubscriber,
     bus: EventBus,

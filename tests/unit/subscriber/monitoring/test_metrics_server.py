@@ -26,7 +26,7 @@ from tests.support.waiting import eventually
 def test_an_interface_that_is_none(register_handlers, start_subscriber: StartSubscriber, port: int, host: str) -> None:
     """A host that this machine has not is an error of the settings."""
     register_handlers("t.all")
-    with pytest.raises(SettingsError, match=f"{host}:{port} cannot be had"):
+    with pytest.raises(SettingsError, match=f"cannot bind to {host}:{port}"):
         start_subscriber(metrics_port=port, metrics_host=host)
 
 
