@@ -1,4 +1,4 @@
-"""Real processes on the shared Redis."""
+"""Fixtures for real processes on the shared Redis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def site(processes: Processes, settings: BridgeSettings, client: Redis) -> Site:
 
 @pytest.fixture
 def terminal(processes: Processes) -> Iterator[OpenTerminal]:
-    """Run ``celery -A tests.app ...`` at a terminal."""
+    """Run ``celery -A tests.app ...`` in a terminal."""
     opened: list[Terminal] = []
 
     def run(*arguments: str, app: str = "tests.app", columns: int = 100, **environment: str) -> Terminal:
@@ -41,7 +41,7 @@ def terminal(processes: Processes) -> Iterator[OpenTerminal]:
 
 @pytest.fixture
 def shell(processes: Processes) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a shell command, in which ``bus`` stands for ``celery -A tests.app bus``."""
+    """Run a shell command in which ``bus`` means ``celery -A tests.app bus``."""
 
     def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         bus = f'bus() {{ "{sys.executable}" -m celery -A tests.app bus "$@"; }}'
@@ -60,6 +60,6 @@ def shell(processes: Processes) -> Callable[..., subprocess.CompletedProcess[str
 
 @pytest.fixture
 def processes(tmp_path: Path, server: RedisServer, prefix: str) -> Iterator[Processes]:
-    """Start real processes on the shared server with the prefix, and the broker queues, of this test."""
+    """Start real processes on the shared server, with the prefix and the broker queues of this test."""
     with Processes(tmp_path, environment_on(server, prefix)) as children:
         yield children

@@ -1,4 +1,4 @@
-"""A task in a worker signs what it publishes."""
+"""Signatures of events that a task publishes in a worker."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def test_a_task_signs_what_it_publishes(processes: Processes, settings: BridgeSe
         bus.publish("sub.created", id="first")
     processes.celery("bus", "publish", "dream.created", '{"dreamId": 7}', "--id", "by-hand", name="publish")
     effects = lambda: [line.decode() for line in client.lrange(f"{prefix}effects", 0, -1)]  # noqa: E731
-    eventually(lambda: len(effects()) == 5, "three of the chain, two of the command", timeout_s=30)
+    eventually(lambda: len(effects()) == 5, "there are three effects of the chain and two of the command", timeout_s=30)
     assert sorted(line.split()[0] for line in effects()) == ["glob", "plain", "sub", "sub", "sub"]
     assert not any(secret in processes.log(name) for secret in secrets.values() for name in ("w1", "publish"))

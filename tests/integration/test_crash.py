@@ -1,4 +1,4 @@
-"""Crashes: subscribers, Redis and broker killed or away under load; nothing is lost."""
+"""Subscribers, Redis and the broker are killed or unavailable under load, and no event is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.waiting import eventually
 
 
 def events_of(queues: Queues) -> Counter[str]:
-    """How many messages wait for each event id."""
+    """Count the queued messages by event id."""
     return Counter(json.loads(base64.b64decode(message["body"]))[0][0]["id"] for message in queues.messages())
 
 
@@ -33,7 +33,7 @@ def events_of(queues: Queues) -> Counter[str]:
 def test_subscribers_killed_at_random_moments_lose_nothing(
     processes: Processes, client: Redis, prefix: str, server: RedisServer, queues: Queues
 ) -> None:
-    """While one of two subscribers is killed with SIGKILL again and again under load, every event is dispatched."""
+    """Every event is dispatched while one of two subscribers is repeatedly killed with SIGKILL under load."""
     seed = random.randrange(10**6)  # shown by pytest when the test fails
     moments = random.Random(seed)
     fast = {"BRIDGE_CLAIM_IDLE_S": "1", "BRIDGE_MAINTENANCE_INTERVAL_S": "0.3", "BRIDGE_BATCH_SIZE": "50"}
@@ -47,7 +47,7 @@ def test_subscribers_killed_at_random_moments_lose_nothing(
                 number = len(published)
                 batch = [Event(type="dream.made", id=f"n{number + offset}") for offset in range(20)]
                 bus.publish_many(batch[:10])
-                for event in batch[10:]:  # as a program does that knows only the wire format
+                for event in batch[10:]:  # like a program that knows only the wire format
                     client.set(f"{prefix}event:{event.id}", event.encode(), ex=3600)
                     client.publish(prefix + event.type, event.encode())
                 published.update(event.id for event in batch)
@@ -59,11 +59,13 @@ def test_subscribers_killed_at_random_moments_lose_nothing(
         for kill in range(6):
             victim = processes.celery("bus", "subscribe", name=f"victim{kill}", **fast)
             log = f"victim{kill}"
-            eventually(lambda name=log: "subscriber subscribe@" in processes.log(name), "it has started", 30)
+            eventually(
+                lambda name=log: "subscriber subscribe@" in processes.log(name), "the subscriber has started", 30
+            )
             stop.wait(moments.uniform(0, 0.8))
             victim.send_signal(signal.SIGKILL)
             assert victim.wait(10) == -signal.SIGKILL
-            if kill == 3:  # both are gone for a while
+            if kill == 3:  # for a while, no subscriber is running
                 steady.send_signal(signal.SIGKILL)
                 steady.wait(10)
                 steady = processes.celery("bus", "subscribe", name="steady2", **fast)
@@ -89,15 +91,15 @@ def test_a_broker_that_is_away_delays_and_loses_nothing(
     client: Redis,
     prefix: str,
 ) -> None:
-    """With the broker killed the journal keeps the events, no dead letter is written, and all go out later."""
+    """While the broker is down, the events stay in the journal without dead letters; afterwards all are dispatched."""
     register_handlers("t.all")
     subscriber = start_subscriber(app=make_app(own_server.url, prefix))
     with EventBus(redis_url=server.url, channel_prefix=prefix) as bus, Redis.from_url(own_server.url) as broker:
         bus.publish("a.b", id="before")
-        eventually(lambda: broker.llen(f"broker:{prefix}celery") == 1, "the first is dispatched")
+        eventually(lambda: broker.llen(f"broker:{prefix}celery") == 1, "the first event is dispatched")
         own_server.kill()
         bus.publish_many([Event(type="a.b", id=f"n{number}") for number in range(300)])
-        eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch fails and is tried again")
+        eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch fails and is retried")
         assert client.xpending(Keys(prefix).journal, "tests")["pending"] > 0
         own_server.start()
         eventually(lambda: broker.llen(f"broker:{prefix}celery") == 301, "all are dispatched")
@@ -112,14 +114,14 @@ def test_stop_is_bounded_while_the_broker_hangs(
     client: Redis,
     prefix: str,
 ) -> None:
-    """With a broker that accepts and never answers, stop() returns within its bound and nothing is acknowledged."""
+    """While the broker accepts connections and never replies, stop() returns in time and nothing is acknowledged."""
     register_handlers("t.all")
     subscriber = start_subscriber(app=make_app(own_server.url, prefix))
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
         with EventBus(redis_url=server.url, channel_prefix=prefix) as bus:
             bus.publish("a.b", id="x")
-        eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 1, "it is under way")
+        eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 1, "the event is pending")
         before = time.monotonic()
         subscriber.stop()
         assert time.monotonic() - before < 11
@@ -131,7 +133,7 @@ def test_stop_is_bounded_while_the_broker_hangs(
 def test_redis_killed_under_load_loses_no_published_event(
     register_handlers, start_subscriber: StartSubscriber, own_server: RedisServer, prefix: str
 ) -> None:
-    """With AOF always, kill -9 of Redis under load loses nothing that was published, and subscribers recover."""
+    """With ``appendfsync always``, kill -9 of Redis under load loses no published event, and subscribers recover."""
     register_handlers("t.all")
     subscriber = start_subscriber(app=make_app(own_server.url, prefix), redis_url=own_server.url)
     published: list[str] = []
@@ -144,7 +146,7 @@ def test_redis_killed_under_load_loses_no_published_event(
         publisher = threading.Thread(target=publish)
         publisher.start()
         for reached in (50, 150):
-            eventually(lambda many=reached: len(published) >= many, "publishing goes on")
+            eventually(lambda many=reached: len(published) >= many, "publishing continues")
             own_server.kill()
             own_server.start()
         publisher.join()
@@ -164,7 +166,7 @@ def test_a_broker_short_of_memory_makes_progress(
     client: Redis,
     prefix: str,
 ) -> None:
-    """A broker that has room for a part of a batch takes smaller batches; each event is dispatched, with few copies."""
+    """If the broker has memory for only a part of a batch, batches shrink; events are dispatched with few copies."""
     register_handlers("t.all")
     start_subscriber(app=make_app(own_server.url, prefix))
     consumed: list[str] = []
@@ -190,17 +192,17 @@ def test_while_the_broker_is_away_nothing_is_kept_twice(
     prefix: str,
     settings: BridgeSettings,
 ) -> None:
-    """An event that one handler cannot have and another waits for is one dead letter, counted once, afterwards."""
+    """An event that fails for one handler and waits for the broker for another gets one dead letter, counted once."""
     register_handlers("t.all", "t.chosen")
     broker = make_app(own_server.url, prefix)
     subscriber = start_subscriber(app=broker)
     own_server.kill()
     with EventBus(settings) as bus:
-        bus.publish("a.b", {}, id="e")  # t.chosen looks for payload["yes"]
-    eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch is tried again")
+        bus.publish("a.b", {}, id="e")  # t.chosen requires payload["yes"]
+    eventually(lambda: subscriber.info().get("errors", 0) >= 2, "dispatch is retried")
     assert Storage(client, settings).dead_letters.latest(10) == []
     own_server.start()
-    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "it is dispatched")
+    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "the event is dispatched")
     (letter,) = Storage(client, settings).dead_letters.latest(10)
     assert (letter.reason, letter.handler) == ("predicate_failed", "t.chosen")
     assert subscriber.info()["dead_lettered"] == 1

@@ -1,4 +1,4 @@
-"""No error of a handler brings sensitive values to the log of a worker."""
+"""Errors of handlers do not reveal sensitive values in the log of a worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEAKS = ["raise", "chain", "model", "inside", "retry", "auto", "reject", "return
 def test_a_worker_keeps_it_to_itself(
     processes: Processes, settings: BridgeSettings, client: Redis, bus: EventBus, prefix: str
 ) -> None:
-    """Neither log nor events for Flower nor dead letters nor stored failures have it, however a handler ends."""
+    """Sensitive values are not in the log, Flower's events, dead letters or stored failures, however a handler ends."""
     from tests.leaky import app  # its address comes from the environment of the worker
 
     heard: list[dict[str, Any]] = []
@@ -38,8 +38,8 @@ def test_a_worker_keeps_it_to_itself(
         letters = Storage(client, settings).dead_letters
         eventually(lambda: letters.size().count == len(LEAKS) - 1, "all but one end as dead letters", 40)
         app.send_task("no.such.task", [PAYLOAD], argsrepr="()")
-        eventually(lambda: "no.such.task" in processes.log("w1"), "an unknown task is told")
-        eventually(lambda: [one for one in heard if one["type"] == "task-succeeded"], "events are heard")
+        eventually(lambda: "no.such.task" in processes.log("w1"), "the unknown task is logged")
+        eventually(lambda: [one for one in heard if one["type"] == "task-succeeded"], "worker events are received")
         receiver.should_stop = True
         ears.join(10)
     log = processes.log("w1")

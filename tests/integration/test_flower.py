@@ -1,4 +1,4 @@
-"""A real Flower beside a real worker: what its pages, its API and its metrics show of events and of the bridge."""
+"""A real Flower with a real worker: what its pages, API and metrics show of events and of the bridge."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tests.support.requirements import missing
 from tests.support.waiting import eventually
 
 WORKER = "w1@test"
-#: Stands in every payload of these tests; nothing of a payload may reach a monitor.
+#: In every payload of these tests; no part of a payload may reach a monitor.
 SECRET = "s3cret-dream"
 
 
 class Flower:
-    """The answers of a running Flower."""
+    """Requests to a running Flower."""
 
     def __init__(self, port: int) -> None:
         self._address = f"http://127.0.0.1:{port}"
 
     def page(self, path: str) -> str:
-        """The body of a page; empty while Flower does not answer, or does not know the page yet."""
+        """Return the body of a page; empty while Flower does not respond or does not have the page."""
         try:
             with urlopen(self._address + path, timeout=10) as response:
                 return response.read().decode()
@@ -44,7 +44,7 @@ class Flower:
             return ""
 
     def json(self, path: str) -> dict[str, Any]:
-        """The answer of the API, or nothing."""
+        """Return the response of the API; empty if the request failed."""
         return json.loads(self.page(path) or "{}")
 
     def bridge_counters(self) -> dict[str, Any]:
@@ -59,10 +59,10 @@ class Flower:
             there = {task_id: tasks[task_id] for task_id in task_ids if task_id in tasks}
             return there if [task["state"] for task in there.values()] == [state] * len(task_ids) else None
 
-        return eventually(reached, f"{task_ids} in state {state}")
+        return eventually(reached, f"{task_ids} are in state {state}")
 
     def counted(self, event_type: str, task_name: str) -> float:
-        """The value of ``flower_events_total`` for a type of worker event and a task."""
+        """Return the value of ``flower_events_total`` for a type of worker event and a task."""
         labels = f'task="{task_name}",type="{event_type}",worker="{WORKER}"'
         found = re.search(rf"^flower_events_total\{{{re.escape(labels)}\}} (\S+)$", self.page("/metrics"), re.MULTILINE)
         return float(found[1]) if found else 0.0
@@ -76,7 +76,7 @@ def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
 
 @pytest.fixture
 def flower(processes: Processes) -> Flower:
-    """A Flower that has heard from worker ``w1``, and so hears all that follows."""
+    """A Flower that has received events from worker ``w1`` and will receive all further ones."""
     if importlib.util.find_spec("flower") is None:
         missing("flower")
     port = free_port()
@@ -89,21 +89,23 @@ def flower(processes: Processes) -> Flower:
 
 
 def test_the_worker_page_shows_the_counters_of_the_bridge(flower: Flower, bus: EventBus) -> None:
-    """Flower lists the worker; its API and the worker's page carry the bridge's section with its counters."""
+    """Flower lists the worker, and its API and the worker's page show the bridge's section with the counters."""
     bus.publish("dream.created", {"text": SECRET}, id="x")
     bus.publish("nobody.listens", {"text": SECRET}, id="y")
-    eventually(lambda: flower.bridge_counters().get("dispatched") == 2, "two dispatches")
-    counters = eventually(lambda: (now := flower.bridge_counters()).get("no_handler") and now, "an event of nobody")
+    eventually(lambda: flower.bridge_counters().get("dispatched") == 2, "two dispatches are counted")
+    counters = eventually(
+        lambda: (now := flower.bridge_counters()).get("no_handler") and now, "an event without a handler is counted"
+    )
     assert (counters["group"], counters["state"], counters["dispatched"]) == ("tests", "ready", 2)
     assert counters["consumer"].startswith(f"{WORKER}:")
     assert WORKER in flower.page("/workers")
     page = flower.page(f"/worker/{WORKER}")
-    assert re.search(r"<td>bridge</td>\s*<td[^>]*>[^<]*dispatched[^<]*: 2\b", page), "in the tab Other"
+    assert re.search(r"<td>bridge</td>\s*<td[^>]*>[^<]*dispatched[^<]*: 2\b", page), "the tab Other shows it"
     assert SECRET not in page
 
 
 def test_tasks_are_listed_by_their_events_and_misfits_as_deadlettered(flower: Flower, bus: EventBus) -> None:
-    """Each handler is a task whose arguments name the event, without its payload; a misfit is DEADLETTERED."""
+    """Each handler is a task whose arguments name the event without its payload; an invalid payload is DEADLETTERED."""
     bus.publish("dream.created", {"text": SECRET}, id="short")
     bus.publish("dream.created", {"text": SECRET}, id="0123456789abcdef")
     bus.publish("typed.created", {"dreamId": SECRET}, id="misfit")
@@ -126,12 +128,12 @@ def test_tasks_are_listed_by_their_events_and_misfits_as_deadlettered(flower: Fl
 def test_a_second_delivery_is_counted_and_the_task_stays_successful(
     flower: Flower, bus: EventBus, client: Redis, prefix: str
 ) -> None:
-    """A task message delivered again counts as ``task-deduplicated`` in the metrics; its task stays SUCCESS."""
+    """A task message that is delivered again is counted as ``task-deduplicated``, and its task stays in SUCCESS."""
     name = "tests.app.elsewhere"
     task_id = task_id_for("tests", "twice", name)
     bus.publish("routed.elsewhere", {"text": SECRET}, id="twice")
-    waiting = f"broker:{prefix}elsewhere"  # no worker consumes this queue, so the message can be had
-    message = eventually(lambda: client.lindex(waiting, 0), "the task message")
+    waiting = f"broker:{prefix}elsewhere"  # no worker consumes this queue, so the message stays there
+    message = eventually(lambda: client.lindex(waiting, 0), "the task message is queued")
     client.lpush(f"broker:{prefix}celery", message)
     flower.wait_for_state("SUCCESS", task_id)
     assert flower.counted("task-deduplicated", name) == 0

@@ -1,4 +1,4 @@
-"""A Flower that the pages do not fit."""
+"""A version of Flower that does not support the bridge's pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.processes import Processes
 from tests.support.waiting import eventually
 
 flower = pytest.importorskip("flower")
-#: Starts Flower as if it were of another version.
+#: Starts Flower with another version number.
 OF_VERSION = """
 import sys, flower
 flower.__version__ = sys.argv.pop(1)
@@ -23,11 +23,11 @@ main()
 
 
 def test_another_version_of_flower_starts_unchanged(processes: Processes) -> None:
-    """A real Flower that says it is 2.3.0 starts with its own pages alone and one warning."""
+    """A Flower that reports version 2.3.0 starts with only its own pages and logs one warning."""
     started = Flower(free_port())
     listen = [f"--port={started.port}", "--address=127.0.0.1"]
     processes.start(sys.executable, "-c", OF_VERSION, "2.3.0", "-A", "tests.app", "flower", *listen, name="flower")
-    eventually(started.is_up, "Flower answers", 30)
+    eventually(started.is_up, "Flower responds", 30)
     assert started.ask("/events").status == 404
     page = started.ask("/tasks")
     assert page.status == 200

@@ -1,4 +1,4 @@
-"""Logs of real processes as JSON."""
+"""JSON logs of real processes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tests.support.processes import STOP_S, Processes, stops_worker
 from tests.support.waiting import eventually
 
 SECRET = "s3cret-payload"
-#: Warnings of Python itself, before a worker has set up its logging, are off.
+#: Python's own warnings, which precede a worker's logging setup, are off.
 JSON = {"BRIDGE_LOG_FORMAT": "json", "PYTHONWARNINGS": "ignore"}
 
 
 @pytest.fixture
 def line() -> Callable[..., dict[str, Any]]:
-    """Format one record; what comes must be JSON as the standard knows it."""
+    """Format one record, which must be standard JSON."""
 
     def refuse(constant: str) -> None:
-        pytest.fail(f"{constant} is no JSON")
+        pytest.fail(f"{constant} is not valid JSON")
 
     def write(message: object = "text", *args: object, name: str = "user.code", **more: Any) -> dict[str, Any]:
         record = logging.getLogger(name).makeRecord(name, logging.INFO, "file.py", 7, message, args, None, **more)  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def line() -> Callable[..., dict[str, Any]]:
 
 
 def lines(text: str) -> list[dict[str, Any]]:
-    """Every line as JSON, but for what Celery says on standard output when it is told to stop."""
+    """Parse every line as JSON, except those that Celery prints to standard output when it stops."""
     return [json.loads(line) for line in text.splitlines() if line and not line.startswith("worker: ")]
 
 
@@ -56,16 +56,16 @@ def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
 
 @stops_worker
 def test_a_worker_writes_json_only(processes: Processes, bus: EventBus) -> None:
-    """Lines of the bridge, of Celery and of pool children parse; that of a dead letter says what it is about."""
+    """Lines of the bridge, of Celery and of pool processes are JSON; a dead letter's line has the event's fields."""
     worker = processes.worker("w1", **JSON)
     bus.publish("failing.created", {"password": SECRET}, id="f1", source="users")
     bus.publish("typed.created", {"dreamId": SECRET}, id="t1")
 
     def told() -> bool:
-        bus.client.publish(f"{bus.settings.channel_prefix}no.json", SECRET)  # it may not be heard at first
+        bus.client.publish(f"{bus.settings.channel_prefix}no.json", SECRET)  # the first messages may not be received
         return processes.log("w1").count('"dead_letter"') == 3
 
-    eventually(told, "three dead letters are told")
+    eventually(told, "three dead letters are logged")
     worker.terminate()
     worker.wait(STOP_S)
     text = processes.log("w1")
@@ -88,30 +88,31 @@ def test_a_worker_writes_json_only(processes: Processes, bus: EventBus) -> None:
 
 
 def test_a_worker_writes_json_to_its_log_file(processes: Processes, bus: EventBus, tmp_path: Path) -> None:
-    """``--logfile`` works as ever, for the worker and for its pool children."""
+    """``--logfile`` works as before, for the worker and for its pool processes."""
     log = tmp_path / "file.log"
     processes.worker("w1", f"--logfile={log}", **JSON)
     bus.publish("failing.created", id="f1")
-    eventually(lambda: log.exists() and '"dead_letter"' in log.read_text(), "the dead letter is told")
+    eventually(lambda: log.exists() and '"dead_letter"' in log.read_text(), "the dead letter is logged")
     assert {"MainProcess", "ForkPoolWorker"} <= {one["process"].partition("-")[0] for one in lines(log.read_text())}
     assert processes.log("w1") == ""
 
 
 def test_a_subscriber_writes_json(processes: Processes) -> None:
-    """``bus subscribe`` as well, to its end."""
+    """``bus subscribe`` writes JSON until it exits."""
     subscriber = processes.celery("bus", "subscribe", name="s1", **JSON)
-    eventually(lambda: "subscriber_started" in processes.log("s1"), "it has started")
+    eventually(lambda: "subscriber_started" in processes.log("s1"), "the subscriber has started")
     subscriber.terminate()
     assert subscriber.wait(20) == 0
     assert "subscriber_stopping" in [one["action"] for one in lines(processes.log("s1"))]
 
 
 def test_text_is_as_ever(processes: Processes, bus: EventBus) -> None:
-    """Without the setting a worker shows its banner and Celery's format; the fields do not show."""
+    """Without the setting, a worker shows its banner and uses Celery's format; the fields are not shown."""
     processes.worker("w1")
     bus.publish("failing.created", id="f1")
     eventually(
-        lambda: "(tests.app.failing) ended in a dead letter (failure)" in processes.log("w1"), "the dead letter is told"
+        lambda: "(tests.app.failing) ended in a dead letter (failure)" in processes.log("w1"),
+        "the dead letter is logged",
     )
     text = processes.log("w1")
     assert "[config]" in text

@@ -1,4 +1,4 @@
-"""Two subscribers and one port for metrics."""
+"""Two subscribers with the same port for metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.processes import Processes
 def test_the_port_is_taken(
     register_handlers, start_subscriber: StartSubscriber, processes: Processes, port: int
 ) -> None:
-    """Said at the start, with advice, in the worker and in `bus subscribe`; neither runs without its metrics."""
+    """If the port is in use, neither a worker nor ``bus subscribe`` starts, and the error has a hint."""
     register_handlers("t.all")
     advice = f"bridge_metrics_port: cannot bind to 127.0.0.1:{port}"
     with socket.create_server(("127.0.0.1", port)):
@@ -30,4 +30,4 @@ def test_the_port_is_taken(
     assert advice in processes.log("w1")
     assert advice in processes.log("subscriber")
     assert "Traceback" not in processes.log("subscriber")
-    start_subscriber(metrics_port=port)  # it is free again
+    start_subscriber(metrics_port=port)  # the port is free again

@@ -20,7 +20,7 @@ def presences(client: Redis, settings: BridgeSettings) -> PresenceStore:
 
 
 def only(presences: PresenceStore) -> Presence:
-    """The one subscriber; before it has said anything, one without a name, which is not ready."""
+    """Return the only subscriber; before its first report, one without a name, which is not ready."""
     (one,) = presences.all() or [Presence("", problems=["has said nothing yet"])]
     return one
 
@@ -28,10 +28,10 @@ def only(presences: PresenceStore) -> Presence:
 def test_a_killed_worker_is_gone_within_ten_seconds(
     processes: Processes, presences: PresenceStore, settings: BridgeSettings
 ) -> None:
-    """It cannot say good-bye, so it is listed for a while, and not as alive."""
+    """A killed worker cannot report its end; within ten seconds it is still listed, but not as alive."""
     worker = processes.celery("bus", "subscribe", name="subscriber")
-    found = eventually(lambda: only(presences).name and only(presences), "it lives", 20)
+    found = eventually(lambda: only(presences).name and only(presences), "the subscriber is alive", 20)
     assert found.name.endswith(f":{worker.pid}")
     os.killpg(worker.pid, 9)
-    eventually(lambda: not only(presences).alive, "it is gone", 10)
+    eventually(lambda: not only(presences).alive, "the subscriber is not alive", 10)
     assert 6 < only(presences).seen_s < 10

@@ -43,10 +43,10 @@ def trip(*hotel: Any) -> Any:
 def test_a_real_trip(
     processes: Processes, bus: EventBus, client: Redis, settings: BridgeSettings, tracer: Tracer, user_app: Celery
 ) -> None:
-    """Three levels with fan-out and a failure are the same tree from each of its ids; a retry is shown beside it."""
+    """Three levels with fan-out and a failure give the same tree for each of their ids; a retry is a further task."""
     processes.celery("worker", "-n", "w1@test", "-c", "2", name="w1", app=HERE)
     bus.publish("trip.booked", id="trip", correlation_id="journey")
-    eventually(lambda: trees(tracer, "trip") == trip(FAILED), "the whole tree", 30)
+    eventually(lambda: trees(tracer, "trip") == trip(FAILED), "the trace has the whole tree", 30)
     found = tracer.trace("trip")
     assert found is not None
     assert (found.asked, found.correlation_id, found.hidden) == ("trip", "journey", 0)
@@ -68,7 +68,9 @@ def test_a_real_trip(
     client.set(f"{settings.channel_prefix}room", 1)
     source = DeadLetterSource(Storage(client, settings), EntryFilter(), [f"{HERE}.hotel"])
     list(Replay(Storage(client, settings), source, "again", {}).run(100))
-    eventually(lambda: trees(tracer, "journey") == trip(FAILED, RETRIED), "the retry, and what came of it")
+    eventually(
+        lambda: trees(tracer, "journey") == trip(FAILED, RETRIED), "the trace has the retry and its consequences"
+    )
     hotel = next(event for event in events(tracer.trace("trip").roots[0]) if event.event_type == "trip.hotel")  # type: ignore[union-attr]
     assert [(task.replay, task.dead_letter_id) for task in hotel.tasks] == [("", ""), ("again", "")]
     assert hotel.tasks[0].detail == "its dead letter is gone: retried, purged, or it made room"
@@ -77,6 +79,6 @@ def test_a_real_trip(
 
     marks = [key for key in client.scan_iter(match=f"*{settings.channel_prefix}*") if b"done:" in key]
     assert client.delete(*marks) == 6
-    # What the ledger has forgotten the result backend tells, where Celery stores a result after the end of its task.
-    eventually(lambda: trees(tracer, "journey") == trip(FAILED, RETRIED), "the same tree")
+    # The result backend has what is no longer in the ledger. Celery stores a result only after the end of its task.
+    eventually(lambda: trees(tracer, "journey") == trip(FAILED, RETRIED), "the trace has the same tree")
     assert {task.runtime_s for task in tasks(tracer.trace("trip").roots[0])} == {None}  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""An application whose tasks do all that tasks of events do, and nothing else in Redis; workers of the tests run it."""
+"""An application whose tasks send every command to Redis that tasks of events may send, and no others."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def marks(self: bridge.EventTask, event: Event) -> None:
     with effect_transaction():
         pass
     bus = get_bus()
-    with bus.client.pipeline() as pipe:  # as another copy of the task would
+    with bus.client.pipeline() as pipe:  # like another copy of the task
         assert not bus.storage.ledger.end_first(str(self.request.id), Ended(), pipe)
 
 
@@ -69,5 +69,5 @@ def canvas(event: Event) -> Any:
     group([one.si()])().save()
     one.delay()
     late = [app.backend.get_key_for_group("late", part) for part in (".c", ".s")]
-    app.backend._chord_claim_extend_script(keys=late, args=["token", 10])  # as for a callback that is sent slowly
+    app.backend._chord_claim_extend_script(keys=late, args=["token", 10])  # like a callback that takes long to send
     return str(chord([one.si(), one.si()], total.s()).delay().id)

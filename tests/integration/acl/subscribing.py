@@ -1,4 +1,4 @@
-"""What subscribers of the ACL tests do, with or without tasks."""
+"""A subscriber that sends every command to Redis that a subscriber may send, for the ACL tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.queues import Queues
 from tests.support.restricted_redis import RestrictedRedis
 from tests.support.waiting import calls, eventually
 
-#: Times that come within the test.
+#: Durations short enough for a test.
 SOON = {
     "maintenance_interval_s": 0.1,
     "claim_idle_s": 0.1,
@@ -29,12 +29,12 @@ SOON = {
     "max_dead_letters": 1,
     "max_events_per_s_per_source": 100,
 }
-#: Asked for once, to warn of what loses events; it tells too much to be granted.
+#: Requested once, to warn about settings that lose events; not granted, because the reply reveals too much.
 NOT_GRANTED = {"config|get", "config"}
 
 
 def prepare(restricted_redis: RestrictedRedis) -> None:
-    """Leave what needs looking after: entries of a consumer that died, tasks that are overdue, one that has ended."""
+    """Leave work for a subscriber's maintenance: entries of a crashed consumer, overdue tasks, and an ended task."""
     keys, settings = Keys(restricted_redis.prefix), restricted_redis.settings()
     restricted_redis.admin.xadd(keys.journal, {"id": "ancient", "type": "a.b", "event": "{}"}, id="1-1")
     restricted_redis.admin.xgroup_create(keys.journal, "tests", id="0")
@@ -51,7 +51,7 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
 
 
 def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> None:
-    """All that a subscriber does, while other programs publish."""
+    """Run a subscriber through all that it does, while other programs publish."""
     keys, port = Keys(restricted_redis.prefix), free_port()
     settings = restricted_redis.settings(user, metrics_port=port, event_ttl_s=3600, **SOON)
     queues = Queues(admin, restricted_redis.prefix)
@@ -69,19 +69,23 @@ def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> Non
         admin.publish(keys.channel("dream.told"), b"no event")
         for task in ("t.exact dream.created new-0", "t.chosen dream.told", "t.picky dream.told"):
             eventually(lambda: any(one.startswith(task) for one in queues.tasks()), task)  # noqa: B023  # called now
-        eventually(lambda: admin.hget(keys.dead_size("tests"), "dropped"), "dead letters, of which one made room")
         eventually(
-            lambda: admin.zcard(keys.inflight("tests")) and not ended(restricted_redis), "the ended task is struck"
+            lambda: admin.hget(keys.dead_size("tests"), "dropped"), "dead letters are written and one is evicted"
+        )
+        eventually(
+            lambda: admin.zcard(keys.inflight("tests")) and not ended(restricted_redis),
+            "the ended task is removed from the ledger",
         )
         again = (keys.channel(event.type), event.encode())
         eventually(
-            lambda: admin.publish(*again) and subscriber.counters.snapshot().get("duplicate", 0) > 20, "repetitions"
+            lambda: admin.publish(*again) and subscriber.counters.snapshot().get("duplicate", 0) > 20,
+            "more than 20 duplicates are received",
         )
         so_far = calls(admin)["publish"]
-        eventually(lambda: calls(admin)["publish"] > so_far, "in silence it wants to hear itself")
-        eventually(lambda: subscriber.info()["warnings"], "it has looked at the settings of the server")
+        eventually(lambda: calls(admin)["publish"] > so_far, "without events, it publishes a heartbeat to itself")
+        eventually(lambda: subscriber.info()["warnings"], "it has checked the settings of the server")
         admin.xgroup_destroy(keys.journal, "tests")
-        eventually(lambda: admin.xinfo_groups(keys.journal), "the group is there again")
+        eventually(lambda: admin.xinfo_groups(keys.journal), "the group exists again")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             assert b"bridge_journal" in answer.read()
     finally:

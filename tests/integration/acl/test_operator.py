@@ -1,4 +1,4 @@
-"""What an operator may do: look at everything, retry and replay, from the command line and from Flower."""
+"""The permissions of an operator: to read everything, and to retry and replay, with commands and in Flower."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.waiting import calls, eventually
 
 
 def prepare(restricted_redis: RestrictedRedis) -> None:
-    """Leave something to look at: events, some of them dispatched, tasks, results and dead letters, another group."""
+    """Leave data for the operator: events, some of them dispatched, tasks, results, dead letters and another group."""
     keys, settings = Keys(restricted_redis.prefix), restricted_redis.settings()
     with EventBus(settings) as bus:
         first = Event(type="dream.created", id="first", payload={"yes": 1})
@@ -44,7 +44,7 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
         letters = Storage(bus.client, settings).dead_letters
         for reason in ("failure", "payload"):
             letters.add(DeadLetter.of_event(reason, "boom", first, first.encode(), "t.exact", reason))
-        held = json.dumps([{"properties": {}, "headers": {}}, "", "celery"])  # by a worker, for too long
+        held = json.dumps([{"properties": {}, "headers": {}}, "", "celery"])  # unacknowledged by a worker for too long
         restricted_redis.admin.hset(f"broker:{restricted_redis.prefix}unacked", "tag", held)
         restricted_redis.admin.zadd(f"broker:{restricted_redis.prefix}unacked_index", {"tag": 1})
         restricted_redis.admin.zadd(f"broker:{restricted_redis.prefix}_kombu.binding_deadlines", {"of-one-who-went": 1})
@@ -53,21 +53,21 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
 
 
 def operate(restricted_redis: RestrictedRedis, user: str) -> None:
-    """Every command, and what the pages of Flower ask."""
+    """Run every command, and load the data of Flower's pages."""
 
     def say(text: str, **options: Any) -> str:
         return str(restricted_redis.invoke(*text.split(), user=user, **options).output)
 
     assert "old-shop" in say("status")
     assert "old-shop" in say("groups list")
-    assert "ok    rights of the bus user" in say("check --role operator", expect=1)  # no worker lives
+    assert "ok    rights of the bus user" in say("check --role operator", expect=1)  # no worker is running
     assert "dream.told" in say("trace first")
     assert "first" in say("get first")
     restricted_redis.admin.delete(Keys(restricted_redis.prefix).event("first"))
     assert "first" in say("get first")  # from the journal
     assert "boom" in say("dead list")
-    letter = Storage(restricted_redis.admin, restricted_redis.settings()).dead_letters.latest(1)[0].dead_letter_id
-    assert "boom" in say(f"dead show {letter}")
+    dead_letter = Storage(restricted_redis.admin, restricted_redis.settings()).dead_letters.latest(1)[0].dead_letter_id
+    assert "boom" in say(f"dead show {dead_letter}")
     assert "1 " in say("dead retry --reason payload")
     assert "2 " in say("replay --all --name r")
     assert say("replay --all --name r")
@@ -79,7 +79,7 @@ def operate(restricted_redis: RestrictedRedis, user: str) -> None:
 
 
 def tail(restricted_redis: RestrictedRedis, user: str) -> None:
-    """Hear an event whose source is in its key, and the own heartbeat."""
+    """Receive an event whose source is in its key, and the follower's own heartbeat."""
     keys, settings = Keys(restricted_redis.prefix), restricted_redis.settings(user, heartbeat_interval_s=0.2)
     event = Event(type="dream.created", id="heard", source=TYPESCRIPT_BUS_SOURCE).encode()
     restricted_redis.admin.set(keys.event("heard"), event, ex=60)
@@ -91,7 +91,7 @@ def tail(restricted_redis: RestrictedRedis, user: str) -> None:
         if heard < 3:
             heard += int(restricted_redis.admin.publish(keys.channel("dream.created"), event))
             published = calls(restricted_redis.admin)["publish"]
-        # In silence the feed wants to hear itself.
+        # Without events, the listener publishes a heartbeat to itself.
         return calls(restricted_redis.admin)["publish"] == published and time.monotonic() < deadline_s
 
     with connect(settings) as client:
@@ -110,17 +110,17 @@ def flower(restricted_redis: RestrictedRedis, user: str) -> None:
             restricted_redis.url(user), broker_options=restricted_redis.app.conf.broker_transport_options
         )
 
-        def restored() -> bool:  # kombu restores what was held for too long whenever it has waited in vain
+        def restored() -> bool:  # kombu restores expired messages after a read that returned nothing
             assert restricted_redis.app.control.ping(timeout=0.1) == []
             return asyncio.run(broker.queues(["celery"]))[0]["messages"] == 1
 
-        eventually(restored, "it is in its queue again")
+        eventually(restored, "the message is in its queue again")
         with restricted_redis.app.connection_for_read() as connection, suppress(TimeoutError):
             list(restricted_redis.app.events.Receiver(connection).itercapture(limit=1, timeout=0.2))
 
 
 def test_an_operator_has_what_it_needs_and_no_more(restricted_redis: RestrictedRedis) -> None:
-    """Everything works and nothing is refused; each right that is taken away would have something refused."""
+    """Every command is allowed, and each permission is needed: without it, some command would be refused."""
     rules = restricted_redis.grant("shop", "operator")
     prepare(restricted_redis)
     with restricted_redis.recorded() as commands:

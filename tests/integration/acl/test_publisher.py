@@ -1,4 +1,4 @@
-"""What a program may do that only publishes: that, and nothing else."""
+"""The permissions of a program that only publishes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPLICATED = {"wait_replicas": 1, "wait_replicas_ms": 1}
 
 
 def publish(restricted_redis: RestrictedRedis, user: str) -> None:
-    """All there is to publishing, with the bridge."""
+    """Publish in every way that the bridge offers."""
     with EventBus(restricted_redis.settings(user)) as bus:
         assert not bus.publish("dream.created", {"n": 1}, id="one").duplicate
         assert bus.publish("dream.created", {"n": 1}, id="one").duplicate
@@ -24,7 +24,7 @@ def publish(restricted_redis: RestrictedRedis, user: str) -> None:
 
 
 def publish_raw(restricted_redis: RestrictedRedis, user: str) -> None:
-    """What a program does that knows nothing of the bridge."""
+    """Publish like a program that does not use the bridge."""
     keys, event = Keys(restricted_redis.prefix), Event(type="dream.created", id="raw").encode()
     with Redis.from_url(restricted_redis.url(user), client_name="raw") as client:
         client.ping()
@@ -34,7 +34,7 @@ def publish_raw(restricted_redis: RestrictedRedis, user: str) -> None:
 
 
 def publish_waiting(restricted_redis: RestrictedRedis, user: str) -> None:
-    """For replicas, which there are none of; twice, for the second time waits as well."""
+    """Publish and wait for replicas, which do not exist. A duplicate waits as well."""
     with EventBus(restricted_redis.settings(user, **REPLICATED)) as bus:
         for _ in range(2):
             with pytest.raises(NotReplicated):
@@ -50,7 +50,7 @@ WAYS = [(publish, [], {}), (publish_raw, ["--no-bridge"], {}), (publish_waiting,
 def test_a_publisher_has_what_it_needs_and_no_more(
     restricted_redis: RestrictedRedis, do, arguments: list[str], settings: dict[str, int]
 ) -> None:
-    """Publishing works and nothing is refused; each right that is taken away would have something refused."""
+    """Publishing is allowed, and each permission is needed: without it, some command would be refused."""
     rules = restricted_redis.grant("shop", "publisher", *arguments, **settings)
     with restricted_redis.recorded() as commands:
         do(restricted_redis, "shop")
@@ -60,7 +60,7 @@ def test_a_publisher_has_what_it_needs_and_no_more(
 
 @pytest.mark.parametrize("arguments", [[], ["--no-bridge"]], ids=["bridge", "raw"])
 def test_it_reaches_nothing_else(restricted_redis: RestrictedRedis, arguments: list[str]) -> None:
-    """Neither the task queues nor what others publish nor another bus, by commands or by scripts of its own."""
+    """Task queues, events of other publishers and other buses are refused, to commands and to scripts."""
     restricted_redis.grant("shop", "publisher", *arguments)
     keys, other = Keys(restricted_redis.prefix), Keys("other:")
     queue, event = f"broker:{restricted_redis.prefix}celery", keys.event("e")

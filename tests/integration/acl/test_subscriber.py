@@ -1,4 +1,4 @@
-"""What ``bus subscribe`` may do: turn events into tasks, and look after those that are lost."""
+"""The permissions of ``bus subscribe``, which dispatches events and sends lost tasks again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.support.restricted_redis import RestrictedRedis
 
 
 def test_a_subscriber_has_what_it_needs_and_no_more(restricted_redis: RestrictedRedis) -> None:
-    """It works and nothing but CONFIG GET is refused; each right that is taken away would have something refused."""
+    """Only CONFIG GET is refused, and each permission is needed: without it, some command would be refused."""
     rules = restricted_redis.grant("shop", "subscriber", **SOON)
     prepare(restricted_redis)
     with restricted_redis.recorded() as commands:

@@ -1,4 +1,4 @@
-"""What a worker may do: run tasks and publish in them, and turn events into tasks unless it is told not to."""
+"""The permissions of a worker, which runs tasks, publishes in them and, by default, has a subscriber."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ APP = "tests.integration.acl.app"
 
 @pytest.fixture
 def waiting(restricted_redis: RestrictedRedis, processes: Processes) -> None:
-    """Tasks of every kind in the queue, and one that a worker has held for too long."""
+    """Queue a task of every kind; leave one that a worker has not acknowledged for too long."""
     with EventBus(restricted_redis.settings()) as bus:
         bus.publish_many([Event(type=kind, id=kind) for kind in KINDS])
     subscriber = processes.celery("bus", "subscribe", app=APP, name="subscribe", **environment(restricted_redis))
     queues = Queues(restricted_redis.admin, restricted_redis.prefix)
-    eventually(lambda: queues.length() == len(KINDS), "all wait in the queue")
+    eventually(lambda: queues.length() == len(KINDS), "all tasks are queued")
     subscriber.send_signal(signal.SIGTERM)
     assert subscriber.wait(20) == 0
     hold_for_too_long(restricted_redis)
@@ -59,15 +59,23 @@ def environment(restricted_redis: RestrictedRedis, user: str = "") -> dict[str, 
 
 
 def work(restricted_redis: RestrictedRedis, user: str, processes: Processes, *arguments: str) -> None:
-    """Let a worker run until all has ended, and ask it what it is."""
+    """Run a worker until all tasks have ended, and inspect it."""
     command = ["worker", "-n", "w1@test", "-c", "2", "-l", "INFO", *arguments]
     worker = processes.celery(*command, app=APP, name="w1", **environment(restricted_redis, user))
     keys, admin = Keys(restricted_redis.prefix), restricted_redis.admin
     letters = Storage(admin, restricted_redis.settings()).dead_letters
-    eventually(lambda: [letter.event_type for letter in letters.latest(9)] == ["work.retried"], "the dead letter", 30)
-    eventually(lambda: admin.zcard(keys.inflight("tests")) == 0, "all has ended", 30)
+    eventually(
+        lambda: [letter.event_type for letter in letters.latest(9)] == ["work.retried"],
+        "the dead letter is written",
+        30,
+    )
+    eventually(lambda: admin.zcard(keys.inflight("tests")) == 0, "all tasks have ended", 30)
     results = f"broker:{restricted_redis.prefix}celery-task-meta-"
-    eventually(lambda: any(b'"result": 2' in admin.get(key) for key in admin.scan_iter(results + "*")), "the chord", 30)
+    eventually(
+        lambda: any(b'"result": 2' in admin.get(key) for key in admin.scan_iter(results + "*")),
+        "the chord has its result",
+        30,
+    )
     assert [row[b"type"] for _, row in admin.xrange(keys.journal)].count(b"work.told") == 3
     asking = processes.celery("inspect", "ping", app=APP, name="asking", **environment(restricted_redis, user))
     assert asking.wait(20) == 0
@@ -84,7 +92,7 @@ def refusals(restricted_redis: RestrictedRedis) -> set[str]:
 def test_one_that_only_runs_tasks_has_what_it_needs_and_no_more(
     restricted_redis: RestrictedRedis, waiting: None, processes: Processes
 ) -> None:
-    """It works and nothing is refused; each right that is taken away would have something refused."""
+    """A worker without a subscriber is refused no command, and each of its permissions is needed."""
     rules = restricted_redis.grant("shop", "worker", "--no-subscriber")
     with restricted_redis.recorded() as commands:
         work(restricted_redis, "shop", processes, "--no-subscriber")
@@ -96,7 +104,7 @@ def test_one_that_only_runs_tasks_has_what_it_needs_and_no_more(
 def test_one_with_a_subscriber_has_what_it_needs_and_no_more(
     restricted_redis: RestrictedRedis, processes: Processes
 ) -> None:
-    """Likewise, and what it does for the events of others as well."""
+    """A worker with a subscriber is refused only CONFIG GET, and each of its permissions is needed."""
     rules = restricted_redis.grant("shop", "worker", **SOON)
     prepare(restricted_redis)
     with restricted_redis.recorded() as commands:

@@ -43,7 +43,7 @@ Check = Callable[..., Result]
 
 @pytest.fixture
 def url(own_server: RedisServer) -> str:
-    """Of a Redis that loses nothing; bus, broker and results of these tests."""
+    """The URL of a Redis that loses nothing, with the bus, the broker and the results of these tests."""
     return own_server.url
 
 
@@ -60,7 +60,7 @@ def settings(url: str, prefix: str) -> BridgeSettings:
 
 @pytest.fixture
 def app(user_app: Celery, url: str) -> Celery:
-    """The handlers of tests/chains.py, on that Redis."""
+    """The handlers of tests/chains.py on that Redis."""
     user_app.conf.broker_url = user_app.conf.result_backend = url
     return user_app
 
@@ -70,7 +70,7 @@ def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
     """Run ``bus check ...`` in this process."""
     monkeypatch.setenv("REDIS_URL", settings.url)
     monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
-    monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # where none is
+    monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # for the tests without workers
 
     def run(*arguments: str, expect: int | None = 0) -> Result:
         result = CliRunner().invoke(bus_command, ["check", *arguments], obj=SimpleNamespace(app=app))
@@ -82,7 +82,7 @@ def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
 
 
 def wrong(result: Result) -> list[tuple[str, str]]:
-    """What is wrong: what it is about, and why; each with an advice."""
+    """Return the failed checks, each with its problem; assert that each has a hint."""
     lines = result.stdout.splitlines()
     failed = [number for number, line in enumerate(lines) if line.startswith("FAIL  ")]
     assert all(re.match(r"      -> \S", lines[number + 1]) for number in failed)
@@ -99,14 +99,16 @@ def passed(result: Result) -> list[str]:
 def worker(
     processes: Processes, url: str, admin: Redis, app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
-    """Start a worker on that Redis; it is ready when this returns."""
+    """Start a worker on that Redis and wait until it is ready."""
 
     def run(queues: str) -> Any:
         monkeypatch.setattr(COMMAND, "_WORKERS_S", 1.0)
         command = ["worker", "-n", "w1@test", "-c", "1", "-l", "INFO", "-Q", queues]
         running = processes.celery(*command, app=HERE, name="w1", REDIS_URL=url)
         eventually(lambda: "w1@test ready" in processes.log("w1"), "the worker is ready", 30)
-        eventually(lambda: app.control.ping(timeout=0.5), "it answers")  # not yet when it says that it is ready
+        eventually(
+            lambda: app.control.ping(timeout=0.5), "the worker replies"
+        )  # the first log line that reports it as ready is too early
         eventually(
             lambda: [one.ready for one in Storage(admin, settings).presence.all()] == [True], "its subscriber is ready"
         )
@@ -119,7 +121,7 @@ def worker(
 
 
 def test_all_is_well(check: Check, worker: Callable[..., Any], url: str, terminal: OpenTerminal) -> None:
-    """Status 0 and a line for each check; in JSON an object for each; the subscriber of this host is ready."""
+    """If all is well, the status is 0, with one line (in JSON, one object) for each check."""
     running = worker("celery,plain")
     assert check().stdout.splitlines() == [f"ok    {text}" for text in [f"bus at {url}", *CHECKS[1:]]]
     rows = [json.loads(line) for line in check("--json").stdout.splitlines()]
@@ -137,7 +139,7 @@ def test_all_is_well(check: Check, worker: Callable[..., Any], url: str, termina
 
 
 def test_handlers_and_queues_without_a_worker(check: Check, worker: Callable[..., Any]) -> None:
-    """A handler that no live worker knows, and a queue that none takes from, are each named."""
+    """A handler that no live worker has, and a queue that no worker consumes, are reported by name."""
     worker("celery")
     registry.add(HANDLERS["t.own"])
     result = check(expect=1)

@@ -1,4 +1,4 @@
-"""``bus dev``: Redis, a worker, Flower and the events on one terminal, and nothing left of them afterwards."""
+"""``bus dev``: Redis, a worker, Flower and the events in one terminal, with nothing left behind."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def descendants(terminal: Terminal) -> list[psutil.Process]:
 
 
 def plain(terminal: Terminal) -> str:
-    """What it shows, without colours."""
+    """Return its output without colours."""
     return re.sub(r"\x1b\[[\d;]*m", "", terminal.text)
 
 
 def run_as_told(dev: Terminal, **environment: str) -> None:
-    """Run the command that it proposes for another terminal."""
+    """Run the command that ``bus dev`` proposes for another terminal."""
     (command,) = re.findall(r"^  (.*bus publish .*?)\r$", plain(dev), re.MULTILINE)
     words = shlex.split(command)
     environment |= dict(word.split("=", 1) for word in words if word.startswith("BRIDGE_REDIS_URL="))
@@ -47,15 +47,15 @@ def run_as_told(dev: Terminal, **environment: str) -> None:
 
 
 def test_everything_runs_and_goes_together(terminal: OpenTerminal) -> None:
-    """The proposed command publishes an event, a worker runs its task, Flower answers; Ctrl-C ends all of them."""
+    """The proposed command publishes an event, a worker runs its task, and Flower responds; Ctrl-C ends all of them."""
     dev = terminal("bus", "dev", app="bridge", columns=200, REDIS_URL="", BRIDGE_CHANNEL_PREFIX="dev:")
     dev.shows("Ctrl-C ends everything")
     dev.shows("the worker is ready")
     assert "bridge.celery:app, queues celery, index" in plain(dev)
     run_as_told(dev, BRIDGE_CHANNEL_PREFIX="dev:")
-    dev.shows("dream.ready")  # published by a task, on a queue of its own
+    dev.shows("dream.ready")  # published by a task in another queue
     (flower,) = re.findall(r"http://127\.0\.0\.1:\d+", dev.text)
-    eventually(lambda: answers(flower), "Flower answers")
+    eventually(lambda: answers(flower), "Flower responds")
     (url,) = set(re.findall(r"redis://127\.0\.0\.1:\d+/0", dev.text))
     children = descendants(dev)
     assert len(children) >= 4  # Redis, Flower, the worker and its pool
@@ -76,7 +76,7 @@ def answers(url: str) -> bool:
 
 
 def test_a_given_redis_is_used_and_warnings_are_shown(terminal: OpenTerminal, server: RedisServer, prefix: str) -> None:
-    """REDIS_URL leads to it, and stays; what the worker warns of comes through."""
+    """The Redis of REDIS_URL is used and keeps running, and warnings of the worker are shown."""
     dev = terminal("bus", "dev", "--no-flower", "-c", "1", columns=200)
     dev.shows("the worker is ready")
     assert "that of REDIS_URL" in plain(dev)
@@ -94,7 +94,7 @@ def test_a_given_redis_is_used_and_warnings_are_shown(terminal: OpenTerminal, se
 
 
 def test_a_worker_that_dies_ends_it(terminal: OpenTerminal, tmp_path: Path) -> None:
-    """With status 1 and what it said: nothing would happen any more."""
+    """If the worker exits, ``bus dev`` shows its output and exits with status 1."""
     (tmp_path / "broken_shop.py").write_text(
         "import sys, bridge, celery\n"
         "app = celery.Celery('shop')\n"
@@ -110,7 +110,7 @@ def test_a_worker_that_dies_ends_it(terminal: OpenTerminal, tmp_path: Path) -> N
 
 
 def test_a_taken_port_is_not_taken_again(terminal: OpenTerminal) -> None:
-    """Flower gets another one."""
+    """If the port for Flower is in use, Flower gets another one."""
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
@@ -125,7 +125,7 @@ def test_a_taken_port_is_not_taken_again(terminal: OpenTerminal) -> None:
 
 
 def test_a_redis_that_is_down_is_named(terminal: OpenTerminal) -> None:
-    """As for every command; nothing else was started."""
+    """If Redis is down, the error names its address, and nothing else is started."""
     dev = terminal("bus", "dev", REDIS_URL="redis://127.0.0.1:1/0")
     assert dev.wait() == 3
     assert "does not answer" in dev.text
@@ -133,7 +133,7 @@ def test_a_redis_that_is_down_is_named(terminal: OpenTerminal) -> None:
 
 
 def test_the_application_is_found_again() -> None:
-    """As -A takes it, from the module that has it."""
+    """The name for ``-A`` is found from the module that contains the application."""
     assert app_name(example_app) == "bridge.celery:app"
     nowhere = Celery("nowhere", set_as_current=False)
     with pytest.raises(Exception, match="say which application"):

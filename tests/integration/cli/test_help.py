@@ -1,4 +1,4 @@
-"""``bus`` as a process of its own: what its imports cost, and a reader that goes away."""
+"""``bus`` as a separate process: the cost of its imports, and a closed pipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import ROOT
 
 
 def test_importing_the_commands_is_cheap() -> None:
-    """Celery imports the group with each of its own commands: that brings no command, and nothing of rich."""
+    """Celery imports the group for each ``celery`` command; this imports no command of the bridge and no rich."""
     code = (
         "import bridge, sys; before = set(sys.modules); import bridge.cli; bridge.cli.bus.main(['--help'], "
         "standalone_mode=False); new = set(sys.modules) - before; print(sorted(n for n in new if n[:6] == 'bridge' or "
@@ -25,7 +25,7 @@ def test_importing_the_commands_is_cheap() -> None:
 
 
 def test_a_reader_that_goes_away_ends_a_command_quietly(shell, bus: EventBus) -> None:
-    """``| head`` gets its lines, and nobody hears of the rest."""
+    """If a reader such as ``| head`` closes the pipe, the command exits without an error."""
     bus.publish_many([Event(type="dream.created", payload=number) for number in range(5000)])
     run = shell("bus replay --all --dry-run --json | head -n 2")
     rows = [json.loads(row) for row in run.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""What commands write to a terminal."""
+"""The output of commands in a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOSTILE = "[red]x[/red]\x1b[2J\x07"
 
 
 def test_a_narrow_terminal_gets_a_line_a_row(terminal: OpenTerminal, replays: Replays) -> None:
-    """Texts are cut, and the ids of events left out; a wide one has them."""
+    """In a narrow terminal, each row is one line: texts are shortened and event ids omitted."""
     for number in range(3):
         replays.park(number)
     narrow, wide = (terminal("bus", "dead", "list", columns=columns, NO_COLOR="1") for columns in (64, 160))
@@ -25,7 +25,7 @@ def test_a_narrow_terminal_gets_a_line_a_row(terminal: OpenTerminal, replays: Re
 
 
 def test_a_terminal_gets_colours_and_one_table(terminal: OpenTerminal, replays: Replays) -> None:
-    """Colours there, none with NO_COLOR or --no-color; what others wrote is neither markup nor a command."""
+    """Output is coloured except with NO_COLOR or --no-color; foreign texts contain no markup or escape sequences."""
     event = Event(type="dream.created", id="e", payload=HOSTILE)
     replays.letters.add(DeadLetter.of_event("failure", HOSTILE + "d" * 500, event, event.encode(), "t.exact", "t1"))
     shown = [
@@ -36,14 +36,14 @@ def test_a_terminal_gets_colours_and_one_table(terminal: OpenTerminal, replays: 
     for one in shown:
         assert one.wait() == 0
         assert r"[red]x[/red]\x1b[2J\x07ddd" in one.text
-        assert "d" * 200 not in one.text  # cut
+        assert "d" * 200 not in one.text  # shortened
         assert "\x07" not in one.text
     assert "\x1b[31mfailure" in shown[0].text
     assert all("\x1b[31m" not in one.text for one in shown[1:])
 
 
 def test_an_id_stays_whole_on_a_narrow_terminal(terminal: OpenTerminal, replays: Replays) -> None:
-    """It is there to be copied."""
+    """A dead-letter id is never shortened, so it can be copied."""
     replays.park(1)
     (letter,) = replays.letters.latest(1)
     shown = terminal("bus", "dead", "list", columns=60)
@@ -55,7 +55,7 @@ def test_an_id_stays_whole_on_a_narrow_terminal(terminal: OpenTerminal, replays:
 def test_a_question_at_a_terminal(
     terminal: OpenTerminal, replays: Replays, answer: str, left: int, status: int
 ) -> None:
-    """What destroys asks, and takes no for an answer."""
+    """A command that deletes data asks for confirmation and does nothing if the answer is no."""
     for number in range(3):
         replays.park(number)
     asking = terminal("bus", "dead", "purge", "--all")
@@ -68,7 +68,7 @@ def test_a_question_at_a_terminal(
 def test_a_replay_at_a_terminal_has_a_bar(
     terminal: OpenTerminal, replays: Replays, bus: EventBus, client: Redis
 ) -> None:
-    """It moves while the replay runs, and leaves the result."""
+    """A replay shows a progress bar while it runs, and then its result."""
     for number in range(16):
         bus.publish("dream.created", id=f"e{number}")
     replay = terminal("bus", "replay", "--all", "--name", "r", "--rate", "20")

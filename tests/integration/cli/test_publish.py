@@ -1,4 +1,4 @@
-"""``bus publish`` and ``bus get`` in pipes and at a terminal."""
+"""``bus publish`` and ``bus get`` in pipes and in a terminal."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.waiting import eventually
 
 
 def journal(client: Redis, settings: BridgeSettings) -> list[dict[str, object]]:
-    """The events in the journal, oldest first."""
+    """Return the events in the journal, oldest first."""
     return [json.loads(fields[b"event"]) for _, fields in client.xrange(Keys(settings.channel_prefix).journal)]
 
 
 class Slow:
-    """A ``bus publish`` behind a program that writes a line now and then."""
+    """A ``bus publish`` that reads from a program that writes a line from time to time."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         command = [sys.executable, "-m", "celery", "-A", "tests.app", "bus", "publish", "dream.created", "-"]
@@ -42,7 +42,7 @@ class Slow:
         self.process.stdin.flush()
 
     def says(self, timeout_s: float = 10) -> str:
-        """What it said on standard error, once it has ended."""
+        """Wait for it to exit; return its standard error."""
         try:
             return self.process.communicate(timeout=timeout_s)[1].decode()
         finally:
@@ -50,16 +50,16 @@ class Slow:
 
 
 def test_a_line_is_published_as_it_arrives(processes: Processes, client: Redis, settings: BridgeSettings) -> None:
-    """Behind a slow program none waits for the next; Ctrl-C ends it with status 130 and says how far it came."""
+    """A line is published before the next one arrives; Ctrl-C ends the command with status 130 and its progress."""
     slow = Slow(processes.environment)
     for number in range(2):
         slow.write(b"%d\n" % number)
-        eventually(lambda number=number: len(journal(client, settings)) == number + 1, "it is published")
+        eventually(lambda number=number: len(journal(client, settings)) == number + 1, "the event is published")
         assert slow.process.stdout
-        assert slow.process.stdout.readline(), "it knows that it is"
-    # The line counts as done a moment after its id is printed.
+        assert slow.process.stdout.readline(), "the command has printed its id"
+    # The line counts as done shortly after its id was printed.
     program = psutil.Process(slow.process.pid)
-    eventually(lambda: program.status() == psutil.STATUS_SLEEPING, "it waits for the next line")
+    eventually(lambda: program.status() == psutil.STATUS_SLEEPING, "the command waits for the next line")
     slow.process.send_signal(signal.SIGINT)
     assert "interrupted; lines up to 2 are done" in slow.says()
     assert slow.process.returncode == 130
@@ -68,11 +68,11 @@ def test_a_line_is_published_as_it_arrives(processes: Processes, client: Redis, 
 def test_a_server_lost_on_the_way_is_named(
     processes: Processes, own_server: RedisServer, settings: BridgeSettings
 ) -> None:
-    """Status 3, and which lines are done."""
+    """If the server is lost, the status is 3, and the error reports which lines are done."""
     slow = Slow(processes.environment | {"REDIS_URL": own_server.url})
     slow.write(b"1\n2\n")
     with Redis.from_url(own_server.url) as client:
-        eventually(lambda: len(journal(client, settings)) == 2, "the first lines")
+        eventually(lambda: len(journal(client, settings)) == 2, "the first lines are published")
     own_server.kill()
     slow.write(b"3\n")
     said = slow.says()
@@ -82,7 +82,7 @@ def test_a_server_lost_on_the_way_is_named(
 
 
 def test_a_file_at_a_terminal_has_a_bar(terminal: OpenTerminal, tmp_path: Path) -> None:
-    """Its size is known, so there is a percentage; the ids are above it."""
+    """Publishing from a file shows a percentage, because the size is known; the ids are printed above it."""
     (tmp_path / "lines").write_text("1\n" * 5_000)
     publishing = terminal("bus", "publish", "dream.created", f"@{tmp_path}/lines")
     publishing.shows("publishing")
@@ -92,7 +92,7 @@ def test_a_file_at_a_terminal_has_a_bar(terminal: OpenTerminal, tmp_path: Path) 
 
 
 def test_the_keyboard_is_asked_and_ctrl_c_ends_it(terminal: OpenTerminal) -> None:
-    """At a terminal it says that it waits; status 130 is that of an interruption."""
+    """In a terminal, the command reports that it reads from the keyboard; Ctrl-C ends it with status 130."""
     publishing = terminal("bus", "publish", "dream.created", "-")
     publishing.shows("reading JSON from the keyboard; Ctrl-D ends it")
     publishing.process.send_signal(signal.SIGINT)
@@ -106,7 +106,7 @@ def test_the_keyboard_is_asked_and_ctrl_c_ends_it(terminal: OpenTerminal) -> Non
 
 
 def test_an_event_at_a_terminal_is_indented(terminal: OpenTerminal, bus: EventBus) -> None:
-    """As letters, but for what would command the terminal."""
+    """In a terminal, text is shown unescaped, except for control characters."""
     bus.publish("dream.created", {"text": "Träume [bold]\x9b2J"}, id="e")
     shown = terminal("bus", "get", "e", NO_COLOR="1")
     assert shown.wait() == 0

@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 
 
 def test_a_dead_letter_runs_again_when_its_cause_is_gone(site: Site, bus: EventBus, client: Redis) -> None:
-    """The task runs under a new id, finds the replay in the metadata of its event, and the dead letter is gone."""
+    """A retried task has a new id and the replay in the metadata of its event; its dead letter is deleted."""
     site.worker()
     bus.publish("fixable.created", id="e")
     assert site.letter().handler == "tests.app.fixable"
@@ -29,35 +29,35 @@ def test_a_dead_letter_runs_again_when_its_cause_is_gone(site: Site, bus: EventB
     task_id = task_id_for("tests", "e", "tests.app.fixable", "fixed")
     assert task_id != task_id_for("tests", "e", "tests.app.fixable")
     assert effect.startswith(f"fixable e {task_id} {{'replay': {{'name': 'fixed', 'at': ")
-    eventually(site.nothing_left, "nothing is left")
+    eventually(site.nothing_left, "no task is left")
     assert not site.letters.latest(1)
 
 
 def test_a_replay_from_the_journal_runs_one_handler_again(site: Site, bus: EventBus) -> None:
-    """With --handler that task runs once more per event that it takes, and no other; neither do done ones."""
+    """With --handler, exactly that task runs again, once for each event that it handles, even if it has a done mark."""
     site.worker()
     for number in range(5):
         bus.publish("dream.created", id=f"e{number}")
-    bus.publish("dream.deleted", id="other")  # glob takes it, plain does not
-    eventually(lambda: site.effects().total() == 11, "the first time")
+    bus.publish("dream.deleted", id="other")  # glob handles it, plain does not
+    eventually(lambda: site.effects().total() == 11, "all tasks have run")
     replay = ("bus", "replay", "--handler", "tests.app.plain", "--since", "1h", "--name", "again")
     assert site.processes.celery(*replay, name="replay").wait(30) == 0
-    eventually(lambda: site.effects().total() == 16, "once more")
+    eventually(lambda: site.effects().total() == 16, "the replayed tasks have run")
     bus.publish("dream.created", id="last")
-    eventually(lambda: site.effects()["glob last"], "what comes after it")
-    eventually(site.nothing_left, "nothing is left")
+    eventually(lambda: site.effects()["glob last"], "an event after the replay is handled")
+    eventually(site.nothing_left, "no task is left")
     assert {f"plain e{number}": 2 for number in range(5)}.items() <= site.effects().items()
     assert {f"glob e{number}": 1 for number in range(5)}.items() <= site.effects().items()
     assert site.effects()["glob other"] == 1
 
 
 def test_a_replay_killed_half_way_goes_on(processes: Processes, replays: Replays, bus: EventBus) -> None:
-    """After SIGKILL the same command goes on: each event is replayed once, and its relative time means the same."""
+    """After SIGKILL, the same command resumes: each event is replayed once, and a relative time keeps its meaning."""
     for number in range(60):
         bus.publish("dream.created", number, id=f"e{number}")
     command = ("bus", "replay", "--since", "1h", "--name", "long", "--rate")
     killed = processes.celery(*command, "20", name="killed")
-    eventually(lambda: len(replays.ids()) >= 10, "it is under way")
+    eventually(lambda: len(replays.ids()) >= 10, "the replay is running")
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(10) == -signal.SIGKILL
     assert 10 <= len(replays.ids()) < 60
@@ -70,11 +70,11 @@ def test_a_replay_killed_half_way_goes_on(processes: Processes, replays: Replays
 
 
 def test_an_interrupted_command_says_how_to_go_on(processes: Processes, replays: Replays, bus: EventBus) -> None:
-    """Ctrl-C ends it with status 130 and the name of the replay."""
+    """Ctrl-C ends the command with status 130 and the name with which it can be resumed."""
     for number in range(60):
         bus.publish("dream.created", number, id=f"e{number}")
     process = processes.celery("bus", "replay", "--all", "--rate", "10", name="replay")
-    eventually(replays.ids, "it is under way")
+    eventually(replays.ids, "the replay is running")
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130
     (key,) = replays.client.keys(replays.keys.replay("tests", "*").replace("{", "?"))

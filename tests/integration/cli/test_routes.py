@@ -1,4 +1,4 @@
-"""``bus routes`` at a terminal."""
+"""``bus routes`` in a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.support.terminal import OpenTerminal
 
 
 def test_a_terminal_shows_each_handler_once(terminal: OpenTerminal, settings: BridgeSettings) -> None:
-    """Its further patterns stand below it."""
+    """A handler with several patterns is shown once, with its further patterns below it."""
     shown = terminal("bus", "routes", NO_COLOR="1")
     assert shown.wait() == 0
     assert shown.text.count("tests.app.routed ") == 1

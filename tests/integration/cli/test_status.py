@@ -1,4 +1,4 @@
-"""``bus status`` with real workers, at a terminal and in a pipe."""
+"""``bus status`` with real workers, in a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def keys(prefix: str) -> Keys:
 
 
 def told(invoke: Invoke) -> dict[str, Any]:
-    """What is told to programs, in one line."""
+    """Return the JSON output, which is one line."""
     (line,) = invoke("status", "--json").stdout.splitlines()
     found: dict[str, Any] = json.loads(line)
     return found
 
 
 def table(text: str, first: str) -> list[list[str]]:
-    """The rows below the header that begins with *first*, up to an empty line; cells are two spaces apart."""
+    """Return the cells of the table whose header begins with *first*; cells are two spaces apart."""
     lines = text.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(first))
     rows = lines[start + 1 :]
@@ -52,7 +52,7 @@ def table(text: str, first: str) -> list[list[str]]:
 
 @pytest.fixture
 def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> None:
-    """A group with something of everything, and another one that has nothing to do."""
+    """A group in which every value is above zero, and an idle group."""
     bus.publish_many([Event(type="dream.created", id=f"e{number}") for number in range(10)])
     client.xgroup_create(keys.journal, "tests", id="0")
     client.xgroup_create(keys.journal, "idle", id="$")
@@ -65,7 +65,10 @@ def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> 
     now_s = int(client.time()[0])
     problems, gap_ms = ["cannot", "will not"], (now_s - 7300) * 1000
     for after_s, one in (
-        (60, Presence("well", "here", dispatched_per_s=2.5)),  # a minute ahead: it lives as long as the test
+        (
+            60,
+            Presence("well", "here", dispatched_per_s=2.5),
+        ),  # a minute ahead, so it counts as alive until the end of the test
         (60, Presence("tired", "there", problems, gap_ms=gap_ms)),
         (60, Presence("waiting", waits="queue celery is full")),
         (-8, Presence("lost", dispatched_per_s=99.0)),
@@ -75,7 +78,7 @@ def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> 
 
 
 def test_what_people_see(invoke: Invoke, busy: None, settings: BridgeSettings, terminal: OpenTerminal) -> None:
-    """Where the bus is and how safe, what waits and failed by group, and every subscriber with its state."""
+    """The bus with its settings, the backlog and failures of each group, and the state of each subscriber are shown."""
     text = invoke("status").stdout
     first, second = text.splitlines()[:2]
     assert first.startswith(f"bus      {settings.redacted_url}  Redis ")
@@ -103,13 +106,14 @@ def test_what_people_see(invoke: Invoke, busy: None, settings: BridgeSettings, t
 
 
 def test_a_worker_that_is_killed(invoke: Invoke, processes: Processes) -> None:
-    """It is ready while it lives; ten seconds after its death it is known to be gone."""
+    """A worker is ready while it runs; at most ten seconds after a SIGKILL it is shown as gone."""
     worker = processes.worker()
     eventually(
-        lambda: [one["ready"] for group in told(invoke)["groups"] for one in group["subscribers"]] == [True], "up"
+        lambda: [one["ready"] for group in told(invoke)["groups"] for one in group["subscribers"]] == [True],
+        "the worker is ready",
     )
     worker.kill()
-    eventually(lambda: told(invoke)["groups"][0]["alive"] == 0, "it is gone", 10)
+    eventually(lambda: told(invoke)["groups"][0]["alive"] == 0, "the worker is shown as gone", 10)
     text = invoke("status").stdout
     (row,) = table(text, "SUBSCRIBER ")
     assert "gone: last heard of" in " ".join(row)
@@ -117,11 +121,11 @@ def test_a_worker_that_is_killed(invoke: Invoke, processes: Processes) -> None:
 
 
 def test_in_a_pipe(shell: Callable[..., subprocess.CompletedProcess[str]], busy: None) -> None:
-    """Real processes: plain lines, JSON for another program, and exit codes for scripts."""
+    """In a pipe, the output is plain lines or JSON, and the exit status is usable in scripts."""
     run = shell("bus status | cat; bus status --json | python3 -c 'import json, sys; json.load(sys.stdin)'; echo $?")
     assert run.stderr == ""
     assert run.stdout.startswith("bus      redis://")
     assert run.stdout.endswith("\n0\n")
     assert "\x1b" not in run.stdout
     assert shell("bus check --ready", REDIS_URL="redis://127.0.0.1:1/0").returncode == 3
-    assert shell("bus check --ready").returncode == 1  # none of this host
+    assert shell("bus check --ready").returncode == 1  # there is no subscriber on this host

@@ -1,4 +1,4 @@
-"""``bus subscribe``: how it is told to stop."""
+"""``bus subscribe``: how it stops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 
 from tests.support import ROOT
 
-#: A signal that another thread gets does not interrupt the main thread; nor does one that comes just before it blocks.
+#: A signal that another thread receives does not interrupt the main thread; nor does one that comes just before it
+#: blocks.
 SIGNALLED = """
 import signal, threading
 from bridge.cli.commands.subscribe import signals_noted
@@ -22,5 +23,5 @@ wait()
 
 
 def test_a_signal_ends_the_wait_that_it_does_not_interrupt() -> None:
-    """SIGTERM ends a subscriber also where Python's handler would run after the wait only."""
+    """SIGTERM ends a subscriber even if Python would run the signal handler only after the wait."""
     subprocess.run([sys.executable, "-c", SIGNALLED], cwd=ROOT, timeout=30, check=True)

@@ -1,4 +1,4 @@
-"""``bus trace`` with a real worker, at a terminal."""
+"""``bus trace`` with a real worker, in a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.terminal import OpenTerminal
 from tests.support.waiting import eventually
 
 HERE = "tests.chains"
-#: Type, or handler and state, of the lines of a trip; below each, indented, what came of it.
+#: For each line of a trip: the event type, or the handler and its state. Consequences are indented.
 TRIP = """\
 trip.booked
    trip SUCCESS
@@ -43,7 +43,7 @@ ASKED = "  <- asked for"
 
 @pytest.fixture
 def trace(user_app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run ``bus trace ...`` in this process, on the handlers of tests/chains.py."""
+    """Run ``bus trace ...`` in this process with the handlers of tests/chains.py."""
     monkeypatch.setenv("REDIS_URL", settings.url)
     monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
 
@@ -57,7 +57,7 @@ def trace(user_app: Celery, settings: BridgeSettings, monkeypatch: pytest.Monkey
 
 
 def shape(text: str) -> str:
-    """The tree without ids, times and branches."""
+    """Return the tree without ids, times and branches."""
     found = ""
     for line in text.splitlines():
         indent, name, rest = re.match(r"([ │├└─]*)(\S+)  (\S+)", line).groups()  # type: ignore[union-attr]  # else fail
@@ -67,7 +67,7 @@ def shape(text: str) -> str:
 
 
 def ids(node: dict[str, Any]) -> Iterator[str]:
-    """The ids of the events of a tree in JSON."""
+    """Yield the ids of the events of a tree in JSON."""
     if "event_id" in node:
         yield node["event_id"]
     for child in [*node["events"], *node.get("tasks", ())]:
@@ -82,14 +82,14 @@ def test_a_real_trip(
     client: Redis,
     settings: BridgeSettings,
 ) -> None:
-    """Three levels with fan-out and a failure are shown right, from each id of them, and on one screen."""
+    """Three levels with fan-out and a failure give the same tree for each of their ids, on one screen."""
     processes.celery("worker", "-n", "w1@test", "-c", "2", name="w1", app=HERE)
     bus.publish("trip.booked", id="trip", correlation_id="journey")
-    eventually(lambda: shape(trace("trip", expect=None).stdout) == TRIP, "the whole tree", 30)
-    (letter,) = Storage(client, settings).dead_letters.latest(10)
+    eventually(lambda: shape(trace("trip", expect=None).stdout) == TRIP, "the whole tree is shown", 30)
+    (dead_letter,) = Storage(client, settings).dead_letters.latest(10)
     shown = trace("trip").stdout
     (failed,) = [line for line in shown.splitlines() if "FAILURE" in line]
-    assert failed.endswith(f"  celery  failure: RuntimeError: no room  (dead letter {letter.dead_letter_id})")
+    assert failed.endswith(f"  celery  failure: RuntimeError: no room  (dead letter {dead_letter.dead_letter_id})")
     assert shown.splitlines()[0].endswith(f"Z{ASKED}")
     assert re.search(r"flight  SUCCESS  \d\.\d{3} s  celery$", shown, re.MULTILINE)
 
@@ -109,8 +109,8 @@ def test_a_real_trip(
         assert one.wait() == 0
         text = COLOURS.sub("", one.text)
         assert sum(-(-len(row) // columns) for row in text.splitlines()) <= 24
-        assert all(event_id in text for event_id in [*all_ids, letter.dead_letter_id])
-        assert "Z" not in text.splitlines()[0]  # an age takes less room
+        assert all(event_id in text for event_id in [*all_ids, dead_letter.dead_letter_id])
+        assert "Z" not in text.splitlines()[0]  # an age is shorter than a timestamp
     assert "\x1b[1;31mFAILURE" in opened[80].text
 
 
@@ -121,7 +121,7 @@ ESCAPED = r"\x1b[2J[red]\r\x07\u202e\x9b"
 def test_what_others_wrote_commands_nothing(
     trace: Callable[..., Result], bus: EventBus, client: Redis, settings: BridgeSettings, terminal: OpenTerminal
 ) -> None:
-    """Sources, reasons, details, queues and task ids are escaped, and a long detail is cut; in JSON it is whole."""
+    """Foreign texts are escaped, and a long detail is shortened; in JSON it is complete."""
     event = Event(type="trip.hotel", id="root", source=EVIL, correlation_id="chain")
     bus.publish(event)
     bus.publish(Event(type="a.b", id="below", metadata={"causationId": "root", "taskId": EVIL}))

@@ -1,4 +1,4 @@
-"""Connections that lose replies, hang, dribble or break, at the worst moment for each command."""
+"""Connections that lose replies, hang, are very slow or break, at the worst moment for each command."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
-    """Publishes past the proxy."""
+    """A bus that is not connected through the proxy."""
     with EventBus(redis_url=server.url, channel_prefix=prefix) as connected:
         yield connected
 
 
 @pytest.fixture(params=["stamped", "portable"])
 def other_broker(request: pytest.FixtureRequest, far_app: Celery) -> Celery:
-    """The broker of this application is another Redis than the bus, as far as the bridge knows, or no Redis."""
+    """An application whose broker the bridge takes for another Redis than that of the bus, or for no Redis."""
     if request.param == "portable":
         far_app.conf.broker_transport = "benchmarks.setting:AnyTransport"
     return far_app
 
 
 def sha(client: Redis, name: str) -> bytes:
-    """What an EVALSHA of this script carries."""
+    """Return the part of an EVALSHA that identifies this script."""
     return str(script(client, name).sha).encode()
 
 
@@ -52,21 +52,21 @@ def publish(bus: EventBus, *ids: str) -> None:
 
 
 def shout(client: Redis, prefix: str, event: Event) -> None:
-    """Publish as a foreign program does."""
+    """Publish like an external publisher."""
     client.set(f"{prefix}event:{event.id}", event.encode(), ex=60)
     client.publish(f"{prefix}{event.type}", event.encode())
 
 
 def dispatched(queues: Queues, *ids: str) -> None:
-    """Wait for a message per id; all of one id have one task id."""
+    """Wait for a message for each id; assert that all messages of one id have the same task id."""
     wanted = {f"t.all a.b {event_id}" for event_id in ids}
-    eventually(lambda: wanted <= set(queues.tasks()), f"{len(ids)} events")
+    eventually(lambda: wanted <= set(queues.tasks()), f"{len(ids)} events are dispatched")
     assert set(queues.tasks()) == wanted
     assert len({message["headers"]["id"] for message in queues.messages()}) == len(ids)
 
 
 def test_the_reply_to_a_publication_is_lost(proxy: Proxy, client: Redis, prefix: str) -> None:
-    """The publication is repeated and finds itself: one entry, one broadcast, and not reported as a duplicate."""
+    """After a lost reply, a publication is retried: one entry, one broadcast, and no duplicate is reported."""
     with EventBus(redis_url=proxy.url, channel_prefix=prefix) as bus, client.pubsub() as listener:
         listener.psubscribe(f"{prefix}*")
         bus.publish("a.b", id="first")
@@ -96,7 +96,7 @@ def test_a_reply_to_the_dispatcher_is_lost(
     bus: EventBus,
     command: str | bytes,
 ) -> None:
-    """Whatever reply of the bus the dispatcher misses, every event is dispatched, and one task id stands for it."""
+    """After any lost reply from the bus, the dispatcher dispatches every event, always with the same task id."""
     register_handlers("t.all")
     subscriber = start_subscriber(redis_url=proxy.url, maintenance_interval_s=0.1)
     publish(bus, "before")
@@ -104,17 +104,17 @@ def test_a_reply_to_the_dispatcher_is_lost(
     proxy.drop_reply(sha(client, command) if isinstance(command, str) else command)
     publish(bus, *(f"n{number}" for number in range(100)))
     eventually(lambda: proxy.done["reply dropped"], "the reply is lost")
-    eventually(lambda: subscriber.info().get("errors"), "it is noticed")
+    eventually(lambda: subscriber.info().get("errors"), "the error is counted")
     dispatched(queues, "before", *(f"n{number}" for number in range(100)))
     eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged")
     assert Storage(client, bus.settings.model_copy(update={"group": "tests"})).ledger.size() == 101
-    assert queues.length() <= 101 + 32, "no more than the batch under way is sent again"
+    assert queues.length() <= 101 + 32, "at most the current batch is sent again"
 
 
 def test_the_reply_to_an_append_is_lost(
     register_handlers, start_subscriber: StartSubscriber, proxy: Proxy, client: Redis, prefix: str, queues: Queues
 ) -> None:
-    """What was heard is appended once, though the intake has to ask twice."""
+    """After a lost reply, a received event is appended again and is in the journal once."""
     register_handlers("t.all")
     start_subscriber(redis_url=proxy.url)
     proxy.drop_reply(sha(client, "append"))
@@ -132,7 +132,7 @@ def test_a_reply_of_the_broker_is_lost(
     queues: Queues,
     bus: EventBus,
 ) -> None:
-    """A batch that may or may not be at the broker is sent again: two messages with one task id."""
+    """After a lost reply from the broker, the batch is sent again: two messages with the same task id."""
     register_handlers("t.all")
     subscriber = start_subscriber(app=other_broker)
     publish(bus, "before")
@@ -140,9 +140,9 @@ def test_a_reply_of_the_broker_is_lost(
     proxy.drop_reply(b"LPUSH")
     publish(bus, "during")
     eventually(lambda: proxy.done["reply dropped"], "the reply is lost")
-    eventually(lambda: subscriber.info().get("errors"), "it is noticed")
+    eventually(lambda: subscriber.info().get("errors"), "the error is counted")
     dispatched(queues, "before", "during")
-    eventually(lambda: queues.tasks()["t.all a.b during"] == 2, "sent again")
+    eventually(lambda: queues.tasks()["t.all a.b during"] == 2, "it is sent again")
 
 
 def test_a_batch_cut_midway(
@@ -155,16 +155,16 @@ def test_a_batch_cut_midway(
     queues: Queues,
     bus: EventBus,
 ) -> None:
-    """When the broker's connection breaks within a batch nothing is acknowledged, and all of it is sent again."""
+    """If the broker's connection breaks within a batch, nothing is acknowledged, and the whole batch is sent again."""
     register_handlers("t.all")
     subscriber = start_subscriber(app=other_broker)
     publish(bus, "before")
     dispatched(queues, "before")
-    proxy.cut_after(b"LPUSH", 500)  # within the first message, however many were read together
+    proxy.cut_after(b"LPUSH", 500)  # within the first message, regardless of how many entries were read together
     ids = [f"n{number}" for number in range(100)]
     publish(bus, *ids)
     eventually(lambda: proxy.done["request cut"], "the batch is cut")
-    eventually(lambda: subscriber.info().get("errors"), "it is noticed")
+    eventually(lambda: subscriber.info().get("errors"), "the error is counted")
     dispatched(queues, "before", *ids)
     assert not client.exists(Keys(prefix).dead("tests"))
 
@@ -173,24 +173,26 @@ def test_a_batch_cut_midway(
 def test_a_subscriber_killed_between_sending_and_acknowledging(
     processes: Processes, proxy: Proxy, client: Redis, prefix: str, queues: Queues, bus: EventBus
 ) -> None:
-    """Its messages are at the broker and its entries are not acknowledged: sent again with the same task ids."""
+    """After a crash between sending and acknowledging, the messages are sent again with the same task ids."""
     fast = {"BRIDGE_CLAIM_IDLE_S": "0.5", "BRIDGE_MAINTENANCE_INTERVAL_S": "0.2"}
     victim = processes.celery("bus", "subscribe", name="victim", BRIDGE_REDIS_URL=proxy.url, **fast)
-    eventually(lambda: "subscriber subscribe@" in processes.log("victim"), "it has started", 30)
+    eventually(lambda: "subscriber subscribe@" in processes.log("victim"), "the subscriber has started", 30)
     proxy.hold_request(sha(client, "acknowledge_sent"))
     bus.publish_many([Event(type="dream.made", id=f"n{number}") for number in range(10)])
-    eventually(lambda: proxy.done["request held"], "it tries to acknowledge")
+    eventually(lambda: proxy.done["request held"], "it sends its acknowledgement")
     first = queues.tasks()
     assert first.total() > 0
     victim.kill()
     assert victim.wait() == -signal.SIGKILL
     processes.celery("bus", "subscribe", name="second", **fast)
-    eventually(lambda: queues.length() == 10 + first.total(), "sent again", 30)
+    eventually(lambda: queues.length() == 10 + first.total(), "the messages are sent again", 30)
     eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged")
     assert len({message["headers"]["id"] for message in queues.messages()}) == 10
-    processes.worker("w1", "--no-subscriber", BRIDGE_LEASE_S="1")  # a copy waits so long for the other that runs
-    eventually(lambda: client.llen(f"{prefix}effects") >= 10, "all have run", 30)
-    eventually(lambda: queues.length() == 0 and not client.hlen(f"broker:{prefix}unacked"), "copies are skipped", 30)
+    processes.worker("w1", "--no-subscriber", BRIDGE_LEASE_S="1")  # a copy waits this long for the lease of another
+    eventually(lambda: client.llen(f"{prefix}effects") >= 10, "all tasks have run", 30)
+    eventually(
+        lambda: queues.length() == 0 and not client.hlen(f"broker:{prefix}unacked"), "the copies are skipped", 30
+    )
     assert sorted(client.lrange(f"{prefix}effects", 0, -1)) == sorted(
         f"glob n{number}".encode() for number in range(10)
     )
@@ -199,7 +201,7 @@ def test_a_subscriber_killed_between_sending_and_acknowledging(
 def test_a_subscription_that_dies_in_silence(
     register_handlers, start_subscriber: StartSubscriber, proxy: Proxy, client: Redis, prefix: str, queues: Queues
 ) -> None:
-    """A subscription that neither ends nor hears its own heartbeat is made anew; what was missed is found."""
+    """A subscription that receives no heartbeat is renewed, and the missed events are found."""
     register_handlers("t.all")
     subscriber = start_subscriber(redis_url=proxy.url, heartbeat_interval_s=0.3)
     proxy.silence(b"PSUBSCRIBE")
@@ -214,9 +216,9 @@ def test_a_subscription_that_dies_in_silence(
 def test_a_frozen_redis(
     register_handlers, start_subscriber: StartSubscriber, own_server: RedisServer, prefix: str, queues: Queues
 ) -> None:
-    """A bus that hangs for longer than every timeout: publishers are told, a subscriber stops in 10 s, others go on."""
+    """While the bus is frozen, publishers get an error and a subscriber stops within 10 s; the other one recovers."""
     register_handlers("t.all")
-    # What Redis hands to the one that has left, as it thaws, is taken over from it.
+    # When Redis resumes, it delivers entries to the subscriber that has left; they are claimed from it.
     quick = {"redis_url": own_server.url, "claim_idle_s": 1, "maintenance_interval_s": 0.2}
     staying, leaving = start_subscriber("staying", **quick), start_subscriber("leaving", **quick)
     with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_attempts=1) as bus:
@@ -231,7 +233,7 @@ def test_a_frozen_redis(
             began = time.monotonic()
             leaving.stop()
             assert time.monotonic() - began < 10
-            eventually(lambda: staying.info().get("errors", 0) >= 2, "the other one notices", 30)
+            eventually(lambda: staying.info().get("errors", 0) >= 2, "the remaining subscriber counts errors", 30)
         finally:
             os.kill(own_server.pid, signal.SIGCONT)
         publish(bus, "during", "after")
@@ -241,13 +243,13 @@ def test_a_frozen_redis(
 def test_a_large_message_that_dribbles(
     register_handlers, start_subscriber: StartSubscriber, proxy: Proxy, client: Redis, prefix: str, queues: Queues
 ) -> None:
-    """A message of 5 MB that takes longer than any heartbeat is read to its end, on the same connection."""
+    """A message of 5 MB that takes longer than any heartbeat is read completely, on the same connection."""
     register_handlers("t.all")
     subscriber = start_subscriber(redis_url=proxy.url, heartbeat_interval_s=0.3, max_event_bytes=6_000_000)
     event = Event(type="a.b", id="large", payload="x" * 5_000_000)
     proxy.dribble(64_000, 0.03)
-    client.publish(f"{prefix}a.b", event.encode())  # without a key: this connection is the only way
-    eventually(lambda: proxy.done["dribbled"] > 70, "it dribbles")
+    client.publish(f"{prefix}a.b", event.encode())  # without a key, so this connection is the only source
+    eventually(lambda: proxy.done["dribbled"] > 70, "the transfer is slow")
     dispatched(queues, "large")
     assert not {"errors", "subscription_gaps"} & subscriber.info().keys()
 
@@ -255,7 +257,7 @@ def test_a_large_message_that_dribbles(
 def test_a_subscriber_too_slow_for_its_buffer(
     processes: Processes, own_server: RedisServer, prefix: str, queues: Queues
 ) -> None:
-    """A subscriber whose output buffer overflows is cut off by Redis; it finds in the keys what it missed."""
+    """A subscriber that Redis disconnects for a full output buffer finds the missed events in their keys."""
     with Redis.from_url(own_server.url) as admin:
         admin.config_set("client-output-buffer-limit", "pubsub 1mb 256kb 5")
         slow = processes.celery("bus", "subscribe", name="slow", BRIDGE_REDIS_URL=own_server.url)
@@ -265,7 +267,7 @@ def test_a_subscriber_too_slow_for_its_buffer(
 
         eventually(admin.pubsub_numpat, "it has subscribed", 30)
         shout(admin, prefix, Event(type="dream.made", id="before"))
-        eventually(lambda: queues.length() == 1, "it is at work")
+        eventually(lambda: queues.length() == 1, "it dispatches")
         slow.send_signal(signal.SIGSTOP)
         many = 0
         while subscribed() and many < 1000:
@@ -279,7 +281,7 @@ def test_a_subscriber_too_slow_for_its_buffer(
 def test_a_failover(
     register_handlers, start_subscriber: StartSubscriber, own_server: RedisServer, prefix: str, queues: Queues
 ) -> None:
-    """A replica takes the place of its killed primary: what was replicated goes on, publishers and subscribers too."""
+    """After a failover to a replica, all replicated events are dispatched, and publishers and subscribers continue."""
     register_handlers("t.all")
     with RedisServer() as replica, Proxy(own_server.port) as address, Redis.from_url(replica.url) as admin:
         admin.replicaof("127.0.0.1", str(own_server.port))
@@ -292,7 +294,7 @@ def test_a_failover(
             address.target = replica.port
             address.cut()
             publishing.start()
-            eventually(lambda: subscriber.info().get("errors"), "it is noticed")
+            eventually(lambda: subscriber.info().get("errors"), "the error is counted")
             admin.replicaof("NO", "ONE")
             publishing.join(30)
             publish(bus, "after")
@@ -301,7 +303,7 @@ def test_a_failover(
 
 
 def test_the_proxy_itself(proxy: Proxy, server: RedisServer) -> None:
-    """Each fault does what its name says, once where it says so, and healing ends it."""
+    """Each fault of the proxy has its described effect, where applicable only once, and ``heal()`` ends it."""
     with Redis.from_url(proxy.url, socket_timeout=0.5) as through, Redis.from_url(server.url) as direct:
         key = f"proxy:{hashlib.sha1(json.dumps(proxy.port).encode()).hexdigest()}"
         assert through.incr(key) == 1

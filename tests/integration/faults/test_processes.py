@@ -1,4 +1,4 @@
-"""Processes killed, frozen, stopped and starved at awkward moments: what they held is done by others, once."""
+"""Processes that are killed, frozen, stopped or starved at the worst moments: other processes do their work, once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.queues import Queues
 from tests.support.site import Site
 from tests.support.waiting import calls, eventually
 
-#: Another takes over after a second, dead runs and lost messages are noticed within a few.
+#: Entries are claimed after a second; crashed runs and lost messages are noticed within a few seconds.
 FAST = {
     "BRIDGE_CLAIM_IDLE_S": "1",
     "BRIDGE_MAINTENANCE_INTERVAL_S": "0.3",
@@ -53,13 +53,17 @@ def subscribe(processes: Processes, name: str, **environment: str) -> Any:
 
 
 def subscribe_from_the_start(processes: Processes, name: str, **environment: str) -> Any:
-    """Like ``subscribe``, in an interpreter that has its imports before it."""
+    """Like ``subscribe``, in an interpreter that does its imports first."""
     command = (sys.executable, "-m", "celery", "-A", "tests.app", "bus", "subscribe")
     return processes.start(*command, name=name, **FAST | environment)
 
 
 def started(processes: Processes, *names: str) -> None:
-    eventually(lambda: all("subscriber subscribe@" in processes.log(name) for name in names), "they have started", 30)
+    eventually(
+        lambda: all("subscriber subscribe@" in processes.log(name) for name in names),
+        "the subscribers have started",
+        30,
+    )
 
 
 def publish(bus: EventBus, ids: list[str]) -> None:
@@ -67,10 +71,12 @@ def publish(bus: EventBus, ids: list[str]) -> None:
 
 
 def all_dispatched(client: Redis, queues: Queues, prefix: str, ids: list[str]) -> None:
-    """Wait until nothing is left to dispatch; every id has messages, and all of one id have one task id."""
+    """Wait until everything is dispatched; assert that all messages of one id have the same task id."""
 
     def settled() -> bool:
-        groups = client.xinfo_groups(Keys(prefix).journal)  # none before the first subscriber has created its own
+        groups = client.xinfo_groups(
+            Keys(prefix).journal
+        )  # no group exists before the first subscriber has created its own
         return [(one["pending"], one["lag"]) for one in groups] == [(0, 0)] and len(queues.tasks()) >= len(ids)
 
     eventually(settled, "all are dispatched", 40)
@@ -82,12 +88,12 @@ def all_dispatched(client: Redis, queues: Queues, prefix: str, ids: list[str]) -
 def test_a_frozen_subscriber_is_replaced_and_harmless_when_it_thaws(
     processes: Processes, bus: EventBus, client: Redis, prefix: str, queues: Queues, site: Site
 ) -> None:
-    """What it holds is taken over; its late acknowledgement afterwards changes nothing, the ledger least of all."""
+    """The entries of a frozen subscriber are claimed; its late acknowledgement changes neither group nor ledger."""
     frozen = subscribe(processes, "frozen", BRIDGE_BATCH_SIZE="20")
     started(processes, "frozen")
     numbers, ids = count(), list[str]()
     journal = Keys(prefix).journal
-    eventually(lambda: client.exists(journal), "its group is there")
+    eventually(lambda: client.exists(journal), "its group exists")
     consumer = f"subscribe@{os.uname().nodename}:{frozen.pid}"
 
     def holds_entries() -> bool:
@@ -111,7 +117,7 @@ def test_a_frozen_subscriber_is_replaced_and_harmless_when_it_thaws(
 
 
 def test_a_worker_killed_whole_in_its_task(site: Site, bus: EventBus) -> None:
-    """A worker killed with its pool in the middle of a task: another runs the task, and its effect is there once."""
+    """If a worker is killed together with its pool during a task, another worker runs the task, with one effect."""
     worker = site.processes.worker("w1", "-c", "1", **FAST)
     bus.publish("slow.created", 2, id="e")
     eventually(lambda: site.client.exists(site.lease("e", "slow")), "the task runs")
@@ -120,26 +126,26 @@ def test_a_worker_killed_whole_in_its_task(site: Site, bus: EventBus) -> None:
     assert not site.effects()
     site.processes.worker("w2", **FAST)
     eventually(lambda: site.effects()["slow e"], "the task runs again", 30)
-    eventually(lambda: site.ledger.size() == 0, "its end is noted")
+    eventually(lambda: site.ledger.size() == 0, "its end is recorded")
     assert site.effects() == {"slow e": 1}
 
 
 def test_a_worker_whose_main_process_alone_is_killed(site: Site, bus: EventBus) -> None:
-    """Its pool may still finish the task, and another worker gets the message again: one effect in any case."""
+    """If only the main process is killed, its pool may finish the task and another worker may run it: one effect."""
     worker = site.processes.worker("w1", "-c", "1", **FAST)
     bus.publish("slow.created", 2, id="e")
     eventually(lambda: site.client.exists(site.lease("e", "slow")), "the task runs")
     worker.kill()
     assert worker.wait() == -signal.SIGKILL
     site.processes.worker("w2", **FAST)
-    eventually(lambda: site.effects()["slow e"], "the task runs", 30)
-    eventually(lambda: site.ledger.size() == 0, "its end is noted", 30)
+    eventually(lambda: site.effects()["slow e"], "the task has had its effect", 30)
+    eventually(lambda: site.ledger.size() == 0, "its end is recorded", 30)
     assert site.effects() == {"slow e": 1}
 
 
 @pytest.mark.timeout(180)
 def test_signals_at_any_moment(processes: Processes, bus: EventBus, client: Redis, prefix: str, queues: Queues) -> None:
-    """A subscriber that gets any of the usual signals, from its start on, ends within 10 s; no event is lost."""
+    """A subscriber that receives any of the usual signals, even at its start, exits within 10 s; no event is lost."""
     seed = random.randrange(10**6)  # shown by pytest when the test fails
     moments = random.Random(seed)
     ways = [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGQUIT,), (signal.SIGHUP,), (signal.SIGTERM, signal.SIGTERM)]
@@ -152,12 +158,12 @@ def test_signals_at_any_moment(processes: Processes, bus: EventBus, client: Redi
 
     def end(way: tuple[signal.Signals, ...], name: str, after_s: float, running_on: list[str]) -> None:
         process = subscribe_from_the_start(processes, name, BRIDGE_BATCH_SIZE="10")
-        time.sleep(after_s)  # the moment is the test
+        time.sleep(after_s)  # the test is about this moment
         for one in way:
             process.send_signal(one)
         ended = ends(process)
         if not ended and "Exception ignored in" in processes.log(name):
-            # Python drops a SIGINT that meets it cleaning up after an import, where no code of ours can help.
+            # Python drops a SIGINT that arrives while it cleans up after an import; our code cannot prevent that.
             process.send_signal(signal.SIGINT)
             ended = ends(process)
         if not ended:
@@ -166,7 +172,7 @@ def test_signals_at_any_moment(processes: Processes, bus: EventBus, client: Redi
     for number in range(4):
         running_on: list[str] = []
         threads = [
-            # Not sooner: Python swallows a SIGINT while it reads PYTHONWARNINGS, before any code of ours runs.
+            # Not earlier: Python swallows a SIGINT while it reads PYTHONWARNINGS, before any of our code runs.
             threading.Thread(target=end, args=(way, f"s{number}-{index}", moments.uniform(0.3, 4), running_on))
             for index, way in enumerate(ways)
         ]
@@ -184,15 +190,15 @@ def test_signals_at_any_moment(processes: Processes, bus: EventBus, client: Redi
 
 @pytest.mark.timeout(120)
 def test_a_pool_that_forks_for_every_task(site: Site, bus: EventBus) -> None:
-    """With max_tasks_per_child=1 every task runs in a new fork of a process with running threads; none hangs."""
-    # Forks are slow here, and what is taken for lost or restored meanwhile begins anew between two tries.
+    """With max_tasks_per_child=1, every task runs in a new fork of a process with threads; none of them hangs."""
+    # Forks are slow here. If messages were redelivered in the meantime, tasks would start again between two attempts.
     patient = FAST | {"BRIDGE_REDISPATCH_AFTER_S": "60", "TEST_VISIBILITY_TIMEOUT_S": "120"}
     site.processes.worker("w1", "--max-tasks-per-child", "1", **patient)
     ids = [f"n{number}" for number in range(15)]
     bus.publish_many([Event(type="bound.created", id=event_id) for event_id in ids])
-    expected = len(ids) * 4  # three tries of each handler, and the handler of the event that they publish
+    expected = len(ids) * 4  # three attempts of each handler, and the handler of the event that they publish
     eventually(lambda: site.effects().total() >= expected, "all have run", 90)
-    eventually(site.nothing_left, "nothing is left")
+    eventually(site.nothing_left, "no task is left")
     effects = site.effects()
     assert {name: many for name, many in effects.items() if name.startswith("bound")} == {
         f"bound {retries}": len(ids) for retries in range(3)
@@ -204,21 +210,23 @@ def test_a_pool_that_forks_for_every_task(site: Site, bus: EventBus) -> None:
 def test_a_worker_whose_broker_comes_and_goes(
     site: Site, bus: EventBus, own_server: RedisServer, client: Redis, prefix: str
 ) -> None:
-    """From its start on through five losses of its broker, a worker keeps one subscriber that fills the journal."""
+    """From its start and through five losses of its broker, a worker has one subscriber, which fills the journal."""
     own_server.kill()
     broker = Redis.from_url(own_server.url)
-    # Celery 5.7 ends a worker whose Redis broker goes away while it holds a message: nobody sends or restores a second.
+    # Celery 5.7 ends a worker whose Redis broker is lost while the worker holds a message, so no copies are sent here.
     patient = FAST | {"BRIDGE_REDISPATCH_AFTER_S": "60", "TEST_VISIBILITY_TIMEOUT_S": "60"}
     site.processes.worker("w1", CELERY_BROKER_URL=own_server.url, **patient)
     for number in range(5):
         foreign = Event(type="dream.made", id=f"n{number}")
         client.set(f"{prefix}event:{foreign.id}", foreign.encode(), ex=60)
         client.publish(f"{prefix}{foreign.type}", foreign.encode())
-        eventually(lambda length=number + 1: client.xlen(Keys(prefix).journal) == length, "the journal has it", 30)
+        eventually(
+            lambda length=number + 1: client.xlen(Keys(prefix).journal) == length, "the event is in the journal", 30
+        )
         assert not site.effects()[f"glob n{number}"]
         own_server.start()
         eventually(lambda name=f"glob n{number}": site.effects()[name] == 1, "its task has run", 30)
-        eventually(lambda: not broker.exists(f"broker:{prefix}unacked"), "it is acknowledged")
+        eventually(lambda: not broker.exists(f"broker:{prefix}unacked"), "its message is acknowledged")
         own_server.kill()
     assert site.processes.log("w1").count("subscriber w1@test") == 1
     broker.close()
@@ -227,8 +235,8 @@ def test_a_worker_whose_broker_comes_and_goes(
 
 @pytest.mark.timeout(120)
 def test_a_rolling_restart(processes: Processes, bus: EventBus, client: Redis, prefix: str, queues: Queues) -> None:
-    """Three subscribers restarted one after the other under load dispatch every event, and leave no consumer behind."""
-    # Nobody else removes a consumer within the test: not the one that has left, nor one that waits for an event.
+    """Three subscribers that are restarted in turn under load dispatch every event and leave no consumer behind."""
+    # No other subscriber removes a consumer during the test, neither one that has left nor one that is idle.
     patient = {"BRIDGE_CLAIM_IDLE_S": "60"}
     replicas = {name: subscribe(processes, name, **patient) for name in ("a0", "b0", "c0")}
     started(processes, *replicas)
@@ -254,39 +262,39 @@ def test_a_rolling_restart(processes: Processes, bus: EventBus, client: Redis, p
         stop.set()
         publisher.join()
     all_dispatched(client, queues, prefix, ids)
-    assert queues.length() == len(ids), "a gentle stop repeats nothing"
+    assert queues.length() == len(ids), "a graceful stop repeats nothing"
     running = {f"subscribe@{os.uname().nodename}:{replica.pid}" for replica in replicas.values()}
     eventually(
         lambda: {row["name"].decode() for row in client.xinfo_consumers(Keys(prefix).journal, "tests")} == running,
-        "those that run are its consumers, the newest one soon",
+        "the running subscribers are the consumers",
     )
 
 
 def test_no_file_descriptors_left(
     processes: Processes, bus: EventBus, client: Redis, prefix: str, queues: Queues, own_server: RedisServer
 ) -> None:
-    """A subscriber that can open no socket says so, does not spin, and goes on when it can."""
+    """A subscriber that cannot open a socket logs the error, does not spin, and continues as soon as it can."""
     process = psutil.Process(subscribe(processes, "poor", BRIDGE_REDIS_URL=own_server.url).pid)
     started(processes, "poor")
     with EventBus(redis_url=own_server.url, channel_prefix=prefix) as own_bus:
         publish(own_bus, ["before"])
-        eventually(lambda: queues.length() == 1, "it is at work")
+        eventually(lambda: queues.length() == 1, "it dispatches")
         _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
         process.rlimit(psutil.RLIMIT_NOFILE, (3, hard))
         own_bus.client.client_kill_filter(_type="normal", skipme=True)
         own_bus.client.client_kill_filter(_type="pubsub")
-        eventually(lambda: "Too many open files" in processes.log("poor"), "it says so")
+        eventually(lambda: "Too many open files" in processes.log("poor"), "it logs the error")
         used_s, began = sum(process.cpu_times()[:2]), time.monotonic()
-        eventually(lambda: time.monotonic() > began + 3, "three seconds")
+        eventually(lambda: time.monotonic() > began + 3, "three seconds have passed")
         assert sum(process.cpu_times()[:2]) - used_s < 0.2 * 3
         publish(own_bus, ["during"])
         process.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))
-        eventually(lambda: queues.length() == 2, "it goes on", 30)
+        eventually(lambda: queues.length() == 2, "it continues", 30)
 
 
 @pytest.mark.timeout(120)
 def test_tasks_wait_for_memory(site: Site, own_server: RedisServer, prefix: str) -> None:
-    """While the bus has no memory for a lease no task runs, the worker does not spin, and all run once afterwards."""
+    """While the bus has no memory for leases, no task runs and the worker does not spin; then each task runs once."""
     worker = site.processes.worker("w1", "-c", "1", BRIDGE_REDIS_URL=own_server.url, **FAST)
     eventually(lambda: "ready." in site.processes.log("w1"), "the worker waits for messages", 30)
     with EventBus(redis_url=own_server.url, channel_prefix=prefix) as bus, Redis.from_url(own_server.url) as admin:
@@ -297,13 +305,13 @@ def test_tasks_wait_for_memory(site: Site, own_server: RedisServer, prefix: str)
         eventually(lambda: own.size() == 5, "all are sent", 30)
         assert admin.config_set("maxmemory", 1)
         worker.send_signal(signal.SIGCONT)
-        eventually(lambda: "used memory > 'maxmemory'" in site.processes.log("w1"), "a task cannot begin")
+        eventually(lambda: "used memory > 'maxmemory'" in site.processes.log("w1"), "a task cannot start")
         before = calls(admin)["evalsha"]
         began = time.monotonic()
-        eventually(lambda: time.monotonic() > began + 3, "three seconds")
+        eventually(lambda: time.monotonic() > began + 3, "three seconds have passed")
         assert calls(admin)["evalsha"] - before < 100
         assert not admin.exists(f"{prefix}effects")
         assert admin.config_set("maxmemory", 0)
         eventually(lambda: admin.llen(f"{prefix}effects") >= 5 and not own.size(), "all have run", 40)
-        eventually(lambda: site.queues.length() == 0, "copies that were sent meanwhile are skipped", 30)
+        eventually(lambda: site.queues.length() == 0, "the copies that were sent in the meantime are skipped", 30)
         assert sorted(admin.lrange(f"{prefix}effects", 0, -1)) == [f"glob n{number}".encode() for number in range(5)]

