@@ -1,8 +1,8 @@
-"""The task message of a handler, and the way to Celery's broker.
+"""Task messages, and the connection to Celery's broker.
 
-:class:`Outbox` makes the messages that Celery itself would send, once per route, and fills in ids and body for each
-event. What it could not confirm is sent again by its caller under the same task ids, so a crash can duplicate a message
-and lose none.
+:class:`Outbox` renders the message that Celery itself would send once per route, and fills in ids and body for each
+event. Its caller sends messages that were not confirmed again, with the same task ids. So a crash can duplicate a
+message, but cannot lose one.
 """
 
 from bridge.broker.connection import endpoints, probe, probe_connection, service_of

@@ -14,7 +14,7 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
-#: The exchange that Celery sends messages to which a quorum queue is to get later.
+#: The exchange to which Celery sends messages that a quorum queue gets later.
 DELAYS = level_name(MAX_LEVEL)
 
 
@@ -28,7 +28,7 @@ class Declarations:
     Arguments:
         app: The Celery application.
         connection: To its broker.
-        checks_exchanges: Whether exchanges exist at the broker as things of their own, as with RabbitMQ.
+        checks_exchanges: Whether messages can be published only to exchanges that exist, as with RabbitMQ.
     """
 
     def __init__(self, app: Celery, connection: Connection, *, checks_exchanges: bool) -> None:

@@ -1,4 +1,4 @@
-"""A task message and the route it takes."""
+"""A task message, and the route that it takes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bridge.storage import InFlightTask, LedgerEntry
 
 
 class Route(NamedTuple):
-    """Where the messages of one handler and event type go: options for Celery, and what comes of them."""
+    """Where the messages of one handler and event type go: the options for Celery, and the results of these options."""
 
     task: EventTask
     options: Mapping[str, Any]
     queue: str
     priority: int
     delay_ms: int
-    #: None when Celery has to make the message itself.
+    #: None if Celery has to make each message.
     template: Template | None
     #: What the ledger keeps of a task; to be filled in with the ids of the event and of its journal entry.
     ledger_stamp: Stamp
@@ -42,21 +42,21 @@ class Route(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A task message ready to go: nothing about its event can fail any more."""
+    """A task message that is ready to be sent: its event can no longer cause an error."""
 
     route: Route
     task_id: str
     event: EncodedEvent
-    #: Of the journal.
+    #: Of the journal entry that holds the event.
     entry_id: bytes
-    #: Content type, encoding and body, for the broker's client.
+    #: Content type, encoding and body, for kombu; None if the message is stamped, or Celery has to make it.
     content: tuple[str, str, bytes] | None = None
-    #: What to push in the broker's Redis; empty when the message has to go through the broker's client.
+    #: What to push to a list of the broker's Redis; empty if the message has to be published with kombu.
     stamped: bytes = b""
 
     @property
     def queue_key(self) -> str:
-        """The list of Redis that :attr:`stamped` is pushed to."""
+        """Key of the Redis list that :attr:`stamped` is pushed to."""
         return cast("Template", self.route.template).queue_key
 
     @property
@@ -68,7 +68,7 @@ class Message(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A message that cannot be sent, why, and the *detail* of that for a person."""
+    """A message that cannot be sent, the *reason* for its dead letter, and a *detail* for people to read."""
 
     message: Message
     reason: Literal["message_failed", "unroutable"]
@@ -76,7 +76,7 @@ class Refused(NamedTuple):
 
 
 def by_queue(messages: Iterable[Message]) -> dict[str, list[bytes]]:
-    """Return what to push for stamped *messages*: the key of each queue, and the texts for it."""
+    """Return what to push for stamped *messages*, by the key of the queue."""
     queues: defaultdict[str, list[bytes]] = defaultdict(list)
     for message in messages:
         queues[message.queue_key].append(message.stamped)

@@ -1,9 +1,9 @@
-"""Celery task messages for events, by the fastest way on which they are what Celery itself would send.
+"""Makes the task messages of events, each in the fastest way that gives what Celery itself would send.
 
-Where the broker is a Redis, a message is *stamped*: the bytes that kombu would push. The transaction of
-:mod:`bridge.handover` pushes them if that is the Redis of the bus; otherwise the outbox does. To any other broker kombu
-publishes what was rendered once per route and filled in. Celery itself sends each message when someone listens to the
-publish signals, when sent-events are on, or when user code that looks at the event has a say in it.
+If the broker is Redis, a message is *stamped*: its bytes are those that kombu would push. The dispatch transaction
+pushes them if the bus is on the same Redis; otherwise the outbox does. For any other broker, kombu publishes a message
+that was rendered once per route and filled in. Celery makes and sends each message itself if something listens to its
+publish signals, if sent-events are on, or if the message depends on user code that gets the event.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from bridge.errors import InvalidHandler, SettingsError
 from bridge.events import EncodedEvent, compile_pattern
 from bridge.handlers import SEND_OPTIONS, EventTask, Handler, check_send_options, task_id_for
 
-#: Types are few; a program that invents new ones without end must not fill our memory.
+#: Event types are few. A program that invents new ones endlessly must not fill the memory.
 _MAX_ROUTES = 10_000
 
 
 class Outbox:
-    """Makes task messages, and sends those that the transaction of the journal does not; used by one thread.
+    """Makes task messages, and sends those that the dispatch transaction does not push. Used by one thread.
 
     Arguments:
         app: The Celery application whose tasks and broker these are.
-        settings: ``group`` goes into the task ids, ``routes`` choose queues by event type.
+        settings: ``group``, from which task ids are derived, and ``routes``, which choose queues by event type.
         rabbitmq_timeout_s: See :class:`BrokerProducer`.
 
     Raises:
-        SettingsError: ``bridge_routes`` holds an option that does not concern sending.
+        SettingsError: ``bridge_routes`` contains an option that is unknown or invalid.
     """
 
     def __init__(self, app: Celery, settings: BridgeSettings, *, rabbitmq_timeout_s: float = 10.0) -> None:
@@ -62,7 +62,7 @@ class Outbox:
             event, entry_id: The event, and the entry that it was read from.
 
         Raises:
-            Exception: Whatever is wrong with handler or event.
+            Exception: User code, a route or an option of the handler fails for this event.
         """
         route = self._routes.get((handler.task_name, event.type)) or self._route(handler, event)
         task_id, template = task_id_for(self._group, event.id, handler.task_name, event.replay), route.template
@@ -74,7 +74,7 @@ class Outbox:
         return Message(route, task_id, event, entry_id, template.content(event))
 
     def refresh(self) -> None:
-        """Forget the routes if the configuration has changed since they were made, or someone began to listen."""
+        """Forget the routes if Celery's configuration or the listeners to its signals have changed since."""
         listening = (len(before_task_publish.receivers), len(after_task_publish.receivers))
         made_for = (self._app.conf.changes, listening, tuple(self._router.routes))
         if made_for != self._made_for:
@@ -115,7 +115,7 @@ class Outbox:
         chosen = next((options for pattern, options in self._rules if pattern.fullmatch(event.type)), {})
         options = {**chosen, **handler.send_options}
         if self._only_celery_may_send() or self._differs_by_event(task):
-            # An unknown queue, or a router that fails, is the fault of this handler: say so before the batch.
+            # If the queue is unknown or a router fails, only this handler must fail, not the whole batch later.
             routed = self._router.route(dict(options), task.name, [event.event.to_dict()], {}, task)
             return Route.of(task, options, routed.get("queue"), routed.get("priority"), None)
         template, queue, priority = render(
@@ -127,14 +127,14 @@ class Outbox:
         return route
 
     def _differs_by_event(self, task: EventTask) -> bool:
-        """Whether user code that looks at the event has a say in the message."""
+        """Whether the message depends on user code that gets the event."""
         overridden = (
             type(task).shadow_name is not Task.shadow_name or type(task).apply_async is not EventTask.apply_async
         )
         return overridden or not all(isinstance(route, MapRoute) for route in self._router.routes)
 
     @property
-    def _router(self) -> Any:  # its stubs know neither its routes nor a task instance
+    def _router(self) -> Any:  # Celery's stubs know neither its routes nor task instances
         return self._app.amqp.router
 
     def _only_celery_may_send(self) -> bool:
@@ -146,7 +146,7 @@ def _check_routes(settings: BridgeSettings) -> None:
     for pattern, options in settings.routes.items():
         if unknown := options.keys() - SEND_OPTIONS:
             known = ", ".join(sorted(SEND_OPTIONS))
-            raise SettingsError(f"bridge_routes[{pattern!r}]: {', '.join(sorted(unknown))} is none of {known}")
+            raise SettingsError(f"bridge_routes[{pattern!r}]: {', '.join(sorted(unknown))} is not one of {known}")
         try:
             check_send_options(options)
         except InvalidHandler as error:

@@ -1,7 +1,7 @@
-"""The way to the Redis of the bus: one client for a server, Sentinels or a cluster, and what its errors mean.
+"""Access to the Redis of the bus: one client for a server, Sentinels or a cluster, and what its errors mean.
 
-It knows no key. Clients never repeat a command by themselves; :func:`attempt` and :class:`BackOff` are the only two
-retries. After a crash or a failover a connection is made again to whatever server is the primary then.
+This part does not know any key. Clients never repeat a command by themselves: :func:`attempt` and :class:`BackOff` are
+the only retries. After a crash or a failover, new connections go to the server that is the primary then.
 """
 
 from bridge.redis.client import cluster_of, connect, drop_idle_connections, servers_of

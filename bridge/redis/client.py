@@ -1,10 +1,10 @@
-"""Redis clients, scripts, and what to do when Redis is away.
+"""Clients for the Redis of the bus.
 
-redis-py repeats commands by itself unless told otherwise. Ours never does: every repetition goes through
-:func:`attempt` or a loop of the subscriber, where the write is known to be safe to repeat.
+By default, redis-py repeats commands. These clients never do: commands are repeated only by :func:`attempt` and by the
+loops of the subscriber, where writes are known to be safe to repeat.
 
-A client leads to the one server that holds the bridge's own keys. In a Redis Cluster the event keys are elsewhere too,
-see event_keys.py.
+A client connects to the one server that holds the bridge's own keys. In a Redis Cluster, event keys are on other
+servers too, see storage/event_keys.py.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from bridge.config import BridgeSettings
 from bridge.redis.topology import Cluster, by_sentinel, pool
 
 _CONNECT_TIMEOUT_S = 3.0
-#: Of one client, unless its URL says ``max_connections``; who needs one more waits for ``socket_timeout_s``.
+#: Of one client, unless its URL sets ``max_connections``. A thread that needs another one waits for
+#: ``socket_timeout_s``.
 _MAX_CONNECTIONS = 50
 
 
 def connect(settings: BridgeSettings, timeout_s: float | None = None) -> Redis:
-    """Return a client for the bus; it connects with the first command and may be shared by threads.
+    """Return a client for the bus. It connects with the first command, and threads may share it.
 
     Arguments:
-        settings: Where it is.
-        timeout_s: Longest wait for a connection and for an answer, for those who only look; else by the settings.
+        settings: ``redis_url``, ``socket_timeout_s`` and ``client_name``.
+        timeout_s: Longest wait for a connection and for a reply, for probes; None: ``socket_timeout_s``.
     """
     address = settings.address
     answer_s = timeout_s or settings.socket_timeout_s
@@ -41,9 +42,9 @@ def connect(settings: BridgeSettings, timeout_s: float | None = None) -> Redis:
     no_retry = Retry(NoBackoff(), 0)
     options: dict[str, Any] = {
         **sockets,
-        "decode_responses": False,  # one byte that is no UTF-8 would raise inside redis-py and lose the message
+        "decode_responses": False,  # a byte that is not UTF-8 would raise inside redis-py and lose the message
         "client_name": settings.client_name,
-        "protocol": 2,  # the reply shapes this code reads; RESP3 has others for streams
+        "protocol": 2,  # RESP3 has other replies for streams
     }
     of_pool = {"retry": no_retry, "max_connections": _MAX_CONNECTIONS, "timeout": answer_s}
     if address.kind == "server":
@@ -61,7 +62,7 @@ class _OwnKeysClient(Redis):
 
     def __init__(self, redis_cluster: Cluster, pool: BlockingConnectionPool) -> None:
         super().__init__(connection_pool=pool)
-        self.auto_close_connection_pool = True  # it is nobody else's
+        self.auto_close_connection_pool = True  # no other client uses the pool
         self.redis_cluster = redis_cluster
 
     def close(self) -> None:
@@ -70,17 +71,17 @@ class _OwnKeysClient(Redis):
 
 
 def drop_idle_connections(client: Redis) -> None:
-    """Let go of the connections that nobody uses: new ones ask where the primary is."""
+    """Close the connections that are not in use: new ones ask where the primary is."""
     client.connection_pool.disconnect(inuse_connections=False)
 
 
 def cluster_of(client: Redis) -> Cluster | None:
-    """Return the Redis Cluster that a client of :func:`connect` leads into, None when it is one server."""
+    """Return the Redis Cluster of a client from :func:`connect`; None if the bus is on one server."""
     return client.redis_cluster if isinstance(client, _OwnKeysClient) else None
 
 
 def servers_of(client: Redis) -> list[tuple[str, Redis]]:
-    """Return a client for each server that holds something of the bus, with its address if there are several.
+    """Return a client for each server that holds keys of the bus, with its address if there are several.
 
     Raises:
         RedisConnectionError: No node of the cluster answers.

@@ -1,4 +1,4 @@
-"""What is tried again when Redis does not answer, and how long to wait in between."""
+"""Retries: which errors of Redis are worth a retry, and how long to wait before it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bridge.telemetry import Action, Counters, log_fields
 
 T = TypeVar("T")
 
-#: Heal by waiting: a restart, a failover, a full network, a full memory.
+#: Errors that may end without intervention: during a restart, a failover, or a shortage of network or memory.
 TRANSIENT = (
     RedisConnectionError,
     RedisTimeoutError,
@@ -37,43 +37,43 @@ TRANSIENT = (
     ClusterDownError,
     TryAgainError,
     OutOfMemoryError,
-    NoScriptError,  # forgotten between two commands of a pipeline
+    NoScriptError,  # the server lost its scripts between two commands of a pipeline
 )
-#: Subclasses of ConnectionError that waiting does not heal.
+#: Subclasses of ConnectionError that do not end by waiting.
 _PERMANENT = (AuthenticationError, AuthorizationError)
 
-#: Between the tries of one publication: a caller waits for it.
+#: Between the attempts of one publication, for which a caller waits.
 _publish_backoff = ExponentialWithJitterBackoff(cap=1.0, base=0.05)
-#: Between the rounds of a loop that never gives up.
+#: Between the attempts of a loop that never gives up.
 _loop_backoff = ExponentialWithJitterBackoff(cap=5.0, base=0.1)
 
 
 def attempt(settings: BridgeSettings, what: str, do: Callable[[], T]) -> T:
-    """Run *do*, which must be safe to repeat, with bounded retries and back-off.
+    """Run *do*, which must be safe to repeat, with a limited number of retries and back-off.
 
     Arguments:
-        settings: ``publish_attempts`` bounds the tries.
-        what: What is being attempted, for the error text.
-        do: Talks to Redis.
+        settings: ``publish_attempts`` limits the attempts.
+        what: What is attempted, for the error text.
+        do: Sends commands to Redis.
 
     Raises:
-        BusUnavailable: It did not succeed; the text names the cause and what to check.
+        BusUnavailable: No attempt succeeded. The text names the cause and what to check.
     """
     retry = Retry(_publish_backoff, settings.publish_attempts - 1, TRANSIENT)
     try:
         return retry.call_with_retry(do, lambda _: None, is_retryable=lambda error: not isinstance(error, _PERMANENT))
     except RedisError as error:
-        text = f"{what}: Redis at {settings.redacted_url} says {describe_error(error)}. {_advice(error)}"
+        text = f"{what} failed: Redis at {settings.redacted_url}: {describe_error(error)}. {_advice(error)}"
         raise BusUnavailable(text) from error
 
 
 class BackOff:
-    """The waits of a loop that never gives up: every failure is counted, the first of a row logged.
+    """The waits of a loop that never gives up. Every failure is counted, and the first one of an outage is logged.
 
     Arguments:
-        log: Of the module whose loop it is.
+        log: The logger of the loop's module.
         what: What fails, for the log.
-        counters: Raises ``errors``.
+        counters: Counts ``errors`` and ``reconnects``.
         stop: Ends a wait at once.
     """
 
@@ -82,12 +82,12 @@ class BackOff:
         self._what = what
         self._counters = counters
         self._stop = stop
-        #: Failures since the last success, and the last of them.
+        #: Number of failures since the last success, and the last error.
         self.failures = 0
         self.last = ""
 
     def wait(self, error: Exception) -> None:
-        """Wait after a failure, with jitter, longer after each one in a row."""
+        """Wait after a failure, with jitter; each failure in a row makes the wait longer."""
         self._counters.add("errors")
         kind = type(error).__name__
         self.last = f"{kind}: {describe_error(error)}"
@@ -98,10 +98,10 @@ class BackOff:
         self.failures += 1
 
     def reset(self) -> None:
-        """Note a success."""
+        """Record a success, which ends the outage."""
         if self.failures:
             extra = log_fields(Action.OUTAGE_OVER, count=self.failures)
-            self._log.info("%s: over after %d failures", self._what, self.failures, extra=extra)
+            self._log.info("Recovered after %d failures: %s", self.failures, self._what, extra=extra)
             self._counters.add("reconnects")
         self.failures = 0
 
@@ -112,9 +112,9 @@ def _advice(error: RedisError) -> str:
     if isinstance(error, AuthenticationError | AuthorizationError):
         return "Check the user and password of BRIDGE_REDIS_URL."
     if isinstance(error, OutOfMemoryError):
-        return "Raise maxmemory or shorten bridge_event_ttl_s."
+        return "Raise maxmemory of Redis, or lower bridge_event_ttl_s."
     if isinstance(error, ReadOnlyError):
-        return "The address leads to a replica; point BRIDGE_REDIS_URL at the primary."
+        return "This server is a replica: set BRIDGE_REDIS_URL to the address of the primary."
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return "Check that it runs and that BRIDGE_REDIS_URL is right."
-    return "Check the key it names, or grant this user the right with ACL SETUSER."
+    return "Check the key it names, or grant this user the permission with ACL SETUSER."

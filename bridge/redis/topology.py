@@ -1,8 +1,8 @@
-"""Connections to the primary that holds the bridge's own keys, wherever it is at the moment.
+"""Connections that follow the primary, the server that holds the bridge's own keys.
 
-Sentinels and Redis Clusters promote a replica when a primary dies. So a connection asks where to go each time that it
-is made, and one that is told to go elsewhere is given up: its user meets a lost connection, which every loop survives
-and every write is safe to repeat after.
+Sentinels and Redis Clusters promote a replica when a primary dies. So each connection asks where the primary is when it
+connects. If a server replies that it is not the primary, the connection is closed, and its user gets a lost connection:
+every loop survives this, and every write is safe to repeat after it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from redis.sentinel import Sentinel
 from bridge.config import Address
 from bridge.redis.error_hints import describe_error
 
-#: Replies of a server that does not, or no longer, hold the keys; a MovedError is an AskError.
+#: Errors of a server that does not hold the keys, or no longer does. A MovedError is an AskError.
 _ELSEWHERE = (ReadOnlyError, AskError, ClusterDownError)
-#: So does one, with ``min-replicas-to-write``, whose replicas follow another primary already.
-_FORSAKEN = "NOREPLICAS"
+#: Start of the error of a server with ``min-replicas-to-write`` whose replicas already follow another primary.
+_NO_REPLICAS = "NOREPLICAS"
 
 Place = tuple[str, int]
 
@@ -44,7 +44,7 @@ class _FollowingConnection(Connection):
         try:
             return super().read_response(*args, **options)
         except ResponseError as error:
-            if not isinstance(error, _ELSEWHERE) and not str(error).startswith(_FORSAKEN):
+            if not isinstance(error, _ELSEWHERE) and not str(error).startswith(_NO_REPLICAS):
                 raise
             self.disconnect()  # type: ignore[no-untyped-call]
             raise RedisConnectionError(f"not the primary of these keys: {describe_error(error)}") from error
@@ -58,9 +58,8 @@ def pool(address: Address, locate: Callable[[], Place] | None, **options: Any) -
     """Return a bounded pool of connections.
 
     Arguments:
-        locate: Returns the place where each of them is to lead, at the time that it is made. None: always to where the
-            address says.
-        options: Of pool and connections, as redis-py takes them; those of the address win.
+        locate: Is called whenever one of them connects, and returns where to. None: they connect to the address.
+        options: Options of pool and connections, as in redis-py. Those of the address take precedence.
     """
     options |= address.options
     if locate is not None:
@@ -70,7 +69,7 @@ def pool(address: Address, locate: Callable[[], Place] | None, **options: Any) -
 
 
 def _of_client(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options of connections as redis-py's clients take them, which choose the class of these themselves."""
+    """Return options of connections as options of redis-py's clients, which choose the class of connections."""
     given = {name: value for name, value in options.items() if name != "connection_class"}
     return given | {"ssl": True} if "connection_class" in options else given
 
@@ -79,28 +78,30 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
     """Return a function that asks the Sentinels for the primary of the service.
 
     Arguments:
-        options: Of connections to Sentinels.
+        options: Options of the connections to Sentinels.
     """
     given = options | _of_client(address.sentinel_options)
     sentinel = Sentinel(list(address.hosts), sentinel_kwargs=given)
     known = list(zip(address.hosts, sentinel.sentinels, strict=True))
 
     def locate() -> Place:
-        # Not discover_master(), whose error shows redis-py's clients and keeps what the last Sentinel said to itself.
+        # Not discover_master(): its error shows redis-py's clients, but not the reply of the last Sentinel.
         problems = []
         for place, client in list(known):
             try:
                 states: Any = client.sentinel_masters()
             except RedisError as error:
-                problems.append(f"{place[0]}:{place[1]} says {describe_error(error)}")
+                problems.append(f"{place[0]}:{place[1]}: {describe_error(error)}")
                 continue
             state = states.get(address.service)
             if state is None:
-                problems.append(f"{place[0]}:{place[1]} watches no {address.service}")
+                problems.append(f"{place[0]}:{place[1]} does not watch the service {address.service}")
             elif not sentinel.check_master_state(state, address.service):
-                problems.append(f"{place[0]}:{place[1]} takes it for dead")
+                problems.append(f"{place[0]}:{place[1]} considers it dead")
             else:
-                known[:] = sorted(known, key=lambda one: one[0] != place)  # who answers is asked first from now on
+                known[:] = sorted(
+                    known, key=lambda one: one[0] != place
+                )  # a Sentinel that answered is asked first next time
                 return state["ip"], int(state["port"])
         raise RedisConnectionError(f"no Sentinel names the primary: {'; '.join(problems)}")
 
@@ -108,17 +109,17 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
 
 
 def _reason(error: RedisClusterException) -> RedisError:
-    """Return what kept redis-py from a cluster, as what it is: a wrong password is no lost connection."""
+    """Return the cause of an error of redis-py's cluster client: a wrong password is not a lost connection."""
     cause = error.__cause__
     return type(cause)(str(cause)) if isinstance(cause, RedisError) else RedisConnectionError(str(error))
 
 
 class Cluster:
-    """A Redis Cluster: made with the first use, for redis-py connects at once.
+    """A Redis Cluster. Its client is created when it is first used, because redis-py then connects at once.
 
     Arguments:
-        address: Nodes to begin with.
-        options: Of connections, as redis-py takes them.
+        address: Nodes to connect to first.
+        options: Options of connections, as in redis-py.
     """
 
     def __init__(self, address: Address, **options: Any) -> None:
@@ -128,17 +129,17 @@ class Cluster:
 
     @property
     def client(self) -> RedisCluster:
-        """A client for keys of any slot; it follows redirections by itself and repeats nothing else.
+        """A client for keys of any slot. It follows redirections by itself and repeats nothing else.
 
         Raises:
-            RedisConnectionError: No node answers, or they know of no cluster.
+            RedisConnectionError: No node answers, or they are not in cluster mode.
         """
         if self._client is None:
             nodes = [ClusterNode(host, port) for host, port in self._address.hosts]
             try:
                 self._client = RedisCluster(
                     startup_nodes=nodes,
-                    require_full_coverage=False,  # what one dead primary held does not stop the rest
+                    require_full_coverage=False,  # a dead primary must not block the slots of the others
                     **self._options | _of_client(self._address.options),
                 )
             except RedisClusterException as error:
@@ -146,10 +147,10 @@ class Cluster:
         return self._client
 
     def locate(self, key: str) -> Place:
-        """Return where the primary is that holds *key*, asking the cluster anew.
+        """Return where the primary that holds *key* is, after asking the cluster.
 
         Raises:
-            RedisConnectionError: No node answers, or none holds it.
+            RedisConnectionError: No node answers, or none holds the key.
         """
         client = self._refreshed()
         try:
@@ -159,7 +160,7 @@ class Cluster:
         return node.host, node.port
 
     def primaries(self) -> list[tuple[Place, Redis]]:
-        """Return the place of each primary and a client for it, asking the cluster anew which there are.
+        """Return the place of each primary and a client for it, after asking the cluster.
 
         Raises:
             RedisConnectionError: No node answers.
@@ -177,7 +178,7 @@ class Cluster:
         return client
 
     def close(self) -> None:
-        """Close the connections; the next use makes new ones."""
+        """Close the connections; the next use opens new ones."""
         client, self._client = self._client, None
         if client is not None:
             client.close()

@@ -1,1 +1,1 @@
-"""Dispatch: journal entries into task messages, in the order of the journal."""
+"""Dispatch: journal entries become task messages, in the order of the journal."""

@@ -47,7 +47,7 @@ class BackPressure:
             # A queue that drains more slowly than events arrive is below its limit now and then, for a short time.
             if full != self.full_queue and self._throttle.allow(full):
                 extra = log_fields(Action.DISPATCH_BACKPRESSURE, group=self._group, consumer=self._consumer, queue=full)
-                text = "dispatch waits: queue %s has %d messages or more; the journal keeps"
+                text = "Dispatch paused: queue %s holds %d or more messages (bridge_max_queue_length)"
                 log.warning(text, full, self._max_length, extra=extra)
         self.full_queue = full
         return full is not None

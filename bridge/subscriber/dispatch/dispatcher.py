@@ -57,11 +57,11 @@ class Dispatcher:
 
     @property
     def full_queue(self) -> str | None:
-        """The queue that is too long for another message; dispatch waits for it."""
+        """The queue that dispatch waits for because it is full; None if it does not wait."""
         return self._back_pressure.full_queue
 
     def reread_pending(self) -> None:
-        """Begin the next step with the entries that this consumer holds: after a claim."""
+        """Read the pending entries of this consumer in the next step, as after a claim."""
         self._reader.rereads_pending = True
 
     def step(self) -> int:
@@ -70,7 +70,7 @@ class Dispatcher:
         During a backlog the next entries are read, and routed, while the transaction of the batch before is under way.
 
         Returns:
-            The number of entries dispatched, or on their way.
+            The number of entries that were dispatched, or whose transaction is under way.
 
         Raises:
             JournalLost: The group no longer exists.
@@ -84,7 +84,9 @@ class Dispatcher:
                 return len(entries)
         except _OwnershipLost:
             extra = log_fields(Action.ENTRIES_OWNERSHIP_LOST, group=self._group, consumer=self._consumer)
-            log.info("entries of group %s have changed hands: read again", self._group, extra=extra)
+            log.info(
+                "Another consumer of group %s claimed entries; reading pending entries again", self._group, extra=extra
+            )
             self._start_over()
             return 0
         except BaseException:
@@ -114,7 +116,7 @@ class Dispatcher:
             self._transaction.close()
 
     def reconnect(self) -> None:
-        """Close the connection to the broker, for a new one declares queues and bindings again, which may be lost."""
+        """Close the connection to the broker: a new one declares queues and bindings again, which may be lost."""
         self._outbox.close()
 
     def close(self) -> None:
@@ -127,7 +129,7 @@ class Dispatcher:
         self._reader.start_over()
 
     def _dispatch(self, entries: Sequence[Entry], *, read_ahead: bool) -> bool:
-        """Send the messages of *entries* and acknowledge them; False, and nothing done, while a queue is full."""
+        """Send the messages of *entries* and acknowledge them; return False, and do nothing, while a queue is full."""
         if read_ahead and not self._transaction.under_way:
             self._transaction.begin([], [], read=self._reader.limit)  # while the first batch of a backlog is routed
         batch = self._router.route(entries)
@@ -176,7 +178,8 @@ class Dispatcher:
         """Count a batch that is done; one that is retried would be counted again."""
         if lost := batch.counts["lost", ""]:
             extra = log_fields(Action.EVENT_LOST, group=self._group, consumer=self._consumer, count=lost)
-            log.error("%d journal entries were removed before they were dispatched: lost", lost, extra=extra)
+            text = "Lost %d events of group %s: their journal entries were removed before they were dispatched"
+            log.error(text, lost, self._group, extra=extra)
         messages = batch.to_push + batch.to_send
         self._counters.add_each("dispatched", [message.event.type for message in messages])
         for (name, event_type), amount in batch.counts.items():
@@ -195,8 +198,14 @@ class Dispatcher:
             return  # it was counted and logged when it was written
         self._counters.add("dead_lettered", event_type=dead_letter.event_type)
         extra = dead_letter_fields(Action.DEAD_LETTER, dead_letter, self._group)
-        subject = dead_letter.handler or dead_letter.origin
-        log.warning("dead letter (%s): %s %s", dead_letter.reason, subject, dead_letter.detail, extra=extra)
+        if dead_letter.task_id:
+            text = "Event %s (%s) ended in a dead letter (%s) instead of a task of %s: %s"
+            event, handler = (dead_letter.event_id, dead_letter.event_type), dead_letter.handler
+            log.warning(text, *event, dead_letter.reason, handler, dead_letter.detail, extra=extra)
+        else:
+            log.warning(
+                "A journal entry became a dead letter (%s): %s", dead_letter.reason, dead_letter.detail, extra=extra
+            )
 
 
 class _OwnershipLost(Exception):

@@ -18,8 +18,8 @@ _BACKLOG = 16
 class EntryReader:
     """Reads entries as one consumer of the group. Used by one thread.
 
-    Entries that this consumer holds come first after a start, a failure or a claim; then entries that were read ahead,
-    during a backlog, with the transaction of the batch before; then new ones.
+    After a start, a failure or a claim, the pending entries of this consumer come first. During a backlog the next
+    entries were read ahead, with the transaction of the batch before. Otherwise new entries are read.
 
     Arguments:
         consumer: Reads for the group.
@@ -33,7 +33,7 @@ class EntryReader:
         self._settings = settings
         #: How many entries to read at once.
         self.limit = min(_FIRST_LIMIT, settings.batch_size)
-        #: Whether the next entries are those that this consumer holds.
+        #: Whether the next entries are the pending ones of this consumer.
         self.rereads_pending = True
         #: Entries read with the transaction of the batch before.
         self.ahead: list[Entry] = []
@@ -42,8 +42,8 @@ class EntryReader:
         """Return the next entries; wait up to ``block_ms`` for the first new one.
 
         Raises:
-            JournalLost: Journal or group no longer exist.
-            RedisError: Redis failed. It may have assigned entries to this consumer, so pending ones must be reread.
+            JournalLost: The journal or the group no longer exists.
+            RedisError: Redis failed. It may have assigned entries to this consumer: read pending entries next.
         """
         self._transaction.open()
         ahead, self.ahead = self.ahead, []
@@ -54,13 +54,13 @@ class EntryReader:
         return ahead or self._consumer.read(self.limit, self._settings.block_ms)
 
     def reads_ahead(self, entries: Sequence[Entry]) -> bool:
-        """Whether the entries after *entries*, which were just read, are to be read while these are dispatched."""
-        # Queues are measured when all messages before have arrived, so with a limit there is nothing to gain.
+        """Whether to read the entries after *entries*, which were just read, while these are dispatched."""
+        # The length of a queue counts once all earlier messages are in it, so nothing can overlap with a limit.
         backlog = len(entries) >= _BACKLOG and self._settings.max_queue_length is None
         return backlog and not self.rereads_pending
 
     def adapt_limit(self, entries: Sequence[Entry], batch: Batch) -> None:
-        """Set the limit by the number of *entries* and by the size of the *batch* that was made of them."""
+        """Adapt the limit to the number of *entries* and to the size of the *batch* that was made of them."""
         stamped = sum(len(message.stamped) for message in batch.to_push + batch.to_send)
         size = max(sum(len(entry.data or b"") for entry in entries), stamped)
         if size > BATCH_BYTES:
@@ -69,6 +69,6 @@ class EntryReader:
             self.limit = min(2 * self.limit, self._settings.batch_size)
 
     def start_over(self) -> None:
-        """Forget what was read ahead: the next entries are those that this consumer holds."""
+        """Forget what was read ahead; read the pending entries of this consumer next."""
         self.ahead = []
         self.rereads_pending = True

@@ -17,7 +17,7 @@ from bridge.storage import DeadLetter, Entry
 
 @dataclass
 class Batch:
-    """What some journal entries become. Every entry is in one of the two lists of ids, also one without a message."""
+    """What some journal entries become. Each entry is in one of the two lists of ids, even without a message."""
 
     #: Entries whose messages are all stamped, and these messages: one transaction pushes them and acknowledges.
     push_ids: list[bytes] = field(default_factory=list)
@@ -26,14 +26,14 @@ class Batch:
     send_ids: list[bytes] = field(default_factory=list)
     to_send: list[Message] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
-    #: By how much to raise counters, by their name and the event type, once all of this is done.
+    #: What to add to counters, by their name and the event type, once the batch is done.
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 class Router:
     """Makes a task message for every handler of every event. Used by one thread.
 
-    Nothing is sent, stored or counted here: a batch that fails later is read and routed again.
+    It does not send, store or count anything: a batch that fails later is read and routed again.
 
     Arguments:
         outbox: Makes the messages.

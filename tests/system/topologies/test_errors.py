@@ -64,11 +64,11 @@ def other_ca(places: Places) -> str:
 
 #: Name to the address, to what Redis or TLS says, and to what to do.
 WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
-    "another authority": (other_ca, "CERTIFICATE_VERIFY_FAILED", "name its file with ssl_ca_certs=... in"),
+    "another authority": (other_ca, "CERTIFICATE_VERIFY_FAILED", "name the file of its CA with ssl_ca_certs=... in"),
     "no authority": (
         lambda at: f"rediss://127.0.0.1:{at.tls.port}/0",
         "CERTIFICATE_VERIFY_FAILED",
-        "name its file with ssl_ca_certs=... in",
+        "name the file of its CA with ssl_ca_certs=... in",
     ),
     "expired certificate": (
         lambda at: at.expired.url,
@@ -85,11 +85,15 @@ WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
         "",
         "a certificate: add ssl_certfile=... and ssl_keyfile=...",
     ),
-    "plain to TLS": (lambda at: f"redis://127.0.0.1:{at.tls.port}/0", "", "if it wants TLS, write rediss for redis in"),
+    "plain to TLS": (
+        lambda at: f"redis://127.0.0.1:{at.tls.port}/0",
+        "",
+        "If it requires TLS, write rediss instead of redis in",
+    ),
     "TLS to plain": (
         lambda at: f"rediss://127.0.0.1:{at.plain.port}/0?{at.certificates.query()}",
         "Timeout",
-        "no TLS: write redis for rediss in",
+        "not with TLS: write redis instead of rediss in",
     ),
     "wrong password": (lambda at: at.at(f":{WRONG}"), "invalid username-password pair", "user and password"),
     "wrong user": (lambda at: at.at(f"who:{PASSWORD}"), "invalid username-password pair", "user and password"),
@@ -97,7 +101,7 @@ WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
     "missing right": (
         lambda at: at.at(f"few:{PASSWORD}"),
         "no permissions to",
-        "Give this user what bus acl prints",
+        "Give this user the permissions that bus acl prints",
     ),
     "no Sentinel": (
         lambda at: f"redis+sentinel://:{PASSWORD}@127.0.0.1:1,127.0.0.1:2/bus",
@@ -106,7 +110,7 @@ WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
     ),
     "unknown service": (
         lambda at: at.replicated.url.replace("/bus", "/bos"),
-        "watches no bos",
+        "does not watch the service bos",
         "Check the name of the service",
     ),
     "no password of the Sentinels": (
@@ -122,7 +126,7 @@ WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
     "servers for Sentinels": (
         lambda at: f"redis+sentinel://127.0.0.1:{at.cluster.servers[0].port}/bus",
         "unknown command 'SENTINEL'",
-        "Name the Sentinels in",
+        "Put the addresses of the Sentinels in",
     ),
     "a Sentinel for the server": (
         lambda at: f"redis://:{PASSWORD}@127.0.0.1:{at.replicated.sentinels[0].port}/0",
@@ -132,12 +136,12 @@ WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
     "cluster to plain": (
         lambda at: at.at(f":{PASSWORD}").replace("redis://", "redis+cluster://").removesuffix("/0"),
         "Cluster mode is not enabled",
-        "write redis for redis+cluster in",
+        "write redis instead of redis+cluster in",
     ),
     "plain to cluster": (
         lambda at: f"redis://127.0.0.1:{at.cluster.servers[1].port}/0",
         "",
-        "write redis+cluster for redis in",
+        "write redis+cluster instead of redis in",
     ),
     "wrong password of a cluster": (
         lambda at: at.cluster.url.replace("://", f"://:{WRONG}@"),

@@ -213,7 +213,7 @@ def test_task_ids_follow_from_group_event_and_task(outbox: Outbox) -> None:
 
 def test_unknown_route_options_fail_at_start(app: Celery, settings: BridgeSettings) -> None:
     """A misspelt option in bridge_routes is an error before any event is dispatched."""
-    with pytest.raises(SettingsError, match=r"bridge_routes\['a.\*'\]: qeue is none of"):
+    with pytest.raises(SettingsError, match=r"bridge_routes\['a.\*'\]: qeue is not one of"):
         Outbox(app, settings.model_copy(update={"routes": {"a.*": {"qeue": "x"}}}))
 
 

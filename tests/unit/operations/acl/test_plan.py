@@ -164,7 +164,7 @@ def test_a_missing_right_is_told_with_what_gives_it(restricted_redis: Restricted
     restricted_redis.set_rules("shop", fewer)
     with EventBus(restricted_redis.settings("shop")) as bus, pytest.raises(BusUnavailable) as caught:
         bus.publish("dream.created")
-    assert "bus acl prints for its role, with ACL SETUSER; bus check --role ROLE names what it lacks" in str(
+    assert "bus acl prints for its role, with ACL SETUSER; bus check --role ROLE lists the missing ones" in str(
         caught.value
     )
     assert "s3cret" not in str(caught.value)
