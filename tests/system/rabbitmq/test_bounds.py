@@ -113,6 +113,7 @@ def test_a_broker_that_hangs_fails_in_time(
     node.thaw()
     assert outbox.send(prepared(outbox, count=5)) == []
     assert set(rabbit.tasks()) == {f"t.plain e{number}" for number in range(5)}
+    outbox.close()
 
 
 def test_a_broker_that_hangs_in_the_middle_of_an_answer(
