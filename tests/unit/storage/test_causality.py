@@ -1,4 +1,4 @@
-"""The causality index: what an event caused is noted as its consequence is published, in the same step."""
+"""The causality index: publishing or appending an event adds it to the index of its cause in the same step."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def records(*events: Event) -> list[EncodedEvent]:
 
 
 def test_a_publication_notes_its_cause_in_the_same_step(bus: EventBus, listen: Listen, prefix: str) -> None:
-    """One command goes to Redis, with or without a cause; the index is written inside its script."""
+    """A publication is one command, with or without a cause; its script writes the index."""
     first = bus.publish("a.first").event
-    bus.publish(first.child("a.warm", id="warm"))  # the script is known to the server from here on
+    bus.publish(first.child("a.warm", id="warm"))  # loads the script
 
     sent, inside = listen(lambda: bus.publish(first.child("a.next", id="next")))
     key = Keys(prefix).consequences(first.id)
@@ -61,7 +61,7 @@ def test_many_publications_note_their_causes_in_the_same_step(bus: EventBus, cli
 def test_foreign_events_note_their_causes_as_they_are_appended(
     client: Redis, settings: BridgeSettings, listen: Listen
 ) -> None:
-    """Events that are heard are appended, with their causes, by one script for all of them."""
+    """One script appends all received events together with their causes."""
     journal = Storage(client, settings).journal
     journal.append(records(Event(type="a.warm")))
     events = [Event(type="a.x", id=f"n{number}", metadata={"causationId": f"c{number % 3}"}) for number in range(60)]
@@ -77,7 +77,7 @@ def test_foreign_events_note_their_causes_as_they_are_appended(
 def test_heard_and_caught_up_events_are_indexed(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, settings: BridgeSettings
 ) -> None:
-    """A subscriber notes the causes of what it hears, and of what only an event key remembers."""
+    """A subscriber indexes the causes of events that it receives, and of events that only their keys hold."""
     register_handlers("t.plain")
     keys = Keys(settings.channel_prefix)
     silent = Event(type="a.x", id="silent", metadata={"causationId": "root"})
@@ -85,12 +85,12 @@ def test_heard_and_caught_up_events_are_indexed(
     start_subscriber()
     heard = Event(type="a.x", id="heard", metadata={"causationId": "root"})
     client.publish(keys.channel(heard.type), heard.encode())
-    eventually(lambda: set(caused(client, settings, "root")) == {"silent", "heard"}, "both are indexed")
+    eventually(lambda: set(caused(client, settings, "root")) == {"silent", "heard"}, "both events are indexed")
 
 
 @pytest.mark.parametrize("way", ["publish", "append"])
 def test_the_index_lives_as_long_as_its_last_event(each_settings: BridgeSettings, way: str) -> None:
-    """Its lifetime is that of an event, begun anew by each one; its scores are the times of the journal."""
+    """Each new event renews the TTL of the index to the lifetime of an event; scores are times of journal entries."""
     settings = each_settings.model_copy(update={"event_ttl_s": 1000})
     key = Keys(settings.channel_prefix).consequences("root")
     with EventBus(settings) as bus:
@@ -113,7 +113,7 @@ def test_the_index_lives_as_long_as_its_last_event(each_settings: BridgeSettings
 
 
 def test_a_chain_is_found_by_its_correlation_id(bus: EventBus, client: Redis) -> None:
-    """The first events of a chain are indexed under its correlation id, and what follows under its cause."""
+    """The first events of a chain are indexed under its correlation id, later ones under their cause."""
     first = bus.publish("a.first", id="first", correlation_id="chain").event
     other = bus.publish("a.first", id="other", correlation_id="chain").event
     bus.publish(first.child("a.next", id="next"))
@@ -125,7 +125,7 @@ def test_a_chain_is_found_by_its_correlation_id(bus: EventBus, client: Redis) ->
 
 @pytest.mark.parametrize("cause", ["x" * 201, "träume", "", 7, ["a"], {"a": 1}], ids=repr)
 def test_odd_causes_are_not_indexed(bus: EventBus, client: Redis, prefix: str, cause: Any) -> None:
-    """Other programs choose what they write there: too long, not ASCII or no text costs nothing, and names no key."""
+    """A cause that is too long, not ASCII or not text is not indexed, and its event is published as usual."""
     event = Event(type="a.x", id="ours", metadata={"causationId": cause})
     assert not bus.publish(event).duplicate
     (outcome,) = Storage(client, bus.settings).journal.append(records(event.model_copy(update={"id": "foreign"})))
@@ -134,7 +134,7 @@ def test_odd_causes_are_not_indexed(bus: EventBus, client: Redis, prefix: str, c
 
 
 def test_something_else_at_the_key_costs_no_event_and_no_error(each_settings: BridgeSettings, prefix: str) -> None:
-    """Where the index should be is a string: events are published, appended, broadcast and kept all the same."""
+    """If the key of the index has another type, events are still stored, appended and broadcast without an error."""
     keys = Keys(prefix)
     with EventBus(each_settings) as bus, bus.client.pubsub() as listener:
         listener.psubscribe(keys.all_channels)
@@ -147,12 +147,12 @@ def test_something_else_at_the_key_costs_no_event_and_no_error(each_settings: Br
         assert ids == [b"one", b"two", b"three", b"four", b"five"]
         assert bus.client.exists(keys.event("one"), keys.event("two"), keys.event("three")) == 3
         heard = eventually(lambda: sum(1 for _ in iter(lambda: listener.get_message(timeout=0.2), None)), "broadcasts")
-        assert heard == 1 + 3  # the subscription, and what was published
+        assert heard == 1 + 3  # the subscription and the publications
         assert bus.client.get(keys.consequences("root")) == b"in the way"
 
 
 def test_a_repeated_publication_adds_nothing(bus: EventBus, client: Redis) -> None:
-    """Neither the same event again, from us or from others, nor another one under its id changes the index."""
+    """Neither a repeated event nor another event under the same id changes the index."""
     event = Event(type="a.x", id="one", metadata={"causationId": "root"})
     bus.publish(event)
     client.delete(Keys(bus.settings.channel_prefix).consequences("root"))
@@ -163,7 +163,7 @@ def test_a_repeated_publication_adds_nothing(bus: EventBus, client: Redis) -> No
 
 
 def test_a_lost_reply_adds_the_event_once(proxy: Any, client: Redis, settings: BridgeSettings) -> None:
-    """A publication that is tried again after its reply was lost is in the index, once."""
+    """A publication that is retried after a lost reply is in the index once."""
     with EventBus(settings.model_copy(update={"redis_url": None, "redis_port": proxy.port})) as bus:
         first = bus.publish("a.first").event
         bus.publish(first.child("a.warm", id="warm"))
@@ -174,7 +174,7 @@ def test_a_lost_reply_adds_the_event_once(proxy: Any, client: Redis, settings: B
 
 
 def test_a_journal_that_is_made_anew_keeps_the_index(client: Redis, settings: BridgeSettings) -> None:
-    """Events that are brought back into a deleted journal are in the index as before, under their new times."""
+    """Events that are restored to a deleted journal are in the index, under their new times."""
     journal, keys = Storage(client, settings).journal, Keys(settings.channel_prefix)
     event = Event(type="a.x", id="one", metadata={"causationId": "root"})
     journal.append(records(event))
@@ -185,7 +185,7 @@ def test_a_journal_that_is_made_anew_keeps_the_index(client: Redis, settings: Br
 
 
 def test_replays_are_indexed_by_event_and_group(queues: Queues, client: Redis, settings: BridgeSettings) -> None:
-    """A replay notes its name under each event that it appends, for as long as its progress is kept."""
+    """A replay adds its name to the index of each event that it appends, for as long as its progress is kept."""
     from tests.support.replays import FAST, Replays, last
 
     with connect(settings) as own, EventBus(settings) as bus:

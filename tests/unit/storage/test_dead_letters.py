@@ -1,4 +1,4 @@
-"""Dead letters on a real Redis: caps, what is kept of each, and how they are read."""
+"""Dead letters on a real Redis: their limits, their content, and how they are selected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def capped(settings: BridgeSettings, **limits: int) -> BridgeSettings:
 
 
 def held_bytes(client: Redis, settings: BridgeSettings) -> int:
-    """What the values in the stream add up to, counted from outside."""
+    """The sum of the sizes of all values in the stream, computed independently."""
     rows = client.xrange(Keys(settings.channel_prefix).dead(settings.group))
     return sum(len(value) for _, fields in rows for value in fields.values())
 
@@ -46,7 +46,7 @@ def letters(client: Redis, settings: BridgeSettings) -> DeadLetters:
 
 
 def test_the_cap_by_count_is_exact(client: Redis, settings: BridgeSettings) -> None:
-    """The oldest make room, exactly as many as must, and are counted."""
+    """Exactly as many of the oldest dead letters as necessary are evicted, and they are counted."""
     letters = Storage(client, capped(settings, max_dead_letters=7)).dead_letters
     for number in range(20):
         assert letters.add(letter(number))
@@ -56,7 +56,7 @@ def test_the_cap_by_count_is_exact(client: Redis, settings: BridgeSettings) -> N
 
 
 def test_the_cap_by_bytes_is_exact(client: Redis, settings: BridgeSettings) -> None:
-    """After each letter as many as fit are kept, and not one that would not."""
+    """After each dead letter, as many of the newest are kept as the limit in bytes allows, and no more."""
     limit = 5000
     letters = Storage(client, capped(settings, max_dead_letter_bytes=limit)).dead_letters
     unlimited = Storage(client, capped(settings, group="unlimited")).dead_letters
@@ -82,7 +82,7 @@ def test_the_cap_by_bytes_is_exact(client: Redis, settings: BridgeSettings) -> N
 
 
 def test_a_letter_over_the_cap_is_dropped_and_counted(client: Redis, settings: BridgeSettings) -> None:
-    """One that is larger than all may be is not kept, and takes none of the others with it."""
+    """A dead letter larger than the limit for all is not kept, and evicts no other."""
     letters = Storage(client, capped(settings, max_dead_letter_bytes=1000)).dead_letters
     for number, size in ((1, 2000), (2, 2), (3, 2000), (4, 2)):
         assert letters.add(letter(number, b"x" * size))
@@ -92,7 +92,7 @@ def test_a_letter_over_the_cap_is_dropped_and_counted(client: Redis, settings: B
 
 
 def test_writers_at_once_keep_the_caps(server: RedisServer, client: Redis, settings: BridgeSettings) -> None:
-    """While several write and drop, nothing exceeds the caps, and the count of bytes is right in the end."""
+    """Concurrent writers and deletions never exceed the limits, and the byte count is correct afterwards."""
     limits = capped(settings, max_dead_letters=40, max_dead_letter_bytes=12_000)
 
     def write(writer: int) -> int:
@@ -116,7 +116,7 @@ def test_writers_at_once_keep_the_caps(server: RedisServer, client: Redis, setti
 
 
 def test_many_letters_in_one_round_trip(own_server: RedisServer, settings: BridgeSettings) -> None:
-    """They are written in order, each once, under the same caps; also after SCRIPT FLUSH."""
+    """Several dead letters are written in order, each once, within the limits, even after SCRIPT FLUSH."""
     with Redis.from_url(own_server.url) as client:
         letters = Storage(client, capped(settings, max_dead_letters=3)).dead_letters
         assert letters.add_many([]) == []
@@ -128,7 +128,7 @@ def test_many_letters_in_one_round_trip(own_server: RedisServer, settings: Bridg
 
 
 def test_a_count_that_is_lost_is_made_anew(client: Redis, settings: BridgeSettings, letters: DeadLetters) -> None:
-    """Someone who deletes the letters, or their count, does not make the cap wrong for ever."""
+    """If the dead letters or their counters are deleted, the limits are correct again after the next write."""
     keys = Keys(settings.channel_prefix)
     for number in range(3):
         letters.add(letter(number, b"x" * 100))
@@ -148,7 +148,7 @@ def test_the_same_failure_is_written_once(letters: DeadLetters) -> None:
 
 
 def test_dropping(client: Redis, settings: BridgeSettings, letters: DeadLetters) -> None:
-    """Letters that are dropped are gone, once, and their bytes with them; no overflow is counted."""
+    """Deleted dead letters are removed once, together with their bytes, and are not counted as evicted."""
     for number in range(4):
         letters.add(letter(number))
     ids = [one.dead_letter_id for one in letters.select(ALL)]
@@ -159,7 +159,7 @@ def test_dropping(client: Redis, settings: BridgeSettings, letters: DeadLetters)
 
 
 def test_every_text_can_be_kept(letters: DeadLetters) -> None:
-    """Texts are bounded, the traceback at its beginning, and half surrogate pairs and NUL do not stop a letter."""
+    """Texts are shortened, tracebacks at their beginning; lone surrogates and NUL do not prevent a dead letter."""
     bad = "\ud800\0\u20ac"
     letters.add(DeadLetter(bad, bad + "d" * 9000, bad, b"\xff\0", handler=bad, traceback="t" * 9000 + "\u20ac the end"))
     (kept,) = letters.latest(10)
@@ -172,7 +172,7 @@ def test_every_text_can_be_kept(letters: DeadLetters) -> None:
 
 
 def test_a_letter_says_what_the_message_was(letters: DeadLetters) -> None:
-    """Of a large broken message the first 4 kB are kept, with size and hash of the whole; of an event all of it."""
+    """An invalid message is kept up to 4 kB, with the size and hash of the whole; an event is kept completely."""
     data = b"{" * 10_000
     event = Event(type="dream.created", id="e", payload="x" * 10_000)
     letters.add(DeadLetter.of_message("json", "broken", "dreams", data))
@@ -186,14 +186,14 @@ def test_a_letter_says_what_the_message_was(letters: DeadLetters) -> None:
 
 
 def test_a_letter_of_another_version_is_read(client: Redis, settings: BridgeSettings, letters: DeadLetters) -> None:
-    """Fields that are missing or unknown do not hide a letter."""
+    """Missing and unknown fields do not hide a dead letter."""
     client.xadd(Keys(settings.channel_prefix).dead("tests"), {"reason": "old", b"new\xff": b"\xff", "raw": b"\xff"})
     (kept,) = letters.latest(10)
     assert (kept.reason, kept.raw, kept.handler, kept.size) == ("old", b"\xff", "", 0)
 
 
 def test_selection(client: Redis, settings: BridgeSettings, letters: DeadLetters) -> None:
-    """Every condition that is given must hold; globs, ids of letters and of events, times half open."""
+    """A dead letter must meet all conditions: globs, ids of dead letters or events, and a half-open time range."""
     dead = Keys(settings.channel_prefix).dead("tests")
     for number in range(1, 351):  # more than three pages
         fields = {"reason": "json" if number % 2 else "payload", "detail": number, "event_id": f"e{number}"}
@@ -213,7 +213,7 @@ def test_selection(client: Redis, settings: BridgeSettings, letters: DeadLetters
 def test_no_task_ends_without_its_letter(
     own_server: RedisServer, settings: BridgeSettings, written_before: bool
 ) -> None:
-    """While its letter cannot be written, for want of memory or because of what is at the key, a task is not ended."""
+    """While a dead letter cannot be written, because of full memory or a wrong key type, its task does not end."""
     with Redis.from_url(own_server.url) as client:
         keys, letters, ledger = (
             Keys(settings.channel_prefix),
@@ -240,13 +240,13 @@ def test_no_task_ends_without_its_letter(
 
 
 def test_an_empty_id_means_none(letters: DeadLetters) -> None:
-    """As from a variable of a shell that is not set: it does not stand for the letters without an event."""
+    """An empty id, as from an unset shell variable, does not match the dead letters that have no event."""
     letters.add(letter(1))
     assert details(letters, EntryFilter(ids=frozenset({""}))) == []
 
 
 def test_a_full_redis_keeps_what_it_has(own_server: RedisServer, settings: BridgeSettings) -> None:
-    """A letter that a full Redis refuses takes none of the older ones with it."""
+    """A dead letter that a full Redis refuses evicts no older one."""
     with Redis.from_url(own_server.url) as client:
         letters = Storage(client, capped(settings, max_dead_letters=2)).dead_letters
         for number in range(2):

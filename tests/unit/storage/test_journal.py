@@ -1,4 +1,4 @@
-"""The journal on real servers: append once, groups, own pending entries, claims, trimming."""
+"""The journal on real servers: unique entries, groups, pending entries, claims, trimming."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ids(entries: list) -> list[str]:
 
 
 def test_each_id_is_appended_once(journal: Journal, redis: Redis, prefix: str) -> None:
-    """Repetitions are recognised within a call and across calls; another payload under a known id is a conflict."""
+    """Repetitions are detected within and across calls; another payload under a known id is a conflict."""
     assert journal.append([record("1"), record("2"), record("1")]) == ["appended", "appended", "repeated"]
     assert journal.append([record("2"), record("2", "other"), record("3")]) == ["repeated", "conflict", "appended"]
     assert redis.xlen(Keys(prefix).journal) == 3
@@ -63,7 +63,7 @@ def test_each_id_is_appended_once(journal: Journal, redis: Redis, prefix: str) -
 def test_a_refilled_journal_tells_entries_apart_that_have_the_same_id(
     journal: Journal, redis: Redis, prefix: str
 ) -> None:
-    """A new journal that gave an entry id of the deleted one to another event still gets the first event back."""
+    """An event is restored even if the new journal uses its old entry id for another event."""
     key = Keys(prefix).journal
     journal.append([record("before")])
     [(entry_id, _)] = redis.xrange(key)
@@ -74,7 +74,7 @@ def test_a_refilled_journal_tells_entries_apart_that_have_the_same_id(
 
 
 def test_concurrent_appends_in_random_order_append_once(each_server: RedisServer, redis: Redis, prefix: str) -> None:
-    """Ten thousand events, three copies each, shuffled over three writers: ten thousand entries."""
+    """Three copies each of ten thousand events, in random order from three writers, become ten thousand entries."""
     records = [record(str(number)) for number in range(10_000)] * 3
     random.Random(7).shuffle(records)
     outcomes: list[str] = []
@@ -94,7 +94,7 @@ def test_concurrent_appends_in_random_order_append_once(each_server: RedisServer
 
 
 def test_a_repeated_publication_is_recognised_as_itself(journal: Journal, redis: Redis, prefix: str) -> None:
-    """The same attempt sent again, as after a lost reply, still counts as published, once; another attempt does not."""
+    """An attempt that is repeated after a lost reply counts as published once; another attempt is a repetition."""
     token, first = new_attempt(), record("1")
     assert journal.publish([first], [token], broadcast=True) == ["appended"]
     assert journal.publish([first], [token], broadcast=True) == ["appended"]
@@ -104,7 +104,7 @@ def test_a_repeated_publication_is_recognised_as_itself(journal: Journal, redis:
 
 
 def test_scripts_survive_a_flush(journal: Journal, redis: Redis) -> None:
-    """After SCRIPT FLUSH single and pipelined calls work as before."""
+    """After SCRIPT FLUSH single and pipelined calls still work."""
     for count in (1, 3):
         redis.script_flush()
         records = [record(f"{count}-{number}") for number in range(count)]
@@ -112,7 +112,7 @@ def test_scripts_survive_a_flush(journal: Journal, redis: Redis) -> None:
 
 
 def test_a_journal_key_of_another_type_is_loud_and_marks_nothing(journal: Journal, redis: Redis, prefix: str) -> None:
-    """When the journal cannot be written, the event is not marked as seen: it is not lost after the repair."""
+    """If the journal cannot be written, the event is not marked as seen, so it is not lost after the repair."""
     redis.set(Keys(prefix).journal, "x")
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         journal.append([record("1")])
@@ -133,7 +133,7 @@ def test_every_group_gets_every_event_once(each_server: RedisServer, prefix: str
 
 
 def test_a_late_group_begins_with_the_next_event(storage: Storage) -> None:
-    """A group created at "latest" does not get what is already there."""
+    """A group created at "latest" does not get the existing entries."""
     storage.journal.append([record("before")])
     assert "g" not in storage.journal.groups()
     storage.consumer("a").create_group("latest")
@@ -143,7 +143,7 @@ def test_a_late_group_begins_with_the_next_event(storage: Storage) -> None:
 
 
 def test_held_entries_come_back_until_acknowledged(storage: Storage, redis: Redis) -> None:
-    """What a consumer read and did not acknowledge is its own to read again, after any reconnect."""
+    """Entries that a consumer has read but not acknowledged stay pending for it, and it can read them again."""
     storage.consumer("a").create_group("earliest")
     storage.journal.append([record(str(number)) for number in range(3)])
     entries = storage.consumer("a").read(10, 10)
@@ -155,7 +155,7 @@ def test_held_entries_come_back_until_acknowledged(storage: Storage, redis: Redi
 
 
 def test_claim_takes_over_from_a_dead_consumer(storage: Storage) -> None:
-    """Entries idle for long enough change hands, walking the cursor; fresh ones stay."""
+    """Entries that have been idle long enough are claimed, page by page; fresh entries stay with their consumer."""
     storage.consumer("a").create_group("earliest")
     storage.journal.append([record(str(number)) for number in range(25)])
     storage.consumer("dead").read(100, 10)
@@ -169,7 +169,7 @@ def test_claim_takes_over_from_a_dead_consumer(storage: Storage) -> None:
 
 
 def test_claim_counts_what_was_removed_meanwhile(storage: Storage, redis: Redis, prefix: str) -> None:
-    """Entries deleted while a dead consumer held them are counted: their events are lost."""
+    """Entries that were deleted while a dead consumer held them are counted as lost."""
     storage.consumer("a").create_group("earliest")
     storage.journal.append([record(str(number)) for number in range(3)])
     entries = storage.consumer("dead").read(100, 10)
@@ -179,7 +179,7 @@ def test_claim_counts_what_was_removed_meanwhile(storage: Storage, redis: Redis,
 
 
 def test_removed_entries_are_reported_not_skipped(storage: Storage, redis: Redis, prefix: str) -> None:
-    """An entry deleted under a consumer that holds it is read as one without data."""
+    """A pending entry that was deleted is returned without data."""
     storage.consumer("a").create_group("earliest")
     storage.journal.append([record("1")])
     (entry,) = storage.consumer("a").read(10, 10)
@@ -189,7 +189,7 @@ def test_removed_entries_are_reported_not_skipped(storage: Storage, redis: Redis
 
 
 def test_a_lost_journal_or_group_has_its_own_error(storage: Storage, redis: Redis, prefix: str) -> None:
-    """Reading, claiming and leaving say JournalLost when stream or group are gone."""
+    """Reading, claiming and leaving raise JournalLost if the stream or the group does not exist."""
     storage.consumer("a").create_group("earliest")
     redis.delete(Keys(prefix).journal)
     for call in (
@@ -203,7 +203,7 @@ def test_a_lost_journal_or_group_has_its_own_error(storage: Storage, redis: Redi
 
 
 def test_leaving_keeps_a_consumer_that_holds_entries(storage: Storage, redis: Redis, prefix: str) -> None:
-    """A consumer is removed only when it holds nothing."""
+    """A consumer is removed only if it has no pending entries."""
     storage.consumer("a").create_group("earliest")
     storage.journal.append([record("1")])
     (entry,) = storage.consumer("a").read(10, 10)
@@ -215,7 +215,7 @@ def test_leaving_keeps_a_consumer_that_holds_entries(storage: Storage, redis: Re
 
 
 def test_trim_goes_by_age_and_counts_what_a_group_loses(each_server: RedisServer, redis: Redis, prefix: str) -> None:
-    """Only entries beyond their lifetime go; pending and unread ones among them are counted for their group."""
+    """Only entries past their lifetime are removed; pending and unread ones are counted for their group."""
     storage = storage_of(each_server, prefix, event_ttl_s=3600)
     idle = storage_of(each_server, prefix, "idle", event_ttl_s=3600)
     key = Keys(prefix).journal
@@ -241,7 +241,7 @@ def test_trim_goes_by_age_and_counts_what_a_group_loses(each_server: RedisServer
 
 
 def test_trim_counts_no_replay_for_another_group(each_server: RedisServer, redis: Redis, prefix: str) -> None:
-    """An entry that a replay addressed to one group is nothing that another group could lose."""
+    """An entry that a replay addressed to one group does not count as lost for another group."""
     storage = storage_of(each_server, prefix, event_ttl_s=3600)
     other = storage_of(each_server, prefix, "other", event_ttl_s=3600)
     storage.consumer("a").create_group("earliest")
@@ -252,7 +252,7 @@ def test_trim_counts_no_replay_for_another_group(each_server: RedisServer, redis
 
 
 def test_trim_of_a_young_or_missing_journal_does_nothing(journal: Journal) -> None:
-    """Nothing to remove is no error."""
+    """If there is nothing to remove, trim() succeeds and removes nothing."""
     assert journal.trim().removed == 0
     journal.append([record("young")])
     assert journal.trim() == type(journal.trim())(removed=0, more=False, lost={})

@@ -1,7 +1,7 @@
-"""The journal against a model of it in plain Python: any order of calls, repeated calls, and faults between them.
+"""The journal compared with a model of it in plain Python: any order of calls, repeated calls, and faults in between.
 
-Time does not pass here; what it would do is done by hand. Old entries are written under old ids before the first
-young one, and a mark that has expired is deleted.
+Time does not pass in this test; its effects are produced explicitly. Old entries are written under old ids before the
+first new one, and an expired mark is deleted.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from bridge.testing.redis_server import RedisServer
 from tests.support.journal_model import FIRST, IDS, TTL_S, EntryId, Group, WritingMachine, groups, ids, parsed, spelt
 from tests.support.models import repeatable, run_model
 
-#: Few, so that old entries take several rounds.
+#: Small, so that removing the old entries takes several rounds.
 TRIM_ENTRIES = 2
 
 consumers = st.sampled_from(["a", "b"])
 counts = st.integers(1, 3)
-#: Chooses among the entries there are.
+#: Indexes that select existing entries.
 picks = st.integers(0, 20)
 idle_ms = st.sampled_from([0, 3_600_000])
 starts = st.sampled_from(["earliest", "latest"])
 
 
 class JournalMachine(WritingMachine):
-    """Each rule makes one call and compares its answer with the model's."""
+    """Each rule makes one call and compares its result with the model's."""
 
     @initialize(old=st.integers(0, 5), names=st.sets(groups), start=starts)
     def begin(self, old: int, names: set[str], start: str) -> None:
-        """Begin with something of yesterday, and with groups, or without."""
+        """Start with old entries and with groups, or without."""
         self.write_old(old)
         for name in sorted(names):
             self.create_group(name, start)
@@ -43,7 +43,7 @@ class JournalMachine(WritingMachine):
     # Reading
 
     def of_group(self, name: str, do: Callable[[], Any]) -> Any:
-        """Return what *do* returns; None when the group is gone, which *do* must say."""
+        """Return what *do* returns, or None if the group does not exist, in which case *do* must raise JournalLost."""
         if name in self.groups:
             return do()
         with pytest.raises(JournalLost):
@@ -53,7 +53,7 @@ class JournalMachine(WritingMachine):
     @rule(name=groups, start=starts)
     @repeatable
     def create_group(self, name: str, start: Any) -> None:
-        """Create a group, or find it there; the journal is there then as well."""
+        """Create a group unless it exists; this creates the journal too."""
         assert self.storages[name].consumer("a").create_group(start) == (name not in self.groups)
         self.exists, late = True, start == "latest"
         self.groups.setdefault(name, Group(self.top if late else FIRST, 0 if late else len(self.entries)))
@@ -68,7 +68,7 @@ class JournalMachine(WritingMachine):
             due = [entry for entry in self.entries if entry > group.last][:count]
             assert found == [Entry(spelt(entry), self.entries[entry]) for entry in due]
             there: Any = self.client.xinfo_consumers(self.keys.journal, name)
-            if due or consumer.encode() in [row["name"] for row in there]:  # Redis 7.0 knows none that never got any
+            if due or consumer.encode() in [row["name"] for row in there]:  # Redis 7.0 lists none without entries
                 group.consumers.add(consumer)
             group.pending |= dict.fromkeys(due, consumer)
             group.last = max([group.last, *due])
@@ -76,7 +76,7 @@ class JournalMachine(WritingMachine):
     @rule(name=groups, consumer=consumers, count=counts)
     @repeatable
     def held(self, name: str, consumer: str, count: int) -> None:
-        """Read again what a consumer holds; without its data if that was removed."""
+        """Read the pending entries of a consumer again; deleted ones have no data."""
         found = self.of_group(name, lambda: self.storages[name].consumer(consumer).pending_entries(count))
         if found is not None:
             self.groups[name].consumers.add(consumer)
@@ -86,7 +86,7 @@ class JournalMachine(WritingMachine):
     @rule(name=groups, chosen=st.lists(picks, max_size=3))
     @repeatable
     def acknowledge(self, name: str, chosen: list[int]) -> None:
-        """Acknowledge entries of any state, held by whomever."""
+        """Acknowledge entries of any state and any consumer."""
         known = list(self.entries)
         acknowledged = {known[pick % len(known)] for pick in chosen if known}
         if acknowledged:
@@ -104,8 +104,8 @@ class JournalMachine(WritingMachine):
     @rule(name=groups, consumer=consumers, min_idle_ms=idle_ms, count=counts)
     @repeatable
     def claim(self, name: str, consumer: str, min_idle_ms: int, count: int) -> None:
-        """Walk the cursor: all that has been idle for long enough changes hands, what was removed is reported once."""
-        self.held(name, consumer, 1)  # who claims has read before
+        """Claim page by page: entries that were idle long enough are taken over, deleted ones are reported once."""
+        self.held(name, consumer, 1)  # a consumer reads before it claims
         cursor, more = b"0-0", name in self.groups
         while more:
             group = self.groups[name]
@@ -125,7 +125,7 @@ class JournalMachine(WritingMachine):
     @rule(name=groups, consumer=consumers, min_idle_ms=idle_ms)
     @repeatable
     def leave(self, name: str, consumer: str, min_idle_ms: int) -> None:
-        """Remove a consumer, unless it holds something or was there a moment ago."""
+        """Remove a consumer unless it has pending entries or was active recently."""
         left = self.of_group(name, lambda: self.storages[name].consumer("a").remove(consumer, min_idle_ms))
         if left is not None:
             group = self.groups[name]
@@ -134,7 +134,7 @@ class JournalMachine(WritingMachine):
 
     @rule(name=groups, chosen=st.lists(picks, max_size=3))
     def look(self, name: str, chosen: list[int]) -> None:
-        """What only looks tells the truth."""
+        """Calls that only read return what the model contains."""
         one, consumer = self.storages[name].journal, self.storages[name].consumer("a")
         assert (name in one.groups()) == (name in self.groups)
         assert one.unseen(IDS) == [event_id for event_id in IDS if event_id not in self.marks]
@@ -152,7 +152,7 @@ class JournalMachine(WritingMachine):
     @rule()
     @repeatable
     def trim(self) -> None:
-        """Remove the oldest of what has outlived its retention, and count for each group what it had not done."""
+        """Remove the oldest expired entries, and count for each group those that it had not processed."""
         horizon = (self.now_ms() - TTL_S * 1000, 0)
         old = [entry for entry in self.entries if entry < horizon][:TRIM_ENTRIES]
         lost: dict[str, int] = {}
@@ -168,13 +168,13 @@ class JournalMachine(WritingMachine):
 
     @rule(event_id=ids)
     def a_mark_expires(self, event_id: str) -> None:
-        """Whatever comes under this id from now on is a new event."""
+        """The next event under this id is a new one."""
         assert self.client.delete(self.keys.seen(event_id)) == (self.marks.pop(event_id, None) is not None)
 
     @precondition(lambda self: self.entries)
     @rule(pick=picks)
     def somebody_removes_an_entry(self, pick: int) -> None:
-        """Those that hold it will be told; those that had it before them never hear of it."""
+        """Consumers that hold the entry get it without data; groups that have not read it never get it."""
         entry = list(self.entries)[pick % len(self.entries)]
         assert self.client.xdel(self.keys.journal, spelt(entry)) == 1
         del self.entries[entry]
@@ -183,17 +183,17 @@ class JournalMachine(WritingMachine):
 
     @rule()
     def somebody_deletes_the_journal(self) -> None:
-        """The groups go with it; the marks stay."""
+        """The groups are deleted with the journal; the marks stay."""
         assert self.client.delete(self.keys.journal) == self.exists
         self.exists, self.top, self.entries, self.groups = False, FIRST, {}, {}
 
     @precondition(lambda self: self.exists)
     @rule(name=groups)
     def somebody_destroys_a_group(self, name: str) -> None:
-        """The other one does not notice."""
+        """The other group is not affected."""
         assert self.client.xgroup_destroy(self.keys.journal, name) == (self.groups.pop(name, None) is not None)
 
 
 def test_the_journal_is_as_its_model(each_server: RedisServer) -> None:
-    """No order of calls, repeated or not, with faults between them, makes the journal do what its model does not."""
+    """For any order of calls, repeated or not, with faults in between, the journal behaves like its model."""
     run_model(lambda: JournalMachine(each_server.url))

@@ -1,4 +1,4 @@
-"""The in-flight ledger on a real Redis: who may run, what is overdue, what has ended."""
+"""The in-flight ledger on a real Redis: which run may start, which tasks are overdue, which have ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def client(each_server: RedisServer) -> Redis:
 
 @pytest.fixture
 def make(each_server: RedisServer, client: Redis, prefix: str) -> MakeLedger:
-    """Make a ledger with some settings of its own."""
+    """Create a ledger with changed settings."""
 
     def make_one(**changes: object) -> Ledger:
         fixed = {"redis_url": each_server.url, "channel_prefix": prefix, "group": "tests"}
@@ -47,7 +47,7 @@ def end(ledger: Ledger, client: Redis, task_id: str) -> None:
 
 
 def test_a_task_runs_once(make: MakeLedger, client: Redis, prefix: str) -> None:
-    """One run begins; a second copy is told how long the first counts as running, and after its end that it ended."""
+    """One run starts; a second copy gets the time left of its lease or, after the end, the result "ended"."""
     ledger = make(lease_s=30)
     ledger.acknowledge_sent([], [PAIR.entry("t1")])
     assert ledger.start_run("t1", "first", idempotent=True) == RunStart("started")
@@ -62,7 +62,7 @@ def test_a_task_runs_once(make: MakeLedger, client: Redis, prefix: str) -> None:
 
 @pytest.mark.parametrize("moment", ["before it", "between it and EXEC"])
 def test_the_first_end_counts(make: MakeLedger, client: Redis, prefix: str, moment: str) -> None:
-    """A transaction that would end a task changes nothing when the task has ended elsewhere, at any moment before."""
+    """A transaction that would end a task changes nothing if another one has ended it before, even just before EXEC."""
     ledger, effects = make(), f"{prefix}effects"
     with client.pipeline(transaction=True) as first, client.pipeline(transaction=True) as second:
         if moment == "between it and EXEC":
@@ -81,14 +81,14 @@ def test_the_first_end_counts(make: MakeLedger, client: Redis, prefix: str, mome
 
 
 def test_a_lost_reply_does_not_make_a_run_stand_in_its_own_way(make: MakeLedger) -> None:
-    """Beginning again with the same token gives the same answer."""
+    """Starting again with the same token gives the same result."""
     ledger = make()
     first = ledger.start_run("t1", "token", idempotent=True)
     assert ledger.start_run("t1", "token", idempotent=True) == first == RunStart("started")
 
 
 def test_a_dead_run_makes_room_and_is_counted(make: MakeLedger) -> None:
-    """When a lease has run out unrenewed the next copy runs; after max_redispatches deaths none does any more."""
+    """When a lease expires, the next copy runs; after max_redispatches crashed runs no copy runs any more."""
     ledger = make(lease_s=0.05, max_redispatches=2)
     outcomes: list[RunStart] = []
 
@@ -98,7 +98,7 @@ def test_a_dead_run_makes_room_and_is_counted(make: MakeLedger) -> None:
             outcomes.append(begun)
         return begun.result == "poisoned"
 
-    eventually(begin_next, "too many deaths")
+    eventually(begin_next, "the task is poisoned")
     assert outcomes == [
         RunStart("started"),
         RunStart("started", deaths=1),
@@ -108,18 +108,18 @@ def test_a_dead_run_makes_room_and_is_counted(make: MakeLedger) -> None:
 
 
 def test_a_renewed_lease_holds(make: MakeLedger) -> None:
-    """Renewing prolongs a lease; once another run has taken over, the first is told so."""
+    """Renewing extends a lease; if another run has taken over, renewing returns False."""
     ledger = make(lease_s=0.3)
     ledger.start_run("t1", "first", idempotent=True)
     for _ in range(5):
         assert ledger.renew("t1", "first")
         assert ledger.start_run("t1", "second", idempotent=True).result == "running"
-    eventually(lambda: ledger.start_run("t1", "second", idempotent=True).result == "started", "the lease runs out")
+    eventually(lambda: ledger.start_run("t1", "second", idempotent=True).result == "started", "the lease expires")
     assert not ledger.renew("t1", "first")
 
 
 def test_opting_out_of_idempotence(make: MakeLedger, client: Redis) -> None:
-    """A task that is not idempotent=True runs also when it runs elsewhere or has ended."""
+    """Without idempotent=True a task runs even if it is running elsewhere or has ended."""
     ledger = make()
     assert ledger.start_run("t1", "first", idempotent=False) == RunStart("started")
     assert ledger.start_run("t1", "second", idempotent=False) == RunStart("started")
@@ -128,7 +128,7 @@ def test_opting_out_of_idempotence(make: MakeLedger, client: Redis) -> None:
 
 
 def test_a_released_run_lets_the_retry_begin(make: MakeLedger) -> None:
-    """After release the next run begins at once, without a death; only the holder of the lease can release it."""
+    """After a release the next run starts immediately and counts no crash; only the holder can release the lease."""
     ledger = make()
     ledger.start_run("t1", "first", idempotent=True)
     ledger.release("t1", "another", 0)
@@ -138,7 +138,7 @@ def test_a_released_run_lets_the_retry_begin(make: MakeLedger) -> None:
 
 
 def test_a_task_that_ended_before_it_was_listed_is_not_listed(make: MakeLedger, client: Redis) -> None:
-    """A worker may be faster than the dispatcher's note; also a repeated dispatch lists nothing that has ended."""
+    """A task that has ended before or between its dispatches is not added to the ledger."""
     ledger = make()
     end(ledger, client, "fast")
     ledger.acknowledge_sent([], [PAIR.entry("fast"), PAIR.entry("slow")])
@@ -148,7 +148,7 @@ def test_a_task_that_ended_before_it_was_listed_is_not_listed(make: MakeLedger, 
 
 
 def test_sent_acknowledges_and_lists_in_one_step(make: MakeLedger, client: Redis, prefix: str) -> None:
-    """The journal entries leave the group's pending list as their tasks enter the ledger; also twice."""
+    """Acknowledging journal entries and adding their tasks to the ledger is one step, which can be repeated."""
     ledger = make()
     journal = Keys(prefix).journal
     entry_ids = [client.xadd(journal, {"event": b"{}"}) for _ in range(3)]
@@ -160,38 +160,38 @@ def test_sent_acknowledges_and_lists_in_one_step(make: MakeLedger, client: Redis
 
 
 def test_overdue_comes_after_the_delay(make: MakeLedger) -> None:
-    """A task is overdue redispatch_after_s after it was sent, one with a countdown that much later."""
+    """A task is overdue redispatch_after_s after it was sent, plus its countdown."""
     ledger = make(redispatch_after_s=0.05)
     ledger.acknowledge_sent([], [InFlightTask("t.all", "e", "1-1", delay_ms=60_000).entry("late"), PAIR.entry("soon")])
-    found = eventually(lambda: ledger.find_overdue(10), "one is overdue")
+    found = eventually(lambda: ledger.find_overdue(10), "one task is overdue")
     assert [(task.task_id, task.in_flight) for task in found] == [("soon", PAIR)]
 
 
 def test_running_waiting_and_ended_tasks_are_put_off_or_struck(make: MakeLedger, client: Redis, prefix: str) -> None:
-    """A sweep leaves only tasks that neither run nor wait nor have ended; nothing of the rest is overdue after it."""
+    """A sweep returns only tasks that are neither running, queued nor ended; all others are no longer overdue."""
     ledger = make(redispatch_after_s=0.2, lease_s=60)
     ledger.acknowledge_sent([], [PAIR.entry(name) for name in ("running", "waiting", "ended", "lost")])
     ledger.start_run("running", "token", idempotent=True)
-    eventually(lambda: len(ledger.find_overdue(10)) == 3, "all but the running one are overdue")
+    eventually(lambda: len(ledger.find_overdue(10)) == 3, "all tasks but the running one are overdue")
     overdue = ledger.find_overdue(10)
     assert "running" not in {task.task_id for task in overdue}
-    client.set(Keys(prefix).done("ended"), b"1")  # as of a task whose end came before it was listed
+    client.set(Keys(prefix).done("ended"), b"1")  # as if the task had ended before it was added
     assert ledger.sweep_overdue(overdue, {"waiting"}) == {"lost"}
     assert {task.task_id for task in ledger.find_overdue(10)} <= {"lost", "waiting"}
     assert ledger.size() == 3
 
 
 def passed(ledger: Ledger, *task_ids: str) -> dict[str, bool]:
-    """Whether these were passed; those that have begun are overdue again a moment later."""
+    """Return, for each of these tasks that is overdue, whether it has left its queue."""
     return {task.task_id: task.left_queue for task in ledger.find_overdue(10) if task.task_id in task_ids}
 
 
 def test_a_later_task_of_the_queue_that_began_passes_an_earlier_one(make: MakeLedger) -> None:
-    """Once a task sent a lease later has begun, earlier ones of the same queue and priority have passed."""
+    """When a task sent a lease later has started, earlier ones of the same queue and priority have left the queue."""
     ledger = make(redispatch_after_s=0.1, lease_s=0.05)
     other = InFlightTask("t.all", "e", "1-1", queue="celery", priority=6)
     ledger.acknowledge_sent([], [PAIR.entry("first"), other.entry("other")])
-    eventually(lambda: len(ledger.find_overdue(10)) == 2, "both are overdue")
+    eventually(lambda: len(ledger.find_overdue(10)) == 2, "both tasks are overdue")
     assert passed(ledger, "first", "other") == {"first": False, "other": False}
     ledger.acknowledge_sent([], [PAIR.entry("later")])
     ledger.start_run("later", "token", idempotent=True)
@@ -199,11 +199,11 @@ def test_a_later_task_of_the_queue_that_began_passes_an_earlier_one(make: MakeLe
 
 
 def test_what_says_little_of_the_order_passes_nothing(make: MakeLedger) -> None:
-    """Neither a task sent at about the same time, nor one sent again, whose first message may be the one that began."""
+    """The start of a task sent at about the same time, or sent again, does not show that others left the queue."""
     ledger = make(redispatch_after_s=0.1, lease_s=30)
     ledger.acknowledge_sent([], [PAIR.entry("first")])
     ledger.acknowledge_sent([], [PAIR.entry("overlapping")])
-    eventually(lambda: len(ledger.find_overdue(10)) == 2, "both are overdue")
+    eventually(lambda: len(ledger.find_overdue(10)) == 2, "both tasks are overdue")
     ledger.start_run("overlapping", "token", idempotent=True)
     assert passed(ledger, "first") == {"first": False}
     hasty = make(redispatch_after_s=0.1, lease_s=0.05)
@@ -213,7 +213,7 @@ def test_what_says_little_of_the_order_passes_nothing(make: MakeLedger) -> None:
 
 
 def test_a_retry_need_not_wait_for_the_run_that_sent_it(make: MakeLedger) -> None:
-    """Its message may come before that run has given up its lease; copies of the earlier message wait for the retry."""
+    """A retry may start before the earlier run has released its lease; other copies wait for the retry."""
     ledger = make(lease_s=30)
     ledger.start_run("t1", "first", idempotent=True)
     assert ledger.start_run("t1", "retry", idempotent=True, retries=1) == RunStart("started")
@@ -224,18 +224,18 @@ def test_a_retry_need_not_wait_for_the_run_that_sent_it(make: MakeLedger) -> Non
 
 
 def test_a_retry_says_nothing_of_the_order(make: MakeLedger) -> None:
-    """It comes when its time has come, maybe through another queue: those that wait are not passed by it."""
+    """The start of a retry does not prove that earlier tasks have left the queue."""
     ledger = make(redispatch_after_s=0.1, lease_s=0.05)
     ledger.acknowledge_sent([], [PAIR.entry("first"), PAIR.entry("retried")])
     ledger.start_run("retried", "one", idempotent=True)
     ledger.release("retried", "one", 0)
-    eventually(lambda: len(ledger.find_overdue(10)) == 2, "both are overdue")
+    eventually(lambda: len(ledger.find_overdue(10)) == 2, "both tasks are overdue")
     ledger.start_run("retried", "two", idempotent=True)
     assert passed(ledger, "first") == {"first": False}
 
 
 def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, client: Redis) -> None:
-    """Other messages may keep the queue of a lost one busy: after that it is sent once more, and only once."""
+    """An overdue task is assumed to be queued for half of event_ttl_s; then it is sent again, only once."""
     ledger = make(redispatch_after_s=0.05, event_ttl_s=1)
 
     def swept() -> set[str]:
@@ -244,7 +244,7 @@ def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, cli
 
     sent_at = time.monotonic()
     ledger.acknowledge_sent([], [PAIR.entry("lost"), PAIR._replace(redispatches=1).entry("again")])
-    eventually(lambda: swept() == {"lost"}, "it is sent again")
+    eventually(lambda: swept() == {"lost"}, "the task is sent again")
     assert time.monotonic() - sent_at > 0.4
     ledger.acknowledge_sent([], [PAIR._replace(redispatches=1).entry("lost")])
     sent_at = time.monotonic()
@@ -253,11 +253,11 @@ def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, cli
 
 
 def test_pairs_of_another_version_are_read(make: MakeLedger, client: Redis, prefix: str) -> None:
-    """What a newer version lists is swept by an older one, as after a roll-back."""
+    """After a roll-back, an older version can process ledger entries of a newer one."""
     ledger = make(redispatch_after_s=0.01)
     ledger.acknowledge_sent([], [PAIR.entry("t1")])
     pairs = Keys(prefix).inflight_tasks("tests")
     stored = client.hget(pairs, "t1")
     client.hset(pairs, "t1", stored.replace(b"{", b'{"colour": "red", '))
-    (found,) = eventually(lambda: ledger.find_overdue(10), "it is overdue")
+    (found,) = eventually(lambda: ledger.find_overdue(10), "the task is overdue")
     assert found.in_flight == PAIR

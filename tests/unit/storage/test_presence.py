@@ -1,4 +1,4 @@
-"""Which subscribers live, and what they say of themselves."""
+"""Which subscribers are alive, and the status that they report."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def presences(client: Redis, settings: BridgeSettings) -> PresenceStore:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Subscribers in this process say how they are, and find it out, many times a second."""
+    """Subscribers in this process check and report their status many times a second."""
     monkeypatch.setattr(monitoring, "HEARTBEAT_INTERVAL_S", 0.05)
     monkeypatch.setattr(health, "_KEEP_BROKER_S", 0.1)
 
 
 def only(presences: PresenceStore) -> Presence:
-    """The one subscriber; before it has said anything, one without a name, which is not ready."""
+    """The only subscriber; before its first report, one without a name that is not ready."""
     (one,) = presences.all() or [Presence("", problems=["has said nothing yet"])]
     return one
 
@@ -45,12 +45,12 @@ def only(presences: PresenceStore) -> Presence:
 def test_a_live_subscriber_is_ready(
     register_handlers, start_subscriber: StartSubscriber, presences: PresenceStore
 ) -> None:
-    """It is listed as soon as it runs, and ready once it does its work; a clean stop removes it at once."""
+    """A subscriber is listed when it has started and ready when it processes events; a clean stop removes it."""
     register_handlers("t.all")
     subscriber = start_subscriber("one")
-    first = eventually(lambda: only(presences).name and only(presences), "it says that it lives", 10)
+    first = eventually(lambda: only(presences).name and only(presences), "the subscriber is listed", 10)
     assert (first.name, first.host, first.alive) == ("one", socket.gethostname(), True)
-    ready = eventually(lambda: only(presences).ready and only(presences), "it is ready", 5)
+    ready = eventually(lambda: only(presences).ready and only(presences), "the subscriber is ready", 5)
     assert (ready.problems, ready.waits, ready.metrics, ready.gap_ms) == ([], "", "", 0)
     subscriber.stop()
     assert presences.all() == []
@@ -59,12 +59,12 @@ def test_a_live_subscriber_is_ready(
 def test_every_subscriber_of_a_group_speaks_for_itself(
     register_handlers, start_subscriber: StartSubscriber, presences: PresenceStore
 ) -> None:
-    """Two are two, by name; another group is another list; the address of the metrics is theirs."""
+    """The subscribers of a group are listed by name, with the addresses of their metrics; other groups are separate."""
     register_handlers("t.all")
     start_subscriber("two", metrics_port=free_port())
     start_subscriber("one")
     start_subscriber("three", group="other")
-    found = eventually(lambda: len(presences.all()) == 2 and presences.all(), "both speak", 5)
+    found = eventually(lambda: len(presences.all()) == 2 and presences.all(), "both subscribers are listed", 5)
     assert [one.name for one in found] == ["one", "two"]
     assert found[1].metrics.startswith("http://127.0.0.1:")
 
@@ -72,11 +72,11 @@ def test_every_subscriber_of_a_group_speaks_for_itself(
 def test_a_subscriber_tells_its_rate(
     register_handlers, often: None, start_subscriber: StartSubscriber, presences: PresenceStore, bus: EventBus
 ) -> None:
-    """Task messages a second while events come; nothing again when they end."""
+    """A subscriber reports the task messages per second that it sends, and zero when no more events come."""
     register_handlers("t.all", "t.exact")
     start_subscriber()
-    eventually(lambda: bus.publish("dream.created") and only(presences).dispatched_per_s > 0, "a rate", 10)
-    eventually(lambda: only(presences).dispatched_per_s == 0, "none", 5)
+    eventually(lambda: bus.publish("dream.created") and only(presences).dispatched_per_s > 0, "a rate is reported", 10)
+    eventually(lambda: only(presences).dispatched_per_s == 0, "the rate is zero", 5)
 
 
 def test_a_subscriber_tells_when_events_may_have_been_missed(
@@ -87,14 +87,14 @@ def test_a_subscriber_tells_when_events_may_have_been_missed(
     client: Redis,
     settings: BridgeSettings,
 ) -> None:
-    """The moment of the last gap on the channels, in ms."""
+    """A subscriber reports the time of the last interruption of its subscription, in ms."""
     register_handlers("t.all")
     start_subscriber()
     before_ms = client.time()[0] * 1000
     for connection in client.client_list():
         if connection["name"] == settings.client_name and int(connection["psub"]):
             client.client_kill_filter(_id=connection["id"])
-    told = eventually(lambda: only(presences).gap_ms, "the gap is told", 10)
+    told = eventually(lambda: only(presences).gap_ms, "the interruption is reported", 10)
     assert before_ms <= told <= (client.time()[0] + 1) * 1000
 
 
@@ -107,19 +107,21 @@ def test_a_subscriber_tells_what_it_waits_for(
     bus: EventBus,
     queues: Queues,
 ) -> None:
-    """A full queue is no problem of the subscriber, so it stays ready, and says which queue it is."""
+    """While a queue is full, a subscriber reports which queue it waits for and stays ready."""
     register_handlers("t.all")
     start_subscriber(max_queue_length=2)
-    eventually(lambda: only(presences).ready, "it is ready", 5)
+    eventually(lambda: only(presences).ready, "the subscriber is ready", 5)
     for number in range(2):
         bus.publish("a.b", id=f"n{number}")
     eventually(lambda: queues.length() == 2, "the queue is full")
     bus.publish("a.b", id="n2")
-    eventually(lambda: only(presences).waits == "waiting for room in queue celery", "it says so", 5)
+    eventually(lambda: only(presences).waits == "waiting for room in queue celery", "it reports the queue", 5)
     assert only(presences).ready
     client.delete(f"broker:{queues.prefix}celery")
-    eventually(lambda: not only(presences).waits, "it waits no more", 5)
-    eventually(lambda: queues.tasks() == {"t.all a.b n2": 1}, "it goes on")  # which it has yet to do by then
+    eventually(lambda: not only(presences).waits, "it waits no longer", 5)
+    eventually(
+        lambda: queues.tasks() == {"t.all a.b n2": 1}, "dispatch continues"
+    )  # the event is not dispatched yet when waiting ends
 
 
 def test_a_subscriber_tells_its_problems(
@@ -130,20 +132,20 @@ def test_a_subscriber_tells_its_problems(
     far_app: Celery,
     proxy: Proxy,
 ) -> None:
-    """Whose broker is away is alive and not ready, and says why; then it is ready again."""
+    """While its broker is unavailable, a subscriber is alive but not ready and reports why; then it is ready again."""
     register_handlers("t.all")
     start_subscriber(app=far_app)
-    eventually(lambda: only(presences).ready, "ready", 10)
+    eventually(lambda: only(presences).ready, "the subscriber is ready", 10)
     proxy.refuse()
-    found = eventually(lambda: only(presences).problems and only(presences), "the problem", 10)
+    found = eventually(lambda: only(presences).problems and only(presences), "the problem is reported", 10)
     assert found.alive
     assert not found.ready
     assert found.problems[0].startswith("broker: ")
     proxy.heal()
-    eventually(lambda: only(presences).ready, "ready again", 10)
+    eventually(lambda: only(presences).ready, "the subscriber is ready again", 10)
 
 
-# What is kept in Redis, whoever wrote it
+# Records in Redis, also of other writers
 
 
 @pytest.fixture
@@ -168,7 +170,7 @@ STRANGE: dict[str, str] = {
 
 
 def test_what_others_write_breaks_nothing(each: PresenceStore) -> None:
-    """Fields of another version are passed over, rubbish is not listed, and keeps nobody from saying that it lives."""
+    """Unknown fields are ignored, and invalid records are neither listed nor prevent a subscriber from reporting."""
     client, key = each._client, each._key
     for name, text in STRANGE.items():
         client.hset(key, name, text.encode(errors="surrogateescape"))
@@ -187,7 +189,7 @@ def test_what_others_write_breaks_nothing(each: PresenceStore) -> None:
 
 
 def test_those_that_went_without_a_word_are_forgotten(each: PresenceStore) -> None:
-    """After ten minutes, or with the whole key when nobody is left."""
+    """A subscriber that crashed is forgotten after ten minutes; the key expires that long after the last report."""
     client, key = each._client, each._key
     now_ms = client.time()[0] * 1000
     for name, ago_s in (("lately", 500), ("long ago", 700)):
@@ -198,7 +200,7 @@ def test_those_that_went_without_a_word_are_forgotten(each: PresenceStore) -> No
 
 
 def test_what_is_said_is_what_is_read(each: PresenceStore) -> None:
-    """Every field comes back; the last word of a subscriber counts."""
+    """Every field that is reported is read back; the latest report of a subscriber counts."""
     said = Presence("one", "host", ["a", "b"], "waits", 2.5, 77, "http://x")
     each.report(Presence("one"))
     each.report(said)

@@ -1,4 +1,4 @@
-"""How the groups of a bus get on, as ``bus status`` and the metrics tell."""
+"""The status of the consumer groups of a bus, as in ``bus status`` and the metrics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def each_client(each_settings: BridgeSettings) -> Iterator[Redis]:
 
 
 def publish(settings: BridgeSettings, count: int, **fields: Any) -> list[str]:
-    """Publish events and return the entry ids of all there are."""
+    """Publish events and return the ids of all journal entries."""
     with EventBus(settings) as bus:
         bus.publish_many([Event(type="a.b", **fields) for _ in range(count)])
         return [entry.decode() for entry, _ in bus.client.xrange(Keys(settings.channel_prefix).journal)]
@@ -50,7 +50,7 @@ def group_of(client: Redis, settings: BridgeSettings, name: str = "tests") -> Gr
 
 
 def test_without_a_journal_there_is_nothing(each_client: Redis, each_settings: BridgeSettings) -> None:
-    """No journal and no groups are no error; the clock is that of the server."""
+    """A missing journal without groups is not an error; the time is that of the server."""
     status = read_status(Storage(each_client, each_settings))
     seconds, _ = each_client.time()
     assert abs(status.at_ms - seconds * 1000) < 5000
@@ -59,7 +59,7 @@ def test_without_a_journal_there_is_nothing(each_client: Redis, each_settings: B
 
 
 def test_the_backlog_of_each_group(each_client: Redis, each_settings: BridgeSettings) -> None:
-    """What a group has yet to dispatch: undelivered and pending, by consumer; counted as far as Redis can tell."""
+    """The backlog of a group is its undelivered and pending entries, as exact as Redis can report it."""
     client, journal = each_client, Keys(each_settings.channel_prefix).journal
     entries = publish(each_settings, 150)
     starts = {"tests": "0", "late": entries[9], "nearly": entries[-51], "done": entries[-1]}
@@ -82,7 +82,7 @@ def test_the_backlog_of_each_group(each_client: Redis, each_settings: BridgeSett
 
 
 def test_what_is_not_known_is_counted_up_to_a_limit(each_client: Redis, each_settings: BridgeSettings) -> None:
-    """After deletions Redis may not know how many entries wait: up to a hundred are counted, then it is "or more"."""
+    """If Redis does not know the lag after deletions, up to a hundred entries are counted; then it is "or more"."""
     client, journal = each_client, Keys(each_settings.channel_prefix).journal
     entries = publish(each_settings, 150)
     client.xgroup_create(journal, "tests", id=entries[4])
@@ -101,7 +101,7 @@ def _ms(entry_id: str) -> int:
 
 
 def test_tasks_in_flight_and_overdue(each_client: Redis, each_settings: BridgeSettings) -> None:
-    """Tasks count from their dispatch to their end, and as overdue when they should have ended; each group its own."""
+    """Tasks are in flight from dispatch to end, and overdue if they should have ended, separately for each group."""
     publish(each_settings, 1)
     for name in ("tests", "other"):
         each_client.xgroup_create(Keys(each_settings.channel_prefix).journal, name, id="0")
@@ -124,7 +124,7 @@ def test_tasks_in_flight_and_overdue(each_client: Redis, each_settings: BridgeSe
 
 
 def test_dead_letters_of_each_group(each_client: Redis, each_settings: BridgeSettings) -> None:
-    """Those that are kept, those ever written, and those that made room; the same failure twice is one."""
+    """A group has counts of the dead letters it holds, has ever written and has evicted; repetitions do not count."""
     publish(each_settings, 1)
     for name in ("tests", "other"):
         each_client.xgroup_create(Keys(each_settings.channel_prefix).journal, name, id="0")
@@ -146,7 +146,7 @@ def test_dead_letters_of_each_group(each_client: Redis, each_settings: BridgeSet
 
 
 def test_starts_are_counted_once_per_task(each_client: Redis, each_settings: BridgeSettings) -> None:
-    """The delay of a first run, from the journal, falls into its class; retries and second messages do not count."""
+    """The delay of a first run, since its journal entry, is counted in a bucket; retries and copies are not counted."""
     ledger = Storage(each_client, each_settings).ledger
     (entry,) = publish(each_settings, 1)
     each_client.xgroup_create(Keys(each_settings.channel_prefix).journal, "tests", id="0")
@@ -156,7 +156,7 @@ def test_starts_are_counted_once_per_task(each_client: Redis, each_settings: Bri
         pair = InFlightTask("t.all", f"e{delay_ms}", f"{now_ms - delay_ms}-0", "celery")
         ledger.acknowledge_sent([], [pair.entry(f"t{delay_ms}")])
         assert ledger.start_run(f"t{delay_ms}", "run", idempotent=True).result == "started"
-        ledger.start_run(f"t{delay_ms}", "run", idempotent=True)  # its reply was lost
+        ledger.start_run(f"t{delay_ms}", "run", idempotent=True)  # as after a lost reply
         ledger.release(f"t{delay_ms}", "run", 0)
         ledger.start_run(f"t{delay_ms}", "again", idempotent=True, retries=1)
     ledger.acknowledge_sent([], [InFlightTask("t.all", "e", entry, "celery", redispatches=1).entry("again")])
@@ -172,7 +172,7 @@ def test_starts_are_counted_once_per_task(each_client: Redis, each_settings: Bri
 def test_something_else_at_the_keys_of_the_figures_stops_no_task(
     each_client: Redis, each_settings: BridgeSettings
 ) -> None:
-    """Tasks begin whatever is at the key where their delays are counted."""
+    """Tasks start even if the key that counts their delays has the wrong type."""
     ledger, keys = Storage(each_client, each_settings).ledger, Keys(each_settings.channel_prefix)
     each_client.set(keys.starts("tests"), "in the way")
     ledger.acknowledge_sent([], [InFlightTask("t.all", "e", "1-1", "celery").entry("t")])
@@ -180,7 +180,7 @@ def test_something_else_at_the_keys_of_the_figures_stops_no_task(
 
 
 def test_subscribers_and_rate(each_client: Redis, each_settings: BridgeSettings) -> None:
-    """The rate of a group is that of the subscribers that live; those gone are shown, and not counted."""
+    """The rate of a group is the sum over its live subscribers; dead ones are listed but not counted."""
     publish(each_settings, 1)
     each_client.xgroup_create(Keys(each_settings.channel_prefix).journal, "tests", id="0")
     presences = Storage(each_client, each_settings).presence
@@ -201,7 +201,7 @@ def test_subscribers_and_rate(each_client: Redis, each_settings: BridgeSettings)
 def test_two_round_trips_whatever_the_size(
     each_client: Redis, each_settings: BridgeSettings, round_trips: RoundTrips
 ) -> None:
-    """Ten thousand entries and thirty groups cost no more than none."""
+    """Ten thousand entries and thirty groups take no more round trips than an empty bus."""
     assert round_trips(lambda: read_status(Storage(each_client, each_settings))) <= 2
     publish(each_settings, 10_000)
     for number in range(30):
@@ -211,7 +211,7 @@ def test_two_round_trips_whatever_the_size(
 
 
 def test_a_redis_that_is_away_is_an_error(proxy: Proxy, settings: BridgeSettings) -> None:
-    """Who asks is told, within the limits of its client."""
+    """An unavailable Redis raises an error within the timeouts of the client."""
     proxy.refuse()
     with (
         connect(settings.model_copy(update={"redis_url": None, "redis_port": proxy.port}), 1) as client,
@@ -223,12 +223,12 @@ def test_a_redis_that_is_away_is_an_error(proxy: Proxy, settings: BridgeSettings
 def test_a_subscriber_works_off_what_status_told(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, settings: BridgeSettings, bus: EventBus
 ) -> None:
-    """With a real subscriber the backlog falls to nothing as its tasks come in flight."""
+    """With a running subscriber the backlog falls to zero while its tasks become in flight."""
     register_handlers("t.all", "t.exact")
     bus.publish_many([Event(type="dream.created") for _ in range(100)])
     client.xgroup_create(Keys(settings.channel_prefix).journal, "tests", id="0")
     assert group_of(client, settings).backlog == 100
     start_subscriber()
-    eventually(lambda: group_of(client, settings).backlog == 0, "no backlog")
+    eventually(lambda: group_of(client, settings).backlog == 0, "the backlog is empty")
     found = group_of(client, settings)
     assert (found.in_flight, found.overdue, found.oldest_s) == (200, 0, None)
