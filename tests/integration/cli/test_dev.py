@@ -86,7 +86,7 @@ def test_a_given_redis_is_used_and_warnings_are_shown(terminal: OpenTerminal, se
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=True, timeout=20)
     dev.shows("failing.created")
     dev.shows("RuntimeError: as intended")
-    assert re.search(r"worker \| .*dead letter \(failure\): tests\.app\.failing", plain(dev))
+    assert re.search(r"worker \| .*\(tests\.app\.failing\) ended in a dead letter \(failure\)", plain(dev))
     dev.process.terminate()
     assert dev.wait() == 0
     with Redis.from_url(server.url) as client:
