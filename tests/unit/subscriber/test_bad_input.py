@@ -1,4 +1,4 @@
-"""Bad input, as ``bad_inputs.py`` lists it: one subscriber hears the whole table, each message before a valid one."""
+"""The table of ``bad_inputs.py``: one subscriber receives all of it, with a valid message after each invalid one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CASES = {
 DEAD = [case for case in CASES.values() if case.outcome not in ("taken", "again", "ignored")]
 KEYS = Keys(PREFIX)
 
-#: Rows that are not, or not only, about a message: the tests that cover them.
+#: Rows that are not, or not only, about messages, and the tests that cover them.
 ELSEWHERE = {
     24: ["test_invalid_values_are_named", "test_glob_characters_in_the_prefix_are_literal"],
     33: ["test_keys_that_outlive_the_marks_are_not_taken_again"],
@@ -52,7 +52,7 @@ ELSEWHERE = {
 
 @cache
 def valid(name: str) -> Case:
-    """The neighbour of the case *name*; it comes after it on the same way."""
+    """Return the valid neighbour of the case *name*; it follows the case on the same channel or as a key."""
     case, row = CASES[name], name.partition("-")[0]
     event = Event(id=f"next-{name}", type=f"r{row}")
     key = event.id.encode() if case.key else b""
@@ -70,7 +70,7 @@ def origin_of(case: Case) -> str:
 
 @dataclass
 class Outcome:
-    """What there was after everything had been sent."""
+    """The state after all messages were sent."""
 
     journal: dict[str, list[tuple[int, dict[str, Any]]]]
     letters: list[DeadLetter]
@@ -99,7 +99,7 @@ def journal_of(client: Redis) -> dict[str, list[tuple[int, dict[str, Any]]]]:
 
 
 def send_all(client: Redis, subscriber: Subscriber) -> dict[str, int]:
-    """Broadcast, then cut the subscription and write the late keys; return the counters before the cut."""
+    """Broadcast all cases, then cut the subscription and write the late keys; return the counters before the cut."""
     both = [case for name in CASES for case in (CASES[name], valid(name))]
     broadcast = [case for case in both if not case.key]
     for case in broadcast:
@@ -114,8 +114,8 @@ def send_all(client: Redis, subscriber: Subscriber) -> dict[str, int]:
         enough = all(counts.get(name, 0) >= count for name, count in wanted.items())
         return enough and len(client.keys(KEYS.seen("next-*"))) >= neighbours
 
-    with suppress(pytest.fail.Exception):  # each row shall say what it lacks
-        eventually(settled, "all is taken or refused", 10)
+    with suppress(pytest.fail.Exception):  # each row reports what is missing
+        eventually(settled, "all messages are accepted or refused", 10)
     counters = subscriber.counters.snapshot()
     write_keys(client, [case for case in both if case.late])
     scan, ended = subscriber._catch_up.scan, []
@@ -124,18 +124,18 @@ def send_all(client: Redis, subscriber: Subscriber) -> dict[str, int]:
         scan(*arguments, **options)
         ended.append(True)
 
-    subscriber._catch_up.scan = noting  # of the scans that begin from now on
+    subscriber._catch_up.scan = noting  # for scans that start from now on
     for connection in client.client_list():
         if connection["name"].startswith(f"bridge:{GROUP}:") and int(connection["psub"]):
             client.client_kill_filter(_id=connection["id"])
-    with suppress(pytest.fail.Exception):  # that of the start comes again, maybe only now; then comes that of the cut
-        eventually(lambda: len(ended) >= 2, "catch-up has looked at all keys", 10)
+    with suppress(pytest.fail.Exception):  # first the repeated scan of the start, then the scan after the cut
+        eventually(lambda: len(ended) >= 2, "catch-up has scanned all keys", 10)
     return counters
 
 
 @pytest.fixture(scope="session")
 def outcome(server: RedisServer) -> Outcome:
-    """What became of all cases, sent to one subscriber that has ended since."""
+    """The outcome of all cases, which were sent to one subscriber that has stopped since."""
     before = list(registry)
     registry.clear()
     registry.add(HANDLERS["t.exact"])
@@ -147,7 +147,7 @@ def outcome(server: RedisServer) -> Outcome:
             bus.publish("sentinel", id="zero")
         assert (
             Storage(client, settings).consumer("a").create_group("earliest")
-        )  # a subscriber that makes it reads all keys once more
+        )  # a subscriber that creates it scans all keys again
         write_keys(client, [c for name in CASES for c in (CASES[name], valid(name)) if c.key and not c.late])
         subscriber = Subscriber(app, settings, "one")
         subscriber.start()
@@ -155,7 +155,7 @@ def outcome(server: RedisServer) -> Outcome:
             assert subscriber.ready.wait(10)
             counters = send_all(client, subscriber)
             with suppress(pytest.fail.Exception):
-                eventually(lambda: client.xpending(KEYS.journal, GROUP)["pending"] == 0, "all is acknowledged", 10)
+                eventually(lambda: client.xpending(KEYS.journal, GROUP)["pending"] == 0, "all are acknowledged", 10)
             pending = client.xpending(KEYS.journal, GROUP)["pending"]
             letters = Storage(client, settings).dead_letters.latest(1000)
             left, messages = len(client.keys(KEYS.event("*"))), Queues(client, PREFIX).messages()
@@ -170,7 +170,7 @@ def outcome(server: RedisServer) -> Outcome:
 
 @pytest.mark.parametrize("name", CASES)
 def test_row(outcome: Outcome, name: str) -> None:
-    """The message is taken as it came, or kept as a dead letter with reason and first bytes; its neighbour arrives."""
+    """A message is accepted unchanged, or is a dead letter with reason and first bytes; its neighbour arrives."""
     case, neighbour = CASES[name], valid(name)
     assert [event for _, event in outcome.journal[neighbour.fields["id"]]] == [neighbour.fields]
     letters = [x for x in outcome.letters if x.origin == origin_of(case) and x.raw == case.data[:4096]]
@@ -184,11 +184,11 @@ def test_row(outcome: Outcome, name: str) -> None:
     assert (letter.reason, letter.size) == (case.outcome, len(case.data))
     assert outcome.began_ms <= letter.at_ms <= outcome.ended_ms
     assert len(letter.detail) < 500
-    assert letter.detail.isprintable(), "the log shows it"
+    assert letter.detail.isprintable(), "the detail is written to the log"
 
 
 def test_nothing_else_happens(outcome: Outcome) -> None:
-    """Journal and dead letters hold the table and no more, each once; every message is counted, none is an error."""
+    """Journal and dead letters contain exactly the table, each case once; all messages are counted, without errors."""
     outcomes = [case.outcome for case in CASES.values()]
     expected = {case.fields["id"] for case in CASES.values() if case.outcome == "taken"}
     expected |= {f"next-{name}" for name in CASES} | {"zero"}
@@ -205,14 +205,14 @@ def test_nothing_else_happens(outcome: Outcome) -> None:
 
 
 def test_entries_carry_the_time_of_redis(outcome: Outcome) -> None:
-    """25, 26: whatever an event says of its time, the journal orders and trims by the moment it was received."""
+    """25, 26: the journal orders and trims by the time at which it received an event, whatever its timestamp."""
     for entries in outcome.journal.values():
         for at_ms, _ in entries:
             assert outcome.began_ms - 1 <= at_ms <= outcome.ended_ms
 
 
 def test_a_handler_gets_one_argument(outcome: Outcome) -> None:
-    """29, 36: names in a payload never become arguments; a message is sent whether or not a worker knows its task."""
+    """29, 36: names in a payload never become arguments; a message is sent even if no worker knows its task."""
     bodies = [json.loads(base64.b64decode(message["body"])) for message in outcome.messages]
     events = {args[0]["id"]: (args, kwargs) for args, kwargs, _ in bodies}
     expected = [case for case in CASES.values() if case.on == b"dream.created"]
@@ -222,14 +222,14 @@ def test_a_handler_gets_one_argument(outcome: Outcome) -> None:
 
 
 def test_events_without_handler_are_no_error(outcome: Outcome) -> None:
-    """35: they are counted and acknowledged, like any other."""
+    """35: events without a handler are counted and acknowledged like all others."""
     assert outcome.pending == 0
     assert outcome.counters["no_handler"] >= len([case for case in CASES.values() if case.outcome == "taken"]) - 2
     assert "dead_lettered" not in outcome.counters
 
 
 def test_keys_of_others_stay(outcome: Outcome) -> None:
-    """33: catch-up deletes no key, whatever it holds."""
+    """33: catch-up deletes no key, whatever it contains."""
     assert outcome.keys_left == 2 * sum(bool(case.key) for case in CASES.values()) + 1
 
 
@@ -248,12 +248,12 @@ def test_counters_have_fixed_names(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("data", COSTLY.values(), ids=list(COSTLY))
 def test_time_is_bounded(data: bytes) -> None:
-    """The costliest messages of the largest size cost well under a second, and do not grow beyond four times that."""
+    """The most expensive messages of the largest size take less than a second and grow at most fourfold."""
     assert LIMIT // 2 < len(data) <= LIMIT or len(data) < 100
     costs, event = [], None
-    gc.freeze()  # what the tests before this one have left, each collection would look at
+    gc.freeze()  # collections would also scan objects of earlier tests
     try:
-        for _ in range(3):  # the best of three: others may slow this machine down
+        for _ in range(3):  # the best of three, as other processes may run
             began = time.thread_time()
             with suppress(InvalidEvent):
                 event = Event.decode(data, max_bytes=LIMIT, channel_type="a.b")
@@ -265,7 +265,7 @@ def test_time_is_bounded(data: bytes) -> None:
 
 
 def test_prefixes_that_would_hear_everything_are_refused() -> None:
-    """24: an empty prefix is a mistake; one with glob characters means itself."""
+    """24: an empty prefix is refused; glob characters in a prefix are literal."""
     with pytest.raises(SettingsError, match="channel_prefix"):
         BridgeSettings.load(channel_prefix="")
     assert Keys("a*:").all_channels == r"a\*:*"

@@ -1,4 +1,4 @@
-"""Start-up checks against real servers: each setting with which events are lost is named, and nothing else."""
+"""Start-up checks against real servers: each setting that loses events is reported, and no other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.waiting import eventually
 SAFE = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")
 FULL = ("--maxmemory", "100mb")
 
-#: Of the broker's transport; nothing is found in it.
+#: Options of the broker's transport without any findings.
 GOOD_OPTIONS = {"socket_timeout": 10.0, "visibility_timeout": 3600}
 
 Serve = Callable[..., RedisServer]
@@ -34,7 +34,7 @@ Serve = Callable[..., RedisServer]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Start servers with these arguments; all are gone after the test."""
+    """Start servers with these arguments; all are stopped after the test."""
     with ExitStack() as servers:
         yield lambda *arguments: servers.enter_context(RedisServer(arguments=arguments))
 
@@ -51,12 +51,12 @@ def tasks_of(app: Celery) -> list[Any]:
 
 
 def make_task(app: Celery, name: str, **options: Any) -> Any:
-    """Make a task of this application alone."""
+    """Create a task in this application only."""
     return app.task(name=name, shared=False, **{"acks_late": True, "reject_on_worker_lost": True, **options})(make_task)
 
 
 def check(bus: str, app: Celery | str | None = None, tasks: Sequence[Any] = ()) -> dict[str, Finding]:
-    """Run the checks; the broker is the bus unless told otherwise. The findings by the setting they name."""
+    """Run the checks, by default with the bus as broker; return the findings by the setting they name."""
     app = app if isinstance(app, Celery) else make_app(app or bus)
     found = checks.check_settings(BridgeSettings.load(redis_url=bus), app, tasks)
     for finding in found:
@@ -68,7 +68,7 @@ def check(bus: str, app: Celery | str | None = None, tasks: Sequence[Any] = ()) 
 
 
 def test_a_safe_set_up_has_no_findings(serve: Serve) -> None:
-    """Nothing is said of a durable server that refuses writes when it is full, nor of the handlers' own defaults."""
+    """A durable server that refuses writes when it is full has no findings, nor have the defaults of handlers."""
     server = serve(*SAFE, *FULL)
     app = make_app(server.url)
     assert check(server.url, app, tasks_of(app)) == {}
@@ -85,7 +85,7 @@ def test_a_safe_set_up_has_no_findings(serve: Serve) -> None:
     ],
 )
 def test_a_server_that_loses_data(serve: Serve, arguments: Sequence[str], setting: str, problem: str) -> None:
-    """Persistence that is off or slack and a policy that evicts are each named, once for a server that is both."""
+    """Weak persistence and an evicting policy are each reported, once for a server that is both bus and broker."""
     found = check(serve(*arguments).url)
     assert set(found) == {setting}
     assert problem in found[setting].problem
@@ -93,12 +93,12 @@ def test_a_server_that_loses_data(serve: Serve, arguments: Sequence[str], settin
 
 @pytest.mark.parametrize("appendfsync", ["everysec", "always"])
 def test_both_usual_ways_to_append_are_fine(serve: Serve, appendfsync: str) -> None:
-    """Up to two seconds of events are what everysec costs; that is no finding."""
+    """Losing up to two seconds of events is the accepted cost of everysec and not reported."""
     assert check(serve(*SAFE, "--appendfsync", appendfsync).url) == {}
 
 
 def test_an_evicting_policy_without_a_limit_does_nothing(serve: Serve) -> None:
-    """A server without maxmemory evicts nothing, whatever its policy."""
+    """A server without maxmemory evicts nothing, so its policy is not reported."""
     assert check(serve("--appendonly", "yes", "--maxmemory-policy", "allkeys-lru").url) == {}
 
 
@@ -111,7 +111,7 @@ def test_bus_and_broker_are_told_apart(serve: Serve) -> None:
 
 
 def test_an_old_server(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A version below the first that has all commands is named; here that is one of the future."""
+    """A version below the required minimum is reported; this test requires one that does not exist yet."""
     server = serve(*SAFE)
     monkeypatch.setattr(checks, "_MIN_VERSION", (99, 0))
     found = check(server.url)
@@ -121,7 +121,7 @@ def test_an_old_server(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "99.0" in found["version of the bus"].advice
 
 
-#: What a user may not do, to the settings that are unknown then.
+#: Commands a user has no permission for, and the settings that are unknown then.
 DENIED = {
     "-config": {"appendfsync"},
     "-info": {"version"},
@@ -131,7 +131,7 @@ DENIED = {
 
 @pytest.mark.parametrize("denied", DENIED)
 def test_what_may_not_be_seen_is_unknown(serve: Serve, denied: str) -> None:
-    """A setting that INFO and CONFIG may not tell is named as unknown, with what forbids it; the others are seen."""
+    """A setting that INFO and CONFIG cannot read is reported as unknown, with the missing permission."""
     server = serve(*SAFE)
     with Redis.from_url(server.url) as client:
         client.execute_command("ACL", "SETUSER", "bridge", "on", ">pw", "~*", "&*", "+@all", *denied.split())
@@ -142,11 +142,11 @@ def test_what_may_not_be_seen_is_unknown(serve: Serve, denied: str) -> None:
         assert "unknown" in finding.problem
         assert "permission" in finding.problem
         assert "+config|get" in finding.advice
-    assert set(found) == set(bus), "the broker's user sees everything"
+    assert set(found) == set(bus), "the user of the broker has all permissions"
 
 
 def test_a_hosted_server_without_config(serve: Serve) -> None:
-    """Where the command does not exist, INFO tells what it can; that persistence is off stays visible."""
+    """Without the CONFIG command, INFO is used as far as it goes; disabled persistence is still reported."""
     found = check(serve("--rename-command", "CONFIG", "").url)
     assert set(found) == {"appendonly of the bus"}
     assert "unknown" in found["appendonly of the bus"].problem  # whether there are snapshots
@@ -159,7 +159,7 @@ UNKNOWN_BROKER = {"appendonly of the broker", "appendfsync of the broker", "maxm
 
 
 def test_servers_that_hang_are_not_waited_for(serve: Serve) -> None:
-    """Both servers frozen: everything is unknown, and that is known within a few seconds."""
+    """With both servers frozen, all settings are reported as unknown within a few seconds."""
     bus, broker = serve(*SAFE), serve(*SAFE)
     for server in (bus, broker):
         os.kill(server.pid, signal.SIGSTOP)
@@ -176,12 +176,12 @@ def test_servers_that_hang_are_not_waited_for(serve: Serve) -> None:
 
 
 def test_a_broker_that_is_away_or_refuses_us(serve: Serve) -> None:
-    """Nobody listens, or the password is wrong: unknown, and no password in the text."""
+    """If the broker refuses connections or the password, its settings are unknown, and no password is shown."""
     bus, broker = serve(*SAFE), serve(*SAFE)
     with Redis.from_url(broker.url) as client:
         client.config_set("requirepass", "right")
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound and not listening: refuses
+        unused.bind(("127.0.0.1", 0))  # bound but not listening, so it refuses connections
         away = f"redis://127.0.0.1:{unused.getsockname()[1]}/0"
         for url in (away, broker.url.replace("//", "//:wrong@")):
             found = check(bus.url, url)
@@ -190,7 +190,7 @@ def test_a_broker_that_is_away_or_refuses_us(serve: Serve) -> None:
 
 
 def test_the_broker_transport_of_redis(serve: Serve) -> None:
-    """A worker must not wait for ever, and no task outlive the time after which its message comes again."""
+    """A worker without a socket timeout, and a task longer than the visibility timeout, are reported."""
     server = serve(*SAFE)
     app = make_app(server.url, socket_timeout=None, visibility_timeout=30)
     found = check(server.url, app, tasks_of(app))  # t.limited may run for 30 s
@@ -199,11 +199,11 @@ def test_the_broker_transport_of_redis(serve: Serve) -> None:
     assert "t.limited may run for 30 s" in found["broker_transport_options['visibility_timeout']"].problem
     enough = make_app(server.url, visibility_timeout=31)
     assert check(server.url, enough, tasks_of(enough)) == {}
-    assert check(server.url, make_app(server.url, visibility_timeout=1)) == {}, "no handler, no limit"
+    assert check(server.url, make_app(server.url, visibility_timeout=1)) == {}, "without handlers there is no minimum"
 
 
 def test_the_visibility_timeout_when_none_is_set(serve: Serve) -> None:
-    """kombu's hour counts."""
+    """Without a configured visibility timeout, kombu's default of one hour counts."""
     server = serve(*SAFE)
     app = make_app(server.url)
     del app.conf.broker_transport_options["visibility_timeout"]
@@ -214,7 +214,7 @@ def test_the_visibility_timeout_when_none_is_set(serve: Serve) -> None:
 
 
 def test_the_broker_transport_of_rabbitmq(serve: Serve) -> None:
-    """Tasks that publish without confirmation are named; no connection to the broker is opened for it."""
+    """Publishing tasks without confirms is reported, without a connection to the broker."""
     server = serve(*SAFE)
     broker = "amqp://guest@rabbitmq.invalid//"
     assert set(check(server.url, broker)) == {"broker_transport_options['confirm_publish']"}
@@ -222,7 +222,7 @@ def test_the_broker_transport_of_rabbitmq(serve: Serve) -> None:
 
 
 def test_handlers_that_acknowledge_early(serve: Serve) -> None:
-    """A task that a dying worker takes with it is named, with the option that does it."""
+    """A task that is lost with its worker is reported, together with the option that causes it."""
     server = serve(*SAFE)
     app = make_app(server.url)
     early = make_task(app, "early", acks_late=False, reject_on_worker_lost=False)
@@ -241,9 +241,9 @@ def test_a_subscriber_warns_when_the_bus_has_answered(
     register_handlers("t.all")
     server = serve("--save", "")
     subscriber = start_subscriber(app=make_app(server.url), redis_url=server.url)
-    (text,) = eventually(lambda: subscriber.info()["warnings"], "the check is done")
+    (text,) = eventually(lambda: subscriber.info()["warnings"], "the checks have run")
     assert text.startswith("appendonly of the bus: no")
-    eventually(lambda: text in caplog.messages, "it is in the log")
+    eventually(lambda: text in caplog.messages, "the finding is logged")
 
 
 def test_nothing_waits_for_the_checks(
@@ -252,7 +252,7 @@ def test_nothing_waits_for_the_checks(
     server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While a check hangs the subscriber becomes ready, and stops."""
+    """While a check hangs, the subscriber becomes ready and can stop."""
     register_handlers("t.all")
     begun, go_on = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""Attacks on signed events: nothing forged, moved or brought again runs, and none of it stops what is real."""
+"""Attacks on signed events: forged, moved or repeated events never run, and none of them blocks real events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.replays import FAST, Replays, last
 from tests.support.waiting import eventually
 
 HOUR_MS = 3_600_000
-#: Every task is overdue at once, and looked at several times a second.
+#: Tasks are overdue almost immediately, and checked several times a second.
 HASTY = {"redispatch_after_s": 0.3, "maintenance_interval_s": 0.05}
 
 
@@ -36,7 +36,7 @@ def with_keys(settings: BridgeSettings, **changes: Any) -> BridgeSettings:
 
 
 def payloads(queues: Queues, queue: str = "celery") -> list[Any]:
-    """Payloads of the events in the messages that wait, in their order."""
+    """Return the payloads of the events in the queued messages, in order."""
     bodies = [json.loads(base64.b64decode(message["body"])) for message in queues.messages(queue)]
     return [args[0]["payload"] for args, _, _ in bodies]
 
@@ -44,7 +44,7 @@ def payloads(queues: Queues, queue: str = "celery") -> list[Any]:
 def test_a_forgery_that_comes_first_takes_no_id(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
 ) -> None:
-    """Unsigned events with the id of a real one, on every way and before it, do not keep it out."""
+    """Unsigned events with the id of a real one, from all sources and before it, do not block it."""
     register_handlers("t.plain")
     outside.keep("id1", outside.unsigned("id1", payload="forged"))
     start_subscriber(**SIGNED)
@@ -52,7 +52,7 @@ def test_a_forgery_that_comes_first_takes_no_id(
     outside.write(outside.unsigned("id1", payload="forged three"))
     eventually(lambda: len(outside.letters()) == 3, "the forgeries are refused")
     outside.say(outside.signed("id1", payload="real"))
-    eventually(lambda: queues.length() == 1, "the real one runs")
+    eventually(lambda: queues.length() == 1, "the real event is queued")
     assert payloads(queues) == ["real"]
 
 
@@ -68,7 +68,7 @@ MOVED: dict[str, tuple[str, str]] = {
 def test_a_signed_event_cannot_be_moved(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, how: str
 ) -> None:
-    """Its text names its type and its id, and the signature counts for one prefix."""
+    """A signature covers the type and the id of an event and is valid for one prefix only."""
     register_handlers("t.plain")
     start_subscriber(**SIGNED)
     data = outside.signed("id1")
@@ -80,26 +80,26 @@ def test_a_signed_event_cannot_be_moved(
         data = data.replace(b"billing.paid", b"billing.voided")
     event_type, reason = MOVED[how]
     outside.say(data, event_type)
-    eventually(lambda: outside.reasons() == [reason], "it is refused")
+    eventually(lambda: outside.reasons() == [reason], "the event is refused")
     outside.say(outside.signed("good"))
-    eventually(lambda: queues.length() == 1, "what is signed for here runs")
+    eventually(lambda: queues.length() == 1, "the event signed for this bus is queued")
 
 
 def test_a_key_that_is_overwritten_after_dispatch(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
 ) -> None:
-    """When a deleted journal is filled from the keys, a forged one is refused, and the bus does not return it."""
+    """A forged key is refused when a deleted journal is refilled, and get_event() raises for it."""
     register_handlers("t.plain")
     subscriber = start_subscriber(**SIGNED)
     with EventBus(with_keys(outside.settings)) as bus:
         bus.publish("billing.paid", "real", id="id1")
         bus.publish("billing.paid", "real", id="id2")
-        eventually(lambda: queues.length() == 2, "both ran")
+        eventually(lambda: queues.length() == 2, "both events are queued")
         outside.keep("id1", outside.unsigned("id1", payload="forged"))
         outside.client.delete(outside.keys.journal)
-        eventually(lambda: subscriber.info().get("journal_lost"), "it is noticed")
+        eventually(lambda: subscriber.info().get("journal_lost"), "the lost journal is noticed")
         eventually(lambda: outside.reasons() == ["signature"], "the forgery is refused")
-        eventually(lambda: queues.length() == 3, "the other comes again, to be skipped by its mark")
+        eventually(lambda: queues.length() == 3, "the other event is sent again")
         assert payloads(queues) == ["real"] * 3
         with pytest.raises(InvalidEvent, match="signature"):
             bus.get_event("id1")
@@ -112,23 +112,23 @@ def test_a_key_that_is_overwritten_after_dispatch(
 def test_a_task_is_not_sent_again_with_a_forged_event(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, real: bool
 ) -> None:
-    """Message and entry are lost; from the key comes the real event or none."""
+    """If message and entry are lost, a task is sent again from its key only if the key holds the real event."""
     register_handlers("t.plain")
     with EventBus(with_keys(outside.settings)) as bus:
         subscriber = start_subscriber(**SIGNED, **HASTY)
         bus.publish("billing.paid", "real", id="id1")
-        eventually(lambda: queues.length() == 1, "the message")
+        eventually(lambda: queues.length() == 1, "the message is queued")
         if not real:
             outside.keep("id1", outside.unsigned("id1", payload="forged"))
         outside.client.xtrim(outside.keys.journal, maxlen=0)
         assert outside.client.rpop(f"broker:{outside.keys.prefix}celery")
         if real:
-            eventually(lambda: payloads(queues) == ["real"], "it comes again")
+            eventually(lambda: payloads(queues) == ["real"], "the task is sent again")
         else:
-            eventually(lambda: outside.reasons() == ["event_expired"], "there is no event to send")
+            eventually(lambda: outside.reasons() == ["event_expired"], "the missing event is reported")
             assert queues.length() == 0
-    # It is at the broker before it is counted.
-    eventually(lambda: subscriber.info().get("redispatched", 0) == int(real), "it was sent again, or was not")
+    # A task is sent before it is counted.
+    eventually(lambda: subscriber.info().get("redispatched", 0) == int(real), "redispatches are counted")
 
 
 AGES: dict[str, tuple[int, str]] = {
@@ -143,7 +143,7 @@ AGES: dict[str, tuple[int, str]] = {
 def test_the_moment_of_signing(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, age: str
 ) -> None:
-    """Signed events are let in for signature_max_age_s after their timestamps, and 5 minutes before."""
+    """Signed events are accepted up to signature_max_age_s after their timestamp, and up to 5 minutes before."""
     register_handlers("t.plain")
     ahead_ms, problem = AGES[age]
     outside.keep("by-key", outside.signed("by-key", timestamp=now_ms() + ahead_ms))
@@ -151,17 +151,17 @@ def test_the_moment_of_signing(
     outside.say(outside.signed("heard", timestamp=now_ms() + ahead_ms))
     outside.write(outside.signed("written", timestamp=now_ms() + ahead_ms))
     if problem:
-        eventually(lambda: len(outside.letters()) == 3, "all are refused")
+        eventually(lambda: len(outside.letters()) == 3, "all events are refused")
         assert all(problem in letter.detail for letter in outside.letters())
     else:
-        eventually(lambda: queues.length() == 3, "all are let in")
+        eventually(lambda: queues.length() == 3, "all events are queued")
     assert queues.length() == (0 if problem else 3)
 
 
 def test_an_event_that_comes_again_when_its_marks_are_gone(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
 ) -> None:
-    """Nothing but its age tells then, and it does, for what was broadcast, and for what a replay had signed anew."""
+    """Without marks, the age refuses a repeated event, whether broadcast or signed again by a replay."""
     register_handlers("t.plain")
     subscriber = start_subscriber(**SIGNED, signature_max_age_s=3600)
     data = outside.signed("id1", timestamp=now_ms() - 2 * HOUR_MS)
@@ -169,27 +169,27 @@ def test_an_event_that_comes_again_when_its_marks_are_gone(
     outside.forget_marks()
     outside.say(data)
     outside.say(again)
-    eventually(lambda: outside.reasons() == ["signature"] * 2, "both are refused")
+    eventually(lambda: outside.reasons() == ["signature"] * 2, "both events are refused")
     assert subscriber.info().get("appended", 0) == queues.length() == 0
 
 
 def test_a_backlog_makes_nothing_old(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
 ) -> None:
-    """What waited in the journal counts as of the moment at which the journal took it."""
+    """The age of an event is measured at the time of its journal entry, so waiting in the journal does not count."""
     register_handlers("t.plain")
     then = now_ms() - 2 * HOUR_MS
     outside.write(outside.signed("waited", timestamp=then - 1000), entry_id=f"{then}-0")
     outside.write(outside.signed("late", timestamp=then - 1000), entry_id=f"{now_ms()}-0")
     start_subscriber(**SIGNED, signature_max_age_s=3600)
-    eventually(lambda: outside.reasons() == ["signature"], "the one that came late is refused")
-    eventually(lambda: list(queues.tasks()) == ["t.plain billing.paid waited"], "the one that waited runs")
+    eventually(lambda: outside.reasons() == ["signature"], "the late event is refused")
+    eventually(lambda: list(queues.tasks()) == ["t.plain billing.paid waited"], "the event that waited is queued")
 
 
 def test_a_replay_signs_what_is_signed_and_nothing_else(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, client: Redis, queues: Queues
 ) -> None:
-    """Real events run again, however old they are by now; what was refused is not made real by its replay."""
+    """A replay signs events that were signed, however old they are, and no others."""
     register_handlers("t.plain", "t.exact")
     settings = with_keys(outside.settings, signature_max_age_s=3600)
     then = now_ms() - 2 * HOUR_MS
@@ -206,7 +206,7 @@ def test_a_replay_signs_what_is_signed_and_nothing_else(
     signed = [outside.keyring.has_signed(fields[b"event"]) for fields in bench.replayed()]
     assert signed == [True, False, False]
     start_subscriber(**SIGNED, signature_max_age_s=3600)
-    eventually(lambda: queues.length() == 6, "all but the forgery and the one that came late, and once more")
+    eventually(lambda: queues.length() == 6, "valid events are queued, and replayed ones again")
     assert outside.reasons() == ["signature"] * 2
     assert queues.tasks()["t.plain billing.paid real"] == 2
 
@@ -214,26 +214,26 @@ def test_a_replay_signs_what_is_signed_and_nothing_else(
 def test_dead_letters_are_signed_anew_when_they_are_retried(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, client: Redis, queues: Queues
 ) -> None:
-    """A handler's failure of days ago can be retried; a letter that was never let in cannot pass for one."""
+    """A failure of days ago can be retried; a dead letter of a refused event cannot."""
     register_handlers("t.plain")
     start_subscriber(**SIGNED)
     bench = Replays(client, with_keys(outside.settings))
     text = f'{{"id":"old", "type":"billing.paid", "payload":1e0, "timestamp":{now_ms() - 100 * HOUR_MS}}}'
-    old = Event.decode(outside.sign(text), max_bytes=10_000)  # which the task spells in another way
+    old = Event.decode(outside.sign(text), max_bytes=10_000)  # the task encodes it differently
     assert not outside.keyring.has_signed(old.encode())
     bench.letters.add(_letter("failure", old, "t.plain"))
     outside.say(outside.unsigned("forged"))
-    eventually(lambda: outside.reasons() == ["failure", "signature"], "two letters")
+    eventually(lambda: outside.reasons() == ["failure", "signature"], "two dead letters are written")
     progress = last(bench.dead().run(FAST))
     assert (progress.replayed, progress.skipped) == (1, 1)
-    eventually(lambda: list(queues.tasks()) == ["t.plain billing.paid old"], "it runs again")
-    careless = last(Replays(client, outside.settings).dead("careless").run(FAST))  # requires no signatures itself
+    eventually(lambda: list(queues.tasks()) == ["t.plain billing.paid old"], "the task is sent again")
+    careless = last(Replays(client, outside.settings).dead("careless").run(FAST))  # without required signatures
     assert (careless.replayed, careless.skipped) == (0, 1)
     assert outside.reasons() == ["signature"]
 
 
 def test_a_replay_without_keys_says_so(outside: Outside, client: Redis) -> None:
-    """Its mark would break the signature, and the event would be refused: nothing is written."""
+    """A replay without a signing key raises an error and writes nothing, because it would break the signature."""
     outside.write(outside.signed("real"), id="real")
     bench = Replays(client, outside.settings)
     with pytest.raises(
@@ -247,14 +247,14 @@ def test_a_replay_without_keys_says_so(outside: Outside, client: Redis) -> None:
 def test_the_two_copies_of_the_typescript_bus(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, forged: bool
 ) -> None:
-    """Each is signed by itself: the key's takes the place of the other with its real source, and only if it is real."""
+    """The copy in the key, which has the real source, replaces the broadcast copy only if its signature is valid."""
     register_handlers("t.plain")
     start_subscriber(**SIGNED)
     kept, at_ms = outside.signed("id1", source="billing-service"), now_ms()
     heard = outside.signed("id1", source=TYPESCRIPT_BUS_SOURCE, timestamp=at_ms)
     outside.keep("id1", outside.unsigned("id1", source="somebody") if forged else kept)
     outside.say(heard)
-    eventually(lambda: queues.length() == 1, "it runs")
+    eventually(lambda: queues.length() == 1, "the event is queued")
     ((_, fields),) = outside.client.xrange(outside.keys.journal)
     assert fields[b"event"] == (heard if forged else kept)
 
@@ -262,17 +262,17 @@ def test_the_two_copies_of_the_typescript_bus(
 def test_an_old_key_verifies_until_it_goes(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
 ) -> None:
-    """In a rotation, events that the old key signed run beside those of the new one, and no longer once it is gone."""
+    """During a rotation events of the old and the new key are accepted; once it is removed, the old key is refused."""
     register_handlers("t.plain")
     old = Keyring({"old": SECRETS["old"]}, outside.keys.prefix)
     first = start_subscriber(**SIGNED)
     outside.say(old.encode(Event(type="billing.paid", id="by-old")))
     outside.say(outside.signed("by-new"))
-    eventually(lambda: queues.length() == 2, "both run")
+    eventually(lambda: queues.length() == 2, "both events are queued")
     first.stop()
     start_subscriber("second", signing_keys={"new": SECRETS["new"]}, require_signature=["billing.*"])
     outside.say(old.encode(Event(type="billing.paid", id="too-late")))
-    eventually(lambda: outside.reasons() == ["signature"], "the old key is gone")
+    eventually(lambda: outside.reasons() == ["signature"], "the old key is refused")
     assert "there is no key 'old' in bridge_signing_keys" in outside.letters()[0].detail
 
 

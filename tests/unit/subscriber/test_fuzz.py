@@ -1,4 +1,4 @@
-"""Chance as a publisher: whatever arrives, the loops go on and the valid event beside it is not lost."""
+"""Random input: no message stops a subscriber or hides the valid events around it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.strategies import examples
 from tests.support.waiting import eventually
 
 LIMIT = 1024 * 1024
-#: Every reason for which a message is refused before the journal sees it.
+#: Every reason for which a message is refused before it is in the journal.
 REASONS = {
     "size",
     "empty",
@@ -48,7 +48,7 @@ REASONS |= {"no_id", "id", "type", "channel_mismatch", "timestamp", "source", "m
 
 
 def decoded(data: bytes, channel_type: str | None) -> Event | InvalidEvent:
-    """The event in *data*, or why there is none."""
+    """Return the event in *data*, or the error that it raises."""
     try:
         return Event.decode(data, max_bytes=LIMIT, channel_type=channel_type)
     except InvalidEvent as error:
@@ -56,7 +56,7 @@ def decoded(data: bytes, channel_type: str | None) -> Event | InvalidEvent:
 
 
 def check(data: bytes, channel_type: str | None) -> None:
-    """Either *data* is refused for a known reason, or it is an event that survives every way it can travel."""
+    """Assert that *data* is refused for a known reason, or is an event that every encoding preserves."""
     event = decoded(data, channel_type)
     if isinstance(event, InvalidEvent):
         assert event.reason in REASONS
@@ -68,7 +68,7 @@ def check(data: bytes, channel_type: str | None) -> None:
     for copy in (again.to_dict(), Event.from_dict(fields).to_dict(), Event.model_validate(event).to_dict()):
         assert repr(copy) == repr(fields)
     assert (again.encode(), again.digest, repr(again)) == (event.encode(), event.digest, repr(event))
-    assert repr(kombu_loads(kombu_dumps(fields))) == repr(fields), "a worker gets what was sent"
+    assert repr(kombu_loads(kombu_dumps(fields))) == repr(fields), "the worker receives the same fields"
     renamed = {"eventId", "eventType", "correlation_id"}
     assert {name for name, value in sent.items() if value is not None} - renamed <= set(fields)
     assert repr(fields["payload"]) == repr(sent.get("payload"))
@@ -104,7 +104,7 @@ NEAR_EVENTS = st.fixed_dictionaries(
 @settings(max_examples=examples(300), deadline=None)
 @given(data=st.binary(max_size=60), channel_type=TYPES)
 def test_any_bytes(data: bytes, channel_type: str | None) -> None:
-    """Bytes of any kind are an event or are refused for a known reason."""
+    """Any bytes are an event or are refused for a known reason."""
     check(data, channel_type)
 
 
@@ -114,11 +114,11 @@ def test_any_bytes(data: bytes, channel_type: str | None) -> None:
 @example({"id": None, "eventId": "i", "type": None, "eventType": "a"}, None, True)
 @example({"id": "i", "type": "a", "payload": [{"__type__": "uuid", "__value__": {"hex": "0" * 32}}]}, None, True)
 def test_any_json(value: Any, channel_type: str | None, ascii_only: bool) -> None:
-    """So is any JSON, and what Python takes for JSON; what is taken is the same after every way it can travel."""
+    """Any JSON, including Python's extensions, is refused for a known reason or preserved by every encoding."""
     check(json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"), channel_type)
 
 
-#: Of a hundred messages each, in one run of a seed.
+#: Batches of a hundred messages each, in the run of one seed.
 BATCHES = 30
 #: Valid events for the mutator to break; it never makes an id that begins with "next".
 CORPUS: list[dict[str, Any]] = [
@@ -132,18 +132,18 @@ CHANNELS = [b"dream.created"] * 8 + [b"Security.ThreatDetected", b"a.b"] * 3
 CHANNELS += [b"", b"\xff\xfe", b"a\0b", b"\r\n", b"*", "\u00fc".encode(), b"event:m-1", b"dream.created" * 8000]
 
 TOKEN = re.compile(rb'"[^"]*"|-?[\d.]+|null|true')
-#: In place of a value or a name.
+#: Replacements for a value or a name.
 TOKENS = b'null -0 1.5 [] {} "a.b" "m-2" "id" "type" "metadata" "timestamp" "eventId" "correlation_id"'.split()
 TOKENS += (
     rb'NaN 1e400 9223372036854775808 "\ud800" {"hops":17} {"__type__":"date","__value__":1} "RedisEventBus"'.split()
 )
-#: Anywhere.
+#: Insertions at any position.
 PIECES = [*rb'{ [ , " \ 7 x'.split(), b"[" * 70, b" ", b"\0", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc3\xa9"]
 ACCIDENTS = ["flip", "delete", "insert", "duplicate", "truncate", "swap", "splice", "token"]
 
 
 def mutated(chance: random.Random) -> bytes:
-    """One of VALID after a few small accidents."""
+    """Return one of VALID after a few random changes."""
     data = bytearray(chance.choice(VALID).replace(b"m-1", b"m-%d" % chance.randint(1, 999)))
     accidents = chance.choice([["token"], ACCIDENTS])
     for _ in range(chance.randint(1, 4)):
@@ -173,16 +173,16 @@ def mutated(chance: random.Random) -> bytes:
 @settings(max_examples=examples(500), deadline=None)
 @given(chance=st.randoms(), channel_type=TYPES)
 def test_broken_bytes(chance: random.Random, channel_type: str | None) -> None:
-    """What is left of an event is one, or is refused."""
+    """A randomly changed event is an event or is refused for a known reason."""
     check(mutated(chance), channel_type)
 
 
-# Over a real Redis
+# With a real Redis
 
 
 @dataclass
 class Expected:
-    """What the messages so far are to become, worked out without Redis."""
+    """The expected results of all messages so far, computed without Redis."""
 
     prefix: str
     digests: dict[str, str] = field(default_factory=dict)
@@ -227,7 +227,7 @@ def test_broken_messages(
     queues: Queues,
     seed: int,
 ) -> None:
-    """Among broken messages on any channel each valid one arrives once; each broken one is accounted for."""
+    """Each valid message among broken ones arrives once, and each broken one is counted and kept."""
     register_handlers("t.all")
     subscriber, expected, chance = start_subscriber(), Expected(prefix), random.Random(seed)
     sent, neighbours = 0, Counter[str]()
@@ -244,19 +244,19 @@ def test_broken_messages(
                 expected.add(data, channel, channel.decode(errors="backslashreplace"))
             pipe.execute()
         sent += len(messages)
-        eventually(lambda: neighbours.keys() <= journalled(client, prefix).keys(), "the valid ones are in the journal")
+        eventually(lambda: neighbours.keys() <= journalled(client, prefix).keys(), "the valid events are stored")
         assert all_is_well(subscriber)
-    eventually(lambda: queues.length() >= len(expected.digests), "all that was taken is dispatched")
+    eventually(lambda: queues.length() >= len(expected.digests), "all accepted events are dispatched")
     assert journalled(client, prefix) == dict.fromkeys(expected.digests, 1)
     assert len({message["headers"]["id"] for message in queues.messages()}) == queues.length() == len(expected.digests)
     counts = {"received": sent, "appended": len(expected.digests), "duplicate": expected.repeated}
     counts["invalid"] = len(expected.letters)
-    eventually(lambda: counts.items() <= subscriber.info().items(), f"the counters say {counts}")
+    eventually(lambda: counts.items() <= subscriber.info().items(), f"the counters are {counts}")
     letters = Storage(client, settings).dead_letters.latest(10_000)
     assert len(letters) == len(expected.letters) > 100
     assert {(letter.reason, letter.origin, letter.raw) for letter in letters} == expected.letters
-    assert len(expected.digests) > len(neighbours) + 10, "some broken ones still are events"
-    assert expected.repeated, "of which some are repetitions"
+    assert len(expected.digests) > len(neighbours) + 10, "some broken messages are still events"
+    assert expected.repeated, "some of them are repetitions"
     assert all_is_well(subscriber)
 
 
@@ -274,7 +274,7 @@ def test_broken_keys(
     register_handlers("t.all")
     chance, expected = random.Random(seed), Expected(prefix)
     names = [b"k%d" % count for count in range(300)] + [b"", b"*", b"a b\n", b"k" * 100_000]
-    alike = {b"%s%d" % (name, count): name for count in range(30) for name in (b"\xff", rb"\xff")}  # as texts the same
+    alike = {b"%s%d" % (name, count): name for count in range(30) for name in (b"\xff", rb"\xff")}  # equal as text
     values = {name: mutated(chance) for name in names} | alike
     neighbours = {f"next-{count}" for count in range(100)}
     values |= {name.encode(): Event(type="a.b", id=name).encode() for name in neighbours}
@@ -282,10 +282,10 @@ def test_broken_keys(
         client.set(f"{prefix}event:".encode() + name, values[name], ex=3600)
         expected.add(values[name], b"event:" + name)
     subscriber = start_subscriber()
-    eventually(lambda: queues.length() >= len(expected.digests), "all that was taken is dispatched")
+    eventually(lambda: queues.length() >= len(expected.digests), "all accepted events are dispatched")
     assert journalled(client, prefix) == dict.fromkeys(expected.digests, 1)
     assert neighbours <= expected.digests.keys()
-    # Which of several keys with one id comes first is up to SCAN, so their conflicts are not foretold.
+    # SCAN decides which of several keys with one id comes first, so their conflicts cannot be predicted.
     kept = {
         (letter.reason, letter.origin, letter.raw) for letter in Storage(client, settings).dead_letters.latest(5000)
     }
@@ -295,7 +295,7 @@ def test_broken_keys(
 
 @pytest.mark.parametrize("seed", [6])
 def test_broken_keys_behind_a_broadcast(client: Redis, prefix: str, settings: BridgeSettings, seed: int) -> None:
-    """A key that is looked at for the real source of an event gives at most that, whatever it holds."""
+    """A key that is read for the real source of an event changes at most the source, whatever it contains."""
     chance, sources = random.Random(seed), set()
     heard = Event.decode(VALID[1], max_bytes=LIMIT)
     client.hset(Keys(prefix).event(heard.id), "field", "value")

@@ -1,4 +1,4 @@
-"""The handover step by step: entries that change hands, answers that are missing, a Redis without room."""
+"""Dispatch transactions step by step: entries claimed by others, lost replies, queues and servers that refuse."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def consumer(client: Redis, settings: BridgeSettings) -> JournalConsumer:
-    """Named one, of a group that begins with the first event."""
+    """Consumer "one" of a group that starts with the first event."""
     made = Storage(client, settings).consumer("one")
     made.create_group("earliest")
     return made
@@ -51,7 +51,7 @@ def backlog(consumer: JournalConsumer, client: Redis, settings: BridgeSettings, 
 
 @pytest.fixture
 def handover(settings: BridgeSettings, consumer: JournalConsumer, backlog: Backlog) -> Iterator[DispatchTransaction]:
-    """Of a consumer named one."""
+    """The dispatch transaction of consumer "one"."""
     with connect(settings) as connected:
         made = DispatchTransaction(connected, consumer, backlog.ledger)
         yield made
@@ -63,7 +63,7 @@ Begin = Callable[..., None]
 
 @pytest.fixture
 def begin(app: Celery, settings: BridgeSettings) -> Begin:
-    """Begin to hand entries over, as messages for one handler, and to read further ones."""
+    """Begin to dispatch entries, as messages for one handler, and to read more entries."""
     app.finalize()
     outbox = Outbox(app, settings)
 
@@ -79,7 +79,7 @@ def begin(app: Celery, settings: BridgeSettings) -> Begin:
 def test_one_request_hands_over_and_reads_on(
     handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
-    """The answer to a request holds the entries after those it hands over; at the end of the journal it holds none."""
+    """The reply to a request contains the entries after those it dispatches, or none at the end of the journal."""
     handover.open()
     begin(handover, consumer.read(8, 10), read=8)
     first = handover.finish()
@@ -96,7 +96,7 @@ def test_one_request_hands_over_and_reads_on(
 def test_entries_claimed_by_another(
     handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, settings: BridgeSettings, backlog: Backlog
 ) -> None:
-    """A transaction over entries that changed hands since they were read changes nothing, and its answer says so."""
+    """A transaction whose entries were claimed by another consumer has no effect, and its result says so."""
     handover.open()
     entries = consumer.read(10, 10)
     assert Storage(backlog.client, settings).consumer("two").claim(0, b"0-0", 100).taken == 10
@@ -106,7 +106,7 @@ def test_entries_claimed_by_another(
     assert (backlog.queues.length(), backlog.ledger.size(), backlog.pending()) == (0, 0, 15)
     handover.open()
     held = consumer.pending_entries(100)
-    assert held == answer.entries, "those that were claimed are the other consumer's"
+    assert held == answer.entries, "claimed entries belong to the other consumer"
     begin(handover, held)
     assert handover.finish().committed
     assert (backlog.queues.length(), backlog.ledger.size(), backlog.pending()) == (5, 5, 10)
@@ -115,7 +115,7 @@ def test_entries_claimed_by_another(
 def test_a_transaction_comes_late_to_entries_that_wait(
     consumer: JournalConsumer, begin: Begin, server: RedisServer, settings: BridgeSettings, backlog: Backlog
 ) -> None:
-    """Once its entries were read again it fails also before they are sent: they go out with the new connection."""
+    """A late transaction fails even before its entries are sent again; they are sent over the new connection."""
     with Proxy(server.port) as proxy, Redis.from_url(proxy.url, protocol=2) as client:
         handover = DispatchTransaction(client, consumer, backlog.ledger)
         handover.open()
@@ -132,7 +132,7 @@ def test_a_transaction_comes_late_to_entries_that_wait(
         handover.open()
         assert consumer.pending_entries(100) == entries
         proxy.deliver()
-        eventually(lambda: proxy.done["late reply"], "it was delivered, and answered")
+        eventually(lambda: proxy.done["late reply"], "the request was delivered and answered")
         assert (backlog.pending(), backlog.queues.length()) == (20, 0)
         assert hand_over() == TransactionResult(committed=True, ownership_lost=False, entries=[])
         handover.close()
@@ -142,7 +142,7 @@ def test_a_transaction_comes_late_to_entries_that_wait(
 def test_a_queue_that_is_no_list(
     handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
-    """It is noticed before the transaction, as often as it is tried: nothing is acknowledged or listed."""
+    """A queue key that is not a list is detected before every transaction: nothing is acknowledged or in the ledger."""
     queue = f"{backlog.queues.key_prefix}{backlog.queues.prefix}celery"
     handover.open()
     entries = consumer.read(100, 10)
@@ -162,7 +162,7 @@ def test_a_queue_that_is_no_list(
 def test_a_queue_that_is_replaced(
     handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
-    """Where it was a list one request before, the error comes too late: the tasks are listed, to be sent again."""
+    """If a queue key changes its type after the check, the tasks are in the ledger and will be sent again."""
     handover.open()
     begin(handover, consumer.read(10, 10), read=10)
     second = handover.finish().entries
@@ -180,7 +180,7 @@ def test_a_queue_that_is_replaced(
 def test_a_group_that_is_gone(
     handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
-    """What was handed over has come to pass; reading on says that the journal is lost."""
+    """If the group is destroyed, the transaction is still executed, and reading on raises JournalLost."""
     handover.open()
     entries = consumer.read(10, 10)
     backlog.client.xgroup_destroy(backlog.journal, "tests")
@@ -192,7 +192,7 @@ def test_a_group_that_is_gone(
 
 
 def test_a_redis_without_memory(register_handlers, own_server: RedisServer, prefix: str) -> None:
-    """What Redis has no room for is neither acknowledged nor listed; with room again, each event goes out once."""
+    """While Redis is full, entries are neither acknowledged nor in the ledger; later each event is sent once."""
     register_handlers("t.all")
     settings = BridgeSettings.load(redis_url=own_server.url, channel_prefix=prefix, group="tests", block_ms=1)
     with make_app(own_server.url, prefix) as app, EventBus(settings) as bus, connect(settings) as client:
@@ -215,7 +215,7 @@ def test_a_redis_without_memory(register_handlers, own_server: RedisServer, pref
         assert backlog.unacknowledged()
         assert (backlog.queues.length(), backlog.ledger.size()) == (0, 0)
         assert client.config_set("maxmemory", 0)
-        eventually(lambda: not refused() and backlog.queues.length() == 200 and not backlog.pending(), "all went out")
+        eventually(lambda: not refused() and backlog.queues.length() == 200 and not backlog.pending(), "all are sent")
         dispatcher.close()
         backlog.all_once()
         assert backlog.sent() == backlog.ids()

@@ -1,4 +1,4 @@
-"""Catch-up: what lies in event keys, good and bad, is found and taken once."""
+"""Catch-up: valid and invalid events in event keys are found and processed once."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_corrupt_event_keys_become_dead_letters(
     settings: BridgeSettings,
     queues: Queues,
 ) -> None:
-    """Catch-up reports event keys that hold no event, leaves them alone, and takes the others."""
+    """Catch-up reports event keys without a valid event, does not delete them, and takes all others."""
     register_handlers("t.all")
     client.set(f"{prefix}event:broken", b"{")
     client.hset(f"{prefix}event:hash", "a", "b")
     client.set(f"{prefix}event:good", Event(type="a.b", id="good").encode())
     start_subscriber()
-    eventually(queues.length, "the good one is dispatched")
+    eventually(queues.length, "the valid event is dispatched")
     letters = {letter.origin: letter.reason for letter in Storage(client, settings).dead_letters.latest(10)}
     assert letters == {f"{prefix}event:broken": "json", f"{prefix}event:hash": "wrong_key_type"}
     assert client.exists(f"{prefix}event:broken", f"{prefix}event:hash") == 2
@@ -58,15 +58,15 @@ def test_keys_that_outlive_the_marks_are_not_taken_again(
     queues: Queues,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A key without TTL counts as taken when its event is older than the marks live; a young one is taken."""
+    """A key without TTL is ignored if its event is older than the marks can be; a recent event is accepted."""
     register_handlers("t.all")
     young, old = Event(type="a.b", id="young"), Event(type="a.b", id="old", timestamp=1_700_000_000_000)
     for event in (young, old):
         client.set(f"{prefix}event:{event.id}", event.encode())
     subscriber = start_subscriber()
-    eventually(queues.length, "the young one is dispatched")
-    eventually(lambda: subscriber.info().get("stale"), "the old one is counted")
-    eventually(lambda: "Skipped 1 event keys" in caplog.text, "the log says so")
+    eventually(queues.length, "the recent event is dispatched")
+    eventually(lambda: subscriber.info().get("stale"), "the old event is counted")
+    eventually(lambda: "Skipped 1 event keys" in caplog.text, "the log reports it")
     assert queues.tasks() == {"t.all a.b young": 1}
 
 
@@ -78,12 +78,12 @@ def test_a_broken_key_is_reported_once(
     settings: BridgeSettings,
     queues: Queues,
 ) -> None:
-    """However often catch-up meets it, and however long after: the mark lives as long as events do."""
+    """An invalid key is reported once, by all scans together, because its mark lives as long as events do."""
     register_handlers("t.all")
     client.set(f"{prefix}event:broken", b"{")
     subscriber = start_subscriber()
     letters = Storage(client, settings).dead_letters
-    eventually(lambda: letters.latest(10), "the dead letter")
+    eventually(lambda: letters.latest(10), "the dead letter is written")
     (mark,) = client.keys(f"*{prefix}*parked:*")
     assert client.pttl(mark) > settings.event_ttl_ms
     subscriber.stop()
@@ -96,18 +96,18 @@ def test_a_broken_key_is_reported_once(
 def test_a_huge_key_is_not_read_whole(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, settings: BridgeSettings
 ) -> None:
-    """Of a key beyond the limit one byte more than that is read: enough to refuse it."""
+    """Of a key over the size limit, only one byte more than the limit is read."""
     register_handlers("t.all")
     client.set(f"{prefix}event:huge", b"x" * 5_000_000, ex=60)
     before = client.info("stats")["total_net_output_bytes"]
     start_subscriber(max_event_bytes=1000)
-    (letter,) = eventually(lambda: Storage(client, settings).dead_letters.latest(10), "the dead letter")
+    (letter,) = eventually(lambda: Storage(client, settings).dead_letters.latest(10), "the dead letter is written")
     assert (letter.reason, letter.size) == ("size", 1001)
     assert client.info("stats")["total_net_output_bytes"] - before < 4_000_000
 
 
 def test_a_user_who_may_not_ask_for_ttls_is_told(client: Redis, prefix: str, settings: BridgeSettings) -> None:
-    """A missing right is an error of Redis that names it, which the loops wait out, not one of ours."""
+    """Without permission for PTTL, a scan raises the error of Redis that names the command."""
     user = f"u{prefix[5:-1]}"
     client.acl_setuser(user, enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-pttl"])
     client.set(f"{prefix}event:one", Event(type="a.b", id="one").encode(), ex=60)
@@ -120,7 +120,7 @@ def test_a_user_who_may_not_ask_for_ttls_is_told(client: Redis, prefix: str, set
 
 
 def test_it_has_not_caught_up_before_it_hears(client: Redis, prefix: str, settings: BridgeSettings) -> None:
-    """A look at the keys for a journal that is new brings them in, and tells nobody yet that nothing is missed."""
+    """Refilling a new journal restores events, but catch-up is complete only after the subscription and a scan."""
     stop = threading.Event()
     intake, catch_up = intake_of(connect(settings), settings)
     client.set(Keys(prefix).event("early"), Event(type="a.b", id="early").encode(), ex=60)
@@ -128,7 +128,7 @@ def test_it_has_not_caught_up_before_it_hears(client: Redis, prefix: str, settin
     threads[0].start()
     try:
         catch_up.refill()
-        eventually(lambda: client.xlen(Keys(prefix).journal) == 1, "it is brought in")
+        eventually(lambda: client.xlen(Keys(prefix).journal) == 1, "the event is restored")
         assert not catch_up.caught_up.wait(0.3)
         threads.append(threading.Thread(target=intake.run, args=(stop,)))
         threads[1].start()

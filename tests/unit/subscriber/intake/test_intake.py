@@ -1,4 +1,4 @@
-"""Intake: what comes over pub/sub, good and bad, also when the subscription is cut off."""
+"""Intake: valid and invalid messages from pub/sub, also when the subscription is interrupted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 def test_killed_subscriptions_lose_nothing(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, queues: Queues
 ) -> None:
-    """While the subscription is cut again and again, events written to key and channel all arrive, once."""
+    """Events written to key and channel all arrive once while the subscription is cut repeatedly."""
     register_handlers("t.all")
     subscriber = start_subscriber()
     kills = 0
@@ -36,8 +36,8 @@ def test_killed_subscriptions_lose_nothing(
                 if connection["name"].startswith("bridge:tests:") and int(connection["psub"]):
                     client.client_kill_filter(_id=connection["id"])
                     kills += 1
-            eventually(lambda cuts=kills: subscriber.info().get("subscription_gaps", 0) >= cuts, "the gap is noticed")
-    eventually(lambda: queues.length() == 600, "all are dispatched")
+            eventually(lambda cuts=kills: subscriber.info().get("subscription_gaps", 0) >= cuts, "the gap is counted")
+    eventually(lambda: queues.length() == 600, "all events are dispatched")
     assert kills >= 4
     assert set(queues.tasks().values()) == {1}
 
@@ -68,7 +68,7 @@ def test_bad_messages_become_dead_letters_and_stop_nothing(
     settings: BridgeSettings,
     queues: Queues,
 ) -> None:
-    """Each bad message is kept once, with reason and first bytes, and the good ones around it are dispatched."""
+    """Each invalid message is kept once, with reason and first bytes, and the valid ones around it are dispatched."""
     register_handlers("t.all")
     subscribers = [start_subscriber("one"), start_subscriber("two")]
     client.publish(f"{prefix}a.b", Event(type="a.b", id="taken", payload=1).encode())
@@ -77,16 +77,16 @@ def test_bad_messages_become_dead_letters_and_stop_nothing(
         client.publish(f"{prefix}a.b", Event(type="a.b", id=f"good{number}").encode())
     sent = 1 + 2 * len(BAD_MESSAGES)
     for subscriber in subscribers:
-        eventually(lambda one=subscriber: one.info().get("received") == sent, "both heard everything")
-    eventually(lambda: queues.length() == 1 + len(BAD_MESSAGES), "all good ones are dispatched")
+        eventually(lambda one=subscriber: one.info().get("received") == sent, "both have received everything")
+    eventually(lambda: queues.length() == 1 + len(BAD_MESSAGES), "all valid events are dispatched")
     letters = eventually(
         lambda: len(found := Storage(client, settings).dead_letters.latest(100)) >= len(BAD_MESSAGES) and found,
-        "all are kept",
+        "all dead letters are written",
     )
     assert sorted(letter.reason for letter in letters) == sorted(BAD_MESSAGES)
     for letter in letters:
         assert letter.origin == f"{prefix}a.b"
-        if letter.reason not in ("id_conflict", "hop_limit"):  # those decoded, and are kept as they read
+        if letter.reason not in ("id_conflict", "hop_limit"):  # these can be decoded, and are kept in encoded form
             data = BAD_MESSAGES[letter.reason]
             assert (letter.size, letter.raw) == (len(data), data[:4096])
 
@@ -94,12 +94,12 @@ def test_bad_messages_become_dead_letters_and_stop_nothing(
 def test_dead_letters_are_capped(
     client: Redis, prefix: str, register_handlers, start_subscriber: StartSubscriber, settings: BridgeSettings
 ) -> None:
-    """A flood of bad messages keeps about max_dead_letters of them, the newest."""
+    """A flood of invalid messages leaves about max_dead_letters dead letters, the newest ones."""
     register_handlers()
     subscriber = start_subscriber(max_dead_letters=200)
     for number in range(2000):
         client.publish(f"{prefix}a.b", b"bad %d" % number)
-    eventually(lambda: subscriber.info().get("invalid") == 2000, "all were refused")
+    eventually(lambda: subscriber.info().get("invalid") == 2000, "all messages are refused")
     letters = Storage(client, settings).dead_letters.latest(5000)
     assert 200 <= len(letters) <= 400  # Redis trims streams by whole nodes of 100
     assert letters[0].raw == b"bad 1999"
@@ -109,38 +109,38 @@ def test_dead_letters_are_capped(
 def test_glob_characters_in_the_prefix_are_literal(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, queues: Queues
 ) -> None:
-    """A prefix with glob characters hears its own channels only, and scans its own keys only."""
+    """A prefix with glob characters subscribes only to its own channels and scans only its own keys."""
     register_handlers("t.all")
     client.set("axb:event:foreign", Event(type="a.b", id="foreign").encode(), ex=60)
     client.set(f"{prefix}event:key", Event(type="a.b", id="key").encode(), ex=60)
     start_subscriber()
     client.publish("axb:a.b", Event(type="a.b", id="foreign2").encode())
     client.publish(f"{prefix}a.b", Event(type="a.b", id="heard").encode())
-    eventually(lambda: queues.length() == 2, "both own events are dispatched")
+    eventually(lambda: queues.length() == 2, "both events of this prefix are dispatched")
     assert queues.tasks() == {"t.all a.b key": 1, "t.all a.b heard": 1}
 
 
 def test_what_was_heard_before_a_cut_is_not_lost(client: Redis, prefix: str, settings: BridgeSettings) -> None:
-    """Messages already received when the connection dies are handed on, though no key remembers them."""
+    """Messages received before the connection breaks are delivered, even if no key holds them."""
     heard: list[str] = []
     cut, stop = threading.Event(), threading.Event()
 
     def on_heard(batch: ReceivedBatch) -> None:
         heard.extend(one.id for one in batch.events)
         if batch.count:
-            cut.wait(10)  # busy with the first, while more arrive and the connection is killed
+            cut.wait(10)  # blocks while more arrive and the connection is killed
 
     feed = ChannelListener(Storage(connect(settings), settings), Counters())
     listener = threading.Thread(target=feed.run, args=(stop, on_heard))
     listener.start()
     try:
-        eventually(lambda: client.publish(f"{prefix}a.b", Event(type="a.b", id="first").encode()), "it listens")
-        eventually(lambda: heard == ["first"], "it is busy")
+        eventually(lambda: client.publish(f"{prefix}a.b", Event(type="a.b", id="first").encode()), "it is subscribed")
+        eventually(lambda: heard == ["first"], "it is blocked")
         for number in range(10):
             client.publish(f"{prefix}a.b", Event(type="a.b", id=f"n{number}").encode())
         assert client.client_kill_filter(_type="pubsub") >= 1
         cut.set()
-        eventually(lambda: heard == ["first", *(f"n{number}" for number in range(10))], "the others are handed on")
+        eventually(lambda: heard == ["first", *(f"n{number}" for number in range(10))], "the others are delivered")
     finally:
         cut.set()
         stop.set()
@@ -155,17 +155,17 @@ def test_dead_letters_that_cannot_be_kept_hold_up_no_event(
     queues: Queues,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With something else at their key they are in the log, and valid events go on."""
+    """If dead letters cannot be written, they are logged, and valid events are dispatched."""
     register_handlers("t.all")
     client.set(Keys(prefix).dead("tests"), "no stream")
     subscriber = start_subscriber()
     for number in range(20):
         client.publish(f"{prefix}a.b", b"{broken")
         client.publish(f"{prefix}a.b", Event(type="a.b", id=f"n{number}").encode())
-    eventually(lambda: queues.length() == 20, "the valid ones are dispatched")
-    # The events of a batch are appended before its dead letters are tried, and dispatched by another thread.
+    eventually(lambda: queues.length() == 20, "the valid events are dispatched")
+    # The events of a batch are appended before its dead letters are written, and dispatched by another thread.
     text = f"Lost a dead letter (json) of a message from '{prefix}a.b'"
-    eventually(lambda: text in caplog.text, "the log says so")
+    eventually(lambda: text in caplog.text, "the log reports the loss")
     assert subscriber.info()["errors"]
     assert "WRONGTYPE" in caplog.text
 
@@ -173,7 +173,7 @@ def test_dead_letters_that_cannot_be_kept_hold_up_no_event(
 def test_subscribers_share_the_broadcasts_by_type(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, queues: Queues
 ) -> None:
-    """Each listens to its own types, also to several, and the events of all become messages once."""
+    """Subscribers with different listen_types receive their own types, and each event is dispatched once."""
     register_handlers("t.all")
     dreams, rest = (
         start_subscriber("dreams", listen_types=["dream.*"]),
@@ -183,19 +183,19 @@ def test_subscribers_share_the_broadcasts_by_type(
     for number, channel in enumerate(channels):
         client.publish(prefix + channel, Event(type=channel, id=f"e{number}").encode())
     expected = {f"t.all {channel} e{number}": 1 for number, channel in enumerate(channels[:-1])}
-    eventually(lambda: queues.tasks() == expected, "those that are listened to")
-    # What two of them hear, one may hear when the other has had it dispatched.
+    eventually(lambda: queues.tasks() == expected, "the events of all listen_types are dispatched")
+    # An event that both receive may be counted by one after the other has dispatched it.
     counts = [one.counters for one in (dreams, rest)]
-    eventually(lambda: [count.snapshot().get("received") for count in counts] == [2, 3], "each hears its own")
+    eventually(lambda: [count.snapshot().get("received") for count in counts] == [2, 3], "each receives its own types")
     assert [count.snapshot().get("subscription_gaps", 0) for count in counts] == [0, 0]
     assert client.client_kill_filter(_type="pubsub") >= 2
     eventually(
-        lambda: rest.counters.snapshot().get("subscription_gaps") == 1, "one gap, however many patterns there are"
+        lambda: rest.counters.snapshot().get("subscription_gaps") == 1, "one interruption is counted for all patterns"
     )
 
 
 def test_types_that_match_nothing_are_refused() -> None:
-    """No type at all, or a glob that is none, ends at the start."""
+    """An empty list of types or an invalid glob is refused at start-up."""
     for types, problem in (([], "listen_types"), (["dream.["], "not closed"), ([""], "empty pattern")):
         with pytest.raises(SettingsError, match=problem):
             BridgeSettings.load(listen_types=types)

@@ -1,4 +1,4 @@
-"""What a subscriber hears and finds in the journal already: let go without decoding, and nothing else with it."""
+"""Received events that are in the journal already: they are dropped without decoding, and no other event is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Decoded = Callable[[Subscriber], int]
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
-    """How many of the messages that a subscriber heard it has decoded."""
+    """Return how many received messages a subscriber has decoded."""
     counts: Counter[int] = Counter()
     decode = ChannelListener._decode
 
@@ -35,7 +35,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
 
 
 def shout(client: Redis, prefix: str, *ids: str) -> None:
-    """Publish as foreign programs do."""
+    """Publish events as external programs do."""
     with client.pipeline(transaction=False) as pipe:
         for event_id in ids:
             data = Event(type="a.b", id=event_id).encode()
@@ -45,19 +45,19 @@ def shout(client: Redis, prefix: str, *ids: str) -> None:
 
 
 def heard(subscriber: Subscriber, count: int) -> None:
-    """Wait until it is through with so many messages."""
+    """Wait until the subscriber has processed this many messages."""
 
     def done() -> bool:
         info = subscriber.info()
-        # What it lets go is counted so before it counts as received; a scan of the keys finds duplicates as well.
+        # A dropped message is counted before it counts as received; a scan of the keys counts duplicates too.
         through = info.get("appended", 0) + info.get("duplicate", 0) + info.get("invalid", 0)
         return info.get("received", 0) == count <= through
 
-    eventually(done, f"it has heard {count}")
+    eventually(done, f"{count} messages are processed")
 
 
 def fall_behind(subscriber: Subscriber, bus: EventBus, decoded: Decoded) -> None:
-    """Let it hear two hundred events that are in the journal before it hears them; the second hundred it lets go."""
+    """Let a subscriber receive 200 events that are in the journal; it drops the second hundred without decoding."""
     bus.publish_many([Event(type="a.b", id=f"own{number}") for number in range(100)])
     heard(subscriber, 100)
     before = decoded(subscriber)
@@ -70,23 +70,23 @@ def fall_behind(subscriber: Subscriber, bus: EventBus, decoded: Decoded) -> None
 def test_two_subscribers_hear_the_same(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, queues: Queues, decoded: Decoded
 ) -> None:
-    """Together they append each event once; most of the second copies are let go without decoding them."""
+    """Two subscribers together append each event once, and drop most second copies without decoding them."""
     register_handlers("t.all")
     pair = [start_subscriber("one"), start_subscriber("two")]
     for begin in range(0, 2000, 100):
         shout(client, prefix, *(f"n{number}" for number in range(begin, begin + 100)))
         for subscriber in pair:
             heard(subscriber, begin + 100)
-    eventually(lambda: queues.length() >= 2000, "all are dispatched")
+    eventually(lambda: queues.length() >= 2000, "all events are dispatched")
     assert queues.tasks() == {f"t.all a.b n{number}": 1 for number in range(2000)}
     assert client.xlen(Keys(prefix).journal) == 2000
 
     def appended() -> int:
-        """By both; a scan of the keys may find one a moment before they hear of it, and count it a moment later."""
+        """Count events appended by both subscribers; a scan may append one before its message arrives."""
         infos = [subscriber.info() for subscriber in pair]
         return sum(info.get("appended", 0) + info.get("caught_up", 0) for info in infos)
 
-    eventually(lambda: appended() == 2000, "each is appended by one of them")
+    eventually(lambda: appended() == 2000, "each event is appended by one subscriber")
     infos = [subscriber.info() for subscriber in pair]
     assert sum(map(decoded, pair)) < 3000
     assert not {"errors", "invalid"} & (infos[0] | infos[1]).keys()
@@ -95,11 +95,11 @@ def test_two_subscribers_hear_the_same(
 def test_own_events_are_let_go(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, queues: Queues, decoded: Decoded
 ) -> None:
-    """Events of a bus with a journal are in it before anybody hears them: soon none of them is decoded."""
+    """Events of a bus with persistence are in the journal first, so a subscriber soon decodes none of them."""
     register_handlers("t.all")
     subscriber = start_subscriber()
     fall_behind(subscriber, bus, decoded)
-    eventually(lambda: queues.length() == 200, "all are dispatched")
+    eventually(lambda: queues.length() == 200, "all events are dispatched")
     assert "appended" not in subscriber.info()
 
 
@@ -112,20 +112,20 @@ def test_an_event_that_is_new_to_one_who_is_behind(
     queues: Queues,
     decoded: Decoded,
 ) -> None:
-    """With nobody ahead of it, it appends foreign events itself, the first as the others."""
+    """If no other subscriber is faster, a subscriber appends external events itself, including the first."""
     register_handlers("t.all")
     subscriber = start_subscriber()
     fall_behind(subscriber, bus, decoded)
     for number in range(5):
-        client.publish(f"{prefix}a.b", Event(type="a.b", id=f"foreign{number}").encode())  # no key to find it by
-    eventually(lambda: queues.length() == 205, "they are dispatched")
-    eventually(lambda: subscriber.info().get("appended") == 5, "they are counted, maybe after they were dispatched")
+        client.publish(f"{prefix}a.b", Event(type="a.b", id=f"foreign{number}").encode())  # written to no key
+    eventually(lambda: queues.length() == 205, "the external events are dispatched")
+    eventually(lambda: subscriber.info().get("appended") == 5, "the external events are counted")
 
 
 def test_who_was_ahead_is_gone(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, queues: Queues, decoded: Decoded
 ) -> None:
-    """The one behind takes the next foreign events, none of which it lets go."""
+    """When the faster of two subscribers has stopped, the slower one appends all further external events."""
     register_handlers("t.all")
     pair = [start_subscriber("one"), start_subscriber("two")]
     count = 0
@@ -149,7 +149,7 @@ def test_who_was_ahead_is_gone(
         client.publish(f"{prefix}a.b", Event(type="a.b", id=f"n{number}").encode())
     heard(left, count + 20)
     assert left.info()["appended"] == before + 20
-    eventually(lambda: queues.length() == count + 20, "all are dispatched")
+    eventually(lambda: queues.length() == count + 20, "all events are dispatched")
     assert set(queues.tasks().values()) == {1}
 
 
@@ -170,7 +170,7 @@ def test_what_differs_is_no_duplicate(
     decoded: Decoded,
     change: tuple[str, bytes, bytes, str],
 ) -> None:
-    """A known id with other content, or known bytes on another channel, are refused by one who is behind as well."""
+    """A known id with other content, or a known event on another channel, is refused even while events are dropped."""
     channel, event_type, payload, reason = change
     register_handlers("t.all")
     subscriber = start_subscriber()
@@ -180,8 +180,8 @@ def test_what_differs_is_no_duplicate(
     assert b'"payload":null' in original
     data = original.replace(b'"payload":null', payload).replace(b'"a.b"', event_type)
     client.publish(prefix + channel, data)
-    (letter,) = eventually(lambda: Storage(client, bus.settings).dead_letters.latest(10), "the dead letter")
+    (letter,) = eventually(lambda: Storage(client, bus.settings).dead_letters.latest(10), "the dead letter is written")
     assert (letter.reason, letter.origin) == (reason, prefix + channel)
     heard(subscriber, 201)
-    eventually(lambda: queues.length() >= 200, "all are dispatched")
+    eventually(lambda: queues.length() >= 200, "all events are dispatched")
     assert queues.length() == client.xlen(Keys(prefix).journal) == 200

@@ -1,4 +1,4 @@
-"""Recovery and back-pressure: lost messages come again, waiting ones do not, full queues hold dispatch."""
+"""Redispatch and back-pressure: lost messages are sent again, queued ones are not, full queues pause dispatch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
 
-#: Every task is overdue at once, and looked at several times a second.
+#: Tasks are overdue almost immediately, and checked several times a second.
 HASTY = {"redispatch_after_s": 0.3, "maintenance_interval_s": 0.05}
 
 
@@ -30,16 +30,16 @@ def publish(bus: EventBus, count: int, first: int = 0) -> None:
 
 
 def steal(client: Redis, prefix: str) -> str:
-    """Take the oldest message out of the queue, as a broker that loses it; return its task id."""
+    """Remove the oldest message from the queue, like a broker that loses it; return its task id."""
     message = Queues(client, prefix).messages()[0]
     assert client.rpop(f"broker:{prefix}celery")
     return str(message["headers"]["id"])
 
 
 def lose_message_and_entry(bus: EventBus, queues: Queues) -> str:
-    """Dispatch one event; take its message out of the queue and its entry out of the journal; return the task id."""
+    """Dispatch one event, remove its message from the queue and its entry from the journal; return the task id."""
     publish(bus, 1)
-    eventually(lambda: queues.length() == 1, "the message")
+    eventually(lambda: queues.length() == 1, "the message is queued")
     task_id = steal(queues.client, queues.prefix)
     assert queues.client.xtrim(Keys(queues.prefix).journal, maxlen=0) == 1
     return task_id
@@ -56,16 +56,16 @@ def later(due: dict[bytes, float], before: dict[bytes, float]) -> bool:
 def test_a_lost_message_is_sent_again(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, queues: Queues, client: Redis, prefix: str
 ) -> None:
-    """A message that is neither in the queue nor run comes again, with the same task id, and the counter says so."""
+    """A message that is neither queued nor running is sent again, with the same task id, and counted."""
     register_handlers("t.exact")
     subscriber = start_subscriber(**HASTY)
     publish(bus, 1)
-    eventually(lambda: queues.length() == 1, "the message")
+    eventually(lambda: queues.length() == 1, "the message is queued")
     lost = steal(client, prefix)
-    again = eventually(queues.messages, "the message again")
+    again = eventually(queues.messages, "the message is queued again")
     assert [message["headers"]["id"] for message in again] == [lost] == [task_id_for("tests", "n0", "t.exact")]
     assert again[0]["headers"]["argsrepr"] == "(<Event dream.created n0>,)"
-    eventually(lambda: subscriber.info().get("redispatched") == 1, "it is counted")
+    eventually(lambda: subscriber.info().get("redispatched") == 1, "the redispatch is counted")
 
 
 def test_a_long_queue_is_not_multiplied(
@@ -77,14 +77,14 @@ def test_a_long_queue_is_not_multiplied(
     prefix: str,
     settings: BridgeSettings,
 ) -> None:
-    """Overdue messages that wait in a queue nobody works off stay as they are, each once, for many sweeps."""
+    """Overdue messages in a queue without workers are not sent again, even after several sweeps."""
     register_handlers("t.exact")
     subscriber = start_subscriber(**HASTY)
     publish(bus, 300)
-    eventually(lambda: queues.length() == 300, "the messages")
-    for _ in range(3):  # put off three times over
+    eventually(lambda: queues.length() == 300, "all messages are queued")
+    for _ in range(3):  # their due times are extended three times
         due_before = due_times(client, prefix)
-        eventually(lambda before=due_before: later(due_times(client, prefix), before), "a sweep over all of them")
+        eventually(lambda before=due_before: later(due_times(client, prefix), before), "a sweep has checked all tasks")
     assert queues.length() == 300
     assert "redispatched" not in subscriber.info()
 
@@ -98,23 +98,23 @@ def test_a_sweep_is_bounded(
     prefix: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """However many tasks are overdue, a call returns to dispatch in time; the next one goes on where it ended."""
+    """A sweep over many overdue tasks is limited in time, and the next sweep continues where it ended."""
     register_handlers("t.exact")
     monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._MAX_TIME_S", 0.0)
     monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._ROUND_TASKS", 10)
     subscriber = start_subscriber(redispatch_after_s=2, maintenance_interval_s=0.05)
     publish(bus, 100)
-    eventually(lambda: queues.length() == 100, "the messages")
+    eventually(lambda: queues.length() == 100, "all messages are queued")
     before = due_times(client, prefix)
-    numbers: set[int] = set()  # of those that were put off
+    numbers: set[int] = set()  # counts of tasks whose due time was extended
 
     def all_put_off() -> bool:
         now = due_times(client, prefix)
         numbers.add(sum(now[task_id] > before[task_id] for task_id in before))
         return max(numbers) == 100
 
-    eventually(all_put_off, "all are put off")
-    assert numbers & set(range(1, 100)), "in one sweep"
+    eventually(all_put_off, "all due times are extended")
+    assert numbers & set(range(1, 100)), "all in one sweep"
     assert "redispatched" not in subscriber.info()
 
 
@@ -127,20 +127,20 @@ def test_a_message_lost_from_a_long_queue_is_sent_again_when_later_ones_begin(
     prefix: str,
     settings: BridgeSettings,
 ) -> None:
-    """In a queue that never empties, a task is missed once one that was sent a lease later has begun."""
+    """In a queue that is never empty, a task is sent again after one sent a lease later has started."""
     register_handlers("t.exact")
-    # While its queue is empty, a lost one that is overdue is sent again at once: the later ones have to come before.
+    # While the queue is empty, an overdue lost task is sent again immediately, so the later ones must be queued before.
     start_subscriber(**HASTY | {"redispatch_after_s": 2}, lease_s=0.05)
     publish(bus, 1)
-    eventually(lambda: queues.length() == 1, "the first message")
+    eventually(lambda: queues.length() == 1, "the first message is queued")
     lost = steal(client, prefix)
     sent_at = time.monotonic()
-    eventually(lambda: time.monotonic() > sent_at + 0.1, "the lease is over")
+    eventually(lambda: time.monotonic() > sent_at + 0.1, "the lease has expired")
     publish(bus, 20, first=1)
-    eventually(lambda: queues.length() >= 20, "the later messages")
+    eventually(lambda: queues.length() >= 20, "the later messages are queued")
     begun = steal(client, prefix)
     Storage(client, settings).ledger.start_run(begun, "token", idempotent=True)
-    eventually(lambda: lost in {message["headers"]["id"] for message in queues.messages()}, "the lost one")
+    eventually(lambda: lost in {message["headers"]["id"] for message in queues.messages()}, "it is queued again")
     assert begun not in {message["headers"]["id"] for message in queues.messages()}
     assert set(queues.tasks().values()) == {1}
 
@@ -166,7 +166,7 @@ def test_a_message_lost_again_and_again_becomes_a_dead_letter(
         sent += int(client.rpop(f"broker:{prefix}celery") is not None)
         return bool(letters.latest(1))
 
-    eventually(lose, "a dead letter")
+    eventually(lose, "the dead letter is written")
     assert sent == 3
     (letter,) = letters.latest(10)
     assert (letter.reason, letter.event_id, letter.handler, letter.attempts) == ("redispatch_limit", "n0", "t.exact", 3)
@@ -184,13 +184,13 @@ def test_a_lost_message_whose_event_is_gone_becomes_a_dead_letter(
     prefix: str,
     settings: BridgeSettings,
 ) -> None:
-    """When neither journal nor key has the event, the dead letter says which it was; should it come, it still runs."""
+    """If neither journal nor key has the event, a dead letter names it; its message could still run."""
     register_handlers("t.exact")
     start_subscriber(**HASTY | {"redispatch_after_s": 1})
     task_id = lose_message_and_entry(bus, queues)
     assert client.delete(Keys(prefix).event("n0")) == 1
     letters = Storage(client, settings).dead_letters
-    (letter,) = eventually(lambda: letters.latest(10), "a dead letter")
+    (letter,) = eventually(lambda: letters.latest(10), "the dead letter is written")
     assert (letter.reason, letter.event_id, letter.handler) == ("event_expired", "n0", "t.exact")
     ledger = Storage(client, settings).ledger
     assert (ledger.size(), ledger.has_ended(task_id)) == (0, False)
@@ -199,36 +199,36 @@ def test_a_lost_message_whose_event_is_gone_becomes_a_dead_letter(
 def test_a_lost_message_whose_journal_entry_is_gone_is_sent_again(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, queues: Queues, client: Redis, prefix: str
 ) -> None:
-    """After the deletion of the journal, the event key serves (chaos commands, seed 5501)."""
+    """If the journal entry was deleted, the event is read from its key (chaos scenario commands, seed 5501)."""
     register_handlers("t.exact")
     start_subscriber(**HASTY | {"redispatch_after_s": 1})
     task_id = lose_message_and_entry(bus, queues)
-    (again,) = eventually(queues.messages, "the message again")
+    (again,) = eventually(queues.messages, "the message is queued again")
     assert again["headers"]["id"] == task_id
 
 
 def test_one_subscriber_is_the_leader_until_it_stops(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str
 ) -> None:
-    """The first stays leader; when it stops, another is elected before the term of the first is over."""
+    """The first subscriber stays leader; after it stops, another is elected before the first's term would end."""
     register_handlers("t.exact")
-    slow_term = {"maintenance_interval_s": 1}  # its term is three times as long
+    slow_term = {"maintenance_interval_s": 1}  # the term is three intervals
     first = start_subscriber("first", **slow_term)
     elected = Keys(prefix).leader("tests")
-    eventually(lambda: client.get(elected) == b"first", "the first is elected")
+    eventually(lambda: client.get(elected) == b"first", "the first subscriber is elected")
     start_subscriber("second", **slow_term)
     ends = client.pexpiretime(elected)
-    eventually(lambda: client.pexpiretime(elected) > ends + 1500, "some rounds")
+    eventually(lambda: client.pexpiretime(elected) > ends + 1500, "the term is renewed")
     assert client.get(elected) == b"first"
     first.stop()
     assert client.get(elected) != b"first"
-    eventually(lambda: client.get(elected) == b"second", "the second is elected")
+    eventually(lambda: client.get(elected) == b"second", "the second subscriber is elected")
 
 
 def test_dead_consumers_are_removed_when_they_hold_nothing(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, queues: Queues, client: Redis, prefix: str
 ) -> None:
-    """A consumer that never stopped cleanly loses its entries to the living one first, and its place after that."""
+    """Entries of a dead consumer are claimed by a live one; then the consumer is removed."""
     register_handlers("t.exact")
     journal = Keys(prefix).journal
     client.xgroup_create(journal, "tests", mkstream=True)
@@ -237,18 +237,18 @@ def test_dead_consumers_are_removed_when_they_hold_nothing(
     client.xgroup_createconsumer(journal, "tests", "dead and idle")
     subscriber = start_subscriber(claim_idle_s=0.3, maintenance_interval_s=0.1)
     eventually(lambda: [row["name"] for row in client.xinfo_consumers(journal, "tests")] == [b"one"], "one is left")
-    eventually(lambda: queues.length() == 3, "what the dead one held")
+    eventually(lambda: queues.length() == 3, "the claimed entries are dispatched")
     assert subscriber.info()["consumers_removed"] == 2
 
 
 def test_a_full_queue_holds_dispatch_and_the_journal_keeps(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, queues: Queues, client: Redis, prefix: str
 ) -> None:
-    """A queue of max_queue_length takes no further batch; what is worked off makes room; all events arrive once."""
+    """At max_queue_length dispatch pauses; it resumes as workers drain the queue, and all events arrive once."""
     register_handlers("t.exact")
     subscriber = start_subscriber(max_queue_length=100, batch_size=50)
     publish(bus, 1000)
-    eventually(lambda: "celery" in subscriber.info()["state"], "it waits")
+    eventually(lambda: "celery" in subscriber.info()["state"], "dispatch is paused")
     longest, taken = 0, []
 
     def work_off() -> bool:
@@ -257,8 +257,8 @@ def test_a_full_queue_holds_dispatch_and_the_journal_keeps(
         taken.extend(client.rpop(f"broker:{prefix}celery", 40) or [])
         return len(taken) >= 1000
 
-    eventually(work_off, "all of them", 40)
+    eventually(work_off, "all messages are sent", 40)
     assert longest < 150
     assert len(set(taken)) == len(taken) == 1000
     assert subscriber.info()["dispatch_backpressure"] > 0
-    eventually(lambda: subscriber.info()["state"] == "ready", "it is ready again")
+    eventually(lambda: subscriber.info()["state"] == "ready", "the subscriber is ready again")

@@ -1,4 +1,4 @@
-"""Health over HTTP: what a subscriber answers while it works, while something is away, and when it is stuck."""
+"""Health over HTTP: the replies of a subscriber that works, that lacks a server, and that is stuck."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.support.queues import Queues
 from tests.support.scrape import Ask, problems, ready
 from tests.support.waiting import eventually
 
-#: Longest that a change may stay untold.
+#: Seconds until a change must be reported.
 TOLD_S = 10
 
 
 class Dispatch:
-    """Stands in for the dispatch of a subscriber."""
+    """A stand-in for the dispatch of a subscriber."""
 
     problem = ""
     waiting_for = ""
@@ -50,47 +50,47 @@ def test_the_bus_is_away(
     queues: Queues,
     fault: str,
 ) -> None:
-    """Told within seconds, with the reason; the process is well all the time, and ready again by itself."""
+    """An outage of the bus is reported within seconds with its reason; the process stays alive and recovers."""
     register_handlers("t.all")
     start_subscriber(redis_url=proxy.url, metrics_port=port)
-    eventually(lambda: ready(ask), "ready", 5)
+    eventually(lambda: ready(ask), "the subscriber is ready", 5)
     getattr(proxy, fault)()
     reason = f"Redis at redis://127.0.0.1:{proxy.port}/0: "
-    eventually(lambda: reason in problems(ask), "not ready, and why", TOLD_S)
+    eventually(lambda: reason in problems(ask), "the reason is reported", TOLD_S)
     assert ask("/healthz")[0] == 200
     status, metrics = ask("/metrics")
     assert status == 200
     assert "bridge_bus_up 0.0" in metrics
     assert "bridge_broker_up 1.0" in metrics
     assert "bridge_ready 0.0" in metrics
-    assert "bridge_backlog_events" not in metrics, "figures of before would be taken for those of now"
+    assert "bridge_backlog_events" not in metrics, "old values would look like current ones"
     proxy.heal()
-    eventually(lambda: ready(ask), "ready again", 20)
+    eventually(lambda: ready(ask), "the subscriber is ready again", 20)
     bus.publish("a.b", id="after")
-    eventually(lambda: queues.length() == 1, "it is at work")
+    eventually(lambda: queues.length() == 1, "the event is dispatched")
     assert "bridge_bus_up 1.0" in ask("/metrics")[1]
 
 
 def test_readiness_while_redis_is_frozen(
     register_handlers, start_subscriber: StartSubscriber, own_server: RedisServer, ask: Ask, port: int
 ) -> None:
-    """A server that is there and does not answer is told as well."""
+    """A server that accepts connections but does not reply is reported as well."""
     register_handlers("t.all")
     start_subscriber(redis_url=own_server.url, metrics_port=port)
-    eventually(lambda: ready(ask), "ready", 5)
+    eventually(lambda: ready(ask), "the subscriber is ready", 5)
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
-        assert "Redis at " in eventually(lambda: problems(ask), "not ready", TOLD_S)
+        assert "Redis at " in eventually(lambda: problems(ask), "the problem is reported", TOLD_S)
         assert ask("/healthz")[0] == 200
     finally:
         os.kill(own_server.pid, signal.SIGCONT)
-    eventually(lambda: ready(ask), "ready again", 20)
+    eventually(lambda: ready(ask), "the subscriber is ready again", 20)
 
 
 def test_a_redis_that_was_killed_and_lost_its_password(
     register_handlers, start_subscriber: StartSubscriber, own_server: RedisServer, ask: Ask, port: int
 ) -> None:
-    """The reason is that of now, and holds no password."""
+    """The reported reason is the current one and contains no password."""
     register_handlers("t.all")
     with Redis.from_url(own_server.url) as client:
         client.acl_setuser(
@@ -99,12 +99,12 @@ def test_a_redis_that_was_killed_and_lost_its_password(
         start_subscriber(
             redis_url=own_server.url.replace("//", "//someone:s3cret@"), metrics_port=port, socket_timeout_s=5
         )
-        eventually(lambda: ready(ask), "ready", 5)
+        eventually(lambda: ready(ask), "the subscriber is ready", 5)
         client.acl_setuser("someone", enabled=True, reset_passwords=True, passwords=["+other"])
         client.client_kill_filter(user="someone")
-    text = eventually(lambda: "invalid username-password" in problems(ask) and problems(ask), "refused", TOLD_S)
+    text = eventually(lambda: "invalid username-password" in problems(ask) and problems(ask), "it is reported", TOLD_S)
     own_server.kill()
-    text += eventually(lambda: "refused" in problems(ask) and problems(ask), "not there", TOLD_S)
+    text += eventually(lambda: "refused" in problems(ask) and problems(ask), "the outage is reported", TOLD_S)
     assert "s3cret" not in text + ask("/metrics")[1]
 
 
@@ -112,11 +112,11 @@ def test_a_redis_that_was_killed_and_lost_its_password(
 def test_a_broker_is_waited_for_briefly(
     far_app: Celery, proxy: Proxy, settings: BridgeSettings, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its own time limits are; who asks again soon gets the same answer at once."""
+    """A probe of the broker is short, regardless of the broker's own timeouts, and its result is cached briefly."""
     checked = Health(far_app, settings, Liveness(), threading.Event(), Dispatch())
     assert checked.broker() == ""
     getattr(proxy, fault)()
-    assert checked.broker() == "", "as was found out a moment ago"
+    assert checked.broker() == "", "the result is cached"
     monkeypatch.setattr(health, "_KEEP_BROKER_S", 0)
     begun_s = time.monotonic()
     assert checked.broker().startswith("broker: ")
@@ -126,14 +126,14 @@ def test_a_broker_is_waited_for_briefly(
 def test_a_full_queue_is_no_problem(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, queues: Queues, ask: Ask, port: int
 ) -> None:
-    """Dispatch that waits for room is ready, and says what it waits for."""
+    """While dispatch waits for room in a queue, the subscriber is ready and reports what it waits for."""
     register_handlers("t.all")
     start_subscriber(metrics_port=port, max_queue_length=1)
     bus.publish("a.b")
     eventually(lambda: queues.length() == 1 and ready(ask), "the queue is full")
     assert "bridge_dispatch_waiting 0.0" in ask("/metrics")[1]
     bus.publish("a.b")
-    eventually(lambda: json.loads(ask("/readyz")[1])["waits"] == "waiting for room in queue celery", "it waits", 5)
+    eventually(lambda: json.loads(ask("/readyz")[1])["waits"] == "waiting for room in queue celery", "it reports it", 5)
     assert ready(ask)
     metrics = ask("/metrics")[1]
     assert "bridge_dispatch_waiting 1.0" in metrics
@@ -144,17 +144,17 @@ def test_a_full_queue_is_no_problem(
 def test_a_deleted_group(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, settings: BridgeSettings, ask: Ask, port: int
 ) -> None:
-    """It is made anew, which is counted, and the subscriber is ready."""
+    """A destroyed group is recreated and counted, and the subscriber is ready again."""
     register_handlers("t.all")
     start_subscriber(metrics_port=port)
-    eventually(lambda: ready(ask), "ready", 5)
+    eventually(lambda: ready(ask), "the subscriber is ready", 5)
     client.xgroup_destroy(Keys(settings.channel_prefix).journal, "tests")
-    eventually(lambda: 'bridge_journal_lost_total{group="tests"} 1.0' in ask("/metrics")[1], "it is counted", 5)
-    eventually(lambda: ready(ask), "ready", 5)
+    eventually(lambda: 'bridge_journal_lost_total{group="tests"} 1.0' in ask("/metrics")[1], "the loss is counted", 5)
+    eventually(lambda: ready(ask), "the subscriber is ready", 5)
 
 
 def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings: BridgeSettings) -> None:
-    """Each thing that a subscriber waits for after its start has a line of its own."""
+    """Each condition that a subscriber waits for after its start is a separate problem."""
     liveness, caught_up, dispatch = Liveness(), threading.Event(), Dispatch()
     checked = Health(app, settings, liveness, caught_up, dispatch)
 
@@ -179,14 +179,14 @@ def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings
 def test_a_subscription_that_died_in_silence(
     register_handlers, start_subscriber: StartSubscriber, proxy: Proxy, ask: Ask, port: int
 ) -> None:
-    """No heartbeat comes back: told after two of them, and mended by a new subscription."""
+    """A subscription without heartbeats is reported after two missed ones, and replaced by a new subscription."""
     register_handlers("t.all")
     start_subscriber(redis_url=proxy.url, metrics_port=port, heartbeat_interval_s=0.6)
-    eventually(lambda: ready(ask), "ready", 5)
+    eventually(lambda: ready(ask), "the subscriber is ready", 5)
     proxy.silence(b"SUBSCRIBE")
     assert proxy.done["silenced"] == 1
-    eventually(lambda: problems(ask).startswith("nothing received on the event channels for "), "it is told", 5)
-    eventually(lambda: ready(ask), "ready again", 10)
+    eventually(lambda: problems(ask).startswith("nothing received on the event channels for "), "it is reported", 5)
+    eventually(lambda: ready(ask), "the subscriber is ready again", 10)
     eventually(
         lambda: 'bridge_subscription_gaps_total{group="tests"} 1.0' in ask("/metrics")[1], "the gap is counted", 5
     )
@@ -195,10 +195,10 @@ def test_a_subscription_that_died_in_silence(
 def test_without_pubsub_nothing_is_listened_for(
     register_handlers, start_subscriber: StartSubscriber, ask: Ask, port: int
 ) -> None:
-    """A subscriber of the journal alone is ready without a subscription."""
+    """A subscriber that only reads the journal is ready without a subscription."""
     register_handlers("t.all")
     start_subscriber(metrics_port=port, enable_pubsub=False)
-    eventually(lambda: ready(ask), "ready", 5)
+    eventually(lambda: ready(ask), "the subscriber is ready", 5)
     assert ask("/healthz")[0] == 200
 
 
@@ -210,18 +210,18 @@ def test_a_stuck_thread_is_no_health(
     port: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A predicate that never returns holds up dispatch: /healthz says so, until it does return."""
+    """While a predicate blocks dispatch, /healthz reports the stuck thread."""
     monkeypatch.setattr(health, "_STUCK_S", 1.0)
     monkeypatch.setattr(health, "_STUCK_TIMEOUTS", 0)
     gate = threading.Event()
     register_handlers()
     registry.add(replace(HANDLERS["t.all"], where=lambda event: gate.wait(20)))
     start_subscriber(metrics_port=port)
-    eventually(lambda: ready(ask), "ready", 5)
+    eventually(lambda: ready(ask), "the subscriber is ready", 5)
     assert ask("/healthz")[0] == 200
     bus.publish("a.b")
-    _, text = eventually(lambda: (answer := ask("/healthz"))[0] == 503 and answer, "it is stuck", 5)
+    _, text = eventually(lambda: (answer := ask("/healthz"))[0] == 503 and answer, "the stuck thread is reported", 5)
     assert json.loads(text)["problems"][0].startswith("thread bridge-dispatch is stuck for 1 s")
-    assert "thread bridge-dispatch is stuck" in problems(ask), "nor does it do its work"
+    assert "thread bridge-dispatch is stuck" in problems(ask), "a stuck subscriber is not ready"
     gate.set()
-    eventually(lambda: ask("/healthz")[0] == 200, "it goes on", 5)
+    eventually(lambda: ask("/healthz")[0] == 200, "the thread continues", 5)

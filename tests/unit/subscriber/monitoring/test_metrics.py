@@ -1,4 +1,4 @@
-"""Metrics as Prometheus gets them: each outcome counted once, few labels, and figures that add up."""
+"""Metrics as Prometheus reads them: each outcome is counted once, with few labels and consistent totals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 
 
 def shout(client: Redis, prefix: str, event: Event) -> None:
-    """Broadcast as a foreign program does."""
+    """Broadcast an event as an external program does."""
     client.publish(f"{prefix}{event.type}", event.encode())
 
 
@@ -34,7 +34,7 @@ def test_what_becomes_of_events(
     port: int,
     scrape: Scrape,
 ) -> None:
-    """Each event is counted under its type and under what became of it."""
+    """Each event is counted under its type and its outcome."""
     register_handlers("t.exact", "t.glob", "t.chosen")
     keys = Keys(prefix)
     missed = Event(type="dream.missed", id="missed", payload={"yes": False})
@@ -72,13 +72,13 @@ def test_what_becomes_of_events(
         page = scrape()
         return {outcome: page.events(outcome) for outcome in wanted}
 
-    eventually(lambda: found() == wanted, "all of them", 10)
-    # Of a batch these are counted last.
-    eventually(lambda: scrape().value("bridge_dispatch_delay_seconds_count") == 8, "how long they took", 5)
+    eventually(lambda: found() == wanted, "all events are counted", 10)
+    # These are counted last in a batch.
+    eventually(lambda: scrape().value("bridge_dispatch_delay_seconds_count") == 8, "the delays are counted", 5)
     page = scrape()
     risen = {one.labels["outcome"] for one in page.samples if "outcome" in one.labels and one.value}
     assert risen == {*wanted, "stale"}
-    assert set(page.events("stale")) == {""}  # once for each look at the keys
+    assert set(page.events("stale")) == {""}  # once for each scan of the keys
     assert page.value("bridge_tasks_in_flight") == 8
     assert page.value("bridge_dead_letters") == page.value("bridge_dead_letters_written_total") == 2
 
@@ -86,14 +86,14 @@ def test_what_becomes_of_events(
 def test_events_without_a_handler(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, port: int, scrape: Scrape
 ) -> None:
-    """They are counted once, under their type, and make no task message."""
+    """Events without a handler are counted once, under their type, and cause no task message."""
     register_handlers("t.plain")
     start_subscriber(metrics_port=port)
     bus.publish("dream.created")
     bus.publish("billing.paid")
-    eventually(lambda: scrape().events("dispatched") == {"billing.paid": 1}, "one message", 5)
-    # Both may be of one batch, of which messages are counted first.
-    eventually(lambda: scrape().events("no_handler") == {"dream.created": 1}, "the other event", 5)
+    eventually(lambda: scrape().events("dispatched") == {"billing.paid": 1}, "one message is counted", 5)
+    # If both are in one batch, messages are counted first.
+    eventually(lambda: scrape().events("no_handler") == {"dream.created": 1}, "the other event is counted", 5)
     assert scrape().events("dispatched") == {"billing.paid": 1}
 
 
@@ -107,7 +107,7 @@ def test_what_maintenance_does(
     scrape: Scrape,
     queues: Queues,
 ) -> None:
-    """Entries of dead consumers, lost and expired ones, and tasks sent again until they are dead letters."""
+    """Claims, lost and trimmed entries, redispatches and their dead letters are counted."""
     register_handlers("t.exact")
     journal = Keys(prefix).journal
     for number in range(3):
@@ -121,10 +121,10 @@ def test_what_maintenance_does(
     start_subscriber(metrics_port=port, event_ttl_s=3, **times)
 
     def done() -> bool:
-        client.delete(f"broker:{prefix}celery")  # a broker that loses messages
+        client.delete(f"broker:{prefix}celery")  # simulates a broker that loses messages
         return scrape().value("bridge_events_total", outcome="dead_lettered") == 2
 
-    eventually(done, "all are given up", 10)
+    eventually(done, "all tasks are dead letters", 10)
     page = scrape()
     assert (
         page.events("dispatched") == page.events("redispatched") == page.events("dead_lettered") == {"dream.created": 2}
@@ -134,13 +134,13 @@ def test_what_maintenance_does(
     assert page.value("bridge_consumers_removed_total") == 2
     assert page.value("bridge_tasks_in_flight") == 0
     assert page.value("bridge_dead_letters_written_total") == 2
-    eventually(lambda: scrape().events("trimmed") == {"": 2}, "they have outlived their retention", 10)
+    eventually(lambda: scrape().events("trimmed") == {"": 2}, "expired entries are trimmed", 10)
 
 
 def test_gaps_and_outages(
     register_handlers, start_subscriber: StartSubscriber, proxy: Proxy, bus: EventBus, port: int, scrape: Scrape
 ) -> None:
-    """A lost connection is an error, its end a reconnect, and a new subscription a gap."""
+    """A lost connection counts as an error, its recovery as a reconnect, and a new subscription as an interruption."""
     register_handlers("t.exact")
     start_subscriber(redis_url=proxy.url, metrics_port=port)
     page = scrape()
@@ -153,11 +153,11 @@ def test_gaps_and_outages(
         "entries_claimed",
         "consumers_removed",
     )
-    assert [page.value(f"bridge_{name}_total") for name in names] == [0] * 7, "all are there from the beginning"
+    assert [page.value(f"bridge_{name}_total") for name in names] == [0] * 7, "all counters exist from the start"
     proxy.cut()
-    eventually(lambda: scrape().value("bridge_subscription_gaps_total") == 1, "a gap", 5)
+    eventually(lambda: scrape().value("bridge_subscription_gaps_total") == 1, "the interruption is counted", 5)
     bus.publish("dream.created")
-    eventually(lambda: (scrape().value("bridge_reconnects_total") or 0) >= 1, "it is over", 10)
+    eventually(lambda: (scrape().value("bridge_reconnects_total") or 0) >= 1, "the reconnect is counted", 10)
     assert (scrape().value("bridge_errors_total") or 0) >= 1
 
 
@@ -169,7 +169,7 @@ def test_dead_letters_that_tasks_write(
     port: int,
     scrape: Scrape,
 ) -> None:
-    """They are counted in Redis, once each, and not as those of this subscriber."""
+    """Dead letters that tasks write are counted once in Redis, and not by the subscriber."""
     register_handlers("t.exact")
     start_subscriber(metrics_port=port)
     letters = Storage(client, settings).dead_letters
@@ -186,12 +186,12 @@ def test_dead_letters_that_tasks_write(
 def test_the_same_dead_letter_twice_is_one(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, port: int, scrape: Scrape
 ) -> None:
-    """What is not kept again is not counted again: the counters of subscribers agree with the letters."""
+    """A repeated dead letter is not counted, so the counters of subscribers match the dead letters."""
     register_handlers("t.exact")
     for _ in range(3):
         client.xadd(Keys(prefix).journal, {"id": "e", "type": "a.b", "event": "{"})
     start_subscriber(metrics_port=port)
-    eventually(lambda: scrape().value("bridge_backlog_events") == 0, "all are done", 5)
+    eventually(lambda: scrape().value("bridge_backlog_events") == 0, "all entries are processed", 5)
     page = scrape()
     assert page.events("dead_lettered") == {"": 1}
     assert page.value("bridge_dead_letters_written_total") == 1
@@ -200,7 +200,7 @@ def test_the_same_dead_letter_twice_is_one(
 def test_types_without_end(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, port: int, scrape: Scrape
 ) -> None:
-    """A hundred types get labels of their own; of further ones only those that handlers name."""
+    """A hundred types have separate labels; of all further types only those that handlers name."""
     register_handlers("t.exact")
     start_subscriber(metrics_port=port)
     odd = [b"x" * 5000, b"\xff\xfe", b'quo"te\nnew line\\', b"", "träume".encode()]
@@ -209,14 +209,14 @@ def test_types_without_end(
     for number in range(150):
         shout(client, prefix, Event(type=f"junk.n{number}"))
     shout(client, prefix, Event(type="dream.created"))
-    eventually(lambda: scrape().value("bridge_events_total", outcome="received") == 156, "all are heard")
-    eventually(lambda: scrape().events("dispatched") == {"dream.created": 1}, "the known one keeps its name")
+    eventually(lambda: scrape().value("bridge_events_total", outcome="received") == 156, "all messages are received")
+    eventually(lambda: scrape().events("dispatched") == {"dream.created": 1}, "the known type keeps its label")
     page = scrape()
     received = page.events("received")
-    assert len(received) == 100 + 3  # and the known one, the others, and the empty name
+    assert len(received) == 100 + 3  # plus the known type, all others, and the empty name
     assert received["dream.created"] == 1
     assert received[OTHER_TYPES] == 156 - 102
-    assert max(map(len, received)) < 100, "a name longer than any type gets no label"
+    assert max(map(len, received)) < 100, "names longer than any valid type are no labels"
     assert page.events("no_handler").keys() <= {*received}
 
 
@@ -229,11 +229,11 @@ def test_what_redis_counts_outlives_a_subscriber(
     port: int,
     scrape: Scrape,
 ) -> None:
-    """After a restart the counters of the process begin anew, those in Redis go on, and none goes back."""
+    """After a restart the counters of the process start at zero; those in Redis continue and never decrease."""
     register_handlers("t.exact")
     first = start_subscriber("one", metrics_port=port)
     bus.publish("dream.created", id="e")
-    eventually(lambda: scrape().events("dispatched") == {"dream.created": 1}, "dispatch", 5)
+    eventually(lambda: scrape().events("dispatched") == {"dream.created": 1}, "the event is dispatched", 5)
     ledger, task_id = Storage(client, settings).ledger, task_id_for("tests", "e", "t.exact")
     ledger.start_run(task_id, "run", idempotent=True)
     Storage(client, settings).dead_letters.end_task_with(
@@ -257,27 +257,27 @@ def test_what_redis_counts_outlives_a_subscriber(
 def test_every_group_is_told_by_every_subscriber(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, port: int, scrape: Scrape
 ) -> None:
-    """What Redis knows of groups is told of all, so that nobody's backlog goes unseen when its subscribers are gone."""
+    """Each subscriber reports all groups, so the backlog of a group without subscribers is visible."""
     register_handlers("t.exact")
     start_subscriber("one", group="other").stop()
     bus.publish_many([Event(type="dream.created") for _ in range(5)])
     start_subscriber("two", metrics_port=port)
-    eventually(lambda: scrape().value("bridge_backlog_events", group="tests") == 0, "its own are done", 5)
+    eventually(lambda: scrape().value("bridge_backlog_events", group="tests") == 0, "its own events are dispatched", 5)
     page = scrape()
     assert page.value("bridge_backlog_events", group="other") == 5
     assert (page.value("bridge_backlog_oldest_seconds", group="other") or 0) > 0
     assert page.value("bridge_subscribers", group="other") == 0
-    eventually(lambda: scrape().value("bridge_subscribers", group="tests") == 1, "it lives", 5)
+    eventually(lambda: scrape().value("bridge_subscribers", group="tests") == 1, "the subscriber is counted", 5)
 
 
 def test_labels_are_few(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, port: int, scrape: Scrape
 ) -> None:
-    """Names begin with bridge_, every metric has a text, and no id is a label."""
+    """Metric names begin with bridge_, each metric has a help text, and no id is a label."""
     register_handlers("t.exact")
     start_subscriber(metrics_port=port)
     bus.publish("dream.created", id="an-id-of-an-event")
-    eventually(lambda: scrape().events("dispatched"), "dispatch", 5)
+    eventually(lambda: scrape().events("dispatched"), "the event is dispatched", 5)
     page = scrape()
     assert all(family.name.startswith("bridge_") and len(family.documentation) > 5 for family in page.families)
     labels = {label for sample in page.samples for label in sample.labels}
@@ -287,7 +287,7 @@ def test_labels_are_few(
 
 
 def test_counters_of_several_threads() -> None:
-    """A type beyond the limit counts as another, whoever raises it; totals are those of all types."""
+    """Types beyond the limit share one label in all counters; totals include all types."""
     counters = Counters(["known.one", "known.*"])
     for number in range(200):
         counters.add("received", event_type=f"t.n{number}")

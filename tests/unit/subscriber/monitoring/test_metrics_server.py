@@ -1,4 +1,4 @@
-"""The port of metrics and health: who has it, who may ask there, and who asks."""
+"""The port of metrics and health: which interface it binds, and which requests it serves."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.support.waiting import eventually
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
 def test_an_interface_that_is_none(register_handlers, start_subscriber: StartSubscriber, port: int, host: str) -> None:
-    """A host that this machine has not is an error of the settings."""
+    """A host that is not an interface of this machine is an error of the settings."""
     register_handlers("t.all")
     with pytest.raises(SettingsError, match=f"cannot bind to {host}:{port}"):
         start_subscriber(metrics_port=port, metrics_host=host)
 
 
 def test_only_this_host_unless_told(register_handlers, start_subscriber: StartSubscriber, port: int) -> None:
-    """Bound to 127.0.0.1; to all interfaces only on request; gone with the subscriber."""
+    """The port is bound to 127.0.0.1 by default, to others on request, and closed with the subscriber."""
     register_handlers("t.all")
     before = listening(psutil.Process())
     subscriber = start_subscriber(metrics_port=port)
@@ -46,7 +46,7 @@ def test_only_this_host_unless_told(register_handlers, start_subscriber: StartSu
 
 
 def test_off_by_default(register_handlers, start_subscriber: StartSubscriber) -> None:
-    """No port, no thread, and no Prometheus client in memory."""
+    """By default there is no port, no thread, and the Prometheus client is not imported."""
     register_handlers("t.all")
     before = listening(psutil.Process())
     start_subscriber()
@@ -56,13 +56,13 @@ def test_off_by_default(register_handlers, start_subscriber: StartSubscriber) ->
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
-# Those who ask
+# Requests
 
 
 def test_other_paths_and_clients_that_say_nothing(
     register_handlers, start_subscriber: StartSubscriber, ask: Ask, port: int
 ) -> None:
-    """Other paths are told what there is; a connection without a request holds up nobody else."""
+    """Other paths return 404 with the list of paths; idle connections block no other client."""
     register_handlers("t.all")
     start_subscriber(metrics_port=port)
     assert ask("/")[0] == ask("/metrics/x")[0] == ask("/%00")[0] == 404
@@ -79,10 +79,10 @@ def test_other_paths_and_clients_that_say_nothing(
 def test_many_ask_at_once(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, ask: Ask, port: int
 ) -> None:
-    """The broker is not tried for each of those who ask: they get the same answer."""
+    """Many simultaneous requests share one probe of the broker and get the same reply."""
     register_handlers("t.all")
     start_subscriber(metrics_port=port)
-    eventually(lambda: ready(ask), "ready", 5)
+    eventually(lambda: ready(ask), "the subscriber is ready", 5)
     before = client.info("stats")["total_connections_received"]
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: ask("/readyz")[0], range(100)))
@@ -93,11 +93,11 @@ def test_many_ask_at_once(
 def test_presence_and_health_agree(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, settings: BridgeSettings, ask: Ask, port: int
 ) -> None:
-    """What is told to Redis is what is told over HTTP, and where that is."""
+    """The status in Redis matches the one over HTTP and contains its address."""
     register_handlers("t.all")
     start_subscriber(metrics_port=port)
-    eventually(lambda: ready(ask), "ready", 5)
+    eventually(lambda: ready(ask), "the subscriber is ready", 5)
     (told,) = eventually(
-        lambda: [one for one in Storage(client, settings).presence.all() if one.ready], "it says so", 5
+        lambda: [one for one in Storage(client, settings).presence.all() if one.ready], "the status is stored", 5
     )
     assert told.metrics == f"http://127.0.0.1:{port}"
