@@ -91,7 +91,9 @@ class Rejections:
                 return
             unlogged = self._unlogged.pop(kind, 0)
         more = f" ({unlogged} more since the last such line)" if unlogged else ""
-        action = Action.SOURCE_RATE_LIMITED if is_limited else Action.DEAD_LETTER
-        extra = dead_letter_fields(action, dead_letter, self._settings.group)
+        if is_limited:
+            extra = dead_letter_fields(Action.SOURCE_RATE_LIMITED, dead_letter, self._settings.group)
+        else:
+            extra = dead_letter_fields(Action.DEAD_LETTER, dead_letter, self._settings.group)
         text = "Rejected a message from %r, which is a dead letter now (%s): %s%s"
         log.warning(text, dead_letter.origin, dead_letter.reason, dead_letter.detail, more, extra=extra)
