@@ -1,7 +1,7 @@
-"""``make chaos``: a busy site, faults at random, and a verdict; one row of Markdown per scenario.
+"""``make chaos``: inject random faults into a site under load, and print one row of Markdown for each scenario.
 
-The same seed chooses the same faults; when exactly they hit is up to the machine. Exit status 1 when an event was lost,
-an effect was had twice, or a task became a dead letter that should not; the logs are then kept.
+The same seed selects the same faults; their exact moments depend on the machine. The exit status is 1 if an event was
+lost, an effect was duplicated, or a task became an unexpected dead letter. In this case, the logs are kept.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tests.chaos.oracle import Verdict
 from tests.chaos.scenarios import SCENARIOS, Scenario
 from tests.chaos.site import Site
 
-#: For a site to get on with coming to rest after the last fault: some rounds of every timeout above it.
+#: The time in which a site must finish its work after the last fault: several times each of its timeouts.
 SETTLE_S = 180.0
-#: For the processes of a site to start, and to publish and run something.
+#: The time in which the processes of a site must start, publish and run something.
 START_S = 30.0
 
 COLUMNS = (
@@ -43,7 +43,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Goal:
-    """A run goes on until it has all of these."""
+    """The goals of a run, which continues until all of them are reached."""
 
     seconds: float
     faults: int = 0
@@ -57,7 +57,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has shown; *left* is what had not come to rest."""
+    """The result of a run; *left* is the work that was not finished."""
 
     shared: bool
     faults: Counter[str]
@@ -71,7 +71,7 @@ class Outcome:
 
 
 def run(name: str, seed: int, goal: Goal, directory: Path) -> Outcome:
-    """Run one scenario on a site of its own, whose logs go to *directory*."""
+    """Run one scenario on a separate site, whose logs are written to *directory*."""
     scenario = SCENARIOS[name]
     chance = random.Random(f"{seed} {name}")
     shared = chance.random() < 0.5
@@ -81,14 +81,14 @@ def run(name: str, seed: int, goal: Goal, directory: Path) -> Outcome:
         while not goal.reached(site, began):
             _harm(site, scenario, chance)
             site.tend()
-        _until_published(site, 1)  # what is published after the last fault has to arrive in any case
+        _until_published(site, 1)  # events that are published after the last fault must be handled in any case
         site.stop("publisher")
         left, verdict = come_to_rest(site, SETTLE_S)
         return Outcome(shared, site.done, site.restarts, verdict, left)
 
 
 def _harm(site: Site, scenario: Scenario, chance: random.Random) -> None:
-    # What a fault draws is its own affair: the next one is the same whatever it found.
+    # Each fault has its own generator, so the next fault does not depend on how many numbers this one draws.
     own = random.Random(chance.random())
     (fault,) = chance.choices(list(scenario.faults), list(scenario.faults.values()))
     time.sleep(chance.uniform(0, scenario.pause_s))
@@ -103,12 +103,12 @@ def _until_published(site: Site, more: int) -> None:
 
 
 def row(*cells: object) -> str:
-    """Return a line of a Markdown table."""
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
 def line(name: str, seed: int, outcome: Outcome) -> str:
-    """Return the line of the table that tells of a run."""
+    """Return the row of the table for a run."""
     verdict = outcome.verdict
     return row(
         name,
@@ -126,26 +126,26 @@ def line(name: str, seed: int, outcome: Outcome) -> str:
 
 
 def explain(name: str, seed: int, outcome: Outcome, directory: Path) -> str:
-    """Return what to look at after a red run."""
+    """Return the details of a failed run."""
     verdict = outcome.verdict
     return (
         f"\nlost: {verdict.lost[:20]}\nduplicates: {verdict.duplicates[:20]}\n"
-        f"dead letters that nobody intended: {dict(verdict.unexpected)}\nleft to do: {outcome.left or 'nothing'}\n"
-        f"ended by themselves: {dict(outcome.restarts)}\n"
-        f"logs: {directory}\nagain: python -m tests.chaos --scenario {name} --seed {seed}\n"
+        f"unexpected dead letters: {dict(verdict.unexpected)}\nunfinished work: {outcome.left or 'nothing'}\n"
+        f"processes that exited unexpectedly: {dict(outcome.restarts)}\n"
+        f"logs: {directory}\nto repeat: python -m tests.chaos --scenario {name} --seed {seed}\n"
     )
 
 
 def main() -> int:
-    """Run the scenarios that the command line names; 1 when one is red."""
+    """Run the scenarios that the command line selects; return 1 if one fails."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--minutes", type=float, default=30, help="of all scenarios together")
+    parser.add_argument("--minutes", type=float, default=30, help="total for all scenarios")
     parser.add_argument("--scenario", choices=[*SCENARIOS, "all"], default="all")
-    parser.add_argument("--faults", type=int, default=0, help="at least so many per scenario")
-    parser.add_argument("--events", type=int, default=0, help="at least so many per scenario")
+    parser.add_argument("--faults", type=int, default=0, help="minimum per scenario")
+    parser.add_argument("--events", type=int, default=0, help="minimum per scenario")
     options = parser.parse_args()
     names = list(SCENARIOS) if options.scenario == "all" else [options.scenario]
     goal = Goal(options.minutes * 60 / len(names), options.faults, options.events)

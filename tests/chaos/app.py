@@ -1,7 +1,7 @@
-"""The Celery application of ``make chaos``: handlers of every sort, whose effects an oracle counts.
+"""The Celery application of ``make chaos``: handlers of every kind, whose effects are counted by an oracle.
 
-The oracle is a Redis that no fault touches. ``runs`` there lists each effect, ``deliveries`` each message that reached
-a pool. The handlers show the ways to have one effect in any case, and what happens without them.
+The oracle is a Redis that is exempt from faults. Its list ``runs`` contains each effect, ``deliveries`` each message
+that reached a pool. The handlers show the ways to have exactly one effect, and what happens without them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bridge import BusUnavailable, Event, effect_transaction, on_event, publish_
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "chaos:")
 BROKER_PREFIX = f"broker:{PREFIX}"
-#: Where the handler whose effect is on the bus leaves it.
+#: Effects of the handlers that use the Redis of the bus.
 EFFECTS = f"{PREFIX}effects"
 GROUP = "chaos"
 
@@ -33,7 +33,7 @@ app.conf.update(
         "socket_connect_timeout": 2.0,
         "visibility_timeout": 5.0,
         "unacked_restore_throttle": 1,
-        "unacked_mutex_expire": 5,  # a worker cut off while it restores messages keeps the others from it for so long
+        "unacked_mutex_expire": 5,  # a worker that is cut off while restoring messages blocks the others for this time
     },
     broker_connection_retry_on_startup=True,
     task_ignore_result=True,
@@ -42,7 +42,7 @@ app.conf.update(
 )
 bridge.install(app)
 
-#: What a handler that needs the bus does while it is away.
+#: Options of a handler that requires the bus, for the time in which it is down.
 PATIENT: dict[str, Any] = {
     "autoretry_for": (RedisError, BusUnavailable),
     "max_retries": None,
@@ -71,7 +71,7 @@ def run(handler: str, event_id: str) -> None:
     oracle().rpush("runs", f"{handler} {event_id}")
 
 
-#: The effect together with its task's id as a unique key, as a database would do it in one transaction.
+#: Stores the effect together with the task id as a unique key, like a transaction of a database.
 _ONCE = "if redis.call('HSETNX', 'keys', ARGV[1], 1) == 1 then redis.call('RPUSH', 'runs', ARGV[2]) end"
 
 
@@ -81,7 +81,7 @@ def run_once(handler: str, event_id: str, task_id: str) -> None:
 
 @on_event("chaos.bare", name="bare")
 def bare(event: Event) -> None:
-    """A handler that takes no care: repeated when its worker dies between effect and done mark."""
+    """A handler without precautions: it is repeated if its worker crashes between effect and done mark."""
     run("bare", event.id)
 
 
@@ -108,7 +108,7 @@ def transactional(event: Event) -> None:
 
 @on_event("chaos.considered", name="considered", **PATIENT)
 def considered(event: Event) -> None:
-    """Thinks before it acts, for *payload* seconds: when it is frozen meanwhile, another copy acts first."""
+    """A handler that waits *payload* seconds before its effect; if it is frozen then, another copy runs first."""
     time.sleep(event.payload or 0.1)
     run_with_mark("considered", event.id)
 

@@ -1,4 +1,4 @@
-"""The end of a run: waiting until a site has nothing left to do, and gathering the evidence."""
+"""The end of a run: wait until a site has finished its work, and collect the evidence."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PAGE = 10_000
 
 
 def come_to_rest(site: Site, timeout_s: float) -> tuple[str, Verdict]:
-    """Wait until nothing is left to do and nothing is missing, and judge.
+    """Wait until no work is left and no event is missing, and return the verdict.
 
     Arguments:
-        timeout_s: How long it may take from when less was left than ever before. After the loss of a journal
-            everything retained is in the queue once more, and workers take as long as they take.
+        timeout_s: The maximum time without progress, that is, without a new minimum of the remaining work. After the
+            loss of a journal, all retained events are queued again, which takes the workers as long as it takes.
 
     Returns:
-        What was left to do after all, and the verdict.
+        The work that was left in spite of that, and the verdict.
     """
     least, deadline = sys.maxsize, time.monotonic() + timeout_s
     while True:
@@ -38,14 +38,14 @@ def come_to_rest(site: Site, timeout_s: float) -> tuple[str, Verdict]:
         late = time.monotonic() > deadline
         if late or not left:
             verdict = judge(gather(site))
-            # What a foreign program published may wait for the next look at the keys: nothing lists it until then.
+            # The catch-up scan may not have found an external publisher's event yet; until then, no list contains it.
             if late or not verdict.lost:
                 return left, verdict
         time.sleep(0.5)
 
 
 def _left(site: Site) -> tuple[int, str]:
-    """Return how much is left to do, and what, or why nobody knows."""
+    """Return how much work is left, and a description of it, or the reason why it is unknown."""
     keys = Keys(PREFIX)
     try:
         with Redis.from_url(site.bus.url) as bus, Redis.from_url(site.broker.url) as broker:
@@ -58,7 +58,7 @@ def _left(site: Site) -> tuple[int, str]:
                 "not read": 0 if group["last-delivered-id"] == _last_id(bus, keys.journal) else 1,
                 "in the ledger": bus.zcard(keys.inflight(GROUP)),
                 "in the queue": broker.llen(f"{BROKER_PREFIX}celery"),
-                # The index by which Celery restores messages. What is only in the table beside it stays there.
+                # The index from which Celery restores messages; messages without an entry in it are never restored.
                 "not acknowledged": broker.zcard(f"{BROKER_PREFIX}unacked_index"),
             }
     except (RedisError, OSError) as error:
@@ -72,7 +72,7 @@ def _last_id(bus: Redis, journal: str) -> bytes:
 
 
 def gather(site: Site) -> Evidence:
-    """Read what happened: from the publishers' logs, from the oracle, and from the bus what belongs there."""
+    """Read the evidence from the publishers' logs, from the oracle and from the bus."""
     settings = BridgeSettings.load(redis_url=site.bus.url, channel_prefix=PREFIX, group=GROUP)
     with Redis.from_url(site.bus.url) as bus, Redis.from_url(site.oracle.url) as oracle:
         letters = Storage(bus, settings).dead_letters.latest(1_000_000)
@@ -81,7 +81,7 @@ def gather(site: Site) -> Evidence:
             journalled=_journalled(bus),
             effects=_texts(oracle, "runs") + _texts(bus, EFFECTS),
             deliveries=_texts(oracle, "deliveries"),
-            letters=[(letter.handler, letter.event_id, letter.reason) for letter in letters],
+            dead_letters=[(letter.handler, letter.event_id, letter.reason) for letter in letters],
             losses=site.losses,
         )
 

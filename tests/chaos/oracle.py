@@ -1,4 +1,4 @@
-"""Judging a run: what was accepted against what had its effect, from records that no fault could touch."""
+"""The verdict on a run: accepted events compared with their effects, from records that are exempt from faults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: Handlers of each type of event, by task name.
+#: Handlers of each event type, by task name.
 HANDLERS = {
     "chaos.bare": ("bare",),
     "chaos.guarded": ("guarded", "witness"),
@@ -19,15 +19,15 @@ HANDLERS = {
     "chaos.failing": ("failing",),
     "chaos.slow": ("slow",),
 }
-#: Handlers that take no care of repetitions.
+#: Handlers without precautions against repetitions.
 BARE = frozenset({"bare", "witness"})
-#: Handlers whose task is to end as a dead letter.
+#: Handlers whose tasks must end as dead letters.
 DOOMED = frozenset({"failing"})
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """An event that is safe, and when it was written: between the first try and the answer that accepted it."""
+    """An event that was accepted. It was written between *began*, the first attempt, and *ended*, the reply."""
 
     began: float
     ended: float
@@ -37,7 +37,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Loss:
-    """What the bus's Redis was told to forget, or lost with its power: the writes between two moments."""
+    """Writes that were lost in a power failure or deleted with a command: all between two moments."""
 
     since: float
     until: float
@@ -48,37 +48,37 @@ class Loss:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about a run.
+    """The records of a run.
 
     Arguments:
-        accepted: What publishers were told is safe.
-        journalled: Type and id of what is in the journal, also of events whose publisher was told nothing.
-        effects: Every effect, ``handler event_id``; of a chained event that of its link.
-        deliveries: The task id of every message that reached a pool, retries not counted.
-        letters: Handler, event id and reason of every dead letter.
-        losses: Of the bus.
+        accepted: Events that were accepted from publishers.
+        journalled: Type and id of the events in the journal, including those whose publisher got no reply.
+        effects: Every effect as ``handler event_id``; for a chained event, the effect of its link.
+        deliveries: The task id of every message that reached a pool, without retries.
+        dead_letters: Handler, event id and reason of every dead letter.
+        losses: The writes that the bus has lost.
     """
 
     accepted: Sequence[Accepted]
     journalled: Sequence[tuple[str, str]] = ()
     effects: Sequence[str] = ()
     deliveries: Sequence[str] = ()
-    letters: Sequence[tuple[str, str, str]] = ()
+    dead_letters: Sequence[tuple[str, str, str]] = ()
     losses: Sequence[Loss] = ()
 
 
 @dataclass
 class Verdict:
-    """What became of a run.
+    """The verdict on a run.
 
     Arguments:
-        events: How many were to be dispatched, whatever the faults: accepted, or in the journal.
-        lost: Pairs ``handler event_id`` without effect and without dead letter.
-        excused: Those of them that the bus's Redis lost, within the window that its settings allow.
-        duplicates: Pairs with more than one effect, of handlers that take care, or with more than one dead letter.
-        repeats: How often the effect of a handler that takes no care was repeated.
-        delivered_again: Messages that reached a pool beyond the first of their task.
-        unexpected: Reasons of dead letters that nobody intended.
+        events: Number of events that had to be dispatched in spite of all faults: accepted, or in the journal.
+        lost: Pairs ``handler event_id`` without an effect and without a dead letter.
+        excused: Such pairs that the Redis of the bus lost within the window that its settings permit.
+        duplicates: Pairs with several effects, of handlers with precautions, or with several dead letters.
+        repeats: How often effects of handlers without precautions were repeated.
+        delivered_again: Number of messages that reached a pool, other than the first message of each task.
+        unexpected: Reasons of dead letters that were not intended.
     """
 
     events: int = 0
@@ -101,14 +101,14 @@ def read_log(path: Path) -> list[Accepted]:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """Compare what should have happened with what did."""
+    """Compare the expected effects with the actual ones."""
     events = {event.event_id: event for event in evidence.accepted}
     for kind, event_id in evidence.journalled:
-        if kind in HANDLERS:  # it is there, so no loss excuses that it did not run
+        if kind in HANDLERS:  # it is in the journal, so no loss excuses a missing effect
             events[event_id] = Accepted(math.inf, math.inf, kind, event_id)
     verdict = Verdict()
     effects = Counter(evidence.effects)
-    letters = Counter(f"{handler} {event_id}" for handler, event_id, _ in evidence.letters)
+    letters = Counter(f"{handler} {event_id}" for handler, event_id, _ in evidence.dead_letters)
     for event in events.values():
         missing = [
             pair
@@ -125,5 +125,5 @@ def judge(evidence: Evidence) -> Verdict:
             verdict.duplicates.append(pair)
     verdict.duplicates += [f"dead letter of {pair}" for pair, count in letters.items() if count > 1]
     verdict.delivered_again = len(evidence.deliveries) - len(set(evidence.deliveries))
-    verdict.unexpected = Counter(reason for handler, _, reason in evidence.letters if handler not in DOOMED)
+    verdict.unexpected = Counter(reason for handler, _, reason in evidence.dead_letters if handler not in DOOMED)
     return verdict

@@ -1,8 +1,8 @@
-"""A program that publishes until SIGTERM, and keeps a log of what was accepted: ``publisher.py NAME SEED LOG``.
+"""A program that publishes until SIGTERM and logs what was accepted: ``publisher.py NAME SEED LOG``.
 
-A line of the log is ``<began> <ended> <type> <id>``, written after the event was accepted; the moments are those of
-the first try and of the answer. Most events go through the bridge's own bus; some as foreign programs do it, with SET
-and PUBLISH on two connections. What is refused is tried again under the same id until it is accepted.
+A line of the log is ``<began> <ended> <type> <id>``: the times of the first attempt and of the reply. It is written
+after the event was accepted. Most events are published with the bridge, some like an external publisher does, with SET
+and PUBLISH over two connections. A refused event is published again with the same id until it is accepted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bridge import BusUnavailable, Event, EventBus
 from bridge.storage.keys import Keys
 from tests.chaos.app import GROUP
 
-#: Type to its share of the events.
+#: The share of each event type.
 WEIGHTS = {
     "chaos.bare": 48,
     "chaos.guarded": 20,
@@ -34,10 +34,11 @@ WEIGHTS = {
     "chaos.failing": 1,
     "chaos.slow": 1,
 }
-#: Tasks and events under way beyond which publishers wait: the faults are to meet a busy site, not a growing queue.
+#: Publishers wait while more tasks and events than this are unfinished: faults should hit a busy site, not a growing
+#: queue.
 MAX_BACKLOG = 3000
 _BATCH = 100
-#: Share of the batches that are published as foreign programs do.
+#: The share of batches that are published like an external publisher does.
 _FOREIGN = 0.1
 
 Publish = Callable[[EventBus, list[Event]], None]
@@ -45,19 +46,19 @@ Publish = Callable[[EventBus, list[Event]], None]
 
 def main(name: str, seed: int, log: Path) -> None:
     stop = threading.Event()
-    # By a thread: a handler may interrupt the beginning of stop.wait(), whose lock stop.set() would wait for.
+    # In a thread: a signal handler may interrupt the start of stop.wait(), which holds the lock that stop.set() needs.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=lambda: (signal.sigwait([signal.SIGTERM]), stop.set()), daemon=True).start()
     choice = random.Random(seed)
     number = 0
-    # Unbuffered: a line is in the file or not, whenever this process is killed.
+    # Unbuffered, so that a line is either in the file or not, even if this process is killed.
     with EventBus(source=name) as bus, log.open("ab", buffering=0) as accepted:
         while not stop.wait(0.01):
             if backlog(bus) > MAX_BACKLOG:
                 stop.wait(0.1)
                 continue
             kinds = choice.choices(list(WEIGHTS), list(WEIGHTS.values()), k=_BATCH)
-            # With the process id: one that was killed does not know how far it had come.
+            # The id contains the process id, because a publisher that was killed does not know its last number.
             events = [Event(type=kind, id=f"{name}-{os.getpid()}-{number + index}") for index, kind in enumerate(kinds)]
             number += _BATCH
             publish: Publish = shout if choice.random() < _FOREIGN else EventBus.publish_many
@@ -68,7 +69,7 @@ def main(name: str, seed: int, log: Path) -> None:
 
 
 def backlog(bus: EventBus) -> int:
-    """Return how many events and tasks are under way; a bus that does not answer is met with load, too."""
+    """Return the number of unfinished events and tasks; 0 if the bus does not reply, so that load continues."""
     keys = Keys(bus.settings.channel_prefix)
     try:
         groups = bus.client.xinfo_groups(keys.journal)
@@ -78,7 +79,7 @@ def backlog(bus: EventBus) -> int:
 
 
 def until_accepted(publish: Publish, bus: EventBus, events: list[Event], stop: threading.Event) -> bool:
-    """Publish until it succeeds; False when told to stop before, and then some may have been accepted."""
+    """Publish until it succeeds; return False if stopped before that, when some events may have been accepted."""
     while True:
         try:
             publish(bus, events)
@@ -90,7 +91,7 @@ def until_accepted(publish: Publish, bus: EventBus, events: list[Event], stop: t
 
 
 def shout(bus: EventBus, events: list[Event]) -> None:
-    """Publish as a foreign program: one connection for the keys, another for the channels."""
+    """Publish like an external publisher: one connection for the keys, another one for the channels."""
     keys = Keys(bus.settings.channel_prefix)
     with bus.client.pipeline(transaction=False) as pipe:
         for event in events:

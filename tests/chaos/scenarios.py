@@ -1,4 +1,4 @@
-"""What is done to a site: one fault at a time, chosen by a seeded generator."""
+"""The faults of a site, one at a time, chosen by a seeded random generator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.chaos.app import GROUP
 from tests.chaos.oracle import Loss
 from tests.chaos.site import PREFIX, Site
 
-#: Does harm, with chance as the generator says, and returns what it did; nothing when there was nothing to harm.
+#: Injects a fault with the random generator and returns its name; empty if there was nothing to damage.
 Fault = Callable[[Site, random.Random], str]
 
 _JOURNAL = Keys(PREFIX).journal
@@ -72,7 +72,7 @@ def lose_power(site: Site, chance: random.Random) -> str:
 
 
 def freeze(site: Site, chance: random.Random) -> str:
-    """Stop a process for a while; the others go on."""
+    """Freeze a process for some seconds, while the others continue."""
     kind = chance.choice(["subscriber", "worker", "pool child", "Redis"])
     name = "" if kind == "Redis" else chance.choice(site.names("worker" if kind == "pool child" else kind))
     if kind == "Redis":
@@ -130,7 +130,7 @@ def dribble(site: Site, chance: random.Random) -> str:
 
 
 def _admin(url: str) -> Redis:
-    return Redis.from_url(url, socket_timeout=30)  # longer than any pause below
+    return Redis.from_url(url, socket_timeout=30)  # longer than each pause below
 
 
 def fill_memory(site: Site, chance: random.Random) -> str:
@@ -148,7 +148,7 @@ def _refused(admin: Redis) -> int:
 
 
 def flush_all(site: Site, chance: random.Random) -> str:
-    """Forget everything: only what is published afterwards can be asked for."""
+    """Delete everything: only events that are published afterwards can be required."""
     with _admin(site.bus.url) as admin:
         admin.flushall()
     site.losses.append(Loss(0, time.time()))
@@ -162,7 +162,7 @@ def pause(site: Site, chance: random.Random) -> str:
 
 
 def command(*words: str) -> Fault:
-    """Return the fault of an administrator's command to the bus; it counts when it found something to do."""
+    """Return the fault of an administrator's command to the bus; it counts if the command had an effect."""
 
     def run(site: Site, chance: random.Random) -> str:
         with _admin(site.bus.url) as admin:
@@ -174,13 +174,13 @@ def command(*words: str) -> Fault:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Faults with their weights, the site they are for, and the pause between two, at most.
+    """Faults with their weights, the site that they require, and the maximum pause between two faults.
 
     Arguments:
-        faults: What happens, and how often in comparison.
+        faults: The faults and their relative frequencies.
         fsync: See :class:`Site`.
         proxies: See :class:`Site`.
-        pause_s: Longest pause.
+        pause_s: Maximum pause.
     """
 
     faults: Mapping[Fault, int]

@@ -1,4 +1,4 @@
-"""A site under fault: servers, proxies, publishers, subscribers and workers, each a process that may be harmed."""
+"""A site under faults: servers, proxies, publishers, subscribers and workers, each a process that can be damaged."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.support import ROOT
 from tests.support.proxy import Proxy
 
 PREFIX = "chaos:"
-#: What a Redis with ``appendfsync everysec`` may lose with its power.
+#: A Redis with ``appendfsync everysec`` loses the writes of at most this time in a power failure.
 WINDOW_S = 2.0
-#: Everything that takes an hour by default is noticed within seconds, so that a run of minutes sees it often.
+#: Timeouts that are an hour by default are seconds here, so that they expire many times in a run of minutes.
 FAST = {
     "BRIDGE_CLAIM_IDLE_S": "2",
     "BRIDGE_MAINTENANCE_INTERVAL_S": "0.5",
@@ -40,24 +40,24 @@ _WORKER = ("--without-mingle", "--without-gossip", "--without-heartbeat", "-l", 
 
 
 class Site:
-    """Starts everything, harms it when told to, and judges in the end.
+    """Starts all processes, damages them on request, and provides the records for the verdict.
 
     Arguments:
-        directory: For logs; they stay.
-        seed: Of the publishers.
-        fsync: ``appendfsync`` of the servers; empty: no append-only file.
+        directory: Folder for the logs, which are kept.
+        seed: Seed of the publishers.
+        fsync: ``appendfsync`` of the servers; empty for no append-only file.
         shared: Whether bus and broker are one server.
-        proxies: Whether proxies stand before the servers.
-        size: Publishers, subscribers and workers, each so many.
+        proxies: Whether there are proxies in front of the servers.
+        size: Number of publishers, of subscribers and of workers.
     """
 
     def __init__(
         self, directory: Path, seed: int, *, fsync: str = "", shared: bool = True, proxies: bool = False, size: int = 2
     ) -> None:
         self.directory = directory
-        #: Faults, by name.
+        #: Number of faults by name.
         self.done: Counter[str] = Counter()
-        #: Processes that ended by themselves.
+        #: Number of processes that exited unexpectedly, by name.
         self.restarts: Counter[str] = Counter()
         self.losses: list[Loss] = []
         options = ["--appendonly", "yes", "--appendfsync", fsync, "--auto-aof-rewrite-percentage", "0"] if fsync else []
@@ -69,7 +69,7 @@ class Site:
             name: command for number in range(size) for name, command in self._commands_of(number, seed).items()
         }
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        #: Where in its log the output of a process begins.
+        #: The position in its log at which the output of a process begins.
         self._begun_at: dict[str, int] = {}
 
     def _commands_of(self, number: int, seed: int) -> dict[str, list[str]]:
@@ -79,7 +79,7 @@ class Site:
         publisher = [sys.executable, "-m", "tests.chaos.publisher", f"p{number}", str(seed + number), log]
         return {
             f"subscriber{number}": [*celery, "bus", "subscribe", "-l", "WARNING"],
-            # One worker has a subscriber of its own, as most have.
+            # One worker has its own subscriber, as is common.
             f"worker{number}": worker if number == 0 else [*worker, "--no-subscriber"],
             f"publisher{number}": publisher,
         }
@@ -110,20 +110,20 @@ class Site:
         return self._running[name]
 
     def children(self, name: str) -> list[psutil.Process]:
-        """Return the pool of a worker."""
+        """Return the pool processes of a worker."""
         with suppress(psutil.NoSuchProcess):
             return psutil.Process(self._running[name].pid).children()
         return []
 
     def kill(self, name: str) -> None:
-        """Kill a process with SIGKILL and start it again; a worker's pool is left to itself."""
+        """Kill a process with SIGKILL and start it again; the pool of a worker keeps running."""
         process = self._running[name]
         process.kill()
         process.wait()
         self._start(name)
 
     def tend(self) -> None:
-        """Start what ended by itself, as a supervisor does, or was about to: Celery's workers may hang as they end."""
+        """Restart processes that exited, like a supervisor, or are about to exit: Celery's workers may hang then."""
         for name, process in list(self._running.items()):
             if process.poll() is not None or b"Unrecoverable error" in self._said(name):
                 self.restarts[name] += 1
@@ -138,7 +138,7 @@ class Site:
         return self.directory / f"{name}.log"
 
     def stop(self, kind: str) -> None:
-        """End the processes of one kind gently."""
+        """Stop the processes of one kind gracefully."""
         for name in self.names(kind):
             process = self._running.pop(name)
             process.send_signal(signal.SIGCONT)
@@ -171,7 +171,7 @@ class Site:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        # Pools whose main process was killed: they end when they notice, or here.
+        # Pools whose main process was killed: they exit when they notice it, or here.
         for process in psutil.process_iter(["cmdline", "environ"]):
             if (process.info["environ"] or {}).get("CHAOS_ORACLE_URL") == self.oracle.url:
                 with suppress(psutil.NoSuchProcess):
@@ -180,7 +180,7 @@ class Site:
     # Servers
 
     def lose_power(self, server: RedisServer, chance: random.Random) -> None:
-        """Kill a server and take away what it wrote last: what ``everysec`` may not have brought to the disk yet."""
+        """Kill a server and truncate its file by what ``everysec`` may not have written to the disk."""
         with Redis.from_url(server.url) as admin:
             ((directory),) = admin.config_get("dir").values()
         (file,) = Path(directory).rglob("*.incr.aof")
@@ -194,7 +194,7 @@ class Site:
             written.truncate(chance.randint(synced, file.stat().st_size))
         server.start()
 
-    # What was accepted
+    # Accepted events
 
     def accepted(self) -> list[Accepted]:
         """Read the logs of the publishers."""

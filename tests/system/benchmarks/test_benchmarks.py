@@ -1,4 +1,4 @@
-"""The benchmarks run: a short one of each kind, because `make bench` takes a quarter of an hour."""
+"""Short runs of each kind of benchmark, because `make bench` takes a quarter of an hour."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_dispatch(own_server: RedisServer, broker: str) -> None:
 
 
 def test_publishing_and_intake(own_server: RedisServer) -> None:
-    """Events are published one by one, in a task, many at once, and by another program."""
+    """Events are published one by one, in a task, in batches, and by another program."""
     assert ours.publish(own_server, 20) > 0
     assert ours.publish(own_server, 20, in_task=True) > 0
     assert ours.publish_many(own_server, 50) > 0
@@ -39,7 +39,7 @@ def test_publishing_and_intake(own_server: RedisServer) -> None:
 
 
 def test_latency_and_backlog(own_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
-    """Delayed round trips show in the latency; after the tenths of a backlog no event is left."""
+    """Delayed round trips are visible in the latency; after the tenths of a backlog, no event is left."""
     show_latencies(
         {
             "delayed": [ours.latency(own_server, 50, 2, rtt_ms=20)],

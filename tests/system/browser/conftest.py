@@ -1,4 +1,4 @@
-"""One bus, one worker, one Flower and one browser for all tests of the pages: each test has events of its own."""
+"""One bus, one worker, one Flower and one browser for all tests of the pages; each test uses different events."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(chromium: Browser) -> Iterator[Browser]:
-    """The browser, as it was at first; a page that complains in its console fails the test."""
+    """The browser in its initial state; errors in the console of a page fail the test."""
     chromium.emulate(1400)
     chromium.complaints()
     yield chromium
@@ -60,5 +60,5 @@ def browser(chromium: Browser) -> Iterator[Browser]:
 
 @pytest.fixture
 def name() -> str:
-    """Part of the ids of this test's events."""
+    """A part of the ids of this test's events."""
     return f"n{uuid.uuid4().hex[:10]}"

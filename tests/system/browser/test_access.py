@@ -1,4 +1,4 @@
-"""Who may see and do what: Flower's own rules, and a token for every button whatever those are."""
+"""Access to the pages: Flower's own rules, and an XSRF token for every button."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGES = (
 
 @pytest.fixture(scope="module")
 def locked(site: Site) -> Flower:
-    """Asks for a name and a password, and lives below a path."""
+    """A Flower that requires a login, below a path prefix."""
     return site.flower("locked", "--basic-auth=me:pass", "--url-prefix=ops/flower", path="/ops/flower", login="me:pass")
 
 
@@ -29,7 +29,7 @@ def watching(site: Site) -> Flower:
 
 
 def test_nothing_without_logging_in(locked: Flower) -> None:
-    """With basic authentication every page and button is 401 without it."""
+    """With basic authentication, every page and button without a login is 401."""
     stranger = Flower(locked.port, "/ops/flower")
     assert {page: stranger.ask(page).status for page in PAGES} == dict.fromkeys(PAGES, 401)
     token = {"_xsrf": "a", "_": ""}
@@ -40,7 +40,7 @@ def test_nothing_without_logging_in(locked: Flower) -> None:
 
 
 def test_nothing_without_a_session(site: Site) -> None:
-    """With OAuth, every page leads to the login, a table and a tree too, and buttons are refused."""
+    """With OAuth, every page, table and tree redirects to the login, and buttons are refused."""
     options = ("--auth=.*@example.com", "--auth_provider=flower.views.auth.GoogleAuth2LoginHandler")
     stranger = site.flower("oauth", *options, "--oauth2_key=k", "--oauth2_secret=s", "--oauth2_redirect_uri=http://x")
     answers = {page: stranger.ask(page) for page in PAGES}
@@ -52,7 +52,7 @@ def test_nothing_without_a_session(site: Site) -> None:
 
 @pytest.mark.parametrize("button", ["/events/dead/1-1/retry", "/event/x/replay"])
 def test_a_button_needs_its_token(flower: Flower, button: str) -> None:
-    """Without a token, or with another one than the cookie's, it is 403, though nobody has to log in; so is GET."""
+    """A POST without a token, or with a token that differs from the cookie, is 403, even without logins; GET is 405."""
     assert flower.ask(button, {}).status == 403
     assert flower.ask(button, {"_xsrf": "a"}).status == 403
     assert flower.ask(button, {"_xsrf": "a"}, Cookie="_xsrf=b").status == 403
@@ -62,12 +62,12 @@ def test_a_button_needs_its_token(flower: Flower, button: str) -> None:
 
 @pytest.mark.parametrize("event", ["//evil.example", "../../evil", "https://evil.example/", "a\r\nLocation: /evil"])
 def test_a_button_leads_to_our_own_pages_only(flower: Flower, event: str) -> None:
-    """Whatever event a form names, it leads to a page of an event here."""
+    """A button redirects only to the page of an event in this Flower, whatever event the form contains."""
     assert flower.press("/events/dead/1-1/retry", event=event).headers["Location"].startswith("/event/")
 
 
 def test_what_cannot_be_done_is_said(site: Site, flower: Flower, browser: Browser, name: str) -> None:
-    """A letter that somebody else retried meanwhile, an event that is gone, a handler that is none: nothing is done."""
+    """If a dead letter, an event or a handler does not exist, nothing is done, and the page reports this."""
     site.bus.publish("failing.created", id=name)
     letter = site.letter_of(name)
     browser.open(f"{flower.url}/events/dead?search={name}&autorefresh=0")
@@ -84,18 +84,18 @@ def test_what_cannot_be_done_is_said(site: Site, flower: Flower, browser: Browse
 def test_nothing_is_changed_in_read_only_mode(site: Site, watching: Flower, browser: Browser, name: str) -> None:
     """Flower's read-only mode has no buttons, and their addresses are 403."""
     site.bus.publish("failing.created", id=name)
-    letter = site.letter_of(name)
+    dead_letter = site.letter_of(name)
     for page in (f"/event/{name}", f"/events/dead?search={name}"):
         browser.open(watching.url + page)
         browser.shows("main", "failing.created")
         assert not browser.all("main form, main .bridge-retry, #bridge-replay")
-    for button in (f"/events/dead/{letter}/retry", f"/event/{name}/replay"):
+    for button in (f"/events/dead/{dead_letter}/retry", f"/event/{name}/replay"):
         assert watching.ask(button, {"_xsrf": "a"}, Cookie="_xsrf=a").status == 403
-    assert site.letter_of(name) == letter
+    assert site.letter_of(name) == dead_letter
 
 
 def test_links_keep_the_prefix_of_flower(site: Site, locked: Flower, browser: Browser, name: str) -> None:
-    """Below a path, all links, styles, data and buttons stay below it."""
+    """Below a path prefix, all links, styles, data and buttons keep the prefix."""
     site.bus.publish("failing.created", id=name)
     site.letter_of(name)
     browser.open(f"{locked.url}/tasks")
@@ -109,5 +109,7 @@ def test_links_keep_the_prefix_of_flower(site: Site, locked: Flower, browser: Br
     assert f"in Flower by me: event {name} to tests.app.failing" in site.processes.log("locked")
     browser.click(".nav-link.active")
     browser.click("a[href='/ops/flower/events/dead']")
-    eventually(lambda: browser.run("location.pathname") == "/ops/flower/events/dead", "the dead letters")
+    eventually(
+        lambda: browser.run("location.pathname") == "/ops/flower/events/dead", "the page of dead letters is open"
+    )
     browser.shows("#bridge-table", name[:8])

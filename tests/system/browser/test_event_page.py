@@ -1,4 +1,4 @@
-"""The page of an event in the browser: what it holds, what it leads to, and what its buttons do."""
+"""The page of an event in the browser: its contents, its links and its buttons."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.support.flower import QUICK, Browser, Flower, Site
 from tests.support.waiting import eventually
 
 TREE = "#bridge-tree"
-#: Would change the title of a page that takes it for more than text.
+#: Changes the title of a page that does not treat it as text.
 SCRIPT = "</code><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
 def test_an_event_with_what_it_caused(site: Site, flower: Flower, browser: Browser, name: str) -> None:
-    """Fields and payload are there; the tree leads to the events it caused and to Flower's pages of its tasks."""
+    """Fields and payload are shown; the tree links to the events it caused and to Flower's pages of its tasks."""
     site.bus.publish("bound.created", {"text": "Träume", "n": [1, 2]}, id=name, source="front-end")
     browser.open(f"{flower.url}/event/{name}?{QUICK}")
     tree = browser.shows(TREE, "bound.created", "this event", "tests.app.bound", "bound.step", "tests.app.step")
@@ -26,14 +26,14 @@ def test_an_event_with_what_it_caused(site: Site, flower: Flower, browser: Brows
     assert "front-end" in browser.text(".detail-list")
     browser.click(f"{TREE} a[href^='/event/']:not([href$='{name}'])")
     browser.shows(".detail-list", "bound.step", "Caused by", name)
-    assert "tests.app.bound" in browser.text(TREE), "the whole chain is shown from each of its events"
-    eventually(lambda: browser.all(f"{TREE} a[href^='/task/']"), "Flower has heard of the tasks")
+    assert "tests.app.bound" in browser.text(TREE), "the whole chain is shown for each of its events"
+    eventually(lambda: browser.all(f"{TREE} a[href^='/task/']"), "Flower knows the tasks")
     browser.click(f"{TREE} a[href^='/task/']")
     browser.shows("#task-page", "tests.app.bound", "<Event bound.created")
 
 
 def test_the_page_keeps_up(site: Site, flower: Flower, browser: Browser, name: str) -> None:
-    """A task that runs ends on the page without a reload."""
+    """The end of a running task is shown without a reload."""
     site.bus.publish("slow.created", 5.1, id=name)
     browser.open(f"{flower.url}/event/{name}?{QUICK}")
     browser.shows(TREE, "STARTED")
@@ -41,7 +41,7 @@ def test_the_page_keeps_up(site: Site, flower: Flower, browser: Browser, name: s
 
 
 def test_a_failed_task_is_retried(site: Site, flower: Flower, browser: Browser, name: str, client: Redis) -> None:
-    """The button gives the event to the handler again; the page says so and shows how it ends, beside the failure."""
+    """The button runs the handler again; the page reports this and shows the result next to the failure."""
     cause = f"{site.settings.channel_prefix}cause-gone"
     client.delete(cause)
     site.bus.publish("fixable.created", id=name)
@@ -60,7 +60,7 @@ def test_a_failed_task_is_retried(site: Site, flower: Flower, browser: Browser, 
 
 
 def test_an_event_is_replayed(site: Site, flower: Flower, browser: Browser, name: str, client: Redis) -> None:
-    """The button runs the chosen handler, or all, once more; the list of events still has the event once."""
+    """The button replays the event for one handler or for all; the list of events still has the event once."""
     effects = f"{site.settings.channel_prefix}effects"
     ran = lambda handler: client.lrange(effects, 0, -1).count(f"{handler} {name}".encode())  # noqa: E731
     site.bus.publish("dream.created", id=name)
@@ -74,15 +74,15 @@ def test_an_event_is_replayed(site: Site, flower: Flower, browser: Browser, name
     eventually(lambda: ran("glob") == 2, "the chosen handler runs again")
     browser.click("#bridge-replay")
     browser.shows(".alert-success", f"Replayed: all handlers of event {name}")
-    eventually(lambda: (ran("plain"), ran("glob")) == (2, 3), "both run again")
+    eventually(lambda: (ran("plain"), ran("glob")) == (2, 3), "both handlers run again")
     browser.shows(TREE, "replay flower-")
     browser.open(f"{flower.url}/events?search={name}&{QUICK}")
     browser.shows("#bridge-table", "SUCCESS")
-    eventually(lambda: len(browser.texts("#bridge-table tbody tr")) == 1, "one row")
+    eventually(lambda: len(browser.texts("#bridge-table tbody tr")) == 1, "there is one row")
 
 
 def test_a_dead_letter_is_retried_from_the_list(site: Site, flower: Flower, browser: Browser, name: str) -> None:
-    """Its button does what the event page's does and leads back to the list; what fails again is a new letter."""
+    """The button in the list retries, and returns to the list; a second failure is a new dead letter."""
     site.bus.publish("failing.created", id=name)
     first = site.letter_of(name)
     browser.open(f"{flower.url}/events/dead?search={name}&{QUICK}")
@@ -100,7 +100,7 @@ def test_a_dead_letter_is_retried_from_the_list(site: Site, flower: Flower, brow
 
 
 def test_what_is_hostile_stays_text(site: Site, flower: Flower, browser: Browser, name: str) -> None:
-    """Payload, metadata, source, channel and unknown fields come from anybody: shown as they are, never run."""
+    """Payload, metadata, source, channel and unknown fields are shown as text and never executed."""
     site.bus.publish(
         "typed.created", {"dreamId": SCRIPT, SCRIPT: 1}, id=name, source=SCRIPT, metadata={"m": SCRIPT}, extra=SCRIPT
     )
@@ -120,10 +120,10 @@ def test_what_is_hostile_stays_text(site: Site, flower: Flower, browser: Browser
 
 
 def test_an_event_that_is_gone(site: Site, flower: Flower, name: str) -> None:
-    """An unknown id is 404; of an expired event the chain is shown still, and it cannot be replayed."""
+    """An unknown id is 404; for an expired event, the chain is still shown, and it cannot be replayed."""
     assert flower.ask(f"/event/{name}").status == 404
     site.bus.publish("bound.created", id=name)
-    eventually(lambda: "tests.app.step" in flower.ask(f"/event/{name}/tree").body, "the chain")
+    eventually(lambda: "tests.app.step" in flower.ask(f"/event/{name}/tree").body, "the chain is shown")
     keys = Keys(site.settings.channel_prefix)
     place = (site.client.get(keys.seen(name)) or b"").rpartition(b":")[2]
     site.client.delete(keys.event(name))

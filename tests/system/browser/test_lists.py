@@ -1,4 +1,4 @@
-"""The lists of events and of dead letters in the browser: what they show, choose and keep up with."""
+"""The lists of events and dead letters in the browser: contents, filters and updates."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def listed(browser: Browser, flower: Flower, query: str, page: str = "/events") 
 
 
 def rows(browser: Browser, count: int) -> list[str]:
-    """Wait until there are that many rows; return what they say."""
-    return list(eventually(lambda: len(found := browser.texts(ROWS)) == count and found, f"{count} rows"))
+    """Wait until there are *count* rows; return their texts."""
+    return list(eventually(lambda: len(found := browser.texts(ROWS)) == count and found, f"there are {count} rows"))
 
 
 def test_the_tab_is_on_every_page_of_flower(flower: Flower, browser: Browser) -> None:
-    """Flower's own pages have the tab, after the broker's; it leads to the events and is the active one there."""
+    """Flower's own pages have the tab after the broker's; it opens the events, where it is the active tab."""
     for page in ("/", "/workers", "/tasks", "/broker"):
         browser.open(flower.url + page)
         assert browser.texts(".app-nav .nav-link")[:4] == ["Workers", "Tasks", "Broker", "Events"]
@@ -46,7 +46,7 @@ def test_events_are_listed_with_their_handlers(site: Site, flower: Flower, brows
 
 
 def test_the_list_keeps_up(site: Site, flower: Flower, browser: Browser, name: str) -> None:
-    """What happens shows up without a reload, and the time of the last look with it."""
+    """New events and the time of the last update are shown without a reload."""
     listed(browser, flower, f"search={name}")
     browser.shows(ROWS, "No events match your search.")
     site.bus.publish("dream.created", id=f"{name}.late")
@@ -55,14 +55,14 @@ def test_the_list_keeps_up(site: Site, flower: Flower, browser: Browser, name: s
 
 
 def test_search(site: Site, flower: Flower, browser: Browser, name: str) -> None:
-    """Parts of id, type and source are found, in any case; globs are over the whole type; a broken one says so."""
+    """The search finds parts of id, type and source in any case, and globs of the type; an invalid glob is reported."""
     site.bus.publish(f"{name}.one", id=f"{name}-1", source=f"Source-{name}")
     site.bus.publish(f"{name}.other", id=f"{name}-2")
     listed(browser, flower, f"search=SOURCE-{name.upper()}")
     browser.shows(ROWS, f"{name}-1")
     rows(browser, 1)
     browser.type("#bridge-table_filter input", f"{name}.o*e")
-    eventually(lambda: f"search={name}.o*e" in browser.run("location.search"), "the address says what is looked for")
+    eventually(lambda: f"search={name}.o*e" in browser.run("location.search"), "the address contains the search")
     assert f"{name}.one" in rows(browser, 1)[0]
     browser.type("#bridge-table_filter input", f"{name}.[")
     browser.shows("#bridge-search-error", "not closed")
@@ -72,25 +72,27 @@ def test_search(site: Site, flower: Flower, browser: Browser, name: str) -> None
 
 
 def test_events_are_chosen_by_state(site: Site, flower: Flower, browser: Browser, name: str) -> None:
-    """The buttons show what failed, runs, waits or succeeded; the choice is in the address."""
+    """The buttons filter by failed, running, waiting or succeeded; the filter is in the address."""
     site.bus.publish("dream.created", id=f"{name}.done")
     site.bus.publish("failing.created", id=f"{name}.dead")
-    site.bus.publish("slow.created", 20, id=f"{name}.slow")  # it is to run until all have been looked at
+    site.bus.publish("slow.created", 20, id=f"{name}.slow")  # it must run until all states were checked
     site.bus.publish("routed.elsewhere", id=f"{name}.waits")
     listed(browser, flower, f"search={name}")
     browser.shows(ROWS, "SUCCESS", "FAILURE", "SENT")
     for state, event in (("running", "slow"), ("succeeded", "done"), ("failed", "dead"), ("waiting", "waits")):
         browser.click(f"[data-state={state}]")
         one = lambda event=event: [f"{name}.{event}" in text for text in browser.texts(ROWS)] == [True]  # noqa: E731
-        eventually(one, f"only the event that {state}")
-        eventually(lambda state=state: f"state={state}" in browser.run("location.search"), "so does the address")
+        eventually(one, f"only the event that is {state} is shown")
+        eventually(
+            lambda state=state: f"state={state}" in browser.run("location.search"), "the address contains the state"
+        )
         assert browser.texts(".task-state-filter.active") == [state.capitalize()]
     browser.open(browser.run("location.href"))
     assert browser.texts(".task-state-filter.active") == ["Waiting"]
 
 
 def test_dead_letters_are_listed(site: Site, flower: Flower, browser: Browser, name: str) -> None:
-    """A row has time, reason, type, event, handler and detail; a message that is no event cannot be retried."""
+    """A row has time, reason, type, event, handler and detail; an invalid message cannot be retried."""
     site.bus.publish("typed.created", {"dreamId": name}, id=f"{name}.misfit")
     site.client.publish(f"{site.settings.channel_prefix}{name}", b"{")
     listed(browser, flower, "", "/events/dead")
@@ -102,18 +104,20 @@ def test_dead_letters_are_listed(site: Site, flower: Flower, browser: Browser, n
     browser.click("a[href='/events']")
     browser.shows("#bridge-letters", "")
     browser.click("a[href='/events/dead']")
-    eventually(lambda: browser.run("location.pathname") == "/events/dead", "and back")
+    eventually(lambda: browser.run("location.pathname") == "/events/dead", "the page of dead letters is open again")
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_no_page_scrolls_sideways_on_a_phone(
     site: Site, flower: Flower, browser: Browser, name: str, dark: bool
 ) -> None:
-    """At 375 px each page is as wide as the screen, in both colour schemes; tables scroll within their card."""
+    """At 375 px, each page is as wide as the screen, in both colour schemes; tables scroll within their card."""
     site.bus.publish("failing.created", {"long": "x" * 500}, id=f"{name}{'y' * 150}", source="s" * 150)
     site.bus.publish("loop.again", id=f"{name}.deep")
     site.letter_of(f"{name}{'y' * 150}")
-    eventually(lambda: flower.ask(f"/event/{name}.deep/tree").body.count("tests.app.loop") == 17, "a deep chain")
+    eventually(
+        lambda: flower.ask(f"/event/{name}.deep/tree").body.count("tests.app.loop") == 17, "there is a deep chain"
+    )
     browser.emulate(375, dark=dark)
     for page in ("/events", "/events/dead", f"/event/{name}{'y' * 150}", f"/event/{name}.deep"):
         browser.open(flower.url + page)
@@ -123,4 +127,6 @@ def test_no_page_scrolls_sideways_on_a_phone(
     deepest = "document.querySelector('.bridge-line:last-child')"
     browser.run(f"{deepest}.scrollIntoView({{inline: 'end'}})")
     assert browser.run("document.querySelector('#bridge-tree').scrollLeft") > 0, "a deep chain scrolls within its card"
-    assert browser.run(f"{deepest}.querySelector('.bridge-line-head').clientWidth") > 200, "and stays readable"
+    assert browser.run(f"{deepest}.querySelector('.bridge-line-head').clientWidth") > 200, (
+        "the deepest line stays readable"
+    )

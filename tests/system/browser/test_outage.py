@@ -1,4 +1,4 @@
-"""A bus that is away: the pages say so, soon, and come back by themselves; Flower's other pages do not notice."""
+"""While the bus is down, its pages report this soon and recover automatically; Flower's other pages keep working."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.proxy import Proxy
 
 @pytest.fixture(scope="module")
 def way(server: RedisServer) -> Iterator[Proxy]:
-    """Leads from the Flower of these tests to the bus; its broker is reached otherwise."""
+    """The connection from the Flower of these tests to the bus; its broker is reached directly."""
     with Proxy(server.port) as running:
         yield running
 
@@ -33,7 +33,7 @@ def outage(request: pytest.FixtureRequest, way: Proxy) -> Iterator[str]:
 def test_the_pages_say_that_redis_is_away(
     site: Site, far: Flower, way: Proxy, browser: Browser, name: str, outage: str
 ) -> None:
-    """Refused or unanswered, the pages say so within 10 s instead of an error, and show the rest once it is back."""
+    """While Redis refuses connections or does not reply, the pages report this within 10 s; then they recover."""
     site.bus.publish("dream.created", id=name)
     browser.open(f"{far.url}/events?search={name}&{QUICK}")
     browser.shows("#bridge-table", name[:8])
@@ -56,7 +56,7 @@ def test_the_pages_say_that_redis_is_away(
 
 
 def test_a_button_says_that_redis_is_away(far: Flower, way: Proxy, browser: Browser, name: str) -> None:
-    """Whether it was done is not known then, and the page does not pretend to know."""
+    """If Redis fails during an action, the page reports that the result is unknown."""
     browser.open(f"{far.url}/events/dead")
     way.refuse()
     browser.run("document.getElementById('bridge-retry').setAttribute('action', '/events/dead/1-1/retry')")

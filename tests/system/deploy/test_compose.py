@@ -1,4 +1,4 @@
-"""What docker-compose.yml and the Dockerfile run, run here without Docker."""
+"""The commands of docker-compose.yml and the Dockerfile, run without Docker."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from tests.support.waiting import eventually
 
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-#: The services name their commands without a path; these are in the virtual environment, or of the system.
+#: The services use their commands without a path; these are in the virtual environment or on the system.
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 def words(section: str, key: str) -> list[str]:
-    """Return the JSON list under *key* of a section, read as Compose does: lines folded, ``$$`` for ``$``."""
+    """Return the JSON list at *key* of a section, as Compose reads it: lines folded, ``$$`` for ``$``."""
     found = re.search(rf" {key}: (\[.*?\])$", COMPOSE_FILE[COMPOSE_FILE.index(f"\n{section}:") :], re.M | re.S)
     assert found, f"{section} has no {key} that is a JSON list"
     return [word.replace("$$", "$") for word in json.loads(re.sub(r"\s*\n\s*", " ", found[1]))]
 
 
 def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and return what it printed."""
+    """Run a command until it exits; return its result."""
     environment = os.environ | {"PATH": PATH} | environment
     return subprocess.run(command, check=False, cwd=cwd, env=environment, capture_output=True, text=True, timeout=40)
 
 
 @pytest.fixture(scope="module")
 def redis_service() -> Iterator[RedisServer]:
-    """The Redis of the Compose file: its arguments, but a port and a folder of its own."""
+    """The Redis of the Compose file with its arguments, except for its own port and folder."""
     name, *arguments = words("  redis", "command")
     assert name == "redis-server"
     with RedisServer(arguments=arguments) as running:
@@ -59,7 +59,7 @@ def redis_service() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def compose() -> list[str]:
-    """The command that starts Compose, of whichever generation."""
+    """The command that starts Compose, version 1 or 2."""
     for command in (["docker-compose"], ["docker", "compose"]):
         if shutil.which(command[0]) and run(*command, "version").returncode == 0:
             return command
@@ -67,7 +67,7 @@ def compose() -> list[str]:
 
 
 def test_compose_accepts_the_file(compose: list[str]) -> None:
-    """The file is valid as it is, and with a login for Flower."""
+    """The file is valid without settings, and with a login for Flower."""
     for login in ("", "me:secret"):
         result = run(*compose, "-f", "docker-compose.yml", "config", "-q", FLOWER_BASIC_AUTH=login)
         assert result.returncode == 0, result.stderr
@@ -76,7 +76,7 @@ def test_compose_accepts_the_file(compose: list[str]) -> None:
 
 
 def test_redis_is_durable(redis_service: RedisServer) -> None:
-    """Redis takes its arguments, and they mean what the file says."""
+    """Redis accepts its arguments, and they have the documented effect."""
     with Redis.from_url(redis_service.url, decode_responses=True) as client:
         assert client.config_get("append*")["appendonly"] == "yes"
         assert client.config_get("appendfsync") == {"appendfsync": "everysec"}
@@ -86,7 +86,7 @@ def test_redis_is_durable(redis_service: RedisServer) -> None:
 
 
 def test_redis_health(own_server: RedisServer) -> None:
-    """The check of Redis passes, and fails when Redis answers with an error or not at all."""
+    """The health check of Redis passes; it fails if Redis replies with an error or does not reply."""
     program("redis-cli")
     _, redis_cli, *arguments = words("  redis", "test")
     check = [redis_cli, "-p", str(own_server.port), *arguments]
@@ -100,7 +100,7 @@ def test_redis_health(own_server: RedisServer) -> None:
 
 @pytest.mark.parametrize("service", ["worker", "tasks", "flower"])
 def test_options_are_known(service: str) -> None:
-    """Celery knows the command of each service and all its options."""
+    """Celery knows the command of each service and all of its options."""
     result = run(*words(f"  {service}", "command"), "--help")
     assert result.returncode == 0, result.stderr
     assert "Usage:" in result.stdout
@@ -112,7 +112,7 @@ def test_options_are_known(service: str) -> None:
 def test_worker_runs(
     service: str, checked: str, subscribes: bool, redis_service: RedisServer, processes: Processes
 ) -> None:
-    """Each worker gets ready, is healthy, listens to the bus if it should, and ends on SIGTERM."""
+    """Each worker becomes ready and healthy, has a subscriber if configured, and exits on SIGTERM."""
     environment = processes.environment | {"REDIS_URL": redis_service.url, "PATH": PATH}
     worker = processes.start(*words(f"  {service}", "command"), name=service, **environment)
     eventually(lambda: " ready." in processes.log(service), f"{service} is ready")
@@ -136,13 +136,13 @@ def test_worker_runs(
 
 @pytest.mark.parametrize("login", ["", "me:secret"], ids=["generated", "chosen"])
 def test_flower_wants_a_login(login: str, redis_service: RedisServer, processes: Processes) -> None:
-    """Flower starts, is healthy, and shows itself only to the chosen login or to the one it printed."""
+    """Flower starts, is healthy, and accepts only the configured login or the one that it printed."""
     port = free_port()
     environment = {"REDIS_URL": redis_service.url, "PATH": PATH}
     options = {"FLOWER_PORT": str(port), "FLOWER_ADDRESS": "127.0.0.1", "FLOWER_BASIC_AUTH": login}
     command = [*words("  flower", "entrypoint"), *words("  flower", "command")]
     flower = processes.start(*command, name="flower", **environment, **options)
-    eventually(lambda: status(port, "/healthcheck") == 200, "Flower answers")
+    eventually(lambda: status(port, "/healthcheck") == 200, "Flower responds")
 
     _, *check = words("  flower", "test")
     health = run(*(word.replace(":5555", f":{port}") for word in check), **environment)
@@ -159,7 +159,7 @@ def test_flower_wants_a_login(login: str, redis_service: RedisServer, processes:
 
 
 def test_image_holds_what_the_commands_need(tmp_path: Path) -> None:
-    """With the files that the Dockerfile copies, and no others, the application and its handlers load."""
+    """The application and its handlers load with only the files that the Dockerfile copies."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for arguments in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.M):
         for source in arguments.split()[:-1]:
@@ -171,7 +171,7 @@ def test_image_holds_what_the_commands_need(tmp_path: Path) -> None:
 
     code = f"""if True:
         import sys
-        sys.path = [entry for entry in sys.path if entry != {str(ROOT)!r}]  # where an editable install leads
+        sys.path = [entry for entry in sys.path if entry != {str(ROOT)!r}]  # the path of an editable install
         from bridge.celery import app
         app.loader.import_default_modules()
         for name in ("bridge", "tasks", "celeryconfig"):
@@ -194,7 +194,7 @@ def test_image_lacks_no_package() -> None:
     ]
     code = f"""if True:
         import sys
-        sys.modules.update(dict.fromkeys({hidden}))  # importing a module that is None is an ImportError
+        sys.modules.update(dict.fromkeys({hidden}))  # importing a module set to None raises ImportError
         from bridge.celery import app
         import bridge.cli, flower.command
         app.loader.import_default_modules()
@@ -205,13 +205,13 @@ def test_image_lacks_no_package() -> None:
 
 
 def test_image_is_pinned_and_unprivileged() -> None:
-    """The image has Flower, the tested versions of everything, and a user without rights."""
+    """The image has Flower, the tested versions of all packages, and an unprivileged user."""
     assert "-c constraints.txt '.[flower]'" in DOCKERFILE
     assert re.findall(r"^USER (\w+)$", DOCKERFILE, re.M)[-1] != "root"
 
 
 def distributions(requirements: list[str]) -> set[str]:
-    """Return the names of all that pip installs for *requirements*, as far as it is installed here."""
+    """Return the names of all packages that pip installs for *requirements*, as far as they are installed here."""
     found: dict[str, set[str]] = {}
     todo = [Requirement(text) for text in requirements]
     while todo:
@@ -228,7 +228,7 @@ def distributions(requirements: list[str]) -> set[str]:
 
 
 def status(port: int, path: str, login: str | None = None) -> int | None:
-    """Return the status of a GET request, None while nobody listens."""
+    """Return the status of a GET request; None while the port is closed."""
     headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:

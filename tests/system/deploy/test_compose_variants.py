@@ -1,4 +1,4 @@
-"""The variants in deploy/compose: the real servers with their very files, a worker, and an event of another program."""
+"""The variants in deploy/compose: real servers with these files, a worker, and an event of an external publisher."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from tests.support.waiting import eventually
 PREFIX = "dreamnet:events:"
 PASSWORD = "0123456789abcdef"
 USERS = ROOT / "deploy" / "compose" / "tls-acl" / "users.acl"
-#: What the tasks in tasks/ do with the Redis of the bus by themselves.
+#: Permissions for the commands that the tasks in tasks/ themselves send to the Redis of the bus.
 OF_TASKS = " (+zadd +zremrangebyrank +zrevrank ~{dreamnet:events:}dreams:*)"
-#: Values that each variant asks for.
+#: Values that each variant requires.
 VARIANTS = {
     "tls-acl.yml": ("WORKER_PASSWORD", "TASKS_PASSWORD", "OPERATOR_PASSWORD"),
     "sentinel.yml": ("BUS_PASSWORD",),
@@ -45,7 +45,7 @@ Make = Callable[..., Site]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """Make a site of some files; its processes end with the test."""
+    """Create a site from some files; its processes are killed at the end of the test."""
     made: list[Site] = []
 
     def one(*overrides: str) -> Site:
@@ -58,14 +58,14 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def see_it_done(site: Site, client: Any) -> None:
-    """Publish as a program does that knows nothing of the bridge; wait for the tasks of that event and what follows."""
+    """Publish like an external publisher; wait for the tasks of the event and of the events that they publish."""
     before = Counter(done(site))
     event = {"id": str(uuid.uuid4()), "type": "dream.created", "payload": {"dreamId": "d1", "text": "flying"}}
     text = json.dumps(event | {"timestamp": 1795000000000, "source": "dream-service"})
     client.set(f"{PREFIX}event:{event['id']}", text, ex=3600)
     client.publish(f"{PREFIX}dream.created", text)
     wanted = before + Counter({"dreams.analyse": 1, "dreams.index": 1, "activity.record": 3})
-    eventually(lambda: Counter(done(site)) >= wanted, f"the tasks; {site.log('worker')}", 30)
+    eventually(lambda: Counter(done(site)) >= wanted, f"all tasks have run; {site.log('worker')}", 30)
 
 
 def done(site: Site) -> list[str]:
@@ -79,7 +79,7 @@ def is_well(site: Site) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_nothing_is_open(name: str, make: Make) -> None:
-    """No secret is in the files, no port is published but Flower's, to this machine; what is new has no rights."""
+    """No file contains a secret, only Flower's port is published, only locally, and services have no capabilities."""
     site = make(name)
     files = [path for path in site.folder.rglob("*") if path.is_file() and path.name != "users.acl"]
     for path in files:
@@ -90,7 +90,7 @@ def test_nothing_is_open(name: str, make: Make) -> None:
     published = {key: one["ports"] for key, one in site.services.items() if "ports" in one}
     assert published == {"flower": ["127.0.0.1:5555:5555/tcp"]}
     for key, service in site.services.items():
-        if key != "redis":  # whose image begins as root, to give its volume to its user
+        if key != "redis":  # its image starts as root, to make its volume accessible to its user
             assert service["cap_drop"] == ["ALL"], key
             assert service["security_opt"] == ["no-new-privileges:true"], key
         assert service.get("restart") == "no" or "healthcheck" in service, key
@@ -98,13 +98,13 @@ def test_nothing_is_open(name: str, make: Make) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_password_that_is_missing(name: str, make: Make) -> None:
-    """Compose starts nothing without it, and says where it comes from."""
+    """Without its password, Compose starts nothing, and the error says how to create it."""
     with pytest.raises(AssertionError, match=r"run secrets.sh|see the beginning of"):
         make(name).load()
 
 
 def test_the_users_are_what_the_command_prints() -> None:
-    """Each line of users.acl has the rights that ``bus acl`` prints now, and a place for the hash of a password."""
+    """Each line of users.acl has the permissions that ``bus acl`` prints, and a placeholder for a password's hash."""
     text = USERS.read_text()
     commands = re.findall(r"^#   (celery .* --user (\w+) .*)$", text, re.M)
     asked = [
@@ -119,7 +119,7 @@ def test_the_users_are_what_the_command_prints() -> None:
 
 
 def of_this_redis(site: Site) -> None:
-    """Take a right out of the users that Redis 7.0, which this system may have, does not know."""
+    """Remove a permission that Redis 7.0, which this system may have, does not know."""
     with RedisServer(binary_on_path()) as server, Redis.from_url(server.url) as client:
         if version_of(client) < (7, 2):
             users = site.folder / USERS.relative_to(ROOT)
@@ -128,7 +128,7 @@ def of_this_redis(site: Site) -> None:
 
 @pytest.fixture
 def tls(make: Make) -> Site:
-    """The site with TLS and users, at work."""
+    """The running site with TLS and users."""
     site = make("tls-acl.yml")
     of_this_redis(site)
     site.prepare("deploy/compose/tls-acl/secrets.sh", "redis")
@@ -144,14 +144,14 @@ def as_user(site: Site, user: str, password: str | None = None) -> Redis:
 
 
 def test_tls_and_users(tls: Site) -> None:
-    """Each kind of program works with the rights of its user; a publisher reaches no queues, nobody gets in without."""
+    """Each program works with its user's permissions; a publisher cannot access queues, and a login is required."""
     with as_user(tls, "publisher") as publisher:
         see_it_done(tls, publisher)
         is_well(tls)
         told = tls.run("flower", "celery", "-A", "bridge", "bus", "check", "--role", "operator")
         assert told.returncode == 0, told.stdout + told.stderr
         with as_user(tls, "admin") as admin:
-            # Whether it may look at the settings of Redis a worker finds out by asking.
+            # A worker attempts to read the settings of Redis to find out whether it is permitted.
             assert {(one["username"], one["object"]) for one in admin.acl_log()} <= {("worker", "config|get")}
         for forbidden in (["LPUSH", "celery", "x"], ["GET", f"{PREFIX}event:x"], ["KEYS", "*"], ["ACL", "LIST"]):
             with pytest.raises(NoPermissionError):
@@ -159,13 +159,13 @@ def test_tls_and_users(tls: Site) -> None:
     with pytest.raises(AuthenticationError):
         as_user(tls, "default", "x").ping()
     place = tls.environment("worker")["REDIS_URL"].partition("@")[2]
-    with pytest.raises(RedisError):  # without the certificate of a client
+    with pytest.raises(RedisError):  # without a client certificate
         Redis.from_url(f"rediss://health:none@{place.partition('&ssl_certfile')[0]}", retry=None).ping()
     assert Redis.from_url(f"rediss://health:none@{place}", retry=None).ping()
 
 
 def test_secrets_are_made_anew(tls: Site) -> None:
-    """As docs/deploy.md says: two passwords for a while, then the new one; a new certificate without a restart."""
+    """As in docs/deploy.md, both passwords are valid for a while, and a new certificate needs no restart."""
     old = tls.values()["PUBLISHER_PASSWORD"]
     secrets, env = tls.folder / "deploy/compose/tls-acl/secrets", tls.folder / ".env"
     env.write_text(re.sub(r"PUBLISHER_PASSWORD=.*\n", "", env.read_text()))
@@ -193,13 +193,13 @@ def test_secrets_are_made_anew(tls: Site) -> None:
 
 
 def test_sentinel(make: Make) -> None:
-    """Another server becomes the primary, and notes it for its next start; the next event comes through."""
+    """Another server becomes the primary and stores this for its next start; the next event is handled."""
     site = make("sentinel.yml")
     site.load(BUS_PASSWORD=PASSWORD)
     site.up("redis-1", "redis-2", "redis-3")
     with Redis(host=site.address("redis-1"), password=PASSWORD) as client:
-        # Sentinels, which ask for them every ten seconds only, know them from the start then.
-        eventually(lambda: site.healthy("redis-1") and len(client.role()[2]) == 2, "both replicas are there")
+        # Then the Sentinels, which request the replicas only every ten seconds, know them from the start.
+        eventually(lambda: site.healthy("redis-1") and len(client.role()[2]) == 2, "both replicas are connected")
     site.up("sentinel-3", "worker")
     places = [(site.address(f"sentinel-{number}"), 26379) for number in (1, 2, 3)]
     finder = Sentinel(places, sentinel_kwargs={"password": PASSWORD}, password=PASSWORD)
@@ -207,17 +207,19 @@ def test_sentinel(make: Make) -> None:
     is_well(site)
     first = finder.discover_master("bus")
     eventually(lambda: fail_over(finder.sentinels[0], "bus"), "a Sentinel knows the replicas")
-    second = eventually(lambda: (now := finder.discover_master("bus")) != first and now, "another primary")
+    second = eventually(
+        lambda: (now := finder.discover_master("bus")) != first and now, "another server is the primary"
+    )
     before = len(done(site))
     command = ("celery", "-A", "bridge", "bus", "publish", "dream.shared", "{}")
-    eventually(lambda: site.run("worker", *command).returncode == 0, "it has a replica, and takes a publication")
-    eventually(lambda: len(done(site)) > before, "an event of afterwards is recorded")
+    eventually(lambda: site.run("worker", *command).returncode == 0, "it has a replica and accepts a publication")
+    eventually(lambda: len(done(site)) > before, "the tasks of a later event have run")
     name = next(name for name in ("redis-2", "redis-3") if site.address(name) == second[0])
     assert "replicaof" not in (site.folder / "volumes" / name / "own.conf").read_text()
 
 
 def test_cluster(make: Make) -> None:
-    """The cluster is made once, with a replica for each primary; an event comes through, wherever its key is."""
+    """The cluster is created once, with a replica for each primary; events are handled, wherever their keys are."""
     site = make("cluster.yml")
 
     def parts_of(client: RedisCluster) -> Counter[str]:
@@ -238,14 +240,16 @@ def test_cluster(make: Make) -> None:
 
 @pytest.mark.timeout(180)
 def test_rabbitmq(make: Make) -> None:
-    """RabbitMQ has the user of the file and no other, takes its configuration, and an event comes through."""
+    """RabbitMQ has only the user of the file, accepts its configuration, and an event is handled."""
     programs = find_programs()
     if programs is None:
         missing("rabbitmq-server")
     site = make("rabbitmq.yml")
     site.load(RABBITMQ_PASSWORD=PASSWORD)
     service = site.services["rabbitmq"]
-    configuration = (ROOT / "deploy/compose/rabbitmq/rabbitmq.conf").read_text().replace("1GB", "1MB")  # here, less
+    configuration = (
+        (ROOT / "deploy/compose/rabbitmq/rabbitmq.conf").read_text().replace("1GB", "1MB")
+    )  # less is enough here
     login = service["environment"]["RABBITMQ_DEFAULT_USER"], service["environment"]["RABBITMQ_DEFAULT_PASS"]
     with RabbitNode(programs, login=login, configuration=configuration) as node:
         site.instead["rabbitmq:5672"] = f"127.0.0.1:{node.port}"

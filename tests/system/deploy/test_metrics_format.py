@@ -1,4 +1,4 @@
-"""Prometheus itself reads the metrics."""
+"""Prometheus can read the metrics."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support.waiting import eventually
 def test_promtool_accepts_them(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, port: int, scrape: Scrape
 ) -> None:
-    """What Prometheus's own linter says of the page: nothing."""
+    """The linter of Prometheus reports no problem with the metrics."""
     promtool = program("promtool")
     register_handlers("t.exact")
     start_subscriber(metrics_port=port)
     bus.publish("dream.created")
-    eventually(lambda: scrape().events("dispatched"), "dispatch", 5)
+    eventually(lambda: scrape().events("dispatched"), "an event is dispatched", 5)
     command = [str(promtool), "check", "metrics"]
     checked = subprocess.run(command, input=scrape().text, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""What deploy/ has for Prometheus and Grafana, held against what a subscriber exports."""
+"""The files for Prometheus and Grafana in deploy/, compared with the metrics that a subscriber exports."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ PROMETHEUS = DEPLOY / "prometheus"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "bridge.json").read_text())
 RULES = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 CASES = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
-#: Added by Prometheus to what it scrapes, and by histograms to what they count.
+#: Labels that Prometheus adds when it scrapes, and that histograms add to their buckets.
 LABELS_OF_OTHERS = {"job", "instance", "le"}
-#: The same from every subscriber of a bus.
+#: Metrics with the same value at every subscriber of a bus.
 OF_GROUPS = re.compile(r"bridge_(backlog|pending|tasks?|dead_letters|subscribers)\w*")
-#: The word before a parenthesis with labels instead of an expression.
+#: Words before a parenthesis that contains labels and not an expression.
 _LABEL_LISTS = re.compile(r"\b(?:by|on|group_left|without|ignoring) \(([^)]*)\)")
 
 
@@ -43,7 +43,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Yield what everything asks of Prometheus, with who asks."""
+    """Yield every query to Prometheus, with the panel, variable or alert that has it."""
     for panel in panels():
         for target in panel.get("targets", ()):
             yield f"panel {panel['title']}", target["expr"]
@@ -71,7 +71,7 @@ def exported(start_subscriber: StartSubscriber, register_handlers: Callable[...,
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     subscriber = start_subscriber(metrics_port=port)
-    subscriber.counters.add("dispatched", event_type="dream.created")  # has no sample while there is nothing to count
+    subscriber.counters.add("dispatched", event_type="dream.created")  # without a count, there is no sample
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     found: dict[str, set[str]] = {}
@@ -82,7 +82,7 @@ def exported(start_subscriber: StartSubscriber, register_handlers: Callable[...,
 
 
 def test_dashboard_and_alerts_ask_for_what_is_exported(exported: dict[str, set[str]]) -> None:
-    """Each metric and each label in the dashboard and in the rules is one that a subscriber has."""
+    """Each metric and each label in the dashboard and in the rules is exported by a subscriber."""
     for who, expression in expressions():
         names = names_in(expression)
         assert names <= exported.keys(), f"{who}: there is no {sorted(names - exported.keys())}"
@@ -91,28 +91,28 @@ def test_dashboard_and_alerts_ask_for_what_is_exported(exported: dict[str, set[s
 
 
 def test_every_metric_is_shown(exported: dict[str, set[str]]) -> None:
-    """The dashboard has all there is; of a histogram its buckets."""
+    """The dashboard shows every metric; of a histogram, the buckets."""
     shown = set().union(*(names_in(expression) for _, expression in expressions()))
     own = {name for name in exported if name.startswith("bridge_") and not name.endswith(("_sum", "_count"))}
     assert own - shown == set()
 
 
 def test_figures_of_a_group_are_never_added_up() -> None:
-    """Every subscriber reports them alike: with two of them a sum would be twice the truth."""
+    """Metrics of a group are never summed: every subscriber reports the same value."""
     for who, expression in expressions():
         for summed in re.findall(r"\bsum\b(?: by \([^)]*\))? \((.*)", expression):
             assert not OF_GROUPS.search(summed.split(" or ")[0]), who
 
 
 def test_the_test_of_expressions() -> None:
-    """Names and labels are found wherever an expression has them."""
+    """Names and labels are found wherever an expression contains them."""
     expression = 'sum by (group, le) (rate(bridge_x_bucket{type="a", outcome!~"b"}[5m])) * on (job) group_left (z) b_y'
     assert names_in(expression) == {"bridge_x_bucket"}
     assert labels_in(expression) == {"group", "le", "type", "outcome", "job", "z"}
 
 
 def test_the_dashboard_is_whole() -> None:
-    """Panels have ids of their own, lie beside each other, and ask the chosen datasource about the chosen group."""
+    """Panels have unique ids, do not overlap, and query the selected datasource for the selected group."""
     ids = [panel["id"] for panel in panels()]
     assert len(ids) == len(set(ids))
     taken: set[tuple[int, int]] = set()
@@ -138,28 +138,28 @@ def test_the_dashboard_is_whole() -> None:
 
 
 def test_panels_name_alerts_that_exist() -> None:
-    """Where a panel names a section of the runbook, there is an alert of that name."""
+    """For each section of the runbook that a panel mentions, there is an alert with this name."""
     named = {name for panel in panels() for name in re.findall(r"\bBridge[A-Z]\w+", panel.get("description", ""))}
     assert named
     assert named <= {rule["alert"] for rule in RULES}
 
 
 def test_promtool_takes_rules_and_configuration() -> None:
-    """They are what Prometheus can load."""
+    """Prometheus can load the rules and the configuration."""
     for arguments in (["check", "rules", "alerts.yml"], ["check", "config", "prometheus.yml"]):
         done = promtool(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_alerts_fire_when_they_should() -> None:
-    """promtool's own tests of the rules hold."""
+    """The tests of the rules by promtool pass."""
     done = promtool("test", "rules", "alerts_test.yml")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("broken", ["vector(1) > 2", "vector(1)"], ids=["never", "always"])
 def test_a_wrong_alert_fails_its_test(tmp_path: Path, broken: str) -> None:
-    """An alert that never fires, or always, is found by those tests: each of them can fail."""
+    """These tests fail for each alert that fires never or always."""
     shutil.copy(PROMETHEUS / "alerts_test.yml", tmp_path)
     rules = [{**rule, "expr": broken, "for": "0m"} for rule in RULES]
     (tmp_path / "alerts.yml").write_text(yaml.safe_dump({"groups": [{"name": "bridge", "rules": rules}]}))
@@ -169,14 +169,14 @@ def test_a_wrong_alert_fails_its_test(tmp_path: Path, broken: str) -> None:
 
 
 def test_each_alert_is_tested_both_ways() -> None:
-    """For each alert there is a case in which it fires and one in which it does not."""
+    """For each alert, there is a case in which it fires and one in which it does not."""
     cases = [(case["alertname"], bool(case["exp_alerts"])) for test in CASES for case in test["alert_rule_test"]]
     assert sorted({*cases}) == sorted((rule["alert"], fires) for rule in RULES for fires in (True, False))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_each_alert_leads_to_its_section_of_the_runbook(rule: dict[str, Any]) -> None:
-    """It says how urgent it is, what is wrong, and where the runbook says what to do."""
+    """Each alert has a severity, a summary, and a section in the runbook."""
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert rule["annotations"]["summary"].endswith(".")
     assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"

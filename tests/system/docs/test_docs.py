@@ -1,4 +1,4 @@
-"""docs/ says what is so: generated parts, links, and the names of commands, settings, metrics, alerts and files."""
+"""docs/ matches the code: generated parts, links, and the names of commands, settings, metrics, alerts and files."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from tests.support import ROOT, sources
 DOCS = ROOT / "docs"
 TESTS = sources.names_of_tests()
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
-#: Where people read that no site is built from.
+#: Texts for users, including those outside the site.
 TEXTS = PAGES | {name: (ROOT / name).read_text() for name in ("README.md", "CHANGELOG.md")}
 WRITTEN = {name: text for name, text in PAGES.items() if "/reference/" not in name}
 FOLDERS = "bridge|deploy|docs|tests|scripts|tasks|benchmarks"
-#: Files at the top of the repository that are named without a folder.
+#: Files in the root of the repository that are mentioned without a folder.
 TOP = r"(?:README|CHANGELOG)\.md|docker-compose\.yml|celeryconfig\.py|Makefile|Dockerfile"
 
-#: What is there once a command has made it.
+#: Files that exist after a command has created them.
 MADE = set((ROOT / ".gitignore").read_text().splitlines())
 
 
 def code_of(text: str) -> Iterator[str]:
-    """Yield what a page has as code: spans, and lines of shell blocks."""
+    """Yield the code on a page: spans, and lines of shell blocks."""
     blocks = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```", re.M | re.S)
     for _, language, block in blocks.findall(text):
         if language == "sh":
@@ -46,7 +46,7 @@ def code_of(text: str) -> Iterator[str]:
 
 
 def bus_commands(text: str) -> Iterator[list[str]]:
-    """Yield the words of each ``bus`` command that a page tells people to type."""
+    """Yield the words of each ``bus`` command on a page."""
     for code in code_of(text):
         for found in re.finditer(r"(?:celery -A \w+ |^)bus ([a-z].*)", code):
             words = list(shlex.shlex(found[1].replace("...", ""), posix=True, punctuation_chars="|&;<>"))
@@ -55,7 +55,7 @@ def bus_commands(text: str) -> Iterator[list[str]]:
 
 
 def problem_of(words: list[str]) -> str:
-    """Return what click has against a command, without running it; empty: nothing."""
+    """Return click's error for a command, without running it; empty if the command is valid."""
     command: click.Command = bus
     ctx = click.Context(bus, info_name="bus")
     while isinstance(command, click.Group) and words:
@@ -74,12 +74,12 @@ def problem_of(words: list[str]) -> str:
 
 @pytest.mark.parametrize("name", reference.files())
 def test_generated_parts_follow_the_code(name: str) -> None:
-    """The reference is what the code says now."""
+    """The reference matches the code."""
     assert (DOCS / name).read_text() == reference.files()[name], "run make docs"
 
 
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    """No link leads nowhere, no page is left out; fonts, scripts and styles are of the site."""
+    """No link is broken, every page is in the navigation, and fonts, scripts and styles are local."""
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         check=False,
@@ -100,7 +100,7 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_named_files_exist(name: str) -> None:
-    """A file or folder of the repository that a page names is there; so is a test, and what README links to."""
+    """Each file, folder and test that a page mentions exists, and so does each target of a link."""
     text = TEXTS[name]
     spans = re.findall(r"`([^`\s]+)`", text)
     for span in spans:
@@ -114,7 +114,7 @@ def test_named_files_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_commands_can_be_typed(name: str) -> None:
-    """Each ``bus`` command that a page shows exists, with the options it shows."""
+    """Each ``bus`` command on a page exists, with its options."""
     assert [(words, problem) for words in bus_commands(TEXTS[name]) if (problem := problem_of(words))] == []
 
 
@@ -130,14 +130,14 @@ def test_commands_can_be_typed(name: str) -> None:
     ],
 )
 def test_wrong_commands_are_found(text: str, problem: str) -> None:
-    """The check itself sees commands wherever they stand."""
+    """The check finds commands in every place."""
     (words,) = bus_commands(text)
     assert problem in problem_of(words)
     assert bool(problem) == bool(problem_of(words))
 
 
 def test_named_settings_exist() -> None:
-    """Every ``BRIDGE_*`` and ``bridge_*`` setting that a page names is one; metrics begin like settings."""
+    """Each ``BRIDGE_*`` and ``bridge_*`` name on a page is a setting or, as these have the same prefix, a metric."""
     settings = set(BridgeSettings.model_fields)
     samples = {reference.sample_name(metric) for metric in reference.metrics()}
     for name, text in TEXTS.items():
@@ -148,7 +148,7 @@ def test_named_settings_exist() -> None:
 
 
 def test_every_metric_has_a_line_on_when_to_act() -> None:
-    """The table names each metric and each outcome."""
+    """The table mentions each metric and each outcome."""
     table = PAGES["docs/metrics.md"].partition("## When to act")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(\w+)`", table))
     assert {reference.sample_name(metric) for metric in reference.metrics()} <= named
@@ -156,14 +156,14 @@ def test_every_metric_has_a_line_on_when_to_act() -> None:
 
 
 def test_the_runbook_has_the_alerts_and_no_others() -> None:
-    """One section for each alert, in the order of the rules."""
+    """The runbook has one section for each alert, in the order of the rules."""
     groups: Any = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
     alerts = [rule["alert"] for group in groups for rule in group["rules"]]
     assert re.findall(r"^## (\w+)$", PAGES["docs/runbook.md"], re.M) == alerts
 
 
 def test_named_actions_and_reasons_exist() -> None:
-    """Log actions that people are told to look for are written; reasons in the runbook are given."""
+    """Log actions in the texts are written by the code; so are the reasons in the runbook."""
     for name, text in WRITTEN.items():
         named = re.findall(r"`action` `(\w+)`|\.action == \"(\w+)\"", text)
         assert {one or other for one, other in named} <= set(Action), name
@@ -175,7 +175,7 @@ def test_named_actions_and_reasons_exist() -> None:
 
 
 def test_snippets_are_yaml() -> None:
-    """What people copy into configuration files can be read."""
+    """Each YAML block on a page is valid."""
     for text in PAGES.values():
         for block in re.findall(r"^ *```yaml\n(.*?)^ *```", text, re.M | re.S):
             assert yaml.safe_load(textwrap.dedent(block))
@@ -183,6 +183,6 @@ def test_snippets_are_yaml() -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_name_no_machine(name: str) -> None:
-    """No path, user or name of the machine they were written on."""
+    """No page contains a path, a user or a name of the machine on which it was written."""
     found = re.findall(r"(?:/work|/tmp|/root|/home|site-packages)\b\S*", PAGES[name])
     assert found == []

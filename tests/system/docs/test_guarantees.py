@@ -1,4 +1,4 @@
-"""The table of faults in ``docs/guarantees.md`` names tests that exist."""
+"""The table of faults in ``docs/guarantees.md`` contains tests that exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROWS = re.findall(r"^\| (\d+) \|.*\| (.+) \|$", (ROOT / "docs" / "guarantees.md"
 
 
 def test_every_fault_is_tested() -> None:
-    """All rows are there, each names a test by its function, and there is one function of that name."""
+    """No row is missing, and each contains the name of a test function that exists once."""
     assert len(ROWS) >= 46
     assert [int(number) for number, _ in ROWS] == list(range(1, len(ROWS) + 1))
     count = sources.names_of_tests()

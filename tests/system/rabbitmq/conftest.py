@@ -1,4 +1,4 @@
-"""A RabbitMQ for each process of the tests, a virtual host for each test, and what waits there."""
+"""A RabbitMQ for each process of the tests, and a virtual host for each test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shared_node(rabbit_certificates: Certificates) -> Iterator[RabbitNode]:
 
 @pytest.fixture
 def node(shared_node: RabbitNode) -> Iterator[RabbitNode]:
-    """A RabbitMQ that this test may stop, kill, freeze and alarm: it is well again after the test."""
+    """A RabbitMQ that this test may stop, kill, freeze and alarm. It is healed after the test."""
     yield shared_node
     shared_node.heal()
 
@@ -59,6 +59,6 @@ def outbox(rabbit_app: Celery, settings: BridgeSettings) -> Iterator[Outbox]:
 
 @pytest.fixture
 def rabbit_processes(processes: Processes, rabbit: Rabbit) -> Processes:
-    """Real processes on the shared Redis, with their broker on the virtual host of this test."""
+    """Real processes on the shared Redis, with the virtual host of this test as broker."""
     processes.environment["CELERY_BROKER_URL"] = rabbit.url
     return processes

@@ -1,4 +1,4 @@
-"""Messages for the tests, and what of them is to be compared."""
+"""Messages for the tests, and their parts that tests compare."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bridge.broker.outbox import Outbox
 from bridge.events.encoded import EncodedEvent
 from tests.handlers import HANDLERS
 
-#: Differ between any two messages that Celery sends.
+#: Properties and headers that differ between any two messages of Celery.
 VOLATILE = ("reply_to", "eta", "expires", "x-death")
 
 
@@ -24,7 +24,7 @@ def prepared(outbox: Outbox, name: str = "t.plain", count: int = 1, text: str = 
 
 
 def plain(message: Any) -> dict[str, Any]:
-    """The message without what differs each time."""
+    """Return the message without the parts that always differ."""
     headers = message.properties["application_headers"]
     properties = {name: value for name, value in message.properties.items() if name != "application_headers"}
     parts = [{name: value for name, value in part.items() if name not in VOLATILE} for part in (properties, headers)]

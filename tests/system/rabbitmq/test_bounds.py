@@ -1,4 +1,4 @@
-"""RabbitMQ short of memory, hanging, or reached another way: every wait has its bound."""
+"""RabbitMQ is short of memory, hangs, or is reached at another address: every wait is limited."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.system.rabbitmq.virtual_host import Rabbit
 
 
 def test_several_addresses(rabbit: Rabbit, settings: BridgeSettings) -> None:
-    """Each is tried; the first that answers is used, without a failure in between."""
+    """All addresses are tried, and the first one that responds is used, without an error in between."""
     dead = "amqp://guest:guest@127.0.0.1:1//"
     with Celery("tests", broker=f"{dead};{dead};{rabbit.url}", set_as_current=False) as app:
         app.finalize()
@@ -47,7 +47,7 @@ def test_over_tls(
     rabbit_certificates: Certificates,
     settings: BridgeSettings,
 ) -> None:
-    """Confirmed as without it, and as bounded; a certificate that is not trusted is an error that says so."""
+    """With TLS, messages are confirmed and waits are limited as without; an untrusted certificate is reported."""
     address = rabbit.url_at(node.tls_port).replace("amqp:", "amqps:")
     tls = {
         "ca_certs": str(rabbit_certificates.authority),
@@ -71,7 +71,7 @@ def test_over_tls(
 
 
 def test_a_broker_short_of_memory_gets_nothing_twice(node: RabbitNode, outbox: Outbox, rabbit: Rabbit) -> None:
-    """An alarm in the middle is noticed within seconds; afterwards each message is there once."""
+    """An alarm during dispatch is noticed within seconds; afterwards each message is queued once."""
     assert outbox.send(prepared(outbox)) == []
     rabbit.take()
     node.alarm(on=True)
@@ -81,7 +81,7 @@ def test_a_broker_short_of_memory_gets_nothing_twice(node: RabbitNode, outbox: O
         with pytest.raises(Blocked, match="short of memory or disk"):
             outbox.send(messages)
         assert time.monotonic() - before < 3
-    with pytest.raises(Blocked):  # those who only look are told as well
+    with pytest.raises(Blocked):  # a probe gets the same error
         broker.probe(outbox._app)
     node.alarm(on=False)
     broker.probe(outbox._app)
@@ -92,7 +92,7 @@ def test_a_broker_short_of_memory_gets_nothing_twice(node: RabbitNode, outbox: O
 def test_a_broker_that_hangs_fails_in_time(
     node: RabbitNode, rabbit_app: Celery, settings: BridgeSettings, rabbit: Rabbit
 ) -> None:
-    """Neither sending nor asking nor closing waits longer than its bound; afterwards all goes on."""
+    """Sending, queries and closing are limited in time while the broker hangs; afterwards everything works again."""
     outbox = Outbox(rabbit_app, settings, rabbitmq_timeout_s=1.0)
     assert outbox.send(prepared(outbox)) == []
     node.freeze()
@@ -119,12 +119,12 @@ def test_a_broker_that_hangs_fails_in_time(
 def test_a_broker_that_hangs_in_the_middle_of_an_answer(
     node: RabbitNode, settings: BridgeSettings, rabbit: Rabbit
 ) -> None:
-    """A part of a confirmation is not waited for without end, nor with a busy processor."""
+    """The wait for the rest of a partial confirm is limited in time and uses little processor time."""
     with Proxy(node.port) as proxy, Celery("tests", broker=rabbit.url_at(proxy.port), set_as_current=False) as app:
         app.finalize()
         outbox = Outbox(app, settings, rabbitmq_timeout_s=1.0)
         assert outbox.send(prepared(outbox)) == []
-        proxy.dribble(9, 20)  # the head of a frame, and no more than a part of the rest
+        proxy.dribble(9, 20)  # the header of a frame, and only a part of the rest
         before, used_before = time.monotonic(), time.process_time()
         with pytest.raises(OperationalError, match="did not confirm"):
             outbox.send(prepared(outbox, count=3000))
@@ -136,7 +136,7 @@ def test_a_broker_that_hangs_in_the_middle_of_an_answer(
 
 
 def test_a_look_without_rights(node: RabbitNode, rabbit: Rabbit) -> None:
-    """A user who may not publish to the default exchange learns that RabbitMQ is there."""
+    """A user without permission to publish to the default exchange can still check that RabbitMQ is running."""
     none = ", ".join(['<<"">>'] * 4)
     node.evaluate(
         'rabbit_auth_backend_internal:add_user(<<"poor">>, <<"poor">>, <<"tests">>),'

@@ -1,4 +1,4 @@
-"""RabbitMQ away, restarted, killed, short of memory or hanging under load: nothing is lost, nothing hangs."""
+"""RabbitMQ is down, restarted, killed, short of memory or hanging under load: no event is lost, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.system.rabbitmq.virtual_host import Rabbit
 
 
 class Load:
-    """Events that are published while the test does something else."""
+    """Events that are published in the background during a test."""
 
     def __init__(self, bus: EventBus) -> None:
         self._bus = bus
@@ -38,9 +38,9 @@ class Load:
             self.published += [event.id for event in events]
 
     def more(self, count: int) -> None:
-        """Wait until *count* more are published."""
+        """Wait until *count* more events are published."""
         wanted = len(self.published) + count
-        eventually(lambda: len(self.published) >= wanted, "publishing goes on")
+        eventually(lambda: len(self.published) >= wanted, "publishing continues")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -54,7 +54,7 @@ class Load:
 
 
 class Site:
-    """A bus that is well, RabbitMQ, and what has been dispatched."""
+    """A healthy bus, RabbitMQ, and the messages that were dispatched."""
 
     def __init__(self, bus: EventBus, client: Redis, node: RabbitNode, rabbit: Rabbit) -> None:
         self.bus = bus
@@ -65,19 +65,19 @@ class Site:
         self._keys = Keys(bus.settings.channel_prefix)
 
     def idle(self) -> bool:
-        """Whether all of the journal is dispatched and acknowledged."""
+        """Return whether the whole journal is dispatched and acknowledged."""
         (group,) = self._client.xinfo_groups(self._keys.journal)
         return bool(group["pending"] == 0 and group["lag"] == 0)
 
     def pending(self) -> int:
-        """How many entries are under way."""
+        """Return the number of pending entries."""
         return int(self._client.xpending(self._keys.journal, "tests")["pending"])
 
     def has_letters(self) -> bool:
         return bool(self._client.exists(self._keys.dead("tests")))
 
     def published(self) -> set[str]:
-        """The tasks of all that the load has published."""
+        """Return the tasks of all published events."""
         return {f"t.all {event_id}" for event_id in self.load.published}
 
 
@@ -98,13 +98,13 @@ def test_a_restart_under_load(
     rabbit_app: Celery,
     end: Callable[[RabbitNode], None],
 ) -> None:
-    """What RabbitMQ confirmed is there afterwards, the rest is sent then; no dead letter is written."""
+    """After a restart, confirmed messages are still queued and the others are sent; no dead letter is written."""
     register_handlers("t.all")
     subscriber = start_subscriber(app=rabbit_app)
     with site.load.running():
         site.load.more(200)
         end(site.node)
-        eventually(lambda: errors(subscriber) >= 2, "dispatch fails and is tried again")
+        eventually(lambda: errors(subscriber) >= 2, "dispatch fails and is retried")
         site.load.more(50)
         site.node.start()
         site.load.more(100)
@@ -117,14 +117,17 @@ def test_a_restart_under_load(
 def test_a_memory_alarm_under_load(
     register_handlers: Callable[..., None], start_subscriber: StartSubscriber, site: Site, rabbit_app: Celery
 ) -> None:
-    """The journal keeps, health says why, a stop is quick; after the alarm each message is there once."""
+    """During a memory alarm, events stay in the journal and a stop is fast; then each message is queued once."""
     register_handlers("t.all")
     subscriber, other = start_subscriber(app=rabbit_app), start_subscriber("two", app=rabbit_app)
     with site.load.running():
         site.load.more(100)
         site.node.alarm(on=True)
-        eventually(lambda: "short of memory or disk" in subscriber._dispatch.problem, "it says why dispatch fails")
-        eventually(lambda: errors(other) > 0, "the other fails too")
+        eventually(
+            lambda: "short of memory or disk" in subscriber._dispatch.problem,
+            "the health check reports why dispatch fails",
+        )
+        eventually(lambda: errors(other) > 0, "the other subscriber fails too")
         site.load.more(50)
         site.node.alarm(on=False)
         site.load.more(50)
@@ -132,11 +135,11 @@ def test_a_memory_alarm_under_load(
     assert site.rabbit.tasks() == Counter(site.published())
     site.node.alarm(on=True)
     site.bus.publish("a.b", id="last")
-    eventually(lambda: subscriber._dispatch.problem or other._dispatch.problem, "one of them has it")
+    eventually(lambda: subscriber._dispatch.problem or other._dispatch.problem, "one of them has the event")
     before = time.monotonic()
     subscriber.stop()
     other.stop()
-    assert time.monotonic() - before < 8, "neither is left behind"
+    assert time.monotonic() - before < 8, "neither hangs"
 
 
 @pytest.mark.parametrize("how", ["frozen", "blackholed"])
@@ -146,7 +149,7 @@ def test_a_broker_that_hangs(
     site: Site,
     how: str,
 ) -> None:
-    """Dispatch fails within its bound and goes on afterwards, a stop meanwhile is quick and acknowledges nothing."""
+    """Dispatch fails in time and resumes when the broker does; a stop in between is fast and acknowledges nothing."""
     register_handlers("t.all")
     with (
         Proxy(site.node.port) as proxy,
@@ -154,7 +157,7 @@ def test_a_broker_that_hangs(
     ):
         subscriber = start_subscriber(app=app)
         site.bus.publish("a.b", id="before")
-        eventually(lambda: site.rabbit.length() == 1, "the first is dispatched")
+        eventually(lambda: site.rabbit.length() == 1, "the first event is dispatched")
         if how == "frozen":
             site.node.freeze()
         else:
@@ -173,7 +176,7 @@ def test_a_broker_that_hangs(
         else:
             proxy.blackhole()
         site.bus.publish("a.b", id="last")
-        eventually(site.pending, "it is under way")
+        eventually(site.pending, "the event is pending")
         before = time.monotonic()
         subscriber.stop()
         assert time.monotonic() - before < 9, "a subscriber waits 8 s for its threads"
@@ -183,7 +186,7 @@ def test_a_broker_that_hangs(
 def test_connections_cut_under_load(
     register_handlers: Callable[..., None], start_subscriber: StartSubscriber, site: Site
 ) -> None:
-    """Nothing is lost; twice there is what RabbitMQ took and could not confirm any more."""
+    """No event is lost; only messages whose confirms were lost are duplicated."""
     register_handlers("t.all")
     with (
         Proxy(site.node.port) as proxy,
@@ -194,7 +197,7 @@ def test_connections_cut_under_load(
             for _ in range(6):
                 site.load.more(50)
                 so_far = errors(subscriber)
-                eventually(lambda so_far=so_far: proxy.cut() or errors(subscriber) > so_far, "a cut is noticed")
+                eventually(lambda so_far=so_far: proxy.cut() or errors(subscriber) > so_far, "the cut is noticed")
         eventually(site.idle, "all are dispatched")
         assert proxy.done["cut"] >= 6
         tasks = site.rabbit.tasks()

@@ -1,4 +1,4 @@
-"""Quorum queues: messages go where Celery sends them, also those that have to wait for their time."""
+"""Quorum queues: messages reach the queues to which Celery sends them, also with a countdown."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.support.waiting import eventually
 from tests.system.rabbitmq.messages import plain, prepared
 from tests.system.rabbitmq.virtual_host import Rabbit
 
-#: Of the queue that is declared.
+#: Arguments of the declared queue.
 QUORUM = {"x-queue-type": "quorum"}
 
 
 @pytest.fixture
 def quorum_app(rabbit_app: Celery) -> Iterator[Celery]:
-    """An application whose default queue is a quorum queue on a topic exchange, as delayed delivery wants it."""
+    """An application whose default queue is a quorum queue on a topic exchange, as delayed delivery requires."""
     rabbit_app.conf.task_queues = [
         Queue("celery", Exchange("topics", type="topic"), routing_key="celery", queue_arguments=QUORUM)
     ]
@@ -29,7 +29,7 @@ def quorum_app(rabbit_app: Celery) -> Iterator[Celery]:
 
 
 def test_a_plain_quorum_queue(rabbit_app: Celery, settings: BridgeSettings, rabbit: Rabbit) -> None:
-    """With task_default_queue_type the queue is declared as such, and what is sent is counted and there."""
+    """With task_default_queue_type, the queue is declared as a quorum queue, and its messages are counted."""
     rabbit_app.conf.task_default_queue_type = "quorum"
     outbox = Outbox(rabbit_app, settings)
     assert outbox.send(prepared(outbox, count=100)) == []
@@ -41,7 +41,7 @@ def test_a_plain_quorum_queue(rabbit_app: Celery, settings: BridgeSettings, rabb
 def test_a_countdown_waits_in_the_broker(
     quorum_app: Celery, settings: BridgeSettings, rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a message is kept by RabbitMQ until its time has come, though no worker has prepared it for that."""
+    """RabbitMQ delays a message with a countdown, even if no worker has declared the exchanges for this."""
     monkeypatch.setitem(HANDLERS["t.delayed"].send_options, "countdown", 2)
     outbox = Outbox(quorum_app, settings)
     (message,) = prepared(outbox, "t.delayed")
@@ -52,14 +52,14 @@ def test_a_countdown_waits_in_the_broker(
     eventually(lambda: rabbit.length() == 1, "it is delivered")
     (ours,) = rabbit.take()
     quorum_app.tasks["t.delayed"].apply_async((message.event.event,), task_id=message.task_id, countdown=2)
-    eventually(lambda: rabbit.length() == 1, "Celery's own is delivered")
+    eventually(lambda: rabbit.length() == 1, "Celery's own message is delivered")
     (theirs,) = rabbit.take()
     assert plain(ours) == plain(theirs)
     outbox.close()
 
 
 def test_delayed_delivery_that_is_there_is_used(quorum_app: Celery, settings: BridgeSettings, rabbit: Rabbit) -> None:
-    """A second connection finds exchanges and queues as the first has declared them."""
+    """A second connection uses the existing exchanges and queues of delayed delivery."""
     for _ in range(2):
         outbox = Outbox(quorum_app, settings)
         assert outbox.send(prepared(outbox, "t.delayed")) == []

@@ -1,4 +1,4 @@
-"""RabbitMQ as the broker: what the outbox sends is there, or it says so."""
+"""RabbitMQ as the broker: messages that the outbox sends are queued, or it reports an error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_messages_equal_celerys_own(
     queue: str,
     way: str,
 ) -> None:
-    """A message, however made, equals in headers, properties, body and way the one that apply_async sends."""
+    """A message has the same headers, properties, body and route as one that apply_async sends."""
     outbox = Outbox(rabbit_app, settings.model_copy(update={"routes": {"billing.*": options}}))
     (message,) = prepared(outbox, name)
     assert message.content is not None
@@ -55,13 +55,13 @@ def test_messages_equal_celerys_own(
     rabbit_app.tasks[name].apply_async(
         (argument,), task_id=message.task_id, **options | dict(HANDLERS[name].send_options)
     )
-    eventually(lambda: rabbit.length(queue) == 1, "Celery's own is there")
+    eventually(lambda: rabbit.length(queue) == 1, "Celery's own message is queued")
     (theirs,) = rabbit.take(queue)
     assert plain(ours) == plain(theirs)
 
 
 def test_a_task_that_expires_ends_at_a_worker(outbox: Outbox, rabbit: Rabbit) -> None:
-    """RabbitMQ does not throw the message away in its queue, where nobody would hear of it."""
+    """Expired messages are not dropped silently in the queue: RabbitMQ gets no expiration."""
     assert outbox.send(prepared(outbox, "t.expiring")) == []
     (message,) = rabbit.take()
     assert "expiration" not in message.properties
@@ -72,7 +72,7 @@ def test_a_task_that_expires_ends_at_a_worker(outbox: Outbox, rabbit: Rabbit) ->
 def test_sent_means_confirmed(
     rabbit_app: Celery, settings: BridgeSettings, rabbit: Rabbit, option: dict[str, Any]
 ) -> None:
-    """When send() returns, all are in the queue, whatever the user has set, in a round trip or two for all of them."""
+    """When send() returns, all messages are queued, with any setting, after one or two round trips in total."""
     rabbit_app.conf.broker_transport_options = option
     outbox = Outbox(rabbit_app, settings)
     before = time.monotonic()
@@ -81,14 +81,14 @@ def test_sent_means_confirmed(
     assert rabbit.length() == 500
     assert outbox._producer._confirmed == set()
     outbox.close()
-    assert took_s < 2, "500 messages and no wait for each"
+    assert took_s < 2, "500 messages, without waiting for each of them"
 
 
 @pytest.mark.parametrize("lost", ["queue", "binding"])
 def test_a_queue_or_binding_that_was_deleted_is_made_anew(
     rabbit_app: Celery, settings: BridgeSettings, rabbit: Rabbit, lost: str
 ) -> None:
-    """What came back because of it is sent again at once, to the queue that was declared again."""
+    """A deleted queue or binding is declared again, and the returned messages are sent again at once."""
     rabbit_app.conf.task_queues = [Queue("topical", Exchange("topics", type="topic"), routing_key="topical")]
     rabbit_app.conf.task_default_queue = "topical"
     outbox = Outbox(rabbit_app, settings)
@@ -108,7 +108,7 @@ def test_a_queue_or_binding_that_was_deleted_is_made_anew(
 def test_a_route_that_leads_nowhere_stops_no_other(
     rabbit_app: Celery, settings: BridgeSettings, rabbit: Rabbit
 ) -> None:
-    """Its messages are refused, for dead letters, however they are made; those of other routes are sent once."""
+    """Messages of a route without a queue are rejected as dead letters; messages of other routes are sent once."""
     nowhere = settings.model_copy(update={"routes": {"*": {"exchange": "void", "routing_key": "x"}}})
     (lost,) = prepared(Outbox(rabbit_app, nowhere))
     outbox = Outbox(rabbit_app, settings)
@@ -127,7 +127,7 @@ def test_a_route_that_leads_nowhere_stops_no_other(
 def test_a_full_queue_holds_back_and_nothing_arrives_twice(
     rabbit_app: Celery, settings: BridgeSettings, rabbit: Rabbit
 ) -> None:
-    """A queue that refuses is an outage; what others of the batch took is not sent to them again."""
+    """A queue that refuses messages is an outage; messages of the batch that were confirmed are not sent again."""
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
     rabbit_app.conf.task_queues = [Queue("celery"), Queue("own", queue_arguments=arguments)]
     outbox = Outbox(rabbit_app, settings)
@@ -138,13 +138,13 @@ def test_a_full_queue_holds_back_and_nothing_arrives_twice(
         try:
             outbox.send(messages)
         except OperationalError:
-            held.update(rabbit.tasks("own"))  # as workers do that are slow
+            held.update(rabbit.tasks("own"))  # like slow workers
             return False
         return True
 
     with pytest.raises(OperationalError, match=r"RabbitMQ refused \d messages: a queue is full or not available"):
         outbox.send(messages)
-    eventually(all_sent, "there is room for the last one")
+    eventually(all_sent, "there is space for the last one")
     held.update(rabbit.tasks("own"))
     assert held == Counter({f"t.own e{number}": 1 for number in range(3)})
     assert rabbit.tasks() == Counter({f"t.plain e{number}": 1 for number in range(20)})
@@ -152,7 +152,7 @@ def test_a_full_queue_holds_back_and_nothing_arrives_twice(
 
 
 def test_a_queue_declared_otherwise_is_waited_for(outbox: Outbox, rabbit: Rabbit) -> None:
-    """Its error says which setting differs; its messages are no dead letters, for the queue may be put right."""
+    """A queue that exists with other arguments is an error that names the argument; there are no dead letters."""
     rabbit.do(lambda channel: channel.queue_declare("celery", durable=False, auto_delete=False))
     with pytest.raises(PreconditionFailed, match="durable"):
         outbox.send(prepared(outbox))
@@ -162,7 +162,7 @@ def test_a_queue_declared_otherwise_is_waited_for(outbox: Outbox, rabbit: Rabbit
 
 
 def test_celery_sends_when_someone_listens(outbox: Outbox, rabbit: Rabbit) -> None:
-    """Messages that Celery makes are confirmed in the same batch."""
+    """If a receiver is connected, Celery makes the messages, and they are confirmed in the same batch."""
     seen: list[str] = []
 
     def receiver(headers: dict[str, Any], **_: Any) -> None:
@@ -182,13 +182,13 @@ def test_celery_sends_when_someone_listens(outbox: Outbox, rabbit: Rabbit) -> No
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_the_benchmark_runs(own_server: RedisServer, node: RabbitNode, kind: str) -> None:
-    """Both ways send every message."""
+    """Both ways of the benchmark send every message."""
     assert benchmark.apply_async(node, kind, 20) > 0
     assert benchmark.dispatch(own_server, node, kind, 1000) > 0
 
 
 def test_the_length_of_a_queue(outbox: Outbox, rabbit: Rabbit) -> None:
-    """It is what waits there, nothing for a queue that is not there; sending goes on after either."""
+    """The length is the number of queued messages, 0 for a missing queue; sending still works afterwards."""
     assert outbox.waiting("celery") == 0
     assert outbox.send(prepared(outbox, count=7)) == []
     assert outbox.waiting("celery") == 7

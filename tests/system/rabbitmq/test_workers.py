@@ -1,4 +1,4 @@
-"""Real workers on RabbitMQ: from the event of a foreign program to the effect, and to an end in any case."""
+"""Real workers on RabbitMQ: from an external event to its effect, and every task ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.system.rabbitmq.virtual_host import Rabbit
 
 
 class Site:
-    """One bus, RabbitMQ and workers, and what became of the events."""
+    """One bus, RabbitMQ and workers, and the results of the events."""
 
     def __init__(self, processes: Processes, settings: BridgeSettings, client: Redis, rabbit: Rabbit) -> None:
         self.processes = processes
@@ -38,7 +38,7 @@ class Site:
         return started
 
     def dead(self) -> set[tuple[str, str]]:
-        """Reason and event id of each dead letter."""
+        """Return the reason and the event id of each dead letter."""
         return {(letter.reason, letter.event_id) for letter in self.letters.latest(100)}
 
     def done(self) -> bool:
@@ -52,7 +52,7 @@ def site(rabbit_processes: Processes, settings: BridgeSettings, client: Redis, r
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_events_become_effects_and_every_task_ends(site: Site, bus: EventBus, kind: str) -> None:
-    """Foreign events, retries, countdowns, expiry, routes and failures are what they are with Redis."""
+    """External events, retries, countdowns, expiry, routes and failures work as they do with Redis."""
     site.worker("w1", "-Q", "celery,elsewhere", TEST_QUORUM="1" if kind == "quorum" else "")
     foreign = Event(type="dream.created", id="foreign", payload={"dreamId": 1}, source="shop")
     site.client.set(f"{site.prefix}event:foreign", foreign.encode(), ex=3600)
@@ -60,11 +60,11 @@ def test_events_become_effects_and_every_task_ends(site: Site, bus: EventBus, ki
     for name in ("dream", "retry", "failing", "rejected", "expiring", "delayed"):
         bus.publish(f"{name}.created", id=name)
     bus.publish("routed.elsewhere")
-    eventually(lambda: site.dead() and len(site.dead()) == 4, "four dead letters")
+    eventually(lambda: site.dead() and len(site.dead()) == 4, "there are four dead letters")
     assert {event_id for _, event_id in site.dead()} == {"retry", "failing", "rejected", "expiring"}
-    eventually(lambda: site.effects()["delayed delayed"], "the countdown is over")
-    eventually(lambda: site.effects()["glob foreign"], "the foreign event came, in its own time")
-    eventually(site.done, "nothing is left")
+    eventually(lambda: site.effects()["delayed delayed"], "the countdown has ended")
+    eventually(lambda: site.effects()["glob foreign"], "the external event, whose time is independent, has run")
+    eventually(site.done, "no task is left")
     ran = {f"{task} {event_id}": 1 for task in ("plain", "glob") for event_id in ("dream", "foreign")}
     ran |= {f"retry {retries}": 1 for retries in range(4)}
     assert site.effects() == Counter(ran | {"delayed delayed": 1, "elsewhere elsewhere": 1})
@@ -73,13 +73,14 @@ def test_events_become_effects_and_every_task_ends(site: Site, bus: EventBus, ki
 
 
 def test_a_purged_queue_is_filled_again(site: Site, bus: EventBus) -> None:
-    """Messages that an operator threw away are sent again when they are overdue; each has one effect."""
+    """Messages that an operator purged are sent again when they are overdue; each has one effect."""
     site.worker("w1", "-c", "1", "--prefetch-multiplier", "1")
     bus.publish("slow.created", 3, id="first")
-    eventually(lambda: site.ledger.size() == 1 and not site.rabbit.length(), "the only process is busy")
+    eventually(lambda: site.ledger.size() == 1 and not site.rabbit.length(), "the only pool process is busy")
     bus.publish_many([Event(type="chosen.x", id=f"e{number}", payload={"yes": 1}) for number in range(20)])
-    # They are listed after they were sent. Were they purged before that, nothing would be left once the first ends.
-    eventually(lambda: site.ledger.size() == 21 and site.rabbit.length() >= 15, "the others wait")
+    # They are in the ledger after they were sent. If they were purged earlier, none would be left when the first one
+    # ends.
+    eventually(lambda: site.ledger.size() == 21 and site.rabbit.length() >= 15, "the others are queued")
     assert site.rabbit.do(lambda channel: channel.queue_purge("celery")) >= 15
     eventually(site.done, "all have ended", 30)
     assert site.effects() == Counter({"slow first": 1} | {f"chosen e{number}": 1 for number in range(20)})
@@ -87,7 +88,7 @@ def test_a_purged_queue_is_filled_again(site: Site, bus: EventBus) -> None:
 
 
 def test_rabbitmq_killed_under_load_with_its_worker_at_work(site: Site, bus: EventBus, node: RabbitNode) -> None:
-    """kill -9 of the node: every task has its one effect, in the same worker."""
+    """After kill -9 of the node under load, every task has one effect, in the same worker."""
     site.worker()
     published: list[str] = []
     stop = threading.Event()
@@ -109,6 +110,6 @@ def test_rabbitmq_killed_under_load_with_its_worker_at_work(site: Site, bus: Eve
         stop.set()
         publisher.join()
     eventually(lambda: len(site.effects()) == len(published), "all have run", 40)
-    eventually(site.done, "nothing is left", 30)
+    eventually(site.done, "no task is left", 30)
     assert site.effects() == Counter(f"chosen {event_id}" for event_id in published)
     assert not site.dead()

@@ -1,4 +1,4 @@
-"""A virtual host of RabbitMQ, and what waits there."""
+"""A virtual host of RabbitMQ and its queues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Rabbit:
     """The virtual host of one test.
 
     Arguments:
-        node: Where it is.
+        node: The node that has it.
     """
 
     def __init__(self, node: RabbitNode) -> None:
@@ -29,18 +29,18 @@ class Rabbit:
         return self.url_at(self._port)
 
     def url_at(self, port: int) -> str:
-        """The address by way of another port, that of a proxy."""
+        """Return the address with another port, that of a proxy."""
         return f"amqp://guest:guest@127.0.0.1:{port}/{self.name}"
 
     def channel(self) -> Any:
-        """Return a channel of a connection of its own; closed by the caller, or with the node."""
+        """Return a channel of a new connection, which the caller closes, or the end of the node."""
         address = f"127.0.0.1:{self._port}"
         connection = amqp.Connection(address, "guest", "guest", virtual_host=self.name, connect_timeout=5)
         connection.connect()
         return connection.channel()
 
     def do(self, what: Callable[[Any], Any]) -> Any:
-        """Return what *what* returns for a channel."""
+        """Call *what* with a channel and return its result."""
         channel = self.channel()
         connection = channel.connection
         try:
@@ -50,14 +50,14 @@ class Rabbit:
                 connection.close()
 
     def length(self, queue: str = "celery") -> int:
-        """How many messages are ready in a queue; 0 when there is none, or no node."""
+        """Return the number of ready messages in a queue; 0 if the queue or the node does not exist."""
         try:
             return int(self.do(lambda channel: channel.queue_declare(queue, passive=True).message_count))
         except (amqp.AMQPError, OSError):
             return 0
 
     def is_there(self, queue: str) -> bool:
-        """Whether there is such a queue."""
+        """Return whether a queue exists."""
         try:
             self.do(lambda channel: channel.queue_declare(queue, passive=True))
         except amqp.NotFound:
@@ -65,7 +65,7 @@ class Rabbit:
         return True
 
     def take(self, queue: str = "celery") -> list[Any]:
-        """Take all messages out of a queue."""
+        """Take all messages from a queue."""
 
         def take_all(channel: Any) -> list[Any]:
             return list(iter(lambda: channel.basic_get(queue, no_ack=True), None))
@@ -73,7 +73,7 @@ class Rabbit:
         return list(self.do(take_all))
 
     def tasks(self, queue: str = "celery") -> Counter[str]:
-        """Take all messages out of a queue; return how often each task was there with each event id."""
+        """Take all messages from a queue; return how often each task was there with each event id."""
         messages = self.take(queue)
         return Counter(
             f"{message.properties['application_headers']['task']} {json.loads(message.body)[0][0]['id']}"

@@ -1,4 +1,4 @@
-"""A publisher that goes on whatever happens, and what it was told."""
+"""A publisher that continues in spite of all errors, and the replies that it got."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support.waiting import eventually
 
 
 class Load:
-    """Publishes one event after the other, each again under its id until it is accepted, in a thread.
+    """Publishes events one after another in a thread, each with the same id until it is accepted.
 
     Arguments:
-        event_type: Of the events.
-        name: Their ids begin with it.
-        settings: Of the bus.
+        event_type: Type of the events.
+        name: Prefix of their ids.
+        settings: Settings of the bus.
     """
 
     def __init__(self, event_type: str, name: str = "e", **settings: Any) -> None:
@@ -27,10 +27,10 @@ class Load:
         self._bus = EventBus(publish_attempts=1, **settings)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        #: Event ids that were accepted, and when.
+        #: The ids of accepted events, and the times at which they were accepted.
         self.accepted: list[str] = []
         self.moments: list[float] = []
-        #: What was said instead, by the kind of error: how often, and one of the texts.
+        #: The texts of errors by their kind.
         self.refused: dict[str, list[str]] = {}
 
     def _run(self) -> None:
@@ -65,11 +65,11 @@ class Load:
         assert not self._thread.is_alive()
 
     def goes_on(self, count: int = 50) -> None:
-        """Wait until so many more are accepted."""
+        """Wait until *count* more events are accepted."""
         wanted = len(self.accepted) + count
-        eventually(lambda: len(self.accepted) >= wanted, f"{count} more publications; {self.refused}", 40)
+        eventually(lambda: len(self.accepted) >= wanted, f"{count} more events are accepted; {self.refused}", 40)
 
     def longest_pause_s(self, since: float) -> float:
-        """The longest time without an accepted publication, from a moment on."""
+        """Return the longest time without an accepted publication since a moment."""
         times = [since, *(moment for moment in self.moments if moment > since)]
         return max(after - before for before, after in pairwise(times))

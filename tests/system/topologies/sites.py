@@ -1,4 +1,4 @@
-"""Every arrangement of bus and broker that the behaviour suite runs on."""
+"""Every combination of bus and broker that the behaviour suite runs on."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ OTHER_GROUP = "others"
 
 
 class Waiting(ABC):
-    """The task messages that wait at the broker."""
+    """The task messages that are queued at the broker."""
 
     @abstractmethod
     def tasks(self) -> Counter[str]:
-        """How often each task waits with each event: ``{"t.all dream.created 7": 1}``."""
+        """Return how often each task is queued with each event: ``{"t.all dream.created 7": 1}``."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Lose them."""
+        """Delete the queued messages."""
 
 
 class RedisWaiting(Waiting):
@@ -64,7 +64,8 @@ class RabbitWaiting(Waiting):
 
     def tasks(self) -> Counter[str]:
         found: Counter[str] = Counter()
-        # Closed without an acknowledgement, so that they stay. There is no queue before the first of them.
+        # The connection is closed without an acknowledgement, so the messages stay. Without messages, there is no
+        # queue.
         with self._node.connect() as connection, suppress(NotFound):
             channel = connection.channel()
             while message := channel.basic_get("celery"):
@@ -77,15 +78,15 @@ class RabbitWaiting(Waiting):
 
 
 class Site:
-    """One arrangement.
+    """One combination.
 
     Arguments:
         bus_url: Address of the bus.
-        client: Leads to the bus, and is none of the bridge's.
+        client: A client of the bus that is not the bridge's.
         broker_url: Address of Celery's broker.
-        results_url: Of Celery's results.
-        waiting: Makes a look at the broker's queues, from the prefix of a test.
-        admit: Called with the settings of a test before it: lets it in.
+        results_url: Address of Celery's results.
+        waiting: Returns access to the broker's queues for the prefix of a test.
+        admit: Called with the settings of a test before it; grants the permissions that it needs.
     """
 
     def __init__(
@@ -109,12 +110,12 @@ class Site:
         return isinstance(self.client, RedisCluster)
 
     def shout(self, prefix: str, event: Any) -> None:
-        """Publish as a foreign program does."""
+        """Publish like an external publisher."""
         self.client.set(f"{prefix}event:{event.id}", event.encode(), ex=3600)
         self.client.publish(prefix + event.type, event.encode())
 
     def environment(self, prefix: str) -> dict[str, str]:
-        """Settings for processes of this arrangement."""
+        """Return settings for processes of this combination."""
         return {
             "REDIS_URL": self.results_url,
             "BRIDGE_REDIS_URL": self.bus_url,
@@ -128,7 +129,7 @@ class Site:
 
 
 def _on_redis(stack: ExitStack, bus_url: str, client: Redis | RedisCluster, broker_url: str) -> Site:
-    """A site with a Redis as its broker."""
+    """Return a site with a Redis as its broker."""
     stack.callback(client.close)
     queues = stack.enter_context(Redis.from_url(broker_url))
     return Site(bus_url, client, broker_url, broker_url, partial(RedisWaiting, queues))
@@ -144,7 +145,7 @@ def standalone(binary: str) -> Iterator[Site]:
 
 @contextmanager
 def tls(folder: Path) -> Iterator[Site]:
-    """One Redis for bus and broker, with TLS, certificates of clients, and a user of no more rights than it needs."""
+    """One Redis for bus and broker with TLS, client certificates, and a user with the minimum permissions."""
     with ExitStack() as stack:
         server = TlsServer(Certificates(folder), arguments=["--requirepass", PASSWORD])
         stack.enter_context(server)
@@ -154,11 +155,11 @@ def tls(folder: Path) -> Iterator[Site]:
         stack.callback(admin.close)
         look = partial(RedisWaiting, admin)
         yield Site(url, admin, url, url, look, lambda settings: _admit(admin, url, settings))
-        assert [(one["username"], one["reason"], one["object"]) for one in admin.acl_log()] == [], "what was refused"
+        assert [(one["username"], one["reason"], one["object"]) for one in admin.acl_log()] == [], "refused commands"
 
 
 def _admit(admin: Redis, broker_url: str, settings: BridgeSettings) -> None:
-    """Give the user of the site what ``bus acl`` prints for each role, and what the handlers of the tests need."""
+    """Grant the user of the site what ``bus acl`` prints for each role, and what the handlers of the tests need."""
     with make_app(broker_url, settings.channel_prefix) as app:
         app.conf.result_backend = broker_url
         app.conf.result_backend_transport_options = {"global_keyprefix": f"broker:{settings.channel_prefix}"}
@@ -176,13 +177,13 @@ def _admit(admin: Redis, broker_url: str, settings: BridgeSettings) -> None:
 
 
 def effects_of(prefix: str) -> str:
-    """Where the handlers of tests/app.py leave their effects: beside the bridge's own keys, in a cluster as well."""
+    """Return the key for the effects of tests/app.py. In a cluster, it is in the slot of the bridge's own keys."""
     return f"{{{prefix}}}effects"
 
 
 @contextmanager
 def sentinel(binary: str) -> Iterator[Site]:
-    """A primary with replicas behind Sentinels, all with passwords; and another Redis as broker."""
+    """A primary with replicas behind Sentinels, all with passwords, and another Redis as broker."""
     with ExitStack() as stack:
         servers = stack.enter_context(Replicated(redis_binary(binary), PASSWORD))
         queues = stack.enter_context(RedisServer(redis_binary(binary)))
@@ -191,7 +192,7 @@ def sentinel(binary: str) -> Iterator[Site]:
 
 @contextmanager
 def cluster(binary: str) -> Iterator[Site]:
-    """A Redis Cluster; and another Redis as broker."""
+    """A Redis Cluster, and another Redis as broker."""
     with ExitStack() as stack:
         servers = stack.enter_context(ClusterServers(redis_binary(binary)))
         queues = stack.enter_context(RedisServer(redis_binary(binary)))
@@ -200,7 +201,7 @@ def cluster(binary: str) -> Iterator[Site]:
 
 @contextmanager
 def rabbitmq() -> Iterator[Site]:
-    """A Redis as bus, a RabbitMQ as broker."""
+    """A Redis as bus, and a RabbitMQ as broker."""
     programs = find_programs()
     if programs is None:
         missing("rabbitmq-server")
@@ -208,7 +209,7 @@ def rabbitmq() -> Iterator[Site]:
         yield Site(server.url, client, node.url, server.url, lambda _: RabbitWaiting(node))
 
 
-#: By name; ``tls`` wants a folder for its certificates.
+#: The sites by name; ``tls`` needs a folder for its certificates.
 SITES: dict[str, Callable[[Path], Any]] = {
     "standalone-system": lambda _: standalone("system"),
     "standalone-wheel": lambda _: standalone("wheel"),

@@ -1,4 +1,4 @@
-"""Rights where the bus is not one server: each node of a cluster has users of its own, and so have Sentinels."""
+"""Permissions if the bus is more than one server: each node of a cluster and each Sentinel has its own users."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.waiting import eventually
 
 
 class Nodes:
-    """Servers on which one user has the same rights."""
+    """Servers on which one user has the same permissions."""
 
     def __init__(self, servers: Sequence[RedisServer], **login: Any) -> None:
         self.admins = [Redis(port=server.port, single_connection_client=True, **login) for server in servers]
@@ -52,7 +52,7 @@ class Nodes:
 
 
 def rules(app: Celery, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, list[str]]:
-    """What ``bus acl`` prints, by what it is for."""
+    """Return the rules that ``bus acl`` prints, by their purpose."""
     monkeypatch.setenv("REDIS_URL", url)
     monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", prefix)
     result = CliRunner().invoke(bus_command, ["acl", *arguments, "--json"], obj=SimpleNamespace(app=app))
@@ -74,7 +74,7 @@ def with_login(url: str) -> str:
 def test_publishing_in_a_cluster(
     app: Celery, cluster: ClusterServers, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has what it needs, also while a slot moves; each right that is taken away would have something refused."""
+    """A publisher is refused nothing, even while a slot moves, and each of its permissions is needed."""
     nodes, keys = Nodes(cluster.servers), Keys(prefix)
     found = rules(app, cluster.url, prefix, monkeypatch, "publisher")["bus"]
     nodes.grant(found)
@@ -82,7 +82,7 @@ def test_publishing_in_a_cluster(
     with Nodes(cluster.primaries()).recorded() as commands, EventBus(settings) as bus:
         bus.publish_many([Event(type="dream.created", id=f"n{number}") for number in range(5)])
         assert bus.publish("dream.created", id="n1").duplicate
-        cluster.ask(cluster.owner(keys.event("n1")), "DEL", keys.event("n1"))  # it may expire before its mark
+        cluster.ask(cluster.owner(keys.event("n1")), "DEL", keys.event("n1"))  # the key may expire before the mark
         assert bus.publish("dream.other", id="n1").conflict
         bus.publish(Event(type="dream.created", id="n2").child("dream.told"))
         home = cluster.owner(keys.event("moving"))
@@ -90,7 +90,7 @@ def test_publishing_in_a_cluster(
         cluster.move_slot(keys.event("moving"), to, lambda: bus.publish("dream.created", id="moving"))
     assert nodes.refusals() == set()
     place = RestrictedRedis(cluster.servers[0], prefix, app, nodes.admins[0])
-    others = place.refused(found, commands)  # of this test, which looks for slots and moves one
+    others = place.refused(found, commands)  # of this test, which queries and moves slots
     assert place.superfluous(found, [words for words in commands if words not in others]) == []
 
 
@@ -102,7 +102,7 @@ def test_subscribing_in_a_cluster(
     start_subscriber: StartSubscriber,
     register_handlers,
 ) -> None:
-    """A subscriber is refused nothing, on no node, and brings in what foreign programs publish."""
+    """A subscriber is refused nothing on any node, and ingests external events."""
     register_handlers("t.exact")
     nodes, keys = Nodes(cluster.servers), Keys(prefix)
     nodes.grant(rules(app, cluster.url, prefix, monkeypatch, "subscriber")["bus"])
@@ -117,7 +117,7 @@ def test_subscribing_in_a_cluster(
 def test_the_servers_behind_sentinels_and_the_sentinels(
     app: Celery, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two lines, for two kinds of servers; without the second nobody finds the first, and the error says so."""
+    """Servers and Sentinels have separate rules; if a rule of the Sentinels is missing, the error names it."""
     with Replicated(password="s3cret") as servers:
         url = servers.url
         found = rules(app, url, prefix, monkeypatch, "publisher")

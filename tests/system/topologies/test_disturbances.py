@@ -1,4 +1,4 @@
-"""What Redis answers while it is rearranged: MOVED, ASK, CLUSTERDOWN, LOADING. Each heals by itself, under load."""
+"""Errors of Redis while it is reconfigured under load (MOVED, ASK, CLUSTERDOWN, LOADING): the bridge recovers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cluster() -> Iterator[ClusterServers]:
 def under_load(
     url: str, prefix: str, start_subscriber: StartSubscriber, queues: Queues, **settings: Any
 ) -> Iterator[Any]:
-    """Publish and dispatch during the block; afterwards everything accepted is dispatched, under one task id each."""
+    """Publish and dispatch during the block; afterwards every accepted event is dispatched with one task id."""
     subscriber = start_subscriber(redis_url=url, claim_idle_s=2.0, maintenance_interval_s=0.5, socket_timeout_s=5)
     with Load("dream.created", redis_url=url, channel_prefix=prefix, **settings) as load:
         yield load, subscriber
@@ -45,7 +45,7 @@ def under_load(
 
 @contextmanager
 def stopped(*servers: RedisServer) -> Iterator[None]:
-    """Freeze servers for the time of the block."""
+    """Freeze servers during the block."""
     for server in servers:
         os.kill(server.pid, signal.SIGSTOP)
     try:
@@ -58,7 +58,7 @@ def stopped(*servers: RedisServer) -> Iterator[None]:
 def test_the_journals_slot_moves(
     register_handlers, start_subscriber: StartSubscriber, queues: Queues, prefix: str, cluster: ClusterServers
 ) -> None:
-    """It goes to another primary and back; while it is open ASK and TRYAGAIN are waited for."""
+    """The journal's slot moves to another primary and back; during the migration, ASK and TRYAGAIN are retried."""
     register_handlers("t.exact")
     journal = Keys(prefix).journal
     with under_load(cluster.url, prefix, start_subscriber, queues) as (load, _):
@@ -70,7 +70,7 @@ def test_the_journals_slot_moves(
                 journal,
                 to,
                 halfway=lambda count=before: eventually(
-                    lambda: len(load.refused.get("unavailable", [])) > count, "a publication meets the open slot"
+                    lambda: len(load.refused.get("unavailable", [])) > count, "a publication reaches the migrating slot"
                 ),
             )
             assert cluster.owner(journal) is to
@@ -81,7 +81,7 @@ def test_the_journals_slot_moves(
 def test_slots_of_event_keys_move(
     register_handlers, start_subscriber: StartSubscriber, queues: Queues, prefix: str, cluster: ClusterServers
 ) -> None:
-    """Keys of events on the move are written and read where they are, also while their slots are open."""
+    """Event keys are written and read at their current server while their slots move."""
     register_handlers("t.exact")
     with under_load(cluster.url, prefix, start_subscriber, queues) as (load, _):
         for number in range(3):
@@ -95,7 +95,7 @@ def test_slots_of_event_keys_move(
 def test_a_cluster_without_its_majority(
     register_handlers, start_subscriber: StartSubscriber, queues: Queues, prefix: str, cluster: ClusterServers
 ) -> None:
-    """While most primaries are frozen the rest refuses everything with CLUSTERDOWN; it is told, and goes on after."""
+    """While most primaries are frozen, CLUSTERDOWN is reported as an error; afterwards everything continues."""
     register_handlers("t.exact")
     owner = cluster.owner(Keys(prefix).journal)
     others = [server for server in cluster.primaries() if server is not owner]
@@ -106,7 +106,7 @@ def test_a_cluster_without_its_majority(
     with under_load(cluster.url, prefix, start_subscriber, queues) as (load, subscriber):
         with stopped(*others, *(cluster.replica_of(server) for server in others)):
             eventually(down, "the cluster is down", 15)
-            eventually(lambda: subscriber.info().get("errors"), "the subscriber notices")
+            eventually(lambda: subscriber.info().get("errors"), "the subscriber counts errors")
         load.goes_on()
     assert load.refused["unavailable"]
     cluster.wait_until_whole()
@@ -115,7 +115,7 @@ def test_a_cluster_without_its_majority(
 def test_a_server_that_loads_its_data(
     register_handlers, start_subscriber: StartSubscriber, queues: Queues, prefix: str, tmp_path: Path
 ) -> None:
-    """A server that was restarted answers LOADING for some seconds, which are waited for."""
+    """While a restarted server replies LOADING for some seconds, publishers and subscribers retry."""
     register_handlers("t.exact")
     slow = ["--appendonly", "yes", "--appendfsync", "always", "--key-load-delay", "500"]
     slow += ["--loading-process-events-interval-bytes", "1024"]
@@ -123,7 +123,7 @@ def test_a_server_that_loads_its_data(
         with Redis.from_url(server.url) as admin:
             admin.mset({f"filler:{number}": "x" * 100 for number in range(4000)})
             admin.bgrewriteaof()
-            eventually(lambda: not admin.info("persistence")["aof_rewrite_in_progress"], "the file is compact")
+            eventually(lambda: not admin.info("persistence")["aof_rewrite_in_progress"], "the file has been rewritten")
         with under_load(server.url, prefix, start_subscriber, queues) as (load, _):
             server.kill()
             server.start()
@@ -136,7 +136,7 @@ def test_a_server_that_loads_its_data(
 def test_without_sentinels_the_primary_serves_on(
     register_handlers, start_subscriber: StartSubscriber, queues: Queues, prefix: str
 ) -> None:
-    """Connections that are there go on; new ones are made when a Sentinel is back."""
+    """Without Sentinels, open connections keep working; new ones succeed as soon as a Sentinel is running again."""
     register_handlers("t.exact")
     with Replicated() as servers, under_load(servers.url, prefix, start_subscriber, queues) as (load, _):
         for sentinel in servers.sentinels:
@@ -144,6 +144,9 @@ def test_without_sentinels_the_primary_serves_on(
         load.goes_on()
         with servers.direct(servers.servers[0]) as admin:
             admin.client_kill_filter(_type="normal", skipme=True)
-        eventually(lambda: any("no Sentinel" in text for text in load.refused.get("unavailable", [])), "it is told")
+        eventually(
+            lambda: any("no Sentinel" in text for text in load.refused.get("unavailable", [])),
+            "the error names the Sentinels",
+        )
         servers.sentinels[2].start()
         load.goes_on()

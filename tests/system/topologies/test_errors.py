@@ -1,4 +1,4 @@
-"""Addresses, certificates and rights that are wrong: each error names its cause and what to do, and no secret."""
+"""Wrong addresses, certificates and permissions: each error has its cause and a hint, and no secret."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.servers.tls import TlsServer
 from tests.support.waiting import eventually
 
 PASSWORD, WRONG = "s3cret-one", "s3cret-two"
-#: Commands that connections need, and no script.
+#: Commands that connections need, without scripts.
 FEW = ["+ping", "+hello", "+client"]
 
 
 class Places:
-    """Servers of every kind, and what is wrong with the ways to them."""
+    """Servers of every kind, and the addresses at which connections fail."""
 
     def __init__(self, certificates: Certificates) -> None:
         self.certificates = certificates
@@ -62,7 +62,7 @@ def other_ca(places: Places) -> str:
     return places.tls.url_with(places.certificates.query(authority=places.certificates.other_authority))
 
 
-#: Name to the address, to what Redis or TLS says, and to what to do.
+#: By name: the address, the text of Redis or TLS, and the hint.
 WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
     "another authority": (other_ca, "CERTIFICATE_VERIFY_FAILED", "name the file of its CA with ssl_ca_certs=... in"),
     "no authority": (
@@ -154,23 +154,23 @@ WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
 
 @pytest.fixture(params=list(WRONG_WAYS))
 def wrong(request: pytest.FixtureRequest, places: Places) -> tuple[str, str, str]:
-    """The address, what is said, and what to do."""
+    """The address, the text of the error, and the hint."""
     make, says, advice = WRONG_WAYS[request.param]
     return make(places), says, advice
 
 
 def check(text: str, says: str, advice: str) -> None:
-    """One line that says both, and no secret."""
+    """Assert that the text is one line with both parts and without a secret."""
     assert says in text
     assert advice in text
     assert len(text.splitlines()) == 1
     assert PASSWORD not in text
     assert WRONG not in text
-    assert not re.search(r"(?<![.=])[.]{2}(?![.])", text), "a stop after a stop"
+    assert not re.search(r"(?<![.=])[.]{2}(?![.])", text), "two full stops in succession"
 
 
 def test_publishing_says_what_is_wrong(wrong: tuple[str, str, str], prefix: str) -> None:
-    """BusUnavailable has what Redis says and what to do, whatever is wrong."""
+    """BusUnavailable contains the error of Redis and a hint."""
     url, says, advice = wrong
     bus = EventBus(redis_url=url, channel_prefix=prefix, publish_attempts=1, socket_timeout_s=5)
     with pytest.raises(BusUnavailable) as caught:
@@ -180,7 +180,7 @@ def test_publishing_says_what_is_wrong(wrong: tuple[str, str, str], prefix: str)
 
 
 def test_commands_say_what_is_wrong(wrong: tuple[str, str, str], prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``bus publish`` ends with status 3 and one line."""
+    """``bus publish`` exits with status 3 and one line."""
     url, says, advice = wrong
     monkeypatch.setenv("BRIDGE_REDIS_URL", url)
     monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", prefix)
@@ -193,10 +193,10 @@ def test_commands_say_what_is_wrong(wrong: tuple[str, str, str], prefix: str, mo
 def test_subscribers_say_what_is_wrong(
     wrong: tuple[str, str, str], prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker goes on trying, and its log has a line with the cause; it stops when it is told."""
+    """A worker keeps retrying, its log contains the cause, and it can be stopped."""
     url, says, advice = wrong
     settings = BridgeSettings.load(redis_url=url, channel_prefix=prefix, group="tests", socket_timeout_s=5)
-    alone = ("user and password", "Grant", "Check that it runs")  # what the error says tells enough
+    alone = ("user and password", "Grant", "Check that it runs")  # the error itself is sufficient
     wanted = "" if advice.startswith(alone) else advice.removesuffix(" in")
 
     def line() -> str | None:
@@ -207,13 +207,13 @@ def test_subscribers_say_what_is_wrong(
         subscriber = Subscriber(app, settings, "one")
         subscriber.start()
         try:
-            check(eventually(line, f"a line with {says!r} and {wanted!r}"), "", wanted)
+            check(eventually(line, f"there is a line with {says!r} and {wanted!r}"), "", wanted)
         finally:
             subscriber.stop()
 
 
 @pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
 def test_files_that_are_not_there_are_told_at_the_start(option: str) -> None:
-    """Settings name the file, rather than a connection later on an error that names none."""
+    """Missing files are reported with their names when settings are loaded, not by a later connection."""
     with pytest.raises(SettingsError, match=rf"redis_url: {option}: cannot read /nowhere/file.pem: No such file"):
         BridgeSettings.load(redis_url=f"rediss://:{PASSWORD}@127.0.0.1:1/0?{option}=/nowhere/file.pem")

@@ -1,4 +1,4 @@
-"""Primaries that die, freeze or change places under load: what was acknowledged and replicated is dispatched."""
+"""Primaries crash, freeze or change roles under load: acknowledged and replicated events are dispatched."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 class Workers:
-    """A worker with a subscriber, its broker, and a Redis that no fault touches, for the effects of its tasks."""
+    """A worker with a subscriber, its broker, and a Redis without faults for the effects of its tasks."""
 
     def __init__(self, directory: Path, bus_url: str, prefix: str) -> None:
         self._directory, self._bus_url, self._prefix = directory, bus_url, prefix
@@ -59,7 +59,7 @@ class Workers:
             server.__exit__(*exc_info)
 
     def effects(self) -> Counter[str]:
-        """How often each handler had its effect for each event."""
+        """Return how often each handler had its effect for each event."""
         return self._counted("runs")
 
     def _counted(self, key: str) -> Counter[str]:
@@ -67,7 +67,7 @@ class Workers:
             return Counter(value.decode() for value in oracle.lrange(key, 0, -1))
 
     def judge(self, name: str, loads: list[Load], pauses: dict[str, float], bus: Any) -> None:
-        """Wait until everything accepted has had its effects, and print what was seen."""
+        """Wait until all accepted events have had their effects, and print a summary."""
         accepted = [event_id for load in loads for event_id in load.accepted]
         refused = Counter(kind for load in loads for kind, texts in load.refused.items() for _ in texts)
         wanted = {f"{handler} {event_id}" for event_id in accepted for handler in ("guarded", "witness")}
@@ -76,7 +76,7 @@ class Workers:
             return sorted(wanted - self.effects().keys())
 
         try:
-            eventually(lambda: not lost(), "all effects", 40)
+            eventually(lambda: not lost(), "all effects exist", 40)
         except pytest.fail.Exception:
             journal = {fields[b"id"].decode() for _, fields in bus.xrange(Keys(self._prefix).journal)}
             there = {pair: pair.split()[1] in journal for pair in lost()}
@@ -94,7 +94,7 @@ class Workers:
 
 
 def timed(load: Load, harm: Callable[[], Any]) -> float:
-    """Do it, wait until publications are accepted again, and return the longest pause."""
+    """Inject a fault, wait until publications are accepted again, and return the longest pause."""
     began = time.monotonic()
     harm()
     load.goes_on()
@@ -110,10 +110,11 @@ def start_workers(tmp_path: Path, prefix: str) -> Iterator[Callable[[str], Worke
 def test_sentinel_failovers_under_load(
     binary: Path, start_workers: Callable[[str], Workers], prefix: str, request: pytest.FixtureRequest
 ) -> None:
-    """The primary is killed, frozen and thawed, and made a replica: all that was acknowledged has its effects.
+    """After the primary was killed, frozen or demoted, every acknowledged event has its effects.
 
-    One replica that has an event is enough when the primary is dead, for Sentinels promote the one that has most. A
-    primary that lives may have it confirmed by the one that is not promoted: there it takes all of them.
+    If the primary is dead, one replica with the event is enough, because Sentinels promote the one with the most data.
+    A live primary may count a confirmation of the replica that is not promoted; in this case, all replicas are
+    required.
     """
     with Replicated(binary, PASSWORD) as servers, start_workers(servers.url) as workers:
 
@@ -133,7 +134,7 @@ def test_sentinel_failovers_under_load(
 
         def change_places() -> None:
             old = servers.primary()
-            eventually(servers.fail_over, "a Sentinel takes the order")
+            eventually(servers.fail_over, "a Sentinel accepts the command")
             servers.wait_for_failover(old)
             servers.heal()
 
@@ -155,7 +156,7 @@ def test_sentinel_failovers_under_load(
 def test_cluster_failovers_under_load(
     binary: Path, start_workers: Callable[[str], Workers], prefix: str, request: pytest.FixtureRequest
 ) -> None:
-    """A primary without the journal is killed, then the one with it: all that was acknowledged has its effects."""
+    """After primaries without and with the journal were killed, every acknowledged event has its effects."""
     journal = Keys(prefix).journal
     with (
         ClusterServers(binary) as servers,
@@ -169,7 +170,7 @@ def test_cluster_failovers_under_load(
             replica = servers.replica_of(victim)
             victim.kill()
             eventually(lambda: replica in servers.primaries(), "its replica is promoted", 30)
-            servers.heal()  # nobody else has a replica for it, which every publication waits for
+            servers.heal()  # every publication waits for a replica, and no other server can be one for this primary
 
         owner = servers.owner(journal)
         other = next(server for server in servers.primaries() if server is not owner)

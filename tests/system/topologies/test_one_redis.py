@@ -50,7 +50,7 @@ def publish(bus: EventBus, event_id: str) -> object:
 
 
 def take(app: Celery) -> list[str]:
-    """Let Celery's own client take what waits; return the ids of the events."""
+    """Let Celery's own client take all queued messages; return the ids of their events."""
     taken = []
     with app.connection_for_read() as connection, SimpleQueue(connection, "celery") as queue, suppress(queue.Empty):
         while True:
@@ -68,7 +68,7 @@ def test_tasks_are_sent_with_the_journal(
     servers: Replicated,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Once each, before, during and after a failover, in a form that Celery takes through its Sentinels."""
+    """Before, during and after a failover, tasks are sent once, in a form that Celery reads through its Sentinels."""
     register_handlers("t.exact")
     caplog.set_level("INFO", logger="bridge")
     subscriber: Subscriber = start_subscriber(app=app)
@@ -78,6 +78,6 @@ def test_tasks_are_sent_with_the_journal(
     old = servers.primary()
     old.kill()
     servers.wait_for_failover(old)
-    eventually(lambda: publish(bus, "after"), "the new primary takes events", 30)
+    eventually(lambda: publish(bus, "after"), "the new primary accepts events", 30)
     eventually(lambda: subscriber.counters.snapshot().get("dispatched") == 2, "it is dispatched")
     assert Counter(take(app)) == {"before": 1, "after": 1}

@@ -27,7 +27,7 @@ def servers(request: pytest.FixtureRequest) -> Iterator[tuple[RedisServer, Redis
         RedisServer(binary, ["--replicaof", "127.0.0.1", str(primary.port)]) as replica,
         Redis.from_url(replica.url) as client,
     ):
-        eventually(lambda: client.info("replication")["master_link_status"] == "up", "it has caught up")
+        eventually(lambda: client.info("replication")["master_link_status"] == "up", "the replica has caught up")
         yield primary, replica
 
 
@@ -39,7 +39,7 @@ def bus(servers: tuple[RedisServer, RedisServer], prefix: str) -> Iterator[Event
 
 
 def test_what_no_replica_has_is_an_error(bus: EventBus, servers: tuple[RedisServer, RedisServer]) -> None:
-    """Published again it waits again, also for what was written over another connection, until the replica has it."""
+    """A repeated publication waits again until the replica has the event, even if another connection wrote it."""
     _, replica = servers
     before = bus.publish("dream.created").event
     new = Event(type="dream.created")
@@ -62,13 +62,13 @@ def test_what_no_replica_has_is_an_error(bus: EventBus, servers: tuple[RedisServ
 
 
 def test_more_replicas_than_there_are(bus: EventBus) -> None:
-    """The error says how many there are."""
+    """If there are fewer replicas than required, the error contains their number."""
     wanting = bus.settings.model_copy(update={"wait_replicas": 2})
     with EventBus(wanting) as careful, pytest.raises(NotReplicated, match=r"1 replicas have confirmed it.*requires 2"):
         careful.publish("dream.created")
 
 
 def test_waiting_ends_before_the_connection_is_given_up() -> None:
-    """A wait that the connection would not outlive is refused at the start."""
+    """A wait that is longer than the socket timeout is refused at the start."""
     with pytest.raises(SettingsError, match="wait_replicas_ms must be shorter than socket_timeout_s"):
         BridgeSettings.load(wait_replicas=1, wait_replicas_ms=10_000, socket_timeout_s=10)

@@ -1,15 +1,15 @@
-// A stand-in for the TypeScript event bus that shares its channels and keys with the bridge. It needs nothing but
-// Node, and does on the wire what that bus does:
+// Imitates the TypeScript event bus that shares its channels and keys with the bridge. It requires only Node and sends
+// the same commands as that bus:
 //
 // - publish: SETEX of the event key, with the real source, on one connection; PUBLISH of the same event with the
-//   source "RedisEventBus" on another. Nothing orders the two.
-// - subscribe: one PSUBSCRIBE of everything below the prefix; what carries the source "RedisEventBus" is dropped,
-//   because this process has already handed its own events to its handlers.
+//   source "RedisEventBus" on another. Their order is undefined.
+// - subscribe: one PSUBSCRIBE for all channels with the prefix. Events with the source "RedisEventBus" are dropped,
+//   because this process has already passed its own events to its handlers.
 //
 //   node redis_event_bus.mjs publish URL PREFIX TYPE COUNT [--duplicates N]
 //       Publishes COUNT events, the first N of them a second time, and prints the id of each as it is acknowledged.
 //   node redis_event_bus.mjs listen URL PREFIX PATTERN COUNT
-//       Prints "ready" once subscribed, then each event heard as one line of JSON, and ends after COUNT of them.
+//       Prints "ready" once subscribed, then each received event as one line of JSON, and exits after COUNT events.
 
 import { randomUUID } from "node:crypto";
 import { connect as openSocket } from "node:net";
@@ -20,7 +20,7 @@ const EVENT_TTL_S = 86400;
 const MAX_LOCAL_EVENTS = 1000;
 const CONCURRENT_PUBLICATIONS = 100;
 
-/** One reply at `start` of `buffer` as `{ value, end }`, undefined while it is incomplete. Errors are values. */
+/** Returns the reply at `start` of `buffer` as `{ value, end }`; undefined if it is incomplete. Errors are values. */
 function parseReply(buffer, start) {
   const lineEnd = buffer.indexOf("\r\n", start);
   if (lineEnd < 0) return undefined;
@@ -29,7 +29,7 @@ function parseReply(buffer, start) {
   const kind = String.fromCharCode(buffer[start]);
   if (kind === "+") return { value: line, end: next };
   if (kind === "-") return { value: new Error(line), end: next };
-  const number = Number(line); // of kind ":" the value, of the others the length
+  const number = Number(line); // for kind ":" the value, for the others the length
   if (kind === ":") return { value: number, end: next };
   if (number < 0) return { value: null, end: next };
   if (kind === "$") {
@@ -47,7 +47,7 @@ function parseReply(buffer, start) {
   return { value: items, end };
 }
 
-/** A RESP2 connection. Commands are pipelined: each goes out at once, and replies come in their order. */
+/** A RESP2 connection. Commands are pipelined: each is sent at once, and replies arrive in order. */
 class Connection {
   #socket;
   #received = Buffer.alloc(0);
@@ -84,7 +84,7 @@ class Connection {
   }
 
   #take(value) {
-    if (Array.isArray(value) && value[0] === "pmessage") return this.onMessage(value[3]); // a reply to no command
+    if (Array.isArray(value) && value[0] === "pmessage") return this.onMessage(value[3]); // not a reply to a command
     const { resolve, reject } = this.#waiting.shift();
     if (value instanceof Error) reject(value);
     else resolve(value);
@@ -95,7 +95,7 @@ class Connection {
   }
 }
 
-/** The pattern as a regular expression over the whole type; of Redis globs it knows `*` alone. */
+/** Returns the pattern as a regular expression for the whole type; it supports only `*` of the Redis globs. */
 function compilePattern(pattern) {
   const literals = pattern.split("*").map((literal) => literal.replace(/[^\w]/g, "\\$&"));
   return new RegExp(`^${literals.join(".*")}$`, "s");
@@ -124,14 +124,14 @@ export class RedisEventBus {
 
   async publish(type, payload, source) {
     const correlationId = randomUUID();
-    // No reader knows schemaVersion; all have to keep it.
+    // No reader uses schemaVersion, but all readers must keep it.
     const event = { id: randomUUID(), type, payload, timestamp: Date.now(), source, correlationId, schemaVersion: 3 };
     await this.send(event);
     this.#take(event);
     return event;
   }
 
-  /** Write key and broadcast of an event; a second time is what a publisher does that got no answer the first. */
+  /** Writes key and broadcast of an event; a second call imitates a publisher that lost the reply to the first one. */
   async send(event) {
     const broadcast = JSON.stringify({ ...event, source: BROADCAST_SOURCE });
     await Promise.all([
@@ -155,7 +155,7 @@ export class RedisEventBus {
   }
 
   #hear(event) {
-    if (event.source !== BROADCAST_SOURCE) this.#take(event); // drops those of other processes too, as that bus does
+    if (event.source !== BROADCAST_SOURCE) this.#take(event); // also drops events of other processes, like that bus
   }
 
   #take(event) {
@@ -179,7 +179,7 @@ async function listen(bus, pattern, count) {
   let heard = 0;
   bus.subscribe(pattern, (event) => {
     if (heard < count) console.log(JSON.stringify(event));
-    if (++heard === count) bus.disconnect(); // which ends the process
+    if (++heard === count) bus.disconnect(); // this ends the process
   });
   await bus.connect();
   console.log("ready");

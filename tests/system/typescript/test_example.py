@@ -1,4 +1,4 @@
-"""The example of docs/signing.md in TypeScript."""
+"""The TypeScript example of docs/signing.md."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def outside(client: Redis, settings: BridgeSettings) -> Outside:
 def test_the_typescript_example_is_heard(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues, tmp_path: Path
 ) -> None:
-    """The example of docs/signing.md publishes an event that a subscriber lets in, and not with another secret."""
+    """A subscriber accepts the event of the example, and rejects it if it is signed with another secret."""
     node = program("node")
     (code,) = re.findall(r"```ts\n(.*?)```", (ROOT / "docs" / "signing.md").read_text(), re.S)
     script = tmp_path / "publish.mjs"
-    script.write_text(code)  # there are no types in it that Node would have to take out
+    script.write_text(code)  # it contains no types, which Node would have to remove
     register_handlers("t.exact")
     start_subscriber(signing_keys=SECRETS, require_signature=["*"])
     address = outside.client.get_connection_kwargs()
@@ -39,7 +39,9 @@ def test_the_typescript_example_is_heard(
         command = [node, str(script), address["host"], str(address["port"]), outside.keys.prefix, "new", secret]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
         ids.append(done.stdout.strip())
-    eventually(lambda: queues.length() == 1 and len(outside.letters()) == 1, "one is let in")
+    eventually(
+        lambda: queues.length() == 1 and len(outside.letters()) == 1, "one event is accepted and the other rejected"
+    )
     assert list(queues.tasks()) == [f"t.exact dream.created {ids[0][:8]}..."]
     (letter,) = outside.letters()
     assert letter.detail.startswith("signature: key 'new' has not signed this")

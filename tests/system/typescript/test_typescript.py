@@ -1,4 +1,4 @@
-"""Together with the TypeScript bus, as ``typescript/redis_event_bus.mjs`` stands in for it: nothing lost or twice."""
+"""The TypeScript bus, as ``typescript/redis_event_bus.mjs`` imitates it: no event is lost or handled twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.waiting import eventually
 SCRIPT = str(Path(__file__).parent / "redis_event_bus.mjs")
 DREAM = {"dreamId": 7, "text": "Straße – 夢 🌙", "tags": ["a", None, True], "depth": {"score": 0.5, "n": -(2**53) + 1}}
 
-#: A handler that tells which source it was given, beside those of ``tests/app.py``.
+#: A handler that returns the source of its event, in addition to those of ``tests/app.py``.
 SOURCE_APP = """
 from bridge import on_event
 from tests.app import app, effect
@@ -40,7 +40,7 @@ Publish = Callable[..., list[str]]
 
 @pytest.fixture
 def publish(server: RedisServer, prefix: str) -> Publish:
-    """Publish events from the TypeScript bus; returns their ids once all are acknowledged."""
+    """Publish events from the TypeScript bus; return their ids once all are acknowledged."""
     node = program("node")
 
     def publish(event_type: str, count: int, duplicates: int = 0) -> list[str]:
@@ -55,7 +55,7 @@ def publish(server: RedisServer, prefix: str) -> Publish:
 
 
 def start_listener(processes: Processes, prefix: str, pattern: str, count: int) -> Callable[[], list[dict[str, Any]]]:
-    """Start a TypeScript listener and wait until it is subscribed; returns a function that awaits what it heard."""
+    """Start a TypeScript listener and wait until it is subscribed; return a function that waits for its events."""
     node = program("node")
     url = processes.environment["REDIS_URL"]
     listener = processes.start(node, SCRIPT, "listen", url, prefix, pattern, str(count), name="listener")
@@ -69,7 +69,7 @@ def start_listener(processes: Processes, prefix: str, pattern: str, count: int) 
 
 
 def subscribers(client: Redis, prefix: str) -> int:
-    """How many subscribers listen and read the journal."""
+    """Return the number of subscribers that are subscribed and read the journal."""
     keys = Keys(prefix)
     try:
         consumers = len(client.xinfo_consumers(keys.journal, "tests"))
@@ -80,14 +80,14 @@ def subscribers(client: Redis, prefix: str) -> int:
 
 
 def effects(client: Redis, prefix: str, count: int) -> Callable[[], Counter[str]]:
-    """Wait for *count* effects; returns a function that counts each of those there are when it is called."""
+    """Wait for *count* effects; return a function that counts the effects at the time of its call."""
     key = f"{prefix}effects"
-    eventually(lambda: client.llen(key) >= count, f"{count} effects", timeout_s=40)
+    eventually(lambda: client.llen(key) >= count, f"there are {count} effects", timeout_s=40)
     return lambda: Counter(effect.decode() for effect in client.lrange(key, 0, -1))
 
 
 def refused(client: Redis, prefix: str) -> list[dict[bytes, bytes]]:
-    """The dead letters of dream events."""
+    """Return the dead letters of dream events."""
     keys = Keys(prefix)
     dreams = (keys.channel("dream.").encode(), keys.event("").encode())
     letters = [fields for _, fields in client.xrange(keys.dead("tests"))]
@@ -95,12 +95,12 @@ def refused(client: Redis, prefix: str) -> list[dict[bytes, bytes]]:
 
 
 def expected(ids: list[str]) -> Counter[str]:
-    """One effect of each of the two handlers of ``dream.created`` per event."""
+    """Return the expected effects: one of each of the two handlers of ``dream.created`` per event."""
     return Counter(f"{handler} {event_id}" for handler in ("plain", "glob") for event_id in ids)
 
 
 def end_gently(workers: list[Any]) -> None:
-    """Have the workers finish what they hold, so that an effect too many would be there."""
+    """Let the workers finish their tasks, so that any duplicate effects exist afterwards."""
     for worker in workers:
         worker.terminate()
     for worker in workers:
@@ -111,7 +111,7 @@ def end_gently(workers: list[Any]) -> None:
 def test_each_handler_runs_once_per_event_with_three_workers(
     publish: Publish, processes: Processes, client: Redis, prefix: str
 ) -> None:
-    """Of 1,000 events, 100 published twice, each of two handlers has each once, though three workers hear them all."""
+    """Of 1,000 events, 100 of them published twice, each handler runs each once, with three subscribed workers."""
     workers = [processes.worker(name) for name in ("w1", "w2", "w3")]
     eventually(lambda: subscribers(client, prefix) == 3, "three workers are subscribed")
     ids = publish("dream.created", 1000, duplicates=100)
@@ -126,9 +126,9 @@ def test_each_handler_runs_once_per_event_with_three_workers(
 def test_the_typescript_bus_hears_events_of_python(
     publish: Publish, bus: EventBus, processes: Processes, prefix: str
 ) -> None:
-    """A TypeScript handler hears what EventBus published, every field as sent; of other TypeScript buses nothing."""
+    """A TypeScript handler receives every field of events from EventBus, and no events of other TypeScript buses."""
     heard = start_listener(processes, prefix, "dream.*", 3)
-    publish("dream.created", 2)  # carries the source that TypeScript drops
+    publish("dream.created", 2)  # has the source that TypeScript ignores
     sent = [
         bus.publish("dream.created", DREAM).event,
         bus.publish(
@@ -154,7 +154,7 @@ def test_the_typescript_bus_hears_events_of_python(
 
 
 def test_the_typescript_bus_hears_publish_event(processes: Processes, prefix: str) -> None:
-    """A TypeScript handler hears what a program of a Celery application published with publish_event()."""
+    """A TypeScript handler receives what a program of a Celery application published with publish_event()."""
     heard = start_listener(processes, prefix, "Security.*", 1)
     code = (
         "import tests.app, bridge, json; "
@@ -186,7 +186,7 @@ def test_handlers_get_the_real_source(
     client.publish(keys.channel(event.type), hidden.encode())
 
     counted = effects(client, prefix, 3)
-    eventually(lambda: local, "the local handler ran")
+    eventually(lambda: local, "the local handler has run")
     ((_, entry),) = client.xrange(keys.journal)
     assert counted() == expected([event.id]) + Counter(["source dream-service"])
     assert Event.decode(entry[b"event"], max_bytes=10_000) == event
@@ -194,21 +194,24 @@ def test_handlers_get_the_real_source(
 
 
 def test_local_handlers_hear_the_typescript_bus(publish: Publish, bus: EventBus) -> None:
-    """A local handler of EventBus hears each event of the TypeScript bus once, whole, and none of another type."""
+    """A local handler of EventBus receives each matching event of the TypeScript bus once and completely."""
     heard: list[Event] = []
     bus.subscribe("dream.*", heard.append)
     publish("Security.ThreatDetected", 10)
     ids = publish("dream.created", 300, duplicates=50)
     (last,) = publish("dream.last", 1)
-    # One connection gets all messages in their order: what came before the last one has been heard.
-    eventually(lambda: heard and heard[-1].id == last, "the last event")
+    # One connection receives all messages in order, so everything before the last message has been received.
+    eventually(lambda: heard and heard[-1].id == last, "the last event is received")
     assert Counter(event.id for event in heard) == Counter([*ids, last])
     for number, event in enumerate(sorted(heard[:-1], key=lambda event: event.payload["dreamId"])):
         fields = event.to_dict()
         assert fields["payload"] == {"dreamId": number, "text": f"Traum {number} – 夢 🌙"}
         assert fields["schemaVersion"] == 3
         assert fields["correlationId"]
-        assert fields["source"] in {"dream-service", TYPESCRIPT_BUS_SOURCE}  # key and broadcast are unordered
+        assert fields["source"] in {
+            "dream-service",
+            TYPESCRIPT_BUS_SOURCE,
+        }  # key and broadcast are written in any order
         assert bus.get_event(event.id).source == "dream-service"
 
 
@@ -216,7 +219,7 @@ def test_local_handlers_hear_the_typescript_bus(publish: Publish, bus: EventBus)
 def test_events_from_before_the_first_subscriber_are_dispatched(
     publish: Publish, processes: Processes, client: Redis, prefix: str
 ) -> None:
-    """What the TypeScript bus published while no subscriber had ever run is found in its keys, and dispatched once."""
+    """Events that the TypeScript bus published before the first subscriber are found in their keys and dispatched."""
     ids = publish("dream.created", 300, duplicates=50)
     assert not client.exists(Keys(prefix).journal)
     workers = [processes.worker("w1"), processes.worker("w2")]

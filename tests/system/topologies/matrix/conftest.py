@@ -1,4 +1,4 @@
-"""The usual fixtures, on each arrangement of bus and broker in turn."""
+"""The usual fixtures, on each combination of bus and broker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.system.topologies.sites import SITES, Site, Waiting
 
 @pytest.fixture(scope="session", params=list(SITES))
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Each arrangement; started once for all tests on it."""
+    """Each combination, which is started once for all of its tests."""
     with SITES[request.param](tmp_path_factory.mktemp("certificates")) as running:
         yield running
 
@@ -45,7 +45,7 @@ def app(site: Site, prefix: str) -> Iterator[Celery]:
 
 @pytest.fixture
 def waiting(site: Site, settings: BridgeSettings, prefix: str) -> Iterator[Waiting]:
-    """What waits at the broker; nothing when the test begins."""
+    """The messages at the broker; none at the start of the test."""
     found = site.waiting(prefix)
     found.clear()
     yield found

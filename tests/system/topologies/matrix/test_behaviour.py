@@ -1,4 +1,4 @@
-"""What the bridge does, on each arrangement of bus and broker: one suite for all of them."""
+"""The behaviour of the bridge on each combination of bus and broker: one suite for all of them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def message(event_id: str, task: str = "t.exact") -> str:
 
 
 def test_a_publication_is_in_key_journal_and_broadcast(site: Site, bus: EventBus, client: Redis, prefix: str) -> None:
-    """Once for each id, whoever looks; another event with the same id changes nothing."""
+    """A publication is in key, journal and broadcast once per id; another event with the same id changes nothing."""
     with site.client.pubsub() as listener:
         listener.psubscribe(f"{prefix}*")
-        eventually(lambda: listener.get_message(timeout=1), "the subscription")
+        eventually(lambda: listener.get_message(timeout=1), "the subscription is active")
         first = bus.publish("dream.created", {"n": 1}, id="a")
         assert bus.publish("dream.created", {"n": 1}, id="a").duplicate
         assert bus.publish("dream.created", {"n": 2}, id="a").conflict
-        heard = eventually(lambda: listener.get_message(timeout=1), "the broadcast")
+        heard = eventually(lambda: listener.get_message(timeout=1), "the broadcast arrives")
         assert (heard["channel"], heard["data"]) == (f"{prefix}dream.created".encode(), first.event.encode())
         assert listener.get_message(timeout=0.1) is None
     key = f"{prefix}event:a"
@@ -47,7 +47,7 @@ def test_a_publication_is_in_key_journal_and_broadcast(site: Site, bus: EventBus
 
 
 def test_many_publications_at_once(site: Site, bus: EventBus, settings: BridgeSettings, prefix: str) -> None:
-    """A batch is written whole, in order; another program finds each of its events."""
+    """A batch is written completely and in order, and another process can get each of its events."""
     ids = [f"n{number}" for number in range(200)]
     publish(bus, *ids)
     assert [fields[b"id"].decode() for _, fields in site.client.xrange(Keys(prefix).journal)] == ids
@@ -57,7 +57,7 @@ def test_many_publications_at_once(site: Site, bus: EventBus, settings: BridgeSe
 
 
 def test_local_subscriptions(site: Site, bus: EventBus, settings: BridgeSettings, prefix: str) -> None:
-    """They hear this process, other processes and foreign programs, each event once."""
+    """Local subscriptions receive events of this process, other processes and external publishers once each."""
     heard: list[str] = []
     bus.subscribe("dream.*", lambda event: heard.append(event.id))
     bus.publish("dream.created", id="own")
@@ -65,7 +65,7 @@ def test_local_subscriptions(site: Site, bus: EventBus, settings: BridgeSettings
         other.publish("dream.created", id="other")
         other.publish("cat.created", id="cat")
     site.shout(prefix, Event(type="dream.created", id="foreign"))
-    eventually(lambda: len(heard) == 3, "three events")
+    eventually(lambda: len(heard) == 3, "three events are received")
     assert sorted(heard) == ["foreign", "other", "own"]
 
 
@@ -78,7 +78,7 @@ def test_events_become_messages_once(
     prefix: str,
     waiting: Waiting,
 ) -> None:
-    """Ours and those of foreign programs, one for each handler, however often they are broadcast."""
+    """Internal and external events become one message for each handler, however often they are broadcast."""
     register_handlers("t.exact", "t.glob")
     start_subscriber("one")
     start_subscriber("two")
@@ -87,7 +87,7 @@ def test_events_become_messages_once(
     for _ in range(3):
         site.shout(prefix, foreign)
     expected = dict.fromkeys([message(one, task) for one in "ab" for task in ("t.exact", "t.glob")], 1)
-    eventually(lambda: waiting.tasks().total() >= 4, "four messages")
+    eventually(lambda: waiting.tasks().total() >= 4, "four messages are queued")
     eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged")
     assert waiting.tasks() == expected
 
@@ -101,16 +101,16 @@ def test_what_is_no_event_becomes_a_dead_letter(
     prefix: str,
     waiting: Waiting,
 ) -> None:
-    """Garbage, a type that is not that of its channel, an id that is taken: kept with the reason, and nothing stops."""
+    """Invalid JSON, a type that is not the channel's and an id in use become dead letters; nothing stops."""
     register_handlers("t.exact")
     start_subscriber()
     site.client.publish(f"{prefix}dream.created", b"{")
     site.client.publish(f"{prefix}dream.deleted", Event(type="dream.created", id="spoofed").encode())
     site.shout(prefix, Event(type="dream.created", id="a"))
-    eventually(lambda: waiting.tasks() == {message("a"): 1}, "the good one is dispatched")
+    eventually(lambda: waiting.tasks() == {message("a"): 1}, "the valid event is dispatched")
     site.client.publish(f"{prefix}dream.created", Event(type="dream.created", id="a", payload="other").encode())
     letters = Storage(client, settings).dead_letters
-    eventually(lambda: len(letters.latest(10)) == 3, "three dead letters")
+    eventually(lambda: len(letters.latest(10)) == 3, "there are three dead letters")
     assert sorted(letter.reason for letter in letters.latest(10)) == ["channel_mismatch", "id_conflict", "json"]
 
 
@@ -122,7 +122,7 @@ def test_events_of_an_absence_are_found(
     waiting: Waiting,
     settings: BridgeSettings,
 ) -> None:
-    """What was broadcast while nobody listened is dispatched from its keys, on whichever server they are."""
+    """Events that were broadcast without a subscriber are dispatched from their keys, on any server."""
     register_handlers("t.exact")
     start_subscriber("before").stop()
     ids = [f"n{number}" for number in range(60)]
@@ -139,7 +139,7 @@ def test_events_of_an_absence_are_found(
 def test_a_publisher_that_died_after_the_key(
     register_handlers, start_subscriber: StartSubscriber, site: Site, bus: EventBus, prefix: str, waiting: Waiting
 ) -> None:
-    """A key without a journal entry, as a crash leaves it in a cluster, is dispatched, once, and may be published."""
+    """A key without a journal entry, as a crash leaves it in a cluster, is dispatched once."""
     register_handlers("t.exact")
     event = Event(type="dream.created", id="half", source="tests")
     site.client.set(f"{prefix}event:half", event.encode(), ex=3600)
@@ -158,12 +158,12 @@ def test_each_group_has_every_event(
     settings: BridgeSettings,
     waiting: Waiting,
 ) -> None:
-    """Two groups, two messages; a group that is deleted leaves nothing behind and the other its own."""
+    """Two groups get a message each; deleting one leaves nothing of it behind and does not affect the other."""
     register_handlers("t.exact")
     start_subscriber("one")
     late = start_subscriber("two", group=OTHER_GROUP)
     publish(bus, "a", "b")
-    eventually(lambda: waiting.tasks() == {message("a"): 2, message("b"): 2}, "two messages each")
+    eventually(lambda: waiting.tasks() == {message("a"): 2, message("b"): 2}, "there are two messages each")
     late.stop()
     assert [group.name for group in read_status(Storage(client, settings)).groups] == [OTHER_GROUP, "tests"]
     Groups(Storage(client, settings)).delete(OTHER_GROUP)
@@ -179,7 +179,7 @@ def test_a_lost_journal_is_filled_again(
     prefix: str,
     waiting: Waiting,
 ) -> None:
-    """Journal and group are made anew, and what the keys still hold is dispatched."""
+    """A deleted journal is recreated with its group, and the events that still have keys are dispatched."""
     register_handlers("t.exact")
     publish(bus, "a", "b", "c")
     assert site.client.delete(Keys(prefix).journal)
@@ -187,10 +187,10 @@ def test_a_lost_journal_is_filled_again(
     subscriber = start_subscriber()
     eventually(lambda: set(waiting.tasks()) == set(map(message, "abcd")), "all are dispatched")
     assert site.client.delete(Keys(prefix).journal)
-    eventually(lambda: subscriber.info().get("journal_lost"), "it is noticed")
+    eventually(lambda: subscriber.info().get("journal_lost"), "the loss is counted")
     publish(bus, "e")
-    eventually(lambda: message("e") in waiting.tasks(), "it goes on")
-    eventually(lambda: client.xlen(Keys(prefix).journal) == 5, "all that is kept is in the journal again")
+    eventually(lambda: message("e") in waiting.tasks(), "a later event is dispatched")
+    eventually(lambda: client.xlen(Keys(prefix).journal) == 5, "all events with keys are in the journal again")
 
 
 def test_entries_of_a_dead_consumer_are_taken_over(
@@ -201,7 +201,7 @@ def test_entries_of_a_dead_consumer_are_taken_over(
     settings: BridgeSettings,
     waiting: Waiting,
 ) -> None:
-    """What a consumer read and never acknowledged is dispatched by another."""
+    """Entries that a consumer read and never acknowledged are dispatched by another consumer."""
     register_handlers("t.exact")
     dead = Storage(client, settings).consumer("dead")
     dead.create_group("earliest")
@@ -214,14 +214,14 @@ def test_entries_of_a_dead_consumer_are_taken_over(
 def test_a_message_that_the_broker_loses_is_sent_again(
     register_handlers, start_subscriber: StartSubscriber, bus: EventBus, waiting: Waiting
 ) -> None:
-    """The ledger knows what has not run, and sends it again."""
+    """A message that the broker loses is sent again from the ledger."""
     register_handlers("t.exact")
     subscriber = start_subscriber(redispatch_after_s=1, maintenance_interval_s=0.1)
     publish(bus, "a")
-    eventually(lambda: waiting.tasks() == {message("a"): 1}, "the message")
+    eventually(lambda: waiting.tasks() == {message("a"): 1}, "the message is queued")
     waiting.clear()
-    eventually(lambda: waiting.tasks()[message("a")], "the message again")
-    eventually(lambda: subscriber.info().get("redispatched"), "it is counted, once the ledger has it")
+    eventually(lambda: waiting.tasks()[message("a")], "the message is queued again")
+    eventually(lambda: subscriber.info().get("redispatched"), "it is counted, once the ledger is updated")
 
 
 def test_replays_of_journal_and_dead_letters(
@@ -232,7 +232,7 @@ def test_replays_of_journal_and_dead_letters(
     settings: BridgeSettings,
     waiting: Waiting,
 ) -> None:
-    """Both give the handlers once more what was asked for, under task ids of their own."""
+    """Replays of the journal and of dead letters run the selected events again, with new task ids."""
     register_handlers("t.exact")
     start_subscriber()
     bench = Replays(client, settings)
@@ -241,7 +241,7 @@ def test_replays_of_journal_and_dead_letters(
     assert last(bench.journal("again", ids=frozenset("a")).run(FAST)).replayed == 1
     assert last(bench.dead("retry").run(FAST)).replayed == 1
     expected = {message("a"): 2, message("b"): 1, message("n7"): 1}
-    eventually(lambda: waiting.tasks() == expected, "the replayed ones as well")
+    eventually(lambda: waiting.tasks() == expected, "the replayed events are dispatched as well")
     assert bench.letters.latest(10) == []
 
 
@@ -253,13 +253,14 @@ def test_status_and_presence(
     settings: BridgeSettings,
     waiting: Waiting,
 ) -> None:
-    """Who lives, what waits and what is in flight is told as it is."""
+    """Live subscribers, the backlog and tasks in flight are reported correctly."""
     register_handlers("t.exact")
     start_subscriber("one")
     publish(bus, "a", "b")
     eventually(lambda: waiting.tasks().total() == 2, "both are dispatched")
     eventually(
-        lambda: [one.ready for one in Storage(client, settings).presence.all()] == [True], "it says that it is ready"
+        lambda: [one.ready for one in Storage(client, settings).presence.all()] == [True],
+        "the subscriber reports that it is ready",
     )
     eventually(lambda: read_status(Storage(client, settings)).groups[0].backlog == 0, "all are acknowledged")
     status = read_status(Storage(client, settings))
@@ -272,7 +273,7 @@ def test_status_and_presence(
 
 @pytest.fixture
 def effects(site: Site, prefix: str) -> Any:
-    """What the handlers of ``tests/app.py`` left behind."""
+    """The effects of the handlers of ``tests/app.py``."""
     return lambda: sorted(value.decode() for value in site.client.lrange(effects_of(prefix), 0, -1))
 
 
@@ -280,20 +281,22 @@ def effects(site: Site, prefix: str) -> Any:
 def test_a_worker(
     processes: Any, site: Site, bus: EventBus, client: Redis, settings: BridgeSettings, prefix: str, waiting, effects
 ) -> None:
-    """Tasks run once, publish events that run tasks, fail into dead letters, and are retried; it stops in order."""
+    """Tasks run once, publish events that run tasks, become dead letters, and retry; the worker stops in order."""
     bus.publish("dream.created", id="early")
     worker = processes.worker()
-    eventually(lambda: {"plain early", "glob early"} <= set(effects()), "the tasks of an early event", 40)
+    eventually(lambda: {"plain early", "glob early"} <= set(effects()), "the tasks of an early event have run", 40)
     site.shout(prefix, Event(type="dream.created", id="foreign"))
     bus.publish("bound.created", id="chain")
     bus.publish("failing.created", id="m")
     letters = Storage(client, settings).dead_letters
-    (letter,) = eventually(lambda: letters.latest(10), "the dead letter")
+    (letter,) = eventually(lambda: letters.latest(10), "there is a dead letter")
     assert (letter.reason, letter.task_id) == ("failure", task_id_for("tests", "m", "tests.app.failing"))
     expected = {"plain early", "glob early", "plain foreign", "glob foreign", "bound 0", "bound 1", "bound 2"}
-    eventually(lambda: expected < set(effects()), "the tasks of each")
-    (step,) = eventually(lambda: [one for one in effects() if one.startswith("step ")], "the end of the chain")
+    eventually(lambda: expected < set(effects()), "the tasks of each event have run")
+    (step,) = eventually(
+        lambda: [one for one in effects() if one.startswith("step ")], "the task at the end of the chain has run"
+    )
     assert effects() == sorted([*expected, step])
     worker.terminate()
     assert worker.wait(STOP_S) == 0
-    assert processes.log("w1").count("Traceback") == 1, "that of the task that failed"
+    assert processes.log("w1").count("Traceback") == 1, "the traceback of the task that failed"

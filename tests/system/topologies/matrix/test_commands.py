@@ -1,4 +1,4 @@
-"""The commands, on each arrangement of bus and broker."""
+"""The commands, on each combination of bus and broker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Invoke = Callable[..., Result]
 def invoke(
     app: Celery, site: Site, settings: BridgeSettings, register_handlers, monkeypatch: pytest.MonkeyPatch
 ) -> Invoke:
-    """Run ``bus ...`` in this process, on the handler t.exact; return what it says."""
+    """Run ``bus ...`` in this process, with the handler t.exact; return its result."""
     register_handlers("t.exact")
     for name, value in site.environment(settings.channel_prefix).items():
         monkeypatch.setenv(name, value)
@@ -52,12 +52,12 @@ def rows(result: Result) -> list[Any]:
 def test_events_are_published_found_and_traced(
     invoke: Invoke, start_subscriber: StartSubscriber, site: Site, prefix: str, waiting: Waiting
 ) -> None:
-    """``publish``, ``get``, ``trace``: ours and foreign events, and what came of them."""
+    """``publish``, ``get`` and ``trace`` work with internal and external events."""
     subscriber = start_subscriber()
     assert invoke("publish", "dream.created", '{"n": 1}', "--id", "a").stdout == "a\n"
     site.shout(prefix, Event(type="dream.created", id="foreign", payload={"n": 2}))
     eventually(lambda: waiting.tasks().total() == 2, "both are dispatched")
-    eventually(lambda: subscriber.info().get("dispatched") == 2, "it is noted")
+    eventually(lambda: subscriber.info().get("dispatched") == 2, "the subscriber has counted them")
     found = [rows(invoke("get", event_id, "--json"))[0]["payload"] for event_id in ("a", "foreign")]
     assert found == [{"n": 1}, {"n": 2}]
     invoke("get", "unknown", expect=1)
@@ -66,16 +66,16 @@ def test_events_are_published_found_and_traced(
 
 
 def test_the_state_is_told(invoke: Invoke, start_subscriber: StartSubscriber, bus: EventBus, waiting: Waiting) -> None:
-    """``status``, ``groups``, ``check``: as they are on any other bus."""
+    """``status``, ``groups`` and ``check`` report the same on every bus."""
     subscriber = start_subscriber()
     bus.publish("dream.created", id="a")
     eventually(lambda: waiting.tasks().total() == 1, "it is dispatched")
-    eventually(lambda: subscriber.info().get("dispatched"), "it is noted")
+    eventually(lambda: subscriber.info().get("dispatched"), "the subscriber has counted it")
     status = rows(invoke("status", "--json"))[0]
     (group,) = status["groups"]
     assert (group["name"], group["backlog"], group["in_flight"]) == ("tests", 0, 1)
     assert [row["name"] for row in rows(invoke("groups", "list", "--json"))] == ["tests"]
-    checked = invoke("check", expect=1).stdout  # no worker runs, and no server here is durable
+    checked = invoke("check", expect=1).stdout  # no worker is running, and no server here is durable
     for what in ("bus at", "rights of the bus user", "clock", "broker"):
         assert f"ok    {what}" in checked, checked
     assert "FAIL  mode" not in checked
@@ -89,7 +89,7 @@ def test_what_failed_is_given_once_more(
     settings: BridgeSettings,
     waiting: Waiting,
 ) -> None:
-    """``dead list``, ``dead retry``, ``replay``."""
+    """``dead list``, ``dead retry`` and ``replay`` show dead letters and run events again."""
     Replays(client, settings).park(7)
     bus.publish("dream.created", id="a")
     start_subscriber()
@@ -99,16 +99,16 @@ def test_what_failed_is_given_once_more(
     assert "1 replayed" in invoke("dead", "retry", "--all").output
     assert "1 replayed" in invoke("replay", "--id", "a").output
     expected = {"t.exact dream.created a": 2, "t.exact dream.created n7": 1}
-    eventually(lambda: waiting.tasks() == expected, "both once more")
+    eventually(lambda: waiting.tasks() == expected, "both are dispatched again")
     assert invoke("dead", "list", "--json").stdout == ""
 
 
 def test_events_are_followed(processes: Processes, bus: EventBus, site: Site, prefix: str) -> None:
-    """``tail --since``, as a process of its own: the journal first, then what comes."""
+    """``tail --since`` in a separate process shows events from the journal before live events."""
     bus.publish("dream.created", id="before")
     tail = processes.celery("bus", "tail", "--since", "1h", "--json", name="tail")
-    eventually(lambda: '"before"' in processes.log("tail"), "the journal", 30)
+    eventually(lambda: '"before"' in processes.log("tail"), "the event from the journal is shown", 30)
     site.shout(prefix, Event(type="dream.created", id="after"))
-    eventually(lambda: '"after"' in processes.log("tail"), "what comes")
+    eventually(lambda: '"after"' in processes.log("tail"), "the live event is shown")
     tail.send_signal(signal.SIGINT)
     assert tail.wait(10) == 0

@@ -1,4 +1,4 @@
-"""In a cluster an event key and the journal are on different servers: what that costs, and what repairs it."""
+"""In a cluster, an event key and the journal are on different servers: the consequences, and how they are repaired."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def servers() -> Iterator[ClusterServers]:
 
 @pytest.fixture(scope="module")
 def site(servers: ClusterServers, server: RedisServer) -> Iterator[Site]:
-    """A cluster as bus, the shared server as broker."""
+    """A cluster as bus, and the shared server as broker."""
     with servers.client() as client, Redis.from_url(server.url) as broker:
         yield Site(servers.url, client, server.url, server.url, lambda prefix: RedisWaiting(broker, prefix))
 
@@ -75,7 +75,7 @@ def test_a_publisher_that_dies_between_the_two_steps(
     apart: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its event is in its key and not in the journal; the next look at the keys finds and dispatches it."""
+    """If a publisher crashes between key and journal, the next catch-up scan finds the event and dispatches it."""
     monkeypatch.setattr(catch_up, "_RESCAN_INTERVAL_S", 0.0)
     register_handlers("t.exact")
     start_subscriber(maintenance_interval_s=0.2)
@@ -100,7 +100,7 @@ def test_a_publisher_that_dies_between_the_two_steps(
 
 
 def test_an_id_that_is_taken_keeps_its_first_event(everywhere: RedisCluster, bus: EventBus, apart: str) -> None:
-    """A conflict writes nothing, whether the key of the first event is still there or not."""
+    """A conflict writes nothing, whether the key of the first event still exists or not."""
     key = Keys(bus.settings.channel_prefix).event(apart)
     first = bus.publish("dream.created", {"n": 1}, id=apart).event
     assert bus.publish("dream.created", {"n": 2}, id=apart).conflict
@@ -111,7 +111,7 @@ def test_an_id_that_is_taken_keeps_its_first_event(everywhere: RedisCluster, bus
 
 
 def test_a_key_that_somebody_else_wrote_is_replaced(everywhere: RedisCluster, bus: EventBus, apart: str) -> None:
-    """What was published is what its key holds, as where one script writes both."""
+    """A key that another program wrote is replaced by the published event, as on a single server."""
     key = Keys(bus.settings.channel_prefix).event(apart)
     everywhere.set(key, "something else")
     event = bus.publish("dream.created", id=apart).event
@@ -120,7 +120,7 @@ def test_a_key_that_somebody_else_wrote_is_replaced(everywhere: RedisCluster, bu
 
 
 def test_a_lost_reply_publishes_once(everywhere: RedisCluster, settings: BridgeSettings, client: Redis) -> None:
-    """A publication that is repeated under its token has one entry, and the same answer."""
+    """A publication that is repeated with the same token has one entry and the same result."""
     journal, event = Storage(client, settings).journal, Event(type="dream.created", id="again")
     attempts = [new_attempt()]
     records = [EncodedEvent.of(event, event.encode())]
@@ -130,7 +130,7 @@ def test_a_lost_reply_publishes_once(everywhere: RedisCluster, settings: BridgeS
 
 
 def test_a_repeated_id_is_remembered_as_long_as_its_key(everywhere: RedisCluster, bus: EventBus, apart: str) -> None:
-    """A key written anew lives no longer than the mark that keeps catch-up from taking it for a new event."""
+    """A key that is written again expires before the mark, so catch-up does not take it for a new event."""
     keys = Keys(bus.settings.channel_prefix)
     bus.publish("dream.created", id=apart)
     everywhere.delete(keys.event(apart))
