@@ -1,4 +1,4 @@
-"""``bus check``: each thing that can be wrong is found, told with what to do, and seen in the exit code."""
+"""``bus check``: each problem is found, reported with advice, and visible in the exit code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Check = Callable[..., Result]
 
 @pytest.fixture
 def url(own_server: RedisServer) -> str:
-    """Of a Redis that loses nothing; bus, broker and results of these tests."""
+    """The URL of a durable Redis: bus, broker and result backend of these tests."""
     return own_server.url
 
 
@@ -70,7 +70,7 @@ def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
     """Run ``bus check ...`` in this process."""
     monkeypatch.setenv("REDIS_URL", settings.url)
     monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
-    monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # where none is
+    monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # no worker replies in these tests
 
     def run(*arguments: str, expect: int | None = 0) -> Result:
         result = CliRunner().invoke(bus_command, ["check", *arguments], obj=SimpleNamespace(app=app))
@@ -82,7 +82,7 @@ def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
 
 
 def wrong(result: Result) -> list[tuple[str, str]]:
-    """What is wrong: what it is about, and why; each with an advice."""
+    """Return the problems as pairs of subject and reason, and assert that each has advice."""
     lines = result.stdout.splitlines()
     failed = [number for number, line in enumerate(lines) if line.startswith("FAIL  ")]
     assert all(re.match(r"      -> \S", lines[number + 1]) for number in failed)
@@ -95,11 +95,11 @@ def passed(result: Result) -> list[str]:
     return [line[6:] for line in result.stdout.splitlines() if line.startswith("ok    ")]
 
 
-# Without one
+# Without a worker
 
 
 def rest(result: Result) -> list[tuple[str, str]]:
-    """What is wrong besides that there is neither subscriber nor worker."""
+    """Return all problems except the missing subscribers and workers."""
     return [(about, problem) for about, problem in wrong(result) if about not in ("group tests", "workers")]
 
 
@@ -116,7 +116,7 @@ def rest(result: Result) -> list[tuple[str, str]]:
 def test_missing_rights(
     check: Check, admin: Redis, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, rules: str, missing: list[str]
 ) -> None:
-    """Commands, keys and channels that the user may not are named, with whom to grant them to."""
+    """Each missing permission is reported with its command and key or channel, and with advice on granting it."""
     admin.execute_command(f"ACL SETUSER shop on >s3cret +@all {rules.replace('<p>', prefix)}")
     monkeypatch.setenv("REDIS_URL", url.replace("//", "//shop:s3cret@"))
     result = check(expect=1)
@@ -128,20 +128,20 @@ def test_missing_rights(
 
 
 def test_a_user_who_may_nearly_nothing(check: Check, admin: Redis, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is missing is told all the same; where it is needed to go on, the check ends with status 3."""
+    """Missing permissions are reported; if the check cannot continue without one, it ends with status 3."""
     admin.execute_command("ACL SETUSER shop on >pw ~* +@read +@connection -client|setname")
     monkeypatch.setenv("REDIS_URL", url.replace("//", "//shop:pw@"))
-    for ends_at, missing in ((1, "client|setname"), (2, "time")):  # without the first nobody connects
+    for ends_at, missing in ((1, "client|setname"), (2, "time")):  # no client can connect without the first
         rows = [json.loads(line) for line in check("--json", expect=3).stdout.splitlines()]
         assert [row["check"] for row in rows[1:]] == CHECKS[1 : ends_at + 1]
         assert f"no permissions to run the '{missing}' command" in rows[-1]["findings"][0]["problem"]
         assert all(set(finding) == {"setting", "problem", "advice"} for row in rows for finding in row["findings"])
         admin.execute_command("ACL SETUSER shop +client|setname")
-    assert re.search(r"'(script\|load|evalsha)'", rows[1]["findings"][0]["problem"])  # what asks for the others
+    assert re.search(r"'(script\|load|evalsha)'", rows[1]["findings"][0]["problem"])  # which verify the others
 
 
 def test_a_bus_that_forgets(check: Check, admin: Redis) -> None:
-    """Settings of the server with which events are lost."""
+    """Server settings that lose events are reported."""
     admin.config_set("appendonly", "no")
     admin.config_set("maxmemory-policy", "allkeys-lru")
     admin.config_set("maxmemory", 100_000_000)
@@ -154,7 +154,7 @@ def test_a_bus_that_forgets(check: Check, admin: Redis) -> None:
 def test_a_clock_that_is_off(
     check: Check, client: Redis, monkeypatch: pytest.MonkeyPatch, off_s: float, says: str
 ) -> None:
-    """That of this machine, a minute before or behind that of Redis; a few seconds do no harm."""
+    """A local clock that differs from Redis by a minute is reported; a few seconds are accepted."""
     clock = time.time
     monkeypatch.setattr(checks, "time", SimpleNamespace(time=lambda: clock() + off_s))
     found = [f"{finding.setting}: {finding.problem}" for finding in checks.check_clock(client)]
@@ -165,7 +165,7 @@ def test_a_clock_that_is_off(
 
 @pytest.mark.parametrize("address", ["amqp://guest:s3cret@127.0.0.1:1//", "redis://:s3cret@127.0.0.1:1/0", "hangs"])
 def test_a_broker_that_is_away(check: Check, app: Celery, proxy: Proxy, address: str) -> None:
-    """Status 3, soon; what comes after it is not asked, for it needs the broker too."""
+    """An unavailable broker ends the check soon with status 3; checks that need the broker are skipped."""
     if address == "hangs":
         proxy.blackhole()
         address = proxy.url
@@ -179,7 +179,7 @@ def test_a_broker_that_is_away(check: Check, app: Celery, proxy: Proxy, address:
 
 
 def test_a_bus_that_is_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 3 and one line, for both ways to ask."""
+    """An unavailable bus is an error of one line with status 3, with and without --ready."""
     monkeypatch.setenv("REDIS_URL", "redis://:s3cret@127.0.0.1:1/0")
     for arguments in ([], ["--ready"], ["--ready", "--json"]):
         result = check(*arguments, expect=3)
@@ -188,7 +188,7 @@ def test_a_bus_that_is_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_bus_that_is_lost_meanwhile(check: Check, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check that it does not answer has failed; status 3."""
+    """If Redis stops replying during a check, that check fails, and the status is 3."""
     proxy.cut_after(b"$4\r\nTIME\r\n", 0)
     monkeypatch.setenv("REDIS_URL", proxy.url)
     *_, last = [json.loads(line) for line in check("--json", expect=3).stdout.splitlines()]
@@ -197,7 +197,7 @@ def test_a_bus_that_is_lost_meanwhile(check: Check, proxy: Proxy, monkeypatch: p
 
 
 def test_no_handlers(check: Check) -> None:
-    """Their modules are not imported."""
+    """Without registered handlers the check reports that there are none."""
     registry.clear()
     assert ("handlers", "there are none") in wrong(check(expect=1))
 
@@ -205,14 +205,14 @@ def test_no_handlers(check: Check) -> None:
 def test_subscribers(
     check: Check, start_subscriber: StartSubscriber, app: Celery, url: str, admin: Redis, bus: EventBus
 ) -> None:
-    """A group that is not there, one without a subscriber, one with one that has problems or is well."""
+    """A missing group, a group without subscribers and an unhealthy subscriber are reported; a healthy one is not."""
     assert wrong(check(expect=1))[0] == ("group tests", "not in the journal: no subscriber has run, or it was deleted")
     bus.publish("a.b")
     admin.xgroup_create(Keys(bus.settings.channel_prefix).journal, "tests", id="0")
     assert wrong(check(expect=1))[0] == ("group tests", "no subscriber lives; 1 events wait")
     start_subscriber("one", app=app, redis_url=url)
     presences = Storage(admin, bus.settings).presence
-    eventually(lambda: [one.ready for one in presences.all()] == [True], "it is ready")
+    eventually(lambda: [one.ready for one in presences.all()] == [True], "the subscriber is ready")
     presences.report(Presence("two", problems=["cannot", "will not"]))
     assert wrong(check(expect=1))[0] == ("two", "cannot; will not")
     presences.leave("two")
@@ -220,7 +220,7 @@ def test_subscribers(
 
 
 def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, settings: BridgeSettings) -> None:
-    """Only subscribers of this host that live count, every one of them; the broker is not asked."""
+    """All live subscribers of this host, and no others, must be ready; the broker is not contacted."""
     app.conf.broker_url = "amqp://127.0.0.1:1"
     here, presences = socket.gethostname(), Storage(admin, settings).presence
     presences.report(Presence("far", "elsewhere"))
@@ -239,7 +239,7 @@ def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, setting
 
 
 def test_readiness_is_cheap(check: Check, admin: Redis, settings: BridgeSettings) -> None:
-    """One look-up, however much is on the bus."""
+    """Readiness takes one look-up, whatever the bus contains."""
     Storage(admin, settings).presence.report(Presence("one", socket.gethostname()))
     heard: list[str] = []
     with admin.monitor() as monitor:

@@ -1,4 +1,4 @@
-"""``bus groups``, and the deletion of a group with all that is its own."""
+"""``bus groups``, and the deletion of a group with all its keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.apps import Invoke, StartSubscriber
 
 @pytest.fixture
 def old(client: Redis, settings: BridgeSettings, bus: EventBus) -> Keys:
-    """A group ``old.shop`` of a dead application: it has taken two of five events, and left something of everything."""
+    """The group ``old.shop`` of a removed application, with pending entries, a dead letter and tasks in flight."""
     keys = Keys(settings.channel_prefix)
     for number in range(5):
         bus.publish("dream.created", id=f"e{number}")
@@ -32,7 +32,7 @@ def old(client: Redis, settings: BridgeSettings, bus: EventBus) -> Keys:
 
 
 def keys_of_groups(keys: Keys, group: str) -> list[str]:
-    """The names of all keys that one group has for itself, whatever else goes into some of them."""
+    """Return the names of all keys that belong to one group, with "x" for further parts of a name."""
     found = []
     for name, method in inspect.getmembers(Keys, inspect.isfunction):
         arguments = list(inspect.signature(method).parameters)[1:]
@@ -48,7 +48,7 @@ def leave_all(client: Redis, keys: Keys, group: str) -> None:
 
 
 def test_groups_are_listed(invoke: Invoke, old: Keys, start_subscriber: StartSubscriber) -> None:
-    """With what they have to do, when they did something last, and which is this application's."""
+    """Groups are listed with their backlog, their last delivery and whether they are this application's."""
     shown = invoke("groups", "list")
     assert "group tests of this application is not there" in shown.stderr
     header, row = shown.stdout.splitlines()
@@ -62,7 +62,7 @@ def test_groups_are_listed(invoke: Invoke, old: Keys, start_subscriber: StartSub
 
 
 def test_a_bus_without_a_journal_has_no_groups(invoke: Invoke) -> None:
-    """That is no error."""
+    """A bus without a journal has no groups, and listing them is not an error."""
     result = invoke("groups", "list")
     assert (result.stdout, result.stderr.count("\n")) == ("", 1)
 
@@ -70,7 +70,7 @@ def test_a_bus_without_a_journal_has_no_groups(invoke: Invoke) -> None:
 def test_a_group_goes_with_everything_of_its_own(
     invoke: Invoke, old: Keys, client: Redis, settings: BridgeSettings
 ) -> None:
-    """Every key that has the group in its name; nothing of another group, and no event."""
+    """Deleting a group deletes every key with its name, but no key of another group and no event."""
     leave_all(client, old, "old.shop")
     others = ["old", "old.shop2", "oldxshop", "tests"]
     for other in others:
@@ -89,7 +89,7 @@ def test_a_group_goes_with_everything_of_its_own(
 
 
 def test_it_asks_and_says_what_goes(invoke: Invoke, old: Keys, client: Redis) -> None:
-    """Without a terminal there is nobody to ask: status 2, and nothing happened."""
+    """Without a terminal to confirm on, the command prints what it would delete and ends with status 2."""
     client.execute_command("XGROUP", "DELCONSUMER", old.journal, "old.shop", "dead")
     output = invoke("groups", "delete", "old.shop", expect=2).output
     assert "Delete group old.shop with its 0 pending entries, 1 dead letters, 3 tasks in flight" in output
@@ -97,7 +97,7 @@ def test_it_asks_and_says_what_goes(invoke: Invoke, old: Keys, client: Redis) ->
 
 
 def test_a_group_in_use_is_refused(invoke: Invoke, old: Keys, start_subscriber: StartSubscriber, client: Redis) -> None:
-    """While a subscriber reads; --force takes it away from under it, and it begins anew."""
+    """A group that a subscriber is reading cannot be deleted; another one can, with --force."""
     start_subscriber()
     assert "stop its workers" in invoke("groups", "delete", "tests", expect=1).stderr
     invoke("groups", "delete", "old.shop", "--force")
@@ -105,14 +105,14 @@ def test_a_group_in_use_is_refused(invoke: Invoke, old: Keys, start_subscriber: 
 
 
 def test_what_is_left_of_a_group_can_be_deleted(invoke: Invoke, old: Keys, client: Redis) -> None:
-    """After FLUSHALL of the journal, or a deletion that was interrupted."""
+    """If the journal was deleted, the rest of a group can still be deleted."""
     client.delete(old.journal)
     assert "1 dead letters" in invoke("groups", "delete", "old.shop", "--force").stdout
     assert not client.exists(old.dead("old.shop"))
 
 
 def test_many_leftovers_go_as_well(client: Redis, settings: BridgeSettings, bus: EventBus) -> None:
-    """More of them than go in one step."""
+    """Leftover keys are all deleted, even if there are too many for one step."""
     keys = Keys(settings.channel_prefix)
     with client.pipeline(transaction=False) as pipe:
         for number in range(2500):

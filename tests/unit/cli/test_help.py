@@ -1,4 +1,4 @@
-"""What all commands share: help, cheap imports, and how they end when Redis is not to be had."""
+"""Common behaviour of all commands: help, cheap imports, and errors if Redis is unavailable."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def commands(group: click.Group = bus, path: str = "bus") -> Iterator[tuple[str,
 
 
 def test_the_list_of_commands_has_their_own_words() -> None:
-    """The short help that stands in the list, for the sake of a quick start, is that of the commands."""
+    """The list of commands, which is stored separately for a quick start, has the short help of each command."""
     listed = {f"bus {name}": text for section in COMMANDS.values() for name, text in section}
     assert listed == {path: one.get_short_help_str(200) for path, one in commands() if path in listed}
 
@@ -52,29 +52,29 @@ def test_the_list_of_commands_has_their_own_words() -> None:
     ("path", "command"), list(commands()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_command_has_help_with_examples(path: str, command: click.Command) -> None:
-    """What it does, and how it is written; a group of commands says it in the help of each."""
+    """The help of a command says what it does and has an example; for a group, its commands do."""
     assert command.help
     assert f"celery -A bridge {path}" in command.help or isinstance(command, click.Group)
 
 
 def test_help_documents_the_exit_codes(invoke: Invoke) -> None:
-    """The list of commands has sections, and ends with what the exit codes mean."""
+    """The list of commands has sections and explains the exit codes."""
     output = invoke("--help").output
     assert output.index("Events:") < output.index("Repair:") < output.index("Exit codes:")
     assert "  3    Redis or the broker cannot be reached" in output
 
 
 def test_a_misspelt_command_is_guessed(invoke: Invoke) -> None:
-    """``bus tial`` proposes ``tail``."""
+    """For ``bus tial``, the error suggests ``tail``."""
     assert "tail" in invoke("tial", expect=2).output
 
 
-# Redis that is not to be had
+# Unavailable Redis
 
 
 @pytest.mark.parametrize("command", REDIS_COMMANDS)
 def test_a_server_that_is_down_is_named_soon(invoke: Invoke, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command ends within seconds, with status 3 and one line: where, why, what to check, and no password."""
+    """Each command ends soon with status 3 and one line: address, reason and advice, without the password."""
     monkeypatch.setenv("REDIS_URL", "redis://:s3cret@127.0.0.1:1/0")
     begun_s = time.monotonic()
     output = invoke(*command.split(), expect=3).output
@@ -86,7 +86,7 @@ def test_a_server_that_is_down_is_named_soon(invoke: Invoke, command: str, monke
 
 
 def test_a_server_that_hangs_is_named_soon(invoke: Invoke, proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connected is not answered."""
+    """A server that accepts connections but does not reply is reported soon."""
     proxy.blackhole()
     monkeypatch.setenv("REDIS_URL", proxy.url)
     begun_s = time.monotonic()
@@ -95,7 +95,7 @@ def test_a_server_that_hangs_is_named_soon(invoke: Invoke, proxy, monkeypatch: p
 
 
 def test_another_server_at_the_address_is_named(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A web server is no Redis."""
+    """A web server at the address is reported as not being Redis."""
 
     def answer() -> None:
         with listener.accept()[0] as connection:
@@ -114,7 +114,7 @@ def test_another_server_at_the_address_is_named(invoke: Invoke, monkeypatch: pyt
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[RedisServer]:
-    """A Redis with a password, and a user with few rights."""
+    """A Redis with a password, and a user with few permissions."""
     with RedisServer(arguments=["--requirepass", "right"]) as server:
         with Redis(port=server.port, password="right") as client:
             client.execute_command("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+@read", "+@connection")
@@ -126,7 +126,7 @@ def locked() -> Iterator[RedisServer]:
 def test_a_wrong_password_is_named(
     invoke: Invoke, locked: RedisServer, login: str, says: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Missing or wrong: status 3, and where it is to be written."""
+    """For a missing or wrong password the status is 3, and the error says where to set it."""
     monkeypatch.setenv("BRIDGE_REDIS_URL", f"redis://{login}127.0.0.1:{locked.port}/0")
     output = invoke(*command.split(), expect=3).output
     assert f"refuses: {says}" in output
@@ -138,12 +138,12 @@ def test_a_wrong_password_is_named(
 def test_missing_rights_are_named(
     invoke: Invoke, locked: RedisServer, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an ACL forbids ends with status 3 and what to grant."""
+    """If an ACL forbids a command, the status is 3, and the error says what to grant."""
     monkeypatch.setenv("REDIS_URL", f"redis://reader:pw@127.0.0.1:{locked.port}/0")
     assert "ACL SETUSER" in invoke(*command.split(), expect=3).output
 
 
 def test_wrong_settings_are_wrong_usage(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt variable ends with status 2 and the right name."""
+    """A misspelt variable ends with status 2, and the error suggests the right name."""
     monkeypatch.setenv("BRIDGE_GROUPP", "x")
     assert "did you mean BRIDGE_GROUP?" in invoke("groups", "list", expect=2).output

@@ -1,4 +1,4 @@
-"""What commands print: for a person at a terminal, for a pipe, for programs."""
+"""The output of commands: for people at a terminal, for pipes, for programs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ HOSTILE = "[red]x[/red]\x1b[2J\x07"
 
 
 def printed(function: Callable[..., object], *arguments: object) -> str:
-    """What a function prints in a pipe."""
+    """Return the output of a function in a pipe."""
     return CliRunner().invoke(click.Command("c", callback=lambda: function(*arguments))).output
 
 
 def test_a_table_in_a_pipe_has_a_header_and_is_whole() -> None:
-    """Columns are aligned, numbers to the right; nothing is cut, and no cell is empty."""
+    """Columns are aligned, numbers to the right; nothing is shortened, and no cell is empty."""
     columns = [Column("NAME"), Column("N", right=True), "TEXT"]
     rows = [("a", 5, "x" * 300), ("longer", 123, None)]
     assert printed(output.table, columns, rows).splitlines() == [
@@ -32,7 +32,7 @@ def test_a_table_in_a_pipe_has_a_header_and_is_whole() -> None:
 
 
 def test_what_others_wrote_commands_nothing() -> None:
-    """Control characters are escaped, and markup of rich is text."""
+    """Control characters are escaped, and rich's markup is printed as text."""
     for text in (
         printed(output.line, HOSTILE),
         printed(output.table, ["A"], [(HOSTILE,)]),
@@ -45,11 +45,11 @@ def test_what_others_wrote_commands_nothing() -> None:
 
 @pytest.mark.parametrize(("ms", "text"), [(0, ""), (1795534238046, "2026-11-24T15:30:38Z"), (10**20, str(10**20))])
 def test_moments(ms: int, text: str) -> None:
-    """ISO 8601 in UTC; 0 is unknown, and what is no time stays a number."""
+    """Times are ISO 8601 in UTC; 0 is unknown, and an impossible time stays a number."""
     assert output.moment(ms) == text
 
 
 @pytest.mark.parametrize(("age_s", "text"), [(-5, "0s"), (59, "59s"), (61, "1m"), (7300, "2h"), (200_000, "2d")])
 def test_ages(age_s: int, text: str) -> None:
-    """As short as can be; what is to come is now."""
+    """Ages have one unit; a time in the future is shown as now."""
     assert output.ago(int((time.time() - age_s) * 1000)) == text

@@ -14,12 +14,12 @@ from tests.support.apps import Invoke
 
 
 def journal(client: Redis, settings: BridgeSettings) -> list[dict[str, object]]:
-    """The events in the journal, oldest first."""
+    """Return the events in the journal, oldest first."""
     return [json.loads(fields[b"event"]) for _, fields in client.xrange(Keys(settings.channel_prefix).journal)]
 
 
 def test_one_event(invoke: Invoke, bus: EventBus) -> None:
-    """Prints its id; type, payload and ids are as asked."""
+    """The command prints the id; type, payload and ids of the event are those of the command line."""
     command = ("publish", "dream.created", '{"text": "I could fly."}', "--id", "e", "--correlation-id", "c")
     assert invoke(*command).stdout == "e\n"
     event = bus.get_event("e")
@@ -29,21 +29,21 @@ def test_one_event(invoke: Invoke, bus: EventBus) -> None:
 
 
 def test_without_a_payload_it_is_null(invoke: Invoke, bus: EventBus) -> None:
-    """An id is made up, and printed."""
+    """Without arguments for them, the payload is null and the id is generated and printed."""
     event = bus.get_event(invoke("publish", "dream.created").stdout.strip())
     assert event is not None
     assert event.payload is None
 
 
 def test_a_repetition_is_said_and_a_conflict_refused(invoke: Invoke, caplog: pytest.LogCaptureFixture) -> None:
-    """The same event again is no error; another one with its id ends with status 1."""
+    """Publishing the same event again is reported but no error; another event with its id ends with status 1."""
     invoke("publish", "dream.created", "1", "--id", "e")
     again = invoke("publish", "dream.created", "1", "--id", "e")
     assert (again.stdout, again.stderr) == ("e\n", "e was published before; nothing happened\n")
     other = invoke("publish", "dream.created", "2", "--id", "e", expect=1)
     assert other.stdout == ""
     assert "an event with another type or payload has the id e; see bus get e" in other.stderr
-    assert caplog.records == []  # it is not said twice
+    assert caplog.records == []  # it is not logged as well
     told = [json.loads(invoke("publish", "a.b", value, "--id", "x", "--json").stdout) for value in "11"]
     told.append(json.loads(invoke("publish", "a.b", "2", "--id", "x", "--json", expect=1).stdout))
     assert [(one["id"], one["type"], one["duplicate"], one["conflict"]) for one in told] == [
@@ -64,12 +64,12 @@ def test_a_repetition_is_said_and_a_conflict_refused(invoke: Invoke, caplog: pyt
     ],
 )
 def test_wrong_usage_is_named(invoke: Invoke, command: tuple[str, ...], says: str) -> None:
-    """A mistake ends with status 2 before anything is published."""
+    """A mistake in the command line ends with status 2 before anything is published."""
     assert says in invoke(*command, expect=2).output
 
 
 def test_a_payload_a_line(invoke: Invoke, client: Redis, settings: BridgeSettings, tmp_path: Path) -> None:
-    """If the first line is a whole value, each line is a payload; from standard input and from a file, CRLF as well."""
+    """If the first line is a JSON value, each line is a payload, from standard input or a file, also with CRLF."""
     lines = b'{"n": 1}\r\n\n[2]\n"3"\n4'
     result = invoke("publish", "dream.created", "-", input=lines)
     events = journal(client, settings)
@@ -82,7 +82,7 @@ def test_a_payload_a_line(invoke: Invoke, client: Redis, settings: BridgeSetting
 
 
 def test_one_document(invoke: Invoke, client: Redis, settings: BridgeSettings, tmp_path: Path) -> None:
-    """If the first line is no whole value, all of it is one payload, which may have an id."""
+    """If the first line is not a JSON value, the whole input is one payload, which may have an id."""
     (tmp_path / "dream.json").write_text('{\n  "text": "I\\nflew"\n}\n')
     assert invoke("publish", "dream.created", f"@{tmp_path}/dream.json", "--id", "d").stdout == "d\n"
     assert [event["payload"] for event in journal(client, settings)] == [{"text": "I\nflew"}]
@@ -99,13 +99,13 @@ def test_one_document(invoke: Invoke, client: Redis, settings: BridgeSettings, t
     ],
 )
 def test_input_that_is_nothing(invoke: Invoke, client: Redis, settings: BridgeSettings, text, options, says) -> None:
-    """It is named, with status 1, and nothing was published."""
+    """Input without a valid payload ends with status 1, and nothing is published."""
     assert says in invoke("publish", "dream.created", "-", *options, input=text, expect=1).stderr
     assert journal(client, settings) == []
 
 
 def test_a_bad_line_stops_no_other(invoke: Invoke, client: Redis, settings: BridgeSettings) -> None:
-    """Each is reported with its number: no JSON, no JSON of everybody, too long to read, too long as an event."""
+    """Each invalid line is reported with its number, and all other lines are published."""
     most = settings.max_event_bytes
     bad = {2: "{oops", 3: "1e999", 5: '"' + "x" * (most + 9) + '"', 7: '"' + "y" * (most - 10) + '"'}
     lines = [bad.get(number, str(number)) for number in range(1, 9)]
@@ -119,7 +119,7 @@ def test_a_bad_line_stops_no_other(invoke: Invoke, client: Redis, settings: Brid
 
 
 def test_an_event_is_one_line_in_a_pipe(invoke: Invoke, bus: EventBus) -> None:
-    """And with --json; nothing in it commands a terminal."""
+    """In a pipe and with --json, an event is one line without control characters."""
     bus.publish("dream.created", {"text": "\x9b2J", "n": 1}, id="e")
     (line,) = invoke("get", "e").stdout.splitlines()
     assert json.loads(line)["payload"] == {"text": "\x9b2J", "n": 1}
@@ -130,14 +130,14 @@ def test_an_event_is_one_line_in_a_pipe(invoke: Invoke, bus: EventBus) -> None:
 def test_an_event_whose_key_is_gone_comes_from_the_journal(
     invoke: Invoke, bus: EventBus, client: Redis, settings: BridgeSettings
 ) -> None:
-    """Keys may be evicted."""
+    """If the event key was evicted, the event is read from the journal."""
     bus.publish("dream.created", 7, id="e")
     client.delete(Keys(settings.channel_prefix).event("e"))
     assert json.loads(invoke("get", "e").stdout)["payload"] == 7
 
 
 def test_an_event_that_is_not_there_is_named(invoke: Invoke, settings: BridgeSettings) -> None:
-    """Status 1, where it was looked for, and where to look on."""
+    """For an unknown event the status is 1, and the error says where it was searched and what to try next."""
     output = invoke("get", "e", expect=1).output
     assert f"there is no event e below {settings.channel_prefix} at {settings.redacted_url}" in output
     assert "bus dead list --id e" in output

@@ -1,4 +1,4 @@
-"""``bus replay`` and ``bus dead``: with real workers and processes from end to end, and what they say."""
+"""``bus replay`` and ``bus dead``: their options, output and errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.entries import EntryFilter
 from tests.support.apps import Invoke
 from tests.support.replays import Replays
-
-# What they say
 
 
 @pytest.mark.parametrize(
@@ -31,7 +29,7 @@ from tests.support.replays import Replays
     ],
 )
 def test_wrong_usage_is_named(invoke: Invoke, command: str, says: str) -> None:
-    """A mistake in the command line ends with status 2 and what to write instead."""
+    """A mistake in the command line ends with status 2, and the error says what to write instead."""
     assert says in invoke(*command.split(), expect=2).output
 
 
@@ -47,13 +45,13 @@ def test_wrong_usage_is_named(invoke: Invoke, command: str, says: str) -> None:
     ],
 )
 def test_what_cannot_be_done_is_named(invoke: Invoke, command: str, says: str) -> None:
-    """What is not there ends with status 1 and what to do."""
+    """If the requested data does not exist, the status is 1, and the error says what to do."""
     assert says in invoke(*command.split(), expect=1).output
 
 
 @pytest.mark.parametrize("command", ["dead list", "dead purge --all", "replay --all", "dead show 1-1"])
 def test_a_redis_that_is_away_is_named(invoke: Invoke, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Redis every command ends with one line that names it."""
+    """Without Redis every command ends with one line that names its address."""
     monkeypatch.setenv("REDIS_URL", "redis://:s3cret@127.0.0.1:1/0")
     output = invoke(*command.split(), expect=3).output
     assert "Redis at redis://127.0.0.1:1/0 does not answer" in output
@@ -62,7 +60,7 @@ def test_a_redis_that_is_away_is_named(invoke: Invoke, command: str, monkeypatch
 
 
 def test_other_filters_under_one_name_are_refused(invoke: Invoke, bus: EventBus) -> None:
-    """A name belongs to what was asked first, time as it was written."""
+    """The name of a replay belongs to its first filters, with times as they were written."""
     bus.publish("dream.created", id="e")
     invoke("replay", "--since", "1h", "--name", "r")
     assert "has finished before" in invoke("replay", "--since", "1h", "--name", "r").output
@@ -74,7 +72,7 @@ def test_other_filters_under_one_name_are_refused(invoke: Invoke, bus: EventBus)
 
 
 def test_a_dry_run_shows_and_counts(invoke: Invoke, replays: Replays, bus: EventBus) -> None:
-    """The first events, how many in all, and why some cannot be replayed; for programs, all of them."""
+    """A dry run shows the first events, the total, and why some cannot be replayed; with --json it shows all."""
     for number in range(25):
         bus.publish("dream.created", id=f"e{number}")
     output = invoke("replay", "--handler", "t.exact", "--dry-run").stdout
@@ -96,7 +94,7 @@ def test_a_dry_run_shows_and_counts(invoke: Invoke, replays: Replays, bus: Event
 
 
 def test_dead_letters_are_listed_and_shown(invoke: Invoke, replays: Replays) -> None:
-    """A table for people, in which nothing commands the terminal, and JSON for programs."""
+    """Dead letters are a table without control characters for people, and JSON for programs."""
     event = Event(type="dream.created", id="e", payload="\x1b[31mred")
     replays.letters.add(
         DeadLetter.of_event("failure", "\x1b[31m" + "d" * 99, event, event.encode(), "t.exact", "t1", traceback="a\nb")
@@ -117,7 +115,7 @@ def test_dead_letters_are_listed_and_shown(invoke: Invoke, replays: Replays) -> 
 
 
 def test_dead_letters_are_removed_with_force(invoke: Invoke, replays: Replays) -> None:
-    """Exactly those that the filters say; without a terminal there is nobody to ask."""
+    """Exactly the selected dead letters are removed; without a terminal to confirm on, --force is required."""
     for number in range(250):
         replays.park(number)
     replays.park(250, reason="payload")

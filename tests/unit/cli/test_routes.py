@@ -1,4 +1,4 @@
-"""``bus routes``: every handler, and what an event of some type becomes."""
+"""``bus routes``: every handler, and the tasks that an event of a given type causes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def only(invoke: Invoke, register_handlers: Callable[..., None]) -> Callable[..., None]:
-    """Register these handlers, and not those of ``say``."""
+    """Register these handlers in place of those of ``invoke``."""
 
     def register(*names: str) -> None:
         registry.clear()
@@ -34,7 +34,7 @@ def rows(invoke: Invoke, *arguments: str, expect: int = 0) -> list[dict[str, Any
 
 
 def test_every_handler_is_listed(invoke: Invoke, only: Callable[..., None]) -> None:
-    """One row for each of its patterns, with queue and options that are not the usual ones."""
+    """There is one row for each pattern of a handler, with its queue and its options that are not defaults."""
     only("t.glob", "t.own", "t.limited", "t.chosen", "t.delayed")
     found = {(row["handler"], row["events"]): row for row in rows(invoke)}
     assert found.keys() == {
@@ -60,7 +60,7 @@ def test_every_handler_is_listed(invoke: Invoke, only: Callable[..., None]) -> N
 def test_rules_have_rows_of_their_own(
     invoke: Invoke, only: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where bridge_routes sends some events of a handler elsewhere; the decorator wins, and so does the first rule."""
+    """If bridge_routes match some events of a handler, these have a separate row; decorator and first rule win."""
     only("t.all", "t.own")
     rules = {"billing.paid": {"queue": "paid"}, "billing.*": {"queue": "billing", "priority": 3}}
     monkeypatch.setenv("BRIDGE_ROUTES", json.dumps(rules))
@@ -83,7 +83,7 @@ def test_the_queue_is_where_tasks_really_go(
     bus: EventBus,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the command says is what the subscriber does."""
+    """The queues that the command prints are those that the subscriber uses."""
     only("t.own", "t.plain")
     rules = {"billing.*": {"queue": "billing"}}
     monkeypatch.setenv("BRIDGE_ROUTES", json.dumps(rules))
@@ -92,12 +92,12 @@ def test_the_queue_is_where_tasks_really_go(
     start_subscriber(routes=rules)
     bus.publish("billing.paid", id="e")
     for handler, queue in said:
-        eventually(lambda queue=queue: queues.length(queue), f"a message in {queue}")
+        eventually(lambda queue=queue: queues.length(queue), f"a message is in {queue}")
         assert [message["headers"]["task"] for message in queues.messages(queue)] == [handler]
 
 
 def test_no_redis_is_needed(invoke: Invoke, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the bus, nor the broker, nor the result backend is asked."""
+    """The command contacts neither the bus, nor the broker, nor the result backend."""
     nowhere = "redis://127.0.0.1:1/0"
     monkeypatch.setenv("REDIS_URL", nowhere)
     app.conf.update(broker_url=nowhere, result_backend=nowhere)
@@ -105,7 +105,7 @@ def test_no_redis_is_needed(invoke: Invoke, app: Celery, monkeypatch: pytest.Mon
 
 
 def test_what_matches_nothing_is_guessed(invoke: Invoke) -> None:
-    """Status 1, and the type that may have been meant."""
+    """For a type without handlers the status is 1, and the error suggests a similar type."""
     assert (
         "no handler takes dream.craeted; did you mean dream.created?"
         in invoke("routes", "--match", "dream.craeted", expect=1).stderr
@@ -114,13 +114,13 @@ def test_what_matches_nothing_is_guessed(invoke: Invoke) -> None:
 
 
 def test_without_handlers_it_says_what_to_import(invoke: Invoke, only: Callable[..., None]) -> None:
-    """Status 1."""
+    """Without handlers the status is 1, and the error asks whether their modules are imported."""
     only()
     assert "Are the modules with @on_event imported?" in invoke("routes", expect=1).stderr
 
 
 def test_a_route_that_cannot_work_is_shown(invoke: Invoke, app: Celery) -> None:
-    """Status 1; the other handlers are listed all the same."""
+    """A route that raises an error is shown with it, all handlers are listed, and the status is 1."""
 
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("no such thing")
@@ -133,5 +133,5 @@ def test_a_route_that_cannot_work_is_shown(invoke: Invoke, app: Celery) -> None:
 
 @pytest.mark.parametrize("pattern", ["a", "*", "dream.*", "a?c", "[abc]x", "[^x]*", r"a\*b", "[a-c]", "a.[^a-z]"])
 def test_the_example_of_a_pattern_matches_it(pattern: str) -> None:
-    """It stands for all events of that pattern."""
+    """The example type of a pattern matches that pattern."""
     assert compile_pattern(pattern).fullmatch(_example(pattern))

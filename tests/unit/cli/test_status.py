@@ -1,4 +1,4 @@
-"""``bus status``: how the groups get on, told within seconds."""
+"""``bus status``: the state of the bus and its consumer groups, within seconds."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ def keys(prefix: str) -> Keys:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Subscribers in this process say how they are, and find it out, many times a second."""
+    """Subscribers in this process check and report their status many times a second."""
     monkeypatch.setattr(monitoring, "HEARTBEAT_INTERVAL_S", 0.05)
     monkeypatch.setattr(health, "_KEEP_BROKER_S", 0.1)
 
 
 def told(invoke: Invoke) -> dict[str, Any]:
-    """What is told to programs, in one line."""
+    """Return the output for programs, which is one line."""
     (line,) = invoke("status", "--json").stdout.splitlines()
     found: dict[str, Any] = json.loads(line)
     return found
 
 
 def subscriber(invoke: Invoke) -> dict[str, Any]:
-    """What is told to programs of the only one, once it has said something."""
+    """Return the only subscriber of the output for programs, after its first report."""
 
     def subscribers() -> list[dict[str, Any]]:
         (group,) = told(invoke)["groups"]
         return list(group["subscribers"])
 
-    (one,) = eventually(subscribers, "it says that it lives")
+    (one,) = eventually(subscribers, "the subscriber is listed")
     return dict(one)
 
 
 def table(text: str, first: str) -> list[list[str]]:
-    """The rows below the header that begins with *first*, up to an empty line; cells are two spaces apart."""
+    """Return the rows below the header that begins with *first*, up to an empty line, split at spaces."""
     lines = text.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(first))
     rows = lines[start + 1 :]
@@ -73,7 +73,7 @@ def table(text: str, first: str) -> list[list[str]]:
 
 @pytest.fixture
 def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> None:
-    """A group with something of everything, and another one that has nothing to do."""
+    """A group with a backlog, tasks, dead letters and subscribers, and another group that is idle."""
     bus.publish_many([Event(type="dream.created", id=f"e{number}") for number in range(10)])
     client.xgroup_create(keys.journal, "tests", id="0")
     client.xgroup_create(keys.journal, "idle", id="$")
@@ -86,7 +86,7 @@ def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> 
     now_s = int(client.time()[0])
     problems, gap_ms = ["cannot", "will not"], (now_s - 7300) * 1000
     for after_s, one in (
-        (60, Presence("well", "here", dispatched_per_s=2.5)),  # a minute ahead: it lives as long as the test
+        (60, Presence("well", "here", dispatched_per_s=2.5)),  # a minute ahead, so it is alive during the test
         (60, Presence("tired", "there", problems, gap_ms=gap_ms)),
         (60, Presence("waiting", waits="queue celery is full")),
         (-8, Presence("lost", dispatched_per_s=99.0)),
@@ -98,7 +98,7 @@ def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> 
 def test_what_programs_get(
     invoke: Invoke, busy: None, client: Redis, keys: Keys, settings: BridgeSettings, server: RedisServer
 ) -> None:
-    """One object: the clock and settings of the server, the journal, and every group with its subscribers."""
+    """The output is one object: time and settings of the server, the journal, and all groups with their subscribers."""
     found = told(invoke)
     assert set(found) == {"at_ms", "group", "server", "journal", "groups"}
     now_ms = client.time()[0] * 1000
@@ -129,7 +129,7 @@ def test_what_programs_get(
 
 
 def test_a_bus_that_nobody_has_used(invoke: Invoke) -> None:
-    """No journal and no group are no error, and said."""
+    """A bus without a journal and groups is not an error, and the output says so."""
     lines = invoke("status").stdout.splitlines()
     assert lines[1].startswith("journal  0 entries of test:")
     assert lines[2:] == ["group    tests is not there: no subscriber of this application has run here yet"]
@@ -138,7 +138,7 @@ def test_a_bus_that_nobody_has_used(invoke: Invoke) -> None:
 
 
 def test_a_group_of_others_only(invoke: Invoke, client: Redis, bus: EventBus, keys: Keys) -> None:
-    """They are shown, and that ours is missing."""
+    """Groups of other applications are shown, and our group is reported as missing."""
     bus.publish("a.b")
     client.xgroup_create(keys.journal, "others", id="0")
     text = invoke("status").stdout
@@ -152,10 +152,10 @@ def test_a_group_of_others_only(invoke: Invoke, client: Redis, bus: EventBus, ke
 def test_a_queue_that_is_full(
     invoke: Invoke, start_subscriber: StartSubscriber, often: None, bus: EventBus, client: Redis, prefix: str
 ) -> None:
-    """The backlog grows, the subscriber says what it waits for, and is ready; emptied, it goes on."""
+    """While a queue is full, the backlog grows, and the subscriber stays ready and reports it; then it continues."""
     start_subscriber("one", max_queue_length=5, batch_size=5)
     bus.publish_many([Event(type="dream.created") for _ in range(40)])
-    eventually(lambda: subscriber(invoke)["waits"] and subscriber(invoke)["ready"], "it says that it waits", 10)
+    eventually(lambda: subscriber(invoke)["waits"] and subscriber(invoke)["ready"], "the full queue is reported", 10)
     found = told(invoke)["groups"][0]
     assert 20 <= found["backlog"] <= 35
     assert found["in_flight"] == 40 - found["backlog"]
@@ -167,27 +167,27 @@ def test_a_queue_that_is_full(
         client.delete(f"broker:{prefix}celery")
         return bool(told(invoke)["groups"][0]["backlog"] == 0)
 
-    eventually(worked_off, "it has gone on")
+    eventually(worked_off, "the backlog is dispatched")
 
 
 def test_a_subscriber_without_its_broker(
     invoke: Invoke, start_subscriber: StartSubscriber, often: None, proxy: Proxy, far_app: Celery
 ) -> None:
-    """It lives, and says why it is not ready."""
+    """A subscriber without its broker is alive but not ready, and its status contains the reason."""
     start_subscriber("one", app=far_app)
     proxy.refuse()
-    eventually(lambda: "broker: " in " ".join(subscriber(invoke)["problems"]), "it says so", 10)
+    eventually(lambda: "broker: " in " ".join(subscriber(invoke)["problems"]), "the problem is reported", 10)
     assert (subscriber(invoke)["alive"], subscriber(invoke)["ready"]) == (True, False)
     assert "broker: " in invoke("status").stdout
 
 
-# What the server tells, and what it does not
+# Server information and untrusted data
 
 
 def test_a_user_who_may_not_ask_the_server(
     invoke: Invoke, own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without INFO and CONFIG everything else is told, and those settings are unknown."""
+    """Without permission for INFO and CONFIG, their settings are unknown, and everything else is shown."""
     with Redis.from_url(own_server.url) as admin:
         admin.execute_command("ACL SETUSER bus on >s3cret ~* &* +@all -info -config")
     monkeypatch.setenv("REDIS_URL", own_server.url.replace("//", "//bus:s3cret@"))
@@ -199,7 +199,7 @@ def test_a_user_who_may_not_ask_the_server(
 
 
 def test_a_durable_server_is_told(invoke: Invoke, own_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own settings, not those one hopes for."""
+    """The settings shown are those of the server."""
     monkeypatch.setenv("REDIS_URL", own_server.url)
     with Redis.from_url(own_server.url) as admin:
         admin.config_set("maxmemory", 100_000_000)
@@ -211,7 +211,7 @@ def test_a_durable_server_is_told(invoke: Invoke, own_server: RedisServer, monke
 def test_what_others_wrote_commands_nothing(
     invoke: Invoke, client: Redis, keys: Keys, settings: BridgeSettings
 ) -> None:
-    """Names of groups, consumers and subscribers are anybody's; rubbish among the presences is left out."""
+    """Control characters in names are escaped, and invalid subscriber records are left out."""
     evil = "\x1b[2J[red]\r\x07"
     client.xgroup_create(keys.journal, evil, id="0", mkstream=True)
     client.xgroup_createconsumer(keys.journal, evil, evil)
@@ -226,7 +226,7 @@ def test_what_others_wrote_commands_nothing(
 
 
 def test_a_bus_that_is_cut(invoke: Invoke, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told with status 3 at once, when it refuses and when it hangs; back again, so is its state."""
+    """If the bus refuses connections or hangs, the status is 3 within seconds; afterwards it is 0 again."""
     monkeypatch.setenv("REDIS_URL", proxy.url)
     assert told(invoke)["groups"] == []
     for cut in (proxy.refuse, proxy.blackhole):

@@ -1,4 +1,4 @@
-"""``bus trace``: what came of an event, as a tree that fits a screen."""
+"""``bus trace``: the tasks and events caused by an event, as a tree."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def keys(prefix: str) -> Keys:
 
 
 def shape(text: str) -> str:
-    """The tree without ids, times and branches."""
+    """Return the tree without ids, times and branches."""
     found = ""
     for line in text.splitlines():
         indent, name, rest = re.match(r"([ │├└─]*)(\S+)  (\S+)", line).groups()  # type: ignore[union-attr]  # else fail
@@ -52,12 +52,12 @@ def shape(text: str) -> str:
     return found
 
 
-# What is in Redis without a worker
+# The state in Redis without a worker
 
 
 @pytest.mark.parametrize("unknown", ["unknown", "x" * 10_000, "a b", "\x1b[2J", ""])
 def test_an_unknown_id(trace: Callable[..., Result], unknown: str) -> None:
-    """Status 1, and one line that says what that means; nothing for a program."""
+    """For an unknown id the status is 1 with one line of explanation, and no output for programs."""
     for arguments in ([unknown], [unknown, "--json"]):
         result = trace(*arguments, expect=1)
         assert result.stdout == ""
@@ -69,7 +69,7 @@ def test_an_unknown_id(trace: Callable[..., Result], unknown: str) -> None:
 def test_states_without_a_worker(
     trace: Callable[..., Result], bus: EventBus, client: Redis, settings: BridgeSettings, keys: Keys
 ) -> None:
-    """Waiting in the journal, sent to its queue, running, about to be tried again."""
+    """Without a worker, tasks are shown as waiting, skipped, sent, started or to be retried."""
     client.xgroup_create(keys.journal, "tests", id="0", mkstream=True)
     bus.publish("sleepy.created", 1, id="first")
     assert shape(trace("first").stdout) == "sleepy.created\n   sleepy WAITING\n"
@@ -88,7 +88,7 @@ def test_states_without_a_worker(
 def test_an_event_that_is_retained_no_more(
     trace: Callable[..., Result], bus: EventBus, client: Redis, keys: Keys
 ) -> None:
-    """It keeps its place in the chain, and its id."""
+    """An expired event keeps its id and its place in the chain."""
     first = bus.publish("other.first", id="first").event
     bus.publish(first.child("other.made", id="below"))
     client.delete(keys.event("first"), keys.journal)
@@ -97,7 +97,7 @@ def test_an_event_that_is_retained_no_more(
 
 
 def test_what_is_not_shown_is_told(trace: Callable[..., Result], bus: EventBus) -> None:
-    """Of many consequences, and of many events that begin a chain, a number is left."""
+    """If too many consequences or first events of a chain exist, the number of hidden ones is shown."""
     bus.publish("other.made", id="root")
     bus.publish_many([Event(type="a.b", id=f"n{number}", metadata={"causationId": "root"}) for number in range(70)])
     bus.publish_many([Event(type="a.b", id=f"c{number}", correlation_id="chain") for number in range(80)])
@@ -114,6 +114,6 @@ def test_what_is_not_shown_is_told(trace: Callable[..., Result], bus: EventBus) 
 
 
 def test_redis_that_is_away(trace: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 3, and nothing for a program."""
+    """If Redis is unavailable, the status is 3, and there is no output for programs."""
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     assert trace("e", "--json", expect=3).stdout == ""

@@ -1,4 +1,4 @@
-"""The journal as people look at it: backwards, a piece at a time, and without taking anything from anybody."""
+"""Reading the journal for people: newest first, in pages, and without side effects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ids(headers: list[Header]) -> list[str]:
 
 
 def test_the_newest_come_first(bus: EventBus, client: Redis, history: History, round_trips: RoundTrips) -> None:
-    """As many as are asked for, from the end or from before an entry; what replays appended is marked."""
+    """The newest entries come first, from the end or from before an entry, and replayed ones are marked."""
     assert history.newest(10) == []
     bus.publish_many([Event(type="a.b", id=f"n{number}", payload="x" * 100) for number in range(130)])
     all_ids = [f"n{number}" for number in range(129, -1, -1)]
@@ -40,7 +40,7 @@ def test_the_newest_come_first(bus: EventBus, client: Redis, history: History, r
 
 
 def test_entries_that_others_wrote(client: Redis, settings: BridgeSettings, history: History) -> None:
-    """What is no event is shown as far as it goes."""
+    """Invalid entries are shown as far as they can be read."""
     client.xadd(Keys(settings.channel_prefix).journal, {"what": "ever"})
     client.xadd(Keys(settings.channel_prefix).journal, {b"id": b"\xff", b"type": b"t"})
     assert [(one.event_id, one.event_type) for one in history.newest(5)] == [("\ufffd", "t"), ("", "")]
@@ -49,7 +49,7 @@ def test_entries_that_others_wrote(client: Redis, settings: BridgeSettings, hist
 def test_an_event_from_its_key_or_from_the_journal(
     bus: EventBus, client: Redis, settings: BridgeSettings, history: History
 ) -> None:
-    """Whole, while either is there; an entry id that a new journal gave to another event is not taken for it."""
+    """An event is read from its key or from the journal, but not from an entry id that a new journal has reused."""
     keys = Keys(settings.channel_prefix)
     published = bus.publish("a.b", {"n": 1}, id="e").event
     assert history.event("e") == published
@@ -67,7 +67,7 @@ def test_an_event_from_its_key_or_from_the_journal(
 
 
 def test_looking_takes_nothing(bus: EventBus, client: Redis, settings: BridgeSettings, history: History) -> None:
-    """Groups and consumers stay as they are."""
+    """Reading history changes neither groups nor consumers."""
     journal = Keys(settings.channel_prefix).journal
     bus.publish("a.b", id="e")
     client.xgroup_create(journal, "tests", id="0")

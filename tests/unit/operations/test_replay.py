@@ -1,4 +1,4 @@
-"""Replays on a real Redis: what is appended, what is not, and that an interruption neither misses nor repeats."""
+"""Replays on a real Redis: which events are appended, and that an interruption neither skips nor repeats any."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def publish(bus: EventBus, count: int, event_type: str = "dream.created", first:
 
 
 def test_what_a_replay_appends(replays: Replays, bus: EventBus, client: Redis) -> None:
-    """The event with its id, marked, addressed to group and handler; neither broadcast nor kept in its key."""
+    """A replay appends the event with its id, marked, for one group and handler, without broadcast and event key."""
     publish(bus, 1)
     client.delete(replays.keys.event("n0"), replays.keys.seen("n0"))
     with client.pubsub() as listener:
         listener.psubscribe(replays.keys.all_channels)
-        eventually(lambda: listener.get_message(timeout=1), "the subscription")
+        eventually(lambda: listener.get_message(timeout=1), "the listener is subscribed")
         progress = last(replays.journal(handler="t.exact").run(FAST))
         assert listener.get_message(timeout=0.1) is None
     assert (progress.replayed, progress.skipped, progress.finished) == (1, 0, True)
@@ -53,7 +53,7 @@ def test_what_a_replay_appends(replays: Replays, bus: EventBus, client: Redis) -
 
 
 def test_a_replay_of_the_journal_does_not_feed_on_itself(replays: Replays, bus: EventBus) -> None:
-    """Neither its own entries nor those of another replay are replayed; events that come meanwhile are not either."""
+    """A replay appends neither entries of replays nor events that are published after it started."""
     publish(bus, 25)
     steps = replays.journal("one").run(50)  # steps of five
     next(steps)
@@ -64,7 +64,7 @@ def test_a_replay_of_the_journal_does_not_feed_on_itself(replays: Replays, bus: 
 
 
 def test_selection_from_the_journal(replays: Replays, bus: EventBus, client: Redis) -> None:
-    """By time, type, id, and by what a handler takes; the entries without a match are not touched."""
+    """Entries are selected by time, type, id and by the types of a handler; others are not replayed."""
     publish(bus, 3)
     publish(bus, 2, "billing.paid", first=3)
     times = [int(entry.partition(b"-")[0]) for entry, _ in client.xrange(replays.keys.journal)]
@@ -86,7 +86,7 @@ def test_selection_from_the_journal(replays: Replays, bus: EventBus, client: Red
 
 
 def test_a_dry_run_writes_nothing(replays: Replays, bus: EventBus, client: Redis) -> None:
-    """What would be replayed is listed, also of the rest of one that was interrupted; Redis stays as it is."""
+    """A dry run lists what a replay, or the rest of an interrupted one, would append, and changes nothing in Redis."""
     publish(bus, 20)
     for _ in range(2):
         assert len(list(replays.journal().remaining())) == 20
@@ -97,7 +97,7 @@ def test_a_dry_run_writes_nothing(replays: Replays, bus: EventBus, client: Redis
 
 
 def test_an_interrupted_replay_goes_on(own_server: RedisServer, prefix: str) -> None:
-    """Left after every single step, and with the scripts forgotten each time, it misses and repeats nothing."""
+    """A replay that is interrupted after each step, with the scripts flushed, skips and repeats nothing."""
     with EventBus(redis_url=own_server.url, channel_prefix=prefix, group="tests") as bus:
         bench = Replays(bus.client, bus.settings)
         publish(bus, 103)
@@ -106,14 +106,14 @@ def test_an_interrupted_replay_goes_on(own_server: RedisServer, prefix: str) -> 
             progress = next(bench.journal().run(100))  # steps of ten
             left_ms = bus.client.pttl(bench.keys.replay("tests", "r"))
             assert bus.settings.dedup_ttl_ms - 60_000 < left_ms <= bus.settings.dedup_ttl_ms
-            bus.client.pexpire(bench.keys.replay("tests", "r"), 60_000)  # as if it had been left for long
+            bus.client.pexpire(bench.keys.replay("tests", "r"), 60_000)  # as after a long interruption
         assert progress.finished
         assert bench.ids() == [f"n{number}" for number in range(103)]
         assert (progress.replayed, bench.journal().progress()) == (103, progress)
 
 
 def test_a_finished_replay_does_nothing(replays: Replays, bus: EventBus) -> None:
-    """Its name says what it did; running it again appends nothing, whatever has come since."""
+    """Running a finished replay again appends nothing, and its progress stays available."""
     publish(bus, 3)
     done = last(replays.journal().run(FAST))
     publish(bus, 3, first=3)
@@ -124,7 +124,7 @@ def test_a_finished_replay_does_nothing(replays: Replays, bus: EventBus) -> None
 
 
 def test_a_lost_reply_does_not_repeat_a_step(replays: Replays, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step whose reply is lost is sent again, and appended once."""
+    """A step whose reply is lost is sent again and appended once."""
     publish(bus, 30)
     replay, lost = replays.journal(), 0
     script = replay._replay
@@ -145,7 +145,7 @@ def test_a_lost_reply_does_not_repeat_a_step(replays: Replays, bus: EventBus, mo
 
 
 def test_two_processes_with_one_name_repeat_nothing(replays: Replays, bus: EventBus) -> None:
-    """A second one that is not in step is told so; together they append each event once."""
+    """If two processes run the same replay, one gets an error; together they append each event once."""
     publish(bus, 30)
     first, second = replays.journal().run(100), replays.journal().run(50)
     next(first)
@@ -157,7 +157,7 @@ def test_two_processes_with_one_name_repeat_nothing(replays: Replays, bus: Event
 
 
 def test_the_rate_is_held(replays: Replays, bus: EventBus) -> None:
-    """30 events at 60 per second take half a second, less the first step."""
+    """30 events at 60 per second take half a second, minus the first step."""
     publish(bus, 30)
     began = time.monotonic()
     assert last(replays.journal().run(60)).replayed == 30
@@ -165,7 +165,7 @@ def test_the_rate_is_held(replays: Replays, bus: EventBus) -> None:
 
 
 def test_misuse_is_named(replays: Replays, bus: EventBus) -> None:
-    """Other filters under the same name, names that are none, and nothing that matches; nothing is written."""
+    """Other filters under the same name, an invalid name and no matching events are errors, and nothing is written."""
     with pytest.raises(BridgeError, match="nothing to replay matches"):
         next(replays.journal().run(FAST))
     publish(bus, 3)
@@ -181,7 +181,7 @@ def test_misuse_is_named(replays: Replays, bus: EventBus) -> None:
 
 
 def test_replayed_events_of_any_size(replays: Replays, bus: EventBus) -> None:
-    """An event at the limit is replayed although its mark makes it larger."""
+    """An event at the size limit is replayed although its mark makes it larger."""
     event = Event(type="dream.created", id="large", payload="x" * 1000)
     bus.publish(event.type, event.payload, id=event.id)
     small = replays.settings.model_copy(update={"max_event_bytes": 100})
@@ -191,7 +191,7 @@ def test_replayed_events_of_any_size(replays: Replays, bus: EventBus) -> None:
     assert last(replay.run(FAST)).replayed == 1
 
 
-# Through a subscriber
+# With a subscriber
 
 
 def test_a_replay_reaches_one_group_and_handler(
@@ -202,18 +202,18 @@ def test_a_replay_reaches_one_group_and_handler(
     queues: Queues,
     settings: BridgeSettings,
 ) -> None:
-    """The other handlers of the event get nothing, nor does another group on the same bus."""
+    """A replay reaches neither other handlers of the event nor other groups on the same bus."""
     register_handlers("t.exact", "t.all")
     start_subscriber()
     other = start_subscriber("other", group="others")
     publish(bus, 2)
-    eventually(lambda: queues.length() == 8, "two handlers in two groups")
+    eventually(lambda: queues.length() == 8, "messages of two handlers in two groups are queued")
     first = {message["headers"]["id"] for message in queues.messages()}
     last(replays.journal("again", "t.exact", lambda name: name == "dream.created").run(FAST))
-    eventually(lambda: queues.length() == 10, "the replayed messages")
+    eventually(lambda: queues.length() == 10, "the replayed messages are queued")
     publish(bus, 1, first=2)
-    eventually(lambda: queues.length() == 14, "what comes after them")
-    eventually(lambda: other.info()["dispatched"] == 6, "the other group is through")
+    eventually(lambda: queues.length() == 14, "later messages are queued")
+    eventually(lambda: other.info()["dispatched"] == 6, "the other group has dispatched its events")
     later = [message["headers"] for message in queues.messages() if message["headers"]["id"] not in first]
     again = [header for header in later if "n2" not in header["argsrepr"]]
     assert {header["id"] for header in again} == {
@@ -225,7 +225,7 @@ def test_a_replay_reaches_one_group_and_handler(
 def test_what_expires_under_a_replay_is_said(
     replays: Replays, bus: EventBus, client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Trimming that overtakes an interrupted replay takes events from it: it warns, and replays what is left."""
+    """If the journal is trimmed past an interrupted replay, it logs a warning and replays the remaining events."""
     publish(bus, 30)
     replay = replays.journal()
     next(replay.run(rate=100))  # ten of them

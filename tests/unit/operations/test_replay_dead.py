@@ -1,4 +1,4 @@
-"""Replays of dead letters on a real Redis: each is moved to the journal, or stays where it is."""
+"""Replays of dead letters on a real Redis: each is moved to the journal or stays a dead letter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 
 
 def test_a_dead_letter_is_moved(replays: Replays, client: Redis) -> None:
-    """It leaves the dead letters as it enters the journal, for the handler that failed; its bytes go with it."""
+    """A dead letter is moved to the journal in one step, for the handler that failed, and its bytes are subtracted."""
     for number in range(4):
         replays.park(number, reason="failure" if number % 2 else "payload")
     assert last(replays.dead(reason="fail*").run(FAST)).replayed == 2
@@ -36,7 +36,7 @@ def test_a_dead_letter_is_moved(replays: Replays, client: Redis) -> None:
 
 
 def test_dead_letters_that_fail_again_meanwhile_are_left(replays: Replays) -> None:
-    """What comes to the dead letters after a replay began is not part of it: it ends."""
+    """A dead letter that is written after a replay started is not part of it, so the replay ends."""
     for number in range(10):
         replays.park(number)
     steps = replays.dead().run(50)
@@ -47,7 +47,7 @@ def test_dead_letters_that_fail_again_meanwhile_are_left(replays: Replays) -> No
 
 
 def test_a_letter_dropped_meanwhile_stays_out(replays: Replays) -> None:
-    """A letter that was read for a replay and dropped before its step is not replayed after all."""
+    """A dead letter that is deleted after it was read for a replay is not replayed."""
     replays.park(0)
     replays.park(1)
     replay = replays.dead()
@@ -59,7 +59,7 @@ def test_a_letter_dropped_meanwhile_stays_out(replays: Replays) -> None:
 
 
 def test_letters_without_a_whole_event_stay(replays: Replays) -> None:
-    """Broken and truncated messages, spoofed types, taken ids and handlers that are gone: counted, named, and kept."""
+    """Dead letters that cannot become an event for a known handler are counted, reported and kept."""
     whole = Event(type="dream.created", id="whole").encode()
     long = Event(type="dream.created", id="long", payload="x" * 5000).encode()
     other = Event(type="dream.created", id="whole", payload="other").encode()
@@ -94,28 +94,28 @@ def test_letters_without_a_whole_event_stay(replays: Replays) -> None:
 def test_a_subscriber_without_the_handler_keeps_the_letter(
     replays: Replays, register_handlers, start_subscriber: StartSubscriber, queues: Queues
 ) -> None:
-    """As in a deployment: what only newer subscribers could dispatch is a dead letter again, and can be replayed."""
+    """If a subscriber does not have the handler yet, the event is a dead letter again and can be replayed later."""
     replays.park(1)
     last(replays.dead("early").run(FAST))
     register_handlers("t.plain")
     old = start_subscriber("old")
-    (letter,) = eventually(lambda: replays.letters.latest(10), "the dead letter")
+    (letter,) = eventually(lambda: replays.letters.latest(10), "the dead letter is written again")
     assert (letter.reason, letter.handler, letter.event_id) == ("no_handler", "t.exact", "n1")
     assert letter.event().replay == "early"
     old.stop()
     register_handlers("t.exact")
     start_subscriber("new")
     last(replays.dead("late").run(FAST))
-    eventually(lambda: queues.length() == 1, "the message")
+    eventually(lambda: queues.length() == 1, "the message is queued")
     assert queues.messages()[0]["headers"]["id"] == task_id_for("tests", "n1", "t.exact", "late")
     assert not replays.letters.latest(10)
 
 
 def test_replays_at_once_move_each_letter_once(replays: Replays, server: RedisServer, settings: BridgeSettings) -> None:
-    """Several of other names on the same letters: each letter goes with one of them, and none is left."""
+    """Concurrent replays with different names move each dead letter exactly once."""
     for number in range(60):
         replays.park(number)
-    all_begun = Barrier(3)  # one that begins when none is left is an error
+    all_begun = Barrier(3)  # a replay without any dead letter is an error
 
     def run(name: str) -> int:
         with Redis.from_url(server.url) as own:
@@ -131,7 +131,7 @@ def test_replays_at_once_move_each_letter_once(replays: Replays, server: RedisSe
 
 
 def test_a_full_redis_loses_no_letter(own_server: RedisServer, settings: BridgeSettings) -> None:
-    """While Redis refuses the entry the letter stays; the same replay then goes on."""
+    """While Redis refuses the entry, the dead letter is kept; afterwards the same replay resumes."""
     with Redis.from_url(own_server.url) as client:
         bench = Replays(client, settings.model_copy(update={"publish_attempts": 1}))
         bench.park(0)

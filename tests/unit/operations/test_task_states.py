@@ -1,4 +1,4 @@
-"""States of tasks as the ledger, its dead letters and the result backend tell them."""
+"""States of tasks from the ledger, its dead letters and the result backend."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HERE = "tests.chains"
 
 @pytest.fixture
 def state(user_app: Celery, client: Redis, settings: BridgeSettings) -> Callable[[], str]:
-    """The state of the one task of event "e"."""
+    """A function that returns the state of the only task of event "e"."""
 
     def read() -> str:
         ((task,),) = TaskStates(user_app, Storage(client, settings)).states([("e", "plain.made")])
@@ -45,15 +45,15 @@ def test_states_of_a_task_from_the_journal_to_its_end(
     state: Callable[[], str],
     settings: BridgeSettings,
 ) -> None:
-    """WAITING in the journal, SENT in the queue, STARTED while it runs, RETRY until it comes again, SUCCESS."""
+    """A task is WAITING in the journal, SENT in the queue, STARTED in a run, RETRY before a retry, then SUCCESS."""
     ledger, task_id = Storage(client, settings).ledger, task_id_for("tests", "e", f"{HERE}.plain")
     bus.publish("plain.made", id="e")
     assert state() == "WAITING"
     client.xgroup_create(Keys(settings.channel_prefix).journal, "tests", id="0")
     client.xreadgroup("tests", "dead", {Keys(settings.channel_prefix).journal: ">"})
-    assert state() == "WAITING", "a consumer has taken it, but not finished"
+    assert state() == "WAITING", "a consumer has read the entry, but not acknowledged it"
     start_subscriber(app=user_app, claim_idle_s=0.01, maintenance_interval_s=0.05)
-    eventually(lambda: state() == "SENT", "it is in its queue")
+    eventually(lambda: state() == "SENT", "the task is queued")
     ledger.start_run(task_id, "run", idempotent=True)
     assert state() == "STARTED"
     ledger.release(task_id, "run", 60_000)
@@ -76,26 +76,26 @@ def test_a_run_whose_worker_died_is_not_started(
     state: Callable[[], str],
     settings: BridgeSettings,
 ) -> None:
-    """When the lease of a run is over its task waits for its message again."""
+    """When the lease of a run has expired, its task is SENT again."""
     bus.publish("plain.made", id="e")
     start_subscriber(app=user_app)
-    eventually(lambda: state() == "SENT", "it is in its queue")
+    eventually(lambda: state() == "SENT", "the task is queued")
     short = settings.model_copy(update={"lease_s": 0.2})
     Storage(client, short).ledger.start_run(task_id_for("tests", "e", f"{HERE}.plain"), "run", idempotent=True)
     assert state() == "STARTED"
-    eventually(lambda: state() == "SENT", "its lease is over", 5)
+    eventually(lambda: state() == "SENT", "the lease has expired", 5)
 
 
 def test_failures_and_what_they_say(
     user_app: Celery, bus: EventBus, client: Redis, start_subscriber: StartSubscriber, settings: BridgeSettings
 ) -> None:
-    """FAILURE tells reason and text, and the letter while it is there."""
+    """FAILURE comes with reason and text, and with the id of the dead letter while that exists."""
     event = bus.publish("plain.made", id="e").event
     start_subscriber(app=user_app)
     letters, outcomes = Storage(client, settings).dead_letters, TaskStates(user_app, Storage(client, settings))
     task_id = task_id_for("tests", "e", f"{HERE}.plain")
     letter = DeadLetter.of_event("worker_lost", "it died", event, event.encode(), f"{HERE}.plain", task_id)
-    eventually(lambda: client.zcard(Keys(settings.channel_prefix).inflight("tests")), "it was sent")
+    eventually(lambda: client.zcard(Keys(settings.channel_prefix).inflight("tests")), "the task is sent")
     letters.end_task_with(letter, Ended(runtime_ms=-1, queue="plain"))
     ((task,),) = outcomes.states([("e", "plain.made")])
     (kept,) = letters.latest(1)
@@ -110,20 +110,20 @@ def test_failures_and_what_they_say(
 def test_skipped_tasks(
     user_app: Celery, bus: EventBus, client: Redis, start_subscriber: StartSubscriber, settings: BridgeSettings
 ) -> None:
-    """SKIPPED once the event was dispatched: where= said no, or the handler came later; no handler, no task."""
+    """After dispatch, a task is SKIPPED if the predicate refused the event; a type without handlers has no tasks."""
     outcomes = TaskStates(user_app, Storage(client, settings))
     bus.publish("trip.ticket", {"seat": 2}, id="e")
     asked = [("e", "trip.ticket"), ("e", "no.handler")]
     assert [[task.state for task in found] for found in outcomes.states(asked[:1])] == [["WAITING"]]
     start_subscriber(app=user_app)
-    eventually(lambda: [task.state for task in outcomes.states(asked[:1])[0]] == ["SKIPPED"], "it is decided")
+    eventually(lambda: [task.state for task in outcomes.states(asked[:1])[0]] == ["SKIPPED"], "the event is dispatched")
     assert outcomes.states(asked[1:]) == [[]]
 
 
 def test_many_states_take_a_few_round_trips(
     user_app: Celery, bus: EventBus, client: Redis, settings: BridgeSettings, round_trips: RoundTrips
 ) -> None:
-    """The states of 200 events are read together, in their order."""
+    """The states of 200 events are read together, in order."""
     bus.publish_many([Event(type="plain.made", id=f"n{number}") for number in range(200)])
     user_app.conf.result_backend = "disabled"
     pairs = [(f"n{number}", "plain.made") for number in range(200)]
@@ -136,13 +136,13 @@ def test_many_states_take_a_few_round_trips(
 def test_a_result_backend_that_is_away_costs_little(
     user_app: Celery, bus: EventBus, client: Redis, settings: BridgeSettings, proxy: Proxy
 ) -> None:
-    """What the ledger knows is told within some seconds, however many levels and strange tasks there are."""
+    """While the result backend hangs, states from the ledger are returned within seconds, however long the chain is."""
     user_app.conf.result_backend = proxy.url
     proxy.blackhole()
     above = "root"
     bus.publish(Event(type="plain.made", id=above))
     for number in range(10):
-        parts = {"causationId": above, "taskId": f"stranger{number}"}
+        parts = {"causationId": above, "taskId": f"elsewhere{number}"}
         above = bus.publish(Event(type="plain.made", id=f"n{number}", metadata=parts)).event.id
     with client.pipeline() as pipe:
         Storage(client, settings).ledger.end(task_id_for("tests", "n9", f"{HERE}.plain"), Ended(), pipe)
@@ -154,12 +154,12 @@ def test_a_result_backend_that_is_away_costs_little(
     states = {task.task_id: task.state for task in tasks(found.roots[0])}
     assert states[task_id_for("tests", "n9", f"{HERE}.plain")] == "SUCCESS"
     assert states[task_id_for("tests", "n8", f"{HERE}.plain")] == "WAITING"
-    assert states["stranger3"] == "UNKNOWN"
+    assert states["elsewhere3"] == "UNKNOWN"
     assert proxy.done["blackhole"] == 1
 
 
 def test_a_backend_that_refuses_costs_nothing(user_app: Celery, bus: EventBus, client: Redis, proxy: Proxy) -> None:
-    """Neither a closed port nor a disabled backend is an error of the trace."""
+    """A backend that refuses connections or is disabled causes no error of the trace."""
     bus.publish("plain.made", id="e")
     proxy.refuse()
     for backend in (proxy.url, "disabled"):

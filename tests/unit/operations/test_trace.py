@@ -1,4 +1,4 @@
-"""Traces: what came of an event, from any of its chain, whatever has expired and whoever wrote it."""
+"""Traces: the tasks and events caused by an event, starting at any event of its chain."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def tracer(user_app: Celery, client: Redis, settings: BridgeSettings) -> Tracer:
 
 
 def foreign(event_id: str, cause: str | None = None, **metadata: Any) -> Event:
-    """An event as another program writes it, which knows nothing of hops."""
+    """An event as external programs write it, without hops."""
     return Event(type="other.made", id=event_id, metadata={"causationId": cause, **metadata} if cause else None)
 
 
 def test_unknown_ids_have_no_trace(tracer: Tracer, bus: EventBus) -> None:
-    """Of an id that nothing is known of there is no trace, whatever it looks like."""
+    """An unknown id has no trace, whatever its form."""
     bus.publish("plain.made", id="known")
     for unknown in ("unknown", "", "x" * 10_000, "träume", "a*", "kno?n"):
         assert tracer.trace(unknown) is None
     assert tracer.trace("known") is not None
 
 
-# Chains as other programs write them
+# Chains of other programs
 
 
 def test_an_expired_event_in_the_middle_still_links(bus: EventBus, client: Redis, tracer: Tracer) -> None:
-    """Of an event that is gone nothing is known but its place in the chain."""
+    """An expired event keeps its place in the chain."""
     first = bus.publish("other.first", id="first").event
     middle = bus.publish(first.child("other.middle", id="middle")).event
     bus.publish(middle.child("other.last", id="last"))
@@ -48,7 +48,7 @@ def test_an_expired_event_in_the_middle_still_links(bus: EventBus, client: Redis
 
 
 def test_events_whose_key_is_gone_are_read_from_the_journal(bus: EventBus, client: Redis, tracer: Tracer) -> None:
-    """A shorter lifetime of the event keys hides nothing."""
+    """Events whose keys have expired are read from the journal."""
     first = bus.publish("other.first", id="first").event
     bus.publish(first.child("other.last", {"large": "x" * 1000}, id="last"))
     keys = Keys(bus.settings.channel_prefix)
@@ -57,7 +57,7 @@ def test_events_whose_key_is_gone_are_read_from_the_journal(bus: EventBus, clien
 
 
 def test_circles_end(bus: EventBus, tracer: Tracer) -> None:
-    """Events of other programs that cause each other are each shown once, from wherever one asks."""
+    """Events of other programs that cause each other are each shown once, for every starting event."""
     bus.publish_many([foreign("a", "c"), foreign("b", "a"), foreign("c", "b"), foreign("self", "self")])
     for asked in "abc":
         found = tracer.trace(asked)
@@ -67,7 +67,7 @@ def test_circles_end(bus: EventBus, tracer: Tracer) -> None:
 
 
 def test_long_chains_are_bounded(bus: EventBus, tracer: Tracer) -> None:
-    """Of a chain of 200 a part is shown, with the event that was asked for in it, and what is left out is told."""
+    """Of a chain of 200 events, up to 50 are shown, including the requested one, and the hidden ones are counted."""
     bus.publish_many([foreign(f"n{number}", f"n{number - 1}" if number else None) for number in range(200)])
     for asked in ("n0", "n100", "n199"):
         found = tracer.trace(asked)
@@ -81,7 +81,7 @@ def test_long_chains_are_bounded(bus: EventBus, tracer: Tracer) -> None:
 
 @pytest.mark.parametrize("way", ["cause", "chain"])
 def test_many_consequences_are_bounded(bus: EventBus, tracer: Tracer, way: str) -> None:
-    """Of 1,000 consequences, or first events of a chain, fifty are shown, the one that was asked for, and a number."""
+    """Of 1,000 consequences or first events, fifty and the requested one are shown, and the others are counted."""
     if way == "cause":
         bus.publish(foreign("root"))
     parts: dict[str, Any] = {"metadata": {"causationId": "root"}} if way == "cause" else {"correlation_id": "root"}
@@ -98,7 +98,7 @@ def test_many_consequences_are_bounded(bus: EventBus, tracer: Tracer, way: str) 
 
 
 def test_consequences_are_in_the_order_of_their_publication(bus: EventBus, tracer: Tracer) -> None:
-    """Also those of one millisecond, whatever their ids; and the first events of a chain."""
+    """Consequences and first events are in order of publication, even within one millisecond."""
     ids = [f"n{number * 7 % 40:02d}" for number in range(40)]
     bus.publish(foreign("root"))
     bus.publish_many([foreign(event_id, "root") for event_id in ids])
@@ -111,7 +111,7 @@ def test_consequences_are_in_the_order_of_their_publication(bus: EventBus, trace
 
 
 def test_wide_and_deep_is_bounded(bus: EventBus, tracer: Tracer) -> None:
-    """A chain that branches again and again ends at 500 events; how many each leaves out is told."""
+    """A trace that branches repeatedly is limited to 500 events, and hidden events are counted at each branch."""
     level = ["root"]
     bus.publish(foreign("root"))
     for _ in range(2):
@@ -128,7 +128,7 @@ def test_wide_and_deep_is_bounded(bus: EventBus, tracer: Tracer) -> None:
 
 
 def test_something_else_at_the_keys_of_a_trace(bus: EventBus, client: Redis, tracer: Tracer) -> None:
-    """Strings, lists and rubbish where index and events should be cost what they hide, and no error."""
+    """Invalid values in the keys of the index or of events hide only their part of a trace, and cause no error."""
     first = bus.publish("other.first", id="first").event
     last = bus.publish(first.child("other.last", id="last")).event
     bus.publish(last.child("other.more", id="more"))
@@ -142,11 +142,11 @@ def test_something_else_at_the_keys_of_a_trace(bus: EventBus, client: Redis, tra
     assert trees(tracer, "last") == [("other.first", [("other.last", [("(more)", [])])])]
 
 
-@pytest.mark.parametrize("task_id", ["stranger", "x" * 500, 7, None, ["a"]], ids=repr)
+@pytest.mark.parametrize("task_id", ["elsewhere", "x" * 500, 7, None, ["a"]], ids=repr)
 def test_tasks_that_nobody_knows(bus: EventBus, tracer: Tracer, task_id: Any) -> None:
-    """An event that names a task of another application hangs below that task; one that names rubbish does not."""
+    """An event that names a task of another application is shown below that task, unless the task id is invalid."""
     bus.publish_many([foreign("root"), foreign("below", "root", taskId=task_id)])
     below: Any = ("other.made", [])
-    if task_id == "stranger":
+    if task_id == "elsewhere":
         below = ("UNKNOWN", [below])
     assert trees(tracer, "root") == [("other.made", [below])]

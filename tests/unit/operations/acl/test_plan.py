@@ -1,4 +1,4 @@
-"""``bus acl``: for which servers, users and versions it prints lines, and what stands in them."""
+"""``bus acl``: the rules it prints for servers, users and versions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lines(restricted_redis: RestrictedRedis, *arguments: str, **how: Any) -> lis
 
 
 def rules(restricted_redis: RestrictedRedis, *arguments: str, **how: Any) -> str:
-    """The rules of the line for the bus."""
+    """Return the rules of the line for the bus."""
     return " ".join(lines(restricted_redis, *arguments, "--server", "bus", **how)[0]["rules"])
 
 
@@ -36,7 +36,7 @@ def rules(restricted_redis: RestrictedRedis, *arguments: str, **how: Any) -> str
 
 
 def test_a_server_gets_one_line(restricted_redis: RestrictedRedis) -> None:
-    """Also if it is bus, broker and results; standard output has lines only, and no password is in them."""
+    """One line covers a server that is bus, broker and result backend; stdout has only lines, without passwords."""
     result = restricted_redis.invoke("acl", "worker")
     assert result.stdout.startswith("ACL SETUSER tests-worker on resetkeys resetchannels nocommands clearselectors +")
     assert result.stdout.count("\n") == 1
@@ -47,7 +47,7 @@ def test_a_server_gets_one_line(restricted_redis: RestrictedRedis) -> None:
 
 
 def test_servers_apart_have_users_of_their_own(restricted_redis: RestrictedRedis) -> None:
-    """So that no line takes away what another gave, should two addresses lead to one server."""
+    """Separate servers have separate users, so no line resets another one if two addresses reach the same server."""
     broker = "redis://me:s3cret@127.0.0.1:1/3"
     assert [
         (line["user"], line["for"], line["at"], line["version"])
@@ -75,7 +75,7 @@ def test_servers_apart_have_users_of_their_own(restricted_redis: RestrictedRedis
 
 
 def test_redis_cli_takes_a_line_as_it_is(restricted_redis: RestrictedRedis) -> None:
-    """Again and again: who has no password gets none, and who has one keeps it."""
+    """redis-cli accepts a line repeatedly: it adds no password and keeps an existing one."""
     command = [program("redis-cli"), "-p", str(restricted_redis.server.port)]
     line = restricted_redis.invoke("acl", "operator", "--user", "shop").stdout
     for passwords in (0, 1):
@@ -86,7 +86,7 @@ def test_redis_cli_takes_a_line_as_it_is(restricted_redis: RestrictedRedis) -> N
 
 
 def test_a_server_that_is_too_old(restricted_redis: RestrictedRedis) -> None:
-    """Redis 6.2 is told apart; clients tell what they are from 7.2 on, and no sooner version knows that right."""
+    """Redis 6.2 is refused, and client|setinfo is granted only from 7.2 on, the first version that has it."""
     output = restricted_redis.invoke("acl", "worker", "--redis-version", "6.2", expect=1).output
     assert "is Redis 6.2, whose users have no selectors; these lines need 7.0" in output
     assert "+client|setinfo" not in rules(restricted_redis, "worker", "--redis-version", "7.0")
@@ -94,11 +94,11 @@ def test_a_server_that_is_too_old(restricted_redis: RestrictedRedis) -> None:
     assert "is no version" in restricted_redis.invoke("acl", "worker", "--redis-version", "new", expect=2).output
 
 
-# What depends on settings
+# Rules that depend on settings
 
 
 def test_settings_have_a_say(restricted_redis: RestrictedRedis) -> None:
-    """What is switched off needs no rights, what is switched on needs more."""
+    """Disabled features need no permissions, and enabled ones need more."""
     assert "&" not in rules(restricted_redis, "subscriber", enable_pubsub=False).replace(
         f"&broker:{restricted_redis.prefix}", ""
     )
@@ -120,7 +120,7 @@ def test_settings_have_a_say(restricted_redis: RestrictedRedis) -> None:
 
 
 def test_a_prefix_is_taken_literally(restricted_redis: RestrictedRedis) -> None:
-    """A glob in it matches itself; one that no rule can hold is refused."""
+    """Glob characters in a prefix match only themselves; a prefix that no rule can contain is refused."""
     restricted_redis.prefix = f"sh?p[1]*\\:{restricted_redis.prefix}"
     restricted_redis.grant("shop", "publisher")
     with EventBus(restricted_redis.settings("shop")) as bus:
@@ -135,7 +135,7 @@ def test_a_prefix_is_taken_literally(restricted_redis: RestrictedRedis) -> None:
 
 
 def test_queues_are_those_of_the_application(restricted_redis: RestrictedRedis, app: Celery) -> None:
-    """Of its configuration, its routes, those of the bridge, and those that are named; with their priorities."""
+    """Queues come from the configuration, the routes of Celery and of the bridge, and --queue, with priorities."""
     restricted_redis.app.conf.task_queues = [Queue("plain"), Queue("topical", Exchange("news", type="topic"), "a.#")]
     restricted_redis.app.conf.task_routes = {"t.plain": {"queue": "by-celery"}}
     restricted_redis.app.conf.task_create_missing_queues = True
@@ -143,22 +143,22 @@ def test_queues_are_those_of_the_application(restricted_redis: RestrictedRedis, 
     for queue in ("plain", "topical", "by-celery", "by-bridge", "a??b?"):
         assert f"~broker:{restricted_redis.prefix}{queue} " in found, queue
         assert f"~broker:{restricted_redis.prefix}{queue}??[369]" in found, queue
-    assert "+smembers" in found  # of an exchange that is more than its queue
+    assert "+smembers" in found  # for an exchange with bindings
 
 
 def test_steps_of_priorities(app: Celery) -> None:
-    """However the transport is told to name the lists."""
+    """Lists of priorities are named as the transport options say."""
     app.conf.broker_transport_options = {"priority_steps": [0, 5, 10], "sep": ":"}
     with app.connection_for_write() as connection:
         names = BrokerKeys(app, connection, ["q"]).tasks
     assert names == [("q", "q"), ("q?5", "q:5"), ("q?10", "q:10")]
 
 
-# Rights that are missing
+# Missing permissions
 
 
 def test_a_missing_right_is_told_with_what_gives_it(restricted_redis: RestrictedRedis) -> None:
-    """In errors, and by ``bus check``, of the bus and of the broker; nothing secret is in them."""
+    """Errors and ``bus check`` name missing permissions of bus and broker and how to grant them, without secrets."""
     found = restricted_redis.grant("shop", "worker")
     fewer = [rule.replace("+xadd ", "").replace("+lpush ", "") for rule in found]
     restricted_redis.set_rules("shop", fewer)

@@ -1,4 +1,4 @@
-"""Whether a user has the rights of a role: all are asked for, each that is missing is named, nothing is changed."""
+"""Verifying the permissions of a role: each missing one is named, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def admin(each_server: RedisServer) -> Iterator[Redis]:
 
 @pytest.fixture
 def settings(each_server: RedisServer, prefix: str, admin: Redis) -> Iterator[BridgeSettings]:
-    """Of a user of this test, with everything that a bus can have."""
+    """The settings of a user of this test, with all features that need permissions."""
     user = prefix.replace(":", "-")
     url = each_server.url.replace("//", f"//{user}:secret@")
     everything = {"wait_replicas": 1, "max_events_per_s_per_source": 5.0}
@@ -44,13 +44,13 @@ def client(settings: BridgeSettings) -> Iterator[Redis]:
 
 
 def grant(admin: Redis, client: Redis, grants: list[Grant]) -> None:
-    """Give the user of *client* these rights and no others."""
+    """Give the user of *client* exactly these permissions."""
     words = [word for rule in rules_of(grants, version_of(admin)) for word in rule.split(" ")]
     admin.execute_command("ACL", "SETUSER", rights.user_of(client), ">secret", *words)
 
 
 def dump(client: Redis, prefix: str) -> dict[bytes, Any]:
-    """Everything of a bus that is in a Redis, with how long it stays."""
+    """Return all keys of a bus in Redis, with their values and expiry times."""
     return {key: (client.dump(key), client.expiretime(key)) for key in client.scan_iter(f"*{prefix}*")}
 
 
@@ -58,7 +58,7 @@ def dump(client: Redis, prefix: str) -> dict[bytes, Any]:
 def test_nothing_is_refused_and_nothing_changed(
     client: Redis, settings: BridgeSettings, admin: Redis, each_server: RedisServer, role: Role
 ) -> None:
-    """On an empty bus and on one in use; nothing is heard on its channels, and nothing comes into ACL LOG."""
+    """Verifying an empty bus or one in use changes no key, sends no message and leaves no entry in ACL LOG."""
     prefix = settings.channel_prefix
     admin.acl_log_reset()
     grant(admin, client, bus_grants(role, settings))
@@ -82,7 +82,7 @@ def test_nothing_is_refused_and_nothing_changed(
 
 @pytest.mark.parametrize("role", ROLES)
 def test_each_right_that_is_missing_is_named(client: Redis, settings: BridgeSettings, admin: Redis, role: Role) -> None:
-    """Each command on each kind of keys and channels, alone, and each kind alone."""
+    """Each missing command, key pattern and channel pattern is reported individually."""
     grants = bus_grants(role, settings)
     for place, one in enumerate(grants):
         for command in sorted(one.commands):
@@ -90,10 +90,10 @@ def test_each_right_that_is_missing_is_named(client: Redis, settings: BridgeSett
             less = Grant(rest, one.keys, one.channels) if rest else Grant(rest)
             grant(admin, client, [*grants[:place], less, *grants[place + 1 :]])
             if command == "client|setname":
-                continue  # without it nobody connects
+                continue  # no client can connect without it
             found = rights.missing_permissions(client, settings, role)
             spelled = command.replace("|", " ").upper()
-            if command == "evalsha":  # without it nothing else can be asked for
+            if command == "evalsha":  # permissions cannot be verified without it
                 assert len(found) == 1
                 assert "'evalsha'" in found[0]
             else:
@@ -110,20 +110,20 @@ def test_each_right_that_is_missing_is_named(client: Redis, settings: BridgeSett
 
 
 def test_a_user_is_named(client: Redis, admin: Redis, prefix: str) -> None:
-    """As the address has it; without one it is the one everybody is."""
+    """The user is the one of the address, or "default" without one."""
     assert rights.user_of(client) == prefix.replace(":", "-")
     assert rights.user_of(admin) == "default"
 
 
 def test_a_server_that_does_not_tell(client: Redis, settings: BridgeSettings, admin: Redis, monkeypatch) -> None:
-    """Before 7.0 scripts cannot ask for rights: nothing is said then."""
+    """Before 7.0 scripts cannot verify permissions, so none is reported as missing."""
     grant(admin, client, bus_grants("worker", settings))
     monkeypatch.setattr("bridge.storage.lua.script_text", lambda _: "return false")
     assert rights.missing_permissions(client, settings, "operator") == []
 
 
 def test_scripts_do_what_the_list_says() -> None:
-    """Every command in every script is in the list, also those of rare cases, and no others are."""
+    """The list of commands of each script contains exactly the commands in its code."""
     paths = sorted((ROOT / "bridge" / "storage" / "lua").glob("*.lua"))
     assert {path.stem for path in paths} > {"publish", "append"}
     for path in paths:
