@@ -1,4 +1,4 @@
-"""Real parts for the tests: private Redis servers, real Celery workers, one prefix per test."""
+"""Fixtures for all tests: real Redis servers and Celery applications, and one prefix per test."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.strategies import quick_examples
 
 @pytest.fixture(scope="session", params=list(ALL_REDIS_KINDS))
 def restricted_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A Redis whose users the tests may change; once of each kind."""
+    """A Redis whose users the tests may change; the tests run once with each kind of Redis."""
     with RedisServer(redis_binary(request.param), ["--appendonly", "yes"]) as running:
         yield running
 
@@ -55,7 +55,7 @@ def restricted_redis(restricted_server: RedisServer, prefix: str, register_handl
 
 @pytest.fixture
 def invoke(app: Celery, settings: BridgeSettings, register_handlers, monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    """Run ``bus ...`` in this process, on the handlers t.exact and t.plain."""
+    """Run ``bus ...`` in this process, with the handlers t.exact and t.plain."""
     register_handlers("t.exact", "t.plain")
     monkeypatch.setenv("REDIS_URL", settings.url)
     monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
@@ -78,7 +78,7 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def own_server() -> Iterator[RedisServer]:
-    """A Redis of this test alone, to be killed, frozen or flushed."""
+    """A Redis for one test, which may kill, freeze or flush it."""
     with RedisServer(any_redis_binary(), ["--appendonly", "yes", "--appendfsync", "always"]) as running:
         yield running
 
@@ -101,27 +101,27 @@ def client(server: RedisServer) -> Iterator[Redis]:
 
 @pytest.fixture
 def bus(settings: BridgeSettings) -> Iterator[EventBus]:
-    """Publishes on the shared server with the settings of this test."""
+    """A bus on the shared server with the settings of the test."""
     with EventBus(settings) as connected:
         yield connected
 
 
 @pytest.fixture
 def replays(client: Redis, settings: BridgeSettings) -> Replays:
-    """Replays and dead letters of this test."""
+    """The replays and dead letters of the test."""
     return Replays(client, settings)
 
 
 @pytest.fixture
 def proxy(server: RedisServer) -> Iterator[Proxy]:
-    """Leads to the shared server, until it misbehaves."""
+    """A proxy to the shared server that can cause faults."""
     with Proxy(server.port) as running:
         yield running
 
 
 @pytest.fixture
 def register_handlers() -> Iterator[Callable[..., None]]:
-    """Register the named handlers of ``tests/handlers.py``, and no others, for the time of the test."""
+    """Register the named handlers of ``tests/handlers.py``, and no others, until the test ends."""
     before = list(registry)
     registry.clear()
 
@@ -151,8 +151,9 @@ def far_app(proxy: Proxy, prefix: str) -> Iterator[Celery]:
 
 @pytest.fixture
 def start_subscriber(app: Celery, settings: BridgeSettings) -> Iterator[StartSubscriber]:
-    """Start subscribers in this process, of ``app`` and on ``server`` unless told otherwise; none of their threads
-    is left after the test.
+    """Start subscribers in this process, by default with ``app`` and on ``server``.
+
+    The fixture stops them after the test and asserts that none of their threads is left.
     """
     started: list[Subscriber] = []
 
@@ -186,7 +187,7 @@ def port() -> int:
 
 @pytest.fixture
 def ask(port: int) -> Ask:
-    """Ask the subscriber whose metrics are at ``port``; status 0 while nobody answers there."""
+    """Send a request to the subscriber whose metrics are at ``port``; the status is 0 if the connection fails."""
 
     def get(path: str) -> tuple[int, str]:
         try:
@@ -213,8 +214,8 @@ def scrape(ask: Ask) -> Scrape:
 
 @pytest.fixture
 def user_app(server: RedisServer, prefix: str) -> Iterator[Celery]:
-    """The handlers of ``tests.chains``, and no others, in an application with broker and results of this test."""
-    import tests.chains  # noqa: F401  # not with this module: it makes its application the default one
+    """An application with exactly the handlers of ``tests.chains``; broker and results are on the shared server."""
+    import tests.chains  # noqa: F401  # imported late, as it sets the default application
 
     before = list(registry)
     registry.clear()
@@ -241,7 +242,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """Say in one line what this machine lacks, after all that pytest says."""
+    """Print one line with the programs that this machine lacks, after the summary of pytest."""
     yield
     reports = terminalreporter.stats.get("skipped", [])
     if line := summary(str(report.longrepr[2]) for report in reports if isinstance(report.longrepr, tuple)):

@@ -1,4 +1,4 @@
-"""Fixtures of tests in this process; none starts a process but Redis."""
+"""Fixtures for tests in this process; they start no other process than Redis."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.scrape import Listen, RoundTrips
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """No test of this folder takes a second or two unless the machine is busy."""
+    """Limit each test of this folder to 30 s; they take less than two unless the machine is busy."""
     item.add_marker(pytest.mark.timeout(30))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--quick`` leave out the tests on all but one kind of Redis."""
+    """With ``--quick``, run the tests on one kind of Redis only."""
     if not config.getoption("quick"):
         return
     first = "system" if binary_on_path() else "wheel"
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _redis_kind(item: pytest.Item) -> str:
-    """The kind of Redis that a test runs on; empty when it is always the same."""
+    """Return the kind of Redis that a test runs on, or "" if it has no variants."""
     parameters = getattr(item, "callspec", None)
     chosen = parameters.params if parameters else {}
     return str(chosen.get("each_server") or chosen.get("restricted_server") or "")
@@ -38,14 +38,14 @@ def _redis_kind(item: pytest.Item) -> str:
 
 @pytest.fixture(scope="session", params=list(ALL_REDIS_KINDS))
 def each_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """Like ``server``, once of each kind."""
+    """A server like ``server``, of each kind in turn."""
     with RedisServer(redis_binary(request.param)) as running:
         yield running
 
 
 @pytest.fixture
 def listen(client: Redis, prefix: str) -> Listen:
-    """Hear with MONITOR which commands a function causes on keys of this test."""
+    """Record with MONITOR which commands a function causes on keys of the test."""
 
     def run(do: Callable[[], Any]) -> tuple[list[str], list[str]]:
         sent: list[str] = []
@@ -65,7 +65,7 @@ def listen(client: Redis, prefix: str) -> Listen:
 
 @pytest.fixture
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> RoundTrips:
-    """Count how often a function, and all else in this process meanwhile, sends something to a Redis."""
+    """Count the requests that this process sends to Redis while a function runs."""
     sent: list[int] = []
     send = Connection.send_packed_command
 
@@ -74,7 +74,7 @@ def round_trips(monkeypatch: pytest.MonkeyPatch) -> RoundTrips:
         send(*args, **options)
 
     def run(do: Callable[[], Any]) -> int:
-        do()  # connections are made and scripts loaded from here on
+        do()  # opens connections and loads scripts
         with monkeypatch.context() as patch:
             patch.setattr(Connection, "send_packed_command", count_and_send)
             sent.clear()

@@ -13,7 +13,7 @@ import pytest
 import bridge
 from tests.support import ROOT
 
-#: From the ground up. A part imports only from the rows above its own; parts of one row do not know each other.
+#: From bottom to top. A part imports only from the rows above its own in this list, and not from its own row.
 ORDER = [
     ["errors"],
     ["events"],
@@ -29,13 +29,13 @@ ORDER = [
     ["celery"],
 ]
 HEIGHT = {part: height for height, row in enumerate(ORDER) for part in row}
-#: Modules that a part offers besides its face, each with the reason.
+#: Modules that a part offers in addition to its face, each with the reason.
 MODULES_OFFERED = {
     "bridge.telemetry.json_logs",  # loads Celery's log set-up, which only programs that log need
-    "bridge.operations.acl",  # a face of its own: loads Celery's result backends
+    "bridge.operations.acl",  # a separate face, because it loads Celery's result backends
 }
 
-#: A module in a string, maybe with a name in it: ``"bridge.handlers.task:EventRequest"``.
+#: A module in a string, with or without a name in it: ``"bridge.handlers.task:EventRequest"``.
 _DOTTED_NAME = re.compile(r"(bridge(?:\.\w+)+)(?::(\w+))?")
 
 MAX_FILE_LINES = 300
@@ -88,7 +88,7 @@ def part_of(module: str) -> str:
 
 
 def wrong_imports(code: str, module: str) -> list[str]:
-    """Return what *code*, as that module, imports against the order of the parts, or past a face."""
+    """Return the imports of *code*, as that module, that violate the order of the parts or bypass a face."""
     wrong = []
     own = part_of(module)
     for source, name in references(code, module):
@@ -106,13 +106,13 @@ def wrong_imports(code: str, module: str) -> list[str]:
 
 
 def _is_offered(module: str) -> bool:
-    """Whether other parts may import *module* itself, not only its face."""
+    """Return whether other parts may import *module* itself, not only its face."""
     face, _, name = module.rpartition(".")
     return module in MODULES_OFFERED or name in offered(face)
 
 
 def offered(module: str) -> set[str]:
-    """Return ``__all__`` of a face; a module without one offers what is not private."""
+    """Return ``__all__`` of a face, or the public names of a module without one."""
     tree = parsed(modules()[module].read_text())
     names: set[str] = set()
     for node in tree.body:
@@ -141,7 +141,7 @@ def test_imports_follow_the_order_of_the_parts() -> None:
 
 
 def test_no_circles() -> None:
-    """No two modules need each other, however they import each other."""
+    """No two modules import each other, directly or indirectly, in any way."""
     arrows = {
         module: {source for source, _ in references(path.read_text(), module, path.name == "__init__.py")}
         for module, path in modules().items()
@@ -153,7 +153,7 @@ def test_no_circles() -> None:
 
 
 def test_faces_offer_what_is_used() -> None:
-    """A face offers only names that another part, or a user of the package, takes from it."""
+    """A face offers only names that another part, or a user of the package, imports from it."""
     taken = {
         (source, name) if name else source.rpartition(".")[::2]
         for folder in ("bridge", "tests", "scripts", "benchmarks")
@@ -183,12 +183,12 @@ def test_faces_offer_what_is_used() -> None:
     ],
 )
 def test_the_check_itself(code: str, module: str, wrong: int) -> None:
-    """Every way to write an import is seen: relative, lazy, for type checkers, by a string, past a face."""
+    """The check finds every kind of import: relative, lazy, for type checkers, by a string, past a face."""
     assert len(wrong_imports(code, module)) == wrong
 
 
 def test_tests_import_no_test() -> None:
-    """What tests share is in tests/support; fixtures are found by folder."""
+    """Test files import only shared code from tests/support, and no other test file."""
     imported_tests = re.compile(r"tests\.(?:\w+\.)*(?:test_\w+|conftest)(?:\.|$)")
     assert [
         f"{path.relative_to(ROOT)}: {source}"
@@ -199,7 +199,7 @@ def test_tests_import_no_test() -> None:
 
 
 def test_examples_use_public_names_only() -> None:
-    """The example handlers show what users may do: names of ``bridge.__all__``, nothing behind them."""
+    """The example handlers import only names of ``bridge.__all__``, as users should."""
     for path in sorted((ROOT / "tasks").rglob("*.py")):
         taken = references(path.read_text(), f"tasks.{path.stem}")
         assert [name for source, name in taken if source != "bridge" or name not in bridge.__all__] == [], path.name
@@ -218,6 +218,6 @@ def sizes(path: Path) -> Iterable[str]:
 
 
 def test_files_and_functions_stay_small() -> None:
-    """A file, a function or a list of arguments that outgrows the limit is to be split."""
+    """Files, functions and argument lists are within their limits; larger ones have to be split."""
     paths = [path for folder in ("bridge", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
     assert [row for path in paths for row in sizes(path)] == []

@@ -1,4 +1,4 @@
-"""The errors, and the public face of the package."""
+"""The public API of the package, and its errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ERRORS = list(dict.fromkeys(family(BridgeError)))
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_errors_can_be_pickled(error: type[BridgeError], protocol: int) -> None:
-    """Celery carries errors between processes: type, text, arguments and attributes stay."""
+    """Errors can be pickled, as Celery requires, with type, text, arguments and attributes."""
     original = error(*ARGUMENTS.get(error, ("what to do next",)))
     copy = pickle.loads(pickle.dumps(original, protocol))
     assert type(copy) is error
@@ -43,13 +43,13 @@ def test_errors_can_be_pickled(error: type[BridgeError], protocol: int) -> None:
 
 
 def test_errors_are_documented() -> None:
-    """The tree at the top of the module shows every error."""
+    """The tree in the docstring of the module contains every error."""
     assert bridge.errors.__doc__ is not None
     assert {error.__name__ for error in ERRORS} <= set(bridge.errors.__doc__.split())
 
 
 def test_error_texts_name_the_place_and_the_way_out() -> None:
-    """An invalid event names field, problem and reason; a loop names type, limit and setting."""
+    """An invalid event names field, problem and reason; an exceeded hop limit names type, limit and setting."""
     assert str(InvalidEvent("json", "payload.a", "bad")) == "payload.a: bad [json]"
     assert str(InvalidEvent("empty", "", "no content")) == "event: no content [empty]"
     for part in ("'dream.again'", "17", "16", "bridge_max_hops"):
@@ -58,13 +58,13 @@ def test_error_texts_name_the_place_and_the_way_out() -> None:
 
 @pytest.mark.parametrize(("error", "builtin"), [(BusUnavailable, ConnectionError), (bridge.InvalidHandler, TypeError)])
 def test_errors_fit_the_built_in_ones(error: type[BridgeError], builtin: type[Exception]) -> None:
-    """Code that knows only built-in errors catches these too."""
+    """Handlers of built-in exceptions also catch these errors."""
     with pytest.raises(builtin, match="text"):
         raise error("text")
 
 
 def test_public_names() -> None:
-    """What ``bridge`` exports is exactly this; a change of it is a decision, not an accident."""
+    """``bridge`` exports exactly these names, so that a change of them is deliberate."""
     assert sorted(bridge.__all__) == [
         "BridgeError",
         "BridgeSettings",
@@ -103,9 +103,9 @@ print(len(list(_state._get_active_apps())), _state.default_app is None, opened, 
 
 @pytest.mark.parametrize(("module", "apps"), [("bridge", 0), ("bridge.celery", 1)], ids=["bridge", "bridge.celery"])
 def test_import_has_no_side_effects(module: str, apps: int) -> None:
-    """Importing opens no socket, starts no thread, and builds no Celery application but the one of ``-A bridge``.
+    """Importing opens no socket, starts no thread, and creates no Celery application except that of ``-A bridge``.
 
-    That one becomes the default of the process, for threads that have no application of their own.
+    That application becomes the default of the process, for threads without a current application.
     """
     code = OBSERVED_IMPORT.format(module=module)
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

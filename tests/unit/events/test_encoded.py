@@ -1,4 +1,4 @@
-"""Events as the journal holds them: read without full validation, and still the same events, or refused the same."""
+"""Encoded events: reading them without full validation gives the same events and the same refusals."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ FIELDS = st.fixed_dictionaries(
         "correlationId": st.none() | TEXT,
     },
 )
-#: Of these the fast way leaves some to full validation.
+#: Fields some of which the fast path leaves to full validation.
 ODD_FIELDS = st.dictionaries(
     st.sampled_from(["id", "type", "payload", "timestamp", "source", "metadata", "correlationId", "eventId", "more"]),
     JSON | IDS | METADATA,
-).map(lambda odd: {"id": "i"} | odd)  # without one, each event would get its own
+).map(lambda odd: {"id": "i"} | odd)  # without one, each event would get a random id
 
 
 def outcome(make: Any) -> Any:
-    """What comes of an event: everything that shows, or the reason for which it is refused."""
+    """Return all visible properties of an event, or the reason for which it is refused."""
     try:
         event = make()
     except InvalidEvent as error:
@@ -55,7 +55,7 @@ def outcome(make: Any) -> Any:
 @settings(max_examples=examples(300), deadline=None)
 @given(fields=FIELDS | ODD_FIELDS)
 def test_the_fast_way_is_full_validation(fields: dict[str, Any]) -> None:
-    """Whatever its fields, an event from a task message is the one that full validation makes, or refused alike."""
+    """The fast path for events of task messages gives the same event or refusal as full validation."""
     before = repr(fields)
     assert outcome(lambda: Event.from_dict(fields)) == outcome(
         lambda: Event.model_validate(dict(fields), context=_FROM_WIRE)
@@ -64,7 +64,7 @@ def test_the_fast_way_is_full_validation(fields: dict[str, Any]) -> None:
 
 
 def test_the_fast_way_sets_what_pydantic_sets() -> None:
-    """A later pydantic that keeps more in a model than this one does fails here."""
+    """The fast path sets all attributes that pydantic sets; this fails if a later pydantic adds one."""
     fast = Event.from_dict({"id": "i", "type": "a.b", "timestamp": 1, "payload": {"x": 1}})
     constructed = Event.model_construct(set(vars(fast)), **vars(fast))
     assert Event.__slots__ == ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
@@ -75,7 +75,7 @@ def test_the_fast_way_sets_what_pydantic_sets() -> None:
 @settings(max_examples=examples(300), deadline=None)
 @given(fields=FIELDS)
 def test_equal_however_they_were_made(fields: dict[str, Any]) -> None:
-    """An event made the fast way equals one that was validated, and can be copied, derived from and pickled alike."""
+    """An event of the fast path equals a validated one, also after copying and deriving events from it."""
     try:
         validated = Event.model_validate(dict(fields), context=_FROM_WIRE)
     except InvalidEvent:
@@ -91,11 +91,11 @@ def test_equal_however_they_were_made(fields: dict[str, Any]) -> None:
 @settings(max_examples=examples(300), deadline=None)
 @given(id=IDS, type=TYPES, payload=JSON, source=st.none() | TEXT, metadata=METADATA, more=JSON)
 def test_what_was_published_is_read_back(**fields: Any) -> None:
-    """An event in the journal is the event that decoding makes of it; a task gets its JSON as it is."""
+    """An event of the journal equals the decoded event, and a task gets its JSON unchanged."""
     try:
         data = Event(**fields).encode()
     except InvalidEvent:
-        return  # an object of just __type__ and __value__, or the like
+        return  # for example an object with only __type__ and __value__
     stored, decoded = EncodedEvent.read(data), Event.decode(data, max_bytes=LIMIT)
     assert stored.event == decoded
     assert (stored.id, stored.type, stored.replay, stored.data) == (decoded.id, decoded.type, decoded.replay, data)
@@ -108,8 +108,8 @@ def with_payload(text: bytes) -> bytes:
 
 ODD: dict[str, bytes] = {
     "aliases": b'{"eventId":"i","eventType":"a.b","payload":1}',
-    "alias beside a null": b'{"id":null,"eventId":"i","type":"a","timestamp":1}',
-    "alias beside a name": b'{"id":"i","eventId":"j","type":"a","timestamp":1,"eventType":"b"}',
+    "alias with a null": b'{"id":null,"eventId":"i","type":"a","timestamp":1}',
+    "alias with a name": b'{"id":"i","eventId":"j","type":"a","timestamp":1,"eventType":"b"}',
     "other case of a name": b'{"id":"i","type":"a","timestamp":1,"correlation_id":"c"}',
     "integer id": b'{"id":5,"type":"a","timestamp":1}',
     "last id wins": b'{"id":"i","type":"a","timestamp":1,"id":"j","type":"b"}',
@@ -165,7 +165,7 @@ ODD: dict[str, bytes] = {
 
 @pytest.mark.parametrize("data", ODD.values(), ids=ODD)
 def test_odd_entries(data: bytes) -> None:
-    """What somebody else wrote to the journal is read as decoding reads it, and a task gets the same event of it."""
+    """An entry of another program is read as decoding reads it, and a task gets the same event or refusal."""
     decoded = outcome(lambda: Event.decode(data, max_bytes=LIMIT))
     assert outcome(lambda: EncodedEvent.read(data).event) == decoded
     if isinstance(decoded, str):
@@ -173,11 +173,11 @@ def test_odd_entries(data: bytes) -> None:
         assert outcome(lambda: Event.from_dict(json.loads(stored.data))) == decoded
         assert (stored.id, stored.type, stored.replay) == (stored.event.id, stored.event.type, stored.event.replay)
     else:
-        with pytest.raises(InvalidEvent):  # at once: not when somebody asks for the event
+        with pytest.raises(InvalidEvent):  # immediately, not on access to the event
             EncodedEvent.read(data)
 
 
-#: What no bus and no subscriber appends, and reading the journal does not look for.
+#: Values that no bus and no subscriber appends; reading the journal does not check them.
 UNHOLDABLE = {
     "integer_range": b"9223372036854775808",
     "reserved": b'{"__type__":"x","__value__":1}',
@@ -188,7 +188,7 @@ UNHOLDABLE = {
 
 @pytest.mark.parametrize("reason", UNHOLDABLE)
 def test_what_the_journal_cannot_hold(reason: str) -> None:
-    """It may pass until somebody asks for the event, who is told as by decoding."""
+    """A value that must not be in the journal is refused like in decoding when the event is accessed."""
     data = with_payload(UNHOLDABLE[reason])
     stored = EncodedEvent.read(data)
     assert (stored.id, stored.type, stored.data) == ("i", "a", data)
@@ -208,13 +208,13 @@ def test_what_the_journal_cannot_hold_stops_nothing(
     handler: str,
     reason: str,
 ) -> None:
-    """Written there by hand, and for a handler that looks at the event, it is a dead letter; others are dispatched."""
+    """If a handler needs such an event, it becomes a dead letter, and other events are dispatched."""
     register_handlers("t.all", handler)
     client.xadd(Keys(settings.channel_prefix).journal, {"event": with_payload(UNHOLDABLE[reason])})
     subscriber = start_subscriber()
     with EventBus(settings) as bus:
         bus.publish("a.b", {"name": "x", "yes": True}, id="good")
-    eventually(lambda: queues.tasks()[f"{handler} a.b good"], "the good one is dispatched", 5)
-    # A message that Celery sends goes before the dead letters of its batch.
-    eventually(lambda: Storage(client, settings).dead_letters.latest(10), "the other one is a dead letter")
+    eventually(lambda: queues.tasks()[f"{handler} a.b good"], "the valid event is dispatched", 5)
+    # Messages that Celery sends precede the dead letters of their batch.
+    eventually(lambda: Storage(client, settings).dead_letters.latest(10), "the invalid event is a dead letter")
     assert "errors" not in subscriber.info()

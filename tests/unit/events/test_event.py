@@ -1,4 +1,4 @@
-"""The event and its wire format: what passes, what is refused and by which name."""
+"""The event and its wire format: which values are accepted, and for which reasons others are refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def ring(node: Any, add: Any) -> Any:
 
 
 def flat(table: dict[tuple[str, str], list[Any]]) -> list[Any]:
-    """One test case for each value, with the reason and field it is refused for."""
+    """Return one test case for each value, with the reason and field for which it is refused."""
     return [
         pytest.param(value, *expected, id=f"{expected[0]}-{expected[1][:20]}-{index}")
         for expected, values in table.items()
@@ -73,7 +73,7 @@ def flat(table: dict[tuple[str, str], list[Any]]) -> list[Any]:
 
 
 def test_round_trip() -> None:
-    """Known and unknown fields come back as they went out, in the order of the wire format."""
+    """Known and unknown fields are preserved, in the order of the wire format."""
     event = Event(**FULL)
     assert list(json.loads(event.encode()).items()) == list(FULL.items())
     assert decode(event.encode()) == event == Event.from_dict(event.to_dict()) == Event.model_validate(event)
@@ -81,7 +81,7 @@ def test_round_trip() -> None:
 
 
 def test_defaults() -> None:
-    """A new event has a random UUID and the time of now; absent optional fields are not sent."""
+    """A new event has a random UUID and the current time; absent optional fields are not sent."""
     first, second = Event(type="a"), Event(type="a")
     assert uuid.UUID(first.id) != uuid.UUID(second.id)
     assert list(first.to_dict()) == ["id", "type", "payload", "timestamp"]
@@ -90,7 +90,7 @@ def test_defaults() -> None:
 
 
 def test_encoding_is_compact_and_limited() -> None:
-    """The wire carries UTF-8 without needless bytes; an event over the limit is refused by its largest field."""
+    """The encoding is compact UTF-8, and an event over the limit is refused with the name of its largest field."""
     event = Event(type="a", id="i", timestamp=1, payload={"k": "ü\n"}, note="short")
     data = event.encode()
     assert data == '{"id":"i","type":"a","payload":{"k":"ü\\n"},"timestamp":1,"note":"short"}'.encode()
@@ -119,7 +119,7 @@ CONVERTED = {
 
 @pytest.mark.parametrize(("value", "expected"), CONVERTED.values(), ids=list(CONVERTED))
 def test_conversion(value: Any, expected: Any) -> None:
-    """What Python programs send becomes plain JSON at once, and survives the wire."""
+    """Python values are converted to plain JSON immediately, and encoding preserves them."""
     event = Event(type="a", payload=value, metadata={"k": value})
     assert repr(event.payload) == repr(expected)  # repr: 1, 1.0, True and enum members differ
     assert repr(decode(event.encode()).to_dict()) == repr(event.to_dict())
@@ -153,7 +153,7 @@ REFUSED: dict[tuple[str, str], list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("fields", "reason", "field"), flat(REFUSED))
 def test_refusal(fields: dict[str, Any], reason: str, field: str) -> None:
-    """What another reader would take differently, or not at all, is refused where it is made."""
+    """Values that another reader would interpret differently or refuse are refused when the event is created."""
     with pytest.raises(InvalidEvent) as caught:
         Event(**{"type": "a", **fields})
     assert (caught.value.reason, caught.value.field) == (reason, field)
@@ -161,7 +161,7 @@ def test_refusal(fields: dict[str, Any], reason: str, field: str) -> None:
 
 @pytest.mark.parametrize("name", ["journals", "eventful", "events:x", "a.journal", "Security.ThreatDetected"])
 def test_types_near_the_reserved_ones_pass(name: str) -> None:
-    """Only the reserved words themselves are refused, and case is kept."""
+    """Only the reserved words themselves are refused, and case is preserved."""
     assert Event(type=name).type == name
 
 
@@ -186,21 +186,21 @@ UNREADABLE: dict[tuple[str, str], list[bytes]] = {
 
 @pytest.mark.parametrize(("data", "reason", "field"), flat(UNREADABLE))
 def test_unreadable(data: bytes, reason: str, field: str) -> None:
-    """Whatever another program sends is refused by name; no parser error comes through."""
+    """Every invalid message is refused with a reason, and no error of a parser is raised."""
     with pytest.raises(InvalidEvent) as caught:
         decode(data)
     assert (caught.value.reason, caught.value.field) == (reason, field)
 
 
 def test_depth_at_the_limit_of_the_parser() -> None:
-    """Nesting that the parser just manages is refused as depth, with surrogate pairs in it as well."""
+    """Nesting near the limit of the parser is refused for its depth, even if it contains surrogate pairs."""
     for levels in range(sys.getrecursionlimit() - 250, sys.getrecursionlimit() + 1):
         with pytest.raises(InvalidEvent, match="depth"):
             decode(HEAD + b"[" * levels + rb'"\ud83d\ude00"' + b"]" * levels + b"}")
 
 
 def test_lenient_reading() -> None:
-    """Older names, whole-number ids, a type from the channel and the last duplicate are taken; no time is invented."""
+    """Aliases, integer ids, types of channels and duplicate names are accepted; a missing time stays missing."""
     event = decode(b'{"eventId":5,"eventType":"a","payload":1,"payload":"\\ud83d\\ude00"}')
     assert event.to_dict() == {"id": "5", "type": "a", "payload": "\U0001f600"}
     assert (event.timestamp, event.occurred_at) == (None, None)
@@ -214,14 +214,14 @@ def test_lenient_reading() -> None:
 
 @pytest.mark.parametrize("raw", ["0", "-5", "1.5", '"2026-01-02"', "true", "1e300"])
 def test_foreign_timestamps_are_kept(raw: str) -> None:
-    """A timestamp that is no plausible number of milliseconds travels on as it came."""
+    """A timestamp that is not a plausible number of milliseconds is passed on unchanged."""
     event = decode(HEAD + b'1,"timestamp":%s}' % raw.encode())
     assert repr(decode(event.encode()).timestamp) == repr(json.loads(raw))
     assert (event.occurred_at is None) == (raw in ('"2026-01-02"', "true", "1e300"))
 
 
 def test_typed_payload() -> None:
-    """``Event[Model]`` gives the payload as the model, sends it as JSON, and names what does not fit by its path."""
+    """``Event[Model]`` has the payload as the model, sends it as JSON, and names an invalid part by its path."""
     event = Event[Dream].from_dict({"id": "i", "type": "a", "payload": {"dreamId": 5}})
     assert event.payload.dream_id == 5
     assert event.to_dict()["payload"] == {"dreamId": 5, "parts": []}
@@ -232,13 +232,13 @@ def test_typed_payload() -> None:
 
 
 def test_typed_payload_of_any_type_encodes() -> None:
-    """Whatever type the payload is validated as, the event still has its wire form."""
+    """An event can be encoded whatever the type of its payload is."""
     for model, payload in [(int, 3), (list[Dream], [NESTED_DREAM]), (date, "2026-01-02")]:
         assert decode(Event[model](type="a", payload=payload).encode()).payload == payload
 
 
 def test_child() -> None:
-    """A chain keeps the id of its first event as correlation id and counts its hops; without a cause it begins."""
+    """The id of the first event is the correlation id of its chain, and hops are counted from there."""
     first = caused_by(None, "a", id="e-1")
     second = first.child("b", {"x": 1}, source="me", metadata={"note": "n"})
     third = second.child("c", id="e-3")
@@ -250,20 +250,20 @@ def test_child() -> None:
 
 
 def test_child_takes_what_is_given() -> None:
-    """A given correlation id wins, by either name, and is sent once."""
+    """A given correlation id takes precedence, under either name, and is sent once."""
     for name in ("correlation_id", "correlationId"):
         child = Event(type="a").child("b", **{name: "mine"})
         assert (child.correlation_id, child.model_extra) == ("mine", {})
 
 
 def test_foreign_hops_count_as_zero() -> None:
-    """Metadata of another program that is no hop count starts the count anew."""
+    """If the hops of another program are not a valid count, counting starts at zero."""
     for hops in (None, "3", 2.0, True, -1, [], {}):
         assert Event(type="a", metadata={"hops": hops}).child("b").hops == 1, hops
 
 
 def test_repr_and_digest() -> None:
-    """Logs see type and a short id; the digest follows type and payload, not key order, source or time."""
+    """repr() shows type and short id; the digest depends on type and payload, not on key order, source or time."""
     event = Event(type="a.b", id="0123456789abcdef", payload={"x": 1, "y": [1, 2]})
     assert repr(event) == str(event) == "<Event a.b 01234567...>"
     same = Event(type="a.b", id="j", payload={"y": [1, 2], "x": 1}, source="s", timestamp=1, metadata={}, extra=1)
@@ -274,6 +274,6 @@ def test_repr_and_digest() -> None:
 @settings(max_examples=examples(200), deadline=None)
 @given(payload=JSON, extra=JSON)
 def test_any_json_survives_the_wire(payload: Any, extra: Any) -> None:
-    """Every JSON value comes back with its types, as payload and in unknown fields."""
+    """Every JSON value is preserved with its types, as payload and in unknown fields."""
     decoded = decode(Event(type="a", payload=payload, extra=extra).encode())
     assert repr([decoded.payload, decoded.model_extra]) == repr([payload, {"extra": extra}])

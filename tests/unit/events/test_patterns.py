@@ -1,4 +1,4 @@
-"""Patterns match as PSUBSCRIBE does; Redis itself is the judge."""
+"""Patterns match like those of PSUBSCRIBE; Redis itself is the reference."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bridge.events.patterns import compile_pattern, escape_glob, is_literal
 from bridge.storage.keys import Keys
 from tests.support.strategies import examples
 
-#: Every character with a meaning in patterns, and some without.
+#: Every character with a meaning in patterns, and some others.
 ALPHABET = "ab.*?[]^-\\"
-#: Two characters that sets compare with are enough for every branch; length 2 is where they interact.
+#: Two characters that sets distinguish reach every branch; with length 2 they interact.
 SUBJECTS = ["".join(text) for length in (1, 2) for text in itertools.product(ALPHABET, repeat=length)]
 SUBJECTS += ["aaa", "aba", "a.b", "ab.ab", "a.b.a", "ba-b", "abab", "b]a", "a^b", "ab\\", "a*b?", "[ab]"]
 
@@ -52,13 +52,13 @@ def matches(pattern: str, subject: str) -> bool:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_table(pattern: str, hits: list[str], misses: list[str]) -> None:
-    """Each element of the syntax, on what it matches and on what it does not."""
+    """Each element of the syntax matches the listed texts and no others."""
     assert [text for text in hits + misses if matches(pattern, text)] == hits
 
 
 @pytest.mark.parametrize("pattern", ["", "[", "a[b", "a[^", r"[a\]", "[a-]", "x["])
 def test_useless_patterns_are_refused(pattern: str) -> None:
-    """An empty pattern and an unclosed set are mistakes of who wrote them."""
+    """An empty pattern and an unclosed set are refused."""
     with pytest.raises(ValueError, match="pattern"):
         compile_pattern(pattern)
 
@@ -66,20 +66,20 @@ def test_useless_patterns_are_refused(pattern: str) -> None:
 @pytest.mark.timeout(5)
 @pytest.mark.parametrize("pattern", ["*" * 1000 + "b", "*a" * 20 + "*b"], ids=["run", "spread"])
 def test_many_stars_answer_at_once(pattern: str) -> None:
-    """No pattern takes time that grows exponentially with its stars: types come from strangers."""
+    """Matching time is not exponential in the number of stars, because types come from untrusted publishers."""
     assert not matches(pattern, "a" * 200)
 
 
 @settings(max_examples=examples(150), deadline=None)
 @given(literal=st.text(ALPHABET, min_size=1, max_size=8), other=st.text(ALPHABET, min_size=1, max_size=8))
 def test_escaped_text_matches_itself_only(literal: str, other: str) -> None:
-    """``escape_glob`` takes the meaning from every character."""
+    """``escape_glob`` makes every character literal."""
     assert matches(escape_glob(literal), literal)
     assert matches(escape_glob(literal), other) == (literal == other)
 
 
 def generated_patterns() -> list[str]:
-    """Every pattern of up to three characters, and longer random ones, that ours accepts."""
+    """Return all accepted patterns of up to three characters, and longer random ones."""
     chance = random.Random(20)
     patterns = ["".join(text) for length in (1, 2, 3) for text in itertools.product(ALPHABET, repeat=length)]
     patterns += ["".join(chance.choices(ALPHABET, k=chance.randint(4, 9))) for _ in range(1500)]
@@ -103,7 +103,7 @@ def heard_by_redis(client: Redis, prefix: str, patterns: list[str], subjects: li
         for _ in patterns:
             assert pubsub.get_message(timeout=5) is not None
         for subject in subjects:
-            for _ in range(client.publish(prefix + subject, "")):  # the number of deliveries, one for each pattern
+            for _ in range(client.publish(prefix + subject, "")):  # one delivery for each matching pattern
                 message = pubsub.get_message(timeout=5)
                 assert message is not None
                 pattern, channel = message["pattern"].decode(), message["channel"].decode()
@@ -113,14 +113,14 @@ def heard_by_redis(client: Redis, prefix: str, patterns: list[str], subjects: li
 
 @pytest.mark.parametrize("pattern", ["dream.created", "a]b", "^a", "a-c"])
 def test_a_literal_matches_itself_only(pattern: str) -> None:
-    """Signs that mean something inside a set only are literal outside it."""
+    """Characters with a meaning only inside a set are literal outside of it."""
     assert is_literal(pattern)
     assert compile_pattern(pattern).fullmatch(pattern)
     assert not any(is_literal(other + pattern) for other in ("*", "?", "[a]", "\\"))
 
 
 def test_same_as_redis(client: Redis, prefix: str) -> None:
-    """Over patterns of all special characters, ours and Redis agree on every subject."""
+    """Our matching agrees with Redis for patterns of all special characters and for every subject."""
     patterns = generated_patterns()
     heard = heard_by_redis(client, prefix, patterns, SUBJECTS)
     ours = {(pattern, subject) for pattern in patterns for subject in SUBJECTS if matches(pattern, subject)}
@@ -130,7 +130,7 @@ def test_same_as_redis(client: Redis, prefix: str) -> None:
 
 
 def test_prefix_is_literal(client: Redis) -> None:
-    """Special characters in a channel prefix mean themselves in the subscription to all events."""
+    """Special characters in a channel prefix are literal in the subscription to all events."""
     for prefix in ("a*:", "a?[b]:", "a\\:", "^-:"):
         pattern = Keys(prefix).all_channels
         with client.pubsub() as pubsub:

@@ -1,4 +1,4 @@
-"""What is sensitive is seen by handlers only: not in logs, monitors, commands or dead letters."""
+"""Only handlers get sensitive values: logs, monitors, commands and dead letters do not show them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PATHS: list[tuple[list[str], Any, Any]] = [
 
 @pytest.mark.parametrize(("paths", "payload", "shown"), PATHS)
 def test_paths(paths: list[str], payload: Any, shown: Any) -> None:
-    """Names are literal, ``*`` is one level, lists are walked through; the event itself stays as it is."""
+    """Names are literal, ``*`` is one level, items of lists are included; the event itself is unchanged."""
     event = Event(type="a.b", id="1", payload=payload, metadata={"a": 1})
     before = event.encode()
     redacted = Redaction(paths).event(event)
@@ -53,7 +53,7 @@ def test_paths(paths: list[str], payload: Any, shown: Any) -> None:
 
 
 def test_other_fields() -> None:
-    """Metadata and fields of other programs can be sensitive, too; metadata stays an object."""
+    """Metadata and unknown fields can be redacted too; metadata stays an object."""
     event = Event(type="a.b", id="1", metadata={"token": "x", "hops": 1}, tenant={"key": "k"})
     shown = Redaction(["metadata.token", "tenant.key"]).event(event).to_dict()
     assert (shown["metadata"], shown["tenant"]) == ({"token": REDACTED, "hops": 1}, {"key": REDACTED})
@@ -62,7 +62,7 @@ def test_other_fields() -> None:
 
 @pytest.mark.parametrize("path", ["", "payload.", "payload..a", ".a", "*", "*.a", "id", "type", "source", "timestamp"])
 def test_paths_that_are_none(path: str) -> None:
-    """Is said at the start, with what to write instead."""
+    """An invalid path is refused at start-up, and the error says what to write instead."""
     with pytest.raises(SettingsError, match=r"redact_paths: .*(payload.*password|begin with payload)"):
         BridgeSettings.load(redact_paths=["payload.a", path])
 
@@ -86,7 +86,7 @@ TEXTS: list[tuple[Any, str, str]] = [
 
 @pytest.mark.parametrize(("value", "text", "shown"), TEXTS, ids=range(len(TEXTS)))
 def test_texts(value: Any, text: str, shown: str) -> None:
-    """A text shows no sensitive value: whole, in pieces, escaped, in capitals. Short ones count as whole words."""
+    """A text shows no sensitive value, be it whole, in parts, escaped or in capitals; short ones match whole words."""
     redaction = Redaction(["payload.secret"])
     assert redaction.text(text, redaction.values({"payload": {"secret": value, "other": text}})) == shown
 
@@ -102,7 +102,7 @@ def letter_of(event: Event, reason: str = "failure", **more: Any) -> DeadLetter:
 
 
 def test_stored_letters(client: Redis, discreet: BridgeSettings, prefix: str) -> None:
-    """The letter outlives the event, so nothing sensitive is stored; size and hash are those of the whole event."""
+    """A stored dead letter has no sensitive value, but the size and the hash of the whole event."""
     letters = Storage(client, discreet).dead_letters
     event = Event(type="dream.created", id="e1", payload=PAYLOAD)
     whole = letter_of(event, traceback=f"ValueError: {SECRET}")
@@ -120,7 +120,7 @@ def test_stored_letters(client: Redis, discreet: BridgeSettings, prefix: str) ->
 
 @pytest.mark.parametrize("data", [b"{", b'{"id":"a b","type":"c","payload":{"user":{"email":"ada.lovelace"}}}'])
 def test_messages_that_are_no_events_are_not_kept(client: Redis, discreet: BridgeSettings, data: bytes) -> None:
-    """They have no paths: size, hash and reason are all that is kept. So it is of the beginning of a long one."""
+    """Of invalid messages and of the start of long ones, only size, hash and reason are stored."""
     letters = Storage(client, discreet).dead_letters
     letters.add(DeadLetter.of_message("json", "not JSON", "somewhere", data))
     letters.add(DeadLetter.of_message("hop_limit", "too long", "here", Event(type="a.b", payload="x" * 5000).encode()))
@@ -131,7 +131,7 @@ def test_messages_that_are_no_events_are_not_kept(client: Redis, discreet: Bridg
 
 
 def test_without_sensitive_paths_nothing_changes(client: Redis, settings: BridgeSettings, prefix: str) -> None:
-    """Also where there are some, but nothing of the kind in the event: stored byte for byte, and no field more."""
+    """Without redact_paths, or if none of them matches, the event is stored byte for byte, without further fields."""
     event = Event(type="dream.created", id="e1", payload={"user": {"phone": 1}})
     other = Event(type="dream.created", id="e2", payload=PAYLOAD)
     for paths, one in ((SENSITIVE, event), ([], other)):
@@ -143,7 +143,7 @@ def test_without_sensitive_paths_nothing_changes(client: Redis, settings: Bridge
 
 @pytest.mark.parametrize("kept_in", ["key", "journal"])
 def test_a_retry_takes_the_event_itself(client: Redis, discreet: BridgeSettings, kept_in: str) -> None:
-    """From its key or the journal; the handler gets all of it."""
+    """A retry reads the whole event from its key or the journal, so the handler gets all of it."""
     bench = Replays(client, discreet)
     event = Event(type="dream.created", id="e1", payload=PAYLOAD)
     with EventBus(discreet) as bus:
@@ -159,7 +159,7 @@ def test_a_retry_takes_the_event_itself(client: Redis, discreet: BridgeSettings,
 
 
 def test_a_retry_of_an_expired_event(client: Redis, discreet: BridgeSettings) -> None:
-    """The letter stays, and so it does when something else is in the place of its event; the text says so."""
+    """If the event has expired or its key holds another one, the dead letter is kept, and the problem says so."""
     bench = Replays(client, discreet)
     for number in range(2):
         bench.letters.add(letter_of(Event(type="dream.created", id=f"e{number}", payload=PAYLOAD)))
@@ -172,7 +172,7 @@ def test_a_retry_of_an_expired_event(client: Redis, discreet: BridgeSettings) ->
 
 
 def test_refused_events_are_not_retried_by_their_id(client: Redis, discreet: BridgeSettings) -> None:
-    """What passed for another event does not become that one."""
+    """An event that was refused because of a taken id is not replaced by the one with that id."""
     bench = Replays(client, discreet)
     event = Event(type="dream.created", id="e1", payload=PAYLOAD)
     client.set(bench.keys.event("e1"), event.encode())
@@ -181,7 +181,7 @@ def test_refused_events_are_not_retried_by_their_id(client: Redis, discreet: Bri
 
 
 def test_commands(invoke: Invoke, client: Redis, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`get` and `dead` show the rest, as text and as JSON; also of letters that were stored before the setting was."""
+    """`get`, `dead` and `trace` hide sensitive values, even of dead letters stored before redact_paths was set."""
     event = Event(type="dream.created", id="e1", payload=PAYLOAD)
     with EventBus(settings) as bus:
         bus.publish(event)
@@ -201,7 +201,7 @@ def test_commands(invoke: Invoke, client: Redis, settings: BridgeSettings, monke
 def test_flowers_pages(
     app: Any, settings: BridgeSettings, client: Redis, monkeypatch: pytest.MonkeyPatch, register_handlers
 ) -> None:
-    """The page of an event, the list of dead letters and its search know nothing of it."""
+    """The page of an event, the list of dead letters and its search do not contain sensitive values."""
     register_handlers("t.exact")
     monkeypatch.setenv("BRIDGE_REDIS_URL", settings.url)
     app.conf.update(bridge_channel_prefix=settings.channel_prefix, bridge_group="tests", bridge_redact_paths=SENSITIVE)

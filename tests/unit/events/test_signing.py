@@ -1,4 +1,4 @@
-"""The signature of an event: what it covers, what it refuses, and that docs/signing.md says so."""
+"""The signature of an event: what it covers, what is refused, and that docs/signing.md describes it correctly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ load = BridgeSettings.load
 
 @pytest.mark.parametrize("text", VECTORS["valid"])
 def test_valid_vectors(text: str) -> None:
-    """The page's examples verify, are kept byte for byte, and read as the events they are."""
+    """The valid examples of the page verify, are kept byte for byte, and decode to the events that they contain."""
     fields = KEYRING.verify(text.encode())
     event, kept = Event.receive(text.encode(), max_bytes=len(text.encode()))
     assert kept == text.encode()
@@ -35,7 +35,7 @@ def test_valid_vectors(text: str) -> None:
 
 @pytest.mark.parametrize("vector", VECTORS["invalid"], ids=lambda vector: vector["why"])
 def test_invalid_vectors(vector: dict[str, str]) -> None:
-    """None of the page's bad examples verifies, though each can be read as an event."""
+    """The invalid examples of the page do not verify, although each can be decoded."""
     text = vector["event"].encode()
     with pytest.raises(InvalidEvent) as refused:
         KEYRING.verify(text)
@@ -44,7 +44,7 @@ def test_invalid_vectors(vector: dict[str, str]) -> None:
 
 
 def test_what_is_signed_here_is_the_format_of_the_page() -> None:
-    """An event that the bridge signs is the page's first example."""
+    """An event that the bridge signs equals the first example of the page."""
     payload = {"text": "flying"}
     event = Event(id="d1", type="dream.created", payload=payload, timestamp=1795000000000, source="dream-service")
     assert KEYRING.encode(event) == VECTORS["valid"][0].encode()
@@ -52,14 +52,14 @@ def test_what_is_signed_here_is_the_format_of_the_page() -> None:
 
 @pytest.mark.parametrize("place", range(0, len(VECTORS["valid"][0]), 7))
 def test_any_other_byte_is_noticed(place: int) -> None:
-    """Wherever a byte of a signed event changes, it does not verify any more."""
+    """A signed event does not verify if any byte of it is changed."""
     data = bytearray(VECTORS["valid"][0].encode())
     data[place] ^= 1
     assert not KEYRING.has_signed(bytes(data))
 
 
 def test_one_key_goes_and_another_comes() -> None:
-    """The first key signs, all verify; without its key a signature is worth nothing, and the text names the key."""
+    """The first key signs, and all keys verify; without its key a signature is refused, and the error names the key."""
     old, new = ({key_id: secret} for key_id, secret in KEYS.items())
     event = Event(type="a.b")
     before, between, after = (Keyring(keys, "p:") for keys in (old, new | old, new))
@@ -71,7 +71,7 @@ def test_one_key_goes_and_another_comes() -> None:
 
 
 def test_an_event_published_again_has_one_signature() -> None:
-    """A signature is of one text: it goes when the event is encoded anew, and only ours does."""
+    """Encoding an event again replaces or removes our signature, and keeps fields of that name that are not ours."""
     event = Event.decode(VECTORS["valid"][0].encode(), max_bytes=1000)
     assert KEYRING.encode(event) == VECTORS["valid"][0].encode()
     assert b"signature" not in Keyring({}, "p:").encode(event)
@@ -83,7 +83,7 @@ def test_an_event_published_again_has_one_signature() -> None:
 
 
 def test_the_signature_counts_as_part_of_the_size() -> None:
-    """An event that fits only without its signature is refused, since nobody would take it."""
+    """An event that exceeds the size limit only with its signature is refused, because no receiver would accept it."""
     event = Event(type="a.b")
     size = len(KEYRING.encode(event))
     assert len(KEYRING.encode(event, max_bytes=size)) == size
@@ -92,7 +92,7 @@ def test_the_signature_counts_as_part_of_the_size() -> None:
 
 
 def test_a_signed_event_is_kept_however_it_is_spelt() -> None:
-    """Order and white space of a signed event stay: who requires no signature passes it on to others who do."""
+    """Order and white space of a signed event are preserved, so that other subscribers can verify it."""
     odd = VECTORS["valid"][1].encode()
     assert Event.receive(odd, max_bytes=1000)[1] == odd
     without = odd[: odd.index(b',"signature"')] + b"}"
@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("explicit", "text"), REFUSED.values(), ids=list(REFUSED))
 def test_settings_that_cannot_work(explicit: dict[str, Any], text: str) -> None:
-    """They are refused at the start, and no secret is in what is said, not even when it stands where an id belongs."""
+    """Invalid settings are refused at start-up, and the error shows no secret, even in the place of a key id."""
     with pytest.raises(SettingsError, match=text) as refused:
         load(**explicit)
     said = "".join(traceback.format_exception(refused.value))
@@ -132,7 +132,7 @@ def test_settings_that_cannot_work(explicit: dict[str, Any], text: str) -> None:
 
 
 def test_keys_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are JSON there, in their order; nothing that shows settings shows them."""
+    """Signing keys in the environment are ordered JSON, and settings as text do not show them."""
     monkeypatch.setenv("BRIDGE_SIGNING_KEYS", json.dumps({"new": SECRET, "old": SECRET + "!"}))
     monkeypatch.setenv("BRIDGE_REQUIRE_SIGNATURE", '["billing.*"]')
     settings = load()
@@ -145,7 +145,7 @@ def test_keys_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_environment_that_is_no_json_keeps_its_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys that cannot be read are an error that names the setting and shows nothing of it."""
+    """If signing keys are not valid JSON, the error names the setting but shows nothing of its value."""
     monkeypatch.setenv("BRIDGE_SIGNING_KEYS", "{2026-11: " + SECRET)
     with pytest.raises(SettingsError, match="signing_keys") as refused:
         load()

@@ -1,4 +1,4 @@
-"""Statistics over texts of the example handlers."""
+"""Text statistics of the example handlers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DREAM = (
 
 
 def test_a_dream() -> None:
-    """Words, sentences, the words that matter and the mood of a whole text."""
+    """The analysis counts words and sentences, and finds the top words and the sentiment of a text."""
     assert analyse(DREAM) == Statistics(
         words=27,
         distinct_words=24,
@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "case": ("Rain rain RAIN", {"words": 3, "distinct_words": 1, "top_words": ["rain"]}),
     "other scripts": ("Ночью шёл дождь. Das Mädchen träumte.", {"words": 6, "sentences": 2}),
     "numbers are no words": ("At 3 o'clock 12 dogs", {"words": 3}),
-    "most frequent first, then by letter": ("moon star moon star river", {"top_words": ["moon", "star", "river"]}),
+    "most frequent first, then alphabetically": ("moon star moon star river", {"top_words": ["moon", "star", "river"]}),
     "five words at most": ("one two three four five six", {"top_words": ["five", "four", "one", "six", "three"]}),
     "stop words and short words": ("It is up to me, so we go", {"top_words": []}),
     "pleasant": ("A calm and happy home.", {"sentiment": 1.0}),
@@ -49,6 +49,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("text", "expected"), CASES.values(), ids=list(CASES))
 def test_analyse(text: str, expected: dict[str, Any]) -> None:
-    """One property of texts at a time."""
+    """Each case tests one property of texts."""
     found = vars(analyse(text))
     assert {name: found[name] for name in expected} == expected

@@ -1,4 +1,4 @@
-"""How the pages get into Flower, and that Flower starts as it is when they do not fit."""
+"""Adding the pages to Flower; an incompatible Flower starts unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAVBAR = (Path(flower.__file__).parent / "templates" / "navbar.html").read_text(
 
 @pytest.fixture
 def unused() -> Iterator[tuple[list[Any], dict[str, Any]]]:
-    """Flower's table of pages and its settings, as they are before Flower starts; they are put back."""
+    """Flower's page table and settings as before its start; they are restored after the test."""
     pages, settings = list(urls.handlers), dict(urls.settings)
     yield urls.handlers, urls.settings
     urls.handlers[:] = pages
@@ -30,7 +30,7 @@ def unused() -> Iterator[tuple[list[Any], dict[str, Any]]]:
 
 
 def test_pages_are_added_once(unused: tuple[list[Any], dict[str, Any]]) -> None:
-    """They come before the page for all other addresses, and a second time changes nothing."""
+    """The pages are inserted before Flower's catch-all page; adding them again changes nothing."""
     pages, settings = unused
     before = list(pages)
     assert add_pages()
@@ -64,7 +64,7 @@ def test_a_flower_that_does_not_fit_is_left_alone(
     value: object,
     why: str,
 ) -> None:
-    """Another version, or one that keeps its things elsewhere: one warning that says why, and nothing is changed."""
+    """For another version or structure of Flower, one warning gives the reason, and nothing is changed."""
     pages, settings = unused
     before = list(pages), dict(settings)
     monkeypatch.delitem(sys.modules, "bridge.flower.views", raising=False)
@@ -83,7 +83,7 @@ def test_a_flower_that_does_not_fit_is_left_alone(
 def test_a_flower_with_other_tables_is_left_alone(
     unused: tuple[list[Any], dict[str, Any]], caplog: pytest.LogCaptureFixture, change: Any
 ) -> None:
-    """Its table of pages does not end as expected, or it loads its templates in a way of its own."""
+    """If Flower's page table or template loader is unexpected, there is one warning, and nothing is changed."""
     pages, settings = unused
     change(pages, settings)
     before = list(pages), dict(settings)
@@ -93,7 +93,7 @@ def test_a_flower_with_other_tables_is_left_alone(
 
 
 def test_the_tab_comes_after_the_brokers(caplog: pytest.LogCaptureFixture) -> None:
-    """A navigation bar without the broker's tab gets none of ours, and one warning; the pages work without."""
+    """If the navigation bar has no broker tab, our tab is left out with one warning, and the pages still work."""
     with_tab = _with_tab(NAVBAR)
     assert with_tab.index("reverse_url('broker')") < with_tab.index("reverse_url('bridge-events')")
     assert with_tab.index("reverse_url('bridge-events')") < with_tab.index("app-nav-secondary")

@@ -1,4 +1,4 @@
-"""What the pages show, asked for without Flower: rows, searches and limits on a real Redis."""
+"""The data of the pages, read without Flower: rows, searches and limits on a real Redis."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def numbered(count: int, first: int = 0) -> list[Event]:
 
 
 def test_the_newest_events_come_first_in_pages(data: EventData, settings: BridgeSettings) -> None:
-    """Pages follow each other; what comes later is in front of what was read before."""
+    """Events are listed newest first, in consecutive pages, and later events come before earlier ones."""
     publish(settings, *numbered(130))
     assert ids(data, length=3) == ["n129", "n128", "n127"]
     assert ids(data, start=128) == ["n1", "n0"]
@@ -64,7 +64,7 @@ def test_the_newest_events_come_first_in_pages(data: EventData, settings: Bridge
 def test_a_long_journal_is_not_read_again(
     make_data: Callable[..., EventData], settings: BridgeSettings, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the journal the newest entries are looked at, and only once; what is too old or deleted is forgotten."""
+    """Only the newest entries of the journal are read, each once; old and deleted entries are forgotten."""
     data = make_data(max_events=120)
     publish(settings, *numbered(300))
     assert data.events("", "", 0, 1).total == 120
@@ -79,7 +79,7 @@ def test_a_long_journal_is_not_read_again(
 
 
 def test_an_event_is_listed_once(data: EventData, settings: BridgeSettings, replays: Replays) -> None:
-    """What a replay appends is the same event again: it stays where it came first, or where a replay has it."""
+    """An event that was replayed is listed once: at its first entry, or at a replay if that entry is gone."""
     publish(settings, *numbered(3))
     last(replays.journal(ids=frozenset({"n0"})).run(FAST))
     last(replays.journal("again", ids=frozenset({"n0"})).run(FAST))
@@ -96,7 +96,7 @@ def test_an_event_is_listed_once(data: EventData, settings: BridgeSettings, repl
 
 
 def test_search(data: EventData, settings: BridgeSettings) -> None:
-    """Parts of id, type and source, whatever their case; a glob is over the whole type; a broken one is a problem."""
+    """A search matches parts of id, type and source in any case; a glob matches types; a broken one is reported."""
     publish(settings, Event(type="Dream.made", id="aBc", source="Front"), Event(type="dream.made.twice", id="x"))
     for search, found in {"ABC": ["aBc"], "dream": ["x", "aBc"], "fro": ["aBc"], "payload": []}.items():
         assert ids(data, search) == found
@@ -106,7 +106,7 @@ def test_search(data: EventData, settings: BridgeSettings) -> None:
 
 
 def test_what_is_no_event_has_no_source(data: EventData, settings: BridgeSettings, client: Redis) -> None:
-    """Anybody may write to the journal: such entries are listed, and nothing breaks."""
+    """Invalid journal entries are listed without a source and cause no error."""
     key = Keys(settings.channel_prefix).journal
     client.xadd(key, {"id": b"\xff", "type": "t", "event": b"{"})
     client.xadd(key, {"other": "field"})
@@ -117,13 +117,13 @@ def test_what_is_no_event_has_no_source(data: EventData, settings: BridgeSetting
 def test_states_choose(
     data: EventData, settings: BridgeSettings, register_handlers: Callable[..., None], start_subscriber: StartSubscriber
 ) -> None:
-    """An event that nobody has dispatched waits, and so does what was sent, in its queue."""
+    """The filter "waiting" selects events that are not dispatched and those whose tasks are queued."""
     register_handlers("t.exact")
     publish(settings, *numbered(2))
     states = lambda: [row["tasks"][0]["state"] for row in data.events("", "waiting", 0, 5).rows]  # noqa: E731
     assert states() == ["WAITING", "WAITING"]
     start_subscriber()
-    eventually(lambda: states() == ["SENT", "SENT"], "both were sent")
+    eventually(lambda: states() == ["SENT", "SENT"], "both tasks are queued")
     assert ids(data, "n1", state="waiting") == ["n1"]
     assert ids(data, state="failed") == []
 
@@ -142,7 +142,7 @@ def test_states_choose(
     ],
 )
 def test_what_the_buttons_mean(states: str, buttons: str) -> None:
-    """An event is shown by each button that is true of one of its tasks; it has succeeded when all have."""
+    """A filter selects an event if one of its tasks has that state; "succeeded" requires all tasks."""
     assert [name for name, holds in BY_STATE.items() if holds(set(states.split()))] == buttons.split()
 
 
@@ -152,7 +152,7 @@ def test_dead_letters(
     replays: Replays,
     register_handlers: Callable[..., None],
 ) -> None:
-    """They come in pages, newest first, are searched by their texts, and say why they cannot be retried."""
+    """Dead letters are listed in pages, newest first, can be searched, and show why they cannot be retried."""
     register_handlers("t.exact")
     for number in range(5):
         replays.park(number, reason="failure" if number else "payload")
@@ -167,11 +167,11 @@ def test_dead_letters(
     assert [row["id"] for row in data.dead("PAYLOAD", 0, 100).rows] == ["n0"]
     assert data.dead("dream.c", 0, 1).matching == 6
     data = make_data(max_read_bytes=1)
-    assert data.dead("dream.c", 0, 1).matching == 0  # the newest letter alone was looked at
+    assert data.dead("dream.c", 0, 1).matching == 0  # only the newest dead letter is read
 
 
 def test_the_page_of_what_is_no_event(data: EventData, settings: BridgeSettings, client: Redis) -> None:
-    """An unknown id has no page, nor has one whose key holds something else than an event."""
+    """An unknown id has no page, and neither has an id whose key contains no valid event."""
     assert data.page("x") is None
     client.set(Keys(settings.channel_prefix).event("x"), "{")
     assert data.page("x") is None
@@ -185,7 +185,7 @@ def test_the_page_of_what_is_no_event(data: EventData, settings: BridgeSettings,
 def test_nobody_waits_long_for_a_bus_that_is_away(
     app: Celery, proxy: Proxy, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One try with a short limit: somebody looks at the page and waits for it. The next one may succeed."""
+    """A page makes one short attempt to read the bus and then raises an error; the next attempt may succeed."""
     app.conf.update(bridge_channel_prefix=prefix, bridge_group="tests")
     monkeypatch.setenv("BRIDGE_REDIS_URL", proxy.url)
     data = EventData(app)
@@ -199,7 +199,7 @@ def test_nobody_waits_long_for_a_bus_that_is_away(
 
 
 def test_the_tree_as_lines() -> None:
-    """Tasks stand below their event, what they published below them, and what is left out is counted."""
+    """Tasks are lines below their event, their events are below them, and hidden events are counted."""
     leaf = EventNode("leaf", "t", "", 2500)
     task = TaskNode("id", "t.exact", "SUCCESS", events=(leaf,))
     root = EventNode("root", "t", "", 1000, (task,), (replace(leaf, event_id="other", at_ms=0),), hidden=3)

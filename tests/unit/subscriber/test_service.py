@@ -23,7 +23,7 @@ def test_a_loop_restarts_after_an_unexpected_error(caplog: pytest.LogCaptureFixt
 
     service = Service("bridge-example", loop, stop, counters, "shop", "one")
     service.start()
-    eventually(lambda: len(rounds) == 2, "it runs again")
+    eventually(lambda: len(rounds) == 2, "the loop runs again")
     assert not service.join(0.05)
     stop.set()
     assert service.join(5)
@@ -40,6 +40,6 @@ def test_a_loop_restarts_after_an_unexpected_error(caplog: pytest.LogCaptureFixt
 
 
 def test_a_service_that_never_started_has_ended() -> None:
-    """Stopping a subscriber that was not started waits for nothing."""
+    """Joining a service that was never started returns immediately."""
     service = Service("bridge-example", lambda stop: None, threading.Event(), Counters(), "shop", "one")
     assert service.join(0)

@@ -1,4 +1,4 @@
-"""The throw-away Redis of the demo and the tests."""
+"""The temporary Redis of the demo and the tests."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def test_the_wheel_serves_where_no_server_is_installed(monkeypatch: pytest.Monke
 
 
 def test_a_running_redis_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """REDIS_URL names a server to use; none is started then."""
+    """If REDIS_URL is set, that server is used and none is started."""
     monkeypatch.setenv("REDIS_URL", "redis://elsewhere:1/2")
     with running_redis() as url:
         assert url == "redis://elsewhere:1/2"
 
 
 def test_data_survive_a_crash_and_go_with_the_server() -> None:
-    """With an append-only file, a killed and restarted server has its data; afterwards nothing is left."""
+    """With an append-only file, data survives a crash; afterwards process and folder are removed."""
     with RedisServer(arguments=["--appendonly", "yes", "--appendfsync", "always"]) as server:
         with Redis.from_url(server.url) as client:
             client.set("kept", "yes")
@@ -48,7 +48,7 @@ def test_data_survive_a_crash_and_go_with_the_server() -> None:
 
 
 def test_a_server_that_does_not_start_says_why() -> None:
-    """The error ends with what the server printed, and no process is left."""
+    """If the server does not start, the error contains what it printed, and no process is left."""
     server = RedisServer(arguments=["--maxmemory", "nonsense"])
     with pytest.raises(BridgeError, match="maxmemory"), server:
         pass
@@ -57,7 +57,7 @@ def test_a_server_that_does_not_start_says_why() -> None:
 
 
 def test_a_server_that_does_not_start_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does one that is never started, or whose program is missing."""
+    """A server that fails, is never started or has no program leaves no temporary folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     RedisServer()
     with pytest.raises(BridgeError, match="maxmemory"):
@@ -68,7 +68,7 @@ def test_a_server_that_does_not_start_leaves_no_directory(tmp_path: Path, monkey
 
 
 def test_a_restart_that_fails_keeps_the_data() -> None:
-    """The server can be started once more when its port is free again."""
+    """After a failed restart the server can be started again with its data, when its port is free."""
     with RedisServer(arguments=["--appendonly", "yes", "--appendfsync", "always"]) as server:
         with Redis.from_url(server.url) as client:
             client.set("kept", "yes")
@@ -85,7 +85,7 @@ def test_a_restart_that_fails_keeps_the_data() -> None:
 
 
 def test_a_server_with_a_password_starts() -> None:
-    """That it asks for one is an answer."""
+    """A server that requires a password counts as started."""
     with (
         RedisServer(arguments=["--requirepass", "secret"]) as server,
         Redis(port=server.port, password="secret") as client,
@@ -94,7 +94,7 @@ def test_a_server_with_a_password_starts() -> None:
 
 
 def test_another_server_at_its_port_is_not_taken_for_it() -> None:
-    """A server that cannot have its port says so, though something answers there."""
+    """If another server uses the port, starting fails, even though that server replies."""
     with RedisServer() as first:
         second = RedisServer()
         second.port = first.port

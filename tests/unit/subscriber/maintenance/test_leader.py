@@ -12,11 +12,11 @@ from bridge.subscriber.maintenance.leader import Leader
 
 
 def test_one_of_two_is_elected_until_it_resigns(client: Redis, settings: BridgeSettings) -> None:
-    """The first to ask stays leader however often both ask; then the other is elected at once."""
+    """The first subscriber stays leader until it resigns; then the other is elected immediately."""
     storage = Storage(client, settings)
     first, second = Leader(storage, "first"), Leader(storage, "second")
     assert [first.elected(), second.elected(), first.elected(), second.elected()] == [True, False, True, False]
-    second.resign()  # it is not the leader, so this changes nothing
+    second.resign()  # has no effect, as it is not the leader
     assert not second.elected()
     first.resign()
     assert [second.elected(), first.elected()] == [True, False]
@@ -33,7 +33,7 @@ def test_a_term_ends_when_the_leader_no_longer_asks(client: Redis, settings: Bri
 
 
 def test_groups_have_separate_leaders(client: Redis, settings: BridgeSettings) -> None:
-    """Each consumer group elects its own."""
+    """Each consumer group elects a separate leader."""
     storage = Storage(client, settings)
     assert Leader(storage, "one").elected()
     assert Leader(storage.of_group("other"), "two").elected()
