@@ -34,7 +34,7 @@ PHRASES = {
     r"gets? on": "the status of",
     r"has \w+ in its hands": "holds",
     r"in vain": "without effect",
-    r"(is|are) none": "there is no; none exists",
+    r"(is|are) (?-i:none)": "there is no; none exists",
     r"is no (event|name|reason|time|worker)": "is not a valid",
     r"lets? in": "accept",
     r"(?<!dead )(?<!dead-)letters?": "dead letter",
