@@ -1,6 +1,6 @@
 """``celery -A APP bus ...``: commands for any Celery application that has the bridge installed.
 
-Celery imports this with each of its own commands: what a command needs is imported when it is called.
+Celery imports this module for each of its commands, too, so what a command needs is imported when it is called.
 """
 
 from __future__ import annotations
@@ -11,42 +11,42 @@ from typing import Any, cast
 import click
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]  # it has no types
 
-#: Headings of the help, and below each the commands with their short help, which stands here as well so that the list
-#: of commands imports none of them. Module and function of a command have its name.
+#: The headings of ``bus --help``, each with its commands and their short help. The short help is repeated here so that
+#: the list of commands imports none of them. The module and the function of a command have its name.
 COMMANDS: dict[str, list[tuple[str, str]]] = {
     "Events": [
         ("publish", "Publish events."),
         ("get", "Show an event."),
-        ("tail", "Show events as they come."),
-        ("trace", "Show what came of an event: tasks, their events, and so on."),
+        ("tail", "Show events as they are published."),
+        ("trace", "Show the tasks and events that an event caused."),
     ],
     "State": [
-        ("status", "Show how the groups get on: what waits, who works, what failed."),
-        ("check", "Check servers, settings, rights, clocks, routes and workers."),
-        ("routes", "List the handlers, and where their tasks go."),
-        ("acl", "Print what a kind of program may do on Redis, for ACL SETUSER."),
-        ("groups", "Consumer groups of the journal: list them, delete one."),
+        ("status", "Show backlog, subscribers and failures of each group."),
+        ("check", "Check servers, settings, permissions, clocks, routes and workers."),
+        ("routes", "List the handlers and the queues of their tasks."),
+        ("acl", "Print the Redis permissions that a program needs, for ACL SETUSER."),
+        ("groups", "List and delete consumer groups."),
     ],
     "Repair": [
-        ("dead", "Dead letters: what could not be processed."),
-        ("replay", "Give events of the journal to the handlers once more."),
+        ("dead", "List, inspect, retry and purge dead letters."),
+        ("replay", "Run handlers again on past events."),
     ],
     "Run": [
-        ("subscribe", "Turn events into tasks, and run none."),
-        ("dev", "Run Redis, a worker and Flower for development, and show the events."),
+        ("subscribe", "Run a subscriber without a worker."),
+        ("dev", "Run Redis, a worker and Flower for development."),
     ],
 }
 _NAMES = [name for section in COMMANDS.values() for name, _ in section]
 
 _EPILOG = """\b
 Exit codes:
-  0    done
-  1    the answer is no: nothing found, a check failed, or a part of it failed
-  2    wrong usage, or wrong settings
-  3    Redis or the broker cannot be reached, or refuses
-  130  interrupted; what was begun can be gone on with
+  0    success
+  1    nothing was found, a check failed, or the command failed in part
+  2    invalid usage or invalid settings
+  3    Redis or the broker is unreachable or refused the request
+  130  interrupted; the last message says how to resume
 
-bus COMMAND --help has examples.
+bus COMMAND --help shows examples.
 """
 
 
@@ -62,7 +62,7 @@ class _Commands(DYMGroup):  # type: ignore[misc]  # untyped
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:  # click would say 1, which means no
+        except KeyboardInterrupt:  # click would exit with 1, which has another meaning here
             click.echo("interrupted", err=True)
             raise SystemExit(130) from None
 

@@ -1,4 +1,4 @@
-"""The bus of an application, for a command; and what to tell a person when it cannot be had."""
+"""Opens the bus of an application for a command, and turns errors into messages for the user."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from bridge.errors import BridgeError, BusUnavailable, SettingsError
 from bridge.redis import connect, describe_error, hint_for
 from bridge.storage import Storage
 
-#: Longest wait for a server that takes no connection, and then for its first answer, each.
+#: Longest wait for a server to accept a connection, and then for its first reply.
 _PATIENCE_S = 1.5
 
 
 class Unreachable(click.ClickException):
-    """Redis or the broker cannot be reached, or refuses."""
+    """Redis or the broker is unreachable or refused the request."""
 
     exit_code = 3
 
 
 class WrongSettings(click.ClickException):
-    """The settings of the application are wrong, like the usage of a command."""
+    """The settings of the application are invalid; the exit code is that of invalid usage."""
 
     exit_code = 2
 
@@ -37,7 +37,7 @@ def load(app: Celery) -> BridgeSettings:
     """Import the handlers of *app* and return its settings.
 
     Raises:
-        click.ClickException: Either is wrong.
+        click.ClickException: A handler or a setting is invalid.
     """
     with errors_as_cli_messages():
         app.loader.import_default_modules()
@@ -47,16 +47,16 @@ def load(app: Celery) -> BridgeSettings:
 
 @contextmanager
 def open_bus(app: Celery) -> Iterator[Storage]:
-    """Lend the storage of *app*, whose Redis answers now, its handlers imported; see :func:`open_storage`."""
+    """Import the handlers of *app* and yield the storage of its bus, as :func:`open_storage` does."""
     with open_storage(load(app)) as storage:
         yield storage
 
 
 @contextmanager
 def open_storage(settings: BridgeSettings) -> Iterator[Storage]:
-    """Lend the storage of a bus whose Redis answers now.
+    """Yield the storage of a bus after its Redis has replied once.
 
-    Within the block, errors of Redis and of the bridge become lines for a person, with their exit codes.
+    Within the block, errors of Redis and of the bridge become messages for the user, with their exit codes.
     """
     with errors_as_cli_messages(settings):
         _reach(settings)
@@ -66,7 +66,7 @@ def open_storage(settings: BridgeSettings) -> Iterator[Storage]:
 
 @contextmanager
 def errors_as_cli_messages(settings: BridgeSettings | None = None) -> Iterator[None]:
-    """Turn the errors of the bridge, and of the Redis of *settings*, into lines for a person."""
+    """Turn errors of the bridge, and of the Redis in *settings*, into messages for the user."""
     try:
         yield
     except SettingsError as error:
@@ -77,34 +77,34 @@ def errors_as_cli_messages(settings: BridgeSettings | None = None) -> Iterator[N
         raise click.ClickException(str(error)) from error
     except RedisError as error:
         where = settings.redacted_url if settings else "its address"
-        raise Unreachable(f"Redis at {where} {_says(error)}") from error
+        raise Unreachable(f"Redis at {where} {_problem(error)}") from error
 
 
 def _reach(settings: BridgeSettings) -> None:
-    """Ask the server once, without the patience that workers have.
+    """Ping the server once, without the retries and the long timeout that workers have.
 
     Raises:
         RedisError: It cannot be used.
     """
-    # NoPermissionError: it answers, and a user who may not PING may have all other rights.
+    # NoPermissionError: the server replies, and a user without PING may have all other permissions.
     with connect(settings, _PATIENCE_S) as probe, suppress(NoPermissionError):
         probe.ping()
 
 
-def _says(error: RedisError) -> str:
+def _problem(error: RedisError) -> str:
     text, advice = describe_error(error), hint_for(error, _source())
     if isinstance(error, NoPermissionError):
-        return f"refuses: {text}. {advice}"
+        return f"refused the command: {text}. {advice}"
     if isinstance(error, AuthenticationError | AuthorizationError):
-        return f"refuses: {text}. Check user and password in {_source()}: redis://USER:PASSWORD@HOST:PORT/0."
+        return f"refused the login: {text}. Check user and password in {_source()}: redis://USER:PASSWORD@HOST:PORT/0."
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
-        return f"does not answer: {text}. {advice or f'Check that it runs, and the address in {_source()}.'}"
+        return f"does not answer: {text}. {advice or f'Check that it is running, and the address in {_source()}.'}"
     if isinstance(error, InvalidResponse):
-        return f"is no Redis, for it says: {text}. Check the address in {_source()}."
-    return f"says: {text}. {advice}".rstrip()
+        return f"is not a Redis server, it replied: {text}. Check the address in {_source()}."
+    return f"returned an error: {text}. {advice}".rstrip()
 
 
 def _source() -> str:
-    """Return where the address of the bus was set, see :mod:`bridge.settings`."""
+    """Return the name of the variable or setting that the address of the bus comes from."""
     names = ("BRIDGE_REDIS_URL", "BRIDGE_REDIS_HOST", "BRIDGE_REDIS_PORT", "BRIDGE_REDIS_PASSWORD", "REDIS_URL")
     return next((name for name in names if os.environ.get(name)), "REDIS_URL or bridge_redis_url")

@@ -1,4 +1,4 @@
-"""Events as they come, for ``bus tail`` and ``bus dev``: heard in a thread, shown by the main one."""
+"""Shows events as they are published, for ``bus tail`` and ``bus dev``. A thread receives, the main thread prints."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from bridge.operations import JournalSource
 from bridge.storage import EntryFilter, Storage, stream_position
 from bridge.telemetry import Counters
 
-#: Messages that wait to be shown, in bytes; then they wait in Redis, which cuts the connection off in the end.
-_MAX_WAITING_BYTES = 8 * 1024 * 1024
-#: How often somebody looks whether to go on.
+#: Most bytes of messages in memory. Further ones stay in Redis, which closes the connection if they become too many.
+_MAX_BUFFERED_BYTES = 8 * 1024 * 1024
+#: How often the loop checks whether to continue.
 _TICK_S = 0.2
-#: Of a payload in a line of text; --json has all of it.
+#: Characters of a payload in a line of text; --json shows all of it.
 _PAYLOAD_CHARS = 200
-#: Widest column of types that lines are aligned to.
+#: Widest column of event types.
 _TYPE_WIDTH = 32
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta", "orange3")
 
 
 class Follower:
-    """Shows the events of the channels that match.
+    """Shows the events that are published on a bus.
 
     Arguments:
-        storage: Of the bus.
-        patterns: Globs over the event type; none: all.
-        as_json: Whether each is a line of JSON.
+        storage: The storage of the bus.
+        patterns: Globs over the event type; empty: all events.
+        as_json: Whether to print each event as a line of JSON.
     """
 
     def __init__(self, storage: Storage, patterns: Sequence[str], as_json: bool) -> None:
@@ -44,33 +44,33 @@ class Follower:
         self._settings = storage.settings
         self._keys = storage.keys
         self._globs = [compile_pattern(pattern) for pattern in patterns]
-        self._show = output.as_json if as_json else None
+        self._print_json = output.as_json if as_json else None
         self._printer = _Printer()
         self._counters = Counters()
 
     def follow(self, since_ms: int | None = None, tick: Callable[[], bool] = lambda: True) -> None:
-        """Show events until *tick*, asked several times a second, says no, or nobody reads any more.
+        """Show events until *tick*, which is called several times a second, returns false or the reader has gone.
 
         Arguments:
-            since_ms: Begin with those that the journal took since then, ms since the epoch.
+            since_ms: Start with the events in the journal since then, ms since the epoch.
 
         Raises:
-            RedisError: This user may not listen.
+            RedisError: This user has no permission to subscribe.
         """
-        self._may_listen()
+        self._check_permission()
         end = self._end()
-        waiting = _Waiting()
-        with waiting.filled_by(ChannelListener(self._storage, self._counters, self._sift)):
-            while not self._subscribed(waiting):
+        buffer = _Buffer()
+        with buffer.filled_by(ChannelListener(self._storage, self._counters, self._matching)):
+            while not self._subscribed(buffer):
                 if not tick() or output.reader_gone():
                     return
-            known = set() if since_ms is None else self._past(since_ms, end)
+            known = set() if since_ms is None else self._show_past(since_ms, end)
             while tick() and not output.reader_gone():
-                if (heard := waiting.take()) is not None:
-                    self._heard(heard, known)
+                if (batch := buffer.take()) is not None:
+                    self._show_batch(batch, known)
 
-    def _may_listen(self) -> None:
-        """Ask once: the feed would try for ever, as it should while Redis is away."""
+    def _check_permission(self) -> None:
+        """Subscribe once: the listener would retry indefinitely, as it should while Redis is unavailable."""
         pubsub: Any = self._client.pubsub()
         try:
             pubsub.psubscribe(self._keys.all_channels)
@@ -78,20 +78,20 @@ class Follower:
         finally:
             pubsub.close()
 
-    def _subscribed(self, waiting: _Waiting) -> bool:
-        first = waiting.take()
+    def _subscribed(self, buffer: _Buffer) -> bool:
+        first = buffer.take()
         if first is None:
             return False
-        first.subscribed = False  # no gap: there was nothing before
-        waiting.put_back(first)
+        first.subscribed = False  # this is the first subscription, not one after a gap
+        buffer.put_back(first)
         return True
 
     def _end(self) -> str:
         rows: Any = self._client.xrevrange(self._keys.journal, count=1)
         return rows[0][0].decode() if rows else "0-0"
 
-    def _past(self, since_ms: int, before: str) -> set[str]:
-        """Show what the journal has, and return the ids of what came after *before*: that was heard as well."""
+    def _show_past(self, since_ms: int, before: str) -> set[str]:
+        """Show the events in the journal; return the ids of those after *before*, which the listener receives, too."""
         source = JournalSource(self._storage, EntryFilter(since_ms=since_ms), accepts=self._accepts)
         first, _ = source.selection.bounds
         known = set()
@@ -100,56 +100,56 @@ class Follower:
             if stream_position(found.place) > stream_position(before):
                 known.add(found.event_id)
             if found.event is None:
-                output.note(f"no event in the journal at {found.place}: {found.problem}")
+                output.note(f"invalid event in journal entry {found.place}: {found.problem}")
             else:
-                self._event(found.event, stream_position(found.place)[0])
+                self._show(found.event, stream_position(found.place)[0])
             if output.reader_gone():
                 break
         output.note(Styled("live:", "dim"))
         return known
 
-    def _heard(self, heard: ReceivedBatch, known: set[str]) -> None:
-        if heard.subscribed:
+    def _show_batch(self, batch: ReceivedBatch, known: set[str]) -> None:
+        if batch.subscribed:
             output.note(
-                Styled("the connection was lost and is back: events may have been missed", "yellow"),
-                "; --since 5m shows what the journal has",
+                Styled("the connection was lost and restored: events may be missing here", "yellow"),
+                "; --since 5m shows them from the journal",
             )
-        for message in heard.invalid:
+        for message in batch.invalid:
             text = f" on channel {message.origin}: {message.error}, {len(message.data)} bytes"
-            output.note(Styled("no event", "red"), text)
-        for received in heard.events:
+            output.note(Styled("invalid event", "red"), text)
+        for received in batch.events:
             if received.id in known:
                 known.discard(received.id)
             else:
-                self._event(received.event, now_ms())
+                self._show(received.event, now_ms())
 
-    def _event(self, event: Event, at_ms: int) -> None:
+    def _show(self, event: Event, at_ms: int) -> None:
         event = self._settings.redaction.event(event)
-        if self._show is not None:
-            self._show(event.to_dict())
+        if self._print_json is not None:
+            self._print_json(event.to_dict())
         else:
             self._printer.event(event, at_ms)
 
     def _accepts(self, event_type: str) -> bool:
         return not self._globs or any(glob.fullmatch(event_type) for glob in self._globs)
 
-    def _sift(self, broadcasts: list[Broadcast]) -> list[Broadcast]:
+    def _matching(self, broadcasts: list[Broadcast]) -> list[Broadcast]:
         return [broadcast for broadcast in broadcasts if self._accepts(broadcast.event_type)]
 
 
-class _Waiting:
-    """What was heard and is not shown yet, bounded; filled by one thread and emptied by another."""
+class _Buffer:
+    """A bounded buffer of received messages; one thread fills it, another empties it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._stop = threading.Event()
-        self._heard: deque[ReceivedBatch] = deque()
+        self._batches: deque[ReceivedBatch] = deque()
         self._size = 0
 
     @contextmanager
-    def filled_by(self, feed: ChannelListener) -> Iterator[None]:
-        """Let *feed* fill it for the time of the block."""
-        thread = threading.Thread(target=feed.run, args=(self._stop, self._put), name="bridge-tail", daemon=True)
+    def filled_by(self, listener: ChannelListener) -> Iterator[None]:
+        """Let *listener* fill the buffer during the block."""
+        thread = threading.Thread(target=listener.run, args=(self._stop, self._put), name="bridge-tail", daemon=True)
         thread.start()
         try:
             yield
@@ -158,27 +158,27 @@ class _Waiting:
             thread.join(2.0)
 
     def take(self) -> ReceivedBatch | None:
-        """Return the next, or None when a tick goes by without one."""
+        """Return the next batch, or None if none arrives within a tick."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._heard, _TICK_S):
+            if not self._changed.wait_for(lambda: self._batches, _TICK_S):
                 return None
-            heard = self._heard.popleft()
-            self._size -= _size(heard)
+            batch = self._batches.popleft()
+            self._size -= _size(batch)
             self._changed.notify_all()
-            return heard
+            return batch
 
-    def put_back(self, heard: ReceivedBatch) -> None:
-        """Make *heard* the next again."""
+    def put_back(self, batch: ReceivedBatch) -> None:
+        """Make *batch* the next one again."""
         with self._changed:
-            self._heard.appendleft(heard)
-            self._size += _size(heard)
+            self._batches.appendleft(batch)
+            self._size += _size(batch)
 
-    def _put(self, heard: ReceivedBatch) -> None:
+    def _put(self, batch: ReceivedBatch) -> None:
         with self._changed:
-            while self._size > _MAX_WAITING_BYTES and not self._stop.is_set():
+            while self._size > _MAX_BUFFERED_BYTES and not self._stop.is_set():
                 self._changed.wait(_TICK_S)
-            self._heard.append(heard)
-            self._size += _size(heard)
+            self._batches.append(batch)
+            self._size += _size(batch)
             self._changed.notify_all()
 
 
@@ -190,7 +190,7 @@ class _Printer:
         self._day = ""
 
     def event(self, event: Event, at_ms: int) -> None:
-        """Print one, which came *at_ms* since the epoch."""
+        """Print an event that was received at *at_ms*, ms since the epoch."""
         self._width = min(_TYPE_WIDTH, max(self._width, len(event.type)))
         when = output.moment(at_ms)
         payload = json.dumps(event.to_dict()["payload"], ensure_ascii=False)
@@ -214,5 +214,5 @@ class _Printer:
         )
 
 
-def _size(heard: ReceivedBatch) -> int:
-    return sum(len(one.data) for one in heard.events) + sum(len(one.data) for one in heard.invalid)
+def _size(batch: ReceivedBatch) -> int:
+    return sum(len(one.data) for one in batch.events) + sum(len(one.data) for one in batch.invalid)

@@ -1,16 +1,16 @@
-"""Lines of an input as they arrive, in bounded memory."""
+"""Reads the lines of an input as they arrive, in bounded memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-#: Bytes asked for at once; of a pipe come those that are there.
+#: Most bytes per read; a pipe returns those that are available.
 _CHUNK = 64 * 1024
 
 
 class Line(NamedTuple):
-    """One line, numbered from 1, without its end; of one that is *too_long* nothing is kept."""
+    """One line, numbered from 1, without its line break; the text of a line that is *too_long* is empty."""
 
     number: int
     text: bytes
@@ -18,7 +18,7 @@ class Line(NamedTuple):
 
 
 class Lines:
-    """The lines of *stream* that are not blank, each of *max_bytes* at most."""
+    """The lines of *stream* that are not blank, each at most *max_bytes* long."""
 
     def __init__(self, stream: BinaryIO, max_bytes: int) -> None:
         self._stream = stream
@@ -28,8 +28,8 @@ class Lines:
         self.size = 0
 
     def arriving(self) -> Iterator[list[Line]]:
-        """Yield what has arrived, in whole lines, without waiting for more of them than are there."""
-        rest, cut = b"", False  # the beginning of a line; whether it was too long to keep
+        """Yield the complete lines that have arrived, without waiting for further ones."""
+        rest, cut = b"", False  # the start of a line, and whether it was too long to keep
         read = getattr(self._stream, "read1", self._stream.read)
         while chunk := read(_CHUNK):
             self.size += len(chunk)

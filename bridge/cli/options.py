@@ -1,4 +1,4 @@
-"""Types of options, options that several commands share, and what they mean."""
+"""Types of options, and options that several commands share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class When(NamedTuple):
-    """A moment, and how it was written: ``2h`` is another moment each time."""
+    """A time, and how it was written: ``2h`` means another time at each call."""
 
     text: str
     ms: int
@@ -41,7 +41,7 @@ class _Moment(click.ParamType[When]):
         except (ValueError, OverflowError):
             moment_s = 0
         if moment_s < 1:
-            text = "is no time: write how long ago (90s, 30m, 2h, 7d) or 2026-11-24T10:00, UTC unless it has an offset"
+            text = "is not a time; write 90s, 30m, 2h or 7d (ago), or 2026-11-24T10:00, in UTC or with an offset"
             self.fail(f"{value!r} {text}", param, ctx)
         return When(value, int(moment_s * 1000))
 
@@ -72,20 +72,20 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
-force_option = click.option("--force", is_flag=True, help="Do not ask.")
-all_option = click.option("--all", "everything", is_flag=True, help="No filter: all there is.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+force_option = click.option("--force", is_flag=True, help="Do not ask for confirmation.")
+all_option = click.option("--all", "everything", is_flag=True, help="Select everything, without filters.")
 event_filters = options(
-    click.option("--since", type=MOMENT, help="Not before: 90s, 30m, 2h, 7d ago, or 2026-11-24T10:00 (UTC)."),
-    click.option("--until", type=MOMENT, help="Before; written like --since."),
-    click.option("--type", type=GLOB, help="Event type, or a glob over it, e.g. 'dream.*'."),
-    click.option("--id", multiple=True, help="Id of an event; may be repeated."),
-    click.option("--handler", help="Name of a handler task, e.g. tasks.dreams.analyse."),
+    click.option("--since", type=MOMENT, help="Start time: 90s, 30m, 2h or 7d (ago), or 2026-11-24T10:00 (UTC)."),
+    click.option("--until", type=MOMENT, help="End time (exclusive), in the same format as --since."),
+    click.option("--type", type=GLOB, help="Event type or glob, e.g. 'dream.*'."),
+    click.option("--id", multiple=True, help="Event id; can be repeated."),
+    click.option("--handler", help="Task name of a handler, e.g. tasks.dreams.analyse."),
 )
 
 
 def selection_of(asked: Mapping[str, Any]) -> EntryFilter:
-    """Return the selection that the filters among the options of a command ask for."""
+    """Return the filters among the options of a command as an :class:`EntryFilter`."""
     return EntryFilter(
         since_ms=asked["since"] and asked["since"].ms,
         until_ms=asked["until"] and asked["until"].ms,
@@ -97,24 +97,24 @@ def selection_of(asked: Mapping[str, Any]) -> EntryFilter:
 
 
 def as_asked(asked: Mapping[str, Any], everything: bool) -> dict[str, Any]:
-    """Return the filters among the options of a command, as they were written.
+    """Return the filters among the options of a command as the user wrote them.
 
     Raises:
-        click.UsageError: There is none, and not --all either.
+        click.UsageError: There is neither a filter nor --all, or both.
     """
     given = {key: value for key, value in asked.items() if value}
     if bool(given) == everything:
         raise click.UsageError(
-            "--all goes without filters" if everything else "say which: with filters such as --since or --id, or --all"
+            "--all cannot be combined with filters" if everything else "give filters such as --since or --id, or --all"
         )
     return {key: value.text if isinstance(value, When) else value for key, value in given.items()}
 
 
 def handler_named(name: str) -> Handler:
-    """Return the handler of that task name.
+    """Return the handler with this task name.
 
     Raises:
-        BridgeError: There is none; the text proposes one.
+        BridgeError: No such handler exists; the text proposes another name.
     """
     handler = registry.get(name)
     if handler is None:

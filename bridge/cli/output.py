@@ -1,7 +1,7 @@
-"""What commands print: tables and colours for a person at a terminal, plain lines for a pipe, JSON for programs.
+"""The output of commands: tables and colours on a terminal, plain lines in a pipe, JSON for programs.
 
-Data go to standard output, messages for people to standard error. Texts may come from anybody: control characters are
-escaped everywhere here, and nothing is taken for markup. What a terminal gets is drawn in terminal.py.
+Data goes to standard output, messages to standard error. Texts may come from untrusted publishers: every function here
+escapes control characters and treats nothing as markup. ``terminal.py`` draws what a terminal shows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import click
 
 from bridge.cli.table import Cell, Column, Styled, on_terminal
 
-#: Until the first line that says how far something has come, and between two, where there is no bar.
+#: Time until the first progress line, and between two of them, where there is no progress bar.
 _FIRST_REPORT_S, _REPORT_S = 0.5, 5.0
 
 
@@ -30,7 +30,7 @@ Report = Callable[[float, str], None]
 
 
 def printable(text: str) -> str:
-    """Return *text* without what a terminal would take for a command: it came from anybody."""
+    """Return *text* with its control characters escaped, which a terminal would execute."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -43,7 +43,7 @@ def moment(ms: int) -> str:
 
 
 def ago(ms: int) -> str:
-    """Return how long ago a time was, ms since the epoch, as short as can be: ``40s``, ``12m``, ``3h``, ``2d``."""
+    """Return how long ago a time was, ms since the epoch, in short: ``40s``, ``12m``, ``3h``, ``2d``."""
     age_s = max(0, int(time.time() - ms / 1000))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if age_s >= size:
@@ -52,12 +52,12 @@ def ago(ms: int) -> str:
 
 
 def as_json(value: Any) -> None:
-    """Print one line of JSON. In ASCII, so that it passes through everything and commands no terminal."""
+    """Print one line of JSON, in ASCII, so that every encoding can carry it and it holds no control characters."""
     lines([json.dumps(value)])
 
 
 def document(value: Any) -> None:
-    """Print JSON to be read: indented and in colours on a terminal, otherwise as :func:`as_json`."""
+    """Print JSON for people: indented and coloured on a terminal, otherwise as :func:`as_json` does."""
     if on_terminal():
         texts = json.dumps(value, indent=2, ensure_ascii=False).splitlines()
         _terminal().json_lines([printable(text) for text in texts])
@@ -66,7 +66,7 @@ def document(value: Any) -> None:
 
 
 def line(*parts: Cell, crop: bool = False) -> None:
-    """Print one line of data; *crop*: as much of it as fits into one line of the terminal."""
+    """Print one line of data; with *crop* it is cut to one line of the terminal."""
     if not on_terminal():
         click.echo("".join(_plain(part) for part in parts))
         return
@@ -74,7 +74,7 @@ def line(*parts: Cell, crop: bool = False) -> None:
 
 
 def lines(texts: Iterable[str]) -> None:
-    """Print many lines of data in one go; :func:`line` draws a progress bar anew for each of them."""
+    """Print many lines of data in one step; :func:`line` would redraw a progress bar for each of them."""
     text = "\n".join(map(printable, texts))
     if text and on_terminal():
         _terminal().line([Styled(text, "")])
@@ -83,7 +83,7 @@ def lines(texts: Iterable[str]) -> None:
 
 
 def note(*parts: Cell) -> None:
-    """Tell a person something: one line on standard error."""
+    """Print one message for the user, on standard error."""
     if on_terminal(err=True):
         _terminal().line(_safe(parts), err=True)
     else:
@@ -91,7 +91,7 @@ def note(*parts: Cell) -> None:
 
 
 def table(columns: Sequence[Column | str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Print a table; all *rows* are held in memory. In a pipe: aligned, whole, with a header, for ``grep`` and ``awk``.
+    """Print a table; all *rows* are held in memory. In a pipe it is aligned and not cut, for ``grep`` and ``awk``.
 
     Empty cells are ``-`` in a pipe, so that the columns can be counted.
     """
@@ -107,7 +107,7 @@ def table(columns: Sequence[Column | str], rows: Iterable[Sequence[Cell]]) -> No
 
 
 def facts(pairs: Mapping[str, Cell]) -> None:
-    """Print names and values below each other; those without a value are left out."""
+    """Print names and values, one per line; names without a value are left out."""
     shown = {name: value for name, value in pairs.items() if _plain(value).strip()}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
@@ -116,14 +116,14 @@ def facts(pairs: Mapping[str, Cell]) -> None:
 
 @contextmanager
 def progress(what: str, total: float | None = None) -> Iterator[Report]:
-    """Show how far something has come: a bar on a terminal, otherwise a line now and then, on standard error.
+    """Show progress on standard error: a bar on a terminal, otherwise a line from time to time.
 
     Arguments:
-        what: What is going on, in a word or two.
-        total: What counts as done; None: nobody knows.
+        what: What is in progress, in a word or two.
+        total: The amount that means completion; None if it is unknown.
 
     Yields:
-        A function to be called after each step: how much of *total* is done, and a text with figures.
+        A function to call after each step with the amount done so far and a text with figures.
     """
     if not on_terminal(err=True):
         yield _lines(what)
@@ -133,21 +133,21 @@ def progress(what: str, total: float | None = None) -> Iterator[Report]:
 
 
 def ask(question: str, *, force: bool) -> None:
-    """Ask before something is destroyed, unless *force*.
+    """Ask for confirmation before something is destroyed, unless *force*.
 
     Raises:
-        click.Abort: The answer is no.
-        click.UsageError: There is nobody to ask.
+        click.Abort: The user declined.
+        click.UsageError: Standard input is not a terminal.
     """
     if force:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} There is no terminal to answer at; --force does it without asking.")
+        raise click.UsageError(f"{question} There is no terminal for the answer; use --force to proceed without it.")
     click.confirm(question, abort=True, err=True)
 
 
 def reader_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more: the next line would meet an error."""
+    """Whether standard output is a pipe whose reader has closed it: the next line would raise an error."""
     with suppress(OSError, ValueError):
         descriptor = sys.stdout.fileno()
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
@@ -158,7 +158,7 @@ def reader_gone() -> bool:
 
 
 def give_up_output() -> None:
-    """Drop what standard output still holds back: its reader has stopped reading, and the end must not wait for it."""
+    """Discard what standard output has buffered: nobody reads it, and the exit must not wait for a reader."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -174,7 +174,7 @@ def _safe(parts: Iterable[Cell]) -> list[Styled]:
 
 
 def _terminal() -> Any:
-    return import_module("bridge.cli.terminal")  # now, not at the top: it imports rich
+    return import_module("bridge.cli.terminal")  # not at the top of this module: it imports rich
 
 
 def _lines(what: str) -> Report:

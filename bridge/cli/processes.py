@@ -1,4 +1,4 @@
-"""Child processes of a command: all of them end with it."""
+"""Child processes of a command. All of them end with the command."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import IO, Self
 from bridge.cli import output
 from bridge.cli.table import Styled
 
-#: How long a child may take to end by itself, a worker with its tasks.
+#: How long a child may take to shut down, a worker with its tasks.
 _STOP_TIMEOUT_S = 10.0
-#: Lines kept of a child whose output is not shown.
+#: How many lines are kept of a child whose output is not shown.
 _KEPT_LINES = 20
 
 
 class Child:
-    """One process, in a session of its own: Ctrl-C is for the command, which ends it in good order.
+    """One process in its own session. Ctrl-C reaches the command only, which then stops the process.
 
     Arguments:
-        name: Stands before each of its lines.
-        command: With its arguments.
-        environment: Added to that of the command.
-        shown: Whether its lines are shown as they come, or only the last ones when it fails.
+        name: Prefix of each of its lines.
+        command: The program and its arguments.
+        environment: Added to the environment of this process.
+        shown: Whether its lines are shown immediately, or only the last ones after it has ended.
     """
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], *, shown: bool) -> None:
@@ -48,46 +48,46 @@ class Child:
 
     @property
     def status(self) -> int | None:
-        """Exit status; None while it runs."""
+        """Exit status; None while it is running."""
         return self._process.poll()
 
-    def tell_end(self) -> None:
-        """Say that it has ended, and what it said last."""
+    def report_end(self) -> None:
+        """Print that it has ended, with its last lines."""
         self._reader.join(1.0)
         for text in () if self._shown else self._kept:
-            self._say(text)
-        output.note(Styled(f"{self.name} has ended with status {self.status}", "red"))
+            self._print(text)
+        output.note(Styled(f"{self.name} exited with status {self.status}", "red"))
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send it SIGTERM."""
         with suppress(ProcessLookupError):
             self._process.terminate()
 
     def wait(self, deadline_s: float) -> None:
-        """Wait until it has ended, or until *deadline_s* of the monotonic clock."""
+        """Wait until it has ended, at most until *deadline_s* of the monotonic clock."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, deadline_s - time.monotonic()))
 
     def kill(self) -> None:
-        """End it and its own children at once, if they have not ended."""
+        """Kill it and its own children if they are still running."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _read(self, lines: IO[bytes]) -> None:
-        for raw in lines:  # to the end: a full pipe would stop the child
+        for raw in lines:  # until it ends: a full pipe would block the child
             text = raw.decode(errors="replace").rstrip()
             if self._shown and text:
-                self._say(text)
+                self._print(text)
             else:
                 self._kept.append(text)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         output.note(Styled(f"{self.name} | ", "blue"), text)
 
 
 class Children:
-    """The processes of a block; at its end they are ended, the newest first."""
+    """The processes of a block; when it ends they are stopped, the newest first."""
 
     def __init__(self) -> None:
         self.running: list[Child] = []
@@ -102,10 +102,10 @@ class Children:
                 child.terminate()
             for child in self.running:
                 child.wait(deadline_s)
-        finally:  # also when somebody is impatient
+        finally:  # also after a second Ctrl-C
             for child in self.running:
                 child.kill()
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str], *, shown: bool) -> None:
-        """Start one, see :class:`Child`."""
+        """Start a child, see :class:`Child`."""
         self.running.append(Child(name, command, environment, shown=shown))

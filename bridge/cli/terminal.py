@@ -1,4 +1,4 @@
-"""What goes to a terminal, drawn by rich; for output.py, which imports this when there is one."""
+"""Draws the output on a terminal, with rich. ``output.py`` imports this module when there is a terminal."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rich.text import Text
 
 from bridge.cli.table import Column, Styled, on_terminal
 
-#: Cells of a table are cut to this; a text may have a kilobyte.
+#: Longest text in a cell of a table; longer ones are cut.
 _CELL_CHARS = 160
-#: What a column needs at most to be of use, and what is between two.
+#: Width that a column needs at most to be useful, and the gap between two columns.
 _ROOM_CHARS, _GAP_CHARS = 24, 2
 
-#: The consoles of progress bars that are on the screen; what else goes there has to go through theirs.
+#: The consoles of the progress bars on the screen; all other output must go through them.
 _bars: list[Console] = []
 
 
 def line(parts: Iterable[Styled], *, err: bool = False, crop: bool = False) -> None:
-    """Print one line; *crop*: as much of it as fits into one."""
+    """Print one line; with *crop* it is cut to the width of the terminal."""
     console, text = _console(err), Text.assemble(*parts)
     if crop:
         console.print(text, no_wrap=True, overflow="ellipsis")
@@ -35,7 +35,7 @@ def line(parts: Iterable[Styled], *, err: bool = False, crop: bool = False) -> N
 
 
 def table(columns: Sequence[Column], rows: Iterable[Iterable[Styled]]) -> None:
-    """Print a table as wide as the terminal at most."""
+    """Print a table that is at most as wide as the terminal."""
     console = _console()
     cells = [[Text(*part) for part in row] for row in rows]
     shown = _shown(columns, cells, console.width)
@@ -54,7 +54,7 @@ def table(columns: Sequence[Column], rows: Iterable[Iterable[Styled]]) -> None:
 
 
 def _shown(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> list[int]:
-    """Return the columns to show, by number: without spare ones, the last first, while the others have no room."""
+    """Return the numbers of the columns to show; spare ones are left out from the right until the others fit."""
     wanted = [
         max([len(column.title), *(min(len(row[at]), _ROOM_CHARS) for row in rows)]) for at, column in enumerate(columns)
     ]
@@ -79,7 +79,7 @@ def bar(what: str, total: float | None) -> Iterator[Callable[[float, str], None]
         columns.append(TextColumn("{task.percentage:>3.0f} %", markup=False))
     columns.append(TextColumn("{task.fields[text]}", markup=False))
     columns.append(TimeElapsedColumn() if total is None else TimeRemainingColumn())
-    # In a pipe, data must not end up on the terminal.
+    # If standard output is a pipe, its data must not appear on the terminal.
     shown = Progress(*columns, console=_console(err=True), transient=True, redirect_stdout=on_terminal())
     with shown:
         _bars.append(shown.console)
@@ -97,5 +97,5 @@ def _console(err: bool = False) -> Console:
 @cache
 def _new_console(err: bool) -> Console:
     context = click.get_current_context(silent=True)
-    no_color = True if getattr(context and context.obj, "no_color", False) else None  # None: as NO_COLOR says
+    no_color = True if getattr(context and context.obj, "no_color", False) else None  # None: NO_COLOR decides
     return Console(stderr=err, markup=False, highlight=False, emoji=False, no_color=no_color)

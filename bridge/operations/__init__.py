@@ -1,6 +1,6 @@
-"""Look and repair, for operators: the command line and Flower print what this part finds.
+"""Inspection and repair, for operators: the command line and Flower show what this part finds.
 
-Reading changes nothing. A replay keeps its position in Redis, so one that was interrupted continues where it stopped.
+Reading changes nothing. A replay stores its position in Redis, so an interrupted one resumes where it stopped.
 """
 
 from bridge.operations.groups import Groups

@@ -1,4 +1,4 @@
-"""How a consumer group goes for good, with all that is its own. Which there are: see status.py."""
+"""Deletes a consumer group with everything that is stored for it. ``storage.read_status`` lists the groups."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from bridge.errors import JournalLost
 from bridge.events import escape_glob
 from bridge.storage import Storage, group_errors
 
-#: Keys the server looks at in one step of a scan, and the most that are removed in one.
+#: Keys that the server examines in one step of a scan, and most keys that are deleted in one step.
 _SCAN_KEYS = 1000
-#: A consumer that has read within this time is alive.
+#: A consumer that has read within this time is considered alive.
 _ALIVE_MS = 10_000
 
 
 @dataclass(frozen=True)
 class Holdings:
-    """What goes with a group: entries under way, dead letters, tasks that were sent and have not ended."""
+    """What is deleted with a group: pending entries, dead letters, tasks that were sent and have not ended."""
 
     pending: int
     dead_letters: int
@@ -29,7 +29,7 @@ class Groups:
     """The groups of one bus.
 
     Arguments:
-        storage: The bus, as any group sees it.
+        storage: The bus; the group of its settings does not matter.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -38,7 +38,7 @@ class Groups:
         self._keys = storage.keys
 
     def holdings(self, name: str) -> Holdings:
-        """Return what a group holds.
+        """Return what would be deleted with a group.
 
         Raises:
             RedisError: Redis does not answer.
@@ -51,7 +51,7 @@ class Groups:
             return Holdings(pending, *pipe.execute())
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a group, or something is left of it.
+        """Whether the group, or a key of it, exists.
 
         Raises:
             RedisError: Redis does not answer.
@@ -59,7 +59,7 @@ class Groups:
         return name in self._storage.journal.groups() or bool(self._client.exists(*self._fixed(name)))
 
     def in_use(self, name: str) -> bool:
-        """Whether a subscriber of the group lives, or another program has just read for it.
+        """Whether a subscriber of the group is alive, or another program has read for it within the last 10 s.
 
         Raises:
             RedisError: Redis does not answer.
@@ -74,12 +74,12 @@ class Groups:
         return any(row["idle"] < _ALIVE_MS for row in rows)
 
     def delete(self, name: str) -> None:
-        """Remove a group and every key of its own; safe to repeat, and to go on with after an error.
+        """Delete a group and all of its keys; safe to repeat, also after an error.
 
-        A subscriber of it that is alive would begin it anew, at the oldest event that is retained.
+        A live subscriber of the group would recreate it, starting at the oldest retained event.
 
         Raises:
-            RedisError: Redis does not answer; some of it may be gone.
+            RedisError: Redis does not answer; a part of it may be deleted.
         """
         for pattern in self._patterns(name):
             found: list[bytes] = []

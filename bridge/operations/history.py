@@ -1,4 +1,4 @@
-"""The journal as people look at it: backwards, in small pieces, and without taking anything from a consumer."""
+"""Reads the journal for people: backwards, in small pieces, and without affecting any consumer."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from bridge.events import Event
 from bridge.redis import attempt
 from bridge.storage import Storage, entries_by_id, script, stream_position
 
-#: Events read in one round trip: each may have a megabyte.
+#: Events read in one round trip; each may have a megabyte.
 _AT_ONCE = 50
-#: End of the mark of an event; one that was refused for its source's rate has none.
+#: The end of the mark of an event; the mark of an event that exceeded a rate limit has no entry id.
 _ENTRY_ID = re.compile(rb":(\d+-\d+)\Z")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a journal entry says beside its event.
+    """The fields of a journal entry, without the event itself.
 
     Arguments:
-        entry_id: Its stream id.
-        event_id, event_type: Of the event.
-        at_ms: When the journal took it, ms since the epoch.
-        replay: Whether a replay put it there.
+        entry_id: Stream id of the entry.
+        event_id, event_type: Id and type of the event.
+        at_ms: When the entry was appended, ms since the epoch.
+        replay: Whether a replay appended it.
     """
 
     entry_id: str
@@ -41,7 +41,7 @@ class Header:
 
 
 class History:
-    """What the journal and the event keys of one bus hold.
+    """Looks up events in the journal and in the event keys of one bus.
 
     Arguments:
         storage: The bus, as the group sees it.
@@ -58,7 +58,7 @@ class History:
         """Return up to *count* entries, the newest first, without their events.
 
         Arguments:
-            before: Last stream id looked at; ``(`` in front of it leaves that one out.
+            before: Stream id to start at; ``(`` in front of it excludes that entry.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
@@ -74,17 +74,17 @@ class History:
         return found
 
     def event(self, event_id: str) -> Event | None:
-        """Return an event: as its key holds it, or else the journal; None when neither does.
+        """Return an event from its key or else from the journal; None if neither has it.
 
         Raises:
-            InvalidEvent: What is there is no event.
+            InvalidEvent: The stored value is not a valid event.
             BusUnavailable: Redis does not answer, after bounded retries.
         """
         data = self.read([event_id]).get(event_id)
         return None if data is None else Event.decode(data, max_bytes=len(data))
 
     def read(self, event_ids: Sequence[str]) -> dict[str, bytes]:
-        """Return what the event keys or else the journal hold of these events, by id; it need not be valid.
+        """Return these events as JSON from their keys or else from the journal, by id. The JSON may be invalid.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
@@ -102,7 +102,7 @@ class History:
         return found
 
     def events(self, event_ids: Sequence[str]) -> dict[str, Event]:
-        """Return those of the events that are retained, by id, without their payloads, which may be large.
+        """Return the events that are retained, by id, without their payloads, which may be large.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
@@ -116,7 +116,7 @@ class History:
         return found
 
     def entry_ids(self, event_ids: Sequence[str]) -> dict[str, str]:
-        """Return the stream ids under which the journal took these events, as far as that is remembered.
+        """Return the stream ids of these events in the journal, as far as their marks have not expired.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
@@ -130,7 +130,7 @@ class History:
         }
 
     def undispatched(self, entry_ids: Sequence[str]) -> set[str]:
-        """Return those of the journal entries that the group has yet to dispatch.
+        """Return the journal entries that the group has not dispatched yet.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.

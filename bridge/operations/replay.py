@@ -1,12 +1,12 @@
-"""Replay: events once more, from the journal or from the dead letters, to one group.
+"""Replays events from the journal or from the dead letters to one group.
 
-A replay appends to the journal what its group is to have once more, marked with ``metadata.replay``. The mark gives
-the tasks ids of their own, so that the done marks of the first time do not stop them; the event keeps its id. Nothing
-is broadcast, no event key is written, and no other group takes notice.
+A replay appends the events to the journal again, marked with ``metadata.replay`` and with the group. Because of the
+mark their tasks get new ids, so the done marks of earlier runs do not stop them; the event keeps its id. Nothing is
+broadcast, no event key is written, and other groups skip the entries.
 
-Each replay has a name. How far it has come is kept under that name, in the same step as what it appends, so that a
-replay that was interrupted goes on without missing or repeating an event. Where it ends is fixed when it begins: a
-replay never feeds itself.
+Each replay has a name. Its progress is stored under that name in the same step that appends the events, so an
+interrupted replay resumes without missing or repeating an event. Its end is fixed when it starts, so a replay never
+replays its own entries.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from bridge.redis import attempt
 from bridge.storage import Storage, script
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,100}")
-#: Most events appended in one step, and most steps in a second while the rate allows fewer.
+#: Most events appended in one step, and most steps per second at a low rate.
 _STEP_EVENTS = 100
 _STEPS_PER_S = 10
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a replay has come.
+    """The progress of a replay.
 
     Arguments:
-        cursor, until: Where it goes on and where it ends, as XRANGE takes them.
-        at_ms: When it began, ms since the epoch.
-        replayed, skipped: Events appended; those that cannot be replayed.
+        cursor, until: Where it resumes and where it ends, as arguments of XRANGE.
+        at_ms: When it started, ms since the epoch.
+        replayed, skipped: How many events were appended, and how many cannot be replayed.
     """
 
     cursor: str
@@ -50,22 +50,24 @@ class Progress:
 
 
 class Replay:
-    """One replay of one group, by its name.
+    """A replay with a name, for one group.
 
     Arguments:
         storage: The bus, as the group sees it. The progress is kept for ``dedup_ttl_s``.
         source: What to replay.
         name: 1 to 100 of A-Z a-z 0-9 . _ @ -; goes into ``metadata.replay`` and into the ids of the tasks.
-        filters: What was asked for, as it was asked: text of a time, not the moment it meant. They make sure that
-            the same name means the same replay.
+        filters: The filters as the user wrote them, ``2h`` and not the time it means. They make sure that the same
+            name means the same replay.
 
     Raises:
-        BridgeError: The name is none.
+        BridgeError: The name is invalid.
     """
 
     def __init__(self, storage: Storage, source: Source, name: str, filters: Mapping[str, Any]) -> None:
         if not _NAME.fullmatch(name):
-            raise BridgeError(f"{name[:120]!r} is no name for a replay: use 1 to 100 of A-Z a-z 0-9 . _ @ -")
+            raise BridgeError(
+                f"{name[:120]!r} is not a valid name for a replay; use 1 to 100 characters of A-Z a-z 0-9 . _ @ -"
+            )
         settings, keys = storage.settings, storage.keys
         self._client = storage.client
         self._settings = settings
@@ -79,10 +81,10 @@ class Replay:
         self._replay = script(storage.client, "replay")
 
     def progress(self) -> Progress | None:
-        """Return how far it has come; None when it has not begun.
+        """Return the progress; None if the replay has not started.
 
         Raises:
-            BridgeError: It was begun with other filters.
+            BridgeError: It was started with other filters.
             BusUnavailable: Redis does not answer, after bounded retries.
         """
         rows: Any = attempt(self._settings, f"looking up replay {self._name}", lambda: self._client.hgetall(self._key))
@@ -91,15 +93,15 @@ class Replay:
         stored = {name.decode(): value.decode() for name, value in rows.items()}
         if stored["filters"] != self._filters:
             raise BridgeError(
-                f"replay {self._name!r} was begun with {stored['filters']}, not with {self._filters}: "
-                "repeat those to go on with it, or choose another name"
+                f"replay {self._name!r} was started with {stored['filters']}, not with {self._filters}; "
+                "use the same filters to resume it, or choose another name"
             )
         at_ms, replayed, skipped = (int(stored.get(name, 0)) for name in ("at_ms", "replayed", "skipped"))
         finished = stored.get("finished") == "1"
         return Progress(stored["cursor"], stored["until"], at_ms, replayed, skipped, finished)
 
     def remaining(self) -> Iterator[ReplayItem]:
-        """Yield what :meth:`run` would still replay or skip; writes nothing.
+        """Yield what :meth:`run` would replay or skip; write nothing.
 
         Raises:
             BridgeError, BusUnavailable: As :meth:`progress`.
@@ -110,16 +112,16 @@ class Replay:
         return self._source.read(progress.cursor, progress.until) if progress else self._source.read(*self._bounds())
 
     def run(self, rate: float) -> Iterator[Progress]:
-        """Do it, or the rest of it, and yield the progress after each step; nothing when it has finished before.
+        """Start or resume the replay, and yield the progress after each step; nothing if it is already finished.
 
-        Leaving it at any moment is safe: another call goes on there.
+        The caller may stop at any time; another call resumes.
 
         Arguments:
             rate: Most events per second.
 
         Raises:
             BridgeError: Nothing matches, the name was used with other filters, or another process runs it.
-            BusUnavailable: Redis does not answer, after bounded retries; another call goes on.
+            BusUnavailable: Redis does not answer, after bounded retries; another call resumes.
         """
         progress = self.progress() or self._begin()
         if progress.finished:
@@ -132,7 +134,7 @@ class Replay:
             yield progress
 
     def _bounds(self) -> tuple[str, str]:
-        """Return where to begin and to end: at the newest entry there is now, or "0-0" when there is none."""
+        """Return where to start, and the newest existing entry as the end; "0-0" if the source is empty."""
         first, last = self._source.selection.bounds
         what = f"looking up the end of {self._source.key}"
         rows: Any = attempt(
@@ -144,17 +146,17 @@ class Replay:
         first, until = self._bounds()
         found = next(self._source.read(first, until), None)
         if found is None:
-            raise BridgeError(f"nothing to replay matches {self._filters}; try fewer of them with --dry-run")
+            raise BridgeError(f"nothing to replay matches {self._filters}; try fewer filters with --dry-run")
         fields = {"filters": self._filters, "cursor": found.place, "until": until, "at_ms": now_ms()}
 
         def begin() -> None:
             with self._client.pipeline(transaction=True) as pipe:
                 for name, value in fields.items():
-                    pipe.hsetnx(self._key, name, str(value))  # another process may have been faster
+                    pipe.hsetnx(self._key, name, str(value))  # another process may have started it
                 pipe.pexpire(self._key, self._settings.dedup_ttl_ms)
                 pipe.execute()
 
-        attempt(self._settings, f"beginning replay {self._name}", begin)
+        attempt(self._settings, f"starting replay {self._name}", begin)
         return self.progress() or self._begin()
 
     def _steps(self, progress: Progress, limit: int) -> Iterator[_Step]:
@@ -174,14 +176,14 @@ class Replay:
         yield step
 
     def _marked(self, event: Event, signed: bool, at_ms: int) -> bytes:
-        """Encode *event* as this replay of it, of any size: it was small enough the first time.
+        """Encode *event* with the mark of this replay, without a size limit: it was accepted before.
 
-        One that is *signed* is signed anew; when that was, which may be long after the event, is in the mark.
+        A *signed* event is signed again. The mark holds the time of that, which may be long after the event.
         """
         if is_signed(event) and not self._keyring:
             raise BridgeError(
-                f"event {event.id} is signed, and a replay changes its text: set bridge_signing_keys here as well, "
-                "so that it can be signed anew"
+                f"event {event.id} is signed, and a replay changes its JSON; set bridge_signing_keys here, too, "
+                "so that it can be signed again"
             )
         mark: dict[str, Any] = {"name": self._name, "at": at_ms}
         if signed:
@@ -190,21 +192,21 @@ class Replay:
         return self._keyring.encode(marked) if signed else unsigned(marked).encode()
 
     def _take(self, progress: Progress, step: _Step) -> Progress:
-        """Append the events of *step*, which begins where *progress* is; safe to repeat."""
+        """Append the events of *step*, which starts at the cursor of *progress*; safe to repeat."""
         ttl_ms, group = self._settings.dedup_ttl_ms, self._settings.group
         head: list[Any] = [progress.cursor, step.to, ttl_ms, step.skipped, int(step.finished), group, self._name]
         args = [*head, *(part for event in step.events for part in event)]
         keys = [*self._keys, *(self._names.replays(group, event_id) for _, event_id, *_ in step.events)]
         counts = attempt(self._settings, f"replay {self._name}", lambda: self._replay(keys=keys, args=args))
         if counts is None:
-            raise BridgeError(f"another process runs replay {self._name!r}; wait for it, or choose another name")
+            raise BridgeError(f"another process is running replay {self._name!r}; wait for it, or choose another name")
         replayed, skipped = map(int, counts)
         return replace(progress, cursor=step.to, replayed=replayed, skipped=skipped, finished=step.finished)
 
 
 @dataclass
 class _Step:
-    """Events that are appended at once, as arguments for the script, and the cursor after them."""
+    """Events that are appended in one step, as arguments of the script, and the cursor after them."""
 
     to: str = ""
     events: list[tuple[str, str, str, bytes, str]] = field(default_factory=list)

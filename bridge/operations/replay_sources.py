@@ -1,4 +1,4 @@
-"""Where the events of a replay come from: the journal, or the dead letters."""
+"""The sources of a replay: the journal, or the dead letters."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from bridge.telemetry import Action, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Entries of the journal read in one round trip; each may have a megabyte.
+#: Journal entries read in one round trip; each may have a megabyte.
 _PAGE = 100
 
 
 @dataclass(frozen=True)
 class ReplayItem:
-    """What a source found: an event to replay, or the *problem* for which it cannot be.
+    """An event of a source, or the *problem* because of which it cannot be replayed.
 
     Arguments:
-        place: Its stream id in the source.
-        handler: The one task it is for; empty: all that match.
-        dead_letter_id: The dead letter that goes when the event is replayed.
-        signed: The event is signed, so that the replay may sign it anew: its mark changes the text.
+        place: Stream id in the source.
+        handler: Name of the only task to run; empty: all that match.
+        dead_letter_id: The dead letter that is deleted when the event is replayed.
+        signed: Whether the event is signed and the replay may sign it again, because its mark changes the JSON.
     """
 
     place: str
@@ -43,25 +43,25 @@ class ReplayItem:
 
 
 class Source(Protocol):
-    """Where the events of a replay come from: the stream *key*, in the time that *selection* says."""
+    """A source of events: the stream *key*, within the time range of *selection*."""
 
     key: str
     selection: EntryFilter
 
     def read(self, first: str, last: str) -> Iterator[ReplayItem]:
-        """Yield what was asked for between two stream ids as XRANGE takes them, the oldest first."""
+        """Yield the selected events between two arguments of XRANGE, the oldest first."""
 
 
 class JournalSource:
-    """The events of the journal, for all handlers of the group or one of them.
+    """The events of the journal, for all handlers of the group or for one.
 
-    Entries that a replay appended are left out: their events are there already, under their first entry.
+    Entries of earlier replays are left out, because the first entry of their events is selected already.
 
     Arguments:
         storage: The bus, as the group sees it.
-        selection: ``since_ms``, ``until_ms`` (when the journal took the event), ``event_type`` and ``ids``.
-        handler: Name of the task they are for; all that match unless given.
-        accepts: Whether an event type is for that handler.
+        selection: ``since_ms``, ``until_ms`` (when the event was appended), ``event_type`` and ``ids``.
+        handler: Name of the only task to run; empty: all that match.
+        accepts: Whether an event type matches the patterns of that handler.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class JournalSource:
     def _page(self, first: str, last: str) -> Any:
         if first.startswith("(") and not self._range(first[1:], first[1:]):
             extra = log_fields(Action.REPLAY_SOURCE_TRIMMED, group=self._settings.group, entry_id=first[1:])
-            text = "the journal was trimmed beyond %s: what came next may have expired unreplayed"
+            text = "Replay: the journal was trimmed past entry %s; some events may be missing."
             log.warning(text, first[1:], extra=extra)
         return self._range(first, last)
 
@@ -113,15 +113,15 @@ class JournalSource:
 
 
 class DeadLetterSource:
-    """The dead letters of the group: each is moved, to the handler that failed.
+    """The dead letters of the group. Each is moved to the handler that failed.
 
-    A letter without a whole event stays: a message that was refused as an event, or a task whose event was lost. So
-    does one of a handler that is gone. Of one that what is sensitive was left out of, the event is looked up.
+    A dead letter cannot be replayed if it has no complete event (a message that is not a valid event, or a task whose
+    event was lost) or if its handler no longer exists. For a redacted dead letter the complete event is looked up.
 
     Arguments:
         storage: The bus, as the group sees it.
-        selection: Which letters.
-        handlers: Names of the tasks there are.
+        selection: Which dead letters.
+        handlers: Names of the existing tasks.
     """
 
     def __init__(self, storage: Storage, selection: EntryFilter, handlers: Container[str]) -> None:
@@ -136,30 +136,28 @@ class DeadLetterSource:
         """See :class:`Source`."""
         return map(self._candidate, self._letters.select(self.selection, between=(first, last)))
 
-    def _candidate(self, letter: DeadLetter) -> ReplayItem:
+    def _candidate(self, dead_letter: DeadLetter) -> ReplayItem:
         event, signed, problem = None, False, ""
         try:
-            if part := letter.redacted_event:
+            if part := dead_letter.redacted_event:
                 event, data, dispatched = *self._kept(part), False
             else:
-                event, data, dispatched = letter.event(), letter.raw, letter.handler != ""
+                event, data, dispatched = dead_letter.event(), dead_letter.raw, dead_letter.handler != ""
             signed = self._admission.can_be_signed_again(event, data, dispatched=dispatched)
         except InvalidEvent as error:
             event, problem = None, str(error)
-        if letter.handler and letter.handler not in self._handlers:
-            event, problem = None, f"there is no handler {letter.handler} here"
-        place, event_type = letter.dead_letter_id, letter.event_type or (event.type if event else "")
-        event_id = letter.event_id or (event.id if event else "")
-        return ReplayItem(place, event_id, event_type, event, letter.handler, place, problem, signed)
+        if dead_letter.handler and dead_letter.handler not in self._handlers:
+            event, problem = None, f"this application has no handler {dead_letter.handler}"
+        place, event_type = dead_letter.dead_letter_id, dead_letter.event_type or (event.type if event else "")
+        event_id = dead_letter.event_id or (event.id if event else "")
+        return ReplayItem(place, event_id, event_type, event, dead_letter.handler, place, problem, signed)
 
     def _kept(self, part: Event) -> tuple[Event, bytes]:
-        """Return the whole event of a letter that has a part of it, and its JSON."""
+        """Return the complete event of a redacted dead letter, and its JSON."""
         data = self._history.read([part.id]).get(part.id)
         if data is None:
-            raise InvalidEvent(
-                "expired", "", "the event has expired, and the letter is without what is sensitive in it"
-            )
+            raise InvalidEvent("expired", "", "the event has expired, and the dead letter holds a redacted copy only")
         event = Event.decode(data, max_bytes=len(data))
         if (event.id, event.type) != (part.id, part.type):
-            raise InvalidEvent("expired", "", "the event has expired, and another one is in its place")
+            raise InvalidEvent("expired", "", "the event has expired, and another event has its id")
         return event, data

@@ -1,4 +1,4 @@
-"""Which tasks events become, and the queues these go to."""
+"""Which tasks run for an event type, and the queues that these are sent to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bridge.config import BridgeSettings
 from bridge.events import EncodedEvent, Event, compile_pattern
 from bridge.handlers import EventTask, Handler, registry
 
-#: Attributes of a task that matter to who runs it, and the usual values, which are not shown.
+#: Attributes of a task that matter to operators, with the default values, which are not shown.
 _TASK_OPTIONS = {
     "expires": None,
     "acks_late": True,
@@ -30,18 +30,18 @@ _CHARS = "xabcdefghijklmnopqrstuvwyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
 @dataclass(frozen=True)
 class HandlerRoute:
-    """Where the tasks of one handler go for some events.
+    """The queue and the options of the tasks of one handler, for one pattern.
 
     Arguments:
         handler: Name of the task.
-        events: The event type, or the glob, that this is about.
-        queue: Its queue; empty with a *problem*.
-        options: For sending and running the task, where they are not the usual ones.
-        rule: The pattern of ``bridge_routes`` that applies; empty: none.
-        where: Whether the handler chooses among the events by their content.
-        payload: Name of the model that payloads have to fit; empty: none.
-        defined_at: File and line.
-        problem: Why no such task can be sent.
+        events: The event type or glob that this route is for.
+        queue: Name of the queue; empty if there is a *problem*.
+        options: Options for sending and running the task that differ from the defaults.
+        rule: The pattern of ``bridge_routes`` that applies, or empty.
+        where: Whether the handler has a predicate.
+        payload: Name of the model that validates payloads, or empty.
+        defined_at: File and line of the function.
+        problem: Why the task cannot be sent.
     """
 
     handler: str
@@ -56,7 +56,7 @@ class HandlerRoute:
 
 
 def routes_of(app: Celery, settings: BridgeSettings) -> Iterator[HandlerRoute]:
-    """Yield the routes of all handlers: one for each of their patterns, and for each rule that changes something."""
+    """Yield the routes of all handlers: one for each pattern, and one for each rule that changes the route."""
     outbox = Outbox(app, settings)
     for handler in sorted(registry, key=lambda handler: handler.task_name):
         own = [_route(app, settings, outbox, handler, pattern, _example(pattern)) for pattern in handler.patterns]
@@ -112,12 +112,12 @@ def _task_options(app: Celery, task: EventTask) -> dict[str, Any]:
 
 
 def _shown(options: dict[str, Any]) -> dict[str, Any]:
-    """Return *options* as JSON can have them: they hold whatever the user wrote."""
+    """Return *options* as values of JSON; what JSON cannot hold becomes text."""
     return {name: json.loads(json.dumps(value, default=str)) for name, value in options.items()}
 
 
 def _example(pattern: str) -> str:
-    """Return an event type that a glob matches, and that nothing else is likely to name."""
+    """Return an event type that a glob matches and that other patterns hardly match by accident."""
     text = ""
     for part in _GLOB_PART.findall(pattern):
         if part in ("*", "?"):

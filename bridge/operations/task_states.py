@@ -1,7 +1,7 @@
-"""What became of the tasks of events: from the ledger, its dead letters, and Celery's result backend.
+"""The states of the tasks of events, from the ledger, the dead letters and Celery's result backend.
 
-The ledger knows every task from its dispatch until long after its end. What it knows nothing of, as after a lost Redis,
-is looked up in the result backend.
+The ledger knows every task from its dispatch until long after its end. A task that it does not know, for example after
+Redis lost data, is looked up in the result backend.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from bridge.operations.history import History
 from bridge.redis import attempt
 from bridge.storage import DeadLetter, Storage, TaskStatus
 
-#: Newest replays of an event that are looked at.
+#: How many replays of an event are looked up, the newest first.
 _MAX_REPLAYS = 10
-#: Most tasks that the result backend is asked for, and the longest wait: it only adds what the ledger has forgotten.
+#: Most tasks that are looked up in the result backend, and the longest wait for it.
 _MAX_ASKED = 50
 _BACKEND_WAIT_S = 2.0
-#: How long one that did not answer is left alone: a trace looks at many events.
+#: How long a result backend that did not answer is not asked again: a trace looks up many events.
 _BACKEND_PAUSE_S = 10.0
 
 
@@ -34,14 +34,15 @@ class TaskNode:
     """One task of an event.
 
     Arguments:
-        state: ``WAITING`` (its event waits in the journal), ``SENT``, ``STARTED``, ``RETRY``, ``SUCCESS``, ``FAILURE``
-            (in a dead letter), ``SKIPPED`` (``where`` said no, or the handler is newer), or one of the result backend.
-        handler: Name of the task; empty when that is unknown.
-        queue, runtime_s: Where its message went, how long its last run took; as far as known.
-        detail: Of a failure: reason and text of the dead letter.
-        dead_letter_id: The dead letter, while it is there and can be retried.
-        replay: Name of the replay it belongs to; empty the first time.
-        events: What it published.
+        state: ``WAITING`` (its event is not dispatched yet), ``SENT``, ``STARTED``, ``RETRY``, ``SUCCESS``, ``FAILURE``
+            (became a dead letter), ``SKIPPED`` (``where`` returned false, or the handler is newer than the event), or a
+            state of the result backend.
+        handler: Name of the task; empty if it is unknown.
+        queue, runtime_s: The queue of its message and the duration of its last run, if they are known.
+        detail: Reason and error text of the dead letter.
+        dead_letter_id: Id of the dead letter, as long as that exists and can be retried.
+        replay: Name of the replay that it belongs to, or empty.
+        events: The events that it published.
     """
 
     task_id: str
@@ -60,11 +61,11 @@ class EventNode:
     """One event.
 
     Arguments:
-        event_type, source: Empty when the event is retained no more.
-        at_ms: When the journal took it, ms since the epoch; 0 when that is unknown.
-        tasks: Of this application.
-        events: Caused by it, outside the tasks above.
-        hidden: How many further consequences are not shown.
+        event_type, source: Empty if the event has expired.
+        at_ms: When it was appended to the journal, ms since the epoch; 0 if that is unknown.
+        tasks: Its tasks in this application.
+        events: Events that it caused, except those that these tasks published.
+        hidden: How many further events that it caused are not shown.
     """
 
     event_id: str
@@ -95,7 +96,7 @@ class TaskStates:
         self._ask_backend_at_s = 0.0
 
     def states(self, events: Sequence[tuple[str, str]]) -> list[list[TaskNode]]:
-        """Return the tasks of each event, given by id and type: of each handler the newest run, without consequences.
+        """Return the tasks of events, given by id and type: the newest run of each handler, without published events.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
@@ -105,11 +106,11 @@ class TaskStates:
         return [list({task.handler: task for task in tasks[event_id]}.values()) for event_id in ids]
 
     def of_events(self, types: Mapping[str, str], entry_ids: Mapping[str, str]) -> dict[str, list[TaskNode]]:
-        """Return the tasks of events, by event id: of each handler the first run, then those of replays.
+        """Return the tasks of events, by event id: for each handler the first run, then those of replays.
 
         Arguments:
             types: Event type, by event id.
-            entry_ids: Where the journal has the event, by event id, as far as known.
+            entry_ids: Stream id in the journal, by event id, as far as known.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
@@ -137,7 +138,7 @@ class TaskStates:
         return found
 
     def of_unknown_tasks(self, task_ids: Iterable[str]) -> list[TaskNode]:
-        """Return tasks that are of no handler here: of another application, or renamed.
+        """Return tasks without a handler in this application: of another application, or renamed.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
@@ -163,7 +164,7 @@ class TaskStates:
         return {event_id: [name.decode() for name in names] for event_id, names in zip(event_ids, replies, strict=True)}
 
     def _waiting(self, event_ids: Iterable[str], entry_ids: Mapping[str, str]) -> set[str]:
-        """Return those of the events that the group has not dispatched yet."""
+        """Return the events that the group has not dispatched yet."""
         entries = {event_id: entry_ids[event_id] for event_id in event_ids if event_id in entry_ids}
         if not entries:
             return set()
@@ -174,14 +175,17 @@ class TaskStates:
 
     def _with_letters(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
         wanted = [node.dead_letter_id for node in nodes if node.dead_letter_id]
-        letters = self._letters.by_id(wanted) if wanted else {}
-        letters = {
-            dead_letter_id: letter.redacted_by(self._settings.redaction) for dead_letter_id, letter in letters.items()
+        dead_letters = self._letters.by_id(wanted) if wanted else {}
+        dead_letters = {
+            dead_letter_id: dead_letter.redacted_by(self._settings.redaction)
+            for dead_letter_id, dead_letter in dead_letters.items()
         }
-        return [_with_letter(node, letters.get(node.dead_letter_id)) if node.dead_letter_id else node for node in nodes]
+        return [
+            _with_letter(node, dead_letters.get(node.dead_letter_id)) if node.dead_letter_id else node for node in nodes
+        ]
 
     def _from_backend(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
-        """Fill in what the ledger does not know."""
+        """Fill in the states that the ledger does not know."""
         unknown = [node.task_id for node in nodes if not node.state][:_MAX_ASKED]
         states: dict[str, str] = {}
 
@@ -190,7 +194,7 @@ class TaskStates:
                 states[task_id] = str(self._app.AsyncResult(task_id).state)
 
         if unknown and time.monotonic() >= self._ask_backend_at_s:
-            # In a thread of its own: a backend that is away is asked again and again by Celery.
+            # In a separate thread, because Celery retries a backend that is unavailable.
             thread = threading.Thread(target=_quietly, args=(ask,), name="bridge-results", daemon=True)
             thread.start()
             thread.join(_BACKEND_WAIT_S)
@@ -201,7 +205,7 @@ class TaskStates:
 
 
 def _task(task_id: str, handler: str, replay: str, look: TaskStatus) -> TaskNode:
-    """Return what the ledger knows of a task; without a state when that is nothing."""
+    """Return a task as the ledger knows it; without a state if the ledger does not."""
     ended, running, sent = look
     if ended is not None:
         runtime_s = None if ended.runtime_ms < 0 else ended.runtime_ms / 1000
@@ -214,12 +218,16 @@ def _task(task_id: str, handler: str, replay: str, look: TaskStatus) -> TaskNode
     return TaskNode(task_id, handler or (sent.handler if sent else ""), state, queue, replay=replay)
 
 
-def _with_letter(node: TaskNode, letter: DeadLetter | None) -> TaskNode:
-    if letter is None:
-        return replace(node, detail="its dead letter is gone: retried, purged, or it made room", dead_letter_id="")
-    return replace(node, handler=node.handler or letter.handler, detail=f"{letter.reason}: {letter.detail}")
+def _with_letter(node: TaskNode, dead_letter: DeadLetter | None) -> TaskNode:
+    if dead_letter is None:
+        return replace(
+            node, detail="its dead letter no longer exists: it was retried, purged or evicted", dead_letter_id=""
+        )
+    return replace(
+        node, handler=node.handler or dead_letter.handler, detail=f"{dead_letter.reason}: {dead_letter.detail}"
+    )
 
 
 def _quietly(do: Callable[[], None]) -> None:
-    with suppress(Exception):  # whatever a backend raises: the ledger's answer stands without it
+    with suppress(Exception):  # whatever a backend raises: the states of the ledger are returned without it
         do()

@@ -1,6 +1,6 @@
-"""What came of an event: its tasks, the events that those published, their tasks, and so on.
+"""The chain of an event: its tasks, the events that these published, their tasks, and so on.
 
-Read from the causality index, which is written with each event, and from the ledger; nothing is scanned.
+It is read from the causality index, which is written with each event, and from the ledger, without a scan.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from bridge.operations.task_states import EventNode, TaskNode, TaskStates
 from bridge.redis import attempt, is_wrong_type
 from bridge.storage import Storage, stream_position
 
-#: Most events of one trace, and most consequences of one event that are shown: more do not fit a screen or a page.
+#: Most events of one trace, and most events shown that one event caused: a page cannot show more.
 _MAX_EVENTS = 500
 _MAX_CONSEQUENCES = 50
-#: Longest chain that is shown, and how much of it above what was asked for; anybody may write a longer one.
+#: Longest chain that is shown, and how much of it above the requested event; any publisher can create a longer one.
 _MAX_DEPTH = 50
 _MAX_ABOVE = 40
-#: Longest task id that is looked up: an event says which task published it, and anybody may publish.
+#: Longest task id that is looked up. The id comes from the event, and any publisher can write any id there.
 _MAX_TASK_ID = 200
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The whole chain that the id *asked* for belongs to: of an event, or a correlation id.
+    """The complete chain of the requested id, *asked*: the id of an event, or a correlation id.
 
     Arguments:
-        hidden: How many events that begin the chain are not shown.
+        hidden: How many further events that start the chain are not shown.
     """
 
     asked: str
@@ -44,7 +44,7 @@ class Trace:
 
 @dataclass
 class _Fact:
-    """What was read of one event."""
+    """What was read for one event."""
 
     event: Event | None
     entry_id: str
@@ -54,7 +54,7 @@ class _Fact:
 
 
 class Tracer:
-    """Looks up what came of events, for one application.
+    """Looks up the chains of events, for one application.
 
     Arguments:
         app: Its handlers must be imported.
@@ -69,7 +69,7 @@ class Tracer:
         self._task_states = TaskStates(app, storage)
 
     def trace(self, any_id: str) -> Trace | None:
-        """Return the chain of an event, or of a correlation id; None when nothing is known of it.
+        """Return the chain of an event or of a correlation id; None if the id is unknown.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
@@ -90,8 +90,8 @@ class Tracer:
         """Return the first events of a chain, and how many more there are.
 
         Arguments:
-            above: From what was asked for upwards. The last is the id of an event that is retained no more, or the
-                name of a chain, which several events may begin, or nothing.
+            above: The ids from the requested one upwards. The last is the id of an expired event, or a correlation id,
+                with which several events may start, or an unknown id.
         """
         first, hidden = self._all_consequences(above[-1:], above)[0]
         caused = any(_cause(event) == above[-1] for event in self._history.events(first).values())
@@ -101,7 +101,7 @@ class Tracer:
         return self._history.events([event_id]).get(event_id)
 
     def _all_consequences(self, event_ids: Sequence[str], above: Sequence[str]) -> list[tuple[list[str], int]]:
-        """Return of each event the first that it caused, and how many more there are; never without those *above*."""
+        """Return for each event the first ones that it caused, including those *above*, and the number of others."""
 
         def read() -> list[Any]:
             with self._client.pipeline(transaction=False) as pipe:
@@ -121,7 +121,7 @@ class Tracer:
         return found
 
     def _facts(self, roots: Sequence[str], above: Sequence[str]) -> dict[str, _Fact]:
-        """Read the events below *roots*, level by level; those *above* what was asked for come first."""
+        """Read the events below *roots*, level by level; those *above* the requested one are read first."""
         facts: dict[str, _Fact] = {}
         level = list(dict.fromkeys(roots))
         for _ in range(_MAX_DEPTH):
@@ -140,7 +140,7 @@ class Tracer:
         return facts
 
     def _node(self, event_id: str, facts: Mapping[str, _Fact], seen: set[str]) -> EventNode | None:
-        """Return an event with all that came of it; None when it is shown elsewhere: anybody may write a circle."""
+        """Return an event with its consequences; None if it is already shown, as publishers can create circles."""
         if event_id in seen:
             return None
         seen.add(event_id)
@@ -172,13 +172,13 @@ def _cause(event: Event) -> Any:
 
 
 def _in_order(event_ids: Sequence[str], facts: Mapping[str, _Fact]) -> list[str]:
-    """Return those of the events that were read in the order of the journal: many may be of one millisecond."""
+    """Return the events that were read, in the order of the journal: many may have the same millisecond."""
     read = (event_id for event_id in event_ids if event_id in facts)
     return sorted(read, key=lambda event_id: stream_position(facts[event_id].entry_id))
 
 
 def _unless_wrong_type(reply: Any) -> Any:
-    """Return a reply, or None when something else is at the key of an index."""
+    """Return a reply, or None if the key of an index has another type."""
     if is_wrong_type(reply):
         return None
     if isinstance(reply, Exception):
@@ -187,6 +187,6 @@ def _unless_wrong_type(reply: Any) -> Any:
 
 
 def _publisher(event: Event | None) -> str:
-    """Return the id of the task that published an event; empty when it was none."""
+    """Return the id of the task that published an event; empty if no task did."""
     task_id = (event.metadata or {}).get("taskId") if event else None
     return task_id if isinstance(task_id, str) and len(task_id) <= _MAX_TASK_ID else ""

@@ -1,4 +1,4 @@
-"""A throw-away redis-server for tests and development. Its folder is removed when it stops."""
+"""A temporary redis-server for tests and development. Its directory is deleted when it stops."""
 
 from bridge.testing.redis_server import running_redis
 

@@ -73,7 +73,7 @@ def test_a_real_trip(
     )
     hotel = next(event for event in events(tracer.trace("trip").roots[0]) if event.event_type == "trip.hotel")  # type: ignore[union-attr]
     assert [(task.replay, task.dead_letter_id) for task in hotel.tasks] == [("", ""), ("again", "")]
-    assert hotel.tasks[0].detail == "its dead letter is gone: retried, purged, or it made room"
+    assert hotel.tasks[0].detail == "its dead letter no longer exists: it was retried, purged or evicted"
     ((newest,),) = TaskStates(user_app, Storage(client, settings)).states([(hotel.event_id, hotel.event_type)])
     assert (newest.state, newest.replay) == ("SUCCESS", "again")
 

@@ -1,1 +1,1 @@
-"""The commands of ``celery -A APP bus``, one module each; loaded when they are called."""
+"""The commands of ``celery -A APP bus``, one module each, imported when they are called."""

@@ -1,4 +1,4 @@
-"""``celery -A APP bus acl``: what each kind of program may do on Redis, as lines for ACL SETUSER."""
+"""``celery -A APP bus acl``: the Redis permissions that each kind of program needs, as lines for ACL SETUSER."""
 
 from __future__ import annotations
 
@@ -17,36 +17,39 @@ from bridge.cli.table import Styled
 from bridge.operations.acl import MIN_VERSION, ROLES, Part, Place, Role, parts_of, rules_of, version_of
 
 
-@click.command(short_help="Print what a kind of program may do on Redis, for ACL SETUSER.")
+@click.command(short_help="Print the Redis permissions that a program needs, for ACL SETUSER.")
 @click.argument("role", type=click.Choice(ROLES))
 @click.option(
-    "--no-bridge", is_flag=True, help="A publisher without the bridge: event keys and broadcasts, nothing else."
+    "--no-bridge", is_flag=True, help="For a publisher without the bridge, which only writes event keys and broadcasts."
 )
-@click.option("--no-subscriber", is_flag=True, help="A worker that only runs tasks.")
-@click.option("--queue", multiple=True, help="A task queue that the configuration does not name; may be repeated.")
-@click.option("--user", help="Name of the user; the group and the role unless given.")
+@click.option("--no-subscriber", is_flag=True, help="For a worker that only runs tasks.")
+@click.option("--queue", multiple=True, help="A task queue that the configuration does not name; can be repeated.")
+@click.option("--user", help="Name of the user.  [default: GROUP-ROLE]")
 @click.option(
     "--server",
     type=click.Choice(["bus", "broker", "results", "sentinels"]),
     help="Print only the line for this server.",
 )
 @click.option(
-    "--redis-version", metavar="VERSION", help="Version of the servers, e.g. 7.0; they are asked unless given."
+    "--redis-version",
+    metavar="VERSION",
+    help="Redis version of the servers, e.g. 7.0; by default the servers are asked.",
 )
 @json_option
 @click.pass_context
 def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, server: str | None, **asked: Any) -> None:
-    """Print what a kind of program may do on Redis, as lines for ACL SETUSER.
+    """Print the Redis permissions that a kind of program needs, as lines for ACL SETUSER.
 
     \b
-    publisher   calls publish_event, or writes event keys and broadcasts (--no-bridge)
-    subscriber  bus subscribe: turns events into tasks
-    worker      a worker with its subscriber, or without (--no-subscriber)
-    operator    these commands, and Flower
+    publisher   calls publish_event, or (--no-bridge) writes event keys and broadcasts
+    subscriber  runs bus subscribe
+    worker      runs tasks and a subscriber, or (--no-subscriber) only tasks
+    operator    runs these commands and Flower
 
-    The least there is for these settings: prefix, group, queues. One line for each server, which replaces the rights of
-    the user and leaves its passwords alone: give it one of your own with ACL SETUSER NAME '>PASSWORD'; until then
-    nobody can log in. In a cluster, with Sentinels and replicas, each node has users of its own, and needs the line.
+    The permissions are minimal for the current settings: prefix, group and queues. The command prints one line for each
+    server. A line replaces all permissions of the user and keeps its passwords. A new user cannot log in until you set
+    a password: ACL SETUSER NAME '>PASSWORD'. Each node of a cluster, each replica and each Sentinel has its own users:
+    apply the line to all of them.
 
     \b
     Example:
@@ -65,10 +68,10 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, serv
         if as_json:
             output.as_json(line)
         else:
-            output.note(Styled(f"{', '.join(line['for'])} at {line['at']}", "bold"), _told(line["version"]))
+            output.note(Styled(f"{', '.join(line['for'])} at {line['at']}", "bold"), _version_note(line["version"]))
             output.line("ACL SETUSER ", line["user"], " ", " ".join(line["rules"]))
     if not shown:
-        raise click.ClickException(f"a {role} needs nothing of the {server}, or that is no Redis")
+        raise click.ClickException(f"a {role} needs no permissions on the {server}, or the {server} is not on Redis")
 
 
 def _lines(parts: Iterable[Part], user: str, version: str | None) -> Iterator[dict[str, Any]]:
@@ -79,15 +82,15 @@ def _lines(parts: Iterable[Part], user: str, version: str | None) -> Iterator[di
         first = some[0]
         found = _version(version, first)
         uses = [part.use for part in some]
-        # A line replaces what the user may, so that a server with two addresses must not get two for the same.
+        # A line replaces all permissions, so a server with two addresses must not get two lines for one user.
         name = user if uses[0] == "bus" else f"{user}-{uses[0]}"
         rules = rules_of((grant for part in some for grant in part.grants), found or MIN_VERSION)
-        told_version = ".".join(map(str, found)) if found else ""
-        yield {"user": name, "for": uses, "at": str(first.place), "version": told_version, "rules": rules}
+        version_text = ".".join(map(str, found)) if found else ""
+        yield {"user": name, "for": uses, "at": str(first.place), "version": version_text, "rules": rules}
 
 
 def _version(asked: str | None, part: Part) -> tuple[int, ...] | None:
-    """Return the version of a server, None when it does not tell.
+    """Return the version of a server; None if it is unknown.
 
     Raises:
         click.ClickException: It is too old.
@@ -97,7 +100,7 @@ def _version(asked: str | None, part: Part) -> tuple[int, ...] | None:
         try:
             found = tuple(map(int, asked.split(".")[:2]))
         except ValueError:
-            raise click.UsageError(f"--redis-version: {asked!r} is no version; write it like 7.0") from None
+            raise click.UsageError(f"--redis-version: {asked!r} is not a version; write it like 7.0") from None
     else:
         with suppress(RedisError, OperationalError, OSError, KeyError):
             client = part.client()
@@ -108,13 +111,13 @@ def _version(asked: str | None, part: Part) -> tuple[int, ...] | None:
     if found is not None and found < MIN_VERSION:
         wanted, has = (".".join(map(str, one)) for one in (MIN_VERSION, found))
         text = (
-            f"the {part.use} at {part.place} is Redis {has}, whose users have no selectors; these lines need {wanted}"
+            f"the {part.use} at {part.place} is Redis {has}, which has no ACL selectors; these lines require {wanted}"
         )
         raise click.ClickException(text)
     return found
 
 
-def _told(version: str) -> str:
+def _version_note(version: str) -> str:
     if version:
         return f", Redis {version}"
-    return ", which does not tell its version: for 7.2 and later give --redis-version, or add +client|setinfo"
+    return ", version unknown: for 7.2 and later use --redis-version, or add +client|setinfo"

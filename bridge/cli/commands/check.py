@@ -1,4 +1,4 @@
-"""``celery -A APP bus check``: whether everything is as the bridge needs it, for people and for deploy scripts."""
+"""``celery -A APP bus check``: whether servers, settings and workers are as the bridge needs them."""
 
 from __future__ import annotations
 
@@ -34,31 +34,29 @@ from bridge.operations.acl import (
 from bridge.storage import Storage, read_status
 from bridge.subscriber import Finding, check_clock, check_settings, refused_handlers
 
-#: How long workers have time to say what they know.
+#: How long to wait for the replies of the workers.
 _WORKERS_S = 1.0
-#: How often those are asked that have answered once: a worker that says nothing would leave its queues to nobody.
+#: How often a worker that has replied once is asked for its queues: without its reply they would be reported as unused.
 _TRIES = 2
 
 
-@click.command(short_help="Check servers, settings, rights, clocks, routes and workers.")
+@click.command(short_help="Check servers, settings, permissions, clocks, routes and workers.")
+@click.option("--ready", is_flag=True, help="Check only whether the subscribers of this host are ready.")
 @click.option(
-    "--ready", is_flag=True, help="Only whether the subscribers of this host are ready; for container checks."
-)
-@click.option(
-    "--role", type=click.Choice(ROLES), default="worker", show_default=True, help="Whose rights the users must have."
+    "--role", type=click.Choice(ROLES), default="worker", show_default=True, help="Role whose permissions are checked."
 )
 @json_option
 @click.pass_context
 def check(ctx: click.Context, /, ready: bool, role: Role, as_json: bool) -> None:
-    """Check servers, settings, rights, clocks, routes and workers, and say what to do about what is wrong.
+    """Check servers, settings, permissions, clocks, routes and workers, and print how to fix each problem.
 
-    Exit code 0: all is well. 1: something is not. 3: Redis or the broker cannot be reached, or refuses.
+    Exit code 0: no problem. 1: there is a problem. 3: Redis or the broker is unreachable or refused the request.
 
-    The users of bus and broker are those of the settings; --role operator asks whether they may do what these commands
-    do, rather than what a worker does. bus acl prints the rights of each role.
+    The check logs in to bus and broker as the users in the settings, and checks that they have the permissions of a
+    worker; with --role operator, those that these commands need. bus acl prints the permissions of each role.
 
-    --ready asks Redis whether the subscribers of this host live and are ready, as their /readyz would say: one look-up,
-    for the health check of a container.
+    --ready checks only whether the subscribers of this host are running and ready, as their /readyz does. It is a
+    single look-up in Redis, for the health check of a container.
 
     \b
     Example:
@@ -76,11 +74,15 @@ def check(ctx: click.Context, /, ready: bool, role: Role, as_json: bool) -> None
             except Unreachable as error:
                 _report(
                     name,
-                    [Finding(name, error.message, "see that it runs; check its address, user and rights")],
+                    [
+                        Finding(
+                            name, error.message, "make sure that it is running; check its address, user and permissions"
+                        )
+                    ],
                     as_json,
                 )
                 worst = 3
-                break  # what comes next asks it as well
+                break  # the next checks need it, too
             _report(name, findings, as_json)
             worst = max(worst, 1 if findings else 0)
     ctx.exit(worst)
@@ -92,13 +94,13 @@ Steps = Iterator[tuple[str, Callable[[], Sequence[Finding]]]]
 def _steps(app: Celery, storage: Storage, role: Role) -> Steps:
     client, settings = storage.client, storage.settings
     yield f"bus at {settings.redacted_url}", list
-    yield "rights of the bus user", lambda: _rights(client, settings, role)
+    yield "permissions of the bus user", lambda: _permissions(client, settings, role)
     yield "clock", lambda: check_clock(client)
     yield f"subscribers of group {settings.group}", lambda: _subscribers(storage)
     yield "broker", lambda: _broker(app, settings, role)
     tasks = [app.tasks[handler.task_name] for handler in registry]
     yield "durability, memory and Celery's settings", lambda: check_settings(settings, app, tasks)
-    yield "types that are let in", lambda: refused_handlers(settings, registry.patterns)
+    yield "accepted types", lambda: refused_handlers(settings, registry.patterns)
     yield "handlers and their workers", lambda: list(_workers(app, settings))
 
 
@@ -108,13 +110,13 @@ def _readiness(storage: Storage) -> Steps:
     def ready() -> list[Finding]:
         here = [one for one in storage.presence.all() if one.host == host and one.alive]
         if not here:
-            return [Finding(f"subscriber on {host}", "none lives", "see the log of its worker")]
+            return [Finding(f"subscriber on {host}", "no live subscriber", "see the log of its worker")]
         return [Finding(one.name, "; ".join(one.problems), "see bus check") for one in here if not one.ready]
 
     yield f"subscribers on {host}", ready
 
 
-def _rights(client: Redis, settings: BridgeSettings, role: Role) -> list[Finding]:
+def _permissions(client: Redis, settings: BridgeSettings, role: Role) -> list[Finding]:
     return _missing(user_of(client), missing_permissions(client, settings, role), role)
 
 
@@ -133,15 +135,15 @@ def _broker(app: Celery, settings: BridgeSettings, role: Role) -> list[Finding]:
 
 
 def _missing(user: str, refused: Sequence[str], role: Role) -> list[Finding]:
-    advice = f"give it what bus acl {role} prints, with ACL SETUSER"
-    return [Finding(f"user {user} may not", what, advice) for what in refused]
+    advice = f"run ACL SETUSER with the line that bus acl {role} prints"
+    return [Finding(f"user {user} has no permission", what, advice) for what in refused]
 
 
 def _subscribers(storage: Storage) -> list[Finding]:
     name = storage.settings.group
     group = read_status(storage).group(name)
     if group is None:
-        problem = "not in the journal: no subscriber has run, or it was deleted"
+        problem = "does not exist: no subscriber has run yet, or the group was deleted"
         return [Finding(f"group {name}", problem, "start a worker, or bus subscribe")]
     found = [
         Finding(one.name, "; ".join(one.problems), "see its log")
@@ -149,15 +151,17 @@ def _subscribers(storage: Storage) -> list[Finding]:
         if one.alive and one.problems
     ]
     if not group.alive:
-        problem = f"no subscriber lives; {group.backlog} events wait"
+        problem = f"no live subscriber; backlog: {group.backlog} events"
         found.append(Finding(f"group {group.name}", problem, "start a worker, or bus subscribe"))
     return found
 
 
 def _workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
-    """Look for handlers that no live worker knows, and for queues that none takes from."""
+    """Find handlers that no live worker has registered, and queues that no live worker consumes."""
     if not list(registry):
-        yield Finding("handlers", "there are none", "import their modules: imports in celeryconfig.py, or autodiscover")
+        yield Finding(
+            "handlers", "none registered", "import their modules: set imports, or call app.autodiscover_tasks()"
+        )
         return
     try:
         registered: dict[str, list[str]] = app.control.inspect(timeout=_WORKERS_S).registered() or {}
@@ -166,23 +170,23 @@ def _workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
             if silent := sorted(registered.keys() - queues.keys()):
                 queues |= app.control.inspect(silent, timeout=_WORKERS_S).active_queues() or {}
     except (RedisError, OperationalError, OSError) as error:
-        raise Unreachable(f"the broker says {error}") from error
+        raise Unreachable(f"broker: {error}") from error
     if not registered:
-        yield Finding("workers", "none answers", "start one: celery -A APP worker")
+        yield Finding("workers", "none replied", "start one: celery -A APP worker")
         return
     known = {text.split(" ")[0] for texts in registered.values() for text in texts}
     taken = {queue["name"] for some in queues.values() for queue in some}
     for handler in registry:
         if handler.task_name not in known:
-            problem = f"no live worker knows it; its tasks would be refused ({handler.defined_at})"
+            problem = f"no live worker has registered it, so its tasks would be rejected ({handler.defined_at})"
             yield Finding(f"handler {handler.task_name}", problem, "deploy it to the workers before the subscribers")
     if unknown := sorted(registered.keys() - queues.keys()):
-        yield Finding(
-            ", ".join(unknown), "does not say which queues it takes from", "look again when it has less to do"
-        )
+        yield Finding(", ".join(unknown), "did not reply with its queues", "check again when it is less busy")
         return
     for queue in sorted({route.queue for route in routes_of(app, settings)} - taken - {""}):
-        yield Finding(f"queue {queue}", "no live worker takes from it", f"start one with -Q {queue}, or task_queues")
+        yield Finding(
+            f"queue {queue}", "no live worker consumes it", f"start one with -Q {queue}, or add it to task_queues"
+        )
 
 
 def _report(name: str, findings: Sequence[Finding], as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""``celery -A APP bus dead ...``: look at dead letters, try them again, remove them."""
+"""``celery -A APP bus dead ...``: list, inspect, retry and purge dead letters."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from bridge.handlers import registry
 from bridge.operations import DeadLetterSource, Replay
 from bridge.storage import DeadLetter, EntryFilter
 
-#: Letters removed in one step; the server looks at each of them.
+#: Dead letters purged in one step; the server reads each of them.
 _PURGE_LETTERS = 100
-letter_filters = options(
-    click.option("--reason", type=GLOB, help="Reason, or a glob over it, e.g. failure."),
+dead_letter_filters = options(
+    click.option("--reason", type=GLOB, help="Reason or glob, e.g. failure."),
     event_filters,
 )
 
 
-@click.group()
+@click.group(short_help="List, inspect, retry and purge dead letters.")
 def dead() -> None:
-    """Dead letters: what could not be processed.
+    """List, inspect, retry and purge dead letters: events and tasks that could not be processed.
 
-    --id takes ids of letters as well as of events.
+    --id accepts ids of dead letters and of events.
 
     \b
     Example:
@@ -51,8 +51,8 @@ def dead() -> None:
 
 
 @dead.command(name="list")
-@letter_filters
-@click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True, help="Most letters shown.")
+@dead_letter_filters
+@click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True, help="How many to list at most.")
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> None:
@@ -64,21 +64,21 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
       celery -A bridge bus dead list --reason payload --json | jq .detail
     """
     with open_bus(ctx.obj.app) as storage:
-        letters = storage.dead_letters
+        dead_letters = storage.dead_letters
         found = [
-            letter.redacted_by(storage.settings.redaction)
-            for letter in islice(letters.select(selection_of(asked), newest_first=True), limit)
+            dead_letter.redacted_by(storage.settings.redaction)
+            for dead_letter in islice(dead_letters.select(selection_of(asked), newest_first=True), limit)
         ]
-        size = letters.size()
+        size = dead_letters.size()
     if as_json:
-        for letter in found:
-            output.as_json(_plain(letter))
+        for dead_letter in found:
+            output.as_json(_plain(dead_letter))
         return
     if found:
         _table(found)
     output.note(
-        f"{len(found)} shown of {size.count} dead letters of group {storage.settings.group}, {size.bytes} bytes; "
-        f"{size.dropped} older ones made room"
+        f"{len(found)} of {size.count} dead letters of group {storage.settings.group}, {size.bytes} bytes in total; "
+        f"{size.dropped} older ones were evicted"
     )
 
 
@@ -87,37 +87,39 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
 @json_option
 @click.pass_context
 def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
-    """Show all that is known of some letters, by their ids or those of their events.
+    """Show dead letters in full, by their ids or those of their events.
 
     \b
     Example:
       celery -A bridge bus dead show 1795534238046-3
     """
     with open_bus(ctx.obj.app) as storage:
-        letters = storage.dead_letters
+        dead_letters = storage.dead_letters
         found = [
-            letter.redacted_by(storage.settings.redaction) for letter in letters.select(EntryFilter(ids=frozenset(ids)))
+            dead_letter.redacted_by(storage.settings.redaction)
+            for dead_letter in dead_letters.select(EntryFilter(ids=frozenset(ids)))
         ]
-    missing = set(ids) - {one for letter in found for one in (letter.dead_letter_id, letter.event_id)}
-    for letter in found:
+    missing = set(ids) - {one for dead_letter in found for one in (dead_letter.dead_letter_id, dead_letter.event_id)}
+    for dead_letter in found:
         if as_json:
-            output.as_json(_plain(letter))
+            output.as_json(_plain(dead_letter))
         else:
-            _show(letter)
+            _show(dead_letter)
     if missing:
         raise click.ClickException(f"no dead letter has the id {', '.join(sorted(missing))}; see bus dead list")
 
 
-@dead.command()
-@letter_filters
+@dead.command(short_help="Retry dead letters.")
+@dead_letter_filters
 @all_option
 @replay_options
 @json_option
 @click.pass_context
 def retry(ctx: click.Context, /, everything: bool, name: str | None, **asked: Any) -> None:
-    """Try dead letters again: each goes back to the handler that failed, and leaves the dead letters.
+    """Retry dead letters: each is sent to the handler that failed, and deleted from the list.
 
-    What fails again is a new dead letter. Letters without a whole event, and those of handlers that are gone, stay.
+    A task that fails again becomes a new dead letter. Dead letters without a complete event, and those whose handler no
+    longer exists, cannot be retried and stay in the list.
 
     \b
     Example:
@@ -135,13 +137,13 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **asked: An
 
 
 @dead.command()
-@letter_filters
+@dead_letter_filters
 @all_option
 @force_option
 @json_option
 @click.pass_context
 def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, **asked: Any) -> None:
-    """Remove dead letters for good.
+    """Delete dead letters permanently.
 
     \b
     Example:
@@ -150,25 +152,25 @@ def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, *
     """
     as_asked(asked, everything)
     with open_bus(ctx.obj.app) as storage:
-        letters = storage.dead_letters
-        ids = [letter.dead_letter_id for letter in letters.select(selection_of(asked))]
+        dead_letters = storage.dead_letters
+        ids = [dead_letter.dead_letter_id for dead_letter in dead_letters.select(selection_of(asked))]
         if ids:
-            output.ask(f"Remove {len(ids)} dead letters of group {storage.settings.group} for good?", force=force)
-        purged = sum(letters.drop(ids[at : at + _PURGE_LETTERS]) for at in range(0, len(ids), _PURGE_LETTERS))
+            output.ask(f"Permanently delete {len(ids)} dead letters of group {storage.settings.group}?", force=force)
+        purged = sum(dead_letters.drop(ids[at : at + _PURGE_LETTERS]) for at in range(0, len(ids), _PURGE_LETTERS))
     if as_json:
         output.as_json({"purged": purged})
     else:
-        output.line(f"{purged} removed")
+        output.line(f"{purged} deleted")
 
 
-def _plain(letter: DeadLetter) -> dict[str, Any]:
-    plain = asdict(letter) | {"raw": letter.raw.decode(errors="backslashreplace")}
-    if not letter.redacted:
+def _plain(dead_letter: DeadLetter) -> dict[str, Any]:
+    plain = asdict(dead_letter) | {"raw": dead_letter.raw.decode(errors="backslashreplace")}
+    if not dead_letter.redacted:
         del plain["redacted"]
     return plain
 
 
-def _table(letters: Sequence[DeadLetter]) -> None:
+def _table(dead_letters: Sequence[DeadLetter]) -> None:
     person = on_terminal()
     when = output.ago if person else output.moment
     output.table(
@@ -191,28 +193,29 @@ def _table(letters: Sequence[DeadLetter]) -> None:
                 one.handler or one.origin,
                 one.detail,
             )
-            for one in letters
+            for one in dead_letters
         ),
     )
 
 
-def _show(letter: DeadLetter) -> None:
+def _show(dead_letter: DeadLetter) -> None:
     output.facts(
         {
-            "letter": letter.dead_letter_id,
-            "time": output.moment(letter.at_ms),
-            "reason": Styled(letter.reason, "red"),
-            "detail": letter.detail,
-            "origin": letter.origin,
-            "event": f"{letter.event_id} {letter.event_type}",
-            "handler": letter.handler,
-            "task": letter.task_id,
-            "attempts": letter.attempts or None,
-            "size": f"{letter.size} bytes",
-            "sha256": letter.sha256,
-            "message": letter.raw.decode(errors="backslashreplace") or ("[redacted]" if letter.redacted else None),
+            "dead letter": dead_letter.dead_letter_id,
+            "time": output.moment(dead_letter.at_ms),
+            "reason": Styled(dead_letter.reason, "red"),
+            "detail": dead_letter.detail,
+            "origin": dead_letter.origin,
+            "event": f"{dead_letter.event_id} {dead_letter.event_type}",
+            "handler": dead_letter.handler,
+            "task": dead_letter.task_id,
+            "attempts": dead_letter.attempts or None,
+            "size": f"{dead_letter.size} bytes",
+            "sha256": dead_letter.sha256,
+            "message": dead_letter.raw.decode(errors="backslashreplace")
+            or ("[redacted]" if dead_letter.redacted else None),
         }
     )
-    for text in letter.traceback.splitlines():
+    for text in dead_letter.traceback.splitlines():
         output.line("  ", text)
     output.line()

@@ -1,4 +1,4 @@
-"""``celery -A APP bus dev``: everything that an application needs, on one terminal, while it is developed."""
+"""``celery -A APP bus dev``: Redis, a worker and Flower in one terminal, for development."""
 
 from __future__ import annotations
 
@@ -29,29 +29,31 @@ from bridge.operations import routes_of
 from bridge.storage import PresenceStore
 from bridge.testing import running_redis
 
-#: Every address that the application might use leads to the one Redis.
+#: All addresses that the application might use are set to the one Redis.
 _ADDRESSES = ("REDIS_URL", "BRIDGE_REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 _LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
 
 
-@click.command()
-@click.option("-c", "--concurrency", type=click.IntRange(1), default=2, show_default=True, help="Tasks at a time.")
-@click.option("-l", "--loglevel", type=_LEVEL, default="WARNING", show_default=True, help="Of the worker.")
+@click.command(short_help="Run Redis, a worker and Flower for development.")
+@click.option(
+    "-c", "--concurrency", type=click.IntRange(1), default=2, show_default=True, help="Number of concurrent tasks."
+)
+@click.option("-l", "--loglevel", type=_LEVEL, default="WARNING", show_default=True, help="Log level of the worker.")
 @click.option(
     "--flower-port",
     type=click.IntRange(1, 65535),
     default=5555,
     show_default=True,
-    help="Where Flower listens; another one if that is taken.",
+    help="Port of Flower; if it is in use, a free port is chosen.",
 )
-@click.option("--no-flower", is_flag=True, help="Without Flower.")
+@click.option("--no-flower", is_flag=True, help="Do not start Flower.")
 @click.pass_context
 def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int, no_flower: bool) -> None:
-    """Run Redis, a worker and Flower for development, and show the events.
+    """Run Redis, a worker and Flower for development, and show events as they are published.
 
-    The Redis is a throw-away one, or that of REDIS_URL. The worker runs this application and takes from all queues that
-    its handlers use; its warnings are shown. Flower runs if it is installed. Start it again after a change of the code.
-    Ctrl-C ends all of them.
+    Starts a temporary Redis server, or uses the one in REDIS_URL. The worker runs this application and consumes all
+    queues of its handlers; its warnings are shown. Flower is started if it is installed. Restart the command after you
+    change the code. Ctrl-C stops everything.
 
     \b
     Example:
@@ -75,19 +77,19 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
                 flower = ["flower", "--address=127.0.0.1", f"--port={port}"]
                 children.start("flower", [*celery, *flower], environment, shown=False)
                 output.note(_title("flower"), f"http://127.0.0.1:{port}")
-            _tell_how(app, name, url)
+            _print_example(app, name, url)
             Follower(storage, (), as_json=False).follow(tick=_Watch(children, storage.presence).tick)
 
 
-#: Celery warns of a worker run by root: in a container, and here, that is usual.
+#: Suppresses the warning about a worker that runs as root, which is common in a container.
 _QUIET = {"PYTHONWARNINGS": "ignore:You're running the worker with superuser privileges"}
 
 
 def app_name(app: Celery) -> str:
-    """Return *app* as ``-A`` takes it, ``module:attribute``.
+    """Return the name of *app* for ``-A``, ``module:attribute``.
 
     Raises:
-        click.UsageError: No module has it, so no other process can import it.
+        click.UsageError: No module contains it, so no other process can import it.
     """
     places = [
         f"{module}:{attribute}"
@@ -97,12 +99,12 @@ def app_name(app: Celery) -> str:
         if value is app
     ]
     if not places:
-        raise click.UsageError("say which application: celery -A MODULE bus dev")
+        raise click.UsageError("name the application: celery -A MODULE bus dev")
     return min(places, key=lambda place: (place.count("."), len(place)))
 
 
 class _Watch:
-    """Looks after the children while the events are shown."""
+    """Watches the children while events are shown."""
 
     def __init__(self, children: Children, presence: PresenceStore) -> None:
         self._children = children
@@ -110,15 +112,15 @@ class _Watch:
         self._ready = False
 
     def tick(self) -> bool:
-        """Say what has happened to them.
+        """Report children that have ended, and when the worker is ready.
 
         Raises:
             click.ClickException: The worker has ended.
         """
         for child in [child for child in self._children.running if child.status is not None]:
-            child.tell_end()
+            child.report_end()
             if child.name == "worker":
-                raise click.ClickException("without a worker there is nothing to see")
+                raise click.ClickException("the worker has ended, so there is nothing left to run")
             self._children.running.remove(child)
         if not self._ready:
             self._ready = any(subscriber.ready for subscriber in self._presence.all())
@@ -129,10 +131,10 @@ class _Watch:
 
 @contextmanager
 def _redis() -> Iterator[str]:
-    # Kept on disk only so that the bridge does not warn: it goes with its data.
+    # Persistent only so that the bridge does not warn: the data is deleted with the server.
     with running_redis(["--appendonly", "yes"]) as url:
         given = bool(os.environ.get("REDIS_URL"))  # which may hold a password
-        output.note(_title("redis"), "that of REDIS_URL" if given else f"{url}, goes with its data when this ends")
+        output.note(_title("redis"), "the server in REDIS_URL" if given else f"{url}, deleted with its data at the end")
         yield url
 
 
@@ -141,20 +143,20 @@ def _queues(app: Celery, settings: BridgeSettings) -> list[str]:
     return sorted(of_handlers | set(app.amqp.queues))
 
 
-def _tell_how(app: Celery, name: str, url: str) -> None:
+def _print_example(app: Celery, name: str, url: str) -> None:
     handlers = [(handler, pattern) for handler in registry for pattern in handler.patterns]
     handler, event_type = next((pair for pair in handlers if is_literal(pair[1])), (None, "dream.created"))
     task = cast("EventTask", app.tasks[handler.task_name]) if handler else None
     payload = json.dumps(_example_for(task.event_model)) if task else "{}"
     where = "" if os.environ.get("REDIS_URL") else f"BRIDGE_REDIS_URL={url} "
     command = shlex.join(["celery", "-A", name, "bus", "publish", event_type, payload])
-    output.note("publish an event from another terminal:")
+    output.note("To publish an event, run in another terminal:")
     output.note(f"  {where}{command}")
-    output.note("Ctrl-C ends everything; the events:")
+    output.note("Ctrl-C stops everything. Events:")
 
 
 def _example_for(model: type[Event[Any]]) -> dict[str, Any]:
-    """Return a payload that a handler is likely to take."""
+    """Return a payload that is probably valid for a handler."""
     (kind,) = model.__pydantic_generic_metadata__["args"] or (None,)
     if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return {}
@@ -171,10 +173,12 @@ def _title(text: str) -> Styled:
 def _free_port(port: int) -> int:
     for wanted in (port, 0):
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just ended does not count
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # a socket that was closed a moment ago does not count
             try:
                 probe.bind(("127.0.0.1", wanted))
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise click.ClickException("no port is free for Flower; see --no-flower")
+    raise click.ClickException("no free port for Flower; use --no-flower")

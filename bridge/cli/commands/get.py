@@ -17,8 +17,8 @@ from bridge.operations import History
 def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
     """Show an event.
 
-    As its key holds it, or else the journal, but for what bridge_redact_paths names. In a pipe, and with --json, it is
-    one line.
+    The event is read from its key or, if that has expired, from the journal; values that bridge_redact_paths names are
+    redacted. In a pipe and with --json the output is one line.
 
     \b
     Example:
@@ -29,9 +29,9 @@ def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
         settings, event = storage.settings, History(storage).event(event_id)
         if event is None:
             raise click.ClickException(
-                f"there is no event {event_id} below {settings.channel_prefix} at {settings.redacted_url}. Events are "
-                f"kept for {settings.event_ttl_s / 3600:g} h (bridge_event_ttl_s); bus dead list --id {event_id} "
-                "says whether it could not be processed"
+                f"no event with id {event_id} under {settings.channel_prefix} at {settings.redacted_url}. Events are "
+                f"retained for {settings.event_ttl_s / 3600:g} h (bridge_event_ttl_s); bus dead list --id {event_id} "
+                "shows whether it became a dead letter"
             )
     fields = settings.redaction.fields(event.to_dict())
     if as_json:

@@ -1,4 +1,4 @@
-"""``celery -A APP bus groups ...``: the consumer groups of the journal."""
+"""``celery -A APP bus groups ...``: list and delete the consumer groups of the journal."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ _COLUMNS = [
     Column("PENDING", right=True),
     Column("BACKLOG", right=True),
     Column("LAST DELIVERED"),
-    Column("OF"),
+    Column("APPLICATION"),
 ]
 
 
 @click.group()
 def groups() -> None:
-    """Consumer groups of the journal: list them, delete one.
+    """List and delete consumer groups.
 
-    Each application has one, by its name or bridge_group; each gets every event once.
+    Each application has one group, named after the application or by bridge_group. Each group receives every event
+    once.
     """
 
 
@@ -37,8 +38,8 @@ def groups() -> None:
 def list_(ctx: click.Context, /, as_json: bool) -> None:
     """List the groups of all applications on this bus.
 
-    BACKLOG are events that the group has yet to dispatch, PENDING those of them that a subscriber has taken, LAST
-    DELIVERED is the time of the newest event that was taken. bus status has more.
+    BACKLOG is the number of events that the group has not dispatched yet; PENDING, how many of them a subscriber has
+    read; LAST DELIVERED, the time of the newest event that was read. bus status shows more.
 
     \b
     Example:
@@ -55,7 +56,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     if found:
         output.table(_COLUMNS, [_row(group, own) for group in found])
     if own not in [group.name for group in found]:
-        output.note(f"group {own} of this application is not there: none of its subscribers has run yet")
+        output.note(f"group {own} of this application does not exist: none of its subscribers has run yet")
 
 
 def _row(group: GroupStatus, own: str) -> list[Cell]:
@@ -69,17 +70,17 @@ def _row(group: GroupStatus, own: str) -> list[Cell]:
     ]
 
 
-@groups.command()
+@groups.command(short_help="Delete a group with everything that is stored for it.")
 @click.argument("name")
 @force_option
 @json_option
 @click.pass_context
 def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None:
-    """Delete a group and all that the bridge keeps for it: of an application that is gone.
+    """Delete the group of an application that is no longer used, with everything that the bridge stores for it.
 
-    Its dead letters go as well, and so does the note of which tasks are in flight: those in a queue still run, but one
-    that is lost is not sent again. The events stay in the journal. Refuses while a subscriber of the group is alive,
-    who would begin it anew at the oldest event; --force does not refuse, and does not ask.
+    This deletes its dead letters, too, and the list of its tasks in flight: tasks that are queued still run, but a lost
+    one is not sent again. Events stay in the journal. The command refuses while a subscriber of the group is alive,
+    because that would recreate the group at the oldest event; --force deletes it anyway and does not ask.
 
     \b
     Example:
@@ -89,15 +90,15 @@ def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None
         all_groups = Groups(storage)
         if not all_groups.exists(name):
             names = ", ".join(group.name for group in read_status(storage).groups) or "none"
-            raise click.ClickException(f"there is no group {output.printable(name)}; there are {names}")
+            raise click.ClickException(f"there is no group {output.printable(name)}; existing groups: {names}")
         if not force and all_groups.in_use(name):
             raise click.ClickException(
-                f"a subscriber of group {name} is alive: stop its workers and bus subscribe first, or --force it"
+                f"group {name} has a live subscriber: stop its workers and bus subscribe first, or use --force"
             )
         held = all_groups.holdings(name)
         what = f"{held.pending} pending entries, {held.dead_letters} dead letters, {held.in_flight} tasks in flight"
         whose = "group" if name != storage.settings.group else "this application's own group"
-        output.ask(f"Delete {whose} {name} with its {what} and its replays, for good?", force=force)
+        output.ask(f"Permanently delete {whose} {name} with its {what} and its replays?", force=force)
         all_groups.delete(name)
     if as_json:
         output.as_json({"deleted": name} | asdict(held))

@@ -1,4 +1,4 @@
-"""``celery -A APP bus publish``: one event, or as many as there are lines of JSON."""
+"""``celery -A APP bus publish``: publish one event, or one for each line of JSON."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from bridge.events import Event, wire
 @click.command()
 @click.argument("event_type", metavar="TYPE")
 @click.argument("payload", metavar="[JSON|-|@FILE]", default="null")
-@click.option("--id", "event_id", help="Id of the event; publishing it again changes nothing.")
-@click.option("--correlation-id", help="Id of the chain of events that it belongs to.")
+@click.option("--id", "event_id", help="Event id; publishing the same event again has no effect.")
+@click.option("--correlation-id", help="Correlation id of the chain of events that it belongs to.")
 @json_option
 @click.pass_context
 def publish(ctx: click.Context, /, event_type: str, payload: str, as_json: bool, **ids: str | None) -> None:
     """Publish events.
 
-    The payload is JSON; without one it is null. With - it comes from standard input, with @FILE from a file: either
-    one document, or, if the first line is a whole JSON value, one payload a line. A line that cannot be published is
-    reported with its number, and the others go on. Prints the id of each event.
+    The payload is JSON; the default is null. - reads it from standard input, @FILE from a file. If the first line of
+    the input is a complete JSON value, each line becomes one event; otherwise the input is one document.
+    A line that cannot be published is reported with its number, and the command continues with the next one. Prints the
+    id of each event.
 
     \b
     Example:
@@ -49,7 +50,7 @@ def publish(ctx: click.Context, /, event_type: str, payload: str, as_json: bool,
     try:
         event = Event(**fields, payload=None if is_input else _parsed(payload.encode(errors="surrogateescape")))
     except InvalidEvent as error:
-        hint = ". A text is written with its quotes: '\"text\"'" if error.reason == "json" else ""
+        hint = ". Write a string with its quotes: '\"text\"'" if error.reason == "json" else ""
         raise click.UsageError(f"{error}{hint}") from error
     with open_bus(ctx.obj.app) as storage, EventBus(storage.settings, log_conflicts=False) as bus:
         if not is_input:
@@ -60,7 +61,7 @@ def publish(ctx: click.Context, /, event_type: str, payload: str, as_json: bool,
 
 
 class _Publisher:
-    """Publishes events with the same *fields* but for their payload, and says so."""
+    """Publishes events that have the same *fields* and different payloads, and prints the result."""
 
     def __init__(self, bus: EventBus, fields: dict[str, Any], as_json: bool) -> None:
         self._bus = bus
@@ -74,23 +75,23 @@ class _Publisher:
         """Publish one event.
 
         Raises:
-            click.ClickException: Its id is taken by another.
+            click.ClickException: Another event has its id.
         """
         done = self._bus.publish(event)
         if self._as_json or not done.conflict:
-            self._say([done])
+            self._print([done])
         if done.conflict:
             raise click.ClickException(
-                f"not published: an event with another type or payload has the id {event.id}; see bus get {event.id}"
+                f"not published: id {event.id} belongs to an event with another type or payload; see bus get {event.id}"
             )
         if done.duplicate:
-            output.note(f"{event.id} was published before; nothing happened")
+            output.note(f"{event.id} was already published; nothing has changed")
 
     def publish_all(self, stream: BinaryIO, *, alone: bool) -> None:
-        """Publish what *stream* holds: a payload a line, or one document; *alone*: one document in any case.
+        """Publish the content of *stream*: one payload per line, or one document; with *alone* always one document.
 
         Raises:
-            click.ClickException: Not all could be published.
+            click.ClickException: Something could not be published.
         """
         lines = Lines(stream, self._bus.settings.max_event_bytes)
         arriving = lines.arriving()
@@ -117,7 +118,7 @@ class _Publisher:
             raise SystemExit(1)
 
     def _so_far(self) -> str:
-        return f"lines up to {self._last_line} are done, of the next {self._bus.settings.batch_size} some may be"
+        return f"published up to line {self._last_line}, and possibly some of the next {self._bus.settings.batch_size}"
 
     def _document(self, first: list[Line], arriving: Iterator[list[Line]]) -> Event:
         limit = self._bus.settings.max_event_bytes
@@ -127,11 +128,13 @@ class _Publisher:
             texts.append(line.text)
             size += limit + 1 if line.too_long else len(line.text) + 1
             if size > limit + 1:
-                raise click.ClickException(f"the input is no line of JSON, nor one document of {limit} bytes at most")
+                raise click.ClickException(
+                    f"the input is neither lines of JSON nor one JSON document of at most {limit} bytes"
+                )
         try:
             return Event(**self._fields, payload=_parsed(b"\n".join(texts)))
         except InvalidEvent as error:
-            text = "with --id it is one document" if "id" in self._fields else "nor is its first line a JSON value"
+            text = "--id expects one document" if "id" in self._fields else "and its first line is not a JSON value"
             raise click.ClickException(f"the input cannot be published: {error}; {text}") from error
 
     def _publish_lines(self, lines: list[Line]) -> None:
@@ -153,7 +156,7 @@ class _Publisher:
     def _publish_batch(self, batch: Sequence[tuple[int, Event]]) -> None:
         try:
             done = self._bus.publish_many([event for _, event in batch])
-        except InvalidEvent as error:  # of one of them, and nothing was published
+        except InvalidEvent as error:  # one event is invalid, and nothing was published
             if len(batch) == 1:
                 self._refuse(batch[0][0], error)
                 return
@@ -161,18 +164,18 @@ class _Publisher:
                 self._publish_batch([one])
             return
         self._published += len(done)
-        self._say(done)
+        self._print(done)
         self._last_line = batch[-1][0]
 
     def _refuse(self, number: int, error: InvalidEvent) -> None:
         self._refused += 1
         output.note(f"line {number}: {error}")
 
-    def _say(self, done: Sequence[Publication]) -> None:
-        output.lines(json.dumps(_told(one)) if self._as_json else one.event.id for one in done)
+    def _print(self, done: Sequence[Publication]) -> None:
+        output.lines(json.dumps(_row(one)) if self._as_json else one.event.id for one in done)
 
 
-def _told(done: Publication) -> dict[str, Any]:
+def _row(done: Publication) -> dict[str, Any]:
     return {"id": done.event.id, "type": done.event.type, "duplicate": done.duplicate, "conflict": done.conflict}
 
 
@@ -184,7 +187,7 @@ def _parsed(text: bytes) -> Any:
 
 
 def _is_whole(line: Line) -> bool:
-    """Whether a line is a JSON value, or would be but for a limit."""
+    """Whether a line is a complete JSON value, even one that exceeds a limit."""
     try:
         if not line.too_long:
             wire.loads(line.text, sys.maxsize)
@@ -197,11 +200,11 @@ def _is_whole(line: Line) -> bool:
 def _opened(payload: str) -> Iterator[BinaryIO]:
     if payload == "-":
         if sys.stdin.isatty():
-            output.note("reading JSON from the keyboard; Ctrl-D ends it")
+            output.note("reading JSON from the keyboard; Ctrl-D ends the input")
         yield sys.stdin.buffer
         return
     try:
-        stream = open(payload[1:], "rb")  # noqa: SIM115  # closed below; only opening it may fail for the user's fault
+        stream = open(payload[1:], "rb")  # noqa: SIM115  # closed below; only an error of open() is one of usage
     except OSError as error:
         raise click.UsageError(f"{payload[1:]}: {error.strerror}") from error
     with stream:
@@ -209,7 +212,7 @@ def _opened(payload: str) -> Iterator[BinaryIO]:
 
 
 def _size_of(stream: BinaryIO) -> int | None:
-    """Return how many bytes are to be read, if that can be known."""
+    """Return the size of *stream* in bytes; None if it is unknown."""
     try:
         about = os.fstat(stream.fileno())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""``celery -A APP bus replay``: events of the journal once more. And what it shares with ``bus dead retry``."""
+"""``celery -A APP bus replay``: replay events of the journal. ``bus dead retry`` shares its options and its output."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ from bridge.cli.options import all_option, as_asked, event_filters, handler_name
 from bridge.errors import BridgeError, BusUnavailable
 from bridge.operations import JournalSource, Progress, Replay, ReplayItem
 
-#: Events that a dry run shows; it counts the others.
+#: Events that a dry run lists; further ones are counted.
 _SHOWN = 20
 
 replay_options = options(
-    click.option("--name", help="Name of the replay. The same name again goes on where it stopped."),
-    click.option("--rate", type=click.IntRange(1), default=100, show_default=True, help="Most events per second."),
-    click.option("--dry-run", is_flag=True, help="Show what would be replayed; change nothing."),
+    click.option("--name", help="Name of the replay; the same name resumes it.  [default: generated]"),
+    click.option(
+        "--rate", type=click.IntRange(1), default=100, show_default=True, help="Maximum number of events per second."
+    ),
+    click.option("--dry-run", is_flag=True, help="Show what would be replayed, without changing anything."),
 )
 
 
-@click.command()
+@click.command(short_help="Run handlers again on past events.")
 @event_filters
 @all_option
 @replay_options
 @json_option
 @click.pass_context
 def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: Any) -> None:
-    """Give events of the journal to the handlers once more.
+    """Run the handlers of this application again on events of the journal.
 
-    To those of this application, as far back as the journal goes (bridge_event_ttl_s); times are those at which it
-    took the events. Tasks of a replay run although those of the first time are done, and find its name in
-    event.metadata["replay"]. With --handler only that task runs, on the events that its patterns match.
+    The journal retains events for bridge_event_ttl_s; --since and --until refer to the time when an event entered it.
+    Tasks run again even if they succeeded before, and find the name of the replay in event.metadata["replay"]. Events
+    that they publish run their handlers, too. With --handler only that task runs, on the events that its patterns
+    match.
 
     \b
     Example:
@@ -50,7 +53,7 @@ def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: A
     filters = {"from": "journal"} | as_asked(asked, everything)
     with open_bus(ctx.obj.app) as storage:
         handler = None if asked["handler"] is None else handler_named(asked["handler"])
-        selection = selection_of(asked | {"handler": None})  # which it is for, not which it comes from
+        selection = selection_of(asked | {"handler": None})  # the handler to run, not a filter
         source = (
             JournalSource(storage, selection)
             if handler is None
@@ -61,31 +64,31 @@ def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: A
 
 
 def new_name() -> str:
-    """Return a name for a replay that nobody named."""
+    """Return a name for a replay without one."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def perform(replay: Replay, name: str, *, rate: float, dry_run: bool, as_json: bool) -> None:
-    """Run a replay, or show what it would do, and say what came of it."""
+    """Run a replay and print its result, or show what it would replay."""
     if dry_run:
         _preview(replay.remaining(), as_json)
         return
     progress = replay.progress()
     if progress is not None and progress.finished:
-        output.note(f"replay {name} has finished before; nothing to do. Another --name does it again.")
+        output.note(f"replay {name} is already finished; use another --name to run it again.")
     else:
         progress = _run(replay, progress, name, rate)
     if as_json:
         output.as_json({"name": name} | asdict(progress))
     else:
-        left = f", {progress.skipped} left: they cannot be replayed, --dry-run says why" if progress.skipped else ""
+        left = f", {progress.skipped} skipped: they cannot be replayed, see --dry-run" if progress.skipped else ""
         output.line(f"replay {name}: {progress.replayed} replayed{left}")
 
 
 def _run(replay: Replay, before: Progress | None, name: str, rate: float) -> Progress:
     begun_ms = _ms(before.cursor) if before else None
     progress = None
-    output.note(f"replay {name}: {'goes on' if before else 'looks for the first event'}")
+    output.note(f"replay {name}: {'resuming' if before else 'searching for the first event'}")
     try:
         with output.progress(f"replay {name}", total=1.0) as report:
             for progress in replay.run(rate):
@@ -94,17 +97,17 @@ def _run(replay: Replay, before: Progress | None, name: str, rate: float) -> Pro
                 whole_ms = _ms(progress.until) - begun_ms
                 report((_ms(progress.cursor) - begun_ms) / whole_ms if whole_ms else 1.0, f"{progress.replayed} so far")
     except KeyboardInterrupt:
-        output.note(f"interrupted; the same command with --name {name} goes on")
+        output.note(f"interrupted; the same command with --name {name} resumes it")
         raise SystemExit(130) from None
     except BusUnavailable as error:
-        raise Unreachable(f"{error} The same command with --name {name} goes on.") from error
+        raise Unreachable(f"{error} The same command with --name {name} resumes it.") from error
     if progress is None:
         raise BridgeError(f"another process has just finished replay {name!r}")
     return progress
 
 
 def _ms(cursor: str) -> int:
-    """Return the time in a stream id as XRANGE takes it; how far a replay has come is known by time only."""
+    """Return the time in a stream id as XRANGE takes it, by which the progress of a replay is measured."""
     found = re.match(r"\(?(\d+)", cursor)
     return int(found[1]) if found else 0
 
@@ -112,7 +115,7 @@ def _ms(cursor: str) -> int:
 def _preview(found: Iterator[ReplayItem], as_json: bool) -> None:
     problems: Counter[str] = Counter()
     count = 0
-    output.note("looking; nothing is changed")  # a million events may be looked at before the first that matches
+    output.note("searching; nothing is changed")  # there may be a million events before the first match
     for one in found:
         if as_json:
             output.as_json({"id": one.event_id, "type": one.event_type, "handler": one.handler, "problem": one.problem})
@@ -125,4 +128,4 @@ def _preview(found: Iterator[ReplayItem], as_json: bool) -> None:
     if not as_json:
         output.line(f"{count} would be replayed" + (f", the first {_SHOWN} are shown" if count > _SHOWN else ""))
         for problem, times in problems.most_common(_SHOWN):
-            output.line(f"{times} cannot be: ", problem)
+            output.line(f"{times} cannot be replayed: ", problem)

@@ -1,4 +1,4 @@
-"""``celery -A APP bus routes``: which tasks events become, and where those go."""
+"""``celery -A APP bus routes``: the handlers, and the queues of their tasks."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _COLUMNS: list[Column | str] = [
 
 
 @click.command()
-@click.option("--match", metavar="TYPE", help="Only what an event of this type becomes.")
+@click.option("--match", metavar="TYPE", help="List only the handlers of this event type.")
 @json_option
 @click.pass_context
 def routes(ctx: click.Context, /, match: str | None, as_json: bool) -> None:
-    """List the handlers, and where their tasks go.
+    """List the handlers and the queues of their tasks.
 
-    Options are those of @on_event, of bridge_routes and of the task, where they are not the usual ones. Rows marked
-    bridge_routes are for events to which that rule applies. Needs no Redis.
+    OPTIONS shows options of @on_event, of bridge_routes and of the task that differ from the defaults. A row marked
+    bridge_routes applies to the events of that rule. The command does not connect to Redis.
 
     \b
     Example:
@@ -53,7 +53,7 @@ def routes(ctx: click.Context, /, match: str | None, as_json: bool) -> None:
     if not found:
         raise click.ClickException(_nothing(match))
     if any(route.problem for route in found):
-        raise click.ClickException("some of these tasks cannot be sent; what stands in OPTIONS says why")
+        raise click.ClickException("some of these tasks cannot be sent; OPTIONS shows why")
 
 
 def _matching(app: Celery, settings: BridgeSettings, event_type: str) -> Iterator[HandlerRoute]:
@@ -91,8 +91,8 @@ def _short(value: Any) -> str:
 def _nothing(match: str | None) -> str:
     if match is None:
         return (
-            "there is no handler. Are the modules with @on_event imported? See imports= of the configuration, "
-            "and app.autodiscover_tasks()"
+            "there is no handler. Import the modules with @on_event: set imports in the configuration, or call "
+            "app.autodiscover_tasks()"
         )
     literal = [pattern for handler in registry for pattern in handler.patterns if is_literal(pattern)]
-    return "; ".join(filter(None, [f"no handler takes {match}", did_you_mean(match, literal)]))
+    return "; ".join(filter(None, [f"no handler matches {match}", did_you_mean(match, literal)]))

@@ -1,4 +1,4 @@
-"""``celery -A APP bus status``: how the groups of the bus get on."""
+"""``celery -A APP bus status``: backlog, subscribers and failures of each consumer group."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from bridge.cli.table import Cell, Column, Styled
 from bridge.storage import BusStatus, GroupStatus, Presence, read_status
 from bridge.subscriber import server_of
 
-#: Of the server, by name in CONFIG.
+#: Settings of the server that are shown, by their names in CONFIG.
 _SHOWN = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
-#: Age from which waiting events are shown as a trouble.
+#: Age of the oldest event in the backlog from which it is shown in red.
 _LATE_S = 60
 
 
-@click.command(short_help="Show how the groups get on: what waits, who works, what failed.")
+@click.command(short_help="Show backlog, subscribers and failures of each group.")
 @json_option
 @click.pass_context
 def status(ctx: click.Context, /, as_json: bool) -> None:
-    """Show how the groups of the bus get on: what waits, who works, what failed.
+    """Show backlog, subscribers and failures of each consumer group of the bus.
 
-    BACKLOG are events of the journal that the group has yet to dispatch, OLDEST the age of the first of them, RATE task
-    messages a second over the last ten seconds. IN FLIGHT are tasks that were sent and have not ended, OVERDUE those of
-    them that should have. A subscriber that has said nothing for six seconds counts as gone.
+    \b
+    BACKLOG    events in the journal that the group has not dispatched yet
+    OLDEST     age of the oldest event in the backlog
+    RATE       task messages per second, over the last ten seconds
+    IN FLIGHT  tasks that were sent and have not ended
+    OVERDUE    tasks in flight that should have ended
+    DEAD       dead letters
+
+    A subscriber without a heartbeat for six seconds is considered gone.
 
     \b
     Example:
@@ -44,14 +50,14 @@ def status(ctx: click.Context, /, as_json: bool) -> None:
     if as_json:
         output.as_json(_json(bus, server, own))
         return
-    version = server.get("version", "of unknown version")
-    told = [f"{name} {server.get(name, 'unknown')}" for name in _SHOWN]
-    output.line("bus      ", settings.redacted_url, Styled(f"  Redis {version}, {', '.join(told)}", "dim"))
-    since = f", the oldest of {output.moment(bus.first_ms)}" if bus.entries else ""
+    version = server.get("version", "(unknown version)")
+    shown = [f"{name} {server.get(name, 'unknown')}" for name in _SHOWN]
+    output.line("bus      ", settings.redacted_url, Styled(f"  Redis {version}, {', '.join(shown)}", "dim"))
+    since = f", the oldest from {output.moment(bus.first_ms)}" if bus.entries else ""
     output.line("journal  ", f"{bus.entries} entries of {settings.channel_prefix}*{since}")
     if bus.group(own) is None:
         output.line(
-            "group    ", own, Styled(" is not there: no subscriber of this application has run here yet", "yellow")
+            "group    ", own, Styled(" does not exist: no subscriber of this application has run yet", "yellow")
         )
     if bus.groups:
         output.line()
@@ -84,12 +90,12 @@ def _group_row(group: GroupStatus, own: str) -> list[Cell]:
 def _subscribers(bus: BusStatus) -> None:
     rows: list[list[Cell]] = []
     for group in bus.groups:
-        said = {subscriber.name for subscriber in group.subscribers}
+        known = {subscriber.name for subscriber in group.subscribers}
         rows += [_subscriber_row(bus, group, subscriber) for subscriber in group.subscribers]
         rows += [
-            [name, group.name, Styled("a consumer that says nothing of itself", "dim"), pending, "", ""]
+            [name, group.name, Styled("a consumer without heartbeats", "dim"), pending, "", ""]
             for name, pending in group.pending.items()
-            if name not in said
+            if name not in known
         ]
     pending, rate = Column("PENDING", right=True), Column("RATE", right=True)
     output.table([Column("SUBSCRIBER", whole=True), "GROUP", "STATE", pending, rate, "LAST GAP"], rows)
@@ -104,7 +110,7 @@ def _subscriber_row(bus: BusStatus, group: GroupStatus, subscriber: Presence) ->
 
 def _state(subscriber: Presence) -> Cell:
     if not subscriber.alive:
-        return Styled(f"gone: last heard of {_span(subscriber.seen_s)} ago", "bold red")
+        return Styled(f"gone: last heartbeat {_span(subscriber.seen_s)} ago", "bold red")
     if subscriber.problems:
         return Styled("; ".join(subscriber.problems), "red")
     return Styled(subscriber.waits, "yellow") if subscriber.waits else Styled("ready", "green")
@@ -121,7 +127,7 @@ def _json(bus: BusStatus, server: Mapping[str, str], own: str) -> dict[str, Any]
     groups = []
     for group in bus.groups:
         fields = asdict(group)
-        del fields["starts"]  # a histogram, for monitors
+        del fields["starts"]  # a histogram, for monitoring
         for shown, subscriber in zip(fields["subscribers"], group.subscribers, strict=True):
             shown |= {"alive": subscriber.alive, "ready": subscriber.ready}
         groups.append(fields | {"dispatched_per_s": group.dispatched_per_s, "alive": group.alive})

@@ -1,4 +1,4 @@
-"""``celery -A APP bus subscribe``: the subscriber without a worker around it."""
+"""``celery -A APP bus subscribe``: run a subscriber without a worker."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from bridge.telemetry import Action, log_fields
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
-@click.command()
+@click.command(short_help="Run a subscriber without a worker.")
 @click.option("-l", "--loglevel", type=LOG_LEVEL, default="INFO", show_default=True, help="Logging level.")
-@click.option("--types", metavar="GLOB", multiple=True, help="Event types to listen to; may be repeated. Default: all.")
+@click.option(
+    "--types", metavar="GLOB", multiple=True, help="Event types to listen to; can be repeated.  [default: all]"
+)
 @click.pass_context
 def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None:
-    """Turn events into tasks, and run none.
+    """Run a subscriber, which turns events into tasks, without a worker.
 
-    For deployments that keep subscribers and task workers apart. Ends with status 0 on SIGTERM or SIGINT, after
-    the batch under way.
+    Use it to run subscribers and workers as separate processes. On SIGTERM or SIGINT it finishes the current batch and
+    exits with status 0.
 
-    With --types it takes in the broadcasts of these types only; others of its group must listen to the rest. What
-    is in the journal, any of them dispatches.
+    With --types it receives broadcasts of these types only; other subscribers of its group must listen to the other
+    types. Any subscriber of the group dispatches any event in the journal.
 
     \b
     Example:
@@ -48,7 +50,7 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
         settings = BridgeSettings.load(app, **explicit)
         subscriber = Subscriber(app, settings, name=f"subscribe@{socket.gethostname()}:{os.getpid()}")
 
-    gc.freeze()  # what was imported is no garbage, see worker.py
+    gc.freeze()  # imported modules are never garbage, see worker.py
     subscriber.start()
     wait_for_signal()
     extra = log_fields(Action.SUBSCRIBER_STOPPING, group=settings.group, consumer=subscriber.name)
@@ -57,11 +59,11 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
 
 
 def signals_noted() -> Callable[[], None]:
-    """Note SIGTERM and SIGINT from now on; return a function that waits until one has come.
+    """Record SIGTERM and SIGINT from now on; return a function that waits until one has arrived.
 
-    By the pipe that :func:`signal.set_wakeup_fd` is for. Python runs a handler between two of its instructions: one
-    that comes just before the main thread blocks, on a lock, an ``Event`` or a queue, would wait for the thread to go
-    on, and the thread for the handler.
+    The signals arrive through a pipe, see :func:`signal.set_wakeup_fd`. Python runs a signal handler between two of its
+    instructions: if a signal arrives just before the main thread blocks on a lock, an ``Event`` or a queue, the handler
+    would wait for the thread, and the thread for the handler.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

@@ -1,4 +1,4 @@
-"""``celery -A APP bus tail``: events as they come."""
+"""``celery -A APP bus tail``: show events as they are published."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from bridge.cli.options import GLOB, MOMENT, When, json_option
 
 @click.command()
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1, type=GLOB)
-@click.option("--since", type=MOMENT, help="Begin with the journal: 90s, 30m, 2h, 7d ago, or 2026-11-24T10:00 (UTC).")
+@click.option(
+    "--since", type=MOMENT, help="Start with past events: 90s, 30m, 2h or 7d (ago), or 2026-11-24T10:00 (UTC)."
+)
 @json_option
 @click.pass_context
 def tail(ctx: click.Context, /, patterns: tuple[str, ...], since: When | None, as_json: bool) -> None:
-    """Show events as they come.
+    """Show events as they are published.
 
-    Those whose type matches one of the patterns, or all; a line each, with the beginning of the payload, or with
-    --json the whole event. Takes them from pub/sub, so nothing is taken from anybody; times are UTC. Says on standard
-    error what is no event, and when the connection was lost for a while. Ctrl-C ends it.
+    Shows events whose type matches one of the patterns (default: all), one per line, with the start of the payload;
+    --json prints complete events. The command listens on pub/sub, so it does not take events from subscribers. Times
+    are in UTC. Invalid messages and gaps after a lost connection are reported on standard error. Ctrl-C stops it.
 
     \b
     Example:
@@ -35,16 +37,18 @@ def tail(ctx: click.Context, /, patterns: tuple[str, ...], since: When | None, a
     """
     with until_interrupted(), open_bus(ctx.obj.app) as storage:
         if not storage.settings.enable_pubsub:
-            output.note("this application broadcasts nothing (bridge_enable_pubsub is off): only others are heard")
+            output.note(
+                "this application does not broadcast (bridge_enable_pubsub is off): shown are events of other programs"
+            )
         Follower(storage, patterns, as_json).follow(since and since.ms)
 
 
 @contextmanager
 def until_interrupted() -> Iterator[None]:
-    """Run a block until SIGINT, SIGTERM or SIGHUP, or until nobody reads its output: all of them are a good end."""
+    """Run a block until SIGINT, SIGTERM or SIGHUP, or until nobody reads its output; none of them is an error."""
 
     def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt  # not a flag: a line that waits for its reader must end too
+        raise KeyboardInterrupt  # not a flag: it must also interrupt a line that waits for its reader
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

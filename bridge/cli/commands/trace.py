@@ -1,4 +1,4 @@
-"""``celery -A APP bus trace``: what came of an event, as a tree."""
+"""``celery -A APP bus trace``: the tasks and events that an event caused, as a tree."""
 
 from __future__ import annotations
 
@@ -21,20 +21,28 @@ STATE_STYLES = {
     "SENT": "yellow",
     "WAITING": "yellow",
 }
-#: Of a failure; ``bus dead show`` has the rest.
+#: Characters of the error text of a failure; ``bus dead show`` shows all of it.
 _DETAIL_CHARS = 200
 
 
-@click.command(short_help="Show what came of an event: tasks, their events, and so on.")
+@click.command(short_help="Show the tasks and events that an event caused.")
 @click.argument("any_id", metavar="ID")
 @json_option
 @click.pass_context
 def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
-    """Show what came of an event: its tasks, the events that those published, their tasks, and so on.
+    """Show an event with its tasks, the events that these published, their tasks, and so on.
 
-    ID is that of any event of the chain, or a correlation id. Each task has its state, how long its last run took and
-    its queue. WAITING: its event is not dispatched yet. SENT: in its queue. SKIPPED: where= said no, or the handler is
-    newer than the event. FAILURE: in a dead letter, with its reason, and its id for bus dead show and bus dead retry.
+    ID is the id of any event of the chain, or a correlation id. For each task the command shows its state, the duration
+    of its last run and its queue.
+
+    \b
+    WAITING  its event has not been dispatched yet
+    SENT     in its queue
+    STARTED  running
+    RETRY    will be retried
+    SUCCESS  done
+    FAILURE  became a dead letter, shown with reason and id (see bus dead)
+    SKIPPED  where= returned false, or the handler is newer than the event
 
     \b
     Example:
@@ -44,9 +52,7 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
     with open_bus(ctx.obj.app) as storage:
         found = Tracer(ctx.obj.app, storage).trace(any_id)
     if found is None:
-        raise click.ClickException(
-            f"nothing is known of {output.printable(any_id)}: no event and no chain of that id is retained"
-        )
+        raise click.ClickException(f"no event or chain with id {output.printable(any_id)} is retained")
     if as_json:
         output.as_json(asdict(found))
         return
@@ -54,31 +60,31 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
         for parts in _event(root, "", "", any_id):
             output.line(*parts)
     if found.hidden:
-        output.line(Styled(f"{found.hidden} more that begin this chain, not shown", "dim"))
+        output.line(Styled(f"{found.hidden} more events start this chain, not shown", "dim"))
 
 
 def _event(node: EventNode, branch: str, indent: str, asked: str) -> Iterator[list[Cell]]:
-    kind = Styled(node.event_type, "bold") if node.event_type else Styled("(retained no more)", "dim")
+    kind = Styled(node.event_type, "bold") if node.event_type else Styled("(expired event)", "dim")
     when = output.ago(node.at_ms) if node.at_ms and on_terminal() else output.moment(node.at_ms)
     about = [text for text in (node.source, when) if text]
-    here = Styled("  <- asked for" if node.event_id == asked else "", "bold cyan")
+    here = Styled("  <- this event" if node.event_id == asked else "", "bold cyan")
     yield [Styled(branch, "dim"), kind, "  ", node.event_id, Styled("  ".join(["", *about]), "dim"), here]
     yield from _below([*node.tasks, *node.events], node.hidden, indent, asked)
 
 
 def _task(node: TaskNode, branch: str, indent: str, asked: str) -> Iterator[list[Cell]]:
-    name = node.handler or f"task {node.task_id} of no handler here"
+    name = node.handler or f"task {node.task_id} (unknown handler)"
     runtime = "" if node.runtime_s is None else f"{node.runtime_s:.3f} s"
     about = [text for text in (runtime, node.queue, node.replay and f"replay {node.replay}") if text]
     detail = node.detail if len(node.detail) <= _DETAIL_CHARS else f"{node.detail[:_DETAIL_CHARS]}..."
-    letter = f"  (dead letter {node.dead_letter_id})" if node.dead_letter_id else ""
+    dead_letter = f"  (dead letter {node.dead_letter_id})" if node.dead_letter_id else ""
     yield [
         Styled(branch, "dim"),
         name,
         "  ",
         Styled(node.state, STATE_STYLES.get(node.state, "dim")),
         Styled("  ".join(["", *about]), "dim"),
-        Styled(f"  {detail}{letter}" if detail else "", "red"),
+        Styled(f"  {detail}{dead_letter}" if detail else "", "red"),
     ]
     yield from _below(node.events, 0, indent, asked)
 

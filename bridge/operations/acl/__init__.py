@@ -1,6 +1,6 @@
-"""The least permissions that each kind of program needs on Redis, as ACL rules, and which of them a user lacks.
+"""The minimal Redis permissions of each kind of program, as ACL rules, and which of them a user lacks.
 
-It has a face of its own, apart from that of ``operations``, because it loads Celery's result backends.
+It is not part of the face of ``operations``, because it loads Celery's result backends.
 """
 
 from bridge.operations.acl.bus import ROLES, Role

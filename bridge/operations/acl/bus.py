@@ -1,11 +1,11 @@
-"""What each kind of program may do on the bus: the one list, of which ``bus acl`` makes lines and rights.py questions.
+"""The permissions of each kind of program on the bus. ``bus acl`` prints them as rules, and ``verify`` checks them.
 
-A role is what some scripts and commands do with some kinds of keys. Redis looks at rights twice where a script runs: it
-asks for all rights on the keys that the script declares, for EVALSHA, and then for each command inside it, like any
-other. So a user gets EVALSHA for the keys of its scripts, and for each kind of keys the commands that touch it, and no
-others. Who may run scripts may run scripts of their own, and can do no more with them.
+A role consists of scripts and commands, and of the kinds of keys that they use. Redis checks permissions twice when a
+script runs: EVALSHA requires full access to the keys that the script declares, and then each command inside it is
+checked like any other. So a user gets EVALSHA on the keys of its scripts, and on each kind of keys only the commands
+that use it. A user who can run scripts can also run other scripts, but those can do nothing more.
 
-What Celery needs of its broker and of its result backend is in acl_celery.py.
+The permissions that Celery needs on its broker and its result backend are in ``celery.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bridge.storage import Keys
 Role = Literal["publisher", "subscriber", "worker", "operator"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-#: What each script does with its keys, by their kind, which is a method of Keys; behind a comma: in some cases only.
+#: The commands of each script by kind of key, which is a method of Keys. After a comma: a case in which it needs more.
 _SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "acknowledge_sent": {"journal": "xack", "done": "mget", "inflight": "zrem zadd", "inflight_tasks": "hdel hset"},
     "append": {"journal": "xadd xrange", "seen": "get set", "consequences": "zadd pexpire"},
@@ -63,7 +63,7 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
     },
     "write_dead_letter, of a task": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_tasks": "hdel"},
 }
-#: How the groups get on, all of them: ``any_dead`` is of any group, ``dead`` of that of the settings.
+#: Commands for the status of all groups. ``any_dead`` is the key of any group, ``dead`` that of the group in settings.
 _STATUS = {
     "journal": "xinfo|consumers",
     "any_inflight": "zcard zcount",
@@ -75,7 +75,7 @@ _STATUS = {
 
 
 class _Needs(NamedTuple):
-    """Of a part of a role: names of scripts, commands by the kind of keys, commands without keys, channels."""
+    """The needs of a part of a role: names of scripts, commands by kind of key, commands without keys, channels."""
 
     scripts: tuple[str, ...] = ()
     keys: Mapping[str, str] = {}
@@ -148,7 +148,7 @@ _NEEDS: Mapping[Role, tuple[_Needs, ...]] = {
     "operator": _OPERATING,
 }
 
-#: Kinds of keys that end with an id; that there is one of for each group; and of these those that end with an id too.
+#: Kinds of keys: one for each id; one for each group; one for each id of a group.
 _BY_ID = ("event", "seen", "consequences", "done", "lease")
 _OF_GROUP = (
     *("inflight", "inflight_tasks", "queue_watermarks", "fencing_token", "leader"),
@@ -160,17 +160,19 @@ _OF_GROUP_BY_ID = ("replay", "replays", "dead_letter_dedup")
 def bus_grants(
     role: Role, settings: BridgeSettings, *, no_bridge: bool = False, subscriber: bool = True
 ) -> list[Grant]:
-    """Return what a role needs on the bus.
+    """Return the permissions that a role needs on the bus.
 
     Arguments:
-        no_bridge: Of a publisher that knows nothing of the bridge: it writes event keys and broadcasts.
-        subscriber: Whether a worker runs one.
+        no_bridge: Whether the publisher does not use the bridge, and only writes event keys and broadcasts.
+        subscriber: Whether the worker runs a subscriber.
 
     Raises:
-        SettingsError: The prefix has characters that no rule can hold.
+        SettingsError: The prefix contains characters that an ACL rule cannot contain.
     """
     if set("()'\"") & set(settings.channel_prefix):
-        raise SettingsError("channel_prefix: no rule of an ACL can hold its parentheses or quotes; choose another")
+        raise SettingsError(
+            "channel_prefix: its parentheses or quotes cannot be written in an ACL rule; choose another prefix"
+        )
     needs = list(_NO_BRIDGE if no_bridge else _NEEDS[role])
     if role == "worker" and subscriber:
         needs += _NEEDS["subscriber"]
@@ -189,13 +191,13 @@ def bus_grants(
     grants += granted(("evalsha", [name for kind, some in names.items() if kind in declared for name in some]))
     grants += granted(*(one for one in found if len(one[1]) == 1), channels=channels)
     for one in found:
-        if len(one[1]) > 1:  # one command takes keys of several kinds, and Redis wants all of them in one selector
+        if len(one[1]) > 1:  # one command uses keys of several kinds, and Redis requires all of them in one selector
             grants += granted(one)
     return grants
 
 
 def _fitting(one: _Needs, settings: BridgeSettings) -> Iterator[_Needs]:
-    """Yield what of some needs there is with these settings, and what comes to it."""
+    """Yield the needs that apply with these settings, and additional ones."""
     cluster = settings.address.kind == "cluster"
     if not settings.enable_pubsub:
         if one in (_INTAKE, _BROADCASTING):
@@ -204,7 +206,7 @@ def _fitting(one: _Needs, settings: BridgeSettings) -> Iterator[_Needs]:
     if "publish" in one.scripts:
         if not settings.enable_persistence:
             return
-        # In a cluster their slots differ, and so they are written before the script.
+        # In a cluster the event key has another slot, so it is written before the script runs.
         yield _Needs((), {"event": "set del"}) if cluster else _Needs(("publish, with the event key",))
         if cluster or settings.wait_replicas:
             yield _Needs(("publish, again",), keyless="wait" if settings.wait_replicas else "")
@@ -216,7 +218,7 @@ def _fitting(one: _Needs, settings: BridgeSettings) -> Iterator[_Needs]:
 
 
 def _commands(needs: Sequence[_Needs], scripts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield kinds of keys and what is done with them; what is allowed for all groups need not be for the own one."""
+    """Yield kinds of keys with their commands, without those that are already allowed on the keys of all groups."""
     by_kind: defaultdict[str, set[str]] = defaultdict(set)
     for some in [*(_SCRIPTS[script] for script in sorted(scripts)), *(one.keys for one in needs)]:
         for kind, commands in some.items():
@@ -227,12 +229,12 @@ def _commands(needs: Sequence[_Needs], scripts: Iterable[str]) -> Iterator[tuple
 
 
 def sentinel_grants() -> list[Grant]:
-    """Return what everybody needs of Sentinels that ask for a login: where the server is."""
+    """Return the permissions that every role needs on Sentinels with a login: to ask for the address of the server."""
     return [Grant(frozenset({"sentinel|masters"}))]
 
 
 def _names(settings: BridgeSettings) -> dict[str, list[Name]]:
-    """Return the keys and channels of each kind."""
+    """Return the names of the keys and channels of each kind."""
     keys, group = Keys(settings.channel_prefix), settings.group
     any_group = {f"any_{kind}": [prefix(getattr(keys, kind)(""))] for kind in _OF_GROUP}
     all_by_id = [prefix(getattr(keys, kind)("", "").rstrip(":") + ":") for kind in _OF_GROUP_BY_ID]

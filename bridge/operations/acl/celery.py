@@ -1,7 +1,7 @@
-"""What Celery needs of a Redis that is its broker or its result backend, for each role; see acl.py for the bus.
+"""The permissions of each role on a Redis that is Celery's broker or result backend; see ``bus.py`` for the bus.
 
-kombu and Celery choose these commands. The tests listen to what a worker says, so that this list is neither longer nor
-shorter.
+kombu and Celery choose these commands. The tests record the commands of a worker, to make sure that this list is
+complete and minimal.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from kombu.transport import redis as kombu_redis
 from bridge.operations.acl.bus import Role
 from bridge.operations.acl.rules import CONNECTING, Grant, Name, exact, granted, literal_pattern, prefix
 
-#: Kept by kombu for each exchange: which queues are bound to it, until when, and which for ever.
+#: kombu stores here, for each exchange, which queues are bound to it, and until when.
 _BINDINGS = "_kombu.binding"
 
 
 class BrokerKeys:
-    """The keys and channels of kombu on one Redis.
+    """Names of the keys and channels that kombu uses on one Redis.
 
     Arguments:
-        app: Whose broker it is.
+        app: The application whose broker it is.
         connection: A kombu connection to it, which need not be open.
         queues: Names of the task queues.
     """
@@ -39,7 +39,7 @@ class BrokerKeys:
         database = str(connection.virtual_host or "0").strip("/") or "0"
         self._fanout = f"{self._prefix}{start.format(db=database)}"
         self.database = int(database) if database.isdigit() else 0
-        #: Whether tasks go to exchanges, rather than straight to their queues.
+        #: Whether tasks are sent to exchanges rather than directly to their queues.
         self.exchanges = any(queue.exchange.type != "direct" for queue in app.amqp.queues.values())
         self.tasks = [name for queue in sorted(queues) for name in self._queue(exact(f"{self._prefix}{queue}"))]
 
@@ -47,7 +47,7 @@ class BrokerKeys:
         return self._options.get(name, getattr(kombu_redis.Channel, name))
 
     def _queue(self, name: Name) -> Iterator[Name]:
-        """Yield the list for messages of priority 0, and those for the others."""
+        """Yield the list for messages of priority 0, and the lists for other priorities."""
         yield name
         separator, steps = self._option("sep"), [str(step) for step in self._option("priority_steps") if step]
         single = {len(step) for step in steps} == {1}
@@ -56,48 +56,48 @@ class BrokerKeys:
             yield Name(f"{name.pattern}{'?' * len(separator)}{glob}", f"{name.sample}{separator}{step}")
 
     def _anybodys(self, queue: str) -> list[Name]:
-        """Return the queues that processes make for themselves: each begins with their name."""
+        """Return the queues that processes create for themselves: the name of each starts with that of its process."""
         end = exact(queue)
         return list(self._queue(Name(f"{exact(self._prefix).pattern}*.{end.pattern}", f"{self._prefix}me.{queue}")))
 
     @property
     def replies(self) -> list[Name]:
-        """Queues for the answers of workers, one of each process that asks them."""
+        """Queues for replies of workers, one for each process that sends them requests."""
         return self._anybodys(f"reply.{self._mailbox}.pidbox")
 
     @property
     def orders(self) -> list[Name]:
-        """Queues of workers for what they are asked; kombu broadcasts that, and only deletes them."""
+        """Queues of workers for remote control commands; kombu broadcasts these, and only deletes the queues."""
         return self._anybodys(f"{self._mailbox}.pidbox")
 
     @property
     def listeners(self) -> list[Name]:
-        """Queues of those who hear the events of workers; likewise."""
+        """Queues of the receivers of worker events; kombu only deletes these, too."""
         name = prefix(f"{self._prefix}{self._event_queues}.")
         return list(self._queue(name))[:1]
 
     @property
     def bindings(self) -> list[Name]:
-        """Which queues are bound to which exchanges."""
+        """Keys that store which queues are bound to which exchanges."""
         return [prefix(f"{self._prefix}{_BINDINGS}")]
 
     def kept(self, name: str) -> list[Name]:
-        """Return what a worker notes of the messages that it has taken."""
+        """Return the key in which a worker stores unacknowledged messages."""
         return [exact(f"{self._prefix}{self._option(name)}")] if self._option("ack_emulation") else []
 
     @property
     def order_channel(self) -> str:
-        """Where workers are asked."""
+        """Channel for remote control commands."""
         return f"{self._fanout}{self._mailbox}.pidbox"
 
     def events(self, what: str) -> str:
-        """Return where workers tell of events, those of *what*."""
+        """Return the channel for worker events of kind *what*."""
         topic = f"{self._fanout}{self._events}"
         return f"{topic}/{what}" if self._option("fanout_patterns") else topic
 
 
 def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> list[Grant]:
-    """Return what a role needs of a broker; nothing, if that is the publisher."""
+    """Return the permissions that a role needs on the broker; none for the publisher."""
     if role == "publisher":
         return []
     keyless = {"multi", "exec"} | CONNECTING - {"client|setname"}
@@ -107,7 +107,8 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
     binding = "sadd smembers" if keys.exchanges else "sadd"
     if role == "subscriber":
         return [Grant(frozenset(keyless | {"info"})), *granted(("lpush llen", tasks), (binding, bindings))]
-    # Whoever takes messages, answers of workers or their events, puts back tasks that a worker has held for too long.
+    # kombu: every process that consumes messages, replies or worker events also restores messages that were not
+    # acknowledged in time.
     taking = [
         ("brpop", keys.replies),
         (f"{binding} evalsha srem zadd zrangebyscore zrem exists del", bindings),
@@ -134,7 +135,7 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
             ("lpush brpop", tasks),
             ("lpush", keys.replies),
             ("smembers", bindings),
-            ("del llen", [*keys.orders, *keys.listeners]),  # and replies, whose names end like those of orders
+            ("del llen", [*keys.orders, *keys.listeners]),  # and replies, whose names have the same ending as orders
             ("hset", keys.kept("unacked_key")),
             ("zadd", keys.kept("unacked_index_key")),
             channels=[
@@ -147,10 +148,10 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
 
 
 def result_grants(role: Role, backend: Any) -> list[Grant]:
-    """Return what a role needs of a result backend: whoever sends tasks listens for results, as Celery has it.
+    """Return the permissions that a role needs on the result backend; in Celery, senders of tasks subscribe there.
 
     Arguments:
-        backend: A ``RedisBackend``, whose stubs do not know its keys.
+        backend: A ``RedisBackend``; its stubs lack the names of its keys.
     """
     if role == "publisher":
         return []

@@ -1,4 +1,4 @@
-"""Which rights a role needs on which server."""
+"""Which permissions a role needs on which server."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _PATIENCE_S = 1.5
 
 
 class Place(NamedTuple):
-    """Where a user is made: one server, those behind Sentinels or of a cluster, or the Sentinels themselves.
+    """Where a user is created: on one server, on those behind Sentinels or of a cluster, or on the Sentinels.
 
     Arguments:
-        name: The path of a socket, or what the Sentinels call the server.
+        name: The path of a socket, or the name that the Sentinels have for the server.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of_server(cls, path: str | None, host: str | None, port: Any) -> Place:
-        """Return that of one server; what its address leaves out is usual."""
+        """Return the place of one server, with defaults for what its address leaves out."""
         host = "127.0.0.1" if host in (None, "", "localhost") else host
         return cls("socket", (), path) if path else cls("server", ((host, int(port or 6379)),))
 
@@ -47,11 +47,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """What a role needs of one place, in one of its uses.
+    """The permissions that a role needs in one place, for one use of that server.
 
     Arguments:
         use: ``bus``, ``broker``, ``results`` or ``sentinels``.
-        client: Makes a client for it, to ask its version.
+        client: Creates a client for it, to ask for its version.
     """
 
     use: str
@@ -63,12 +63,12 @@ class Part:
 def parts_of(
     app: Celery, settings: BridgeSettings, role: Role, no_bridge: bool, no_subscriber: bool, queue: Sequence[str]
 ) -> Iterator[Part]:
-    """Yield what *role* needs of each place.
+    """Yield the permissions that *role* needs in each place.
 
     Arguments:
-        raw: A publisher that does not use the bridge.
-        no_subscriber: A worker that only runs tasks.
-        queue: Names of queues that the configuration does not name.
+        no_bridge: Whether the publisher does not use the bridge.
+        no_subscriber: Whether the worker only runs tasks.
+        queue: Names of further queues.
     """
     grants = bus_grants(role, settings, no_bridge=no_bridge, subscriber=not no_subscriber)
     found = [Part("bus", _place_of_bus(settings), grants, lambda: connect(settings, _PATIENCE_S))]
@@ -96,7 +96,7 @@ def _of_celery(
 
 
 def queues_of(app: Celery, settings: BridgeSettings) -> set[str]:
-    """Return the names of the queues that workers of *app* take from, and that its tasks and handlers go to."""
+    """Return the names of the queues that workers of *app* consume, and of those that its tasks are sent to."""
     router = cast("Any", app.amqp).router
     routed = [router.route({}, name).get("queue") for name in app.tasks if not name.startswith("celery.")]
     names = {getattr(queue, "name", queue) for queue in routed} | {route.queue for route in routes_of(app, settings)}

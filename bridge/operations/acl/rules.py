@@ -1,4 +1,4 @@
-"""Rights on a Redis, as its ACL has them: commands, and the keys and channels that they are for."""
+"""Permissions as Redis ACL rules: commands, and the keys and channels on which they are allowed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from bridge.events import escape_glob
 
-#: The first Redis whose users have selectors, and rights to read or to write only.
+#: The first Redis with ACL selectors, and with permissions only to read or only to write a key.
 MIN_VERSION = (7, 0)
-#: The first Redis that clients tell with each connection what they are.
+#: The first Redis to which clients send their name and version (CLIENT SETINFO).
 _SETINFO_VERSION = (7, 2)
-#: What redis-py says with each connection, and to see whether there still is one.
+#: Commands that redis-py sends when it connects and when it checks a connection.
 CONNECTING = frozenset({"client|setname", "ping"})
-#: Commands that tell what keys hold, and those that change it. Those in neither tell no more than that they are there.
+#: Commands that read keys, and commands that write them. Others only check whether a key exists.
 _READ = (
     "evalsha get mget getrange pttl incr incrby hget hmget hgetall hincrby smembers sismember xrange xrevrange "
     "xreadgroup xautoclaim xpending xinfo|groups xinfo|consumers zrange zcount zrangebyscore brpop"
@@ -25,12 +25,12 @@ _WRITE = (
     "evalsha set setex del unlink expire pexpire incr incrby hset hsetnx hdel hincrby lpush rpush brpop sadd srem "
     "zadd zrem xadd xdel xack xautoclaim xtrim xgroup|create xgroup|delconsumer xgroup|destroy"
 )
-#: What no rule can hold, for Redis reads quotes, parentheses and white space in it.
+#: Characters that a rule cannot contain, because Redis interprets quotes, parentheses and white space.
 _UNWRITABLE = re.compile(r"[\s\"'()\x00-\x1f]")
 
 
 class Name(NamedTuple):
-    """Keys or channels: a glob, and one that it matches."""
+    """Names of keys or channels: a glob, and a sample that it matches."""
 
     pattern: str
     sample: str
@@ -42,21 +42,21 @@ def exact(name: str) -> Name:
 
 
 def prefix(start: str) -> Name:
-    """Return the names that begin like this."""
+    """Return all names that start with *start*."""
     return Name(exact(start).pattern + "*", f"{start}bridge-check")
 
 
 def literal_pattern(pattern: str) -> Name:
-    """Return a pattern that is subscribed to: Redis compares those letter by letter."""
+    """Return a pattern to subscribe to: Redis compares it with the rule character by character."""
     return Name(pattern, pattern)
 
 
 @dataclass(frozen=True)
 class Grant:
-    """Commands, and what they are for. Without keys and channels: commands that need none.
+    """Permission to run commands on keys or channels. Without either: commands that use none.
 
     Arguments:
-        commands: As ACL SETUSER names them, without the plus: ``xadd``, ``xinfo|groups``.
+        commands: Names as in ACL SETUSER, without the plus sign: ``xadd``, ``xinfo|groups``.
     """
 
     commands: frozenset[str]
@@ -66,7 +66,7 @@ class Grant:
     def rules(self) -> list[str]:
         """Return the rules for a user or, in parentheses, for a selector."""
         if self.commands.isdisjoint(_WRITE.split()):
-            access = "%R~"  # also where nothing is read: Redis takes no key without a permission to read or to write
+            access = "%R~"  # also if nothing is read: Redis requires permission to read or to write
         elif self.commands.isdisjoint(_READ.split()):
             access = "%W~"
         else:
@@ -76,14 +76,14 @@ class Grant:
         return [*commands, *keys, *(f"&{name.pattern}" for name in self.channels)]
 
     def probes(self) -> Iterator[tuple[str, str]]:
-        """Yield each command with each name it is for, as Redis and people spell them; the name may be empty."""
+        """Yield each command, as users write it, with a sample of each name, or empty if the command uses none."""
         for command in sorted(self.commands):
             for name in (*self.keys, *self.channels) or (Name("", ""),):
                 yield command.replace("|", " ").upper(), name.sample
 
 
 def granted(*needs: tuple[str, Iterable[Name]], channels: Iterable[tuple[str, Iterable[Name]]] = ()) -> list[Grant]:
-    """Return the grants for commands, separated by spaces, on keys; what goes for the same keys goes together."""
+    """Return grants for commands, separated by spaces; keys with the same commands share one grant."""
     return [
         *(Grant(commands, keys=names) for names, commands in _gathered(needs)),
         *(Grant(commands, channels=names) for names, commands in _gathered(channels)),
@@ -104,10 +104,10 @@ def _gathered(needs: Iterable[tuple[str, Iterable[Name]]]) -> Iterator[tuple[tup
 def rules_of(grants: Iterable[Grant], version: tuple[int, ...]) -> list[str]:
     """Return the rules of one user, each a word or, for a selector, several in parentheses.
 
-    They replace the rights that the user has, and leave the passwords alone.
+    They replace the permissions of the user and keep its passwords.
 
     Arguments:
-        version: Of the server.
+        version: Version of the server.
     """
     keyless: set[str] = set()
     selectors: dict[str, None] = {}
@@ -118,14 +118,14 @@ def rules_of(grants: Iterable[Grant], version: tuple[int, ...]) -> list[str]:
             keyless |= grant.commands
     if version >= _SETINFO_VERSION:
         keyless.add("client|setinfo")
-    rights = Grant(frozenset(keyless)).rules()
-    return ["on", "resetkeys", "resetchannels", "nocommands", "clearselectors", *rights, *selectors]
+    commands = Grant(frozenset(keyless)).rules()
+    return ["on", "resetkeys", "resetchannels", "nocommands", "clearselectors", *commands, *selectors]
 
 
 def version_of(client: Any) -> tuple[int, ...]:
     """Return the version of a server.
 
     Raises:
-        RedisError: It does not answer, or does not tell.
+        RedisError: It does not answer, or refuses to report its version.
     """
     return tuple(map(int, re.findall(r"\d+", str(client.info("server")["redis_version"]))[:2]))

@@ -1,6 +1,7 @@
-"""Whether a Redis user may do what its role has to do: each right in acl.py is asked for, and nothing is carried out.
+"""Checks whether a Redis user has the permissions of a role, without running the commands.
 
-A script can ask Redis whether its user may give a command. So only one right has to be tried: that to run scripts.
+A script can ask Redis whether its user has permission for a command. So only the permission to run scripts has to be
+tried out.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from bridge.operations.acl.bus import Role, bus_grants
 from bridge.operations.acl.rules import Grant
 from bridge.storage import script
 
-#: Where the key of a command is not its first argument.
+#: Arguments of commands whose key is not the first argument.
 _WORDS = {
-    "COMMAND": (),  # the name of another one, with a word behind it
+    "COMMAND": (),  # its argument is the name of another command
     "EVALSHA": ("0" * 40, "1", "{key}"),
     "XREADGROUP": ("GROUP", "group", "consumer", "STREAMS", "{key}", ">"),
 }
-#: How many words follow the name of a command; what they say does not matter, unless they are keys.
+#: How many arguments follow the name of a command; their values do not matter, except for keys.
 _ARGUMENTS = 4
 
 
 def missing_permissions(client: Redis, settings: BridgeSettings, role: Role = "worker") -> list[str]:
-    """Return what the user is not allowed on the bus, as ``XADD {prefix}journal``.
+    """Return the permissions that the user lacks on the bus, for example ``XADD {prefix}journal``.
 
     Raises:
         RedisError: Redis does not answer.
@@ -36,7 +37,7 @@ def missing_permissions(client: Redis, settings: BridgeSettings, role: Role = "w
 
 
 def missing_grants(client: Redis, grants: Iterable[Grant]) -> list[str]:
-    """Return what of *grants* the user does not have; where Redis does not tell, as before 7.0, that is nothing.
+    """Return the permissions of *grants* that the user lacks; empty before Redis 7.0, which cannot report them.
 
     Raises:
         RedisError: Redis does not answer.
@@ -50,13 +51,13 @@ def missing_grants(client: Redis, grants: Iterable[Grant]) -> list[str]:
         positions = script(client, "check_permissions")(args=args)
     except NoPermissionError as error:
         if not {"'evalsha'", "'script|load'"} & set(str(error).split()):
-            raise  # it cannot even connect
-        return [f"run the script that asks for the other rights: {error}"]
+            raise  # the user cannot even connect
+        return [f"run the script that checks the other permissions: {error}"]
     return [" ".join(probes[at - 1]).strip() for at in cast("list[int]", positions or ())]
 
 
 def user_of(client: Redis) -> str:
-    """Return the name of the user that a client logs in as."""
+    """Return the name of the user as which a client logs in."""
     return str(client.connection_pool.connection_kwargs.get("username") or "default")
 
 

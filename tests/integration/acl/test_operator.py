@@ -60,7 +60,7 @@ def operate(restricted_redis: RestrictedRedis, user: str) -> None:
 
     assert "old-shop" in say("status")
     assert "old-shop" in say("groups list")
-    assert "ok    rights of the bus user" in say("check --role operator", expect=1)  # no worker is running
+    assert "ok    permissions of the bus user" in say("check --role operator", expect=1)  # no worker is running
     assert "dream.told" in say("trace first")
     assert "first" in say("get first")
     restricted_redis.admin.delete(Keys(restricted_redis.prefix).event("first"))

@@ -29,12 +29,12 @@ from tests.support.waiting import eventually
 HERE = "tests.chains"
 CHECKS = [
     "bus at",
-    "rights of the bus user",
+    "permissions of the bus user",
     "clock",
     "subscribers of group tests",
     "broker",
     "durability, memory and Celery's settings",
-    "types that are let in",
+    "accepted types",
     "handlers and their workers",
 ]
 COMMAND = import_module("bridge.cli.commands.check")
@@ -132,9 +132,9 @@ def test_all_is_well(check: Check, worker: Callable[..., Any], url: str, termina
 
     running.send_signal(signal.SIGTERM)
     assert running.wait(20) == 0
-    assert wrong(check("--ready", expect=1)) == [(f"subscriber on {socket.gethostname()}", "none lives")]
+    assert wrong(check("--ready", expect=1)) == [(f"subscriber on {socket.gethostname()}", "no live subscriber")]
     result = check(expect=1)
-    assert wrong(result) == [("group tests", "no subscriber lives; 0 events wait"), ("workers", "none answers")]
+    assert wrong(result) == [("group tests", "no live subscriber; backlog: 0 events"), ("workers", "none replied")]
     assert len(passed(result)) == len(CHECKS) - 2
 
 
@@ -144,5 +144,7 @@ def test_handlers_and_queues_without_a_worker(check: Check, worker: Callable[...
     registry.add(HANDLERS["t.own"])
     result = check(expect=1)
     assert [about for about, _ in wrong(result)] == ["handler t.own", "queue own", "queue plain"]
-    assert re.match(r"no live worker knows it; its tasks would be refused \(.*tests/handlers.py:", wrong(result)[0][1])
-    assert "      -> start one with -Q plain, or task_queues" in result.stdout
+    assert re.match(
+        r"no live worker has registered it, so its tasks would be rejected \(.*tests/handlers.py:", wrong(result)[0][1]
+    )
+    assert "      -> start one with -Q plain, or add it to task_queues" in result.stdout

@@ -49,7 +49,7 @@ def run_as_told(dev: Terminal, **environment: str) -> None:
 def test_everything_runs_and_goes_together(terminal: OpenTerminal) -> None:
     """The proposed command publishes an event, a worker runs its task, and Flower responds; Ctrl-C ends all of them."""
     dev = terminal("bus", "dev", app="bridge", columns=200, REDIS_URL="", BRIDGE_CHANNEL_PREFIX="dev:")
-    dev.shows("Ctrl-C ends everything")
+    dev.shows("Ctrl-C stops everything")
     dev.shows("the worker is ready")
     assert "bridge.celery:app, queues celery, index" in plain(dev)
     run_as_told(dev, BRIDGE_CHANNEL_PREFIX="dev:")
@@ -79,7 +79,7 @@ def test_a_given_redis_is_used_and_warnings_are_shown(terminal: OpenTerminal, se
     """The Redis of REDIS_URL is used and keeps running, and warnings of the worker are shown."""
     dev = terminal("bus", "dev", "--no-flower", "-c", "1", columns=200)
     dev.shows("the worker is ready")
-    assert "that of REDIS_URL" in plain(dev)
+    assert "the server in REDIS_URL" in plain(dev)
     assert "queues celery, elsewhere, routed" in plain(dev)
     environment = {"REDIS_URL": server.url, "BRIDGE_CHANNEL_PREFIX": prefix}
     command = [sys.executable, "-m", "celery", "-A", "tests.app", "bus", "publish", "failing.created"]
@@ -105,8 +105,8 @@ def test_a_worker_that_dies_ends_it(terminal: OpenTerminal, tmp_path: Path) -> N
     dev = terminal("bus", "dev", "--no-flower", app="broken_shop", PYTHONPATH=str(tmp_path))
     assert dev.wait() == 1
     assert "no stock" in dev.text
-    assert "worker has ended with status 2" in plain(dev)
-    assert "without a worker there is nothing to see" in dev.text
+    assert "worker exited with status 2" in plain(dev)
+    assert "the worker has ended, so there is nothing left to run" in dev.text
 
 
 def test_a_taken_port_is_not_taken_again(terminal: OpenTerminal) -> None:
@@ -117,7 +117,7 @@ def test_a_taken_port_is_not_taken_again(terminal: OpenTerminal) -> None:
         port = busy.getsockname()[1]
         dev = terminal("bus", "dev", "--flower-port", str(port))
         dev.shows("flower")
-        dev.shows("Ctrl-C ends everything")
+        dev.shows("Ctrl-C stops everything")
         (taken,) = re.findall(r"http://127\.0\.0\.1:(\d+)", dev.text)
         assert int(taken) != port
         dev.process.terminate()
@@ -136,5 +136,5 @@ def test_the_application_is_found_again() -> None:
     """The name for ``-A`` is found from the module that contains the application."""
     assert app_name(example_app) == "bridge.celery:app"
     nowhere = Celery("nowhere", set_as_current=False)
-    with pytest.raises(Exception, match="say which application"):
+    with pytest.raises(Exception, match="name the application"):
         app_name(nowhere)

@@ -30,4 +30,4 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(shell, bus: EventBus) ->
     run = shell("bus replay --all --dry-run --json | head -n 2")
     rows = [json.loads(row) for row in run.stdout.splitlines()]
     assert [row["type"] for row in rows] == ["dream.created", "dream.created"]
-    assert run.stderr == "looking; nothing is changed\n"
+    assert run.stderr == "searching; nothing is changed\n"

@@ -59,7 +59,7 @@ def test_a_question_at_a_terminal(
     for number in range(3):
         replays.park(number)
     asking = terminal("bus", "dead", "purge", "--all")
-    asking.shows("Remove 3 dead letters of group tests for good? [y/N]")
+    asking.shows("Permanently delete 3 dead letters of group tests? [y/N]")
     asking.type(answer)
     assert asking.wait() == status
     assert replays.letters.size().count == left

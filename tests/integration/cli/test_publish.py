@@ -61,7 +61,7 @@ def test_a_line_is_published_as_it_arrives(processes: Processes, client: Redis, 
     program = psutil.Process(slow.process.pid)
     eventually(lambda: program.status() == psutil.STATUS_SLEEPING, "the command waits for the next line")
     slow.process.send_signal(signal.SIGINT)
-    assert "interrupted; lines up to 2 are done" in slow.says()
+    assert "interrupted; published up to line 2" in slow.says()
     assert slow.process.returncode == 130
 
 
@@ -78,7 +78,7 @@ def test_a_server_lost_on_the_way_is_named(
     said = slow.says()
     assert slow.process.returncode == 3
     assert f"Redis at {own_server.url} says" in said
-    assert "Lines up to 2 are done, of the next 500 some may be." in said
+    assert "Published up to line 2, and possibly some of the next 500." in said
 
 
 def test_a_file_at_a_terminal_has_a_bar(terminal: OpenTerminal, tmp_path: Path) -> None:
@@ -94,12 +94,12 @@ def test_a_file_at_a_terminal_has_a_bar(terminal: OpenTerminal, tmp_path: Path) 
 def test_the_keyboard_is_asked_and_ctrl_c_ends_it(terminal: OpenTerminal) -> None:
     """In a terminal, the command reports that it reads from the keyboard; Ctrl-C ends it with status 130."""
     publishing = terminal("bus", "publish", "dream.created", "-")
-    publishing.shows("reading JSON from the keyboard; Ctrl-D ends it")
+    publishing.shows("reading JSON from the keyboard; Ctrl-D ends the input")
     publishing.process.send_signal(signal.SIGINT)
     assert publishing.wait() == 130
     assert "interrupted" in publishing.text
     typing = terminal("bus", "publish", "dream.created", "-", "--id", "typed")
-    typing.shows("Ctrl-D ends it")
+    typing.shows("Ctrl-D ends the input")
     typing.type('{"text": 1}\n\x04')
     assert typing.wait() == 0
     assert "typed" in typing.text.splitlines()

@@ -65,7 +65,7 @@ def test_a_replay_killed_half_way_goes_on(processes: Processes, replays: Replays
     assert "replay long: 60 replayed" in processes.log("again")
     assert replays.ids() == [f"e{number}" for number in range(60)]
     assert processes.celery(*command, "10000", name="third").wait(30) == 0
-    assert "has finished before" in processes.log("third")
+    assert "is already finished" in processes.log("third")
     assert len(replays.ids()) == 60
 
 
@@ -79,4 +79,4 @@ def test_an_interrupted_command_says_how_to_go_on(processes: Processes, replays:
     assert process.wait(10) == 130
     (key,) = replays.client.keys(replays.keys.replay("tests", "*").replace("{", "?"))
     name = key.decode().rpartition(":")[2]
-    assert f"the same command with --name {name} goes on" in processes.log("replay")
+    assert f"the same command with --name {name} resumes it" in processes.log("replay")

@@ -83,17 +83,17 @@ def test_what_people_see(invoke: Invoke, busy: None, settings: BridgeSettings, t
     first, second = text.splitlines()[:2]
     assert first.startswith(f"bus      {settings.redacted_url}  Redis ")
     assert first.endswith(", appendonly no, appendfsync everysec, maxmemory 0, maxmemory-policy noeviction")
-    assert second.startswith(f"journal  10 entries of {settings.channel_prefix}*, the oldest of 20")
+    assert second.startswith(f"journal  10 entries of {settings.channel_prefix}*, the oldest from 20")
     idle, tests = table(text, "GROUP")
     assert idle == ["idle", "0", "-", "0.0/s", "0", "0", "0", "0"]
     assert tests == ["tests", "10", tests[2], "s", "2.5/s", "6", "1", "1", "3"]
     lost, tired, waiting, well, silent = table(text, "SUBSCRIBER ")
     assert (lost[:2], lost[-3:]) == (["lost", "tests"], ["0", "-", "-"])
-    assert re.fullmatch(r"gone: last heard of (8|9|1\d)\.\d s ago", " ".join(lost[2:-3]))
+    assert re.fullmatch(r"gone: last heartbeat (8|9|1\d)\.\d s ago", " ".join(lost[2:-3]))
     assert tired == ["tired", "tests", "cannot;", "will", "not", "0", "0.0/s", "2", "h", "ago"]
     assert " ".join(waiting) == "waiting tests queue celery is full 0 0.0/s -"
     assert well == ["well", "tests", "ready", "0", "2.5/s", "-"]
-    assert " ".join(silent) == "silent tests a consumer that says nothing of itself 3 - -"
+    assert " ".join(silent) == "silent tests a consumer without heartbeats 3 - -"
 
     at_terminal = terminal("bus", "status", columns=80)
     assert at_terminal.wait() == 0
@@ -116,7 +116,7 @@ def test_a_worker_that_is_killed(invoke: Invoke, processes: Processes) -> None:
     eventually(lambda: told(invoke)["groups"][0]["alive"] == 0, "the worker is shown as gone", 10)
     text = invoke("status").stdout
     (row,) = table(text, "SUBSCRIBER ")
-    assert "gone: last heard of" in " ".join(row)
+    assert "gone: last heartbeat" in " ".join(row)
     assert table(text, "GROUP")[0][-1] == "0"
 
 

@@ -38,7 +38,7 @@ trip.booked
          hotel FAILURE
 """
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-ASKED = "  <- asked for"
+ASKED = "  <- this event"
 
 
 @pytest.fixture

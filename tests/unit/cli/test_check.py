@@ -29,12 +29,12 @@ from tests.support.waiting import eventually
 
 CHECKS = [
     "bus at",
-    "rights of the bus user",
+    "permissions of the bus user",
     "clock",
     "subscribers of group tests",
     "broker",
     "durability, memory and Celery's settings",
-    "types that are let in",
+    "accepted types",
     "handlers and their workers",
 ]
 COMMAND = import_module("bridge.cli.commands.check")
@@ -120,10 +120,10 @@ def test_missing_rights(
     admin.execute_command(f"ACL SETUSER shop on >s3cret +@all {rules.replace('<p>', prefix)}")
     monkeypatch.setenv("REDIS_URL", url.replace("//", "//shop:s3cret@"))
     result = check(expect=1)
-    found = [problem.split(": ")[0] for about, problem in rest(result) if about == "user shop may not"]
+    found = [problem.split(": ")[0] for about, problem in rest(result) if about == "user shop has no permission"]
     assert len(found) == len(rest(result))
     assert {text.replace("<p>", prefix) for text in missing} <= set(found)
-    assert "      -> give it what bus acl worker prints, with ACL SETUSER" in result.stdout
+    assert "      -> run ACL SETUSER with the line that bus acl worker prints" in result.stdout
     assert "s3cret" not in result.output
 
 
@@ -192,31 +192,34 @@ def test_a_bus_that_is_lost_meanwhile(check: Check, proxy: Proxy, monkeypatch: p
     proxy.cut_after(b"$4\r\nTIME\r\n", 0)
     monkeypatch.setenv("REDIS_URL", proxy.url)
     *_, last = [json.loads(line) for line in check("--json", expect=3).stdout.splitlines()]
-    assert (last["check"], last["ok"]) == ("rights of the bus user", False)
+    assert (last["check"], last["ok"]) == ("permissions of the bus user", False)
     assert "does not answer" in last["findings"][0]["problem"]
 
 
 def test_no_handlers(check: Check) -> None:
     """Without registered handlers the check reports that there are none."""
     registry.clear()
-    assert ("handlers", "there are none") in wrong(check(expect=1))
+    assert ("handlers", "none registered") in wrong(check(expect=1))
 
 
 def test_subscribers(
     check: Check, start_subscriber: StartSubscriber, app: Celery, url: str, admin: Redis, bus: EventBus
 ) -> None:
     """A missing group, a group without subscribers and an unhealthy subscriber are reported; a healthy one is not."""
-    assert wrong(check(expect=1))[0] == ("group tests", "not in the journal: no subscriber has run, or it was deleted")
+    assert wrong(check(expect=1))[0] == (
+        "group tests",
+        "does not exist: no subscriber has run yet, or the group was deleted",
+    )
     bus.publish("a.b")
     admin.xgroup_create(Keys(bus.settings.channel_prefix).journal, "tests", id="0")
-    assert wrong(check(expect=1))[0] == ("group tests", "no subscriber lives; 1 events wait")
+    assert wrong(check(expect=1))[0] == ("group tests", "no live subscriber; backlog: 1 events")
     start_subscriber("one", app=app, redis_url=url)
     presences = Storage(admin, bus.settings).presence
     eventually(lambda: [one.ready for one in presences.all()] == [True], "the subscriber is ready")
     presences.report(Presence("two", problems=["cannot", "will not"]))
     assert wrong(check(expect=1))[0] == ("two", "cannot; will not")
     presences.leave("two")
-    assert wrong(check(expect=1)) == [("workers", "none answers")]
+    assert wrong(check(expect=1)) == [("workers", "none replied")]
 
 
 def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, settings: BridgeSettings) -> None:
@@ -226,7 +229,7 @@ def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, setting
     presences.report(Presence("far", "elsewhere"))
     gone = f"{int(admin.time()[0] - 7) * 1000} {json.dumps({'name': 'gone', 'host': here})}"
     admin.hset(Keys(settings.channel_prefix).subscribers("tests"), "gone", gone)
-    assert wrong(check("--ready", expect=1)) == [(f"subscriber on {here}", "none lives")]
+    assert wrong(check("--ready", expect=1)) == [(f"subscriber on {here}", "no live subscriber")]
     presences.report(Presence("one", here))
     assert check("--ready").stdout == f"ok    subscribers on {here}\n"
     presences.report(Presence("far", "elsewhere", problems=["cannot"]))

@@ -50,9 +50,9 @@ def leave_all(client: Redis, keys: Keys, group: str) -> None:
 def test_groups_are_listed(invoke: Invoke, old: Keys, start_subscriber: StartSubscriber) -> None:
     """Groups are listed with their backlog, their last delivery and whether they are this application's."""
     shown = invoke("groups", "list")
-    assert "group tests of this application is not there" in shown.stderr
+    assert "group tests of this application does not exist" in shown.stderr
     header, row = shown.stdout.splitlines()
-    assert header.split() == ["GROUP", "CONSUMERS", "PENDING", "BACKLOG", "LAST", "DELIVERED", "OF"]
+    assert header.split() == ["GROUP", "CONSUMERS", "PENDING", "BACKLOG", "LAST", "DELIVERED", "APPLICATION"]
     assert row.split()[:4] == ["old.shop", "1", "2", "5"]
     start_subscriber()
     assert "this application" in invoke("groups", "list").stdout.splitlines()[2]
@@ -85,14 +85,16 @@ def test_a_group_goes_with_everything_of_its_own(
     assert gone == parked | {key.encode() for key in keys_of_groups(old, "old.shop")}
     assert client.xinfo_groups(old.journal) == []
     assert client.xlen(old.journal) == 5
-    assert "there is no group old.shop; there are none" in invoke("groups", "delete", "old.shop", expect=1).stderr
+    assert (
+        "there is no group old.shop; existing groups: none" in invoke("groups", "delete", "old.shop", expect=1).stderr
+    )
 
 
 def test_it_asks_and_says_what_goes(invoke: Invoke, old: Keys, client: Redis) -> None:
     """Without a terminal to confirm on, the command prints what it would delete and ends with status 2."""
     client.execute_command("XGROUP", "DELCONSUMER", old.journal, "old.shop", "dead")
     output = invoke("groups", "delete", "old.shop", expect=2).output
-    assert "Delete group old.shop with its 0 pending entries, 1 dead letters, 3 tasks in flight" in output
+    assert "Permanently delete group old.shop with its 0 pending entries, 1 dead letters, 3 tasks in flight" in output
     assert len(client.xinfo_groups(old.journal)) == 1
 
 

@@ -61,7 +61,7 @@ def test_help_documents_the_exit_codes(invoke: Invoke) -> None:
     """The list of commands has sections and explains the exit codes."""
     output = invoke("--help").output
     assert output.index("Events:") < output.index("Repair:") < output.index("Exit codes:")
-    assert "  3    Redis or the broker cannot be reached" in output
+    assert "  3    Redis or the broker is unreachable" in output
 
 
 def test_a_misspelt_command_is_guessed(invoke: Invoke) -> None:
@@ -80,7 +80,7 @@ def test_a_server_that_is_down_is_named_soon(invoke: Invoke, command: str, monke
     output = invoke(*command.split(), expect=3).output
     assert time.monotonic() - begun_s < 3
     assert output.startswith("Error: Redis at redis://127.0.0.1:1/0 does not answer: ")
-    assert output.endswith("Check that it runs, and the address in REDIS_URL.\n")
+    assert output.endswith("Check that it is running, and the address in REDIS_URL.\n")
     assert output.count("\n") == 1
     assert "s3cret" not in output
 
@@ -108,7 +108,7 @@ def test_another_server_at_the_address_is_named(invoke: Invoke, monkeypatch: pyt
         monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{listener.getsockname()[1]}/0")
         output = invoke("groups", "list", expect=3).output
         thread.join(5)
-    assert "is no Redis" in output
+    assert "is not a Redis server" in output
     assert "Check the address in REDIS_URL." in output
 
 
@@ -129,7 +129,7 @@ def test_a_wrong_password_is_named(
     """For a missing or wrong password the status is 3, and the error says where to set it."""
     monkeypatch.setenv("BRIDGE_REDIS_URL", f"redis://{login}127.0.0.1:{locked.port}/0")
     output = invoke(*command.split(), expect=3).output
-    assert f"refuses: {says}" in output
+    assert f"refused the login: {says}" in output
     assert "Check user and password in BRIDGE_REDIS_URL" in output
     assert "wr0ng" not in output
 

@@ -39,10 +39,10 @@ def test_a_repetition_is_said_and_a_conflict_refused(invoke: Invoke, caplog: pyt
     """Publishing the same event again is reported but no error; another event with its id ends with status 1."""
     invoke("publish", "dream.created", "1", "--id", "e")
     again = invoke("publish", "dream.created", "1", "--id", "e")
-    assert (again.stdout, again.stderr) == ("e\n", "e was published before; nothing happened\n")
+    assert (again.stdout, again.stderr) == ("e\n", "e was already published; nothing has changed\n")
     other = invoke("publish", "dream.created", "2", "--id", "e", expect=1)
     assert other.stdout == ""
-    assert "an event with another type or payload has the id e; see bus get e" in other.stderr
+    assert "id e belongs to an event with another type or payload; see bus get e" in other.stderr
     assert caplog.records == []  # it is not logged as well
     told = [json.loads(invoke("publish", "a.b", value, "--id", "x", "--json").stdout) for value in "11"]
     told.append(json.loads(invoke("publish", "a.b", "2", "--id", "x", "--json", expect=1).stdout))
@@ -57,7 +57,7 @@ def test_a_repetition_is_said_and_a_conflict_refused(invoke: Invoke, caplog: pyt
     ("command", "says"),
     [
         (("publish", "a b"), "'a b' is not words of"),
-        (("publish", "a.b", "hello"), "A text is written with its quotes: '\"text\"'"),
+        (("publish", "a.b", "hello"), "Write a string with its quotes: '\"text\"'"),
         (("publish", "a.b", "[NaN]"), "NaN is not JSON"),
         (("publish", "a.b", "1", "--id", "a b"), "'a b' is not"),
         (("publish", "a.b", "@/nowhere"), "/nowhere: No such file or directory"),
@@ -93,9 +93,9 @@ def test_one_document(invoke: Invoke, client: Redis, settings: BridgeSettings, t
     [
         ("", (), "the input is empty: nothing was published"),
         ("\n \n", (), "the input is empty"),
-        ("{\nbad", (), "nor is its first line a JSON value"),
-        ("1\n2", ("--id", "e"), "with --id it is one document"),
-        ("[\n" + "1,\n" * 500_000, (), "nor one document of 1048576 bytes at most"),
+        ("{\nbad", (), "and its first line is not a JSON value"),
+        ("1\n2", ("--id", "e"), "--id expects one document"),
+        ("[\n" + "1,\n" * 500_000, (), "nor one JSON document of at most 1048576 bytes"),
     ],
 )
 def test_input_that_is_nothing(invoke: Invoke, client: Redis, settings: BridgeSettings, text, options, says) -> None:
@@ -139,5 +139,5 @@ def test_an_event_whose_key_is_gone_comes_from_the_journal(
 def test_an_event_that_is_not_there_is_named(invoke: Invoke, settings: BridgeSettings) -> None:
     """For an unknown event the status is 1, and the error says where it was searched and what to try next."""
     output = invoke("get", "e", expect=1).output
-    assert f"there is no event e below {settings.channel_prefix} at {settings.redacted_url}" in output
+    assert f"no event with id e under {settings.channel_prefix} at {settings.redacted_url}" in output
     assert "bus dead list --id e" in output

@@ -16,15 +16,15 @@ from tests.support.replays import Replays
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("replay", "say which: with filters such as --since or --id, or --all"),
-        ("replay --all --id e", "--all goes without filters"),
-        ("replay --since soon", "'soon' is no time: write how long ago (90s, 30m, 2h, 7d)"),
-        ("replay --since 0001-01-01", "is no time"),
-        ("replay --until 99999999d", "is no time"),
+        ("replay", "give filters such as --since or --id, or --all"),
+        ("replay --all --id e", "--all cannot be combined with filters"),
+        ("replay --since soon", "'soon' is not a time; write 90s, 30m, 2h or 7d (ago)"),
+        ("replay --since 0001-01-01", "is not a time"),
+        ("replay --until 99999999d", "is not a time"),
         ("replay --type [", "is not closed"),
         ("replay --all --rate 0", "--rate"),
         ("replay --all --rate inf", "--rate"),
-        ("dead purge", "say which"),
+        ("dead purge", "give filters"),
         ("dead show", "Missing argument"),
     ],
 )
@@ -41,7 +41,7 @@ def test_wrong_usage_is_named(invoke: Invoke, command: str, says: str) -> None:
         ("dead retry --handler zzz", "there is no handler zzz; there are t.exact, t.plain"),
         ("dead retry --reason failure", "nothing to replay matches"),
         ("dead show 1-1", "no dead letter has the id 1-1; see bus dead list"),
-        ("replay --all --name a/b", "'a/b' is no name for a replay"),
+        ("replay --all --name a/b", "'a/b' is not a valid name for a replay"),
     ],
 )
 def test_what_cannot_be_done_is_named(invoke: Invoke, command: str, says: str) -> None:
@@ -63,9 +63,9 @@ def test_other_filters_under_one_name_are_refused(invoke: Invoke, bus: EventBus)
     """The name of a replay belongs to its first filters, with times as they were written."""
     bus.publish("dream.created", id="e")
     invoke("replay", "--since", "1h", "--name", "r")
-    assert "has finished before" in invoke("replay", "--since", "1h", "--name", "r").output
+    assert "is already finished" in invoke("replay", "--since", "1h", "--name", "r").output
     assert (
-        'was begun with {"from": "journal", "since": "1h"}'
+        'was started with {"from": "journal", "since": "1h"}'
         in invoke("replay", "--since", "2h", "--name", "r", expect=1).output
     )
     assert "choose another name" in invoke("dead", "retry", "--since", "1h", "--name", "r", expect=1).output
@@ -83,7 +83,7 @@ def test_a_dry_run_shows_and_counts(invoke: Invoke, replays: Replays, bus: Event
     replays.letters.add(DeadLetter.of_message("json", "", "channel", b"\x1b[2J{"))
     output = invoke("dead", "retry", "--all", "--dry-run").output
     assert "1 would be replayed" in output
-    assert "1 cannot be: event: not JSON" in output
+    assert "1 cannot be replayed: event: not JSON" in output
     rows = [json.loads(line) for line in invoke("dead", "retry", "--all", "--dry-run", "--json").stdout.splitlines()]
     assert [(row["id"], row["handler"], bool(row["problem"])) for row in rows] == [
         ("n1", "t.exact", False),
@@ -105,7 +105,7 @@ def test_dead_letters_are_listed_and_shown(invoke: Invoke, replays: Replays) -> 
     assert rows[0].split() == ["ID", "TIME", "REASON", "TYPE", "EVENT", "HANDLER", "DETAIL"]
     assert r"no\nJSON" in rows[1]
     assert "dream.created" in rows[2]
-    assert "2 shown of 2 dead letters of group tests" in result.stderr
+    assert "2 of 2 dead letters of group tests" in result.stderr
     shown = invoke("dead", "show", "e").output
     assert "t.exact" in shown
     assert "  a\n  b\n" in shown
@@ -120,9 +120,9 @@ def test_dead_letters_are_removed_with_force(invoke: Invoke, replays: Replays) -
         replays.park(number)
     replays.park(250, reason="payload")
     output = invoke("dead", "purge", "--reason", "failure", input="y\n", expect=2).output
-    assert "Remove 250 dead letters of group tests for good?" in output
-    assert "--force does it without asking" in output
+    assert "Permanently delete 250 dead letters of group tests?" in output
+    assert "use --force to proceed without it" in output
     assert replays.letters.size().count == 251
-    assert "250 removed" in invoke("dead", "purge", "--reason", "failure", "--force").output
+    assert "250 deleted" in invoke("dead", "purge", "--reason", "failure", "--force").output
     assert [letter.reason for letter in replays.letters.select(EntryFilter())] == ["payload"]
-    assert "0 removed" in invoke("dead", "purge", "--reason", "failure").output
+    assert "0 deleted" in invoke("dead", "purge", "--reason", "failure").output

@@ -107,7 +107,7 @@ def test_no_redis_is_needed(invoke: Invoke, app: Celery, monkeypatch: pytest.Mon
 def test_what_matches_nothing_is_guessed(invoke: Invoke) -> None:
     """For a type without handlers the status is 1, and the error suggests a similar type."""
     assert (
-        "no handler takes dream.craeted; did you mean dream.created?"
+        "no handler matches dream.craeted; did you mean dream.created?"
         in invoke("routes", "--match", "dream.craeted", expect=1).stderr
     )
     assert "is not words of" in invoke("routes", "--match", "a b", expect=2).stderr
@@ -116,7 +116,7 @@ def test_what_matches_nothing_is_guessed(invoke: Invoke) -> None:
 def test_without_handlers_it_says_what_to_import(invoke: Invoke, only: Callable[..., None]) -> None:
     """Without handlers the status is 1, and the error asks whether their modules are imported."""
     only()
-    assert "Are the modules with @on_event imported?" in invoke("routes", expect=1).stderr
+    assert "Import the modules with @on_event" in invoke("routes", expect=1).stderr
 
 
 def test_a_route_that_cannot_work_is_shown(invoke: Invoke, app: Celery) -> None:

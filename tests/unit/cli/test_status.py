@@ -132,7 +132,7 @@ def test_a_bus_that_nobody_has_used(invoke: Invoke) -> None:
     """A bus without a journal and groups is not an error, and the output says so."""
     lines = invoke("status").stdout.splitlines()
     assert lines[1].startswith("journal  0 entries of test:")
-    assert lines[2:] == ["group    tests is not there: no subscriber of this application has run here yet"]
+    assert lines[2:] == ["group    tests does not exist: no subscriber of this application has run yet"]
     found = told(invoke)
     assert (found["groups"], found["journal"]) == ([], {"entries": 0, "first_ms": 0, "last_ms": 0})
 
@@ -142,7 +142,7 @@ def test_a_group_of_others_only(invoke: Invoke, client: Redis, bus: EventBus, ke
     bus.publish("a.b")
     client.xgroup_create(keys.journal, "others", id="0")
     text = invoke("status").stdout
-    assert "group    tests is not there" in text
+    assert "group    tests does not exist" in text
     assert [row[:2] for row in table(text, "GROUP")] == [["others", "1"]]
 
 
@@ -192,7 +192,7 @@ def test_a_user_who_may_not_ask_the_server(
         admin.execute_command("ACL SETUSER bus on >s3cret ~* &* +@all -info -config")
     monkeypatch.setenv("REDIS_URL", own_server.url.replace("//", "//bus:s3cret@"))
     text = invoke("status").stdout
-    assert "  Redis of unknown version, appendonly unknown, appendfsync unknown, maxmemory unknown" in text
+    assert "  Redis (unknown version), appendonly unknown, appendfsync unknown, maxmemory unknown" in text
     assert "journal  0 entries" in text
     assert "s3cret" not in text
     assert told(invoke)["server"] == {}

@@ -61,7 +61,7 @@ def test_an_unknown_id(trace: Callable[..., Result], unknown: str) -> None:
     for arguments in ([unknown], [unknown, "--json"]):
         result = trace(*arguments, expect=1)
         assert result.stdout == ""
-        assert "no event and no chain of that id is retained" in result.stderr
+        assert "no event or chain with id" in result.stderr
         assert result.stderr.count("\n") == 1
         assert "\x1b" not in result.stderr
 
@@ -92,7 +92,7 @@ def test_an_event_that_is_retained_no_more(
     first = bus.publish("other.first", id="first").event
     bus.publish(first.child("other.made", id="below"))
     client.delete(keys.event("first"), keys.journal)
-    assert trace("first").stdout.splitlines()[0].startswith("(retained no more)  first")
+    assert trace("first").stdout.splitlines()[0].startswith("(expired event)  first")
     assert trace("below").stdout.splitlines()[1].startswith("└─ other.made  below")
 
 
@@ -107,7 +107,7 @@ def test_what_is_not_shown_is_told(trace: Callable[..., Result], bus: EventBus) 
     assert lines[-2].startswith("├─ ")
     lines = trace("chain").stdout.splitlines()
     assert len(lines) == 50 + 1
-    assert lines[-1] == "30 more that begin this chain, not shown"
+    assert lines[-1] == "30 more events start this chain, not shown"
     tree = json.loads(trace("chain", "--json").stdout)
     assert (tree["hidden"], len(tree["roots"])) == (30, 50)
     assert json.loads(trace("root", "--json").stdout)["roots"][0]["hidden"] == 20

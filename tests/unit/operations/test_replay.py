@@ -150,7 +150,7 @@ def test_two_processes_with_one_name_repeat_nothing(replays: Replays, bus: Event
     first, second = replays.journal().run(100), replays.journal().run(50)
     next(first)
     next(second)
-    with pytest.raises(BridgeError, match="another process runs replay 'r'"):
+    with pytest.raises(BridgeError, match="another process is running replay 'r'"):
         next(first)
     assert last(second).replayed == 30
     assert replays.ids() == [f"n{number}" for number in range(30)]
@@ -175,7 +175,7 @@ def test_misuse_is_named(replays: Replays, bus: EventBus) -> None:
     last(replays.journal(event_type="dream.*").run(FAST))
     with pytest.raises(BridgeError, match="choose another name"):
         next(replays.journal(event_type="dream.?*").run(FAST))
-    with pytest.raises(BridgeError, match="no name for a replay"):
+    with pytest.raises(BridgeError, match="not a valid name for a replay"):
         replays.journal("a b")
     assert len(replays.ids()) == 3
 
@@ -234,4 +234,4 @@ def test_what_expires_under_a_replay_is_said(
     progress = last(replays.journal().run(FAST))
     assert progress.finished
     assert len(replays.ids()) == progress.replayed == 20
-    assert "the journal was trimmed beyond" in caplog.text
+    assert "the journal was trimmed past entry" in caplog.text

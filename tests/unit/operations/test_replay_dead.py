@@ -76,7 +76,7 @@ def test_letters_without_a_whole_event_stay(replays: Replays) -> None:
     replays.park(1, handler="t.renamed")
     problems = {found.problem for found in replays.dead().remaining() if found.event is None}
     assert len(problems) == 7
-    assert "there is no handler t.renamed here" in problems
+    assert "this application has no handler t.renamed" in problems
     progress = last(replays.dead().run(FAST))
     assert (progress.replayed, progress.skipped) == (0, 7)
     assert replays.ids() == []

@@ -104,7 +104,7 @@ def test_failures_and_what_they_say(
     letters.drop([kept.dead_letter_id])
     ((task,),) = outcomes.states([("e", "plain.made")])
     assert (task.state, task.dead_letter_id) == ("FAILURE", "")
-    assert "is gone" in task.detail
+    assert "no longer exists" in task.detail
 
 
 def test_skipped_tasks(

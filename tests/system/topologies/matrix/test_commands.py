@@ -76,7 +76,7 @@ def test_the_state_is_told(invoke: Invoke, start_subscriber: StartSubscriber, bu
     assert (group["name"], group["backlog"], group["in_flight"]) == ("tests", 0, 1)
     assert [row["name"] for row in rows(invoke("groups", "list", "--json"))] == ["tests"]
     checked = invoke("check", expect=1).stdout  # no worker is running, and no server here is durable
-    for what in ("bus at", "rights of the bus user", "clock", "broker"):
+    for what in ("bus at", "permissions of the bus user", "clock", "broker"):
         assert f"ok    {what}" in checked, checked
     assert "FAIL  mode" not in checked
 
