@@ -2,7 +2,8 @@
 
 Texts are for people and may change. Filters, counts and alerts use the action::
 
-    log.warning("dead letter (%s)", reason, extra=log_fields(Action.DEAD_LETTER, reason=reason, event_id=event.id))
+    extra = log_fields(Action.DEAD_LETTER, reason=reason, event_id=event.id)
+    log.warning("Event %s became a dead letter (%s)", event.id, reason, extra=extra)
 
 A line is written when something changes, not for every event. Lines that would repeat are limited by
 :class:`LogThrottle`. Fields hold names and numbers only, never a payload or a secret.

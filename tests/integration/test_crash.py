@@ -60,7 +60,7 @@ def test_subscribers_killed_at_random_moments_lose_nothing(
             victim = processes.celery("bus", "subscribe", name=f"victim{kill}", **fast)
             log = f"victim{kill}"
             eventually(
-                lambda name=log: "subscriber subscribe@" in processes.log(name), "the subscriber has started", 30
+                lambda name=log: "Subscriber subscribe@" in processes.log(name), "the subscriber has started", 30
             )
             stop.wait(moments.uniform(0, 0.8))
             victim.send_signal(signal.SIGKILL)

@@ -100,7 +100,7 @@ class Rescuer:
             self._ledger.acknowledge_sent([], [task.entry(task_id) for task_id, task in again.items()])
             self._counters.add_each("redispatched", [message.event.type for message in messages])
             extra = log_fields(Action.TASKS_REDISPATCHED, group=self._settings.group, count=len(messages))
-            text = "Sent %d tasks again: they were overdue, and neither running nor queued"
+            text = "%d overdue tasks were neither running nor queued; they were sent again"
             log.warning(text, len(messages), extra=extra)
 
     def _events(self, overdue: Sequence[Overdue]) -> dict[str, EncodedEvent]:

@@ -76,6 +76,6 @@ def test_a_flood_of_hostile_messages(own_server: RedisServer, processes: Process
         assert all(client.pttl(mark) <= 60_000 for mark in marks[:100])
         assert process.memory_info().rss / 1e6 < rss_mb + RSS_MB
         assert used_mb(client) < redis_mb + REDIS_MB
-    lines = Counter(re.findall(r"dead letter \((\w+)\)", processes.log("subscriber")))
+    lines = Counter(re.findall(r"is a dead letter now \((\w+)\)", processes.log("subscriber")))
     assert {"json", "id_conflict", "size", "channel_mismatch", "hop_limit"} <= lines.keys()
     assert set(lines.values()) == {1}

@@ -176,7 +176,7 @@ def test_a_subscriber_killed_between_sending_and_acknowledging(
     """After a crash between sending and acknowledging, the messages are sent again with the same task ids."""
     fast = {"BRIDGE_CLAIM_IDLE_S": "0.5", "BRIDGE_MAINTENANCE_INTERVAL_S": "0.2"}
     victim = processes.celery("bus", "subscribe", name="victim", BRIDGE_REDIS_URL=proxy.url, **fast)
-    eventually(lambda: "subscriber subscribe@" in processes.log("victim"), "the subscriber has started", 30)
+    eventually(lambda: "Subscriber subscribe@" in processes.log("victim"), "the subscriber has started", 30)
     proxy.hold_request(sha(client, "acknowledge_sent"))
     bus.publish_many([Event(type="dream.made", id=f"n{number}") for number in range(10)])
     eventually(lambda: proxy.done["request held"], "it sends its acknowledgement")

@@ -60,7 +60,7 @@ def subscribe_from_the_start(processes: Processes, name: str, **environment: str
 
 def started(processes: Processes, *names: str) -> None:
     eventually(
-        lambda: all("subscriber subscribe@" in processes.log(name) for name in names),
+        lambda: all("Subscriber subscribe@" in processes.log(name) for name in names),
         "the subscribers have started",
         30,
     )
@@ -228,7 +228,7 @@ def test_a_worker_whose_broker_comes_and_goes(
         eventually(lambda name=f"glob n{number}": site.effects()[name] == 1, "its task has run", 30)
         eventually(lambda: not broker.exists(f"broker:{prefix}unacked"), "its message is acknowledged")
         own_server.kill()
-    assert site.processes.log("w1").count("subscriber w1@test") == 1
+    assert site.processes.log("w1").count("Subscriber w1@test") == 1
     broker.close()
     own_server.start()
 

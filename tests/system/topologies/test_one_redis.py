@@ -72,7 +72,7 @@ def test_tasks_are_sent_with_the_journal(
     register_handlers("t.exact")
     caplog.set_level("INFO", logger="bridge")
     subscriber: Subscriber = start_subscriber(app=app)
-    assert "in one transaction with the journal: once" in caplog.text
+    assert "exactly once, in one transaction with the journal" in caplog.text
     bus.publish("dream.created", id="before")
     eventually(lambda: subscriber.counters.snapshot().get("dispatched") == 1, "it is dispatched")
     old = servers.primary()
