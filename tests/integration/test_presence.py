@@ -21,7 +21,7 @@ def presences(client: Redis, settings: BridgeSettings) -> PresenceStore:
 
 def only(presences: PresenceStore) -> Presence:
     """Return the only subscriber; before its first report, one without a name, which is not ready."""
-    (one,) = presences.all() or [Presence("", problems=["has said nothing yet"])]
+    (one,) = presences.all() or [Presence("", problems=["no report yet"])]
     return one
 
 

@@ -88,7 +88,7 @@ class Workers:
             f"\n{name}: {len(accepted)} events acknowledged, 0 lost; "
             f"{', '.join(f'{what}: {pause:.1f} s without an acknowledgement' for what, pause in pauses.items())}; "
             f"{again} messages delivered again, effects repeated: {dict(repeated) or 0}; "
-            f"refused meanwhile: {dict(refused)}"
+            f"refused publications: {dict(refused)}"
         )
         assert repeated["guarded"] == 0
 
