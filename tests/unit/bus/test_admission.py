@@ -1,4 +1,4 @@
-"""Which events are accepted: by type, depth and signature, from channels, event keys and the journal."""
+"""Admission of events by type, depth and signature, from channels, event keys and the journal."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_unreachable_redis_is_an_error_not_silence(prefix: str) -> None:
 
 
 def test_wrong_password_is_named_at_once(own_server: RedisServer, prefix: str) -> None:
-    """A refused password is not retried, and the error says what to check."""
+    """A refused password is not retried, and the error explains what to check."""
     with Redis.from_url(own_server.url) as admin:
         admin.config_set("requirepass", "right")
     bus = EventBus(redis_url=own_server.url.replace("//", "//:wrong@"), channel_prefix=prefix)

@@ -126,7 +126,7 @@ def locked() -> Iterator[RedisServer]:
 def test_a_wrong_password_is_named(
     invoke: Invoke, locked: RedisServer, login: str, says: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a missing or wrong password the status is 3, and the error says where to set it."""
+    """For a missing or wrong password the status is 3, and the error names the place to set it."""
     monkeypatch.setenv("BRIDGE_REDIS_URL", f"redis://{login}127.0.0.1:{locked.port}/0")
     output = invoke(*command.split(), expect=3).output
     assert f"refused the login: {says}" in output
@@ -138,7 +138,7 @@ def test_a_wrong_password_is_named(
 def test_missing_rights_are_named(
     invoke: Invoke, locked: RedisServer, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If an ACL forbids a command, the status is 3, and the error says what to grant."""
+    """If an ACL forbids a command, the status is 3, and the error explains what to grant."""
     monkeypatch.setenv("REDIS_URL", f"redis://reader:pw@127.0.0.1:{locked.port}/0")
     assert "ACL SETUSER" in invoke(*command.split(), expect=3).output
 

@@ -137,7 +137,7 @@ def test_an_event_whose_key_is_gone_comes_from_the_journal(
 
 
 def test_an_event_that_is_not_there_is_named(invoke: Invoke, settings: BridgeSettings) -> None:
-    """For an unknown event the status is 1, and the error says where it was searched and what to try next."""
+    """For an unknown event the status is 1, and the error names the places searched and the next step."""
     output = invoke("get", "e", expect=1).output
     assert f"no event with id e under {settings.channel_prefix} at {settings.redacted_url}" in output
     assert "bus dead list --id e" in output

@@ -29,7 +29,7 @@ from tests.support.replays import Replays
     ],
 )
 def test_wrong_usage_is_named(invoke: Invoke, command: str, says: str) -> None:
-    """A mistake in the command line ends with status 2, and the error says what to write instead."""
+    """A mistake in the command line ends with status 2, and the error explains what to write instead."""
     assert says in invoke(*command.split(), expect=2).output
 
 
@@ -45,7 +45,7 @@ def test_wrong_usage_is_named(invoke: Invoke, command: str, says: str) -> None:
     ],
 )
 def test_what_cannot_be_done_is_named(invoke: Invoke, command: str, says: str) -> None:
-    """If the requested data does not exist, the status is 1, and the error says what to do."""
+    """If the requested data does not exist, the status is 1, and the error explains what to do."""
     assert says in invoke(*command.split(), expect=1).output
 
 

@@ -129,7 +129,7 @@ def test_what_programs_get(
 
 
 def test_a_bus_that_nobody_has_used(invoke: Invoke) -> None:
-    """A bus without a journal and groups is not an error, and the output says so."""
+    """A bus without a journal and groups is not an error and is reported."""
     lines = invoke("status").stdout.splitlines()
     assert lines[1].startswith("journal  0 entries of test:")
     assert lines[2:] == ["group    tests does not exist: no subscriber of this application has run yet"]

@@ -62,7 +62,7 @@ def test_other_fields() -> None:
 
 @pytest.mark.parametrize("path", ["", "payload.", "payload..a", ".a", "*", "*.a", "id", "type", "source", "timestamp"])
 def test_paths_that_are_none(path: str) -> None:
-    """An invalid path is refused at start-up, and the error says what to write instead."""
+    """An invalid path is refused at start-up, and the error explains what to write instead."""
     with pytest.raises(SettingsError, match=r"redact_paths: .*(payload.*password|begin with payload)"):
         BridgeSettings.load(redact_paths=["payload.a", path])
 
@@ -120,7 +120,7 @@ def test_stored_letters(client: Redis, discreet: BridgeSettings, prefix: str) ->
 
 @pytest.mark.parametrize("data", [b"{", b'{"id":"a b","type":"c","payload":{"user":{"email":"ada.lovelace"}}}'])
 def test_messages_that_are_no_events_are_not_kept(client: Redis, discreet: BridgeSettings, data: bytes) -> None:
-    """Of invalid messages and of the start of long ones, only size, hash and reason are stored."""
+    """For invalid messages and cut-off long ones, only size, hash and reason are stored."""
     letters = Storage(client, discreet).dead_letters
     letters.add(DeadLetter.of_message("json", "not JSON", "somewhere", data))
     letters.add(DeadLetter.of_message("hop_limit", "too long", "here", Event(type="a.b", payload="x" * 5000).encode()))
@@ -159,7 +159,7 @@ def test_a_retry_takes_the_event_itself(client: Redis, discreet: BridgeSettings,
 
 
 def test_a_retry_of_an_expired_event(client: Redis, discreet: BridgeSettings) -> None:
-    """If the event has expired or its key holds another one, the dead letter is kept, and the problem says so."""
+    """If the event has expired or its key holds another one, the dead letter is kept with the reason."""
     bench = Replays(client, discreet)
     for number in range(2):
         bench.letters.add(letter_of(Event(type="dream.created", id=f"e{number}", payload=PAYLOAD)))

@@ -136,7 +136,7 @@ def test_keys_that_an_effect_depends_on(run_handler: RunHandler, storage: Storag
 
 
 def test_misuse(run_handler: RunHandler, client: Redis, balance: str) -> None:
-    """Outside a task, or for a second block in one run, the error says what to do."""
+    """Outside a task, or for a second block in one run, the error explains what to do."""
     with pytest.raises(BridgeError, match="inside a handler"), effect_transaction():
         pass
 

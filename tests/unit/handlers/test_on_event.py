@@ -101,7 +101,7 @@ MISUSES: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("patterns", "options", "text"), MISUSES.values(), ids=list(MISUSES))
 def test_misuse(patterns: tuple[Any, ...], options: dict[str, Any], text: str) -> None:
-    """Arguments that can never work are refused when the module is imported, and the error says what to change."""
+    """Arguments that can never work are refused when the module is imported, and the error explains what to change."""
     with pytest.raises(InvalidHandler, match=text):
         on_event(*patterns, **options)
 

@@ -171,7 +171,7 @@ def test_nothing_holds_up_the_main_process_of_a_worker(leases: Leases, bus: Even
 
 
 def test_a_handler_does_not_take_the_place_of_another() -> None:
-    """replace() would pass the id of the ended task to another handler, so it is refused; the error says what to do."""
+    """replace() would pass the id of the ended task to another handler, so it is refused with advice."""
     with pytest.raises(InvalidHandler, match="publish an event for it"):
         handlers.everything.replace(handlers.exact.s(EVENT))
     with pytest.raises(InvalidHandler, match=r"t\.exact"):

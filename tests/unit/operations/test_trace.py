@@ -67,7 +67,7 @@ def test_circles_end(bus: EventBus, tracer: Tracer) -> None:
 
 
 def test_long_chains_are_bounded(bus: EventBus, tracer: Tracer) -> None:
-    """Of a chain of 200 events, up to 50 are shown, including the requested one, and the hidden ones are counted."""
+    """A trace shows up to 50 of 200 events of a chain, including the requested one, and counts the hidden ones."""
     bus.publish_many([foreign(f"n{number}", f"n{number - 1}" if number else None) for number in range(200)])
     for asked in ("n0", "n100", "n199"):
         found = tracer.trace(asked)
@@ -81,7 +81,7 @@ def test_long_chains_are_bounded(bus: EventBus, tracer: Tracer) -> None:
 
 @pytest.mark.parametrize("way", ["cause", "chain"])
 def test_many_consequences_are_bounded(bus: EventBus, tracer: Tracer, way: str) -> None:
-    """Of 1,000 consequences or first events, fifty and the requested one are shown, and the others are counted."""
+    """A trace shows fifty of 1,000 consequences or first events and the requested one, and counts the others."""
     if way == "cause":
         bus.publish(foreign("root"))
     parts: dict[str, Any] = {"metadata": {"causationId": "root"}} if way == "cause" else {"correlation_id": "root"}

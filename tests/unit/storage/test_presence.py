@@ -1,4 +1,4 @@
-"""Which subscribers are alive, and the status that they report."""
+"""Presence of subscribers: which are alive, and the status that they report."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_queues_are_those_of_the_application(restricted_redis: RestrictedRedis, 
 
 
 def test_steps_of_priorities(app: Celery) -> None:
-    """Lists of priorities are named as the transport options say."""
+    """The lists of priorities have the names that the transport options define."""
     app.conf.broker_transport_options = {"priority_steps": [0, 5, 10], "sep": ":"}
     with app.connection_for_write() as connection:
         names = BrokerKeys(app, connection, ["q"]).tasks

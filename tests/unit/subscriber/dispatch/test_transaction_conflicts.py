@@ -96,7 +96,7 @@ def test_one_request_hands_over_and_reads_on(
 def test_entries_claimed_by_another(
     handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, settings: BridgeSettings, backlog: Backlog
 ) -> None:
-    """A transaction whose entries were claimed by another consumer has no effect, and its result says so."""
+    """A transaction whose entries were claimed by another consumer has no effect, and its result reports that."""
     handover.open()
     entries = consumer.read(10, 10)
     assert Storage(backlog.client, settings).consumer("two").claim(0, b"0-0", 100).taken == 10

@@ -96,7 +96,7 @@ def test_a_broken_key_is_reported_once(
 def test_a_huge_key_is_not_read_whole(
     register_handlers, start_subscriber: StartSubscriber, client: Redis, prefix: str, settings: BridgeSettings
 ) -> None:
-    """Of a key over the size limit, only one byte more than the limit is read."""
+    """A scan reads only one byte more than the limit of a key that is over it."""
     register_handlers("t.all")
     client.set(f"{prefix}event:huge", b"x" * 5_000_000, ex=60)
     before = client.info("stats")["total_net_output_bytes"]
