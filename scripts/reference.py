@@ -167,7 +167,7 @@ def commands_page() -> str:
         "terminal the output has tables, colours and progress bars, in a pipe plain lines; with `--json` it is one "
         "JSON object per line.\n"
     )
-    text += "\n" + _help_text(inspect.cleandoc(bus.epilog or "").replace("bus COMMAND --help has examples.", ""))
+    text += "\n" + _help_text(inspect.cleandoc(bus.epilog or "").replace("bus COMMAND --help shows examples.", ""))
     for heading, commands in COMMANDS.items():
         text += f"\n## {heading}\n\n"
         text += table(["command", ""], [[f"[`{name}`](#{name})", prose(short)] for name, short in commands])
