@@ -50,7 +50,7 @@ def backlog(consumer: JournalConsumer, client: Redis, settings: BridgeSettings, 
 
 
 @pytest.fixture
-def handover(settings: BridgeSettings, consumer: JournalConsumer, backlog: Backlog) -> Iterator[DispatchTransaction]:
+def transaction(settings: BridgeSettings, consumer: JournalConsumer, backlog: Backlog) -> Iterator[DispatchTransaction]:
     """The dispatch transaction of consumer "one"."""
     with connect(settings) as connected:
         made = DispatchTransaction(connected, consumer, backlog.ledger)
@@ -70,45 +70,49 @@ def begin(app: Celery, settings: BridgeSettings) -> Begin:
     def message(entry: Entry) -> Message:
         return outbox.prepare(HANDLERS["t.all"], EncodedEvent.read(entry.data or b""), entry.entry_id)
 
-    def begin_one(handover: DispatchTransaction, entries: Sequence[Entry], read: int = 0) -> None:
-        handover.begin([entry.entry_id for entry in entries], [message(entry) for entry in entries], read)
+    def begin_one(transaction: DispatchTransaction, entries: Sequence[Entry], read: int = 0) -> None:
+        transaction.begin([entry.entry_id for entry in entries], [message(entry) for entry in entries], read)
 
     return begin_one
 
 
 def test_one_request_hands_over_and_reads_on(
-    handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
+    transaction: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
     """The reply to a request contains the entries after those it dispatches, or none at the end of the journal."""
-    handover.open()
-    begin(handover, consumer.read(8, 10), read=8)
-    first = handover.finish()
+    transaction.open()
+    begin(transaction, consumer.read(8, 10), read=8)
+    first = transaction.finish()
     assert (first.committed, first.ownership_lost, len(first.entries)) == (True, False, 8)
-    begin(handover, first.entries, read=8)
-    second = handover.finish()
+    begin(transaction, first.entries, read=8)
+    second = transaction.finish()
     assert len(second.entries) == 4
-    begin(handover, second.entries, read=8)
-    assert handover.finish() == TransactionResult(committed=True, ownership_lost=False, entries=[])
+    begin(transaction, second.entries, read=8)
+    assert transaction.finish() == TransactionResult(committed=True, ownership_lost=False, entries=[])
     assert backlog.sent() == backlog.ids()
     backlog.all_once()
 
 
 def test_entries_claimed_by_another(
-    handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, settings: BridgeSettings, backlog: Backlog
+    transaction: DispatchTransaction,
+    consumer: JournalConsumer,
+    begin: Begin,
+    settings: BridgeSettings,
+    backlog: Backlog,
 ) -> None:
     """A transaction whose entries were claimed by another consumer has no effect, and its result reports that."""
-    handover.open()
+    transaction.open()
     entries = consumer.read(10, 10)
     assert Storage(backlog.client, settings).consumer("two").claim(0, b"0-0", 100).taken == 10
-    begin(handover, entries, read=5)
-    answer = handover.finish()
+    begin(transaction, entries, read=5)
+    answer = transaction.finish()
     assert (answer.committed, answer.ownership_lost, len(answer.entries)) == (False, True, 5)
     assert (backlog.queues.length(), backlog.ledger.size(), backlog.pending()) == (0, 0, 15)
-    handover.open()
+    transaction.open()
     held = consumer.pending_entries(100)
     assert held == answer.entries, "claimed entries belong to the other consumer"
-    begin(handover, held)
-    assert handover.finish().committed
+    begin(transaction, held)
+    assert transaction.finish().committed
     assert (backlog.queues.length(), backlog.ledger.size(), backlog.pending()) == (5, 5, 10)
 
 
@@ -117,77 +121,77 @@ def test_a_transaction_comes_late_to_entries_that_wait(
 ) -> None:
     """A late transaction fails even before its entries are sent again; they are sent over the new connection."""
     with Proxy(server.port) as proxy, Redis.from_url(proxy.url, protocol=2) as client:
-        handover = DispatchTransaction(client, consumer, backlog.ledger)
-        handover.open()
+        transaction = DispatchTransaction(client, consumer, backlog.ledger)
+        transaction.open()
         entries = consumer.read(100, 10)
         proxy.keep_request(b"EXEC")
 
         def hand_over() -> TransactionResult:
-            begin(handover, entries)
-            return handover.finish()
+            begin(transaction, entries)
+            return transaction.finish()
 
         with pytest.raises(RedisConnectionError):
             hand_over()
         assert proxy.done["request kept"] == 1
-        handover.open()
+        transaction.open()
         assert consumer.pending_entries(100) == entries
         proxy.deliver()
         eventually(lambda: proxy.done["late reply"], "the request was delivered and answered")
         assert (backlog.pending(), backlog.queues.length()) == (20, 0)
         assert hand_over() == TransactionResult(committed=True, ownership_lost=False, entries=[])
-        handover.close()
+        transaction.close()
     backlog.all_once()
 
 
 def test_a_queue_that_is_no_list(
-    handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
+    transaction: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
     """A queue key that is not a list is detected before every transaction: nothing is acknowledged or in the ledger."""
     queue = f"{backlog.queues.key_prefix}{backlog.queues.prefix}celery"
-    handover.open()
+    transaction.open()
     entries = consumer.read(100, 10)
     for value in ("x", "y"):
         backlog.client.set(queue, value)
         with pytest.raises(ResponseError, match="WRONGTYPE"):
-            begin(handover, entries)
-        assert not handover.under_way
+            begin(transaction, entries)
+        assert not transaction.under_way
     assert (backlog.pending(), backlog.ledger.size()) == (20, 0)
     backlog.client.delete(queue)
-    handover.open()
-    begin(handover, entries)
-    assert handover.finish().committed
+    transaction.open()
+    begin(transaction, entries)
+    assert transaction.finish().committed
     backlog.all_once()
 
 
 def test_a_queue_that_is_replaced(
-    handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
+    transaction: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
     """If a queue key changes its type after the check, the tasks are in the ledger and will be sent again."""
-    handover.open()
-    begin(handover, consumer.read(10, 10), read=10)
-    second = handover.finish().entries
+    transaction.open()
+    begin(transaction, consumer.read(10, 10), read=10)
+    second = transaction.finish().entries
     backlog.client.set(f"{backlog.queues.key_prefix}{backlog.queues.prefix}celery", "x")
-    begin(handover, second)
+    begin(transaction, second)
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        handover.finish()
+        transaction.finish()
     assert (backlog.pending(), backlog.ledger.size()) == (0, 20)
-    handover.open()
+    transaction.open()
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        begin(handover, second)
+        begin(transaction, second)
     assert (backlog.pending(), backlog.ledger.size()) == (0, 20)
 
 
 def test_a_group_that_is_gone(
-    handover: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
+    transaction: DispatchTransaction, consumer: JournalConsumer, begin: Begin, backlog: Backlog
 ) -> None:
     """If the group is destroyed, the transaction is still executed, and reading on raises JournalLost."""
-    handover.open()
+    transaction.open()
     entries = consumer.read(10, 10)
     backlog.client.xgroup_destroy(backlog.journal, "tests")
-    begin(handover, entries, read=10)
+    begin(transaction, entries, read=10)
     with pytest.raises(JournalLost):
-        handover.finish()
-    assert not handover.under_way
+        transaction.finish()
+    assert not transaction.under_way
     assert len(backlog.sent()) == 10
 
 

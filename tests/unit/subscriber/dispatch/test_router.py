@@ -1,0 +1,81 @@
+"""Routing: which messages and dead letters journal entries become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from bridge import BridgeSettings, Event
+from bridge.broker.messages import Refused
+from bridge.broker.outbox import Outbox
+from bridge.handlers.handler import registry, task_id_for
+from bridge.storage.entries import Entry
+from bridge.subscriber.dispatch.router import Router
+
+
+def entry(number: int, type: str = "a.b", payload: Any = None, **fields: Any) -> Entry:
+    return Entry(b"1-%d" % number, Event(type=type, id=f"e{number}", payload=payload).encode(), **fields)
+
+
+@pytest.fixture
+def outbox(app: Celery, settings: BridgeSettings) -> Iterator[Outbox]:
+    app.finalize()
+    made = Outbox(app, settings)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def router(outbox: Outbox, settings: BridgeSettings) -> Router:
+    return Router(outbox, registry, settings)
+
+
+def test_every_handler_of_an_event_gets_a_message(register_handlers, outbox: Outbox, router: Router) -> None:
+    """In the order of the journal; with one message that Celery has to make, a whole entry goes through the outbox."""
+    register_handlers("t.all", "t.glob")
+    outbox.one_redis = True
+    batch = router.route([entry(1), entry(2, "dream.created"), entry(3)])
+    assert (batch.push_ids, batch.send_ids) == ([b"1-1", b"1-2", b"1-3"], [])
+    sent = [(message.route.task.name, message.event.id) for message in batch.to_push]
+    assert sent == [("t.all", "e1"), ("t.all", "e2"), ("t.glob", "e2"), ("t.all", "e3")]
+    register_handlers("t.picky")
+    batch = router.route([entry(4, payload={"name": "x"})])
+    assert (batch.push_ids, batch.send_ids) == ([], [b"1-4"])
+    assert [message.route.task.name for message in batch.to_send] == ["t.all", "t.picky"]
+    assert not batch.dead_letters
+
+
+def test_entries_without_a_message_are_acknowledged(register_handlers, router: Router) -> None:
+    """Those without a handler, for another group or removed; replayed, lost and unhandled ones are counted."""
+    register_handlers("t.exact")
+    entries = [entry(1), entry(2, group="others"), Entry(b"1-3", None), entry(4, group="tests")]
+    batch = router.route(entries)
+    assert batch.push_ids + batch.send_ids == [one.entry_id for one in entries]
+    assert not batch.to_push + batch.to_send
+    assert batch.counts == {("no_handler", "a.b"): 2, ("lost", ""): 1, ("replayed", "a.b"): 1}
+
+
+def test_one_bad_handler_or_entry_stops_no_other(register_handlers, router: Router) -> None:
+    """A predicate that fails, a handler that is not registered and an entry that is not an event are dead letters."""
+    register_handlers("t.all", "t.chosen")
+    batch = router.route([entry(1, payload={}), entry(2, group="tests", handler="t.other"), Entry(b"1-3", b"x")])
+    assert [message.event.id for message in batch.to_push + batch.to_send] == ["e1"]
+    assert [(one.reason, one.handler, one.task_id) for one in batch.dead_letters] == [
+        ("predicate_failed", "t.chosen", task_id_for("tests", "e1", "t.chosen")),
+        ("no_handler", "t.other", task_id_for("tests", "e2", "t.other")),
+        ("json", "", ""),
+    ]
+
+
+def test_refused_messages_become_dead_letters(register_handlers, outbox: Outbox, router: Router) -> None:
+    """The others of the batch stay."""
+    register_handlers("t.all")
+    outbox.one_redis = False
+    batch = router.route([entry(1), entry(2)])
+    router.refuse([Refused(batch.to_send[0], "unroutable", "no queue")], batch)
+    assert [message.event.id for message in batch.to_send] == ["e2"]
+    (dead_letter,) = batch.dead_letters
+    assert (dead_letter.reason, dead_letter.event_id, dead_letter.handler) == ("unroutable", "e1", "t.all")
