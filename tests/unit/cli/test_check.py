@@ -197,7 +197,7 @@ def test_a_bus_that_is_lost_meanwhile(check: Check, proxy: Proxy, monkeypatch: p
 
 
 def test_no_handlers(check: Check) -> None:
-    """Without registered handlers the check reports that there are none."""
+    """Without registered handlers the check reports the missing handlers."""
     registry.clear()
     assert ("handlers", "none registered") in wrong(check(expect=1))
 
