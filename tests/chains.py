@@ -1,4 +1,4 @@
-"""The application of ``tests/app.py`` with handlers of its own, three levels of events deep; workers run it."""
+"""The application of ``tests/app.py`` with different handlers, which publish three levels of events; workers run it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def flight(event: Event) -> None:
 
 @on_event("trip.hotel")
 def hotel(event: Event) -> None:
-    """Fails until the test sets a key."""
+    """Fail until the test sets a key."""
     if not get_bus().client.exists(f"{PREFIX}room"):
         raise RuntimeError("no room")
     publish_event("trip.ticket", {"seat": 0})

@@ -1,4 +1,4 @@
-"""Handlers that say what they should keep to themselves, in every way there is."""
+"""Handlers that reveal sensitive values in every possible way."""
 
 from __future__ import annotations
 
