@@ -21,9 +21,9 @@ class _Link:
     """One open connection.
 
     Arguments:
-        producer: kombu's; its stubs do not know all of it.
+        producer: kombu's producer, whose stubs are incomplete.
         declarations: What is known to exist at the broker.
-        confirms: RabbitMQ's answers; None for other brokers.
+        confirms: RabbitMQ's publisher confirms; None for other brokers.
     """
 
     producer: Any
@@ -32,14 +32,17 @@ class _Link:
 
 
 class _Sent(NamedTuple):
-    """Messages of a batch that the broker does not have: *refused* ones, and those *returned* as no queue is bound."""
+    """The messages of a batch that the broker does not have.
+
+    ``refused`` cannot be sent; ``returned`` came back because no queue is bound to their exchange.
+    """
 
     refused: list[Refused]
     returned: list[Message]
 
 
 class BrokerProducer:
-    """Connects when it is first used, and again after an error. Used by one thread.
+    """Sends task messages. It connects when it is first used, and again after an error. Used by one thread.
 
     It is the one owner of publisher confirms. Messages that RabbitMQ has confirmed before their batch failed are left
     out when the batch is published again.

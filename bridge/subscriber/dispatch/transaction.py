@@ -110,7 +110,7 @@ class DispatchTransaction:
         """Send a request: push, list and acknowledge, then read up to *read* further entries without waiting for any.
 
         Raises:
-            RedisError: Redis does not answer, or the key of a queue holds something else than a list.
+            RedisError: Redis does not answer, or the key of a queue does not hold a list.
         """
         try:
             connection = self._opened()
@@ -164,8 +164,8 @@ class DispatchTransaction:
     def _commands(self, entry_ids: Sequence[bytes], messages: Sequence[Message]) -> list[tuple[Any, ...]]:
         queues = by_queue(messages)
         for key in queues.keys() - self._checked_queues:
-            # An error in a transaction does not undo its other commands. WRONGTYPE is the only one to be expected; if a
-            # queue becomes something else later, its tasks are in the ledger and so are sent again.
+            # An error in a transaction does not undo its other commands. WRONGTYPE is the only likely one. If a queue
+            # is replaced later, its tasks are in the ledger, and so are sent again.
             self._client.llen(key)
             self._checked_queues.add(key)
         commands: list[tuple[Any, ...]] = [("LPUSH", key, *texts) for key, texts in queues.items()]
