@@ -1,8 +1,8 @@
-"""The Events pages in Flower, the Celery monitor. This module is all that knows how they get there.
+"""The Events pages in Flower, the Celery monitor. Only this module knows how they are added.
 
-Flower has no hook for pages of others. But when ``celery -A APP flower`` loads the application, Flower has made its
-table of pages and its settings, and has not used them yet: so they can be added to. That holds for the versions it was
-tested with. In any other, or when something is not as expected, Flower starts as if there were no bridge.
+Flower has no hook for additional pages. But when ``celery -A APP flower`` loads the application, Flower has created its
+table of pages and its settings and has not used them yet, so pages can be added. This was tested with the versions
+below. With any other version, or if something is not as expected, Flower starts without the pages.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: First two numbers of the Flower versions this was tested with; ``pyproject.toml`` asks for the same.
+#: First two numbers of the Flower versions with which this was tested; ``pyproject.toml`` requires the same.
 TESTED = (2, 2)
 
 _TEMPLATES = Path(__file__).parent / "templates"
-#: What Flower's navigation bar has for the tab that ours comes after.
+#: Text in Flower's navigation bar that belongs to the tab before ours.
 _LAST_TAB = "reverse_url('broker')"
 _TAB = """
         <li class="nav-item">
@@ -33,42 +33,48 @@ _TAB = """
 
 
 class _Misfit(Exception):
-    """This Flower is not as the pages need it."""
+    """This Flower differs from what the pages need."""
 
 
 def add_pages() -> bool:
-    """Give the Flower that this process is about to start the Events pages; False, with a warning, if it does not fit.
+    """Add the Events pages to the Flower that this process is about to start. A second call has no effect.
 
-    Doing it twice is the same as once.
+    Returns:
+        Whether they were added; if not, a warning is logged.
     """
     try:
         return _add_pages()
-    except Exception as error:  # noqa: BLE001  # whatever is wrong, it must not cost anyone their monitor
+    except Exception as error:  # noqa: BLE001  # no error may prevent Flower from starting
         extra = log_fields(Action.FLOWER_PAGES_UNAVAILABLE, reason=type(error).__name__)
         log.warning("Flower starts without the Events pages of the bridge: %s", error, extra=extra)
         return False
 
 
 def _add_pages() -> bool:
-    import flower  # noqa: PLC0415  # only the process that is Flower needs it, and tornado with it
-    from flower import app, command, urls  # noqa: PLC0415  # likewise
+    import flower  # noqa: PLC0415  # only the process of Flower needs it, and with it tornado
+    from flower import app, command, urls  # noqa: PLC0415  # the same
 
     if flower.VERSION[:2] != TESTED or not flower.__version__.startswith("{}.{}.".format(*TESTED)):
-        raise _Misfit(f"they were tested with {'.'.join(map(str, TESTED))}.x, this is {flower.__version__}")
+        raise _Misfit(f"they were tested with Flower {'.'.join(map(str, TESTED))}.x, this is {flower.__version__}")
     pages, settings = urls.handlers, urls.settings
-    _expect(app.default_handlers is pages and command.settings is settings, "pages and settings are elsewhere")
+    _expect(
+        app.default_handlers is pages and command.settings is settings, "its pages and settings are in another place"
+    )
     if any(getattr(page, "name", None) == "bridge-events" for page in pages):
         return True
     last = pages[-1]
-    _expect(isinstance(last, tuple) and last[0] == ".*", "its table of pages does not end with the one for all others")
-    _expect("template_loader" not in settings, "it has a template loader of its own")
-    _expect(settings.get("xsrf_cookies") is True, "it does not ask for XSRF tokens")
+    _expect(
+        isinstance(last, tuple) and last[0] == ".*",
+        "its table of pages does not end with a page for all other addresses",
+    )
+    _expect("template_loader" not in settings, "it already has a template loader")
+    _expect(settings.get("xsrf_cookies") is True, "it does not check XSRF tokens")
 
     from bridge.flower.views import PAGES  # noqa: PLC0415  # needs what was checked above
 
     loader = _loader(Path(settings["template_path"]))
     for name in ("base.html", "navbar.html", *(path.name for path in sorted(_TEMPLATES.glob("*.html")))):
-        loader.load(name)  # what does not compile is to be found now
+        loader.load(name)  # finds templates that do not compile
     settings["template_loader"] = loader
     pages[-1:-1] = PAGES
     return True
@@ -80,12 +86,12 @@ def _expect(holds: bool, otherwise: str) -> None:
 
 
 def _loader(flowers: Path) -> BaseLoader:
-    """Return a loader of our templates and of Flower's, with our tab in its navigation bar."""
+    """Return a loader for our templates and those of Flower, with our tab in the navigation bar."""
     from tornado.template import BaseLoader, Template  # noqa: PLC0415  # only Flower has tornado
 
     class Loader(BaseLoader):
         def resolve_path(self, name: str, parent_path: str | None = None) -> str:
-            return name  # neither has folders
+            return name  # neither set has folders
 
         def _create_template(self, name: str) -> Any:
             ours = _TEMPLATES / name
@@ -98,7 +104,7 @@ def _loader(flowers: Path) -> BaseLoader:
 def _with_tab(navbar: str) -> str:
     at = navbar.find("</li>", navbar.find(_LAST_TAB)) + len("</li>")
     if _LAST_TAB not in navbar or at < len("</li>"):
-        text = "Flower's navigation bar is not as expected: no tab leads to the Events pages, at /events"
+        text = "Flower's navigation bar is not as expected: the Events pages have no tab; open them at /events"
         log.warning(text, extra=log_fields(Action.FLOWER_PAGES_UNAVAILABLE))
         return navbar
     return navbar[:at] + _TAB + navbar[at:]

@@ -1,4 +1,4 @@
-"""What the buttons of the Events pages do: retry a dead letter, replay an event. As ``bus dead`` and ``bus replay``."""
+"""The actions behind the buttons: retry a dead letter, replay an event, as ``bus dead`` and ``bus replay`` do."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from bridge.telemetry import Action, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Events per second; it is about one.
+#: Events per second; each action replays one.
 _RATE = 100.0
 
 
 def retry(data: EventData, dead_letter_id: str, who: str) -> str:
-    """Give a dead letter to the handler that failed once more; return what was done, for a person.
+    """Run the handler of a dead letter again; return a message for the user.
 
     Arguments:
-        who: Who asked for it, for the log.
+        who: The user, for the log.
 
     Raises:
-        BridgeError: It cannot be; the text says why.
+        BridgeError: It cannot be replayed; the text says why.
         BusUnavailable: Redis does not answer.
     """
     at_ms, _ = stream_position(dead_letter_id)
     selection = EntryFilter(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({dead_letter_id}))
     source = DeadLetterSource(data.storage, selection, registry.names)
-    gone = "this dead letter is gone: it was retried or dropped before"
+    gone = "this dead letter no longer exists: it was retried, purged or evicted"
     done, name = _replay(data, source, {"from": "dead letters", "id": [dead_letter_id]}, gone, who)
     what = done.handler or "all handlers"
-    return f"Retried: {what} gets event {done.event_id} again, as replay {name}."
+    return f"Retried: event {done.event_id} was sent to {what} again, as replay {name}."
 
 
 def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
-    """Give an event of the journal to its handlers once more; return what was done, for a person.
+    """Run the handlers of an event in the journal again; return a message for the user.
 
     Arguments:
-        handler_name: The one handler that gets it; empty: all that match.
-        who: Who asked for it, for the log.
+        handler_name: Name of the only handler to run; empty: all that match.
+        who: The user, for the log.
 
     Raises:
-        BridgeError: It cannot be; the text says why.
+        BridgeError: It cannot be replayed; the text says why.
         BusUnavailable: Redis does not answer.
     """
     trace = data.trace(event_id)
@@ -57,7 +57,7 @@ def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
     gone = f"event {event_id} is no longer in the journal, so it cannot be replayed"
     if node is None or not node.at_ms:
         raise BridgeError(gone)
-    # With the moment at which the journal took it nothing else is read.
+    # The time when it was appended limits the search to this entry.
     selection = EntryFilter(since_ms=node.at_ms, until_ms=node.at_ms + 1, ids=frozenset({event_id}))
     filters: dict[str, Any] = {"from": "journal", "id": [event_id]}
     handler = registry.get(handler_name)
@@ -67,9 +67,9 @@ def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
         source = JournalSource(data.storage, selection, handler_name, handler.matches)
         filters["handler"] = handler_name
     else:
-        raise BridgeError(f"{handler_name[:120]!r} is no handler of {node.event_type} here")
+        raise BridgeError(f"this application has no handler {handler_name[:120]!r} for {node.event_type}")
     done, name = _replay(data, source, filters, gone, who)
-    return f"Replayed: {handler_name or 'all handlers'} of event {done.event_id}, as replay {name}."
+    return f"Replayed: event {done.event_id} was sent to {handler_name or 'all handlers'} again, as replay {name}."
 
 
 def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: str, who: str) -> tuple[ReplayItem, str]:
@@ -90,5 +90,5 @@ def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: s
         Action.REPLAY_REQUESTED, event_id=found.event_id, event_type=found.event_type, handler=found.handler
     )
     whom = found.handler or "all handlers"
-    log.info("replay %s was asked for in Flower by %s: event %s to %s", name, who, found.event_id, whom, extra=extra)
+    log.info("Replay %s requested in Flower by %s: event %s to %s", name, who, found.event_id, whom, extra=extra)
     return found, name

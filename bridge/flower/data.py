@@ -1,6 +1,6 @@
-"""What the Events pages show, without anything of Flower: rows of the lists, and one event with its chain.
+"""The data of the Events pages, independent of Flower: rows of the lists, and one event with its chain.
 
-All of it reads from Redis and is bounded: the lists look at the newest events or letters only, however many there are.
+Everything is read from Redis, and bounded: the lists contain the newest events or dead letters only.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from bridge.storage import DeadLetter, EntryFilter, Storage, stream_position
 
 T = TypeVar("T")
 
-#: Events that the list looks at, and those whose states it looks at to choose by them.
+#: How many of the newest events are listed, and how many if they are filtered by state.
 NEWEST, NEWEST_BY_STATE = 1000, 500
-#: Dead letters that the list looks at.
-NEWEST_LETTERS = 1000
-#: Most rows of one page.
+#: How many of the newest dead letters are listed.
+NEWEST_DEAD_LETTERS = 1000
+#: Most rows on one page.
 _ROWS = 100
-#: Sources of events that are remembered; they never change.
+#: How many sources of events are cached; they never change.
 _SOURCES = 5000
-#: Events that are read in one round trip to learn their source, and entries without their events.
+#: Events per round trip when their sources are read, and journal entries per round trip when only their fields are.
 _CHUNK, _PAGE = 20, 50
-#: Of a page that somebody looks at and waits for: how long a command may take.
+#: How long a command may take while a user waits for the page.
 _PATIENCE_S = 2.5
 
-#: What the buttons above the list mean. A button shows the events that its question is true of.
+#: The filters above the list, each with its condition on the states of the tasks of an event.
 BY_STATE: dict[str, Callable[[set[str]], bool]] = {
     "running": lambda states: bool(states & {"STARTED", "RETRY"}),
     "succeeded": lambda states: "SUCCESS" in states and states <= {"SUCCESS", "SKIPPED"},
@@ -50,27 +50,27 @@ class Listing:
     """One page of a list.
 
     Arguments:
-        rows: As the browser gets them.
-        total: All that the list looks at.
-        matching: Those of them that were asked for.
-        letters: Dead letters there are.
-        problem: Why it could not be searched, for a person.
+        rows: Rows as JSON for the browser.
+        total: How many events or dead letters are listed.
+        matching: How many of them match search and filter.
+        dead_letters: How many dead letters the group has.
+        problem: Why the search is invalid, for the user.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     total: int = 0
     matching: int = 0
-    letters: int = 0
+    dead_letters: int = 0
     problem: str = ""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What is known under one id: an event, its chain, or both.
+    """The event with an id, its chain, or both.
 
     Arguments:
-        event: None when it has expired, or when the id is that of a chain.
-        handlers: Names of the handlers it may be replayed to; none when it is no longer in the journal.
+        event: None if it has expired, or if the id is a correlation id.
+        handlers: Names of the handlers to which it can be replayed; empty if it is no longer in the journal.
     """
 
     event: Event | None
@@ -79,16 +79,16 @@ class Page:
 
 
 class EventData:
-    """Reads what the pages show; may be shared by threads.
+    """Reads the data of the pages; can be shared by threads.
 
     Arguments:
         app: The application whose events they are, its handlers imported.
         max_events: How many of the newest entries of the journal are listed.
-        max_read_bytes: About how much is read for one page: events, and letters with the events in them, may have a
+        max_read_bytes: About how much is read for one page: events, and dead letters with their events, may have a
             megabyte each.
 
     Raises:
-        SettingsError: Its settings do not fit.
+        SettingsError: Its settings are invalid.
     """
 
     def __init__(self, app: Celery, *, max_events: int = NEWEST, max_read_bytes: int = 16 * 1024 * 1024) -> None:
@@ -96,7 +96,7 @@ class EventData:
         self._max_events, self._max_read_bytes = max_events, max_read_bytes
         self.settings = settings.model_copy(update={"publish_attempts": 1})
         self.storage = Storage(connect(self.settings, _PATIENCE_S), self.settings)
-        self.letters = self.storage.dead_letters
+        self._dead_letters = self.storage.dead_letters
         self._history = History(self.storage)
         self._task_states = TaskStates(app, self.storage)
         self._tracer = Tracer(app, self.storage)
@@ -110,16 +110,16 @@ class EventData:
         """Return a page of the newest events.
 
         Arguments:
-            search: Part of an id, type or source, whatever its case; or a Redis glob over the whole type.
+            search: Part of an id, type or source, case-insensitive; or a Redis glob over the whole type.
             state: One of :data:`BY_STATE`, or empty for all.
-            start, length: Rows to leave out and most rows to return.
+            start, length: How many rows to skip, and most rows to return.
         """
         headers = _once_each(self._newest())[: NEWEST_BY_STATE if state else self._max_events]
-        letters, total = self.letters.size().count, len(headers)
+        dead_letters, total = self._dead_letters.size().count, len(headers)
         try:
             found = self._found(search.strip(), headers)
         except ValueError as error:
-            return Listing(total=total, letters=letters, problem=str(error))
+            return Listing(total=total, dead_letters=dead_letters, problem=str(error))
         if state:
             pairs = list(zip(found, self._states(found), strict=True))
             chosen = [(one, tasks) for one, tasks in pairs if BY_STATE[state]({task.state for task in tasks})]
@@ -131,10 +131,10 @@ class EventData:
             shown = list(zip(headers, self._states(headers), strict=True))
         sources = self._read_sources([one for one, _ in shown])
         rows = [_event_row(one, tasks, sources.get(one.event_id, "")) for one, tasks in shown]
-        return Listing(rows, total, matching, letters)
+        return Listing(rows, total, matching, dead_letters)
 
     def _newest(self) -> list[Header]:
-        """Return the newest entries of the journal, newest first. Those that were read before are not read again."""
+        """Return the newest entries of the journal, newest first. Entries that were read before are cached."""
         known, oldest_ms = self._headers, now_ms() - self.settings.event_ttl_ms
         places = {one.entry_id: place for place, one in enumerate(known)}
         found = page = self._history.newest(_PAGE)
@@ -165,7 +165,7 @@ class EventData:
         ]
 
     def _read_sources(self, headers: Iterable[Header]) -> dict[str, str]:
-        """Return the sources of events by id, as far as they can be had now: only whole events tell them."""
+        """Return the sources of events by id, as far as the read limit allows: they are a part of the events."""
         with self._lock:
             known = dict(self._sources)
         new = {one.entry_id: one.event_id for one in headers if one.event_id not in known}
@@ -175,7 +175,7 @@ class EventData:
             known |= {new[entry_id]: _source(entry.data or b"") for entry_id, entry in entries.items()}
             size += sum(len(entry.data or b"") for entry in entries.values())
             if size > self._max_read_bytes:
-                break  # those that are missing come when the page asks again
+                break  # the others are read when the page is refreshed
         with self._lock:
             self._sources |= {event_id: known[event_id] for event_id in new.values() if event_id in known}
             while len(self._sources) > _SOURCES:
@@ -183,10 +183,10 @@ class EventData:
         return known
 
     def page(self, any_id: str) -> Page | None:
-        """Return what is known of an event id or a correlation id; None: nothing."""
+        """Return the event and the chain of an event id or a correlation id; None if neither is known."""
         try:
             event = self._history.event(any_id)
-        except InvalidEvent:  # somebody wrote something else to its key
+        except InvalidEvent:  # another program wrote something else to its key
             event = None
         trace = self._tracer.trace(any_id)
         if event is None and trace is None:
@@ -196,66 +196,72 @@ class EventData:
         return Page(event, trace, tuple(handler.task_name for handler in handlers))
 
     def trace(self, any_id: str) -> Trace | None:
-        """Return the chain that an event or a correlation id belongs to; None: unknown."""
+        """Return the chain of an event id or a correlation id; None if it is unknown."""
         return self._tracer.trace(any_id)
 
-    # Dead letters
+    # Dead dead_letters
 
     def dead(self, search: str, start: int, length: int) -> Listing:
         """Return a page of the newest dead letters.
 
         Arguments:
-            search: Part of any text of a letter but its message, whatever its case.
-            start, length: Rows to leave out and most rows to return.
+            search: Part of any text of a dead letter except its message, case-insensitive.
+            start, length: How many rows to skip, and most rows to return.
         """
-        count = self.letters.size().count
-        total = min(count, NEWEST_LETTERS)
+        count = self._dead_letters.size().count
+        total = min(count, NEWEST_DEAD_LETTERS)
         part = search.strip().lower()
         if part:
-            found = [letter for letter in self._newest_letters() if part in "\n".join(_texts(letter)).lower()]
-            return Listing([self._letter_row(one) for one in _rows_of(found, start, length)], total, len(found), count)
+            found = [
+                dead_letter
+                for dead_letter in self._newest_dead_letters()
+                if part in "\n".join(_texts(dead_letter)).lower()
+            ]
+            return Listing(
+                [self._dead_letter_row(one) for one in _rows_of(found, start, length)], total, len(found), count
+            )
         length = min(length, _ROWS)
-        letters = list(islice(self._newest_letters(), start + length))[start:]
-        return Listing([self._letter_row(one) for one in letters], total, total, count)
+        dead_letters = list(islice(self._newest_dead_letters(), start + length))[start:]
+        return Listing([self._dead_letter_row(one) for one in dead_letters], total, total, count)
 
-    def _newest_letters(self) -> Iterator[DeadLetter]:
+    def _newest_dead_letters(self) -> Iterator[DeadLetter]:
         size = 0
-        for letter in islice(self.letters.select(EntryFilter(), newest_first=True), NEWEST_LETTERS):
-            size += len(letter.raw)
-            yield letter.redacted_by(self.settings.redaction)
+        for dead_letter in islice(self._dead_letters.select(EntryFilter(), newest_first=True), NEWEST_DEAD_LETTERS):
+            size += len(dead_letter.raw)
+            yield dead_letter.redacted_by(self.settings.redaction)
             if size > self._max_read_bytes:
                 return
 
-    def _letter_row(self, letter: DeadLetter) -> dict[str, Any]:
+    def _dead_letter_row(self, dead_letter: DeadLetter) -> dict[str, Any]:
         return {
-            "letter": letter.dead_letter_id,
-            "at_ms": letter.at_ms,
-            "reason": letter.reason,
-            "type": letter.event_type,
-            "id": letter.event_id,
-            "handler": letter.handler,
-            "origin": letter.origin,
-            "task": letter.task_id,
-            "detail": letter.detail,
-            "problem": self._why_not(letter),
+            "dead_letter": dead_letter.dead_letter_id,
+            "at_ms": dead_letter.at_ms,
+            "reason": dead_letter.reason,
+            "type": dead_letter.event_type,
+            "id": dead_letter.event_id,
+            "handler": dead_letter.handler,
+            "origin": dead_letter.origin,
+            "task": dead_letter.task_id,
+            "detail": dead_letter.detail,
+            "problem": self._why_not(dead_letter),
         }
 
-    def _why_not(self, letter: DeadLetter) -> str:
-        """Return why a dead letter cannot be retried, for a person; empty: it can."""
-        if letter.handler and registry.get(letter.handler) is None:
-            return f"there is no handler {letter.handler} here"
-        if letter.redacted_event:  # which is whole for as long as it is kept
-            expired = letter.at_ms + self.settings.event_ttl_ms < now_ms()
+    def _why_not(self, dead_letter: DeadLetter) -> str:
+        """Return why a dead letter cannot be retried, for the user; empty if it can."""
+        if dead_letter.handler and registry.get(dead_letter.handler) is None:
+            return f"this application has no handler {dead_letter.handler}"
+        if dead_letter.redacted_event:  # the complete event exists until it expires
+            expired = dead_letter.at_ms + self.settings.event_ttl_ms < now_ms()
             return "its event has expired" if expired else ""
         try:
-            letter.event()
+            dead_letter.event()
         except InvalidEvent as error:
             return str(error)
         return ""
 
 
 def _once_each(headers: Sequence[Header]) -> list[Header]:
-    """Return each event once, where it came first: what a replay appended is the same event again."""
+    """Return each event once, at its first entry: a replay appends the same event again."""
     first = {one.event_id: one for one in reversed(headers) if one.replay}
     first |= {one.event_id: one for one in reversed(headers) if not one.replay}
     return sorted(first.values(), key=lambda one: stream_position(one.entry_id), reverse=True)
@@ -283,5 +289,11 @@ def _event_row(header: Header, tasks: Sequence[TaskNode], source: str) -> dict[s
     }
 
 
-def _texts(letter: DeadLetter) -> tuple[str, ...]:
-    return letter.reason, letter.event_type, letter.event_id, letter.handler or letter.origin, letter.detail
+def _texts(dead_letter: DeadLetter) -> tuple[str, ...]:
+    return (
+        dead_letter.reason,
+        dead_letter.event_type,
+        dead_letter.event_id,
+        dead_letter.handler or dead_letter.origin,
+        dead_letter.detail,
+    )

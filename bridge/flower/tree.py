@@ -1,4 +1,4 @@
-"""The chain of an event as lines to be shown one below the other, each as deep as what caused it demands."""
+"""The chain of an event as lines, each indented below the line that caused it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Line:
 
     Arguments:
         depth: 0 for the first event of a chain.
-        asked: Whether it is the event that was asked for.
-        hidden: Consequences that are left out here.
-        after_s: Seconds from when the journal took the first event of the chain to when it took this one; None when
-            it is the first, or when that is unknown.
+        asked: Whether it is the requested event.
+        hidden: How many further events are not shown here.
+        after_s: Seconds between the first event of the chain and this one entering the journal; None for the first
+            event, or if it is unknown.
     """
 
     depth: int
@@ -29,7 +29,7 @@ class Line:
 
 
 def lines(trace: Trace | None) -> list[Line]:
-    """Return the lines of a chain from top to bottom; none when there is no chain."""
+    """Return the lines of a chain from top to bottom; empty without a chain."""
     if trace is None:
         return []
     first_ms = min((root.at_ms for root in trace.roots if root.at_ms), default=0)
@@ -38,7 +38,7 @@ def lines(trace: Trace | None) -> list[Line]:
 
 
 def find(trace: Trace, event_id: str) -> EventNode | None:
-    """Return the place of an event in its chain; None when it is not shown there."""
+    """Return the node of an event in its chain; None if it is not shown there."""
     return next((line.event for line in lines(trace) if line.event and line.event.event_id == event_id), None)
 
 

@@ -1,4 +1,4 @@
-"""The Events pages: handlers of Flower's web server. They read and write in threads of their own, never in its loop."""
+"""The Events pages: handlers of Flower's web server. They use Redis in separate threads, never in the event loop."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from bridge.flower.tree import lines
 
 T = TypeVar("T")
 
-#: Longest time a page waits for what it shows, in seconds.
+#: Longest time that a page waits for its data.
 _PATIENCE_S = 8.0
 #: Seconds between two refreshes of a page, unless ``?autorefresh=`` says otherwise.
 _REFRESH_S = 3
 _STATIC = Path(__file__).parent / "static"
 _FLASH = "bridge_message"
-#: Of a message that waits in a cookie for the next page; a cookie takes 4 kB.
+#: Longest message that is passed to the next page in a cookie, which can hold 4 kB.
 _FLASH_CHARS = 500
 
-#: Apart from Flower's own threads, so that a Redis that hangs holds up no page of Flower's.
+#: Separate from Flower's own threads, so that a hung Redis does not block the other pages of Flower.
 _threads = ThreadPoolExecutor(4, thread_name_prefix="bridge-pages")
 
 
 class Unavailable(Exception):
-    """What a page shows cannot be had now; the text says why, for a person."""
+    """The data of a page is unavailable; the text says why, for the user."""
 
 
 class _Data:
-    """The data of one Flower, made with the first page that needs it."""
+    """The data of one Flower, created for the first page that needs it."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -57,24 +57,24 @@ class _Data:
 
 
 class EventsHandler(BaseHandler):  # type: ignore[misc]  # flower has no types
-    """What the pages have in common."""
+    """Base of all pages."""
 
     def check_xsrf_cookie(self) -> None:
-        """Ask for Flower's checks and for the token, always: Flower wants none while nobody has to log in."""
+        """Run Flower's checks, and check the token in any case: Flower does not while it has no login."""
         super().check_xsrf_cookie()
         web.RequestHandler.check_xsrf_cookie(self)
 
     @property
     def read_only(self) -> bool:
-        """Whether nobody may change anything."""
+        """Whether Flower runs in read-only mode."""
         return bool(self.application.options.read_only)
 
     async def ask(self, do: Callable[[EventData], T]) -> T:
-        """Run *do* in a thread, and return what it does.
+        """Run *do* in a thread, and return its result.
 
         Raises:
             BridgeError: As *do*.
-            Unavailable: Redis, or the result backend, does not answer, or too late.
+            Unavailable: Redis or the result backend does not answer in time.
         """
         source: _Data = self.settings.setdefault("bridge_data", _Data(self.capp))
         loop = asyncio.get_running_loop()
@@ -103,16 +103,16 @@ class EventsHandler(BaseHandler):  # type: ignore[misc]  # flower has no types
         )
 
     def asset(self, name: str) -> str:
-        """Return the address of one of our static files, another one for each version of it."""
+        """Return the address of one of our static files, which differs for each version of the file."""
         version = hashlib.sha256((_STATIC / name).read_bytes()).hexdigest()[:12]
         return f"{self.reverse_url('bridge-static', name)}?v={version}"
 
     def task_known(self, task_id: str) -> bool:
-        """Whether Flower has a page of this task: it knows those that it has heard of since it runs."""
+        """Whether Flower has a page for this task: it knows those whose events it has received since its start."""
         return task_id in self.application.events.state.tasks
 
     def take_message(self) -> tuple[str, str]:
-        """Return how the last button ended, ``success`` or ``danger``, and what to say of it; once."""
+        """Return and forget the result of the last action: ``success`` or ``danger``, and a message."""
         cookie = self.get_secure_cookie(_FLASH)
         if not cookie:
             return "", ""
@@ -122,7 +122,7 @@ class EventsHandler(BaseHandler):  # type: ignore[misc]  # flower has no types
 
 
 class ListView(EventsHandler):
-    """A page with a list; its rows come from :class:`ListData`."""
+    """A page with a list; :class:`ListData` provides its rows."""
 
     def initialize(self, template: str) -> None:
         self._template = template
@@ -134,10 +134,10 @@ class ListView(EventsHandler):
 
 
 class ListData(EventsHandler):
-    """The rows of a list, asked for by the browser as Flower's task table does it."""
+    """The rows of a list, which the browser requests as Flower's task table does."""
 
     def read(self, data: EventData, search: str, state: str, start: int, length: int) -> Listing:
-        """Read them; called in a thread."""
+        """Read the rows; called in a thread."""
         raise NotImplementedError
 
     @web.authenticated
@@ -162,7 +162,7 @@ class ListData(EventsHandler):
                 "data": found.rows,
                 "recordsTotal": found.total,
                 "recordsFiltered": found.matching,
-                "letters": found.letters,
+                "dead_letters": found.dead_letters,
                 "searchError": found.problem,
                 "down": down,
             }
@@ -201,7 +201,7 @@ class EventView(EventsHandler):
 
 
 class TreeView(EventsHandler):
-    """The chain of an event alone, for the page that shows it already."""
+    """The chain of an event as HTML, with which its page refreshes itself."""
 
     @web.authenticated
     async def get(self, event_id: str) -> None:
@@ -214,11 +214,11 @@ class TreeView(EventsHandler):
 
 
 class ActionView(EventsHandler):
-    """A button: does something, then leads back to the page it is on, which says what came of it."""
+    """The action of a button. It redirects to the page of the button, which shows the result."""
 
     @property
     def who(self) -> str:
-        """Who presses it: the name that Flower has checked, or without one the address."""
+        """The user: the name with which they logged in to Flower, or without a login the IP address."""
         if isinstance(self.current_user, str):
             return self.current_user
         if self.application.options.basic_auth:
@@ -227,13 +227,13 @@ class ActionView(EventsHandler):
         return str(self.request.remote_ip)
 
     async def act(self, do: Callable[[EventData], str], event_id: str = "") -> None:
-        """Do it, and go to the page of an event or, without one, to the dead letters."""
+        """Run the action, then redirect to the page of an event or, without one, to the dead letters."""
         if self.read_only:
             raise web.HTTPError(403, "Flower runs in read-only mode")
         try:
             kind, text = "success", await self.ask(do)
         except Unavailable as error:
-            kind, text = "danger", f"This may have been done or not, look before you try again: {error}"
+            kind, text = "danger", f"It is unknown whether this was done; check before you try again: {error}"
         except BridgeError as error:
             kind, text = "danger", f"Nothing was done: {error}"
         self.set_secure_cookie(_FLASH, f"{kind} {text[:_FLASH_CHARS]}", expires_days=None)
@@ -261,7 +261,7 @@ class ReplayView(ActionView):
         await self.act(lambda data: actions.replay(data, event_id, handler, who), event_id)
 
 
-#: What Flower's table of pages gets: url() keeps names and arguments when Flower puts its --url-prefix before them.
+#: The pages to add to Flower. url() keeps names and arguments when Flower adds its --url-prefix.
 PAGES = (
     web.url(r"/events", ListView, {"template": "bridge_events.html"}, name="bridge-events"),
     web.url(r"/events/datatable", EventRows, name="bridge-events-data"),

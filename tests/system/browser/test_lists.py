@@ -102,7 +102,7 @@ def test_dead_letters_are_listed(site: Site, flower: Flower, browser: Browser, n
     assert "cannot be retried" in no_event
     assert misfit.endswith("Retry")
     browser.click("a[href='/events']")
-    browser.shows("#bridge-letters", "")
+    browser.shows("#bridge-dead-letters", "")
     browser.click("a[href='/events/dead']")
     eventually(lambda: browser.run("location.pathname") == "/events/dead", "the page of dead letters is open again")
 

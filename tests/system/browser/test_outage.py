@@ -40,7 +40,7 @@ def test_the_pages_say_that_redis_is_away(
     getattr(way, outage)()
     browser.shows("#bridge-down", "Redis at redis://127.0.0.1")
     assert browser.text("#bridge-status") == "Update failed"
-    browser.shows("#bridge-table", "Nothing is known while Redis does not answer.")
+    browser.shows("#bridge-table", "No data: Redis does not answer.")
     began = time.monotonic()
     assert far.ask(f"/event/{name}").status == 503
     assert time.monotonic() - began < 10
@@ -61,5 +61,5 @@ def test_a_button_says_that_redis_is_away(far: Flower, way: Proxy, browser: Brow
     way.refuse()
     browser.run("document.getElementById('bridge-retry').setAttribute('action', '/events/dead/1-1/retry')")
     browser.run("document.getElementById('bridge-retry').submit()")
-    browser.shows(".alert-danger", "may have been done or not")
+    browser.shows(".alert-danger", "It is unknown whether this was done")
     way.heal()

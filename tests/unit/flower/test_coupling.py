@@ -49,10 +49,10 @@ def test_pages_are_added_once(unused: tuple[list[Any], dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("flower.VERSION", (2, 3, 0), "tested with 2.2.x"),
+        ("flower.VERSION", (2, 3, 0), "tested with Flower 2.2.x"),
         ("flower.__version__", "3.0.1", "this is 3.0.1"),
-        ("flower.urls.handlers", [], "elsewhere"),
-        ("flower.command.settings", {}, "elsewhere"),
+        ("flower.urls.handlers", [], "in another place"),
+        ("flower.command.settings", {}, "in another place"),
         ("flower.views.BaseHandler", None, ""),
     ],
 )
@@ -101,4 +101,4 @@ def test_the_tab_comes_after_the_brokers(caplog: pytest.LogCaptureFixture) -> No
     assert not caplog.records
     other = NAVBAR.replace("reverse_url('broker')", "reverse_url('queues')")
     assert _with_tab(other) == other
-    assert "no tab leads to the Events pages" in caplog.text
+    assert "the Events pages have no tab" in caplog.text
