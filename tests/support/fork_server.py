@@ -178,6 +178,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     connection = socket.socket(fileno=int(sys.argv[1]))
     for name in PRELOADED:
         import_module(name)

@@ -24,8 +24,9 @@ STOP_S = 100
 #: Mark for tests that wait for a worker to stop.
 stops_worker = pytest.mark.timeout(2 * STOP_S)
 
-# A shell ignores SIGINT in background jobs, and the processes of the tests would inherit that.
+# A shell ignores SIGINT and SIGQUIT in background jobs, and the processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def environment_on(server: RedisServer, prefix: str) -> dict[str, str]:

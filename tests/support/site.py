@@ -26,6 +26,15 @@ FAST = {
     "BRIDGE_MAX_REDISPATCHES": "2",
 }
 
+#: Entries are claimed after a second; crashed runs and lost messages are noticed within a few seconds.
+QUICK_RECOVERY = {
+    "BRIDGE_CLAIM_IDLE_S": "1",
+    "BRIDGE_MAINTENANCE_INTERVAL_S": "0.3",
+    "BRIDGE_LEASE_S": "1",
+    "BRIDGE_REDISPATCH_AFTER_S": "3",
+    "TEST_VISIBILITY_TIMEOUT_S": "2",
+}
+
 
 class Site:
     """One bus with workers, and the results of its events."""

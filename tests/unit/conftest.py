@@ -14,11 +14,6 @@ from tests.support.requirements import ALL_REDIS_KINDS, redis_binary
 from tests.support.scrape import Listen, RoundTrips
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Limit each test of this folder to 30 s; they take less than two unless the machine is busy."""
-    item.add_marker(pytest.mark.timeout(30))
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With ``--quick``, run the tests on one kind of Redis only."""
     if not config.getoption("quick"):

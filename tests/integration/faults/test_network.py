@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import signal
 import threading
@@ -13,7 +11,6 @@ from collections.abc import Iterator
 import pytest
 from celery import Celery
 from redis import Redis
-from redis.exceptions import RedisError
 
 from bridge import BusUnavailable, Event, EventBus
 from bridge.storage.keys import Keys
@@ -300,23 +297,3 @@ def test_a_failover(
             publish(bus, "after")
             names = [f"{name}{number}" for name in ("before", "during") for number in range(50)]
             dispatched(queues, "after", *names)
-
-
-def test_the_proxy_itself(proxy: Proxy, server: RedisServer) -> None:
-    """Each fault of the proxy has its described effect, where applicable only once, and ``heal()`` ends it."""
-    with Redis.from_url(proxy.url, socket_timeout=0.5) as through, Redis.from_url(server.url) as direct:
-        key = f"proxy:{hashlib.sha1(json.dumps(proxy.port).encode()).hexdigest()}"
-        assert through.incr(key) == 1
-        for fault, what, arrives in (
-            (lambda: proxy.drop_reply(b"INCR"), "reply dropped", 1),
-            (lambda: proxy.hold_request(b"INCR"), "request held", 0),
-            (lambda: proxy.cut_after(b"INCR", 5), "request cut", 0),
-        ):
-            before = int(direct.get(key))
-            fault()
-            with pytest.raises(RedisError):
-                through.execute_command("INCR", key)
-            assert int(direct.get(key)) == before + arrives
-            assert proxy.done[what] == 1
-            assert through.incr(key) == before + arrives + 1
-        direct.delete(key)

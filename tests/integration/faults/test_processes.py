@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -20,42 +19,21 @@ from redis import Redis
 
 from bridge import Event, EventBus
 from bridge.storage.keys import Keys
-from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.processes import Processes
 from tests.support.queues import Queues
-from tests.support.site import Site
-from tests.support.waiting import calls, eventually
-
-#: Entries are claimed after a second; crashed runs and lost messages are noticed within a few seconds.
-FAST = {
-    "BRIDGE_CLAIM_IDLE_S": "1",
-    "BRIDGE_MAINTENANCE_INTERVAL_S": "0.3",
-    "BRIDGE_LEASE_S": "1",
-    "BRIDGE_REDISPATCH_AFTER_S": "3",
-    "TEST_VISIBILITY_TIMEOUT_S": "2",
-}
-
-
-@pytest.fixture
-def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
-    with EventBus(redis_url=server.url, channel_prefix=prefix) as connected:
-        yield connected
-
-
-@pytest.fixture
-def site(processes: Processes, bus: EventBus, client: Redis) -> Site:
-    return Site(processes, bus.settings.model_copy(update={"group": "tests"}), client)
+from tests.support.site import QUICK_RECOVERY, Site
+from tests.support.waiting import eventually
 
 
 def subscribe(processes: Processes, name: str, **environment: str) -> Any:
-    return processes.celery("bus", "subscribe", name=name, **FAST | environment)
+    return processes.celery("bus", "subscribe", name=name, **QUICK_RECOVERY | environment)
 
 
 def subscribe_from_the_start(processes: Processes, name: str, **environment: str) -> Any:
     """Like ``subscribe``, in an interpreter that does its imports first."""
     command = (sys.executable, "-m", "celery", "-A", "tests.app", "bus", "subscribe")
-    return processes.start(*command, name=name, **FAST | environment)
+    return processes.start(*command, name=name, **QUICK_RECOVERY | environment)
 
 
 def started(processes: Processes, *names: str) -> None:
@@ -118,13 +96,13 @@ def test_a_frozen_subscriber_is_replaced_and_harmless_when_it_thaws(
 
 def test_a_worker_killed_whole_in_its_task(site: Site, bus: EventBus) -> None:
     """If a worker is killed together with its pool during a task, another worker runs the task, with one effect."""
-    worker = site.processes.worker("w1", "-c", "1", **FAST)
+    worker = site.processes.worker("w1", "-c", "1", **QUICK_RECOVERY)
     bus.publish("slow.created", 2, id="e")
     eventually(lambda: site.client.exists(site.lease("e", "slow")), "the task runs")
     os.killpg(worker.pid, signal.SIGKILL)
     assert worker.wait() == -signal.SIGKILL
     assert not site.effects()
-    site.processes.worker("w2", **FAST)
+    site.processes.worker("w2", **QUICK_RECOVERY)
     eventually(lambda: site.effects()["slow e"], "the task runs again", 30)
     eventually(lambda: site.ledger.size() == 0, "its end is recorded")
     assert site.effects() == {"slow e": 1}
@@ -132,12 +110,12 @@ def test_a_worker_killed_whole_in_its_task(site: Site, bus: EventBus) -> None:
 
 def test_a_worker_whose_main_process_alone_is_killed(site: Site, bus: EventBus) -> None:
     """If only the main process is killed, its pool may finish the task and another worker may run it: one effect."""
-    worker = site.processes.worker("w1", "-c", "1", **FAST)
+    worker = site.processes.worker("w1", "-c", "1", **QUICK_RECOVERY)
     bus.publish("slow.created", 2, id="e")
     eventually(lambda: site.client.exists(site.lease("e", "slow")), "the task runs")
     worker.kill()
     assert worker.wait() == -signal.SIGKILL
-    site.processes.worker("w2", **FAST)
+    site.processes.worker("w2", **QUICK_RECOVERY)
     eventually(lambda: site.effects()["slow e"], "the task has had its effect", 30)
     eventually(lambda: site.ledger.size() == 0, "its end is recorded", 30)
     assert site.effects() == {"slow e": 1}
@@ -192,7 +170,7 @@ def test_signals_at_any_moment(processes: Processes, bus: EventBus, client: Redi
 def test_a_pool_that_forks_for_every_task(site: Site, bus: EventBus) -> None:
     """With max_tasks_per_child=1, every task runs in a new fork of a process with threads; none of them hangs."""
     # Forks are slow here. If messages were redelivered in the meantime, tasks would start again between two attempts.
-    patient = FAST | {"BRIDGE_REDISPATCH_AFTER_S": "60", "TEST_VISIBILITY_TIMEOUT_S": "120"}
+    patient = QUICK_RECOVERY | {"BRIDGE_REDISPATCH_AFTER_S": "60", "TEST_VISIBILITY_TIMEOUT_S": "120"}
     site.processes.worker("w1", "--max-tasks-per-child", "1", **patient)
     ids = [f"n{number}" for number in range(15)]
     bus.publish_many([Event(type="bound.created", id=event_id) for event_id in ids])
@@ -214,7 +192,7 @@ def test_a_worker_whose_broker_comes_and_goes(
     own_server.kill()
     broker = Redis.from_url(own_server.url)
     # Celery 5.7 ends a worker whose Redis broker is lost while the worker holds a message, so no copies are sent here.
-    patient = FAST | {"BRIDGE_REDISPATCH_AFTER_S": "60", "TEST_VISIBILITY_TIMEOUT_S": "60"}
+    patient = QUICK_RECOVERY | {"BRIDGE_REDISPATCH_AFTER_S": "60", "TEST_VISIBILITY_TIMEOUT_S": "60"}
     site.processes.worker("w1", CELERY_BROKER_URL=own_server.url, **patient)
     for number in range(5):
         foreign = Event(type="dream.made", id=f"n{number}")
@@ -290,28 +268,3 @@ def test_no_file_descriptors_left(
         publish(own_bus, ["during"])
         process.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))
         eventually(lambda: queues.length() == 2, "it continues", 30)
-
-
-@pytest.mark.timeout(120)
-def test_tasks_wait_for_memory(site: Site, own_server: RedisServer, prefix: str) -> None:
-    """While the bus has no memory for leases, no task runs and the worker does not spin; then each task runs once."""
-    worker = site.processes.worker("w1", "-c", "1", BRIDGE_REDIS_URL=own_server.url, **FAST)
-    eventually(lambda: "ready." in site.processes.log("w1"), "the worker waits for messages", 30)
-    with EventBus(redis_url=own_server.url, channel_prefix=prefix) as bus, Redis.from_url(own_server.url) as admin:
-        own = Storage(bus.client, bus.settings.model_copy(update={"group": "tests"})).ledger
-        worker.send_signal(signal.SIGSTOP)  # until there are messages and no memory
-        site.processes.celery("bus", "subscribe", name="subscribe", BRIDGE_REDIS_URL=own_server.url, **FAST)
-        publish(bus, [f"n{number}" for number in range(5)])
-        eventually(lambda: own.size() == 5, "all are sent", 30)
-        assert admin.config_set("maxmemory", 1)
-        worker.send_signal(signal.SIGCONT)
-        eventually(lambda: "used memory > 'maxmemory'" in site.processes.log("w1"), "a task cannot start")
-        before = calls(admin)["evalsha"]
-        began = time.monotonic()
-        eventually(lambda: time.monotonic() > began + 3, "three seconds have passed")
-        assert calls(admin)["evalsha"] - before < 100
-        assert not admin.exists(f"{prefix}effects")
-        assert admin.config_set("maxmemory", 0)
-        eventually(lambda: admin.llen(f"{prefix}effects") >= 5 and not own.size(), "all have run", 40)
-        eventually(lambda: site.queues.length() == 0, "the copies that were sent in the meantime are skipped", 30)
-        assert sorted(admin.lrange(f"{prefix}effects", 0, -1)) == [f"glob n{number}".encode() for number in range(5)]
