@@ -1,34 +1,29 @@
-"""The data of the Events pages, independent of Flower: rows of the lists, and one event with its chain.
+"""The data of the Events pages, independent of Flower: rows of the list of events, and one event with its chain.
 
-Everything is read from Redis, and bounded: the lists contain the newest events or dead letters only.
+Everything is read from Redis, and bounded: the list contains the newest events only.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from celery import Celery
 
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
 from bridge.events import Event, compile_pattern, is_literal, now_ms
+from bridge.flower.dead_letters import DeadLetterList
+from bridge.flower.listing import Listing, page_of
 from bridge.handlers import registry
 from bridge.operations import Header, History, TaskNode, TaskStates, Trace, Tracer
 from bridge.redis import connect
-from bridge.storage import DeadLetter, EntryFilter, Storage, stream_position
-
-T = TypeVar("T")
+from bridge.storage import Storage, stream_position
 
 #: How many of the newest events are listed, and how many if they are filtered by state.
 NEWEST, NEWEST_BY_STATE = 1000, 500
-#: How many of the newest dead letters are listed.
-NEWEST_DEAD_LETTERS = 1000
-#: Most rows on one page.
-_ROWS = 100
 #: How many sources of events are cached; they never change.
 _SOURCES = 5000
 #: Events per round trip when their sources are read, and journal entries per round trip when only their fields are.
@@ -43,25 +38,6 @@ BY_STATE: dict[str, Callable[[set[str]], bool]] = {
     "failed": lambda states: "FAILURE" in states,
     "waiting": lambda states: bool(states & {"WAITING", "SENT"}),
 }
-
-
-@dataclass(frozen=True)
-class Listing:
-    """One page of a list.
-
-    Arguments:
-        rows: Rows as JSON for the browser.
-        total: How many events or dead letters are listed.
-        matching: How many of them match search and filter.
-        dead_letters: How many dead letters the group has.
-        problem: Why the search is invalid, for the user.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    total: int = 0
-    matching: int = 0
-    dead_letters: int = 0
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,8 +60,7 @@ class EventData:
     Arguments:
         app: The application whose events they are, its handlers imported.
         max_events: How many of the newest entries of the journal are listed.
-        max_read_bytes: About how much is read for one page: events, and dead letters with their events, may have a
-            megabyte each.
+        max_read_bytes: About how much is read for one page: an event or a dead letter may have a megabyte.
 
     Raises:
         SettingsError: Its settings are invalid.
@@ -96,15 +71,13 @@ class EventData:
         self._max_events, self._max_read_bytes = max_events, max_read_bytes
         self.settings = settings.model_copy(update={"publish_attempts": 1})
         self.storage = Storage(connect(self.settings, _PATIENCE_S), self.settings)
-        self._dead_letters = self.storage.dead_letters
+        self.dead_letters = DeadLetterList(self.storage, max_read_bytes)
         self._history = History(self.storage)
         self._task_states = TaskStates(app, self.storage)
         self._tracer = Tracer(app, self.storage)
         self._headers: list[Header] = []
         self._sources: dict[str, str] = {}
         self._lock = threading.Lock()
-
-    # Events
 
     def events(self, search: str, state: str, start: int, length: int) -> Listing:
         """Return a page of the newest events.
@@ -115,7 +88,7 @@ class EventData:
             start, length: How many rows to skip, and most rows to return.
         """
         headers = _once_each(self._newest())[: NEWEST_BY_STATE if state else self._max_events]
-        dead_letters, total = self._dead_letters.size().count, len(headers)
+        dead_letters, total = self.dead_letters.count(), len(headers)
         try:
             found = self._found(search.strip(), headers)
         except ValueError as error:
@@ -123,11 +96,11 @@ class EventData:
         if state:
             pairs = list(zip(found, self._states(found), strict=True))
             chosen = [(one, tasks) for one, tasks in pairs if BY_STATE[state]({task.state for task in tasks})]
-            shown = _rows_of(chosen, start, length)
+            shown = page_of(chosen, start, length)
             matching = len(chosen)
         else:
             matching = len(found)
-            headers = _rows_of(found, start, length)
+            headers = page_of(found, start, length)
             shown = list(zip(headers, self._states(headers), strict=True))
         sources = self._read_sources([one for one, _ in shown])
         rows = [_event_row(one, tasks, sources.get(one.event_id, "")) for one, tasks in shown]
@@ -199,76 +172,12 @@ class EventData:
         """Return the chain of an event id or a correlation id; None if it is unknown."""
         return self._tracer.trace(any_id)
 
-    # Dead dead_letters
-
-    def dead(self, search: str, start: int, length: int) -> Listing:
-        """Return a page of the newest dead letters.
-
-        Arguments:
-            search: Part of any text of a dead letter except its message, case-insensitive.
-            start, length: How many rows to skip, and most rows to return.
-        """
-        count = self._dead_letters.size().count
-        total = min(count, NEWEST_DEAD_LETTERS)
-        part = search.strip().lower()
-        if part:
-            found = [
-                dead_letter
-                for dead_letter in self._newest_dead_letters()
-                if part in "\n".join(_texts(dead_letter)).lower()
-            ]
-            return Listing(
-                [self._dead_letter_row(one) for one in _rows_of(found, start, length)], total, len(found), count
-            )
-        length = min(length, _ROWS)
-        dead_letters = list(islice(self._newest_dead_letters(), start + length))[start:]
-        return Listing([self._dead_letter_row(one) for one in dead_letters], total, total, count)
-
-    def _newest_dead_letters(self) -> Iterator[DeadLetter]:
-        size = 0
-        for dead_letter in islice(self._dead_letters.select(EntryFilter(), newest_first=True), NEWEST_DEAD_LETTERS):
-            size += len(dead_letter.raw)
-            yield dead_letter.redacted_by(self.settings.redaction)
-            if size > self._max_read_bytes:
-                return
-
-    def _dead_letter_row(self, dead_letter: DeadLetter) -> dict[str, Any]:
-        return {
-            "dead_letter": dead_letter.dead_letter_id,
-            "at_ms": dead_letter.at_ms,
-            "reason": dead_letter.reason,
-            "type": dead_letter.event_type,
-            "id": dead_letter.event_id,
-            "handler": dead_letter.handler,
-            "origin": dead_letter.origin,
-            "task": dead_letter.task_id,
-            "detail": dead_letter.detail,
-            "problem": self._why_not(dead_letter),
-        }
-
-    def _why_not(self, dead_letter: DeadLetter) -> str:
-        """Return why a dead letter cannot be retried, for the user; empty if it can."""
-        if dead_letter.handler and registry.get(dead_letter.handler) is None:
-            return f"this application has no handler {dead_letter.handler}"
-        if dead_letter.redacted_event:  # the complete event exists until it expires
-            expired = dead_letter.at_ms + self.settings.event_ttl_ms < now_ms()
-            return "its event has expired" if expired else ""
-        try:
-            dead_letter.event()
-        except InvalidEvent as error:
-            return str(error)
-        return ""
-
 
 def _once_each(headers: Sequence[Header]) -> list[Header]:
     """Return each event once, at its first entry: a replay appends the same event again."""
     first = {one.event_id: one for one in reversed(headers) if one.replay}
     first |= {one.event_id: one for one in reversed(headers) if not one.replay}
     return sorted(first.values(), key=lambda one: stream_position(one.entry_id), reverse=True)
-
-
-def _rows_of(found: list[T], start: int, length: int) -> list[T]:
-    return found[start : start + min(length, _ROWS)]
 
 
 def _source(data: bytes) -> str:
@@ -287,13 +196,3 @@ def _event_row(header: Header, tasks: Sequence[TaskNode], source: str) -> dict[s
         "replay": header.replay,
         "tasks": [{"id": task.task_id, "handler": task.handler, "state": task.state} for task in tasks],
     }
-
-
-def _texts(dead_letter: DeadLetter) -> tuple[str, ...]:
-    return (
-        dead_letter.reason,
-        dead_letter.event_type,
-        dead_letter.event_id,
-        dead_letter.handler or dead_letter.origin,
-        dead_letter.detail,
-    )

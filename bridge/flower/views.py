@@ -19,7 +19,8 @@ from tornado import web
 from bridge.errors import BridgeError
 from bridge.flower import actions
 from bridge.flower import formatting as shown
-from bridge.flower.data import BY_STATE, EventData, Listing
+from bridge.flower.data import BY_STATE, EventData
+from bridge.flower.listing import Listing
 from bridge.flower.tree import lines
 
 T = TypeVar("T")
@@ -180,7 +181,7 @@ class DeadRows(ListData):
     """Rows of the list of dead letters."""
 
     def read(self, data: EventData, search: str, state: str, start: int, length: int) -> Listing:
-        return data.dead(search, start, length)
+        return data.dead_letters.page(search, start, length)
 
 
 class EventView(EventsHandler):

@@ -54,7 +54,7 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
     subscriber.start()
     wait_for_signal()
     extra = log_fields(Action.SUBSCRIBER_STOPPING, group=settings.group, consumer=subscriber.name)
-    logging.getLogger(__name__).info("stopping", extra=extra)
+    logging.getLogger(__name__).info("Subscriber %s is stopping", subscriber.name, extra=extra)
     subscriber.stop()
 
 

@@ -102,7 +102,7 @@ def flower(restricted_redis: RestrictedRedis, user: str) -> None:
     with restricted_redis.as_user(user):
         data = EventData(restricted_redis.app)
         assert data.events("", "", 0, 50).rows
-        assert data.dead("", 0, 50).rows
+        assert data.dead_letters.page("", 0, 50).rows
         assert data.page("first")
         assert "Retried" in actions.retry(data, data.storage.dead_letters.latest(1)[0].dead_letter_id, "me")
         data.storage.client.close()

@@ -214,7 +214,7 @@ def test_flowers_pages(
     assert page
     assert page.event
     assert page.event.payload["user"] == {"email": REDACTED, "name": "Ada"}
-    rows = data.dead("", 0, 10).rows
+    rows = data.dead_letters.page("", 0, 10).rows
     assert [(row["detail"], row["problem"]) for row in rows] == [("bad [redacted]", "")]
-    assert data.dead("lovelace", 0, 10).matching == 0
-    assert data.dead("bad", 0, 10).matching == 1
+    assert data.dead_letters.page("lovelace", 0, 10).matching == 0
+    assert data.dead_letters.page("bad", 0, 10).matching == 1

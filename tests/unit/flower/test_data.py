@@ -158,16 +158,16 @@ def test_dead_letters(
         replays.park(number, reason="failure" if number else "payload")
     replays.park(5, handler="t.gone")
     replays.letters.add(DeadLetter.of_message("json", "no JSON", "channel", b"{secret"))
-    found = data.dead("", 0, 3)
+    found = data.dead_letters.page("", 0, 3)
     assert (found.total, found.matching, found.dead_letters) == (7, 7, 7)
     assert [(row["reason"], row["id"]) for row in found.rows] == [("json", ""), ("failure", "n5"), ("failure", "n4")]
     assert ["secret" in str(row) for row in found.rows] == [False] * 3
     assert [row["problem"] for row in found.rows][1:] == ["this application has no handler t.gone", ""]
-    assert [row["id"] for row in data.dead("", 5, 100).rows] == ["n1", "n0"]
-    assert [row["id"] for row in data.dead("PAYLOAD", 0, 100).rows] == ["n0"]
-    assert data.dead("dream.c", 0, 1).matching == 6
+    assert [row["id"] for row in data.dead_letters.page("", 5, 100).rows] == ["n1", "n0"]
+    assert [row["id"] for row in data.dead_letters.page("PAYLOAD", 0, 100).rows] == ["n0"]
+    assert data.dead_letters.page("dream.c", 0, 1).matching == 6
     data = make_data(max_read_bytes=1)
-    assert data.dead("dream.c", 0, 1).matching == 0  # only the newest dead letter is read
+    assert data.dead_letters.page("dream.c", 0, 1).matching == 0  # only the newest dead letter is read
 
 
 def test_the_page_of_what_is_no_event(data: EventData, settings: BridgeSettings, client: Redis) -> None:
