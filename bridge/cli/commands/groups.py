@@ -38,8 +38,13 @@ def groups() -> None:
 def list_(ctx: click.Context, /, as_json: bool) -> None:
     """List the groups of all applications on this bus.
 
-    BACKLOG is the number of events that the group has not dispatched yet; PENDING, how many of them a subscriber has
-    read; LAST DELIVERED, the time of the newest event that was read. bus status shows more.
+    \b
+    CONSUMERS       consumers of the group in Redis
+    PENDING         events that a subscriber has read and not acknowledged yet
+    BACKLOG         events that the group has not dispatched yet, pending ones included
+    LAST DELIVERED  time of the newest event that was read
+
+    bus status shows more.
 
     \b
     Example:
