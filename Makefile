@@ -51,10 +51,11 @@ chaos: install ## Cause random faults under load and count lost events: SEED=, M
 bench: install ## Compare the speed with the alternatives; takes about 20 minutes
 	$(BIN)/python -m benchmarks
 
-lint: install ## Check style and types
+lint: install ## Check style, types and the wording of texts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/prose.py
 
 docs: install ## Write the generated parts of docs/, and build the site in site/
 	$(BIN)/python scripts/reference.py

@@ -101,7 +101,7 @@ class BackOff:
         """Record a success, which ends the outage."""
         if self.failures:
             extra = log_fields(Action.OUTAGE_OVER, count=self.failures)
-            self._log.info("Recovered after %d failures: %s", self.failures, self._what, extra=extra)
+            self._log.info("%s: resolved after %d failed attempts", self._what, self.failures, extra=extra)
             self._counters.add("reconnects")
         self.failures = 0
 

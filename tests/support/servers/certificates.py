@@ -10,7 +10,7 @@ import trustme
 
 
 @dataclass(frozen=True)
-class InFlightTask:
+class KeyPair:
     """The files of a certificate and its key."""
 
     certificate: Path
@@ -59,9 +59,9 @@ class Certificates:
 
     def _issue(
         self, name: str, *identities: str, not_before: datetime | None = None, not_after: datetime | None = None
-    ) -> InFlightTask:
+    ) -> KeyPair:
         issued = self._authority.issue_cert(*identities, not_before=not_before, not_after=not_after)
-        pair = InFlightTask(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        pair = KeyPair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         issued.private_key_pem.write_to_path(pair.key)
         issued.cert_chain_pems[0].write_to_path(pair.certificate)
         return pair

@@ -10,7 +10,7 @@ from redis.retry import Retry
 
 from bridge.testing.redis_server import RedisServer
 from tests.support.requirements import redis_binary_with_tls
-from tests.support.servers.certificates import Certificates, InFlightTask
+from tests.support.servers.certificates import Certificates, KeyPair
 
 #: A server counts as down after this time without a reply, in ms.
 DOWN_MS = 1000
@@ -28,7 +28,7 @@ class TlsServer(RedisServer):
     def __init__(
         self,
         certificates: Certificates,
-        own: InFlightTask | None = None,
+        own: KeyPair | None = None,
         *,
         clients_too: bool = True,
         arguments: Sequence[str] = (),

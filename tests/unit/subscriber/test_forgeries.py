@@ -237,7 +237,7 @@ def test_a_replay_without_keys_says_so(outside: Outside, client: Redis) -> None:
     outside.write(outside.signed("real"), id="real")
     bench = Replays(client, outside.settings)
     with pytest.raises(
-        BridgeError, match="event real is signed, and a replay changes its text: set bridge_signing_key"
+        BridgeError, match="event real is signed, and a replay changes its JSON; set bridge_signing_key"
     ):
         last(bench.journal().run(FAST))
     assert bench.replayed() == []
