@@ -84,30 +84,30 @@ event_filters = options(
 )
 
 
-def selection_of(asked: Mapping[str, Any]) -> EntryFilter:
+def selection_of(given: Mapping[str, Any]) -> EntryFilter:
     """Return the filters among the options of a command as an :class:`EntryFilter`."""
     return EntryFilter(
-        since_ms=asked["since"] and asked["since"].ms,
-        until_ms=asked["until"] and asked["until"].ms,
-        reason=asked.get("reason"),
-        event_type=asked["type"],
-        handler=asked["handler"],
-        ids=frozenset(asked["id"]),
+        since_ms=given["since"] and given["since"].ms,
+        until_ms=given["until"] and given["until"].ms,
+        reason=given.get("reason"),
+        event_type=given["type"],
+        handler=given["handler"],
+        ids=frozenset(given["id"]),
     )
 
 
-def as_asked(asked: Mapping[str, Any], everything: bool) -> dict[str, Any]:
+def filters_as_given(given: Mapping[str, Any], everything: bool) -> dict[str, Any]:
     """Return the filters among the options of a command as the user wrote them.
 
     Raises:
         click.UsageError: There is neither a filter nor --all, or both.
     """
-    given = {key: value for key, value in asked.items() if value}
-    if bool(given) == everything:
+    filters = {key: value for key, value in given.items() if value}
+    if bool(filters) == everything:
         raise click.UsageError(
             "--all cannot be combined with filters" if everything else "give filters such as --since or --id, or --all"
         )
-    return {key: value.text if isinstance(value, When) else value for key, value in given.items()}
+    return {key: value.text if isinstance(value, When) else value for key, value in filters.items()}
 
 
 def handler_named(name: str) -> Handler:

@@ -209,7 +209,7 @@ class BridgeSettings(BaseSettings):
 
     @field_validator("source")
     @classmethod
-    def _heard_source(cls, source: str) -> str:
+    def _usable_source(cls, source: str) -> str:
         if source == TYPESCRIPT_BUS_SOURCE:
             raise ValueError(f"{TYPESCRIPT_BUS_SOURCE!r} must not be used: the TypeScript bus drops its events")
         return source

@@ -14,7 +14,7 @@ class Line:
 
     Arguments:
         depth: 0 for the first event of a chain.
-        asked: Whether it is the requested event.
+        requested: Whether it is the requested event.
         hidden: How many further events are not shown here.
         after_s: Seconds between the first event of the chain and this one entering the journal; None for the first
             event, or if it is unknown.
@@ -23,7 +23,7 @@ class Line:
     depth: int
     event: EventNode | None = None
     task: TaskNode | None = None
-    asked: bool = False
+    requested: bool = False
     hidden: int = 0
     after_s: float | None = None
 
@@ -33,7 +33,7 @@ def lines(trace: Trace | None) -> list[Line]:
     if trace is None:
         return []
     first_ms = min((root.at_ms for root in trace.roots if root.at_ms), default=0)
-    shown = [line for root in trace.roots for line in _of_event(root, 0, trace.asked, first_ms)]
+    shown = [line for root in trace.roots for line in _of_event(root, 0, trace.requested_id, first_ms)]
     return shown + ([Line(0, hidden=trace.hidden)] if trace.hidden else [])
 
 
@@ -42,14 +42,14 @@ def find(trace: Trace, event_id: str) -> EventNode | None:
     return next((line.event for line in lines(trace) if line.event and line.event.event_id == event_id), None)
 
 
-def _of_event(node: EventNode, depth: int, asked: str, first_ms: int) -> Iterator[Line]:
+def _of_event(node: EventNode, depth: int, requested_id: str, first_ms: int) -> Iterator[Line]:
     after_s = (node.at_ms - first_ms) / 1000 if depth and first_ms and node.at_ms else None
-    yield Line(depth, event=node, asked=node.event_id == asked, after_s=after_s)
+    yield Line(depth, event=node, requested=node.event_id == requested_id, after_s=after_s)
     for task in node.tasks:
         yield Line(depth + 1, task=task)
         for event in task.events:
-            yield from _of_event(event, depth + 2, asked, first_ms)
+            yield from _of_event(event, depth + 2, requested_id, first_ms)
     for event in node.events:
-        yield from _of_event(event, depth + 1, asked, first_ms)
+        yield from _of_event(event, depth + 1, requested_id, first_ms)
     if node.hidden:
         yield Line(depth + 1, hidden=node.hidden)

@@ -34,7 +34,7 @@ class _End:
     With *unless_begun* it is dropped if the task has ended meanwhile or another copy of its message is running.
     """
 
-    letter: DeadLetter | None
+    dead_letter: DeadLetter | None
     ended: Ended
     unless_begun: bool = False
 
@@ -85,12 +85,12 @@ class Leases:
                 self._start_renewing()
         return begun
 
-    def end(self, task_id: str, letter: DeadLetter | None = None, ended: Ended = _UNKNOWN) -> None:
+    def end(self, task_id: str, dead_letter: DeadLetter | None = None, ended: Ended = _UNKNOWN) -> None:
         """Record that a task has ended, together with its dead letter if it has one: it will not run again.
 
         If Redis is unavailable, a thread retries until the end is recorded, and renews the lease meanwhile.
         """
-        end = _End(letter, ended)
+        end = _End(dead_letter, ended)
         try:
             attempt(self.settings, f"recording the end of task {task_id}", lambda: self._write_end(task_id, end))
         except BusUnavailable as error:
@@ -104,7 +104,7 @@ class Leases:
         else:
             self.release_locally(task_id)
 
-    def end_in_background(self, task_id: str, letter: DeadLetter, *, unless_begun: bool) -> None:
+    def end_in_background(self, task_id: str, dead_letter: DeadLetter, *, unless_begun: bool) -> None:
         """Have a thread record the end of a task, because the main process of a worker must not be blocked.
 
         Arguments:
@@ -113,7 +113,7 @@ class Leases:
         with self._lock:
             pending = self._ends.get(task_id)
             if pending is None or pending.unless_begun:  # an end that is certain is not replaced by another
-                self._ends[task_id] = _End(letter, _UNKNOWN, unless_begun)
+                self._ends[task_id] = _End(dead_letter, _UNKNOWN, unless_begun)
             self._start_renewing()
         self._wake.set()
 
@@ -139,8 +139,8 @@ class Leases:
             begun = self._ledger.start_run(task_id, secrets.token_hex(8), idempotent=True)
             if begun.result in ("ended", "running"):
                 return
-        if end.letter is not None:
-            self._dead_letters.end_task_with(end.letter, end.ended)
+        if end.dead_letter is not None:
+            self._dead_letters.end_task_with(end.dead_letter, end.ended)
             return
         with self._client.pipeline(transaction=True) as pipe:
             self._ledger.end(task_id, end.ended, pipe)

@@ -212,13 +212,13 @@ class Run:
 
     def _end_in_dead_letter(self, event: Event[Any], reason: str, detail: str, traceback: str = "") -> None:
         more = {"traceback": traceback, "attempts": (self._request.retries or 0) + 1}
-        letter = DeadLetter.of_event(reason, detail, event, event.encode(), self._task.name, self._task_id, **more)
-        _log_dead_letter(letter, event, self._leases.settings.group)
-        self._end(letter)
+        dead_letter = DeadLetter.of_event(reason, detail, event, event.encode(), self._task.name, self._task_id, **more)
+        _log_dead_letter(dead_letter, event, self._leases.settings.group)
+        self._end(dead_letter)
         self._announce("task-deadlettered", reason=reason, exception=detail)
 
-    def _end(self, letter: DeadLetter | None) -> None:
-        self._leases.end(self._task_id, letter, end_of(self._request))
+    def _end(self, dead_letter: DeadLetter | None) -> None:
+        self._leases.end(self._task_id, dead_letter, end_of(self._request))
         self._state.ended = True
 
     def _store_failure(self, error: Exception) -> None:
@@ -267,16 +267,18 @@ def end_in_main_process(
         _log_without_event(handler, task_id, reason, error, leases.settings.group)
         return
     more = {"traceback": traceback, "attempts": 1}
-    letter = DeadLetter.of_event(reason, detail, event, event.encode(), handler, task_id, **more)
-    _log_dead_letter(letter, event, leases.settings.group)
-    leases.end_in_background(task_id, letter, unless_begun=unless_begun)
+    dead_letter = DeadLetter.of_event(reason, detail, event, event.encode(), handler, task_id, **more)
+    _log_dead_letter(dead_letter, event, leases.settings.group)
+    leases.end_in_background(task_id, dead_letter, unless_begun=unless_begun)
 
 
-def _log_dead_letter(letter: DeadLetter, event: Event[Any], group: str) -> None:
-    extra = dead_letter_fields(Action.DEAD_LETTER, letter, group)
-    cause = letter.detail.partition("\n")[0]
+def _log_dead_letter(dead_letter: DeadLetter, event: Event[Any], group: str) -> None:
+    extra = dead_letter_fields(Action.DEAD_LETTER, dead_letter, group)
+    cause = dead_letter.detail.partition("\n")[0]
     text = "Task %s (%s) ended in a dead letter (%s), event %s (%s): %s"
-    log.warning(text, letter.task_id, letter.handler, letter.reason, event.id, event.type, cause, extra=extra)
+    log.warning(
+        text, dead_letter.task_id, dead_letter.handler, dead_letter.reason, event.id, event.type, cause, extra=extra
+    )
 
 
 def _log_without_event(handler: str, task_id: str, reason: str, error: Exception, group: str) -> None:

@@ -89,7 +89,7 @@ class JournalSource:
                     and self._accepts(event_type)
                     and self.selection.matches_event(event_type, event_id)
                 ):
-                    yield self._candidate(entry_id.decode(), event_id, event_type, fields.get(b"event", b""))
+                    yield self._item(entry_id.decode(), event_id, event_type, fields.get(b"event", b""))
             first = f"({rows[-1][0].decode()}"
 
     def _page(self, first: str, last: str) -> Any:
@@ -103,7 +103,7 @@ class JournalSource:
         what = "reading the journal"
         return attempt(self._settings, what, lambda: self._client.xrange(self.key, first, last, count=_PAGE))
 
-    def _candidate(self, place: str, event_id: str, event_type: str, data: bytes) -> ReplayItem:
+    def _item(self, place: str, event_id: str, event_type: str, data: bytes) -> ReplayItem:
         try:
             event = self._admission.read(Entry(place.encode(), data)).event
             signed = self._admission.can_be_signed_again(event, data, dispatched=False)
@@ -127,16 +127,16 @@ class DeadLetterSource:
     def __init__(self, storage: Storage, selection: EntryFilter, handlers: Container[str]) -> None:
         self._admission = Admission(storage.settings)
         self.key = storage.keys.dead(storage.settings.group)
-        self._letters = storage.dead_letters
+        self._dead_letters = storage.dead_letters
         self._history = History(storage)
         self.selection = selection
         self._handlers = handlers
 
     def read(self, first: str, last: str) -> Iterator[ReplayItem]:
         """See :class:`Source`."""
-        return map(self._candidate, self._letters.select(self.selection, between=(first, last)))
+        return map(self._item, self._dead_letters.select(self.selection, between=(first, last)))
 
-    def _candidate(self, dead_letter: DeadLetter) -> ReplayItem:
+    def _item(self, dead_letter: DeadLetter) -> ReplayItem:
         event, signed, problem = None, False, ""
         try:
             if part := dead_letter.redacted_event:

@@ -92,7 +92,7 @@ class TaskStates:
         self._keys = storage.keys
         self._history = History(storage)
         self._ledger = storage.ledger
-        self._letters = storage.dead_letters
+        self._dead_letters = storage.dead_letters
         self._ask_backend_at_s = 0.0
 
     def states(self, events: Sequence[tuple[str, str]]) -> list[list[TaskNode]]:
@@ -122,15 +122,15 @@ class TaskStates:
             for handler in registry.matching(event_type)
             for replay in ("", *replays[event_id])
         ]
-        looks = self._looks([task_id for *_, task_id in runs])
-        nodes = [_task(task_id, handler, replay, looks[task_id]) for _, handler, replay, task_id in runs]
+        statuses = self._statuses([task_id for *_, task_id in runs])
+        nodes = [_task(task_id, handler, replay, statuses[task_id]) for _, handler, replay, task_id in runs]
         unknown = {event_id for (event_id, *_), node in zip(runs, nodes, strict=True) if not node.state}
         waiting = self._waiting(unknown, entry_ids)
         nodes = [
             replace(node, state="WAITING") if event_id in waiting and not (node.state or node.replay) else node
             for (event_id, *_), node in zip(runs, nodes, strict=True)
         ]
-        nodes = self._with_letters(self._from_backend(nodes))
+        nodes = self._with_dead_letters(self._from_backend(nodes))
         found: dict[str, list[TaskNode]] = {event_id: [] for event_id in types}
         for (event_id, *_), node in zip(runs, nodes, strict=True):
             if node.state or not node.replay:  # a replay may have been for another handler
@@ -143,15 +143,17 @@ class TaskStates:
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
         """
-        looks = self._looks(list(task_ids))
-        nodes = [_task(task_id, "", "", look) for task_id, look in looks.items()]
-        return [replace(node, state=node.state or "UNKNOWN") for node in self._with_letters(self._from_backend(nodes))]
+        statuses = self._statuses(list(task_ids))
+        nodes = [_task(task_id, "", "", status) for task_id, status in statuses.items()]
+        return [
+            replace(node, state=node.state or "UNKNOWN") for node in self._with_dead_letters(self._from_backend(nodes))
+        ]
 
-    def _looks(self, task_ids: Sequence[str]) -> dict[str, TaskStatus]:
+    def _statuses(self, task_ids: Sequence[str]) -> dict[str, TaskStatus]:
         if not task_ids:
             return {}
-        looks = attempt(self._settings, "reading the ledger", lambda: self._ledger.task_statuses(task_ids))
-        return dict(zip(task_ids, looks, strict=True))
+        statuses = attempt(self._settings, "reading the ledger", lambda: self._ledger.task_statuses(task_ids))
+        return dict(zip(task_ids, statuses, strict=True))
 
     def _replays(self, event_ids: Sequence[str]) -> dict[str, list[str]]:
         def read() -> list[Any]:
@@ -173,15 +175,16 @@ class TaskStates:
         )
         return {event_id for event_id, entry_id in entries.items() if entry_id in waiting}
 
-    def _with_letters(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
+    def _with_dead_letters(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
         wanted = [node.dead_letter_id for node in nodes if node.dead_letter_id]
-        dead_letters = self._letters.by_id(wanted) if wanted else {}
+        dead_letters = self._dead_letters.by_id(wanted) if wanted else {}
         dead_letters = {
             dead_letter_id: dead_letter.redacted_by(self._settings.redaction)
             for dead_letter_id, dead_letter in dead_letters.items()
         }
         return [
-            _with_letter(node, dead_letters.get(node.dead_letter_id)) if node.dead_letter_id else node for node in nodes
+            _with_dead_letter(node, dead_letters.get(node.dead_letter_id)) if node.dead_letter_id else node
+            for node in nodes
         ]
 
     def _from_backend(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
@@ -204,9 +207,9 @@ class TaskStates:
         return [replace(node, state=node.state or known.get(node.task_id, "")) for node in nodes]
 
 
-def _task(task_id: str, handler: str, replay: str, look: TaskStatus) -> TaskNode:
+def _task(task_id: str, handler: str, replay: str, status: TaskStatus) -> TaskNode:
     """Return a task as the ledger knows it; without a state if the ledger does not."""
-    ended, running, sent = look
+    ended, running, sent = status
     if ended is not None:
         runtime_s = None if ended.runtime_ms < 0 else ended.runtime_ms / 1000
         state = "FAILURE" if ended.dead_letter_id else "SUCCESS"
@@ -218,7 +221,7 @@ def _task(task_id: str, handler: str, replay: str, look: TaskStatus) -> TaskNode
     return TaskNode(task_id, handler or (sent.handler if sent else ""), state, queue, replay=replay)
 
 
-def _with_letter(node: TaskNode, dead_letter: DeadLetter | None) -> TaskNode:
+def _with_dead_letter(node: TaskNode, dead_letter: DeadLetter | None) -> TaskNode:
     if dead_letter is None:
         return replace(
             node, detail="its dead letter no longer exists: it was retried, purged or evicted", dead_letter_id=""

@@ -30,13 +30,14 @@ _MAX_TASK_ID = 200
 
 @dataclass(frozen=True)
 class Trace:
-    """The complete chain of the requested id, *asked*: the id of an event, or a correlation id.
+    """The complete chain of an event.
 
     Arguments:
+        requested_id: The id that was looked up: of an event of the chain, or its correlation id.
         hidden: How many further events that start the chain are not shown.
     """
 
-    asked: str
+    requested_id: str
     correlation_id: str
     roots: tuple[EventNode, ...]
     hidden: int = 0

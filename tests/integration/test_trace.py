@@ -49,7 +49,7 @@ def test_a_real_trip(
     eventually(lambda: trees(tracer, "trip") == trip(FAILED), "the trace has the whole tree", 30)
     found = tracer.trace("trip")
     assert found is not None
-    assert (found.asked, found.correlation_id, found.hidden) == ("trip", "journey", 0)
+    assert (found.requested_id, found.correlation_id, found.hidden) == ("trip", "journey", 0)
     (root,) = found.roots
     assert root.at_ms == int(client.xrange(Keys(settings.channel_prefix).journal, count=1)[0][0].split(b"-")[0])
     assert {event.source for event in events(root)} == {"bridge", "tests"}

@@ -33,11 +33,11 @@ from bridge.operations.acl import MIN_VERSION, ROLES, Part, Place, Role, parts_o
 @click.option(
     "--redis-version",
     metavar="VERSION",
-    help="Redis version of the servers, e.g. 7.0; by default the servers are asked.",
+    help="Redis version of the servers, e.g. 7.0; by default it is read from the servers.",
 )
 @json_option
 @click.pass_context
-def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, server: str | None, **asked: Any) -> None:
+def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, server: str | None, **given: Any) -> None:
     """Print the Redis permissions that a kind of program needs, as lines for ACL SETUSER.
 
     \b
@@ -60,8 +60,8 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, serv
     app = ctx.obj.app
     settings = load(app)
     with errors_as_cli_messages(settings):
-        version = asked.pop("redis_version")
-        parts = [part for part in parts_of(app, settings, role, **asked) if part.grants]
+        version = given.pop("redis_version")
+        parts = [part for part in parts_of(app, settings, role, **given) if part.grants]
         lines = list(_lines(parts, user or f"{settings.group}-{role}", version))
     shown = [line for line in lines if server is None or server in line["for"]]
     for line in shown:
@@ -89,18 +89,18 @@ def _lines(parts: Iterable[Part], user: str, version: str | None) -> Iterator[di
         yield {"user": name, "for": uses, "at": str(first.place), "version": version_text, "rules": rules}
 
 
-def _version(asked: str | None, part: Part) -> tuple[int, ...] | None:
+def _version(given: str | None, part: Part) -> tuple[int, ...] | None:
     """Return the version of a server; None if it is unknown.
 
     Raises:
         click.ClickException: It is too old.
     """
     found = None
-    if asked is not None:
+    if given is not None:
         try:
-            found = tuple(map(int, asked.split(".")[:2]))
+            found = tuple(map(int, given.split(".")[:2]))
         except ValueError:
-            raise click.UsageError(f"--redis-version: {asked!r} is not a version; write it like 7.0") from None
+            raise click.UsageError(f"--redis-version: {given!r} is not a version; write it like 7.0") from None
     else:
         with suppress(RedisError, OperationalError, OSError, KeyError):
             client = part.client()

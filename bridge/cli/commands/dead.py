@@ -15,8 +15,8 @@ from bridge.cli.connect import open_bus
 from bridge.cli.options import (
     GLOB,
     all_option,
-    as_asked,
     event_filters,
+    filters_as_given,
     force_option,
     handler_named,
     json_option,
@@ -55,7 +55,7 @@ def dead() -> None:
 @click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True, help="How many to list at most.")
 @json_option
 @click.pass_context
-def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> None:
+def list_(ctx: click.Context, /, limit: int, as_json: bool, **given: Any) -> None:
     """List dead letters, the newest first.
 
     \b
@@ -67,7 +67,7 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **asked: Any) -> Non
         dead_letters = storage.dead_letters
         found = [
             dead_letter.redacted_by(storage.settings.redaction)
-            for dead_letter in islice(dead_letters.select(selection_of(asked), newest_first=True), limit)
+            for dead_letter in islice(dead_letters.select(selection_of(given), newest_first=True), limit)
         ]
         size = dead_letters.size()
     if as_json:
@@ -115,7 +115,7 @@ def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
 @replay_options
 @json_option
 @click.pass_context
-def retry(ctx: click.Context, /, everything: bool, name: str | None, **asked: Any) -> None:
+def retry(ctx: click.Context, /, everything: bool, name: str | None, **given: Any) -> None:
     """Retry dead letters: each is sent to the handler that failed, and deleted from the list.
 
     A task that fails again becomes a new dead letter. Dead letters without a complete event, and those whose handler no
@@ -126,12 +126,12 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **asked: An
       celery -A bridge bus dead retry --id 1795534238046-3
       celery -A bridge bus dead retry --handler tasks.dreams.analyse --since 2h --dry-run
     """
-    how = {key: asked.pop(key) for key in ("rate", "dry_run", "as_json")}
-    filters = {"from": "dead letters"} | as_asked(asked, everything)
+    how = {key: given.pop(key) for key in ("rate", "dry_run", "as_json")}
+    filters = {"from": "dead letters"} | filters_as_given(given, everything)
     with open_bus(ctx.obj.app) as storage:
-        if asked["handler"] is not None:
-            handler_named(asked["handler"])
-        source = DeadLetterSource(storage, selection_of(asked), registry.names)
+        if given["handler"] is not None:
+            handler_named(given["handler"])
+        source = DeadLetterSource(storage, selection_of(given), registry.names)
         name = name or new_name()
         perform(Replay(storage, source, name, filters), name, **how)
 
@@ -142,7 +142,7 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **asked: An
 @force_option
 @json_option
 @click.pass_context
-def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, **asked: Any) -> None:
+def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, **given: Any) -> None:
     """Delete dead letters permanently.
 
     \b
@@ -150,10 +150,10 @@ def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, *
       celery -A bridge bus dead purge --reason json --until 7d
       celery -A bridge bus dead purge --all --force
     """
-    as_asked(asked, everything)
+    filters_as_given(given, everything)
     with open_bus(ctx.obj.app) as storage:
         dead_letters = storage.dead_letters
-        ids = [dead_letter.dead_letter_id for dead_letter in dead_letters.select(selection_of(asked))]
+        ids = [dead_letter.dead_letter_id for dead_letter in dead_letters.select(selection_of(given))]
         if ids:
             output.ask(f"Permanently delete {len(ids)} dead letters of group {storage.settings.group}?", force=force)
         purged = sum(dead_letters.drop(ids[at : at + _PURGE_LETTERS]) for at in range(0, len(ids), _PURGE_LETTERS))

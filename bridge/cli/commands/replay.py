@@ -14,7 +14,15 @@ import click
 
 from bridge.cli import output
 from bridge.cli.connect import Unreachable, open_bus
-from bridge.cli.options import all_option, as_asked, event_filters, handler_named, json_option, options, selection_of
+from bridge.cli.options import (
+    all_option,
+    event_filters,
+    filters_as_given,
+    handler_named,
+    json_option,
+    options,
+    selection_of,
+)
 from bridge.errors import BridgeError, BusUnavailable
 from bridge.operations import JournalSource, Progress, Replay, ReplayItem
 
@@ -36,7 +44,7 @@ replay_options = options(
 @replay_options
 @json_option
 @click.pass_context
-def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: Any) -> None:
+def replay(ctx: click.Context, /, everything: bool, name: str | None, **given: Any) -> None:
     """Run the handlers of this application again on events of the journal.
 
     The journal retains events for bridge_event_ttl_s; --since and --until refer to the time when an event entered it.
@@ -49,11 +57,11 @@ def replay(ctx: click.Context, /, everything: bool, name: str | None, **asked: A
       celery -A bridge bus replay --since 2h --type 'dream.*' --dry-run
       celery -A bridge bus replay --since 2h --type 'dream.*' --name after-the-fix
     """
-    how = {key: asked.pop(key) for key in ("rate", "dry_run", "as_json")}
-    filters = {"from": "journal"} | as_asked(asked, everything)
+    how = {key: given.pop(key) for key in ("rate", "dry_run", "as_json")}
+    filters = {"from": "journal"} | filters_as_given(given, everything)
     with open_bus(ctx.obj.app) as storage:
-        handler = None if asked["handler"] is None else handler_named(asked["handler"])
-        selection = selection_of(asked | {"handler": None})  # the handler to run, not a filter
+        handler = None if given["handler"] is None else handler_named(given["handler"])
+        selection = selection_of(given | {"handler": None})  # the handler to run, not a filter
         source = (
             JournalSource(storage, selection)
             if handler is None

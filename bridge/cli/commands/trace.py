@@ -63,16 +63,16 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
         output.line(Styled(f"{found.hidden} more events start this chain, not shown", "dim"))
 
 
-def _event(node: EventNode, branch: str, indent: str, asked: str) -> Iterator[list[Cell]]:
+def _event(node: EventNode, branch: str, indent: str, requested_id: str) -> Iterator[list[Cell]]:
     kind = Styled(node.event_type, "bold") if node.event_type else Styled("(expired event)", "dim")
     when = output.ago(node.at_ms) if node.at_ms and on_terminal() else output.moment(node.at_ms)
     about = [text for text in (node.source, when) if text]
-    here = Styled("  <- this event" if node.event_id == asked else "", "bold cyan")
+    here = Styled("  <- this event" if node.event_id == requested_id else "", "bold cyan")
     yield [Styled(branch, "dim"), kind, "  ", node.event_id, Styled("  ".join(["", *about]), "dim"), here]
-    yield from _below([*node.tasks, *node.events], node.hidden, indent, asked)
+    yield from _below([*node.tasks, *node.events], node.hidden, indent, requested_id)
 
 
-def _task(node: TaskNode, branch: str, indent: str, asked: str) -> Iterator[list[Cell]]:
+def _task(node: TaskNode, branch: str, indent: str, requested_id: str) -> Iterator[list[Cell]]:
     name = node.handler or f"task {node.task_id} (unknown handler)"
     runtime = "" if node.runtime_s is None else f"{node.runtime_s:.3f} s"
     about = [text for text in (runtime, node.queue, node.replay and f"replay {node.replay}") if text]
@@ -86,16 +86,16 @@ def _task(node: TaskNode, branch: str, indent: str, asked: str) -> Iterator[list
         Styled("  ".join(["", *about]), "dim"),
         Styled(f"  {detail}{dead_letter}" if detail else "", "red"),
     ]
-    yield from _below(node.events, 0, indent, asked)
+    yield from _below(node.events, 0, indent, requested_id)
 
 
-def _below(nodes: Sequence[EventNode | TaskNode], hidden: int, indent: str, asked: str) -> Iterator[list[Cell]]:
+def _below(nodes: Sequence[EventNode | TaskNode], hidden: int, indent: str, requested_id: str) -> Iterator[list[Cell]]:
     for number, node in enumerate(nodes, 1):
         last = number == len(nodes) and not hidden
         branch, deeper = indent + ("└─ " if last else "├─ "), indent + ("   " if last else "│  ")
         if isinstance(node, EventNode):
-            yield from _event(node, branch, deeper, asked)
+            yield from _event(node, branch, deeper, requested_id)
         else:
-            yield from _task(node, branch, deeper, asked)
+            yield from _task(node, branch, deeper, requested_id)
     if hidden:
         yield [Styled(f"{indent}└─ {hidden} more, not shown", "dim")]

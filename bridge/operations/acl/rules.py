@@ -95,10 +95,10 @@ def _gathered(needs: Iterable[tuple[str, Iterable[Name]]]) -> Iterator[tuple[tup
     for commands, names in needs:
         for name in names:
             by_name[name].update(commands.split())
-    alike: defaultdict[frozenset[str], list[Name]] = defaultdict(list)
-    for name, some in by_name.items():
-        alike[frozenset(some)].append(name)
-    yield from ((tuple(names), commands) for commands, names in alike.items())
+    by_commands: defaultdict[frozenset[str], list[Name]] = defaultdict(list)
+    for name, allowed in by_name.items():
+        by_commands[frozenset(allowed)].append(name)
+    yield from ((tuple(names), commands) for commands, names in by_commands.items())
 
 
 def rules_of(grants: Iterable[Grant], version: tuple[int, ...]) -> list[str]:

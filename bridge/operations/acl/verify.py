@@ -1,7 +1,7 @@
 """Checks whether a Redis user has the permissions of a role, without running the commands.
 
-A script can ask Redis whether its user has permission for a command. So only the permission to run scripts has to be
-tried out.
+Within a script, Redis reports whether the user has permission for a command. So only the permission to run scripts is
+tested by using it.
 """
 
 from __future__ import annotations

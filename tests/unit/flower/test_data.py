@@ -206,7 +206,7 @@ def test_the_tree_as_lines() -> None:
     assert lines(Trace("leaf", "root", (root,))) == [
         Line(0, event=root),
         Line(1, task=task),
-        Line(2, event=leaf, asked=True, after_s=1.5),
+        Line(2, event=leaf, requested=True, after_s=1.5),
         Line(1, event=root.events[0]),
         Line(1, hidden=3),
     ]
