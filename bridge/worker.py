@@ -31,7 +31,7 @@ def install(app: Celery) -> None:
     task_revoked.connect(end_revoked, weak=False, dispatch_uid="bridge.end_revoked")
     if "flower" in sys.argv:
         # Flower has no hook for additional pages and no signal at its start. `celery -A APP flower` loads the
-        # application before it builds Flower: this is the time to add them, and only the command line tells.
+        # application before it builds Flower: this is the time to add them, and only the command line shows it.
         from bridge.flower import add_pages  # noqa: PLC0415  # only that process needs it
 
         add_pages()

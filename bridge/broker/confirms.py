@@ -133,7 +133,7 @@ class Confirms:
 
 
 def probe_channel(channel: Any, timeout_s: float) -> None:
-    """Publish a message that reaches no queue: RabbitMQ tells only publishers that it accepts no messages.
+    """Publish a message that reaches no queue: RabbitMQ reports only to publishers that it accepts no messages.
 
     Raises:
         Blocked: It accepts none.

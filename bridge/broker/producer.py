@@ -61,7 +61,7 @@ class BrokerProducer:
         self._confirmed: set[str] = set()
 
     def publish(self, messages: Sequence[Message]) -> list[Refused]:
-        """Publish *messages*; return when the broker has them, as far as it tells.
+        """Publish *messages*; return when the broker has them, as far as it confirms that.
 
         An error leaves open which of them it has. Publish all of them again: they have the same task ids.
 

@@ -150,23 +150,23 @@ class EventBus:
         # Remembered before they are sent, so that the listening thread recognises the broadcasts of this process.
         new = [self._local.remember(one.event.id) for one in encoded]
         try:
-            outcomes = self._send(encoded, new)
+            results = self._send(encoded, new)
         except BaseException:
             for one, is_new in zip(encoded, new, strict=True):
                 if is_new:
                     self._local.forget(one.event.id)
             raise
-        return [self._published(one, outcome) for one, outcome in zip(encoded, outcomes, strict=True)]
+        return [self._published(one, result) for one, result in zip(encoded, results, strict=True)]
 
-    def _published(self, one: EncodedEvent, outcome: AppendResult) -> Publication:
-        if outcome == "appended":
+    def _published(self, one: EncodedEvent, result: AppendResult) -> Publication:
+        if result == "appended":
             self._local.deliver(one.event, one.data)
-        elif outcome == "conflict" and self._log_conflicts:
+        elif result == "conflict" and self._log_conflicts:
             event = one.event
             extra = log_fields(Action.EVENT_ID_CONFLICT, event_id=event.id, event_type=event.type)
             text = "Event %s (%s) was not published: another event with this id has a different type or payload."
             log.warning(text, event.id, event.type, extra=extra)
-        return Publication(one.event, duplicate=outcome != "appended", conflict=outcome == "conflict")
+        return Publication(one.event, duplicate=result != "appended", conflict=result == "conflict")
 
     def _encode(self, event: Event) -> EncodedEvent:
         self._admission.check(event)

@@ -1,6 +1,6 @@
 """Settings: one reader for arguments, the environment and Celery's configuration.
 
-A wrong setting fails here, when a program starts, with an error that names the setting and says what to do. Any part
+A wrong setting fails here, when a program starts, with an error that names the setting and the remedy. Any part
 above ``events`` may use this part. It reads files (TLS certificates) and opens no connection.
 """
 

@@ -94,7 +94,7 @@ def loads(data: bytes, max_bytes: int) -> Any:
         max_bytes: Largest size that is parsed.
 
     Raises:
-        InvalidEvent: It is not JSON that means the same to every reader; ``reason`` tells why.
+        InvalidEvent: It is not JSON that means the same to every reader; ``reason`` names the problem.
     """
     if len(data) > max_bytes:
         raise InvalidEvent("size", "", f"{len(data)} bytes, the limit is {max_bytes} (bridge_max_event_bytes)")

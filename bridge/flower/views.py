@@ -143,8 +143,9 @@ class ListData(EventsHandler):
 
     @web.authenticated
     async def get(self) -> None:
-        draw, start, length = (max(0, self.get_argument(name, 0, type=int)) for name in ("draw", "start", "length"))
-        search, state = (self.get_argument(name, "", escape=False) for name in ("search", "state"))
+        draw, start, length = self._number("draw"), self._number("start"), self._number("length")
+        search = self.get_argument("search", "", escape=False)
+        state = self.get_argument("state", "", escape=False)
         if state and state not in BY_STATE:
             raise web.HTTPError(400, "Unknown state")
         try:
@@ -168,6 +169,9 @@ class ListData(EventsHandler):
                 "down": down,
             }
         )
+
+    def _number(self, name: str) -> int:
+        return max(0, int(self.get_argument(name, 0, type=int)))
 
 
 class EventRows(ListData):

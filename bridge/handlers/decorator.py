@@ -63,7 +63,7 @@ def on_event(
             (``queue``, ``priority``, ``countdown``, ...).
 
     Raises:
-        InvalidHandler: The declaration cannot work; the text says what to change.
+        InvalidHandler: The declaration cannot work; the text explains what to change.
     """
     _check_patterns(patterns)
     _check_options(options)
@@ -131,7 +131,7 @@ def _event_model(function: Callable[..., Any], *, bound: bool) -> type[Event[Any
         raise InvalidHandler(f"{name} is async, but Celery runs plain functions: call asyncio.run() in one")
     signature = inspect.signature(function)
     try:
-        arguments = signature.bind(*([None] * (1 + bound))).arguments
+        arguments = signature.bind(*(["task", "event"] if bound else ["event"])).arguments
     except TypeError as error:
         wanted = "the task and the event" if bound else "the event as its only argument (or use bind=True)"
         raise InvalidHandler(f"{name}{signature} must take {wanted}") from error

@@ -65,7 +65,9 @@ def effect_transaction(*watched: str) -> Iterator[Pipeline]:
                     raise BridgeError("pipe.execute() has ended the transaction: leave it to effect_transaction()")
                 pipe.execute()
             except WatchError:
-                if attempt(bus.settings, f"looking for the end of task {task_id}", lambda: ledger.has_ended(task_id)):
+                if attempt(
+                    bus.settings, f"checking whether task {task_id} has ended", lambda: ledger.has_ended(task_id)
+                ):
                     raise EndedElsewhere from None
                 raise
     except BaseException:

@@ -162,5 +162,12 @@ class History:
 
 def _header(row: list[Any]) -> Header:
     entry_id, event_id, event_type, replay = row
-    event_id, event_type = (text.decode(errors="replace") for text in (event_id, event_type))
-    return Header(entry_id.decode(), event_id, event_type, stream_position(entry_id.decode())[0], bool(replay))
+    stream_id = entry_id.decode()
+    at_ms, _ = stream_position(stream_id)
+    return Header(
+        stream_id,
+        event_id.decode(errors="replace"),
+        event_type.decode(errors="replace"),
+        at_ms,
+        bool(replay),
+    )

@@ -96,9 +96,14 @@ class Replay:
                 f"replay {self._name!r} was started with {stored['filters']}, not with {self._filters}; "
                 "use the same filters to resume it, or choose another name"
             )
-        at_ms, replayed, skipped = (int(stored.get(name, 0)) for name in ("at_ms", "replayed", "skipped"))
-        finished = stored.get("finished") == "1"
-        return Progress(stored["cursor"], stored["until"], at_ms, replayed, skipped, finished)
+        return Progress(
+            stored["cursor"],
+            stored["until"],
+            int(stored.get("at_ms", 0)),
+            int(stored.get("replayed", 0)),
+            int(stored.get("skipped", 0)),
+            finished=stored.get("finished") == "1",
+        )
 
     def remaining(self) -> Iterator[ReplayItem]:
         """Yield what :meth:`run` would replay or skip; write nothing.

@@ -83,7 +83,8 @@ class JournalSource:
         """See :class:`Source`."""
         while rows := self._page(first, last):
             for entry_id, fields in rows:
-                event_id, event_type = (fields.get(name, b"").decode(errors="replace") for name in (b"id", b"type"))
+                event_id = fields.get(b"id", b"").decode(errors="replace")
+                event_type = fields.get(b"type", b"").decode(errors="replace")
                 if (
                     b"group" not in fields
                     and self._accepts(event_type)

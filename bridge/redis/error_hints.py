@@ -85,7 +85,7 @@ _NOISE = re.compile(r" ?\(_ssl\.c:\d+\)| script: \w{40}, on @user_script:\d+|,? 
 
 
 def is_wrong_type(error: object) -> bool:
-    """Whether *error*, or a reply of a pipeline, says that a key holds another type of value than was expected."""
+    """Whether *error*, or a reply of a pipeline, reports that a key holds another type of value than was expected."""
     return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 
 

@@ -13,7 +13,7 @@ from bridge.telemetry import Action, log_fields
 
 #: Bytes that are kept of a message that did not decode: enough to recognise it, too few to fill the server.
 _RAW_BYTES = 4096
-#: Bytes of a text that are kept. The end of a traceback tells most, and the start of every other text.
+#: Bytes of a text that are kept. Of a traceback its end is kept, of every other text its start.
 _TEXT_BYTES = 1000
 _TRACEBACK_BYTES = 2048
 #: Reasons for which the event is not replayed although all of it was kept: the field and what is wrong with it.

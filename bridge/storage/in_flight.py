@@ -1,4 +1,4 @@
-"""What the ledger keeps, and tells, of one task."""
+"""What the ledger stores and reports about one task."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Ledger:
     # Runs
 
     def start_run(self, task_id: str, token: str, *, idempotent: bool, retries: int = 0) -> RunStart:
-        """Ask whether a task may run; if so, it is running from now on, under a lease.
+        """Request the lease of a task. If it is granted, the task is running from now on.
 
         Arguments:
             token: Identifies this run; the same when the call is repeated after an error.

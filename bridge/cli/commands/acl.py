@@ -78,13 +78,13 @@ def _lines(parts: Iterable[Part], user: str, version: str | None) -> Iterator[di
     places: dict[Place, list[Part]] = {}
     for part in parts:
         places.setdefault(part.place, []).append(part)
-    for some in places.values():
-        first = some[0]
+    for of_place in places.values():
+        first = of_place[0]
         found = _version(version, first)
-        uses = [part.use for part in some]
+        uses = [part.use for part in of_place]
         # A line replaces all permissions, so a server with two addresses must not get two lines for one user.
         name = user if uses[0] == "bus" else f"{user}-{uses[0]}"
-        rules = rules_of((grant for part in some for grant in part.grants), found or MIN_VERSION)
+        rules = rules_of((grant for part in of_place for grant in part.grants), found or MIN_VERSION)
         version_text = ".".join(map(str, found)) if found else ""
         yield {"user": name, "for": uses, "at": str(first.place), "version": version_text, "rules": rules}
 
@@ -109,7 +109,7 @@ def _version(given: str | None, part: Part) -> tuple[int, ...] | None:
             finally:
                 client.close()
     if found is not None and found < MIN_VERSION:
-        wanted, has = (".".join(map(str, one)) for one in (MIN_VERSION, found))
+        wanted, has = ".".join(map(str, MIN_VERSION)), ".".join(map(str, found))
         text = (
             f"the {part.use} at {part.place} is Redis {has}, which has no ACL selectors; these lines require {wanted}"
         )

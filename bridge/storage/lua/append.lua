@@ -46,7 +46,7 @@ for i = 1, (#ARGV - 5) / PER_EVENT do
     if not first then
         local mark = digest .. ":" .. fingerprint .. ":"
         consequences, rate = KEYS[tonumber(consequences)], KEYS[tonumber(rate)]
-        -- pcall: a key of another type there limits nobody
+        -- pcall: a key of another type must not limit a source
         if rate and (tonumber(redis.pcall("GET", rate)) or 0) >= max_events then
             redis.call("SET", seen, mark .. "limited", "PX", dedup_ttl_ms)
             results[i] = -2

@@ -2,8 +2,8 @@
 --
 -- Each command is given as the number of its words, then the words. None is executed, and none is recorded in ACL LOG.
 --
--- Returns the positions of the commands for which the current user lacks the permission; nil before Redis 7.0, where a
--- script cannot ask.
+-- Returns the positions of the commands for which the current user lacks the permission; nil before Redis 7.0, where
+-- scripts cannot check permissions.
 
 if not redis.acl_check_cmd then
     return false

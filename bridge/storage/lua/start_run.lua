@@ -5,7 +5,7 @@
 --
 -- done        string  exists when the task has ended
 -- lease       hash    token: of the run in progress; until_ms: when its lease ends unless it is renewed; asked_ms: when
---                     another copy of the message first asked since the last renewal; deaths: earlier runs whose worker
+--                     another copy of the message was first received since the last renewal; deaths: earlier runs whose worker
 --                     died; retries: of the message of the run. A message of more retries was sent by that run itself,
 --                     as a retry, and need not wait for it
 -- inflight    zset    task id -> when the task is overdue, ms; postponed here, because the task runs
@@ -28,7 +28,7 @@ local task_id, token, lease_ms, max_deaths = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local redispatch_ms, idempotent, retries = tonumber(ARGV[5]), ARGV[6] == "1", ARGV[7]
 
 local now_ms = server_ms()
--- As long as the ledger may ask for it: a run whose worker died counts while its message may come again.
+-- As long as the task may be redispatched: a run whose worker died counts while its message may be received again.
 local keep_ms = lease_ms + 2 * redispatch_ms
 
 if idempotent and redis.call("EXISTS", done) == 1 then
@@ -43,7 +43,7 @@ deaths = tonumber(deaths or 0)
 local handed_on = tonumber(retries) > tonumber(holder_retries or 0)
 if holder and holder ~= token and not handed_on then
     -- No lease can be renewed while this server is unavailable. So a run counts as dead only when it has not renewed its
-    -- lease for a whole lease_ms after another copy asked, which shows that the server was available.
+    -- lease for a whole lease_ms after another copy was received, which shows that the server was available.
     asked_ms = tonumber(asked_ms or now_ms)
     local left_ms = math.max(tonumber(until_ms), asked_ms + lease_ms) - now_ms
     if left_ms <= 0 then
@@ -69,8 +69,8 @@ if record then
     local first_message = task.redispatches == 0 and not task.retried
     local queue = task.queue .. " " .. task.priority
     local newest = redis.call("HGET", watermarks, queue)
-    -- Only a task that was sent once tells how far its queue has come. Of one that was sent again, this may be the first
-    -- message, which is further ahead in the queue than sent_ms says. A retry starts when its delay is over, and maybe
+    -- Only a task that was sent once shows how far its queue has been processed. Of one that was sent again, this may be the first
+    -- message, which is further ahead in the queue than sent_ms indicates. A retry starts when its delay is over, and maybe
     -- through another queue.
     if first_message and (not newest or tonumber(newest) < tonumber(sent_ms)) then
         redis.call("HSET", watermarks, queue, sent_ms)
