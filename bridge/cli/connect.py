@@ -18,7 +18,7 @@ from bridge.redis import connect, describe_error, hint_for
 from bridge.storage import Storage
 
 #: Longest wait for a server to accept a connection, and then for its first reply.
-_PATIENCE_S = 1.5
+_TIMEOUT_S = 1.5
 
 
 class Unreachable(click.ClickException):
@@ -87,7 +87,7 @@ def _reach(settings: BridgeSettings) -> None:
         RedisError: It cannot be used.
     """
     # NoPermissionError: the server replies, and a user without PING may have all other permissions.
-    with connect(settings, _PATIENCE_S) as probe, suppress(NoPermissionError):
+    with connect(settings, _TIMEOUT_S) as probe, suppress(NoPermissionError):
         probe.ping()
 
 

@@ -29,7 +29,7 @@ _SOURCES = 5000
 #: Events per round trip when their sources are read, and journal entries per round trip when only their fields are.
 _CHUNK, _PAGE = 20, 50
 #: How long a command may take while a user waits for the page.
-_PATIENCE_S = 2.5
+_TIMEOUT_S = 2.5
 
 #: The filters above the list, each with its condition on the states of the tasks of an event.
 BY_STATE: dict[str, Callable[[set[str]], bool]] = {
@@ -70,7 +70,7 @@ class EventData:
         settings = BridgeSettings.load(app)
         self._max_events, self._max_read_bytes = max_events, max_read_bytes
         self.settings = settings.model_copy(update={"publish_attempts": 1})
-        self.storage = Storage(connect(self.settings, _PATIENCE_S), self.settings)
+        self.storage = Storage(connect(self.settings, _TIMEOUT_S), self.settings)
         self.dead_letters = DeadLetterList(self.storage, max_read_bytes)
         self._history = History(self.storage)
         self._task_states = TaskStates(app, self.storage)

@@ -26,7 +26,7 @@ from bridge.flower.tree import lines
 T = TypeVar("T")
 
 #: Longest time that a page waits for its data.
-_PATIENCE_S = 8.0
+_TIMEOUT_S = 8.0
 #: Seconds between two refreshes of a page, unless ``?autorefresh=`` says otherwise.
 _REFRESH_S = 3
 _STATIC = Path(__file__).parent / "static"
@@ -70,7 +70,7 @@ class EventsHandler(BaseHandler):  # type: ignore[misc]  # flower has no types
         """Whether Flower runs in read-only mode."""
         return bool(self.application.options.read_only)
 
-    async def ask(self, do: Callable[[EventData], T]) -> T:
+    async def run_in_thread(self, do: Callable[[EventData], T]) -> T:
         """Run *do* in a thread, and return its result.
 
         Raises:
@@ -80,9 +80,9 @@ class EventsHandler(BaseHandler):  # type: ignore[misc]  # flower has no types
         source: _Data = self.settings.setdefault("bridge_data", _Data(self.capp))
         loop = asyncio.get_running_loop()
         try:
-            return await asyncio.wait_for(loop.run_in_executor(_threads, lambda: do(source.get())), _PATIENCE_S)
+            return await asyncio.wait_for(loop.run_in_executor(_threads, lambda: do(source.get())), _TIMEOUT_S)
         except TimeoutError:
-            raise Unavailable(f"No answer from Redis within {_PATIENCE_S:.0f} s.") from None
+            raise Unavailable(f"No answer from Redis within {_TIMEOUT_S:.0f} s.") from None
         except (RedisError, OperationalError, OSError) as error:  # BusUnavailable is an OSError too
             raise Unavailable(str(error) or type(error).__name__) from error
 
@@ -149,7 +149,7 @@ class ListData(EventsHandler):
         if state and state not in BY_STATE:
             raise web.HTTPError(400, "Unknown state")
         try:
-            found, down = await self.ask(lambda data: self.read(data, search, state, start, length)), ""
+            found, down = await self.run_in_thread(lambda data: self.read(data, search, state, start, length)), ""
         except (Unavailable, BridgeError) as error:
             found, down = Listing(), str(error)
         for row in found.rows:
@@ -196,7 +196,7 @@ class EventView(EventsHandler):
         kind, message = self.take_message()
         values: dict[str, Any] = {"event_id": event_id, "kind": kind, "message": message}
         try:
-            page = await self.ask(lambda data: data.page(event_id))
+            page = await self.run_in_thread(lambda data: data.page(event_id))
         except (Unavailable, BridgeError) as error:
             self.show("bridge_event.html", 503, page=None, lines=(), problem=str(error), **values)
             return
@@ -211,7 +211,7 @@ class TreeView(EventsHandler):
     @web.authenticated
     async def get(self, event_id: str) -> None:
         try:
-            trace, problem = await self.ask(lambda data: data.trace(event_id)), ""
+            trace, problem = await self.run_in_thread(lambda data: data.trace(event_id)), ""
         except (Unavailable, BridgeError) as error:
             trace, problem = None, str(error)
             self.set_header("Bridge-Down", "1")
@@ -236,7 +236,7 @@ class ActionView(EventsHandler):
         if self.read_only:
             raise web.HTTPError(403, "Flower runs in read-only mode")
         try:
-            kind, text = "success", await self.ask(do)
+            kind, text = "success", await self.run_in_thread(do)
         except Unavailable as error:
             kind, text = "danger", f"It is unknown whether this was done; check before you try again: {error}"
         except BridgeError as error:

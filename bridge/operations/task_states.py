@@ -23,9 +23,9 @@ from bridge.storage import DeadLetter, Storage, TaskStatus
 #: How many replays of an event are looked up, the newest first.
 _MAX_REPLAYS = 10
 #: Most tasks that are looked up in the result backend, and the longest wait for it.
-_MAX_ASKED = 50
+_MAX_LOOKUPS = 50
 _BACKEND_WAIT_S = 2.0
-#: How long a result backend that did not answer is not asked again: a trace looks up many events.
+#: How long a result backend that did not answer is not queried again: a trace looks up many events.
 _BACKEND_PAUSE_S = 10.0
 
 
@@ -93,7 +93,7 @@ class TaskStates:
         self._history = History(storage)
         self._ledger = storage.ledger
         self._dead_letters = storage.dead_letters
-        self._ask_backend_at_s = 0.0
+        self._backend_due_at_s = 0.0
 
     def states(self, events: Sequence[tuple[str, str]]) -> list[list[TaskNode]]:
         """Return the tasks of events, given by id and type: the newest run of each handler, without published events.
@@ -189,20 +189,20 @@ class TaskStates:
 
     def _from_backend(self, nodes: Sequence[TaskNode]) -> list[TaskNode]:
         """Fill in the states that the ledger does not know."""
-        unknown = [node.task_id for node in nodes if not node.state][:_MAX_ASKED]
+        unknown = [node.task_id for node in nodes if not node.state][:_MAX_LOOKUPS]
         states: dict[str, str] = {}
 
-        def ask() -> None:
+        def look_up() -> None:
             for task_id in unknown:
                 states[task_id] = str(self._app.AsyncResult(task_id).state)
 
-        if unknown and time.monotonic() >= self._ask_backend_at_s:
+        if unknown and time.monotonic() >= self._backend_due_at_s:
             # In a separate thread, because Celery retries a backend that is unavailable.
-            thread = threading.Thread(target=_quietly, args=(ask,), name="bridge-results", daemon=True)
+            thread = threading.Thread(target=_quietly, args=(look_up,), name="bridge-results", daemon=True)
             thread.start()
             thread.join(_BACKEND_WAIT_S)
             if len(states) < len(unknown):
-                self._ask_backend_at_s = time.monotonic() + _BACKEND_PAUSE_S
+                self._backend_due_at_s = time.monotonic() + _BACKEND_PAUSE_S
         known = {task_id: state for task_id, state in states.copy().items() if state != "PENDING"}
         return [replace(node, state=node.state or known.get(node.task_id, "")) for node in nodes]
 

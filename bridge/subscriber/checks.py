@@ -59,13 +59,13 @@ def check_settings(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[.
         app: Its configuration and its broker are checked.
         tasks: The tasks of the handlers.
     """
-    bus = _ask_bus(settings)
+    bus = _bus_servers(settings)
     findings = list(_kind(settings, bus[0]))
     findings += [finding for one in bus for finding in (*_version(one), *_durability(one), *_memory(one))]
     with probe_connection(app) as connection:
         driver = connection.transport.driver_type
         if driver == "redis":
-            server = _ask_broker(connection)
+            server = _broker_server(connection)
             if server.run_id is None or server.run_id not in [one.run_id for one in bus]:  # unless one server is both
                 findings += [*_durability(server), *_memory(server)]
     options = app.conf.broker_transport_options
@@ -117,14 +117,14 @@ class Server:
         name: Its role, ``bus`` or ``broker``.
         holds: What it stores, and so what it can lose.
         settings: By name, as in CONFIG, and also ``version``, ``mode`` and ``role``.
-        silence: Why some are missing.
+        missing_because: Why some are missing, to follow the word "Redis".
         run_id: Unique for each start of a server.
     """
 
     name: str
     holds: str
     settings: Mapping[str, str]
-    silence: str
+    missing_because: str
     run_id: str | None = None
 
     def finding(self, setting: str, problem: str, advice: str) -> Finding:
@@ -132,10 +132,10 @@ class Server:
 
     def unknown(self, setting: str, wanted: str) -> Finding:
         advice = f"ensure that it is {wanted}, or allow this user +info and +config|get"
-        return self.finding(setting, f"unknown, because Redis {self.silence}", advice)
+        return self.finding(setting, f"unknown, because Redis {self.missing_because}", advice)
 
 
-def _ask_bus(settings: BridgeSettings) -> list[Server]:
+def _bus_servers(settings: BridgeSettings) -> list[Server]:
     """Read the settings of each server of the bus."""
     try:
         with connect(settings, _TIMEOUT_S) as client:
@@ -144,7 +144,7 @@ def _ask_bus(settings: BridgeSettings) -> list[Server]:
         return [Server("bus", "events", {}, f"does not answer ({error})")]
 
 
-def _ask_broker(connection: Any) -> Server:  # kombu.Connection; its stubs know neither fractions of seconds nor client
+def _broker_server(connection: Any) -> Server:  # kombu's; its stubs know neither fractions of seconds nor client
     name, holds = "broker", "task messages"
     try:
         connection.ensure_connection(timeout=_TIMEOUT_S, interval_start=0.1, interval_step=0.1)
@@ -181,8 +181,8 @@ def server_of(client: Redis, name: str, holds: str = "events") -> Server:
     for part in parts:
         reported |= part
     known = {setting: str(value) for setting, value in reported.items() if value is not None}
-    silence = f"replied: {refusals[0]}" if refusals else "does not report it"
-    return Server(name, holds, known, silence, info.get("run_id"))
+    missing_because = f"replied: {refusals[0]}" if refusals else "does not report it"
+    return Server(name, holds, known, missing_because, info.get("run_id"))
 
 
 def _kind(settings: BridgeSettings, server: Server) -> Iterator[Finding]:

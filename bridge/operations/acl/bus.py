@@ -229,7 +229,7 @@ def _commands(needs: Sequence[_Needs], scripts: Iterable[str]) -> Iterator[tuple
 
 
 def sentinel_grants() -> list[Grant]:
-    """Return the permissions that every role needs on Sentinels with a login: to ask for the address of the server."""
+    """Return the permissions that every role needs on Sentinels with a login: to read the address of the server."""
     return [Grant(frozenset({"sentinel|masters"}))]
 
 

@@ -19,8 +19,8 @@ from bridge.operations.acl.celery import BrokerKeys, broker_grants, result_grant
 from bridge.operations.acl.rules import Grant
 from bridge.redis import connect
 
-#: Longest wait for a server that is asked for its version.
-_PATIENCE_S = 1.5
+#: Longest wait for a server to report its version.
+_TIMEOUT_S = 1.5
 
 
 class Place(NamedTuple):
@@ -51,7 +51,7 @@ class Part:
 
     Arguments:
         use: ``bus``, ``broker``, ``results`` or ``sentinels``.
-        client: Creates a client for it, to ask for its version.
+        client: Creates a client for it, to read its version.
     """
 
     use: str
@@ -71,13 +71,13 @@ def parts_of(
         queue: Names of further queues.
     """
     grants = bus_grants(role, settings, no_bridge=no_bridge, subscriber=not no_subscriber)
-    found = [Part("bus", _place_of_bus(settings), grants, lambda: connect(settings, _PATIENCE_S))]
+    found = [Part("bus", _place_of_bus(settings), grants, lambda: connect(settings, _TIMEOUT_S))]
     found += _of_celery(app, settings, role, queue, subscriber=not no_subscriber)
     yield from found
     for part in found:
         if part.place.kind == "sentinel" and part.grants:
             host, port = part.place.hosts[0]
-            options = settings.address.sentinel_options | {"socket_timeout": _PATIENCE_S}
+            options = settings.address.sentinel_options | {"socket_timeout": _TIMEOUT_S}
             sentinels = Place("sentinels", part.place.hosts)
             yield Part("sentinels", sentinels, sentinel_grants(), partial(Redis, host=host, port=port, **options))
             break

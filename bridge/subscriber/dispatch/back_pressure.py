@@ -32,7 +32,7 @@ class BackPressure:
         #: The full queue that dispatch is waiting for.
         self.full_queue: str | None = None
 
-    def holds_back(self, batch: Batch) -> bool:
+    def applies_to(self, batch: Batch) -> bool:
         """Whether one of the queues that *batch* goes to is full; all messages before it must have arrived.
 
         Raises:

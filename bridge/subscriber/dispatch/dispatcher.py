@@ -133,7 +133,7 @@ class Dispatcher:
         if read_ahead and not self._transaction.under_way:
             self._transaction.begin([], [], read=self._reader.limit)  # while the first batch of a backlog is routed
         batch = self._router.route(entries)
-        if self._back_pressure.holds_back(batch):
+        if self._back_pressure.applies_to(batch):
             return False
         ahead = self._end_transaction()
         self._send(batch)

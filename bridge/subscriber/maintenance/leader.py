@@ -9,7 +9,7 @@ _TERM_ROUNDS = 3
 
 
 class Leader:
-    """One candidate for the leadership of a group. The first to ask is elected, until it resigns or its term expires.
+    """One candidate for the leadership of a group. The first one is elected, until it resigns or its term expires.
 
     Maintenance is safe to repeat. Two leaders at a time, as after a long freeze of one process, only do needless work.
 
