@@ -23,11 +23,11 @@ demo: install ## Show how events become tasks that publish further events
 dev: install ## The same, then keep running, with Flower on port 5555
 	$(BIN)/python scripts/demo.py --stay
 
-# Four processes, also on two cores: tests mostly wait, for servers to start and for failures to be detected. Tests that
+# Six processes, also on two cores: tests mostly wait, for servers to start and for failures to be detected. Tests that
 # share a server run in one process, and start first. They import the same modules hundreds of times, so Python may keep
 # what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n 6
 QUICK := --quick
 
 unit: install ## Run the tests of one part each, in less than a minute; QUICK= runs all of their examples

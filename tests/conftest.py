@@ -22,6 +22,7 @@ from bridge.subscriber.subscriber import Subscriber
 from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
 from tests.support.apps import Invoke, StartSubscriber, make_app
+from tests.support.groups import GroupScheduling
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
 from tests.support.queues import Queues
@@ -30,6 +31,12 @@ from tests.support.requirements import ALL_REDIS_KINDS, any_redis_binary, redis_
 from tests.support.restricted_redis import RestrictedRedis
 from tests.support.scrape import Ask, Page, Scrape
 from tests.support.strategies import quick_examples
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share servers run in one process."""
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session", params=list(ALL_REDIS_KINDS))
@@ -156,6 +163,7 @@ def start_subscriber(app: Celery, settings: BridgeSettings) -> Iterator[StartSub
     The fixture stops them after the test and asserts that none of their threads is left.
     """
     started: list[Subscriber] = []
+    before = set(threading.enumerate())  # the leases of an earlier test end by themselves, seconds later
 
     def start_one(name: str = "one", app: Celery = app, **changes: object) -> Subscriber:
         changed = {"redis_url": settings.url, "channel_prefix": settings.channel_prefix, "group": "tests"} | changes
@@ -168,7 +176,7 @@ def start_subscriber(app: Celery, settings: BridgeSettings) -> Iterator[StartSub
     yield start_one
     for subscriber in started:
         subscriber.stop()
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("bridge-")]
+    threads = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("bridge-")]
     for thread in threads:
         thread.join(10)
     assert not [thread for thread in threads if thread.is_alive()]

@@ -48,6 +48,7 @@ def parsed(code: str) -> ast.Module:
     return ast.parse(code)
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Return all modules of the package by their dotted names."""
     paths = sorted((ROOT / "bridge").rglob("*.py"))
@@ -111,6 +112,7 @@ def _is_offered(module: str) -> bool:
     return module in MODULES_OFFERED or name in offered(face)
 
 
+@cache
 def offered(module: str) -> set[str]:
     """Return ``__all__`` of a face, or the public names of a module without one."""
     tree = parsed(modules()[module].read_text())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flower import urls
+from flower import app, command, urls
 from tornado.web import Application, url
 
 from bridge.flower import _with_tab, add_pages
@@ -22,6 +22,8 @@ NAVBAR = (Path(flower.__file__).parent / "templates" / "navbar.html").read_text(
 @pytest.fixture
 def unused() -> Iterator[tuple[list[Any], dict[str, Any]]]:
     """Flower's page table and settings as before its start; they are restored after the test."""
+    assert app.default_handlers is urls.handlers  # both modules are imported before a test replaces the table
+    assert command.settings is urls.settings
     pages, settings = list(urls.handlers), dict(urls.settings)
     yield urls.handlers, urls.settings
     urls.handlers[:] = pages
