@@ -39,7 +39,10 @@ _HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
         ("handshake operation timed out",),
         "The server accepts connections, but not with TLS: write redis instead of rediss in {url}.",
     ),
-    (("Connection reset by peer",), "Check that it runs. If it requires TLS, write rediss instead of redis in {url}."),
+    (
+        ("Connection reset by peer",),
+        "Check that it is running. If it requires TLS, write rediss instead of redis in {url}.",
+    ),
     # Sentinels
     (("no Sentinel", "does not watch"), "Check the name of the service, at the end of {url}."),
     (("no Sentinel", "uthentication"), "Check sentinel_password=... and sentinel_username=... in {url}."),

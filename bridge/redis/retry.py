@@ -116,5 +116,5 @@ def _advice(error: RedisError) -> str:
     if isinstance(error, ReadOnlyError):
         return "This server is a replica: set BRIDGE_REDIS_URL to the address of the primary."
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
-        return "Check that it runs and that BRIDGE_REDIS_URL is right."
+        return "Check that it is running and that BRIDGE_REDIS_URL is correct."
     return "Check the key it names, or grant this user the permission with ACL SETUSER."

@@ -34,4 +34,4 @@ def test_another_version_of_flower_starts_unchanged(processes: Processes) -> Non
     assert "Events" not in page.body
     log = processes.log("flower")
     assert log.count("without the Events pages") == 1
-    assert "tested with 2.2.x, this is 2.3.0" in log
+    assert "tested with Flower 2.2.x, this is 2.3.0" in log

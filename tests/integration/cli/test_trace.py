@@ -95,7 +95,7 @@ def test_a_real_trip(
 
     (line,) = trace("journey", "--json").stdout.splitlines()
     tree = json.loads(line)
-    assert (tree["asked"], tree["correlation_id"], tree["hidden"]) == ("journey", "journey", 0)
+    assert (tree["requested_id"], tree["correlation_id"], tree["hidden"]) == ("journey", "journey", 0)
     all_ids = list(ids(tree["roots"][0]))
     assert len(all_ids) == 5
     assert trace("journey").stdout == shown.replace(ASKED, "")

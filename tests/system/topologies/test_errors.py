@@ -148,7 +148,7 @@ WRONG_WAYS: dict[str, tuple[Callable[[Places], str], str, str]] = {
         "without any password configured",
         "user and password",
     ),
-    "no cluster": (lambda at: "redis+cluster://127.0.0.1:1", "Connection refused", "Check that it runs"),
+    "no cluster": (lambda at: "redis+cluster://127.0.0.1:1", "Connection refused", "Check that it is running"),
 }
 
 
@@ -196,7 +196,7 @@ def test_subscribers_say_what_is_wrong(
     """A worker keeps retrying, its log contains the cause, and it can be stopped."""
     url, says, advice = wrong
     settings = BridgeSettings.load(redis_url=url, channel_prefix=prefix, group="tests", socket_timeout_s=5)
-    alone = ("user and password", "Grant", "Check that it runs")  # the error itself is sufficient
+    alone = ("user and password", "Grant", "Check that it is running")  # the error itself is sufficient
     wanted = "" if advice.startswith(alone) else advice.removesuffix(" in")
 
     def line() -> str | None:
