@@ -267,8 +267,8 @@ def test_a_subscriber_too_slow_for_its_buffer(
         eventually(lambda: queues.length() == 1, "it dispatches")
         slow.send_signal(signal.SIGSTOP)
         many = 0
-        while subscribed() and many < 1000:
-            shout(admin, prefix, Event(type="dream.made", id=f"n{many}", payload="x" * 100_000))
+        while subscribed() and many < 3000:  # Valkey 9 does not count large messages, which it does not copy
+            shout(admin, prefix, Event(type="dream.made", id=f"n{many}", payload="x" * 15_000))
             many += 1
         assert not subscribed()
         slow.send_signal(signal.SIGCONT)
