@@ -7,21 +7,19 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
-from click.testing import CliRunner, Result
 from redis import Redis
 
 from bridge import BridgeSettings, EventBus
-from bridge.cli import bus as bus_command
 from bridge.handlers.handler import registry
 from bridge.subscriber.subscriber import Subscriber
 from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
 from tests.support.apps import Invoke, StartSubscriber, make_app
+from tests.support.cli import invoker, on_bus
 from tests.support.groups import GroupScheduling
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
@@ -64,16 +62,8 @@ def restricted_redis(restricted_server: RedisServer, prefix: str, register_handl
 def invoke(app: Celery, settings: BridgeSettings, register_handlers, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run ``bus ...`` in this process, with the handlers t.exact and t.plain."""
     register_handlers("t.exact", "t.plain")
-    monkeypatch.setenv("REDIS_URL", settings.url)
-    monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
-
-    def run(*arguments: str, expect: int = 0, **options: Any) -> Result:
-        result = CliRunner().invoke(bus_command, arguments, obj=SimpleNamespace(app=app), **options)
-        assert result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return run
+    on_bus(settings, monkeypatch)
+    return invoker(app)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 
 from bridge import EventBus
 from bridge.handlers.handler import task_id_for
-from bridge.telemetry import json_logs
 from bridge.testing.redis_server import RedisServer
 from tests.support.processes import STOP_S, Processes, stops_worker
 from tests.support.waiting import eventually
@@ -21,23 +19,6 @@ from tests.support.waiting import eventually
 SECRET = "s3cret-payload"
 #: Python's own warnings, which precede a worker's logging setup, are off.
 JSON = {"BRIDGE_LOG_FORMAT": "json", "PYTHONWARNINGS": "ignore"}
-
-
-@pytest.fixture
-def line() -> Callable[..., dict[str, Any]]:
-    """Format one record, which must be standard JSON."""
-
-    def refuse(constant: str) -> None:
-        pytest.fail(f"{constant} is not valid JSON")
-
-    def write(message: object = "text", *args: object, name: str = "user.code", **more: Any) -> dict[str, Any]:
-        record = logging.getLogger(name).makeRecord(name, logging.INFO, "file.py", 7, message, args, None, **more)  # type: ignore[arg-type]
-        text = json_logs.formatter().format(record)
-        assert "\n" not in text
-        written: dict[str, Any] = json.loads(text, parse_constant=refuse)
-        return written
-
-    return write
 
 
 # Real processes

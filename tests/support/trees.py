@@ -1,7 +1,8 @@
-"""Traces as plain trees, for comparisons."""
+"""Traces as plain trees, for comparisons, and the output of ``bus trace``."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from bridge.operations.task_states import EventNode, TaskNode
@@ -33,3 +34,13 @@ def events(root: EventNode | TaskNode) -> list[EventNode]:
 
 def tasks(root: EventNode | TaskNode) -> list[TaskNode]:
     return [task for event in events(root) for task in event.tasks]
+
+
+def shape(text: str) -> str:
+    """Return the tree without ids, times and branches."""
+    found = ""
+    for line in text.splitlines():
+        indent, name, rest = re.match(r"([ │├└─]*)(\S+)  (\S+)", line).groups()  # type: ignore[union-attr]  # else fail
+        about = f"{name.removeprefix('tests.chains.')} {rest}" if rest.isupper() else name
+        found += f"{' ' * len(indent)}{about}\n"
+    return found

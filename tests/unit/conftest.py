@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from celery import Celery
 from redis import Redis
 from redis.connection import Connection
 
+from bridge import BridgeSettings
+from bridge.broker.outbox import Outbox
 from bridge.testing.redis_server import RedisServer, binary_on_path
 from tests.support.requirements import ALL_REDIS_KINDS, redis_binary
 from tests.support.scrape import Listen, RoundTrips
@@ -36,6 +39,14 @@ def each_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A server like ``server``, of each kind in turn."""
     with RedisServer(redis_binary(request.param)) as running:
         yield running
+
+
+@pytest.fixture
+def outbox(app: Celery, settings: BridgeSettings) -> Iterator[Outbox]:
+    app.finalize()
+    made = Outbox(app, settings)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -7,38 +7,25 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from importlib import import_module
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
-from click.testing import CliRunner, Result
 from redis import Redis
 
 from bridge import BridgeSettings
-from bridge.cli import bus as bus_command
 from bridge.handlers.handler import registry
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
+from tests.support.apps import Invoke
+from tests.support.check import CHECKS, COMMAND, passed, wrong
+from tests.support.cli import invoker, on_bus
 from tests.support.processes import Processes
 from tests.support.terminal import OpenTerminal
 from tests.support.waiting import eventually
 
 HERE = "tests.chains"
-CHECKS = [
-    "bus at",
-    "permissions of the bus user",
-    "clock",
-    "subscribers of group tests",
-    "broker",
-    "durability, memory and Celery's settings",
-    "accepted types",
-    "handlers and their workers",
-]
-COMMAND = import_module("bridge.cli.commands.check")
-Check = Callable[..., Result]
 
 
 @pytest.fixture
@@ -66,33 +53,11 @@ def app(user_app: Celery, url: str) -> Celery:
 
 
 @pytest.fixture
-def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Check:
+def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run ``bus check ...`` in this process."""
-    monkeypatch.setenv("REDIS_URL", settings.url)
-    monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
+    on_bus(settings, monkeypatch)
     monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # for the tests without workers
-
-    def run(*arguments: str, expect: int | None = 0) -> Result:
-        result = CliRunner().invoke(bus_command, ["check", *arguments], obj=SimpleNamespace(app=app))
-        assert expect is None or result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return run
-
-
-def wrong(result: Result) -> list[tuple[str, str]]:
-    """Return the failed checks, each with its problem; assert that each has a hint."""
-    lines = result.stdout.splitlines()
-    failed = [number for number, line in enumerate(lines) if line.startswith("FAIL  ")]
-    assert all(re.match(r"      -> \S", lines[number + 1]) for number in failed)
-    assert all(line.startswith(("ok    ", "FAIL  ", "      -> ")) for line in lines)
-    parts = [lines[number].removeprefix("FAIL  ").partition(": ") for number in failed]
-    return [(about, problem) for about, _, problem in parts]
-
-
-def passed(result: Result) -> list[str]:
-    return [line[6:] for line in result.stdout.splitlines() if line.startswith("ok    ")]
+    return invoker(app, "check")
 
 
 @pytest.fixture
@@ -120,7 +85,7 @@ def worker(
 # With a real worker
 
 
-def test_all_is_well(check: Check, worker: Callable[..., Any], url: str, terminal: OpenTerminal) -> None:
+def test_all_is_well(check: Invoke, worker: Callable[..., Any], url: str, terminal: OpenTerminal) -> None:
     """If all is well, the status is 0, with one line (in JSON, one object) for each check."""
     running = worker("celery,plain")
     assert check().stdout.splitlines() == [f"ok    {text}" for text in [f"bus at {url}", *CHECKS[1:]]]
@@ -138,7 +103,7 @@ def test_all_is_well(check: Check, worker: Callable[..., Any], url: str, termina
     assert len(passed(result)) == len(CHECKS) - 2
 
 
-def test_handlers_and_queues_without_a_worker(check: Check, worker: Callable[..., Any]) -> None:
+def test_handlers_and_queues_without_a_worker(check: Invoke, worker: Callable[..., Any]) -> None:
     """A handler that no live worker has, and a queue that no worker consumes, are reported by name."""
     worker("celery")
     registry.add(HANDLERS["t.own"])

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
 
 import pytest
 from redis import Redis
 
-from bridge import BridgeSettings, Event, EventBus
-from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.in_flight import InFlightTask
+from bridge import BridgeSettings, EventBus
 from bridge.storage.keys import Keys
-from bridge.storage.presence import Presence
-from bridge.storage.storage import Storage
 from tests.support.apps import Invoke
 from tests.support.processes import Processes
+from tests.support.status import fill, table, told
 from tests.support.terminal import OpenTerminal
 from tests.support.waiting import eventually
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-GROUP = {
-    "name", "backlog", "exact", "oldest_s", "pending", "last_ms", "in_flight", "overdue", "dead_letters",
-    "dead_letters_written", "dead_letters_evicted", "subscribers", "dispatched_per_s", "alive",
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -35,46 +25,10 @@ def keys(prefix: str) -> Keys:
     return Keys(prefix)
 
 
-def told(invoke: Invoke) -> dict[str, Any]:
-    """Return the JSON output, which is one line."""
-    (line,) = invoke("status", "--json").stdout.splitlines()
-    found: dict[str, Any] = json.loads(line)
-    return found
-
-
-def table(text: str, first: str) -> list[list[str]]:
-    """Return the cells of the table whose header begins with *first*; cells are two spaces apart."""
-    lines = text.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith(first))
-    rows = lines[start + 1 :]
-    return [row.split() for row in rows[: rows.index("") if "" in rows else None]]
-
-
 @pytest.fixture
 def busy(client: Redis, settings: BridgeSettings, bus: EventBus, keys: Keys) -> None:
-    """A group in which every value is above zero, and an idle group."""
-    bus.publish_many([Event(type="dream.created", id=f"e{number}") for number in range(10)])
-    client.xgroup_create(keys.journal, "tests", id="0")
-    client.xgroup_create(keys.journal, "idle", id="$")
-    client.xreadgroup("tests", "silent", {keys.journal: ">"}, count=3)
-    pair = InFlightTask("t.exact", "e", "1-1", "celery")
-    Storage(client, settings).ledger.acknowledge_sent([], [pair.entry(f"t{number}") for number in range(5)])
-    late = settings.model_copy(update={"redispatch_after_s": -1})
-    Storage(client, late).ledger.acknowledge_sent([], [pair.entry("late")])
-    Storage(client, settings).dead_letters.add(DeadLetter.of_message("json", "", "channel", b"x"))
-    now_s = int(client.time()[0])
-    problems, gap_ms = ["cannot", "will not"], (now_s - 7300) * 1000
-    for after_s, one in (
-        (
-            60,
-            Presence("well", "here", dispatched_per_s=2.5),
-        ),  # a minute ahead, so it counts as alive until the end of the test
-        (60, Presence("tired", "there", problems, gap_ms=gap_ms)),
-        (60, Presence("waiting", waits="queue celery is full")),
-        (-8, Presence("lost", dispatched_per_s=99.0)),
-    ):
-        said = f"{(now_s + after_s) * 1000} {json.dumps(asdict(one))}"
-        client.hset(keys.subscribers("tests"), one.name, said)
+    """A group with a backlog, tasks, dead letters and subscribers, and another group that is idle."""
+    fill(client, settings, bus, keys)
 
 
 def test_what_people_see(invoke: Invoke, busy: None, settings: BridgeSettings, terminal: OpenTerminal) -> None:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
-from click.testing import CliRunner, Result
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.cli import bus as bus_command
 from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.in_flight import Ended
 from bridge.storage.storage import Storage
+from tests.support.apps import Invoke
+from tests.support.cli import invoker, on_bus
 from tests.support.processes import Processes
 from tests.support.terminal import OpenTerminal
+from tests.support.trees import shape
 from tests.support.waiting import eventually
 
 HERE = "tests.chains"
@@ -42,28 +42,10 @@ ASKED = "  <- this event"
 
 
 @pytest.fixture
-def trace(user_app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def trace(user_app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run ``bus trace ...`` in this process with the handlers of tests/chains.py."""
-    monkeypatch.setenv("REDIS_URL", settings.url)
-    monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
-
-    def run(*arguments: str, expect: int | None = 0) -> Result:
-        result = CliRunner().invoke(bus_command, ["trace", *arguments], obj=SimpleNamespace(app=user_app))
-        assert expect is None or result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return run
-
-
-def shape(text: str) -> str:
-    """Return the tree without ids, times and branches."""
-    found = ""
-    for line in text.splitlines():
-        indent, name, rest = re.match(r"([ │├└─]*)(\S+)  (\S+)", line).groups()  # type: ignore[union-attr]  # else fail
-        about = f"{name.removeprefix(f'{HERE}.')} {rest}" if rest.isupper() else name
-        found += f"{' ' * len(indent)}{about}\n"
-    return found
+    on_bus(settings, monkeypatch)
+    return invoker(user_app, "trace")
 
 
 def ids(node: dict[str, Any]) -> Iterator[str]:
@@ -77,7 +59,7 @@ def ids(node: dict[str, Any]) -> Iterator[str]:
 def test_a_real_trip(
     processes: Processes,
     bus: EventBus,
-    trace: Callable[..., Result],
+    trace: Invoke,
     terminal: OpenTerminal,
     client: Redis,
     settings: BridgeSettings,
@@ -119,7 +101,7 @@ ESCAPED = r"\x1b[2J[red]\r\x07\u202e\x9b"
 
 
 def test_what_others_wrote_commands_nothing(
-    trace: Callable[..., Result], bus: EventBus, client: Redis, settings: BridgeSettings, terminal: OpenTerminal
+    trace: Invoke, bus: EventBus, client: Redis, settings: BridgeSettings, terminal: OpenTerminal
 ) -> None:
     """Foreign texts are escaped, and a long detail is shortened; in JSON it is complete."""
     event = Event(type="trip.hotel", id="root", source=EVIL, correlation_id="chain")

@@ -6,7 +6,6 @@ import base64
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,14 +33,6 @@ STORED = EncodedEvent.read(EVENT.encode())
 
 #: Fields that differ between any two messages of Celery.
 VOLATILE = ("delivery_tag", "reply_to")
-
-
-@pytest.fixture
-def outbox(app: Celery, settings: BridgeSettings) -> Iterator[Outbox]:
-    app.finalize()
-    made = Outbox(app, settings)
-    yield made
-    made.close()
 
 
 def plain(message: dict[str, Any]) -> dict[str, Any]:

@@ -6,39 +6,26 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 from celery import Celery
-from click.testing import CliRunner, Result
+from click.testing import Result
 from redis import Redis
 
 from bridge import BridgeSettings, EventBus
-from bridge.cli import bus as bus_command
 from bridge.handlers.handler import registry
 from bridge.storage.keys import Keys
 from bridge.storage.presence import Presence
 from bridge.storage.storage import Storage
 from bridge.subscriber import checks
 from bridge.testing.redis_server import RedisServer
-from tests.support.apps import StartSubscriber
+from tests.support.apps import Invoke, StartSubscriber
+from tests.support.check import CHECKS, COMMAND, passed, wrong
+from tests.support.cli import invoker, on_bus
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
-
-CHECKS = [
-    "bus at",
-    "permissions of the bus user",
-    "clock",
-    "subscribers of group tests",
-    "broker",
-    "durability, memory and Celery's settings",
-    "accepted types",
-    "handlers and their workers",
-]
-COMMAND = import_module("bridge.cli.commands.check")
-Check = Callable[..., Result]
 
 
 @pytest.fixture
@@ -66,33 +53,11 @@ def app(user_app: Celery, url: str) -> Celery:
 
 
 @pytest.fixture
-def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Check:
+def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run ``bus check ...`` in this process."""
-    monkeypatch.setenv("REDIS_URL", settings.url)
-    monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
-    monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # no worker replies in these tests
-
-    def run(*arguments: str, expect: int | None = 0) -> Result:
-        result = CliRunner().invoke(bus_command, ["check", *arguments], obj=SimpleNamespace(app=app))
-        assert expect is None or result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return run
-
-
-def wrong(result: Result) -> list[tuple[str, str]]:
-    """Return the problems as pairs of subject and reason, and assert that each has advice."""
-    lines = result.stdout.splitlines()
-    failed = [number for number, line in enumerate(lines) if line.startswith("FAIL  ")]
-    assert all(re.match(r"      -> \S", lines[number + 1]) for number in failed)
-    assert all(line.startswith(("ok    ", "FAIL  ", "      -> ")) for line in lines)
-    parts = [lines[number].removeprefix("FAIL  ").partition(": ") for number in failed]
-    return [(about, problem) for about, _, problem in parts]
-
-
-def passed(result: Result) -> list[str]:
-    return [line[6:] for line in result.stdout.splitlines() if line.startswith("ok    ")]
+    on_bus(settings, monkeypatch)
+    monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # for the tests without workers
+    return invoker(app, "check")
 
 
 # Without a worker
@@ -114,7 +79,7 @@ def rest(result: Result) -> list[tuple[str, str]]:
     ],
 )
 def test_missing_rights(
-    check: Check, admin: Redis, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, rules: str, missing: list[str]
+    check: Invoke, admin: Redis, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, rules: str, missing: list[str]
 ) -> None:
     """Each missing permission is reported with its command and key or channel, and with advice on granting it."""
     admin.execute_command(f"ACL SETUSER shop on >s3cret +@all {rules.replace('<p>', prefix)}")
@@ -127,7 +92,7 @@ def test_missing_rights(
     assert "s3cret" not in result.output
 
 
-def test_a_user_who_may_nearly_nothing(check: Check, admin: Redis, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_who_may_nearly_nothing(check: Invoke, admin: Redis, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing permissions are reported; if the check cannot continue without one, it ends with status 3."""
     admin.execute_command("ACL SETUSER shop on >pw ~* +@read +@connection -client|setname")
     monkeypatch.setenv("REDIS_URL", url.replace("//", "//shop:pw@"))
@@ -140,7 +105,7 @@ def test_a_user_who_may_nearly_nothing(check: Check, admin: Redis, url: str, mon
     assert re.search(r"'(script\|load|evalsha)'", rows[1]["findings"][0]["problem"])  # which verify the others
 
 
-def test_a_bus_that_forgets(check: Check, admin: Redis) -> None:
+def test_a_bus_that_forgets(check: Invoke, admin: Redis) -> None:
     """Server settings that lose events are reported."""
     admin.config_set("appendonly", "no")
     admin.config_set("maxmemory-policy", "allkeys-lru")
@@ -152,7 +117,7 @@ def test_a_bus_that_forgets(check: Check, admin: Redis) -> None:
 
 @pytest.mark.parametrize(("off_s", "says"), [(60, "ahead of"), (-60, "behind"), (3, ""), (-3, "")])
 def test_a_clock_that_is_off(
-    check: Check, client: Redis, monkeypatch: pytest.MonkeyPatch, off_s: float, says: str
+    check: Invoke, client: Redis, monkeypatch: pytest.MonkeyPatch, off_s: float, says: str
 ) -> None:
     """A local clock that differs from Redis by a minute is reported; a few seconds are accepted."""
     clock = time.time
@@ -164,7 +129,7 @@ def test_a_clock_that_is_off(
 
 
 @pytest.mark.parametrize("address", ["amqp://guest:s3cret@127.0.0.1:1//", "redis://:s3cret@127.0.0.1:1/0", "hangs"])
-def test_a_broker_that_is_away(check: Check, app: Celery, proxy: Proxy, address: str) -> None:
+def test_a_broker_that_is_away(check: Invoke, app: Celery, proxy: Proxy, address: str) -> None:
     """An unavailable broker ends the check soon with status 3; checks that need the broker are skipped."""
     if address == "hangs":
         proxy.blackhole()
@@ -178,7 +143,7 @@ def test_a_broker_that_is_away(check: Check, app: Celery, proxy: Proxy, address:
     assert "s3cret" not in result.output
 
 
-def test_a_bus_that_is_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bus_that_is_away(check: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unavailable bus is an error of one line with status 3, with and without --ready."""
     monkeypatch.setenv("REDIS_URL", "redis://:s3cret@127.0.0.1:1/0")
     for arguments in ([], ["--ready"], ["--ready", "--json"]):
@@ -187,7 +152,7 @@ def test_a_bus_that_is_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> No
         assert result.stderr.startswith("Error: Redis at redis://127.0.0.1:1/0 does not answer: ")
 
 
-def test_a_bus_that_is_lost_meanwhile(check: Check, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bus_that_is_lost_meanwhile(check: Invoke, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """If Redis stops replying during a check, that check fails, and the status is 3."""
     proxy.cut_after(b"$4\r\nTIME\r\n", 0)
     monkeypatch.setenv("REDIS_URL", proxy.url)
@@ -196,14 +161,14 @@ def test_a_bus_that_is_lost_meanwhile(check: Check, proxy: Proxy, monkeypatch: p
     assert "does not answer" in last["findings"][0]["problem"]
 
 
-def test_no_handlers(check: Check) -> None:
+def test_no_handlers(check: Invoke) -> None:
     """Without registered handlers the check reports the missing handlers."""
     registry.clear()
     assert ("handlers", "none registered") in wrong(check(expect=1))
 
 
 def test_subscribers(
-    check: Check, start_subscriber: StartSubscriber, app: Celery, url: str, admin: Redis, bus: EventBus
+    check: Invoke, start_subscriber: StartSubscriber, app: Celery, url: str, admin: Redis, bus: EventBus
 ) -> None:
     """A missing group, a group without subscribers and an unhealthy subscriber are reported; a healthy one is not."""
     assert wrong(check(expect=1))[0] == (
@@ -222,7 +187,7 @@ def test_subscribers(
     assert wrong(check(expect=1)) == [("workers", "none replied")]
 
 
-def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, settings: BridgeSettings) -> None:
+def test_readiness_of_this_host(check: Invoke, admin: Redis, app: Celery, settings: BridgeSettings) -> None:
     """All live subscribers of this host, and no others, must be ready; the broker is not contacted."""
     app.conf.broker_url = "amqp://127.0.0.1:1"
     here, presences = socket.gethostname(), Storage(admin, settings).presence
@@ -241,7 +206,7 @@ def test_readiness_of_this_host(check: Check, admin: Redis, app: Celery, setting
     assert row == {"check": f"subscribers on {here}", "ok": False, "findings": [finding]}
 
 
-def test_readiness_is_cheap(check: Check, admin: Redis, settings: BridgeSettings) -> None:
+def test_readiness_is_cheap(check: Invoke, admin: Redis, settings: BridgeSettings) -> None:
     """Readiness takes one look-up, whatever the bus contains."""
     Storage(admin, settings).presence.report(Presence("one", socket.gethostname()))
     heard: list[str] = []

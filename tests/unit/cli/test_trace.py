@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 from celery import Celery
-from click.testing import CliRunner, Result
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.cli import bus as bus_command
 from bridge.handlers.handler import task_id_for
 from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
+from tests.support.apps import Invoke
+from tests.support.cli import invoker, on_bus
+from tests.support.trees import shape
 
 HERE = "tests.chains"
 
 
 @pytest.fixture
-def trace(user_app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run ``bus trace ...`` in this process, on the handlers of tests/chains.py."""
-    monkeypatch.setenv("REDIS_URL", settings.url)
-    monkeypatch.setenv("BRIDGE_CHANNEL_PREFIX", settings.channel_prefix)
-
-    def run(*arguments: str, expect: int | None = 0) -> Result:
-        result = CliRunner().invoke(bus_command, ["trace", *arguments], obj=SimpleNamespace(app=user_app))
-        assert expect is None or result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return run
+def trace(user_app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Run ``bus trace ...`` in this process with the handlers of tests/chains.py."""
+    on_bus(settings, monkeypatch)
+    return invoker(user_app, "trace")
 
 
 @pytest.fixture
@@ -42,21 +33,11 @@ def keys(prefix: str) -> Keys:
     return Keys(prefix)
 
 
-def shape(text: str) -> str:
-    """Return the tree without ids, times and branches."""
-    found = ""
-    for line in text.splitlines():
-        indent, name, rest = re.match(r"([ │├└─]*)(\S+)  (\S+)", line).groups()  # type: ignore[union-attr]  # else fail
-        about = f"{name.removeprefix(f'{HERE}.')} {rest}" if rest.isupper() else name
-        found += f"{' ' * len(indent)}{about}\n"
-    return found
-
-
 # The state in Redis without a worker
 
 
 @pytest.mark.parametrize("unknown", ["unknown", "x" * 10_000, "a b", "\x1b[2J", ""])
-def test_an_unknown_id(trace: Callable[..., Result], unknown: str) -> None:
+def test_an_unknown_id(trace: Invoke, unknown: str) -> None:
     """For an unknown id the status is 1 with one line of explanation, and no output for programs."""
     for arguments in ([unknown], [unknown, "--json"]):
         result = trace(*arguments, expect=1)
@@ -67,7 +48,7 @@ def test_an_unknown_id(trace: Callable[..., Result], unknown: str) -> None:
 
 
 def test_states_without_a_worker(
-    trace: Callable[..., Result], bus: EventBus, client: Redis, settings: BridgeSettings, keys: Keys
+    trace: Invoke, bus: EventBus, client: Redis, settings: BridgeSettings, keys: Keys
 ) -> None:
     """Without a worker, tasks are shown as waiting, skipped, sent, started or to be retried."""
     client.xgroup_create(keys.journal, "tests", id="0", mkstream=True)
@@ -85,9 +66,7 @@ def test_states_without_a_worker(
     assert re.search(r"sleepy  RETRY  naps$", trace("first").stdout, re.MULTILINE)
 
 
-def test_an_event_that_is_retained_no_more(
-    trace: Callable[..., Result], bus: EventBus, client: Redis, keys: Keys
-) -> None:
+def test_an_event_that_is_retained_no_more(trace: Invoke, bus: EventBus, client: Redis, keys: Keys) -> None:
     """An expired event keeps its id and its place in the chain."""
     first = bus.publish("other.first", id="first").event
     bus.publish(first.child("other.made", id="below"))
@@ -96,7 +75,7 @@ def test_an_event_that_is_retained_no_more(
     assert trace("below").stdout.splitlines()[1].startswith("└─ other.made  below")
 
 
-def test_what_is_not_shown_is_told(trace: Callable[..., Result], bus: EventBus) -> None:
+def test_what_is_not_shown_is_told(trace: Invoke, bus: EventBus) -> None:
     """If too many consequences or first events of a chain exist, the number of hidden ones is shown."""
     bus.publish("other.made", id="root")
     bus.publish_many([Event(type="a.b", id=f"n{number}", metadata={"causationId": "root"}) for number in range(70)])
@@ -113,7 +92,7 @@ def test_what_is_not_shown_is_told(trace: Callable[..., Result], bus: EventBus) 
     assert json.loads(trace("root", "--json").stdout)["roots"][0]["hidden"] == 20
 
 
-def test_redis_that_is_away(trace: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_that_is_away(trace: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     """If Redis is unavailable, the status is 3, and there is no output for programs."""
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     assert trace("e", "--json", expect=3).stdout == ""

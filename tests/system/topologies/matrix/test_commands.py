@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
-from click.testing import CliRunner, Result
+from click.testing import Result
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.cli import bus as bus_command
 from tests.support.apps import StartSubscriber
+from tests.support.cli import invoker
 from tests.support.processes import Processes
 from tests.support.replays import Replays
 from tests.support.waiting import eventually
@@ -35,14 +34,7 @@ def invoke(
     monkeypatch.setenv("BRIDGE_GROUP", "tests")
     app.conf.result_backend = site.results_url
     app.conf.result_backend_transport_options = {"global_keyprefix": f"broker:{settings.channel_prefix}"}
-
-    def run(*arguments: str, expect: int = 0) -> Result:
-        result = CliRunner().invoke(bus_command, arguments, obj=SimpleNamespace(app=app))
-        assert result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return run
+    return invoker(app)
 
 
 def rows(result: Result) -> list[Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import Celery
 
 from bridge import BridgeSettings, Event
 from bridge.broker.messages import Refused
@@ -18,14 +16,6 @@ from bridge.subscriber.dispatch.router import Router
 
 def entry(number: int, type: str = "a.b", payload: Any = None, **fields: Any) -> Entry:
     return Entry(b"1-%d" % number, Event(type=type, id=f"e{number}", payload=payload).encode(), **fields)
-
-
-@pytest.fixture
-def outbox(app: Celery, settings: BridgeSettings) -> Iterator[Outbox]:
-    app.finalize()
-    made = Outbox(app, settings)
-    yield made
-    made.close()
 
 
 @pytest.fixture
