@@ -43,8 +43,7 @@ class Groups:
         Raises:
             RedisError: Redis does not answer.
         """
-        group = self._storage.journal.groups().get(name)
-        pending = group.pending if group is not None else 0
+        pending = self._storage.journal.groups().get(name, 0)
         with self._client.pipeline(transaction=False) as pipe:
             pipe.xlen(self._keys.dead(name))
             pipe.zcard(self._keys.inflight(name))

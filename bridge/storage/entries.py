@@ -38,13 +38,6 @@ class Entry(NamedTuple):
         return cls(entry_id, fields.get(b"event"), _name(fields.get(b"group")), _name(fields.get(b"handler")))
 
 
-class GroupInfo(NamedTuple):
-    """A consumer group: the id of the entry that was delivered last, and how many entries are *pending*."""
-
-    last_delivered: str
-    pending: int
-
-
 def _name(name: bytes | None) -> str | None:
     return None if name is None else name.decode(errors="backslashreplace")
 

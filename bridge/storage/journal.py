@@ -20,7 +20,7 @@ from bridge.config import BridgeSettings
 from bridge.errors import JournalLost, NotReplicated
 from bridge.events import EncodedEvent, fingerprint
 from bridge.redis import drop_idle_connections
-from bridge.storage.entries import Entry, GroupInfo, Trimmed, entries_by_id
+from bridge.storage.entries import Entry, Trimmed, entries_by_id
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
@@ -174,17 +174,14 @@ class Journal:
             for mark, (_, event_type, data) in zip(marks, broadcasts, strict=True)
         ]
 
-    def groups(self) -> dict[str, GroupInfo]:
-        """Return the consumer groups by name; none when the journal does not exist."""
+    def groups(self) -> dict[str, int]:
+        """Return the consumer groups, each with its number of pending entries; none when the journal does not exist."""
         try:
             with group_errors():
                 rows: Any = self._client.xinfo_groups(self._key)
         except JournalLost:
             return {}
-        return {
-            row["name"].decode(errors="backslashreplace"): GroupInfo(row["last-delivered-id"].decode(), row["pending"])
-            for row in rows
-        }
+        return {row["name"].decode(errors="backslashreplace"): row["pending"] for row in rows}
 
     def entries(self, entry_ids: Sequence[str]) -> dict[str, Entry]:
         """Return the entries that are still retained, by id."""

@@ -44,7 +44,7 @@ class PresenceReporter:
         self._dispatched: deque[tuple[float, int]] = deque(maxlen=_RATE_HEARTBEATS + 1)
         self._metrics_server = None
         if settings.metrics_port is not None:
-            from bridge.subscriber.monitoring.metrics_server import MetricsServer  # noqa: PLC0415  # the Prometheus client is an optional dependency
+            from bridge.subscriber.monitoring.metrics_server import MetricsServer  # noqa: PLC0415  # most subscribers serve none
 
             self._metrics_server = MetricsServer(settings, counters, health, name)
 
