@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 from redis import Redis
-from redis.exceptions import ResponseError
 
 from bridge.storage.entries import Claimed, Entry
 from bridge.storage.journal import group_errors
@@ -32,19 +31,16 @@ class JournalConsumer:
         self._client = client
         self._key = keys.journal
         self._fencing_token = keys.fencing_token(group)
+        self._create_group = script(client, "create_group")
+        self._claim = script(client, "claim")
         self._leave = script(client, "leave")
         self.group = group
         self.name = name
 
     def create_group(self, start: Literal["earliest", "latest"]) -> bool:
         """Create the group, and the journal if it does not exist; return False when the group exists already."""
-        try:
-            self._client.xgroup_create(self._key, self.group, id="0" if start == "earliest" else "$", mkstream=True)
-        except ResponseError as error:
-            if str(error).startswith("BUSYGROUP"):
-                return False
-            raise
-        return True
+        args = [self.group, "0" if start == "earliest" else "$"]
+        return bool(self._create_group(keys=[self._key, self._fencing_token], args=args))
 
     def read(self, count: int, block_ms: int) -> list[Entry]:
         """Take up to *count* entries that no consumer of the group has had; wait up to *block_ms* for the first."""
@@ -62,17 +58,16 @@ class JournalConsumer:
     def claim(self, min_idle_ms: int, cursor: bytes, count: int) -> Claimed:
         """Take over entries that another consumer has held for *min_idle_ms*; :meth:`pending_entries` returns them.
 
+        After an error, too: the reply may have been lost. The fencing token advances in the same step, so the other
+        consumer can no longer dispatch them.
+
         Arguments:
             cursor: ``b"0-0"`` for the first call, then that of the last result until it is ``b"0-0"`` again.
         """
         with group_errors():
-            reply: Any = self._client.xautoclaim(
-                self._key, self.group, self.name, min_idle_ms, start_id=cursor, count=count
-            )
-        if reply[1]:
-            self.advance_fencing_token()
-        removed = reply[2] if len(reply) > 2 else []  # Redis 6.2 has no such list
-        return Claimed(cursor=reply[0], taken=len(reply[1]), removed=len(removed))
+            args: list[Any] = [self.group, self.name, min_idle_ms, cursor, count]
+            reply: Any = self._claim(keys=[self._key, self._fencing_token], args=args)
+        return Claimed(*reply)
 
     def leave(self) -> bool:
         """Remove this consumer from the group, unless it holds entries; return whether it was removed."""
@@ -116,6 +111,7 @@ class JournalConsumer:
     def advance_fencing_token(self) -> None:
         """Make the transactions fail that were begun before: their entries now belong to another connection.
 
-        It must be advanced before those entries are read again.
+        It must be advanced before those entries are read again. Where entries go to another consumer, the script that
+        gives them to it advances the token itself.
         """
         self._client.incr(self._fencing_token)

@@ -28,6 +28,8 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "append": {"journal": "xadd xrange", "seen": "get set", "consequences": "zadd pexpire"},
     "append, limited": {"rate": "get incr pexpire"},
     "backlog": {"journal": "exists xlen xrange xrevrange xinfo|groups xpending"},
+    "claim": {"journal": "xautoclaim", "fencing_token": "incrby"},
+    "create_group": {"journal": "xgroup|create", "fencing_token": "incrby"},
     "drop": {"dead": "xrange xdel", "dead_size": "hexists hincrby"},
     "elect": {"leader": "get set del"},
     "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_tasks": "hget", "queue_watermarks": "hget"},
@@ -88,9 +90,9 @@ _PUBLISHING = (_Needs(("publish",), keyless="script|exists"), _BROADCASTING)
 _NO_BRIDGE = (_Needs(keys={"event": "set setex"}), _BROADCASTING)
 _SUBSCRIBING = (
     _Needs(  # dispatch
-        ("acknowledge_sent", "write_dead_letter", "write_dead_letter, of a task"),
+        ("create_group", "acknowledge_sent", "write_dead_letter", "write_dead_letter, of a task"),
         {
-            "journal": "xreadgroup xack xgroup|create xinfo|groups xrange",
+            "journal": "xreadgroup xack xinfo|groups xrange",
             "inflight_tasks": "hset",
             "inflight": "zadd",
             "fencing_token": "watch get incrby",
@@ -98,7 +100,7 @@ _SUBSCRIBING = (
         "multi exec",
     ),
     _Needs(  # maintenance
-        ("elect", "leave", "find_overdue", "sweep_overdue", "trim"), {"journal": "xautoclaim xinfo|consumers"}
+        ("elect", "claim", "leave", "find_overdue", "sweep_overdue", "trim"), {"journal": "xinfo|consumers"}
     ),
     _Needs(  # monitoring
         ("backlog", "report_presence"), {**_STATUS, "subscribers": "hdel hgetall"}, "time info"

@@ -16,7 +16,7 @@ from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Entries per claim; Redis sends them with their events.
+#: Entries per claim: one step must not block Redis for long.
 _CLAIM_COUNT = 50
 
 Job = Callable[[threading.Event], None]
@@ -79,7 +79,11 @@ class Maintenance:
     def _claim(self, stop: threading.Event) -> None:
         cursor = b"0-0"
         while not stop.is_set():
-            claimed = self._consumer.claim(self._claim_idle_ms, cursor, _CLAIM_COUNT)
+            try:
+                claimed = self._consumer.claim(self._claim_idle_ms, cursor, _CLAIM_COUNT)
+            except Exception:
+                self._dispatcher.reread_pending()  # the reply may be lost, and not the entries
+                raise
             if claimed.taken:
                 self._dispatcher.reread_pending()
             self._counters.add("entries_claimed", claimed.taken)

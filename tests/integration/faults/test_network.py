@@ -82,7 +82,7 @@ def test_the_reply_to_a_publication_is_lost(proxy: Proxy, client: Redis, prefix:
         assert len(heard) == 52
 
 
-@pytest.mark.parametrize("command", [b"XREADGROUP", "acknowledge_sent", b"XAUTOCLAIM", "trim", "find_overdue", "elect"])
+@pytest.mark.parametrize("command", [b"XREADGROUP", "acknowledge_sent", "claim", "trim", "find_overdue", "elect"])
 def test_a_reply_to_the_dispatcher_is_lost(
     register_handlers,
     start_subscriber: StartSubscriber,
