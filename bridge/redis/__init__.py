@@ -5,12 +5,12 @@ the only retries. After a crash or a failover, new connections go to the server 
 """
 
 from bridge.redis.client import cluster_of, connect, drop_idle_connections, servers_of
-from bridge.redis.error_hints import describe_error, hint_for, is_wrong_type
+from bridge.redis.error_codes import heals_by_waiting, is_wrong_type
+from bridge.redis.error_hints import describe_error, hint_for
 from bridge.redis.raw import RawConnection
-from bridge.redis.retry import TRANSIENT, BackOff, attempt
+from bridge.redis.retry import BackOff, attempt
 
 __all__ = [
-    "TRANSIENT",
     "BackOff",
     "RawConnection",
     "attempt",
@@ -18,6 +18,7 @@ __all__ = [
     "connect",
     "describe_error",
     "drop_idle_connections",
+    "heals_by_waiting",
     "hint_for",
     "is_wrong_type",
     "servers_of",

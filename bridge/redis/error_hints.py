@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from redis.exceptions import AskError, MovedError, NoPermissionError, ResponseError
+from redis.exceptions import AskError, MovedError, NoPermissionError
 
 #: Texts that all have to be in an error, and what to do about it; the first match counts. ``{url}`` is the name of the
 #: setting with the address.
@@ -69,6 +69,8 @@ _HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (("during rehashing of slot",), "The slot is being moved to another server: try again when this is done."),
     (("NOREPLICAS",), "Check its replicas: fewer of them follow it than min-replicas-to-write requires."),
+    (("MISCONF",), "Check the log and the disk of Redis: it cannot save its data, and accepts no write until it can."),
+    (("BUSY Redis",), "A script of another client blocks Redis: wait for its end, or stop it with SCRIPT KILL."),
     (
         ("unknown command",),
         "Redis has this command since 6.2. A Sentinel does not have it: for Sentinels, write "
@@ -87,11 +89,6 @@ _NO_PERMISSION = (
 _NOISE = re.compile(r" ?\(_ssl\.c:\d+\)| script: \w{40}, on @user_script:\d+|,? with args beginning with:.*", re.DOTALL)
 
 
-def is_wrong_type(error: object) -> bool:
-    """Whether *error*, or a reply of a pipeline, reports that a key holds another type of value than was expected."""
-    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
-
-
 def describe_error(error: Exception) -> str:
     """Return the text of an error, without the parts that help nobody, and without a full stop."""
     text = _NOISE.sub("", str(error)).rstrip(". ") or type(error).__name__
@@ -108,7 +105,7 @@ def hint_for(error: Exception, url: str = "the address") -> str:
     if isinstance(error, AskError):
         return f"This server is part of a Redis Cluster: write redis+cluster instead of redis in {url}."
     text = " ".join(_texts(error))
-    if isinstance(error, NoPermissionError) or text.startswith(_REFUSED_IN_SCRIPT):
+    if isinstance(error, NoPermissionError) or any(part in text for part in _REFUSED_IN_SCRIPT):
         return _NO_PERMISSION
     return next((hint for parts, hint in _HINTS if all(part in text for part in parts)), "").format(url=url)
 

@@ -1,4 +1,4 @@
-"""Retries: which errors of Redis are worth a retry, and how long to wait before it."""
+"""Retries: how often a command is repeated, and how long to wait before that."""
 
 from __future__ import annotations
 
@@ -8,39 +8,18 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    ClusterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    TryAgainError,
-)
+from redis.exceptions import AuthenticationError, AuthorizationError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from bridge.config import BridgeSettings
 from bridge.errors import BusUnavailable
+from bridge.redis.error_codes import heals_by_waiting
 from bridge.redis.error_hints import describe_error, hint_for
 from bridge.telemetry import Action, Counters, log_fields
 
 T = TypeVar("T")
-
-#: Errors that may end without intervention: during a restart, a failover, or a shortage of network or memory.
-TRANSIENT = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    ReadOnlyError,
-    ClusterDownError,
-    TryAgainError,
-    OutOfMemoryError,
-    NoScriptError,  # the server lost its scripts between two commands of a pipeline
-)
-#: Subclasses of ConnectionError that do not end by waiting.
-_PERMANENT = (AuthenticationError, AuthorizationError)
 
 #: Between the attempts of one publication, for which a caller waits.
 _publish_backoff = ExponentialWithJitterBackoff(cap=1.0, base=0.05)
@@ -49,7 +28,7 @@ _loop_backoff = ExponentialWithJitterBackoff(cap=5.0, base=0.1)
 
 
 def attempt(settings: BridgeSettings, what: str, do: Callable[[], T]) -> T:
-    """Run *do*, which must be safe to repeat, with a limited number of retries and back-off.
+    """Run *do*, which must be safe to repeat, with a limited number of retries and back-off if waiting may help.
 
     Arguments:
         settings: ``publish_attempts`` limits the attempts.
@@ -59,9 +38,9 @@ def attempt(settings: BridgeSettings, what: str, do: Callable[[], T]) -> T:
     Raises:
         BusUnavailable: No attempt succeeded. The text names the cause and what to check.
     """
-    retry = Retry(_publish_backoff, settings.publish_attempts - 1, TRANSIENT)
+    retry = Retry(_publish_backoff, settings.publish_attempts - 1, (RedisError,))
     try:
-        return retry.call_with_retry(do, lambda _: None, is_retryable=lambda error: not isinstance(error, _PERMANENT))
+        return retry.call_with_retry(do, lambda _: None, is_retryable=heals_by_waiting)
     except RedisError as error:
         text = f"{what} failed: Redis at {settings.redacted_url}: {describe_error(error)}. {_advice(error)}"
         raise BusUnavailable(text) from error

@@ -16,7 +16,7 @@ from redis.exceptions import RedisClusterException
 
 from bridge.config import BridgeSettings
 from bridge.events import EncodedEvent
-from bridge.redis import TRANSIENT, cluster_of, servers_of
+from bridge.redis import cluster_of, heals_by_waiting, is_wrong_type, servers_of
 from bridge.storage.keys import Keys
 
 _SCAN_COUNT = 1000
@@ -54,8 +54,13 @@ class EventKeys:
         return None if value is None else bytes(value)
 
     def get_many(self, event_ids: Sequence[str]) -> dict[str, bytes]:
-        """Return the values of the keys that exist, by event id."""
+        """Return the values of the keys that exist and hold strings, by event id.
+
+        Raises:
+            RedisError: A server does not answer, or refuses the command.
+        """
         values = self._replies([("GET", self._keys.event(event_id)) for event_id in event_ids])
+        _raised([value for value in values if not is_wrong_type(value)])
         return {event_id: value for event_id, value in zip(event_ids, values, strict=True) if isinstance(value, bytes)}
 
     def read_prefixes(self, names: Sequence[bytes | str]) -> list[tuple[Any, Any]]:
@@ -125,7 +130,7 @@ class EventKeys:
         except RedisClusterException as error:
             raise RedisConnectionError(str(error)) from error
         # For a cluster, redis-py returns errors of a server in the same way as errors of keys.
-        if unavailable := next((reply for reply in replies if isinstance(reply, TRANSIENT)), None):
+        if unavailable := next((reply for reply in replies if heals_by_waiting(reply)), None):
             raise unavailable
         return list(replies)
 

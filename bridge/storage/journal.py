@@ -211,7 +211,8 @@ def group_errors() -> Iterator[None]:
         yield
     except ResponseError as error:
         text = str(error)
-        # The first two are of reading, the others of XINFO and XGROUP.
-        if text.startswith(("NOGROUP", "UNBLOCKED")) or "no such key" in text or "requires the key to exist" in text:
+        # The first two are of reading, the others of XINFO and XGROUP. A failover may also end a read with UNBLOCKED.
+        lost = ("NOGROUP", "UNBLOCKED the stream key no longer exists")
+        if text.startswith(lost) or "no such key" in text or "requires the key to exist" in text:
             raise JournalLost(text) from error
         raise

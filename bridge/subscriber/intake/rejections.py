@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from redis.exceptions import ResponseError
 
 from bridge.events import EncodedEvent
-from bridge.redis import TRANSIENT
+from bridge.redis import heals_by_waiting
 from bridge.storage import RATE_WINDOW_S, DeadLetter, Storage, dead_letter_fields
 from bridge.telemetry import Action, Counters, LogThrottle
 
@@ -62,9 +62,9 @@ class Rejections:
             return
         try:
             written = self._dead_letters.add_many(dead_letters, remember=remember)
-        except TRANSIENT:
-            raise
         except ResponseError as error:
+            if heals_by_waiting(error):
+                raise
             # No permission to write them, or another type at their key. Later events must not wait until that is fixed.
             self._counters.add("errors")
             for dead_letter in dead_letters:
