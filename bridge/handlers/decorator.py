@@ -75,11 +75,13 @@ def on_event(
             raise InvalidHandler(f"{function!r} must be a function, whose name becomes the name of its task")
         send_options = {name: options[name] for name in options if name in SEND_OPTIONS}
         task_options = {name: options[name] for name in options if name not in SEND_OPTIONS}
-        name = task_options.pop("name", None) or f"{function.__module__}.{function.__name__}"
+        module = "" if task_options.get("name") else function.__module__
+        name = task_options.pop("name", None) or f"{module}.{function.__name__}"
         model = _event_model(function, bound=bool(task_options.get("bind")))
         ours = {"name": name, "base": EventTask, "event_model": model}
         code = inspect.unwrap(function).__code__
-        registry.add(Handler(name, patterns, where, send_options, f"{code.co_filename}:{code.co_firstlineno}"))
+        place, declared = f"{code.co_filename}:{code.co_firstlineno}", (function, where, options)
+        registry.add(Handler(name, patterns, where, send_options, place, module, declared))
         make_task = cast("Any", shared_task)(**ours | task_options)
         return cast("EventTask", make_task(function))
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from bridge.errors import InvalidHandler
 from bridge.events import Event, compile_pattern
+from bridge.handlers.declaration import is_same
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Handler:
         where: Predicate on the event; None accepts all events.
         send_options: Options of the decorator for sending the task; they take precedence over ``bridge_routes``.
         defined_at: File and line of the function.
+        module: Name of its module, if the name of the task begins with it; empty if the task has a ``name=``.
+        declared: The function, its predicate and its options, to recognise a module that is imported twice.
     """
 
     task_name: str
@@ -31,6 +34,8 @@ class Handler:
     where: Callable[[Event[Any]], bool] | None = None
     send_options: Mapping[str, Any] = field(default_factory=dict)
     defined_at: str = ""
+    module: str = field(default="", compare=False)
+    declared: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     def matches(self, event_type: str) -> bool:
         """Whether one of the patterns matches."""
@@ -55,15 +60,15 @@ class Registry:
         """Register *handler*. Registering it again, because its module is imported twice, changes nothing.
 
         Raises:
-            InvalidHandler: Another function has this task name. Celery would run the first one for the events of both.
+            InvalidHandler: Another function has this task name, and Celery would run one of them for the events of
+                both. Or the same function has another task name, and each event would run it twice.
         """
         with self._lock:
-            first = self._handlers.get(handler.task_name, handler)
-            if first.defined_at != handler.defined_at:
-                raise InvalidHandler(
-                    f"two handlers are named {handler.task_name!r}, at {first.defined_at} and {handler.defined_at}; "
-                    "rename one, or give it a name="
-                )
+            first = self._handlers.get(handler.task_name)
+            if first is not None:
+                _refuse_another(first, handler)
+            for other in self._handlers.values():
+                _refuse_second_name(other, handler)
             self._handlers[handler.task_name] = handler
             self._by_type.clear()
 
@@ -100,6 +105,31 @@ class Registry:
         with self._lock:
             self._handlers.clear()
             self._by_type.clear()
+
+
+def _refuse_another(first: Handler, handler: Handler) -> None:
+    if first.defined_at != handler.defined_at:
+        raise InvalidHandler(
+            f"two handlers are named {handler.task_name!r}, at {first.defined_at} and {handler.defined_at}; "
+            "rename one, or give it a name="
+        )
+    if not is_same((first.patterns, first.declared), (handler.patterns, handler.declared)):
+        raise InvalidHandler(
+            f"two handlers are named {handler.task_name!r}, both made at {handler.defined_at}, for "
+            f"{', '.join(first.patterns)} and for {', '.join(handler.patterns)}; the second would replace the first. "
+            "A loop or a function that makes several handlers must give each a different name="
+        )
+
+
+def _refuse_second_name(other: Handler, handler: Handler) -> None:
+    names = {one.module: one.task_name.removeprefix(one.module) for one in (other, handler)}
+    if "" in names or len(names) == 1 or len(set(names.values())) == 2 or other.defined_at != handler.defined_at:
+        return
+    raise InvalidHandler(
+        f"the file of {handler.defined_at} is imported as {other.module!r} and as {handler.module!r}, so each event "
+        f"would run {other.task_name} and {handler.task_name}; import it under one name"
+        + (", and keep handlers out of the program that is started" if "__main__" in names else "")
+    )
 
 
 #: The registry of ``@on_event``. As with ``shared_task``, all Celery applications of the process share it.
