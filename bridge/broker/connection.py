@@ -132,7 +132,7 @@ def endpoints(broker: Connection) -> set[tuple[str, int]]:
     return alternatives or {(broker.hostname or "127.0.0.1", broker.port or default_port)}
 
 
-def is_outage(error: Exception, connection: Any) -> bool:
+def is_outage(error: BaseException, connection: Any) -> bool:
     """Whether an error during sending was caused by the broker, not by the message."""
     # For kombu, KeyError is an error of a connection to Redis; user code raises it as well.
     of_broker = [kind for kind in connection.connection_errors + connection.channel_errors if kind is not KeyError]

@@ -147,7 +147,7 @@ class BrokerProducer:
                     self._publish(link, message)
                 except Unroutable as error:
                     refused.append(Refused(message, "unroutable", str(error)))
-                except Exception as error:
+                except BaseException as error:  # of user code, which may raise CancelledError or SystemExit too
                     if message.content is not None or broker.is_outage(error, link.producer.connection):
                         raise
                     refused.append(Refused(message, "message_failed", f"{type(error).__name__}: {error}"))

@@ -11,6 +11,7 @@ from typing import Self
 
 from pydantic_core import from_json
 
+from bridge.errors import InvalidEvent
 from bridge.events.event import STORED_START, Event
 from bridge.events.validation import check_id, check_type, in_short, is_plain, replay_of
 
@@ -50,7 +51,13 @@ class EncodedEvent:
         Raises:
             InvalidEvent: As :meth:`Event.decode`.
         """
-        event, kept = Event.receive(data, max_bytes=max_bytes, channel_type=channel_type)
+        try:
+            event, kept = Event.receive(data, max_bytes=max_bytes, channel_type=channel_type)
+        except Exception:
+            raise
+        except BaseException as error:
+            _raise_unless_panic(error)
+            raise InvalidEvent("json", "", "the parser failed with an internal error") from error
         as_it_came = "" if kept is data else fingerprint(event.type, data)
         return cls(event.id, event.type, replay_of(event.metadata), kept, event, as_it_came)
 
@@ -67,6 +74,9 @@ class EncodedEvent:
             # Three times as fast as our own decoder, which handles the rest, such as integers beyond 64 bits.
             fields = from_json(data, allow_inf_nan=False)
         except ValueError:
+            fields = None
+        except BaseException as error:  # noqa: BLE001  # raised again below, unless it is a panic
+            _raise_unless_panic(error)
             fields = None
         if type(fields) is dict and is_plain(fields) and data.startswith(STORED_START):
             check_id(fields["id"])
@@ -88,6 +98,15 @@ class EncodedEvent:
 
     def __repr__(self) -> str:
         return in_short(self.type, self.id)
+
+
+def _raise_unless_panic(error: BaseException) -> None:
+    """Raise *error*, unless the parser of pydantic panicked.
+
+    A panic is an error in the parser. It is no ``Exception``, and would end the thread that reads the message.
+    """
+    if type(error).__module__ != "pyo3_runtime":
+        raise error
 
 
 def fingerprint(event_type: str, data: bytes) -> str:

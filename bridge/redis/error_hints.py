@@ -89,14 +89,14 @@ _NO_PERMISSION = (
 _NOISE = re.compile(r" ?\(_ssl\.c:\d+\)| script: \w{40}, on @user_script:\d+|,? with args beginning with:.*", re.DOTALL)
 
 
-def describe_error(error: Exception) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the text of an error, without the parts that help nobody, and without a full stop."""
     text = _NOISE.sub("", str(error)).rstrip(". ") or type(error).__name__
     # redis-py removes this word.
     return f"{'MOVED' if isinstance(error, MovedError) else 'ASK'} {text}" if isinstance(error, AskError) else text
 
 
-def hint_for(error: Exception, url: str = "the address") -> str:
+def hint_for(error: BaseException, url: str = "the address") -> str:
     """Return what to do about an error, as one or two sentences; empty if this does not follow from the error.
 
     Arguments:

@@ -65,7 +65,7 @@ class BackOff:
         self.failures = 0
         self.last = ""
 
-    def wait(self, error: Exception) -> None:
+    def wait(self, error: BaseException) -> None:
         """Wait after a failure, with jitter; each failure in a row makes the wait longer."""
         self._counters.add("errors")
         kind = type(error).__name__

@@ -83,7 +83,7 @@ class DispatchLoop:
             except JournalLost as error:
                 joined = False
                 self._on_journal_lost(error)
-            except Exception as error:  # noqa: BLE001  # the broker's client may raise anything
+            except BaseException as error:  # noqa: BLE001  # the broker's client and user code may raise anything
                 outage.wait(error)
         if outage.failures == 0:  # otherwise Redis may hang, and stopping would wait for it again
             self._leave()

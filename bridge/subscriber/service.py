@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from bridge.redis import BackOff
@@ -11,12 +12,16 @@ from bridge.telemetry import Action, Counters, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 
+#: A loop that has run for longer than this has recovered from its last failure.
+_RECOVERED_S = 60.0
+
 
 class Service:
     """Runs one loop of a subscriber in a thread until *stop* is set.
 
     The loop handles outages of Redis and the broker itself. Any other error is a bug. It is logged, and the loop
-    restarts after a pause, since one event that causes an error must not stop all others.
+    restarts after a pause, since one event that causes an error must not stop all others. This includes errors that
+    are no ``Exception``: nothing interrupts or cancels this thread.
 
     Arguments:
         name: Name of the thread.
@@ -24,6 +29,7 @@ class Service:
         stop: Ends the loop and the pauses before its restarts.
         counters: Raises ``errors``.
         group, consumer: For log lines.
+        recovered_s: How long the loop runs without an error before the next pause is short again.
     """
 
     def __init__(
@@ -34,12 +40,14 @@ class Service:
         counters: Counters,
         group: str,
         consumer: str,
+        recovered_s: float = _RECOVERED_S,
     ) -> None:
         self.name = name
         self._loop = loop
         self._stop = stop
         self._group = group
         self._consumer = consumer
+        self._recovered_s = recovered_s
         self._throttle = LogThrottle()
         self._back_off = BackOff(log, f"Thread {name} failed and restarts", counters, stop)
         # A daemon, so that a process that ends for another reason does not wait for it.
@@ -57,9 +65,12 @@ class Service:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            started_at = time.monotonic()
             try:
                 self._loop(self._stop)
-            except Exception as error:
+            except BaseException as error:
+                if time.monotonic() - started_at > self._recovered_s:
+                    self._back_off.reset()
                 if self._throttle.allow():
                     extra = log_fields(
                         Action.THREAD_FAILED,

@@ -89,7 +89,7 @@ class Router:
                     continue
                 reason = "message_failed"
                 messages.append(self._outbox.prepare(handler, encoded, entry.entry_id))
-            except Exception as error:  # noqa: BLE001  # user code and user options: one bad handler must not stop the rest
+            except BaseException as error:  # noqa: BLE001  # user code, which may raise CancelledError or SystemExit too
                 detail = f"{type(error).__name__}: {error}"
                 batch.dead_letters.append(self._dead_letter(reason, detail, encoded, handler.task_name))
         return messages

@@ -145,7 +145,7 @@ class Rescuer:
             return []  # another subscriber may have the handler; this is retried until max_redispatches
         try:
             return [self._outbox.prepare(handler, event, task.in_flight.entry_id.encode())]
-        except Exception as error:
+        except BaseException as error:  # user code, which may raise CancelledError or SystemExit too
             raise _Unrecoverable("message_failed", f"{type(error).__name__}: {error}", event) from error
 
     def _give_up(self, task: Overdue, why: _Unrecoverable) -> None:

@@ -218,3 +218,37 @@ def test_what_the_journal_cannot_hold_stops_nothing(
     # Messages that Celery sends precede the dead letters of their batch.
     eventually(lambda: Storage(client, settings).dead_letters.latest(10), "the invalid event is a dead letter")
     assert "errors" not in subscriber.info()
+
+
+class Panic(BaseException):
+    """As pydantic's parser raises it; the real class cannot be imported."""
+
+    __module__ = "pyo3_runtime"
+
+
+@pytest.mark.parametrize("place", ["bridge.events.encoded.from_json", "bridge.events.event.Event.model_validate"])
+def test_a_parser_that_panics(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A panic of the parser rejects the message, as any other invalid JSON, and ends no thread."""
+
+    def panic(*_: Any, **__: Any) -> Any:
+        raise Panic("called unwrap() on a None value")
+
+    monkeypatch.setattr(place, panic)
+    odd = b'{"type":"a.b","id":"x","timestamp":"now"}'
+    for read in (EncodedEvent.read, lambda data: EncodedEvent.receive(data, max_bytes=LIMIT)):
+        if place.endswith("from_json"):
+            assert read(odd).id == "x"
+        else:
+            with pytest.raises(InvalidEvent, match="internal error"):
+                read(odd)
+
+
+def test_other_interrupts_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt of the program is not taken for a panic."""
+
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bridge.events.encoded.from_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        EncodedEvent.read(b"{}")

@@ -39,6 +39,24 @@ def test_a_loop_restarts_after_an_unexpected_error(caplog: pytest.LogCaptureFixt
     }
 
 
+def test_a_loop_survives_what_is_no_exception() -> None:
+    """An error such as SystemExit restarts the loop too; a loop that ran well for long starts with a short pause."""
+    stop, counters, rounds = threading.Event(), Counters(), []
+
+    def loop(until: threading.Event) -> None:
+        rounds.append(service._back_off.failures)
+        if len(rounds) < 4:
+            raise SystemExit
+        until.wait()
+
+    service = Service("bridge-example", loop, stop, counters, "shop", "one", recovered_s=0)
+    service.start()
+    eventually(lambda: len(rounds) == 4, "the loop runs again")
+    stop.set()
+    assert service.join(5)
+    assert rounds == [0, 1, 1, 1]
+
+
 def test_a_service_that_never_started_has_ended() -> None:
     """Joining a service that was never started returns immediately."""
     service = Service("bridge-example", lambda stop: None, threading.Event(), Counters(), "shop", "one")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from bridge.broker.outbox import Outbox
 from bridge.handlers.handler import registry, task_id_for
 from bridge.storage.entries import Entry
 from bridge.subscriber.dispatch.router import Router
+from tests.handlers import HANDLERS
 
 
 def entry(number: int, type: str = "a.b", payload: Any = None, **fields: Any) -> Entry:
@@ -69,3 +72,31 @@ def test_refused_messages_become_dead_letters(register_handlers, outbox: Outbox,
     assert [message.event.id for message in batch.to_send] == ["e2"]
     (dead_letter,) = batch.dead_letters
     assert (dead_letter.reason, dead_letter.event_id, dead_letter.handler) == ("unroutable", "e1", "t.all")
+
+
+class Timeout(BaseException):
+    """As ``gevent.Timeout``."""
+
+
+NO_EXCEPTIONS = [asyncio.CancelledError, SystemExit, GeneratorExit, KeyboardInterrupt, Timeout]
+
+
+@pytest.mark.parametrize("kind", NO_EXCEPTIONS)
+def test_user_code_cannot_end_dispatch(
+    register_handlers, outbox: Outbox, router: Router, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a predicate or an overridden method of a task raises becomes a dead letter; other handlers go on."""
+
+    def fail(*_: object) -> Any:
+        raise kind("of user code")
+
+    register_handlers("t.exact", "t.picky")
+    registry.add(replace(HANDLERS["t.all"], where=fail))
+    monkeypatch.setattr(type(outbox._app.tasks["t.picky"]), "shadow_name", fail)
+    batch = router.route([entry(1, "dream.created", payload={"name": "x"})])
+    router.refuse(outbox.send(batch.to_send), batch)
+    assert [(one.reason, one.handler) for one in batch.dead_letters] == [
+        ("predicate_failed", "t.all"),
+        ("message_failed", "t.picky"),
+    ]
+    assert [message.route.task.name for message in batch.to_send] == ["t.exact"]
