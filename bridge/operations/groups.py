@@ -55,7 +55,8 @@ class Groups:
         Raises:
             RedisError: Redis does not answer.
         """
-        return name in self._storage.journal.groups() or bool(self._client.exists(*self._fixed(name)))
+        stored = name in self._storage.group_settings.all() or bool(self._client.exists(*self._fixed(name)))
+        return stored or name in self._storage.journal.groups()
 
     def in_use(self, name: str) -> bool:
         """Whether a subscriber of the group is alive, or another program has read for it within the last 10 s.
@@ -91,8 +92,9 @@ class Groups:
                 self._client.unlink(*found)
         with self._client.pipeline(transaction=True) as pipe:
             pipe.unlink(*self._fixed(name))
+            pipe.hdel(self._keys.group_settings, name)
             pipe.xgroup_destroy(self._keys.journal, name)
-            _, destroyed = pipe.execute(raise_on_error=False)
+            *_, destroyed = pipe.execute(raise_on_error=False)
         if isinstance(destroyed, Exception):
             with suppress(JournalLost), group_errors():
                 raise destroyed

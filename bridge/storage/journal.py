@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge.config import BridgeSettings
+from bridge.config import BATCH_BYTES, BridgeSettings
 from bridge.errors import JournalLost, NotReplicated
 from bridge.events import EncodedEvent, fingerprint
 from bridge.redis import drop_idle_connections
@@ -189,12 +189,13 @@ class Journal:
         return {entry_id: Entry.of(entry_id.encode(), fields) for entry_id, fields in found.items()}
 
     def trim(self, max_entries: int = 1000) -> Trimmed:
-        """Remove entries that are older than ``event_ttl_s``; call again while ``more``.
+        """Remove entries that are older than the longest ``event_ttl_s`` of all groups; call again while ``more``.
 
         Arguments:
-            max_entries: Most entries to remove; the server inspects each of them.
+            max_entries: Most entries to remove, approximately.
         """
-        reply = cast("list[Any]", self._trim(keys=[self._key], args=[self._settings.event_ttl_ms, max_entries]))
+        args: list[Any] = [self._settings.event_ttl_ms, max_entries, BATCH_BYTES]
+        reply = cast("list[Any]", self._trim(keys=[self._key, self._keys.group_settings], args=args))
         lost = {group.decode(): count for group, count in zip(reply[2::2], reply[3::2], strict=True) if count}
         return Trimmed(removed=reply[0], more=bool(reply[1]), lost=lost)
 

@@ -62,6 +62,11 @@ class Keys:
         return self._own("journal")
 
     @property
+    def group_settings(self) -> str:
+        """Hash: group to the settings that other groups need to know, see ``group_settings.py``."""
+        return self._own("group-settings")
+
+    @property
     def heartbeat(self) -> str:
         """Channel on which a subscriber receives its own messages, to notice a connection that died silently."""
         return self._own("heartbeat")

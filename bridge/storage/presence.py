@@ -12,6 +12,9 @@ from typing import Any
 
 from redis import Redis
 
+from bridge.config import BridgeSettings
+from bridge.storage.group_settings import GroupSettings
+from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 from bridge.storage.server_time import server_ms
 
@@ -66,17 +69,27 @@ class PresenceStore:
 
     Arguments:
         client: Connected to the bus.
-        key: The hash of the group, see :meth:`bridge.storage.Keys.subscribers`.
+        settings: The group, and what other groups need to know of it.
+        keys: Of the same bus.
     """
 
-    def __init__(self, client: Redis, key: str) -> None:
+    def __init__(self, client: Redis, settings: BridgeSettings, keys: Keys) -> None:
         self._client = client
-        self._key = key
+        self._group = settings.group
+        self._key = keys.subscribers(settings.group)
+        self._settings_key = keys.group_settings
+        self._shared = GroupSettings.of(settings).encode()
         self._report = script(client, "report_presence")
 
-    def report(self, presence: Presence) -> None:
-        """Record the report of a running subscriber."""
-        self._report(keys=[self._key], args=[presence.name, json.dumps(asdict(presence)), _FORGET_MS])
+    def report(self, presence: Presence, *, first: bool = False) -> None:
+        """Record the report of a running subscriber, and the settings of its group unless they are known.
+
+        Arguments:
+            first: It has just started: replace the settings of the group.
+        """
+        args: list[Any] = [presence.name, json.dumps(asdict(presence)), _FORGET_MS]
+        args += (self._group, self._shared, int(first))
+        self._report(keys=[self._key, self._settings_key], args=args)
 
     def leave(self, name: str) -> None:
         """Remove a subscriber that stops."""

@@ -9,6 +9,7 @@ from redis import Redis
 from bridge.config import BridgeSettings
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.event_keys import EventKeys
+from bridge.storage.group_settings import GroupSettingsStore
 from bridge.storage.journal import Journal
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.keys import Keys
@@ -61,4 +62,9 @@ class Storage:
     @cached_property
     def presence(self) -> PresenceStore:
         """The subscribers of the group that are running."""
-        return PresenceStore(self.client, self.keys.subscribers(self.settings.group))
+        return PresenceStore(self.client, self.settings, self.keys)
+
+    @cached_property
+    def group_settings(self) -> GroupSettingsStore:
+        """The settings of all groups."""
+        return GroupSettingsStore(self.client, self.keys)

@@ -47,7 +47,7 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "dead_size": "hexists hincrby",
         "replays": "zadd pexpire",
     },
-    "report_presence": {"subscribers": "hgetall hdel hset pexpire"},
+    "report_presence": {"subscribers": "hgetall hdel hset pexpire", "group_settings": "hset hsetnx"},
     "start_run": {
         "done": "exists",
         "lease": "hmget hset hdel pexpire",
@@ -57,7 +57,7 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "starts": "hincrby",
     },
     "sweep_overdue": {"inflight": "zrem zadd", "inflight_tasks": "hget hdel", "done": "exists", "lease": "hget"},
-    "trim": {"journal": "xrange xinfo|groups xpending xack xtrim"},
+    "trim": {"journal": "exists xrange xinfo|groups xpending xack xtrim", "group_settings": "hget"},
     "write_dead_letter": {
         "dead": "xadd xlen xrange xdel",
         "dead_size": "hget hset hincrby",
@@ -139,7 +139,7 @@ _OPERATING = (
     _Needs(("drop", "replay"), {"replay": "hgetall hsetnx pexpire"}, "multi exec"),  # dead, replay
     _Needs(  # groups
         (),
-        {"all_of_any_group": "exists unlink", "journal": "xgroup|destroy"},
+        {"all_of_any_group": "exists unlink", "journal": "xgroup|destroy", "group_settings": "hgetall hset hdel"},
         "scan multi exec",
     ),
 )
@@ -242,6 +242,7 @@ def _names(settings: BridgeSettings) -> dict[str, list[Name]]:
     all_by_id = [prefix(getattr(keys, kind)("", "").rstrip(":") + ":") for kind in _OF_GROUP_BY_ID]
     return {
         "journal": [exact(keys.journal)],
+        "group_settings": [exact(keys.group_settings)],
         **{kind: [prefix(getattr(keys, kind)(""))] for kind in _BY_ID},
         "rate": [prefix(keys.rate("").rpartition(":")[0] + ":")],
         **{kind: [exact(getattr(keys, kind)(group))] for kind in _OF_GROUP},

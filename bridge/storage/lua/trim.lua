@@ -1,66 +1,124 @@
--- trim(keys=[journal], args=[retention_ms, max_entries])
+-- trim(keys=[journal, group_settings], args=[own_event_ttl_ms, max_entries, max_bytes])
 --
--- journal  stream; loses entries that are older than retention_ms by the clock of the server, the oldest first. At most
---          max_entries of them, so that one call never blocks the server for long
+-- journal         stream  loses old entries by the clock of the server, the oldest first
+-- group_settings  hash    group -> its settings, see group_settings.py
+--
+-- An entry is old when it exceeds the longest event_ttl of all groups of the journal, so no group loses what it has yet
+-- to read because another group keeps events for a shorter time. A group without settings is of an older version, and
+-- own_event_ttl_ms counts for it.
 --
 -- Returns [removed, more, group_1, lost_1, group_2, lost_2, ...]: how many entries were removed; 1 if older ones remain;
 -- and for each group how many of the removed entries it had not acknowledged, apart from replays for other groups.
 -- Their events are lost to that group. Those that were pending are acknowledged, so that no consumer reads an entry
 -- that no longer exists.
+--
+-- One call removes about max_entries at most, so that it never blocks the server for long. An entry may have a megabyte:
+-- entries that all groups have read are removed unread. The others have to be read, because only their fields show for
+-- which group they are, but one at a time, and at most max_bytes of them, plus one entry.
 
 -- include: server_ms
 -- include: integer
 -- include: fields_of
+-- include: bytes_of
+-- include: longest_ms
 
-local journal = KEYS[1]
-local retention_ms, max_entries = tonumber(ARGV[1]), tonumber(ARGV[2])
+local MAX_EXACT = 2 ^ 53 -- larger numbers are not exact in Lua
+
+local journal, group_settings = KEYS[1], KEYS[2]
+local own_event_ttl_ms, max_entries, max_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local function parts(id)
     local ms, sequence = string.match(id, "^(%d+)-(%d+)$")
     return tonumber(ms), tonumber(sequence)
 end
 
-local function after(a, b)
+local function before(a, b)
     local a_ms, a_sequence = parts(a)
     local b_ms, b_sequence = parts(b)
-    return a_ms > b_ms or (a_ms == b_ms and a_sequence > b_sequence)
+    return a_ms < b_ms or (a_ms == b_ms and a_sequence < b_sequence)
 end
 
-local function is_for(entry, group)
-    local addressed = fields_of(entry[2])["group"]
-    return not addressed or addressed == group
+local function next_id(id)
+    local ms, sequence = parts(id)
+    if sequence >= MAX_EXACT then
+        return integer(ms + 1) .. "-0"
+    end
+    return integer(ms) .. "-" .. integer(sequence + 1)
 end
 
-local horizon_ms = server_ms() - retention_ms
+local function first(from, to)
+    return redis.call("XRANGE", journal, from, to, "COUNT", 1)[1]
+end
+
+local groups = {}
+if redis.call("EXISTS", journal) == 1 then
+    for i, info in ipairs(redis.call("XINFO", "GROUPS", journal)) do
+        local group = fields_of(info)
+        groups[i] = {name = group["name"], unread = next_id(group["last-delivered-id"]), lost = 0}
+    end
+end
+
+local rows = {false}
+for i, group in ipairs(groups) do
+    rows[i] = redis.call("HGET", group_settings, group.name)
+end
+local horizon_ms = server_ms() - longest_ms(rows, 1, own_event_ttl_ms)
 if horizon_ms <= 0 then
     return {0, 0}
 end
-local old = redis.call("XRANGE", journal, "-", "(" .. integer(horizon_ms) .. "-0", "COUNT", max_entries)
-if #old == 0 then
-    return {0, 0}
-end
-local last = old[#old][1]
 
-local reply = {0, #old == max_entries and 1 or 0}
-for _, info in ipairs(redis.call("XINFO", "GROUPS", journal)) do
-    local group = fields_of(info)
-    local pending = redis.call("XPENDING", journal, group["name"], "-", last, max_entries)
-    for _, entry in ipairs(pending) do
-        redis.call("XACK", journal, group["name"], entry[1])
+-- All ids that follow are the first one that stays.
+local stays, more = integer(horizon_ms) .. "-0", false
+for _, group in ipairs(groups) do
+    group.pending = redis.call("XPENDING", journal, group.name, "-", "(" .. stays, max_entries)
+    if #group.pending == max_entries then
+        stays, more = next_id(group.pending[max_entries][1]), true
     end
-    local lost = #pending
-    for i = #old, 1, -1 do
-        if not after(old[i][1], group["last-delivered-id"]) then
-            break
-        end
-        if is_for(old[i], group["name"]) then
-            lost = lost + 1
-        end
-    end
-    reply[#reply + 1] = group["name"]
-    reply[#reply + 1] = lost
 end
 
-local last_ms, last_sequence = parts(last)
-reply[1] = redis.call("XTRIM", journal, "MINID", integer(last_ms) .. "-" .. integer(last_sequence + 1))
+local all_read = stays
+for _, group in ipairs(groups) do
+    if before(group.unread, all_read) then
+        all_read = group.unread
+    end
+end
+
+-- Without a limit Redis removes exactly what is old, with one only whole blocks of entries.
+local removed = redis.call("XTRIM", journal, "MINID", "~", all_read, "LIMIT", max_entries)
+if 2 * removed > max_entries then
+    more = true
+    local rest = first("-", "+")
+    stays = rest and rest[1] or stays
+else
+    removed = removed + redis.call("XTRIM", journal, "MINID", all_read)
+    local last, read, bytes = nil, 0, 0
+    local entry = first("-", "(" .. stays)
+    while entry and read < max_entries and bytes < max_bytes do
+        local addressed = fields_of(entry[2])["group"]
+        for _, group in ipairs(groups) do
+            if not before(entry[1], group.unread) and (not addressed or addressed == group.name) then
+                group.lost = group.lost + 1
+            end
+        end
+        last, read, bytes = entry[1], read + 1, bytes + bytes_of(entry[2])
+        entry = first("(" .. last, "(" .. stays)
+    end
+    if entry then
+        more, stays = true, next_id(last)
+    end
+    if last then
+        removed = removed + redis.call("XTRIM", journal, "MINID", stays)
+    end
+end
+
+local reply = {removed, more and 1 or 0}
+for _, group in ipairs(groups) do
+    for _, pending in ipairs(group.pending) do
+        if before(pending[1], stays) then
+            group.lost = group.lost + redis.call("XACK", journal, group.name, pending[1])
+        end
+    end
+    reply[#reply + 1] = group.name
+    reply[#reply + 1] = group.lost
+end
 return reply

@@ -65,9 +65,11 @@ class PresenceReporter:
             self._health.storage.client.close()
 
     def _run(self) -> None:
+        first = True
         while not self._stop.is_set():
             with suppress(RedisError, OSError):  # the other threads log it
-                self._presence_store.report(self._presence())
+                self._presence_store.report(self._presence(), first=first)
+                first = False
             self._stop.wait(HEARTBEAT_INTERVAL_S)
         with suppress(RedisError, OSError):  # the presence expires later
             self._presence_store.leave(self._name)

@@ -6,6 +6,7 @@ first new one, and an expired mark is deleted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from bridge import JournalLost
-from bridge.storage.entries import Entry, Trimmed
+from bridge.storage.entries import Entry
 from bridge.testing.redis_server import RedisServer
 from tests.support.journal_model import FIRST, IDS, TTL_S, EntryId, Group, WritingMachine, groups, ids, parsed, spelt
 from tests.support.models import repeatable, run_model
@@ -154,15 +155,19 @@ class JournalMachine(WritingMachine):
     def trim(self) -> None:
         """Remove the oldest expired entries, and count for each group those that it had not processed."""
         horizon = (self.now_ms() - TTL_S * 1000, 0)
-        old = [entry for entry in self.entries if entry < horizon][:TRIM_ENTRIES]
-        lost: dict[str, int] = {}
-        for name, group in self.groups.items() if old else ():
-            held = sorted(entry for entry in group.pending if entry <= old[-1])[:TRIM_ENTRIES]
-            lost[name] = len(held) + len([entry for entry in old if entry > group.last])
-            group.lost += lost[name]
+        old = [entry for entry in self.entries if entry < horizon]
+        expected: Counter[str] = Counter()
+        for name, group in self.groups.items():
+            held = sorted(entry for entry in group.pending if entry < horizon)
+            expected[name] = len(held) + len([entry for entry in old if entry > group.last])
+            group.lost += expected[name]
             self.drop(name, held)
-        lost = {name: count for name, count in lost.items() if count}
-        assert self.journal.trim(TRIM_ENTRIES) == Trimmed(len(old), len(old) == TRIM_ENTRIES, lost)
+        removed, lost, more = 0, Counter[str](), True
+        while more:
+            trimmed = self.journal.trim(TRIM_ENTRIES)
+            removed, more = removed + trimmed.removed, trimmed.more
+            lost.update(trimmed.lost)
+        assert (removed, +lost) == (len(old), +expected)
         for entry in old:
             del self.entries[entry]
 
