@@ -53,6 +53,8 @@ class Message(NamedTuple):
     content: tuple[str, str, bytes] | None = None
     #: What to push to a list of the broker's Redis; empty if the message has to be published with kombu.
     stamped: bytes = b""
+    #: Number of the try that it is for, from 0.
+    retries: int = 0
 
     @property
     def queue_key(self) -> str:

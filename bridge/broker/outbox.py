@@ -55,19 +55,20 @@ class Outbox:
         self._tags = delivery_tags()
         _check_routes(settings)
 
-    def prepare(self, handler: Handler, event: EncodedEvent, entry_id: bytes) -> Message:
+    def prepare(self, handler: Handler, event: EncodedEvent, entry_id: bytes, retries: int = 0) -> Message:
         """Make the message that calls *handler* with an event of the journal.
 
         Arguments:
             event, entry_id: The event, and the entry that it was read from.
+            retries: Number of the try that is due, of a task that is sent again. Celery makes the message of a retry.
 
         Raises:
             Exception: User code, a route or an option of the handler fails for this event.
         """
         route = self._routes.get((handler.task_name, event.type)) or self._route(handler, event)
         task_id, template = task_id_for(self._group, event.id, handler.task_name, event.replay), route.template
-        if template is None:
-            return Message(route, task_id, event, entry_id)
+        if template is None or retries:
+            return Message(route, task_id, event, entry_id, retries=retries)
         if template.queue_key:
             text = template.stamped(event, task_id.encode(), next(self._tags))
             return Message(route, task_id, event, entry_id, None, text)

@@ -157,7 +157,10 @@ class BrokerProducer:
     def _publish(self, link: _Link, message: Message) -> None:
         route = message.route
         if message.content is None or route.template is None:
-            send_by_celery(link.producer, route.task, route.options, message.event, message.task_id)
+            options = {**route.options, "task_id": message.task_id}
+            if message.retries:
+                options |= {"retries": message.retries, "countdown": None}  # only the first try is delayed
+            send_by_celery(link.producer, route.task, message.event, options)
             return
         filled_in = route.template.filled_in(message.event, message.task_id, message.content)
         if route.template.delayed_to is not None:

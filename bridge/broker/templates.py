@@ -26,8 +26,8 @@ from kombu.utils import json
 
 from bridge.broker.declarations import DELAYS
 from bridge.broker.stamp import Stamp
-from bridge.events import EncodedEvent
-from bridge.handlers import EventTask, describe
+from bridge.events import EncodedEvent, now_ms
+from bridge.handlers import SENT_HEADER, EventTask, describe
 
 _EXAMPLE = EncodedEvent("-", "example", None, b"{}")
 
@@ -74,7 +74,8 @@ class Template:
     def filled_in(self, event: EncodedEvent, task_id: str, content: tuple[str, str, bytes]) -> dict[str, Any]:
         """Return the arguments of :meth:`kombu.Producer.publish` for the message with this content."""
         argsrepr = describe(event)
-        headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr, **self._times()}
+        ids = {"id": task_id, "root_id": task_id}
+        headers = {**self.headers, **ids, "argsrepr": argsrepr, SENT_HEADER: _sent(), **self._times()}
         content_type, encoding, body = content
         own = {"content_type": content_type, "content_encoding": encoding, "correlation_id": task_id}
         return {**self.publish, **own, "body": body, "headers": headers, "argsrepr": argsrepr}
@@ -91,7 +92,8 @@ class Template:
         if compression := self.publish.get("compression"):
             body = compress(body, compression)[0]
         times = [time.encode() for time in self._times().values()] if self.timestamps else ()
-        return self.stamp.fill(task_id, describe(event).encode(), tag, b2a_base64(body, newline=False), *times)
+        own = (task_id, describe(event).encode(), tag, b2a_base64(body, newline=False), _sent().encode())
+        return self.stamp.fill(*own, *times)
 
     def _json(self, event: EncodedEvent) -> bytes:
         return b"[[%b], {}, %b]" % (event.data, self.embed)
@@ -157,29 +159,26 @@ def _with_stamp(template: Template, offline: Connection) -> Template:
     message = json.loads(text)
     headers, properties = message["headers"], message["properties"]
 
-    def example(task_id: str, argsrepr: str, tag: str, body: str, *times: str) -> bytes:
+    def example(task_id: str, argsrepr: str, tag: str, body: str, sent: str, *times: str) -> bytes:
         message["body"], properties["delivery_tag"] = body, tag
-        headers.update({"id": task_id, "root_id": task_id, "argsrepr": argsrepr})
+        headers.update({"id": task_id, "root_id": task_id, "argsrepr": argsrepr, SENT_HEADER: sent})
         headers.update(zip(template.timestamps, times, strict=True))
         properties.update({"correlation_id": task_id, "argsrepr": argsrepr})
         return json.dumps(message).encode()
 
-    return replace(template, queue_key=key, stamp=Stamp.from_example(example, 4 + len(template.timestamps)))
+    return replace(template, queue_key=key, stamp=Stamp.from_example(example, 5 + len(template.timestamps)))
 
 
-def send_by_celery(
-    producer: Producer, task: EventTask, options: Mapping[str, Any], event: EncodedEvent, task_id: str
-) -> None:
+def send_by_celery(producer: Producer, task: EventTask, event: EncodedEvent, options: Mapping[str, Any]) -> None:
     """Make a message with Celery and send it."""
-    task.apply_async(
-        (event.event.to_dict(),),
-        task_id=task_id,
-        argsrepr=describe(event),
-        producer=producer,
-        retry=False,
-        add_to_parent=False,
-        **options,
-    )
+    headers = {**(options.get("headers") or {}), SENT_HEADER: _sent()}
+    own = {"argsrepr": describe(event), "producer": producer, "retry": False, "add_to_parent": False}
+    task.apply_async((event.event.to_dict(),), **{**options, **own, "headers": headers})
+
+
+def _sent() -> str:
+    """Return the value of :data:`SENT_HEADER` for a message that is sent now."""
+    return str(now_ms())
 
 
 def delivery_tags() -> Iterator[bytes]:

@@ -5,12 +5,14 @@ message runs. The lease of a crashed worker expires; then another copy of the me
 """
 
 from bridge.handlers.decorator import SEND_OPTIONS, check_send_options, on_event
+from bridge.handlers.delivery import SENT_HEADER
 from bridge.handlers.effects import effect_transaction
 from bridge.handlers.handler import Handler, Registry, registry, task_id_for
 from bridge.handlers.task import EventTask, describe, end_revoked
 
 __all__ = [
     "SEND_OPTIONS",
+    "SENT_HEADER",
     "EventTask",
     "Handler",
     "Registry",

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from bridge.bus import EventBus, per_bus, run_state
 from bridge.errors import BusUnavailable
 from bridge.redis import attempt
-from bridge.storage import DeadLetter, Ended, RunStart
+from bridge.storage import DeadLetter, Delivery, Ended, RunStart
 from bridge.telemetry import Action, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
@@ -31,16 +31,18 @@ _LOG_INTERVAL_S = 600.0
 class _End:
     """The end of a task that is to be recorded, with a dead letter unless it succeeded.
 
-    With *unless_begun* it is dropped if the task has ended meanwhile or another copy of its message is running.
+    With *unless_begun* it is dropped if the task has ended meanwhile, or would not start with this message.
     """
 
     dead_letter: DeadLetter | None
     ended: Ended
-    unless_begun: bool = False
+    unless_begun: Delivery | None = None
 
 
 #: The end of a run whose runtime and queue this process does not know.
 _UNKNOWN = Ended()
+#: The message of a task that was sent once.
+_FIRST = Delivery()
 
 
 class Leases:
@@ -64,11 +66,11 @@ class Leases:
         self._throttle = LogThrottle(_LOG_INTERVAL_S)
         self._wake = threading.Event()
 
-    def begin(self, task_id: str, *, idempotent: bool, retries: int = 0) -> RunStart:
+    def begin(self, task_id: str, *, idempotent: bool, delivery: Delivery = _FIRST) -> RunStart:
         """Try to acquire the lease of a task. It is renewed until one of the methods below is called.
 
         Arguments:
-            idempotent, retries: See :meth:`Ledger.begin`.
+            idempotent, delivery: See :meth:`Ledger.start_run`.
 
         Raises:
             BusUnavailable: Redis did not answer, after bounded retries.
@@ -77,7 +79,7 @@ class Leases:
         begun = attempt(
             self.settings,
             f"beginning task {task_id}",
-            lambda: self._ledger.start_run(task_id, token, idempotent=idempotent, retries=retries),
+            lambda: self._ledger.start_run(task_id, token, idempotent=idempotent, delivery=delivery),
         )
         if begun.result == "started":
             with self._lock:
@@ -104,30 +106,35 @@ class Leases:
         else:
             self.release_locally(task_id)
 
-    def end_in_background(self, task_id: str, dead_letter: DeadLetter, *, unless_begun: bool) -> None:
+    def token_of(self, task_id: str) -> str:
+        """Return the token of the run of a task that has begun in this process."""
+        return self._running[task_id]
+
+    def end_in_background(self, task_id: str, dead_letter: DeadLetter, *, unless_begun: Delivery | None) -> None:
         """Have a thread record the end of a task, because the main process of a worker must not be blocked.
 
         Arguments:
-            unless_begun: Do nothing if the task has ended or another copy of its message is running.
+            unless_begun: The message that was dropped. Do nothing if the task has ended, is running or was retried.
         """
         with self._lock:
             pending = self._ends.get(task_id)
-            if pending is None or pending.unless_begun:  # an end that is certain is not replaced by another
+            if pending is None or pending.unless_begun is not None:  # an end that is certain is not replaced by another
                 self._ends[task_id] = _End(dead_letter, _UNKNOWN, unless_begun)
             self._start_renewing()
         self._wake.set()
 
-    def release(self, task_id: str, delay_s: float) -> None:
-        """Release the lease of a run whose task is retried in *delay_s* seconds.
+    def release(self, task_id: str, delay_s: float, retries: int) -> None:
+        """Release the lease of a run whose task runs again in *delay_s* seconds, with the try of the number *retries*.
 
         Raises:
-            BusUnavailable: Redis did not answer, after bounded retries. The retry then waits until the lease expires.
+            BusUnavailable: Redis did not answer, after bounded retries. If the same message is received again, it then
+                waits until the lease expires.
         """
         token = self.release_locally(task_id)
         if token is not None:
             delay_ms = max(0, int(delay_s * 1000))
             what = f"releasing task {task_id}"
-            attempt(self.settings, what, lambda: self._ledger.release(task_id, token, delay_ms))
+            attempt(self.settings, what, lambda: self._ledger.release(task_id, token, delay_ms, retries=retries))
 
     def release_locally(self, task_id: str) -> str | None:
         """Stop renewing the lease of a run, so that it expires, and return its token."""
@@ -135,9 +142,10 @@ class Leases:
             return self._running.pop(task_id, None)
 
     def _write_end(self, task_id: str, end: _End) -> None:
-        if end.unless_begun:
-            begun = self._ledger.start_run(task_id, secrets.token_hex(8), idempotent=True)
-            if begun.result in ("ended", "running"):
+        if end.unless_begun is not None:
+            token = secrets.token_hex(8)
+            begun = self._ledger.start_run(task_id, token, idempotent=True, delivery=end.unless_begun)
+            if begun.result in ("ended", "running", "superseded"):
                 return
         if end.dead_letter is not None:
             self._dead_letters.end_task_with(end.dead_letter, end.ended)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from typing import Any, Protocol, cast
 
 from celery.app.task import Context
@@ -16,9 +15,10 @@ from redis.exceptions import RedisError
 from bridge.bus import handling, run_state
 from bridge.errors import BusUnavailable, InvalidEvent
 from bridge.events import Event
+from bridge.handlers.delivery import delay_s, delivery_of, mark_retries
 from bridge.handlers.effects import EndedElsewhere
 from bridge.handlers.leases import end_of, get_leases
-from bridge.storage import DeadLetter, dead_letter_fields
+from bridge.storage import DeadLetter, Delivery, dead_letter_fields
 from bridge.telemetry import Action, LogThrottle, log_fields, redacting_errors
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class HandlerTask(Protocol):
 class Run:
     """One run of a task in a worker process.
 
-    - *begin*: acquire the lease of the task. A copy of a task that has ended or is running goes no further.
+    - *begin*: acquire the lease of the task. A copy goes no further if the task has ended, is running or was retried.
     - *validate*: decode the event. A payload that the handler's model rejects ends the task.
     - *call*: run the handler.
     - *settle*: record the end of the task with its done mark or dead letter, or release the lease for a retry.
@@ -122,19 +122,22 @@ class Run:
 
     def _begin(self) -> None:
         try:
-            begun = self._leases.begin(
-                self._task_id, idempotent=self._task.idempotent, retries=self._request.retries or 0
-            )
+            delivery = delivery_of(vars(self._request))
+            begun = self._leases.begin(self._task_id, idempotent=self._task.idempotent, delivery=delivery)
         except BusUnavailable as error:
             self._postpone(error)
             raise Ignore from error
         if begun.result == "started":
             self._state.began_s = time.monotonic()
+            mark_retries(self._request, self._leases.token_of(self._task_id))
             return
-        if begun.result == "ended":
+        if begun.result in ("ended", "superseded"):
             self._announce("task-deduplicated")
         elif begun.result == "running":
             self._wait_for_other_run(begun.left_ms / 1000)
+        elif begun.result == "stale":
+            detail = "its message was sent before dedup_ttl_s: whether the task has run already is no longer known"
+            self._end_in_dead_letter(Event.from_dict(self._event), "stale_message", detail)
         else:
             detail = f"its worker process crashed {begun.deaths} times while it ran"
             self._end_in_dead_letter(Event.from_dict(self._event), "worker_lost", detail)
@@ -198,7 +201,8 @@ class Run:
             self._announce("task-deduplicated")
         elif isinstance(error, Retry) or (isinstance(error, Reject) and cast("Any", error).requeue):
             try:
-                self._leases.release(self._task_id, _delay_s(error))
+                due = (self._request.retries or 0) + isinstance(error, Retry)
+                self._leases.release(self._task_id, delay_s(error), due)
             except BusUnavailable as unavailable:
                 extra = log_fields(Action.RETRY_DELAYED, **self._facts())
                 text = "The retry of task %s (%s) is delayed until its lease expires: %s"
@@ -251,14 +255,21 @@ class Run:
 
 
 def end_in_main_process(
-    handler: str, task_id: str, args: Any, reason: str, detail: str, traceback: str = "", *, unless_begun: bool = False
+    handler: str,
+    task_id: str,
+    args: Any,
+    reason: str,
+    detail: str,
+    traceback: str = "",
+    *,
+    unless_begun: Delivery | None = None,
 ) -> None:
     """End a task in a dead letter from the main process of a worker, which does not run it and must not be blocked.
 
     Arguments:
         handler: Name of the task.
         args: Arguments of the task: its event as JSON, unless it was sent by hand.
-        unless_begun: Do nothing if the task has ended or another copy of its message is running.
+        unless_begun: The message that was dropped. Do nothing if the task has ended, is running or was retried.
     """
     leases = get_leases()
     try:
@@ -266,7 +277,7 @@ def end_in_main_process(
     except (InvalidEvent, LookupError, TypeError) as error:
         _log_without_event(handler, task_id, reason, error, leases.settings.group)
         return
-    more = {"traceback": traceback, "attempts": 1}
+    more = {"traceback": traceback, "attempts": unless_begun.retries + 1 if unless_begun else 1}
     dead_letter = DeadLetter.of_event(reason, detail, event, event.encode(), handler, task_id, **more)
     _log_dead_letter(dead_letter, event, leases.settings.group)
     leases.end_in_background(task_id, dead_letter, unless_begun=unless_begun)
@@ -285,10 +296,3 @@ def _log_without_event(handler: str, task_id: str, reason: str, error: Exception
     extra = log_fields(Action.TASK_WITHOUT_EVENT_FAILED, task_id=task_id, handler=handler, group=group, reason=reason)
     text = "Task %s (%s) failed. It was sent without an event, so there is no dead letter: %s"
     log.error(text, task_id, handler, error, extra=extra)
-
-
-def _delay_s(error: BaseException) -> float:
-    when = getattr(error, "when", None)  # a Retry has seconds or a time, a Reject has neither
-    if isinstance(when, datetime):
-        return (when - datetime.now(when.tzinfo or UTC)).total_seconds()
-    return float(when or 0)

@@ -12,6 +12,7 @@ from celery.worker.request import Request
 from bridge.bus import handling, run_state
 from bridge.errors import InvalidEvent, InvalidHandler
 from bridge.events import EncodedEvent, Event
+from bridge.handlers.delivery import delivery_of
 from bridge.handlers.handler import registry
 from bridge.handlers.run import Run, end_in_main_process
 
@@ -112,14 +113,13 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
 def end_revoked(sender: Any, request: Any = None, expired: bool = False, terminated: bool = False, **_: Any) -> None:
     """Keep the event of a revoked or expired task as a dead letter, or it would be redispatched. Called by Celery.
 
-    Nothing happens if only a copy of the message was dropped: the task has ended or is running. *terminated* means that
-    the running task itself was stopped.
+    Nothing happens if only a copy of the message was dropped: the task has ended, is running or was retried.
+    *terminated* means that the running task itself was stopped.
     """
     if isinstance(sender, EventTask):
-        reason = "expired" if expired else "revoked"
-        end_in_main_process(
-            sender.name, str(request.id), request.args, reason, f"its message was {reason}", unless_begun=not terminated
-        )
+        reason, dropped = "expired" if expired else "revoked", None if terminated else delivery_of(request.request_dict)
+        detail = f"its message was {reason}"
+        end_in_main_process(sender.name, str(request.id), request.args, reason, detail, unless_begun=dropped)
 
 
 def describe(event: Any) -> str:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-StartResult = Literal["started", "ended", "running", "poisoned"]
+StartResult = Literal["started", "ended", "running", "poisoned", "superseded", "stale"]
 
 
 class InFlightTask(NamedTuple):
@@ -21,6 +21,7 @@ class InFlightTask(NamedTuple):
         delay_ms: How long the message delays the task (``countdown``).
         redispatches: How often the message was sent again.
         retried: Whether the task has started and will start again, out of the order of its queue.
+        retries: Number of the try that is due, from 0: how often Celery has retried the task.
     """
 
     handler: str
@@ -31,6 +32,7 @@ class InFlightTask(NamedTuple):
     delay_ms: int = 0
     redispatches: int = 0
     retried: bool = False
+    retries: int = 0
 
     def encode(self) -> bytes:
         """Return the task as JSON."""
@@ -41,6 +43,10 @@ class InFlightTask(NamedTuple):
         """Return the task in this JSON, which another version may have written with other fields."""
         stored = json.loads(text)
         return cls(**{name: stored[name] for name in cls._fields if name in stored})
+
+    def at_try(self, retries: int) -> InFlightTask:
+        """Return the task as it is sent again while the try of this number is due. Only the first one is delayed."""
+        return self if retries == 0 else self._replace(retries=retries, retried=True, delay_ms=0)
 
     def entry(self, task_id: str) -> LedgerEntry:
         """Return what the ledger lists for this task."""
@@ -82,6 +88,21 @@ class LedgerEntry(NamedTuple):
     delay_ms: int
 
 
+class Delivery(NamedTuple):
+    """What a task message says about itself.
+
+    Arguments:
+        retries: Number of the try that it is for, from 0.
+        retry_of: Token of the run that has sent it as its retry; empty for any other message.
+        sent_ms: When the first message of the task was sent, ms since the epoch, by the clock of the sender; 0 if that
+            is unknown.
+    """
+
+    retries: int = 0
+    retry_of: str = ""
+    sent_ms: int = 0
+
+
 class TaskStatus(NamedTuple):
     """What the ledger knows of a task: how it *ended*, whether it is *running*, and what was sent, until it ends."""
 
@@ -110,7 +131,9 @@ class RunStart:
     """Result of :meth:`Ledger.start_run`.
 
     ``started``: run the task. ``ended``: it has had its effect. ``running``: another copy of its message runs, for at
-    least *left_ms*. ``poisoned``: its worker died *deaths* times, more often than allowed.
+    least *left_ms*. ``poisoned``: its worker died *deaths* times, more often than allowed. ``superseded``: the message
+    is for an earlier try than the one that is due, which has another message. ``stale``: the message is so old that the
+    done mark of its task may have expired, and the ledger does not know the task.
     """
 
     result: StartResult

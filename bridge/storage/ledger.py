@@ -2,7 +2,9 @@
 
 A broker can lose a message: Redis gives it to a worker with one command and records that with a second one. So a task
 is listed from the step that acknowledges its journal entry until it ends. Two marks make a duplicate of its message
-harmless: ``done``, the task has ended, and ``lease``, it is running.
+harmless: ``done``, the task has ended, and ``lease``, it is running. A retry is another message than the first try. So
+the number of the try that is due is recorded, and the messages of earlier tries do not start: the broker may restore
+them at any time, and each of them would send further retries.
 
 ::
 
@@ -17,7 +19,9 @@ state       in Redis                    what a crash leaves
 in journal  a pending or unread entry   the entry is read again; the task ids are the same
 sent        in the ledger               a message that is lost becomes overdue
 running     in the ledger, with lease   the lease expires, the task becomes overdue, and the death is counted
-retrying    in the ledger, ``retried``  a message that is lost becomes overdue, later by the delay of the retry
+retrying    in the ledger, ``retried``  a message that is lost becomes overdue, later by the delay of the retry. It is
+                                        sent again with the number of the try that is due, which the ledger and the
+                                        lease key have
 ended       done mark                   nothing; the mark expires after ``dedup_ttl_s``
 ==========  ==========================  ===========================================================================
 
@@ -28,7 +32,8 @@ in journal -> sent  dispatcher       :meth:`Ledger.list_commands` in the transac
                                      :meth:`Ledger.acknowledge_sent` once the broker has them
 -> running          worker           :meth:`Ledger.start_run`, then :meth:`Ledger.renew`
 running -> ended    worker           :meth:`Ledger.end`, or ``DeadLetters.end_task_with`` after a failure
--> retrying         worker           :meth:`Ledger.release`
+-> retrying         worker           :meth:`Ledger.release`, after the retry was sent. After a crash between the two,
+                                     the retry starts nevertheless: it has the token of the run that sent it
 redispatch          leader           :meth:`Ledger.find_overdue` and :meth:`Ledger.sweep_overdue`; the others are sent
                                      again and listed with :meth:`Ledger.acknowledge_sent`
 sent -> ended       leader, worker   ``DeadLetters.end_task_with``: after ``max_redispatches``, or as many deaths
@@ -38,24 +43,46 @@ A task that has to be sent again after its event expired leaves the ledger with 
 Each transition is one script or one transaction, and each can be repeated after a lost reply: the token of a run, or
 the mark that exists already, identifies the repetition.
 
+Marks expire after ``dedup_ttl_s``. If a message is older, and its task is neither in the ledger nor has a lease key,
+the task may have ended. So it does not start: it becomes a dead letter.
+
 Times are those of the Redis server. The methods raise redis-py's errors as they come; all are safe to repeat.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
 
 from bridge.config import BridgeSettings
-from bridge.storage.in_flight import Ended, InFlightTask, LedgerEntry, Overdue, RunStart, StartResult, TaskStatus
+from bridge.storage.in_flight import (
+    Delivery,
+    Ended,
+    InFlightTask,
+    LedgerEntry,
+    Overdue,
+    RunStart,
+    StartResult,
+    TaskStatus,
+)
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
 from bridge.storage.server_time import server_ms
 
-_START_RESULTS: dict[int, StartResult] = {1: "started", 0: "ended", -1: "running", -2: "poisoned"}
+_START_RESULTS: dict[int, StartResult] = {
+    1: "started",
+    0: "ended",
+    -1: "running",
+    -2: "poisoned",
+    -3: "superseded",
+    -4: "stale",
+}
+#: The message of a task that was sent once, at an unknown time.
+_FIRST = Delivery()
 
 
 class Ledger:
@@ -77,6 +104,8 @@ class Ledger:
         self._starts = keys.starts(settings.group)
         self._redispatch_ms = int(settings.redispatch_after_s * 1000)
         self._lease_ms = int(settings.lease_s * 1000)
+        # How long a message may be received again: as long as there are marks, and as long as it may be redispatched.
+        self._keep_ms = max(settings.dedup_ttl_ms, self._lease_ms + 2 * self._redispatch_ms)
         self._acknowledge_sent = script(client, "acknowledge_sent")
         self._start_run = script(client, "start_run")
         self._renew = script(client, "renew")
@@ -110,31 +139,37 @@ class Ledger:
 
     # Runs
 
-    def start_run(self, task_id: str, token: str, *, idempotent: bool, retries: int = 0) -> RunStart:
+    def start_run(self, task_id: str, token: str, *, idempotent: bool, delivery: Delivery = _FIRST) -> RunStart:
         """Request the lease of a task. If it is granted, the task is running from now on.
 
         Arguments:
             token: Identifies this run; the same when the call is repeated after an error.
             idempotent: Whether the task must not run when it has ended or is running elsewhere.
-            retries: How often the task was retried. The lease of the run before may not be released yet.
+            delivery: The message that was received.
         """
         keys = [self._keys.done(task_id), self._keys.lease(task_id)]
         keys += [self._inflight, self._tasks, self._watermarks, self._starts]
-        max_deaths = self._settings.max_redispatches
-        args: list[Any] = [task_id, token, self._lease_ms, max_deaths, self._redispatch_ms, int(idempotent), retries]
+        max_deaths, dedup_ttl_ms = self._settings.max_redispatches, self._settings.dedup_ttl_ms
+        args: list[Any] = [task_id, token, self._lease_ms, self._keep_ms, max_deaths, self._redispatch_ms]
+        args += (int(idempotent), *delivery, dedup_ttl_ms)
         code, number = cast("list[int]", self._start_run(keys=keys, args=args))
         result = _START_RESULTS[code]
-        return RunStart(result, left_ms=number) if result == "running" else RunStart(result, deaths=number)
+        if result in ("started", "poisoned"):
+            return RunStart(result, deaths=number)
+        return RunStart(result, left_ms=number if result == "running" else 0)
 
     def renew(self, task_id: str, token: str) -> bool:
         """Renew the lease of a run; return False when it was considered dead and another run has started."""
-        args: list[Any] = [token, self._lease_ms, self._lease_ms + 2 * self._redispatch_ms]
+        args: list[Any] = [token, self._lease_ms, self._keep_ms]
         return bool(self._renew(keys=[self._keys.lease(task_id)], args=args))
 
-    def release(self, task_id: str, token: str, delay_ms: int) -> None:
-        """Give up the lease of a run whose task is retried in *delay_ms*."""
+    def release(self, task_id: str, token: str, delay_ms: int, *, retries: int) -> None:
+        """Give up the lease of a run whose task runs again in *delay_ms*, with the try of the number *retries*.
+
+        From now on the messages of earlier tries do not start.
+        """
         keys = [self._keys.lease(task_id), self._inflight, self._tasks]
-        self._release(keys=keys, args=[task_id, token, self._redispatch_ms, delay_ms])
+        self._release(keys=keys, args=[task_id, token, self._redispatch_ms, delay_ms, retries, self._keep_ms])
 
     def end(self, task_id: str, ended: Ended, pipe: Pipeline) -> None:
         """Queue on *pipe*, a transaction, the end of a task: write its done mark and remove it from the ledger."""
@@ -170,8 +205,8 @@ class Ledger:
         rows: Any = self._find_overdue(keys=keys, args=[count, self._lease_ms])
         return [Overdue(task_id.decode(), InFlightTask.decode(text), bool(left)) for task_id, text, left in rows]
 
-    def sweep_overdue(self, overdue: Sequence[Overdue], queued: Collection[str]) -> set[str]:
-        """Return the ids of the tasks that must be sent again.
+    def sweep_overdue(self, overdue: Sequence[Overdue], queued: Collection[str]) -> list[Overdue]:
+        """Return the tasks that must be sent again, each for the try that is due.
 
         Of the others, those that have ended leave the ledger, and those that run or are queued are due later.
 
@@ -185,7 +220,11 @@ class Ledger:
         for task in overdue:
             keys += (self._keys.done(task.task_id), self._keys.lease(task.task_id))
             args += (task.task_id, int(task.task_id in queued))
-        return {task_id.decode() for task_id in cast("list[bytes]", self._sweep_overdue(keys=keys, args=args))}
+        rows = cast("list[tuple[bytes, int]]", self._sweep_overdue(keys=keys, args=args))
+        due = {task_id.decode(): retries for task_id, retries in rows}
+        return [
+            replace(task, in_flight=task.in_flight.at_try(due[task.task_id])) for task in overdue if task.task_id in due
+        ]
 
     # For operators
 

@@ -38,7 +38,7 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "publish": {"journal": "xadd", "seen": "get set", "consequences": "zadd pexpire"},
     "publish, again": {"seen": "pexpire"},
     "publish, with the event key": {"event": "set"},
-    "release": {"lease": "hget del", "inflight_tasks": "hget hset", "inflight": "zadd"},
+    "release": {"lease": "hmget hset hdel pexpire", "inflight_tasks": "hget hset", "inflight": "zadd"},
     "renew": {"lease": "hget hset hdel pexpire"},
     "replay": {
         "journal": "xadd",
@@ -52,11 +52,11 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "done": "exists",
         "lease": "hmget hset hdel pexpire",
         "inflight": "zrem zadd",
-        "inflight_tasks": "hget hdel",
+        "inflight_tasks": "hget hset hdel",
         "queue_watermarks": "hget hset",
         "starts": "hincrby",
     },
-    "sweep_overdue": {"inflight": "zrem zadd", "inflight_tasks": "hget hdel", "done": "exists", "lease": "hget"},
+    "sweep_overdue": {"inflight": "zrem zadd", "inflight_tasks": "hget hdel", "done": "exists", "lease": "hmget"},
     "trim": {"journal": "exists xrange xinfo|groups xpending xack xtrim", "group_settings": "hget"},
     "write_dead_letter": {
         "dead": "xadd xlen xrange xdel",

@@ -1,12 +1,14 @@
--- release(keys=[lease, inflight, tasks], args=[task_id, token, redispatch_ms, delay_ms])
+-- release(keys=[lease, inflight, tasks], args=[task_id, token, redispatch_ms, delay_ms, retries, keep_ms])
 --
 -- The transition from running to retrying, see ledger.py.
 --
--- lease     hash  see start_run.lua; deleted if it is of this token
+-- lease     hash  see start_run.lua. It keeps the number of the try that is due, for keep_ms and the delay: so long an
+--                 older copy of the message may arrive, and must not start
 -- inflight  zset  task id -> when the task is overdue, ms
 -- tasks     hash  task id -> what was sent, see include/in_flight.lua
 --
--- For a run that is over while its task is not: a retry was sent, which starts in delay_ms.
+-- For a run that is over while its task is not: a message was sent whose try has the number `retries` and starts in
+-- delay_ms. Nothing happens if another run has started since, or the task has ended; so a repetition is harmless.
 
 -- include: server_ms
 -- include: integer
@@ -14,16 +16,21 @@
 
 local lease, inflight, tasks = KEYS[1], KEYS[2], KEYS[3]
 local task_id, token, redispatch_ms, delay_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local retries, keep_ms = ARGV[5], tonumber(ARGV[6])
 
-if redis.call("HGET", lease, "token") == token then
-    redis.call("DEL", lease)
-end
 local record = redis.call("HGET", tasks, task_id)
+local holder, due = unpack(redis.call("HMGET", lease, "token", "retries"))
+if holder ~= token and (due or not record) then
+    return
+end
+redis.call("HSET", lease, "retries", retries)
+redis.call("HDEL", lease, "token", "until_ms", "asked_ms", "deaths")
+redis.call("PEXPIRE", lease, integer(keep_ms + delay_ms))
 if record then
     local now_ms = server_ms()
     local _, json = parse_in_flight(record)
     local task = cjson.decode(json)
-    task.retried = true
+    task.retries, task.retried = tonumber(retries), true
     redis.call("HSET", tasks, task_id, format_in_flight(integer(now_ms), cjson.encode(task)))
     redis.call("ZADD", inflight, integer(now_ms + redispatch_ms + delay_ms), task_id)
 end

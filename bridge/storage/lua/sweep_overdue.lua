@@ -11,7 +11,7 @@
 -- A task whose message seems to be queued (queued_i is "1") is not overdue either. But other messages may keep its queue
 -- busy: a task that was sent once and has been queued for max_wait_ms is sent again.
 --
--- Returns the ids of the tasks that must be sent again.
+-- Returns [task_id, retries] of the tasks that must be sent again, with the number of the try that is due.
 
 -- include: server_ms
 -- include: integer
@@ -29,17 +29,22 @@ local function may_wait(task_id)
     return sent_ms and (now_ms - sent_ms < max_wait_ms or cjson.decode(json).redispatches > 0)
 end
 
+local function listed_retries(task_id)
+    local _, json = parse_in_flight(redis.call("HGET", tasks, task_id) or "")
+    return json and cjson.decode(json).retries or 0
+end
+
 local send_again = {}
 for i = FIRST, #KEYS, PER_TASK do
     local done, lease, task_id, queued = KEYS[i], KEYS[i + 1], ARGV[i], ARGV[i + 1] == "1"
-    local until_ms = redis.call("HGET", lease, "until_ms")
+    local until_ms, due = unpack(redis.call("HMGET", lease, "until_ms", "retries"))
     if redis.call("EXISTS", done) == 1 then
         redis.call("ZREM", inflight, task_id)
         redis.call("HDEL", tasks, task_id)
     elseif until_ms and tonumber(until_ms) > now_ms or queued and may_wait(task_id) then
         redis.call("ZADD", inflight, "XX", integer(now_ms + redispatch_ms), task_id)
     else
-        send_again[#send_again + 1] = task_id
+        send_again[#send_again + 1] = {task_id, math.max(tonumber(due or 0), listed_retries(task_id))}
     end
 end
 return send_again

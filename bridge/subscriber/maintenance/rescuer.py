@@ -65,8 +65,7 @@ class Rescuer:
         """
         deadline = time.monotonic() + _MAX_TIME_S
         while not stop.is_set() and (overdue := self._ledger.find_overdue(_ROUND_TASKS)):
-            lost = self._ledger.sweep_overdue(overdue, self._queued(overdue))
-            self._redispatch([task for task in overdue if task.task_id in lost])
+            self._redispatch(self._ledger.sweep_overdue(overdue, self._queued(overdue)))
             if time.monotonic() > deadline:
                 return
 
@@ -144,7 +143,8 @@ class Rescuer:
             log.error(text, task.task_id, name, extra=extra)
             return []  # another subscriber may have the handler; this is retried until max_redispatches
         try:
-            return [self._outbox.prepare(handler, event, task.in_flight.entry_id.encode())]
+            entry_id, retries = task.in_flight.entry_id.encode(), task.in_flight.retries
+            return [self._outbox.prepare(handler, event, entry_id, retries)]
         except BaseException as error:  # user code, which may raise CancelledError or SystemExit too
             raise _Unrecoverable("message_failed", f"{type(error).__name__}: {error}", event) from error
 

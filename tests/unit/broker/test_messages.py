@@ -18,7 +18,9 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus, SettingsError
 from bridge.broker.messages import Message
 from bridge.broker.outbox import Outbox
+from bridge.events.clock import now_ms
 from bridge.events.encoded import EncodedEvent
+from bridge.handlers.delivery import SENT_HEADER
 from bridge.handlers.handler import task_id_for
 from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
@@ -69,7 +71,7 @@ ROUTES = {
 def test_messages_equal_celerys_own(
     app: Celery, settings: BridgeSettings, queues: Queues, name: str, options: dict[str, Any], where: str, way: str
 ) -> None:
-    """Headers, properties and body equal those that apply_async sends, for every way to create the message."""
+    """A message equals the one that apply_async sends, whoever creates it, and has the time when it was sent."""
     app.finalize()
     queues.client.sadd(f"broker:{queues.prefix}_kombu.binding.celery", "celery\x06\x16\x06\x16celery")
     outbox = Outbox(app, settings.model_copy(update={"routes": {"billing.*": options}}))
@@ -90,9 +92,26 @@ def test_messages_equal_celerys_own(
         outbox.send([message._replace(stamped=b"", content=None)])
     outbox.close()
     ours = only_message(queues, where)
+    assert abs(int(ours["headers"].pop(SENT_HEADER)) - now_ms()) < 60_000
     queues.client.delete(f"broker:{queues.prefix}{where}")
     app.tasks[name].apply_async((EVENT,), task_id=message.task_id, **options | dict(HANDLERS[name].send_options))
     assert without_moments(plain(ours)) == without_moments(plain(only_message(queues, where)))
+
+
+@pytest.mark.parametrize("name", ["t.delayed", "t.plain"])
+def test_a_retry_that_is_sent_again_keeps_its_number(app: Celery, outbox: Outbox, queues: Queues, name: str) -> None:
+    """A task whose retry was lost is sent again with the number of that try and without the delay of the first."""
+    app.finalize()
+    outbox.send([outbox.prepare(HANDLERS[name], STORED, b"1-1", 2)])
+    again = only_message(queues, "celery")
+    queues.client.delete(f"broker:{queues.prefix}celery")
+    outbox.send([outbox.prepare(HANDLERS[name], STORED, b"1-1")])
+    first = only_message(queues, "celery")
+    assert (again["headers"].pop("retries"), again["headers"].pop("eta")) == (2, None)
+    assert (first["headers"].pop("retries"), bool(first["headers"].pop("eta"))) == (0, name == "t.delayed")
+    for message in (first, again):
+        assert message["headers"].pop(SENT_HEADER)
+    assert plain(again) == plain(first)
 
 
 def without_moments(message: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_states_without_a_worker(
     assert re.search(r"sleepy  SENT  naps$", trace("first").stdout, re.MULTILINE)
     ledger.start_run(task_id, "run", idempotent=True)
     assert re.search(r"sleepy  STARTED  naps$", trace("first").stdout, re.MULTILINE)
-    ledger.release(task_id, "run", 0)
+    ledger.release(task_id, "run", 0, retries=1)
     assert re.search(r"sleepy  RETRY  naps$", trace("first").stdout, re.MULTILINE)
 
 

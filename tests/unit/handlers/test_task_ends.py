@@ -109,9 +109,22 @@ def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, pre
         assert letter.detail == "while Redis was away"
 
 
-def revoke(task_id: str, **how: bool) -> None:
+def revoke(task_id: str, *, retries: int = 0, **how: bool) -> None:
     """Report what Celery reports in the main process of a worker when it drops a message."""
-    end_revoked(handlers.everything, SimpleNamespace(id=task_id, args=[EVENT.to_dict()]), **how)
+    request = SimpleNamespace(id=task_id, args=[EVENT.to_dict()], request_dict={"retries": retries})
+    end_revoked(handlers.everything, request, **how)
+
+
+def test_a_dropped_message_ends_its_task_if_its_try_is_due(bus: EventBus, ledger: Ledger, letters: DeadLetters) -> None:
+    """A revoked retry ends in a dead letter; a revoked copy of an earlier try changes nothing."""
+    for task_id in ("earlier", "due"):
+        ledger.start_run(task_id, "first", idempotent=True)
+        ledger.release(task_id, "first", 0, retries=1)
+    revoke("earlier", retries=0)
+    revoke("due", retries=1)
+    eventually(lambda: ledger.has_ended("due"), "the end is recorded")
+    assert [(letter.task_id, letter.attempts) for letter in letters.latest(10)] == [("due", 2)]
+    assert not ledger.has_ended("earlier")
 
 
 def test_a_copy_that_is_dropped_is_not_the_end_of_its_task(

@@ -14,7 +14,7 @@ from bridge.handlers.handler import task_id_for
 from bridge.operations.task_states import TaskStates
 from bridge.operations.trace import Tracer
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.in_flight import Ended
+from bridge.storage.in_flight import Delivery, Ended
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from tests.support.apps import StartSubscriber
@@ -56,9 +56,9 @@ def test_states_of_a_task_from_the_journal_to_its_end(
     eventually(lambda: state() == "SENT", "the task is queued")
     ledger.start_run(task_id, "run", idempotent=True)
     assert state() == "STARTED"
-    ledger.release(task_id, "run", 60_000)
+    ledger.release(task_id, "run", 60_000, retries=1)
     assert state() == "RETRY"
-    ledger.start_run(task_id, "again", idempotent=True, retries=1)
+    ledger.start_run(task_id, "again", idempotent=True, delivery=Delivery(1))
     assert state() == "STARTED"
     with client.pipeline() as pipe:
         ledger.end(task_id, Ended(runtime_ms=250, queue="plain"), pipe)

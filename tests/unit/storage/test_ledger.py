@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import pytest
 from redis import Redis
 from redis.exceptions import WatchError
 
-from bridge import BridgeSettings
-from bridge.storage.in_flight import Ended, InFlightTask, RunStart
+from bridge.storage.in_flight import Delivery, Ended, InFlightTask, RunStart
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
-from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
+from tests.support.ledgers import PAIR, MakeLedger, end
 from tests.support.waiting import eventually
-
-PAIR = InFlightTask(handler="t.all", event_id="e1", entry_id="1-1", queue="celery")
-
-MakeLedger = Callable[..., Ledger]
 
 
 @pytest.fixture
 def client(each_server: RedisServer) -> Redis:
     return Redis.from_url(each_server.url)
-
-
-@pytest.fixture
-def make(each_server: RedisServer, client: Redis, prefix: str) -> MakeLedger:
-    """Create a ledger with changed settings."""
-
-    def make_one(**changes: object) -> Ledger:
-        fixed = {"redis_url": each_server.url, "channel_prefix": prefix, "group": "tests"}
-        return Storage(client, BridgeSettings.load(**fixed | changes)).ledger
-
-    client.xgroup_create(Keys(prefix).journal, "tests", mkstream=True)
-    yield make_one
-    client.close()
-
-
-def end(ledger: Ledger, client: Redis, task_id: str) -> None:
-    with client.pipeline(transaction=True) as pipe:
-        ledger.end(task_id, Ended(), pipe)
-        pipe.execute()
 
 
 def test_a_task_runs_once(make: MakeLedger, client: Redis, prefix: str) -> None:
@@ -127,16 +102,6 @@ def test_opting_out_of_idempotence(make: MakeLedger, client: Redis) -> None:
     assert ledger.start_run("t1", "third", idempotent=False) == RunStart("started")
 
 
-def test_a_released_run_lets_the_retry_begin(make: MakeLedger) -> None:
-    """After a release the next run starts immediately and counts no crash; only the holder can release the lease."""
-    ledger = make()
-    ledger.start_run("t1", "first", idempotent=True)
-    ledger.release("t1", "another", 0)
-    assert ledger.start_run("t1", "retry", idempotent=True).result == "running"
-    ledger.release("t1", "first", 0)
-    assert ledger.start_run("t1", "retry", idempotent=True) == RunStart("started")
-
-
 def test_a_task_that_ended_before_it_was_listed_is_not_listed(make: MakeLedger, client: Redis) -> None:
     """A task that has ended before or between its dispatches is not added to the ledger."""
     ledger = make()
@@ -176,7 +141,7 @@ def test_running_waiting_and_ended_tasks_are_put_off_or_struck(make: MakeLedger,
     overdue = ledger.find_overdue(10)
     assert "running" not in {task.task_id for task in overdue}
     client.set(Keys(prefix).done("ended"), b"1")  # as if the task had ended before it was added
-    assert ledger.sweep_overdue(overdue, {"waiting"}) == {"lost"}
+    assert [task.task_id for task in ledger.sweep_overdue(overdue, {"waiting"})] == ["lost"]
     assert {task.task_id for task in ledger.find_overdue(10)} <= {"lost", "waiting"}
     assert ledger.size() == 3
 
@@ -212,25 +177,14 @@ def test_what_says_little_of_the_order_passes_nothing(make: MakeLedger) -> None:
     assert passed(hasty, "first") == {"first": False}
 
 
-def test_a_retry_need_not_wait_for_the_run_that_sent_it(make: MakeLedger) -> None:
-    """A retry may start before the earlier run has released its lease; other copies wait for the retry."""
-    ledger = make(lease_s=30)
-    ledger.start_run("t1", "first", idempotent=True)
-    assert ledger.start_run("t1", "retry", idempotent=True, retries=1) == RunStart("started")
-    ledger.release("t1", "first", 0)
-    assert ledger.start_run("t1", "copy", idempotent=True).result == "running"
-    assert ledger.start_run("t1", "copy of the retry", idempotent=True, retries=1).result == "running"
-    assert ledger.renew("t1", "retry")
-
-
 def test_a_retry_says_nothing_of_the_order(make: MakeLedger) -> None:
     """The start of a retry does not prove that earlier tasks have left the queue."""
     ledger = make(redispatch_after_s=0.1, lease_s=0.05)
     ledger.acknowledge_sent([], [PAIR.entry("first"), PAIR.entry("retried")])
     ledger.start_run("retried", "one", idempotent=True)
-    ledger.release("retried", "one", 0)
+    ledger.release("retried", "one", 0, retries=1)
     eventually(lambda: len(ledger.find_overdue(10)) == 2, "both tasks are overdue")
-    ledger.start_run("retried", "two", idempotent=True)
+    ledger.start_run("retried", "two", idempotent=True, delivery=Delivery(1))
     assert passed(ledger, "first") == {"first": False}
 
 
@@ -240,7 +194,7 @@ def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, cli
 
     def swept() -> set[str]:
         overdue = ledger.find_overdue(10)
-        return ledger.sweep_overdue(overdue, {task.task_id for task in overdue})
+        return {task.task_id for task in ledger.sweep_overdue(overdue, {task.task_id for task in overdue})}
 
     sent_at = time.monotonic()
     ledger.acknowledge_sent([], [PAIR.entry("lost"), PAIR._replace(redispatches=1).entry("again")])

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from bridge import BridgeSettings, Event, EventBus
 from bridge.redis.client import connect
 from bridge.storage.dead_letter import DeadLetter
-from bridge.storage.in_flight import Ended, InFlightTask, LedgerEntry
+from bridge.storage.in_flight import Delivery, Ended, InFlightTask, LedgerEntry
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
 from bridge.storage.presence import Presence
@@ -157,8 +157,8 @@ def test_starts_are_counted_once_per_task(each_client: Redis, each_settings: Bri
         ledger.acknowledge_sent([], [pair.entry(f"t{delay_ms}")])
         assert ledger.start_run(f"t{delay_ms}", "run", idempotent=True).result == "started"
         ledger.start_run(f"t{delay_ms}", "run", idempotent=True)  # as after a lost reply
-        ledger.release(f"t{delay_ms}", "run", 0)
-        ledger.start_run(f"t{delay_ms}", "again", idempotent=True, retries=1)
+        ledger.release(f"t{delay_ms}", "run", 0, retries=1)
+        ledger.start_run(f"t{delay_ms}", "again", idempotent=True, delivery=Delivery(1))
     ledger.acknowledge_sent([], [InFlightTask("t.all", "e", entry, "celery", redispatches=1).entry("again")])
     ledger.start_run("again", "run", idempotent=True)
     starts = group_of(each_client, each_settings).starts
