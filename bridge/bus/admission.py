@@ -61,13 +61,18 @@ class Admission:
     def read(self, entry: Entry) -> EncodedEvent:
         """Read the event of a journal entry, or of the event key that replaces an entry that was removed.
 
-        The age of a signature is measured at the time of the entry, since a backlog would make it too old.
+        The age of a signature is measured at the time of the entry, since a backlog would make it too old. The mark of
+        a replay counts only in an entry that is addressed to the group and the handler that the mark names.
 
         Raises:
-            InvalidEvent: As :meth:`receive`.
+            InvalidEvent: As :meth:`receive`; or the entry and the mark of the replay disagree (``replay_mismatch``).
         """
         data = entry.data or b""
         stored = EncodedEvent.read(data)
+        if entry.group is entry.handler is None:
+            stored.replay = None  # else a copy of this entry would be another task
+        else:
+            _check_address(entry, stored.event)
         if self._max_depth is not None:
             self._check_depth(stored.event)
         if not self._open:
@@ -148,6 +153,18 @@ class Admission:
         elif any(pattern.fullmatch(event_type) for pattern in self._reject):
             refused = f"{event_type!r} matches a pattern in bridge_rejected_types"
         return _Rules(refused, any(pattern.fullmatch(event_type) for pattern in self._require))
+
+
+def _check_address(entry: Entry, event: Event) -> None:
+    """Raise :class:`InvalidEvent` unless the address of *entry* is in the mark of the replay, which may be signed."""
+    mark = (event.metadata or {}).get("replay")
+    mark = mark if isinstance(mark, dict) else {}
+    marked = (mark.get("group"), mark.get("handler") or None)
+    unnamed = "group" not in mark and entry.group is not None  # by an older version
+    if event.replay is None or (marked != (entry.group, entry.handler) and not unnamed):
+        addressed = f"group {str(entry.group)[:100]!r} and handler {str(entry.handler)[:100]!r}"
+        text = f"the journal entry is addressed to {addressed}, the mark of its replay is not"
+        raise InvalidEvent("replay_mismatch", "metadata.replay", text)
 
 
 def _compiled(patterns: Sequence[str]) -> list[re.Pattern[str]]:

@@ -34,7 +34,7 @@ def retry(data: EventData, dead_letter_id: str, who: str) -> str:
     """
     at_ms, _ = stream_position(dead_letter_id)
     selection = EntryFilter(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({dead_letter_id}))
-    source = DeadLetterSource(data.storage, selection, registry.names)
+    source = DeadLetterSource(data.storage, selection, registry)
     gone = "this dead letter no longer exists: it was retried, purged or evicted"
     done, name = _replay(data, source, {"from": "dead letters", "id": [dead_letter_id]}, gone, who)
     what = done.handler or "all handlers"

@@ -171,7 +171,7 @@ class Replay:
             if found.event is None:
                 step.skipped += 1
                 continue
-            data = self._marked(found.event, found.signed, progress.at_ms)
+            data = self._marked(found.event, found, progress.at_ms)
             step.events.append((found.dead_letter_id, found.event.id, found.event.type, data, found.handler))
             step.size += len(data)
             if len(step.events) == limit or step.size >= BATCH_BYTES:
@@ -180,21 +180,24 @@ class Replay:
         step.to, step.finished = f"({progress.until}", True
         yield step
 
-    def _marked(self, event: Event, signed: bool, at_ms: int) -> bytes:
-        """Encode *event* with the mark of this replay, without a size limit: it was accepted before.
+    def _marked(self, event: Event, found: ReplayItem, at_ms: int) -> bytes:
+        """Encode *event*, which was *found*, with the mark of this replay. No size limit: it was accepted before.
 
-        A *signed* event is signed again. The mark holds the time of that, which may be long after the event.
+        The mark names the group and the handler that the event is for, so that no one can address it to others. A
+        signed event is signed again; the mark holds the time of that, which may be long after the event.
         """
         if is_signed(event) and not self._keyring:
             raise BridgeError(
                 f"event {event.id} is signed, and a replay changes its JSON; set bridge_signing_keys here, too, "
                 "so that it can be signed again"
             )
-        mark: dict[str, Any] = {"name": self._name, "at": at_ms}
-        if signed:
+        mark: dict[str, Any] = {"name": self._name, "at": at_ms, "group": self._settings.group}
+        if found.handler:
+            mark["handler"] = found.handler
+        if found.signed:
             mark["signed"] = now_ms()
         marked = event.model_copy(update={"metadata": (event.metadata or {}) | {"replay": mark}})
-        return self._keyring.encode(marked) if signed else unsigned(marked).encode()
+        return self._keyring.encode(marked) if found.signed else unsigned(marked).encode()
 
     def _take(self, progress: Progress, step: _Step) -> Progress:
         """Append the events of *step*, which starts at the cursor of *progress*; safe to repeat."""

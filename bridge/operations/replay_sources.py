@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bridge.bus import Admission
 from bridge.errors import InvalidEvent
 from bridge.events import Event
+from bridge.handlers import Registry
 from bridge.operations.history import History
 from bridge.redis import attempt
 from bridge.storage import DeadLetter, Entry, EntryFilter, Storage
@@ -110,6 +111,9 @@ class JournalSource:
             signed = self._admission.can_be_signed_again(event, data, dispatched=False)
         except InvalidEvent as error:
             return ReplayItem(place, event_id, event_type, None, problem=str(error))
+        if not (self._accepts(event.type) and self.selection.matches_event(event.type, event.id)):
+            problem = f"its journal entry describes it wrongly: it holds event {event.id} ({event.type})"
+            return ReplayItem(place, event_id, event_type, None, problem=problem)
         return ReplayItem(place, event_id, event_type, event, self._handler, signed=signed)
 
 
@@ -117,15 +121,16 @@ class DeadLetterSource:
     """The dead letters of the group. Each is moved to the handler that failed.
 
     A dead letter cannot be replayed if it has no complete event (a message that is not a valid event, or a task whose
-    event was lost) or if its handler no longer exists. For a redacted dead letter the complete event is looked up.
+    event was lost) or if its handler no longer exists or receives no events of its type. For a redacted dead letter the
+    complete event is looked up.
 
     Arguments:
         storage: The bus, as the group sees it.
         selection: Which dead letters.
-        handlers: Names of the existing tasks.
+        handlers: The handlers of the application.
     """
 
-    def __init__(self, storage: Storage, selection: EntryFilter, handlers: Container[str]) -> None:
+    def __init__(self, storage: Storage, selection: EntryFilter, handlers: Registry) -> None:
         self._admission = Admission(storage.settings)
         self.key = storage.keys.dead(storage.settings.group)
         self._dead_letters = storage.dead_letters
@@ -147,9 +152,12 @@ class DeadLetterSource:
             signed = self._admission.can_be_signed_again(event, data, dispatched=dispatched)
         except InvalidEvent as error:
             event, problem = None, str(error)
-        if dead_letter.handler and dead_letter.handler not in self._handlers:
-            event, problem = None, f"this application has no handler {dead_letter.handler}"
         place, event_type = dead_letter.dead_letter_id, dead_letter.event_type or (event.type if event else "")
+        handler = self._handlers.get(dead_letter.handler)
+        if dead_letter.handler and handler is None:
+            event, problem = None, f"this application has no handler {dead_letter.handler}"
+        elif handler is not None and event is not None and not handler.matches(event.type):
+            event, problem = None, f"handler {handler.task_name} receives no events of type {event_type}"
         event_id = dead_letter.event_id or (event.id if event else "")
         return ReplayItem(place, event_id, event_type, event, dead_letter.handler, place, problem, signed)
 

@@ -21,6 +21,7 @@ _NOT_REPLAYED = {
     "channel_mismatch": ("type", "it was received on the channel of another type"),
     "id_conflict": ("id", "another event has this id; publish it again under a new id"),
     "signature": ("signature", "it is not signed as bridge_require_signature requires; its publisher must sign it"),
+    "replay_mismatch": ("metadata.replay", "its journal entry was addressed by another program than a replay"),
     "hop_limit": ("metadata.hops", "its chain is longer than bridge_max_hops; publish it again to start a new chain"),
 }
 

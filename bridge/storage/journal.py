@@ -161,6 +161,14 @@ class Journal:
             marks = pipe.execute()
         return [event_id for event_id, mark in zip(event_ids, marks, strict=True) if not mark]
 
+    def digests(self, event_ids: Sequence[str]) -> dict[str, str]:
+        """Return the digests of the events that the journal took under these ids, as far as Redis remembers."""
+        if not event_ids:
+            return {}
+        marks = cast("list[bytes | None]", self._client.mget([self._keys.seen(event_id) for event_id in event_ids]))
+        rows = zip(event_ids, marks, strict=True)
+        return {event_id: mark.partition(b":")[0].decode(errors="replace") for event_id, mark in rows if mark}
+
     def known(self, broadcasts: Sequence[tuple[str, str, bytes]]) -> list[bool]:
         """Return for each broadcast, given by event id, type and data, whether exactly that event is in the journal.
 

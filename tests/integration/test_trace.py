@@ -17,6 +17,7 @@ from bridge.storage.entries import EntryFilter
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from tests.support.processes import Processes
+from tests.support.replays import registry_of
 from tests.support.trees import events, tasks, trees
 from tests.support.waiting import eventually
 
@@ -66,7 +67,7 @@ def test_a_real_trip(
     assert (letter.dead_letter_id, letter.task_id) == (failed.dead_letter_id, failed.task_id)
 
     client.set(f"{settings.channel_prefix}room", 1)
-    source = DeadLetterSource(Storage(client, settings), EntryFilter(), [f"{HERE}.hotel"])
+    source = DeadLetterSource(Storage(client, settings), EntryFilter(), registry_of({f"{HERE}.hotel": "trip.hotel"}))
     list(Replay(Storage(client, settings), source, "again", {}).run(100))
     eventually(
         lambda: trees(tracer, "journey") == trip(FAILED, RETRIED), "the trace has the retry and its consequences"

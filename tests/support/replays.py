@@ -8,7 +8,7 @@ from typing import Any
 from redis import Redis
 
 from bridge import BridgeSettings, Event
-from bridge.handlers.handler import task_id_for
+from bridge.handlers.handler import Handler, Registry, task_id_for
 from bridge.operations.replay import Progress, Replay
 from bridge.operations.replay_sources import DeadLetterSource, JournalSource
 from bridge.storage.dead_letter import DeadLetter
@@ -16,7 +16,6 @@ from bridge.storage.entries import EntryFilter
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 
-HANDLERS = ["t.exact", "t.plain"]
 FAST = 1e9
 
 
@@ -36,7 +35,8 @@ class Replays:
         return Replay(Storage(self.client, self.settings), source, name, {"handler": handler, **_plain(selection)})
 
     def dead(self, name: str = "r", **selection: Any) -> Replay:
-        source = DeadLetterSource(Storage(self.client, self.settings), EntryFilter(**selection), HANDLERS)
+        handlers = registry_of({"t.exact": "dream.created", "t.plain": "billing.*"})
+        source = DeadLetterSource(Storage(self.client, self.settings), EntryFilter(**selection), handlers)
         return Replay(Storage(self.client, self.settings), source, name, _plain(selection))
 
     def park(self, number: int, handler: str = "t.exact", reason: str = "failure") -> Event:
@@ -51,6 +51,14 @@ class Replays:
 
     def ids(self) -> list[str]:
         return [fields[b"id"].decode() for fields in self.replayed()]
+
+
+def registry_of(patterns: dict[str, str]) -> Registry:
+    """Return handlers by task name, each with one pattern."""
+    made = Registry()
+    for name, pattern in patterns.items():
+        made.add(Handler(name, (pattern,)))
+    return made
 
 
 def _plain(selection: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from redis.connection import Connection
 from bridge import BridgeSettings
 from bridge.broker.outbox import Outbox
 from bridge.testing.redis_server import RedisServer, binary_on_path
+from tests.support.outside import Outside
 from tests.support.requirements import ALL_REDIS_KINDS, redis_binary
 from tests.support.scrape import Listen, RoundTrips
 
@@ -39,6 +40,11 @@ def each_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A server like ``server``, of each kind in turn."""
     with RedisServer(redis_binary(request.param)) as running:
         yield running
+
+
+@pytest.fixture
+def outside(client: Redis, settings: BridgeSettings) -> Outside:
+    return Outside(client, settings)
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **given: An
     with open_bus(ctx.obj.app) as storage:
         if given["handler"] is not None:
             handler_named(given["handler"])
-        source = DeadLetterSource(storage, selection_of(given), registry.names)
+        source = DeadLetterSource(storage, selection_of(given), registry)
         name = name or new_name()
         perform(Replay(storage, source, name, filters), name, **how)
 

@@ -104,10 +104,16 @@ class Router:
                 batch.counts["no_handler", encoded.type] += 1
             return handlers
         handler = self._registry.get(entry.handler)
+        # Both happen during a deployment. The replay deleted the dead letter of this event, so another one keeps it.
         if handler is None:
-            # Happens during a deployment. The replay deleted the dead letter of this event, so another one keeps it.
             detail = "this subscriber has no such handler"
             batch.dead_letters.append(self._dead_letter("no_handler", detail, encoded, entry.handler))
+            return []
+        if not handler.matches(encoded.type):
+            # The event was verified as one of its type. For this handler it may be forged: it ends no task of it.
+            detail = f"this handler receives no events of type {encoded.type}"
+            dead_letter = DeadLetter.of_event("no_handler", detail, encoded, encoded.data, entry.handler, "")
+            batch.dead_letters.append(dead_letter)
             return []
         return [handler]
 

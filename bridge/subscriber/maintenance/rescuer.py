@@ -103,17 +103,23 @@ class Rescuer:
             log.warning(text, len(messages), extra=extra)
 
     def _events(self, overdue: Sequence[Overdue]) -> dict[str, EncodedEvent]:
-        """Return the events of tasks, by task id: from the journal, or from their keys if the entry was removed."""
+        """Return the events of tasks, by task id: from the journal, or from their keys if the entry was removed.
+
+        Any publisher may have written a key again since. It is used only if it holds the event that was dispatched.
+        """
         entries = self._journal.entries([task.in_flight.entry_id for task in overdue])
         missing = [task.in_flight.event_id for task in overdue if task.in_flight.entry_id not in entries]
-        kept = self._event_keys.get_many(missing)
+        kept, digests = self._event_keys.get_many(missing), self._journal.digests(missing)
         events: dict[str, EncodedEvent] = {}
         for task in overdue:
-            key = Entry(task.in_flight.entry_id.encode(), kept.get(task.in_flight.event_id))
-            event = self._event(entries.get(task.in_flight.entry_id, key))
+            entry_id, event_id = task.in_flight.entry_id, task.in_flight.event_id
+            event = self._event(entries.get(entry_id) or Entry(entry_id.encode(), kept.get(event_id)))
+            if event is None or (entry_id not in entries and digests.get(event_id, "") not in ("", event.event.digest)):
+                continue
+            handler = self._registry.get(task.in_flight.handler)
             # A task of a replay has another id than the task of the event in the key.
-            group, handler = self._settings.group, task.in_flight.handler
-            if event is not None and task.task_id == task_id_for(group, event.id, handler, event.replay):
+            task_id = task_id_for(self._settings.group, event.id, task.in_flight.handler, event.replay)
+            if task.task_id == task_id and (handler is None or handler.matches(event.type)):
                 events[task.task_id] = event
         return events
 
@@ -132,6 +138,7 @@ class Rescuer:
             )
         if event is None:
             text = f"cannot be sent again: journal entry {task.in_flight.entry_id} and the event key have expired"
+            text += ", or the key holds another event now"
             raise _Unrecoverable("event_expired", text, None)
         handler = self._registry.get(task.in_flight.handler)
         if handler is None:

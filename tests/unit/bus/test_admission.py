@@ -17,11 +17,6 @@ from tests.support.waiting import eventually
 PICKY = {"accepted_types": ["dream.*", "billing.*"], "rejected_types": ["billing.v*"]}
 
 
-@pytest.fixture
-def outside(client: Redis, settings: BridgeSettings) -> Outside:
-    return Outside(client, settings)
-
-
 def bus_with(settings: BridgeSettings, **changes: object) -> EventBus:
     return EventBus(redis_url=settings.url, channel_prefix=settings.channel_prefix, source="tests", **changes)
 

@@ -47,7 +47,10 @@ def test_what_a_replay_appends(replays: Replays, bus: EventBus, client: Redis) -
         b"handler": b"t.exact",
     }
     assert (event.id, event.payload) == ("n0", 0)
-    assert event.metadata == {"of": "old", "replay": {"name": "r", "at": progress.at_ms}}
+    assert event.metadata == {
+        "of": "old",
+        "replay": {"name": "r", "at": progress.at_ms, "group": "tests", "handler": "t.exact"},
+    }
     assert abs(progress.at_ms - time.time() * 1000) < 60_000
     assert not client.exists(replays.keys.event("n0"), replays.keys.seen("n0"))
 

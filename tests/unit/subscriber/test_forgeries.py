@@ -25,11 +25,6 @@ HOUR_MS = 3_600_000
 HASTY = {"redispatch_after_s": 0.3, "maintenance_interval_s": 0.05}
 
 
-@pytest.fixture
-def outside(client: Redis, settings: BridgeSettings) -> Outside:
-    return Outside(client, settings)
-
-
 def with_keys(settings: BridgeSettings, **changes: Any) -> BridgeSettings:
     address = {"redis_url": settings.url, "channel_prefix": settings.channel_prefix, "group": settings.group}
     return BridgeSettings.load(**(address | SIGNED | changes))

@@ -17,8 +17,11 @@ from bridge.subscriber.dispatch.router import Router
 from tests.handlers import HANDLERS
 
 
-def entry(number: int, type: str = "a.b", payload: Any = None, **fields: Any) -> Entry:
-    return Entry(b"1-%d" % number, Event(type=type, id=f"e{number}", payload=payload).encode(), **fields)
+def entry(number: int, type: str = "a.b", payload: Any = None, **address: str) -> Entry:
+    """Return an entry; with an *address*, one of a replay."""
+    metadata = {"replay": {"name": "r"} | address} if address else None
+    event = Event(type=type, id=f"e{number}", payload=payload, metadata=metadata)
+    return Entry(b"1-%d" % number, event.encode(), **address)
 
 
 @pytest.fixture
@@ -58,9 +61,58 @@ def test_one_bad_handler_or_entry_stops_no_other(register_handlers, router: Rout
     assert [message.event.id for message in batch.to_push + batch.to_send] == ["e1"]
     assert [(one.reason, one.handler, one.task_id) for one in batch.dead_letters] == [
         ("predicate_failed", "t.chosen", task_id_for("tests", "e1", "t.chosen")),
-        ("no_handler", "t.other", task_id_for("tests", "e2", "t.other")),
+        ("no_handler", "t.other", task_id_for("tests", "e2", "t.other", "r")),
         ("json", "", ""),
     ]
+
+
+def test_a_handler_that_an_entry_names_gets_events_of_its_own_types(register_handlers, router: Router) -> None:
+    """An event of another type becomes a dead letter that can be retried, and ends no task of the handler."""
+    register_handlers("t.exact", "t.plain")
+    batch = router.route(
+        [
+            entry(1, "dream.created", group="tests", handler="t.plain"),
+            entry(2, "billing.paid", group="tests", handler="t.plain"),
+        ]
+    )
+    assert [message.event.id for message in batch.to_push + batch.to_send] == ["e2"]
+    (dead_letter,) = batch.dead_letters
+    assert (dead_letter.reason, dead_letter.handler, dead_letter.task_id) == ("no_handler", "t.plain", "")
+    assert dead_letter.detail == "this handler receives no events of type dream.created"
+    assert dead_letter.event().id == "e1"
+
+
+MARKS: dict[str, tuple[Any, bool]] = {
+    "of this group": ({"name": "r", "group": "tests"}, True),
+    "of an older version": ({"name": "r"}, True),
+    "of another group": ({"name": "r", "group": "others"}, False),
+    "of one handler": ({"name": "r", "group": "tests", "handler": "t.exact"}, False),
+    "without a name": ({"group": "tests"}, False),
+    "that is no object": ("tests", False),
+    "that is missing": (None, False),
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_an_address_counts_if_the_mark_of_the_replay_has_it(register_handlers, router: Router, mark: str) -> None:
+    """Any program can write an address into the journal; the mark is part of the event, which may be signed."""
+    register_handlers("t.exact")
+    value, valid = MARKS[mark]
+    event = Event(type="dream.created", id="e1", metadata=None if value is None else {"replay": value})
+    batch = router.route([Entry(b"1-1", event.encode(), group="tests")])
+    sent = [message.task_id for message in batch.to_push + batch.to_send]
+    assert sent == ([task_id_for("tests", "e1", "t.exact", "r")] if valid else [])
+    assert [(one.reason, one.handler) for one in batch.dead_letters] == ([] if valid else [("replay_mismatch", "")])
+
+
+def test_the_mark_of_a_replay_counts_with_its_address(register_handlers, router: Router) -> None:
+    """A replayed event that is copied to an entry for everyone is the task that it was before, which has ended."""
+    register_handlers("t.exact")
+    event = Event(type="dream.created", id="e1", metadata={"replay": {"name": "r", "group": "others"}})
+    batch = router.route([Entry(b"1-1", event.encode()), Entry(b"1-2", event.encode(), handler="t.exact")])
+    (message,) = batch.to_push + batch.to_send
+    assert (message.entry_id, message.task_id) == (b"1-1", task_id_for("tests", "e1", "t.exact"))
+    assert [one.reason for one in batch.dead_letters] == ["replay_mismatch"]
 
 
 def test_refused_messages_become_dead_letters(register_handlers, outbox: Outbox, router: Router) -> None:

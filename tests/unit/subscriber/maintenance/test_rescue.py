@@ -68,6 +68,35 @@ def test_a_lost_message_is_sent_again(
     eventually(lambda: subscriber.info().get("redispatched") == 1, "the redispatch is counted")
 
 
+@pytest.mark.parametrize("payload", ["as dispatched", "another"])
+def test_a_key_with_another_payload_is_not_sent(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    bus: EventBus,
+    queues: Queues,
+    settings: BridgeSettings,
+    payload: str,
+) -> None:
+    """If message and entry are lost, a task is sent again from the key only if that has the payload of before."""
+    register_handlers("t.exact")
+    start_subscriber(**HASTY)
+    bus.publish("dream.created", "as dispatched", id="n0")
+    eventually(lambda: queues.length() == 1, "the message is queued")
+    key = Keys(queues.prefix).event("n0")
+    queues.client.set(key, Event(id="n0", type="dream.created", payload=payload, source="somebody").encode(), ex=60)
+    assert queues.client.xtrim(Keys(queues.prefix).journal, maxlen=0) == 1
+    steal(queues.client, queues.prefix)
+    if payload == "as dispatched":
+        eventually(lambda: queues.length() == 1, "the task is sent again")
+        return
+    (letter,) = eventually(
+        lambda: Storage(queues.client, settings).dead_letters.latest(2), "the lost event is reported"
+    )
+    assert (letter.reason, letter.event_id) == ("event_expired", "n0")
+    assert letter.detail.endswith("or the key holds another event now")
+    assert queues.length() == 0
+
+
 def test_a_long_queue_is_not_multiplied(
     register_handlers,
     start_subscriber: StartSubscriber,
