@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 #: Longest wait for the first message of a batch, and so for a stop to be noticed.
 _IDLE_WAIT_S = 0.2
-#: Wait for the rest of a message. redis-py drops a large message whose parts arrive with longer pauses than this.
-_READ_WAIT_S = 1.0
 _MISSED_HEARTBEATS = 3
 
 
@@ -151,8 +149,9 @@ class ChannelListener:
         more = connection.can_read(timeout=_IDLE_WAIT_S)
         try:
             while more and len(broadcasts) < self._settings.batch_size and size <= BATCH_BYTES:
-                # Not get_message(): it does much more for each message, and subscribes again silently.
-                reply = connection.read_response(timeout=_READ_WAIT_S)
+                # Not get_message(): it does much more for each message, and subscribes again silently. The rest of a
+                # message may take as long as a reply: if it takes longer, the message is lost with the connection.
+                reply = connection.read_response()
                 received = True
                 if reply[0] == b"pmessage":
                     name = reply[2].decode(errors="backslashreplace")

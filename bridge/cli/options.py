@@ -28,37 +28,40 @@ class When(NamedTuple):
     ms: int
 
 
-class _Moment(click.ParamType[When]):
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> When:
-        try:
-            if ago := _AGO.fullmatch(value):
-                moment_s = time.time() - float(ago[1]) * _UNIT_S[ago[2]]
-            else:
-                moment = datetime.fromisoformat(value)
-                moment_s = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        except (ValueError, OverflowError):
-            moment_s = 0
-        if moment_s < 1:
-            text = "is not a time; write 90s, 30m, 2h or 7d (ago), or 2026-11-24T10:00, in UTC or with an offset"
-            self.fail(f"{value!r} {text}", param, ctx)
-        return When(value, int(moment_s * 1000))
+# Types of options are functions, because click.ParamType is generic only since click 8.4.
 
 
-class _Glob(click.ParamType[str]):
-    name = "glob"
+def moment(text: str) -> When:
+    """Convert the text of an option to a time.
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            compile_pattern(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
+    Raises:
+        click.BadParameter: It is not a time.
+    """
+    try:
+        if ago := _AGO.fullmatch(text):
+            moment_s = time.time() - float(ago[1]) * _UNIT_S[ago[2]]
+        else:
+            at = datetime.fromisoformat(text)
+            moment_s = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        moment_s = 0
+    if moment_s < 1:
+        hint = "is not a time; write 90s, 30m, 2h or 7d (ago), or 2026-11-24T10:00, in UTC or with an offset"
+        raise click.BadParameter(f"{text!r} {hint}")
+    return When(text, int(moment_s * 1000))
 
 
-MOMENT = _Moment()
-GLOB = _Glob()
+def glob(text: str) -> str:
+    """Return the text of an option, which is a glob.
+
+    Raises:
+        click.BadParameter: It is not a glob.
+    """
+    try:
+        compile_pattern(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return text
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -76,9 +79,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 force_option = click.option("--force", is_flag=True, help="Do not ask for confirmation.")
 all_option = click.option("--all", "everything", is_flag=True, help="Select everything, without filters.")
 event_filters = options(
-    click.option("--since", type=MOMENT, help="Start time: 90s, 30m, 2h or 7d (ago), or 2026-11-24T10:00 (UTC)."),
-    click.option("--until", type=MOMENT, help="End time (exclusive), in the same format as --since."),
-    click.option("--type", type=GLOB, help="Event type or glob, e.g. 'dream.*'."),
+    click.option(
+        "--since",
+        type=moment,
+        metavar="TIME",
+        help="Start time: 90s, 30m, 2h or 7d (ago), or 2026-11-24T10:00 (UTC).",
+    ),
+    click.option("--until", type=moment, metavar="TIME", help="End time (exclusive), in the same format as --since."),
+    click.option("--type", type=glob, help="Event type or glob, e.g. 'dream.*'."),
     click.option("--id", multiple=True, help="Event id; can be repeated."),
     click.option("--handler", help="Task name of a handler, e.g. tasks.dreams.analyse."),
 )

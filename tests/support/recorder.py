@@ -29,6 +29,7 @@ class Recorder:
         self._admin = admin
         self._own: bytes = admin.client_info()["addr"].encode()
         self._connection: Any = admin.connection_pool.make_connection()
+        self._connection.socket_timeout = 50  # redis-py 8 has 5 s unless told otherwise
         self._thread = threading.Thread(target=self._listen, daemon=True)
         #: The commands as they were sent, in order.
         self.commands: list[Words] = []
@@ -49,7 +50,7 @@ class Recorder:
     def _listen(self) -> None:
         last = b""
         while True:
-            place, words = parsed(self._connection.read_response(timeout=50))
+            place, words = parsed(self._connection.read_response())
             last = last if place == b"lua" else place
             if words[-1] == _END:
                 return

@@ -13,11 +13,11 @@ from bridge.cli import output
 from bridge.cli.commands.replay import new_name, perform, replay_options
 from bridge.cli.connect import open_bus
 from bridge.cli.options import (
-    GLOB,
     all_option,
     event_filters,
     filters_as_given,
     force_option,
+    glob,
     handler_named,
     json_option,
     options,
@@ -31,7 +31,7 @@ from bridge.storage import DeadLetter, EntryFilter
 #: Dead letters purged in one step; the server reads each of them.
 _PURGE_LETTERS = 100
 dead_letter_filters = options(
-    click.option("--reason", type=GLOB, help="Reason or glob, e.g. failure."),
+    click.option("--reason", type=glob, help="Reason or glob, e.g. failure."),
     event_filters,
 )
 

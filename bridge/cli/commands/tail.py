@@ -12,13 +12,16 @@ import click
 from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.follow import Follower
-from bridge.cli.options import GLOB, MOMENT, When, json_option
+from bridge.cli.options import When, glob, json_option, moment
 
 
 @click.command()
-@click.argument("patterns", metavar="[PATTERN]...", nargs=-1, type=GLOB)
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1, type=glob)
 @click.option(
-    "--since", type=MOMENT, help="Start with past events: 90s, 30m, 2h or 7d (ago), or 2026-11-24T10:00 (UTC)."
+    "--since",
+    type=moment,
+    metavar="TIME",
+    help="Start with past events: 90s, 30m, 2h or 7d (ago), or 2026-11-24T10:00 (UTC).",
 )
 @json_option
 @click.pass_context
