@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev unit integration system test chaos bench lint docs clean
+.PHONY: help install demo dev unit integration system test lowest newest chaos bench lint docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,15 @@ system: install ## Run the tests with RabbitMQ, Redis Cluster, Sentinel, TLS, Co
 
 test: install ## Run all tests
 	$(PYTEST)
+
+# The tests that notice other versions of the dependencies. constraints.txt has the versions of the other targets.
+lowest: ## Run the tests of parts, commands and workers with the lowest versions that pyproject.toml allows
+newest: ## Run them with the newest versions that pyproject.toml allows
+lowest newest:
+	$(PYTHON) -m venv .venv/$@
+	$(PYTHON) scripts/versions.py $@ >.venv/$@/constraints.txt
+	.venv/$@/bin/python -m pip install --quiet --disable-pip-version-check -c .venv/$@/constraints.txt -e '.[test]'
+	.venv/$@/bin/python -m pytest -n 6 --quick tests/unit tests/integration/cli tests/integration/test_worker.py
 
 SEED ?= $(shell date +%s)
 MINUTES ?= 30

@@ -1,0 +1,40 @@
+"""The versions of the dependencies: those that pyproject.toml allows, and those that the tests run with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.support import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"].values()
+REQUIREMENTS = [Requirement(text) for extra in (PROJECT["dependencies"], *EXTRAS) for text in extra]
+OTHERS = [requirement for requirement in REQUIREMENTS if requirement.name != PROJECT["name"]]
+
+
+def pins(text: str) -> dict[str, Version]:
+    """Return the version by name in lines such as ``redis==8.1.0``."""
+    lines = (line.partition(";")[0].strip() for line in text.splitlines() if "==" in line)
+    return {name: Version(version) for name, _, version in (line.partition("==") for line in lines)}
+
+
+@pytest.mark.parametrize("requirement", OTHERS, ids=lambda requirement: requirement.name)
+def test_the_pinned_version_is_allowed(requirement: Requirement) -> None:
+    """constraints.txt pins every dependency, to a version that pyproject.toml allows."""
+    pinned = {name.lower().replace("_", "-"): one for name, one in pins((ROOT / "constraints.txt").read_text()).items()}
+    assert pinned[requirement.name] in requirement.specifier
+
+
+def test_the_lowest_versions_are_the_bounds() -> None:
+    """``make lowest`` installs every dependency of users in the lowest version that pyproject.toml allows."""
+    command = [sys.executable, ROOT / "scripts/versions.py", "lowest"]
+    lowest = pins(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        (bound,) = (Version(one.version) for one in requirement.specifier if one.operator == ">=")
+        assert lowest[requirement.name] == bound
