@@ -167,6 +167,16 @@ def retrying(self: bridge.EventTask, event: Event) -> None:
     raise self.retry(exc=RuntimeError("as intended"))
 
 
+@on_event("patient.created", bind=True, max_retries=5)
+def patient(self: bridge.EventTask, event: Event) -> None:
+    """Record each run and work for a while; have the effect in the last try, and until then retry after a delay."""
+    effect("run", str(self.request.retries))
+    time.sleep(event.payload["work_s"])
+    if self.request.retries < event.payload["retries"]:
+        raise self.retry(countdown=event.payload["delay_s"])
+    effect("patient", event.id)
+
+
 @on_event("repeatable.created", idempotent=False)
 def repeatable(event: Event) -> None:
     effect("repeatable", event.id)
