@@ -11,7 +11,7 @@ import hashlib
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
@@ -19,7 +19,7 @@ from typing_extensions import TypeVar
 
 from bridge.errors import InvalidEvent
 from bridge.events import wire
-from bridge.events.clock import now_ms
+from bridge.events.clock import moment_of, now_ms
 from bridge.events.validation import SIGNATURE, check_id, check_type, in_short, is_plain, replay_of
 
 PayloadT = TypeVar("PayloadT", default=Any)
@@ -226,13 +226,8 @@ class Event(BaseModel, Generic[PayloadT]):
 
     @property
     def occurred_at(self) -> datetime | None:
-        """The timestamp as a datetime; None if it is not a plausible number of milliseconds."""
-        if isinstance(self.timestamp, bool) or not isinstance(self.timestamp, int | float):
-            return None
-        try:
-            return datetime.fromtimestamp(self.timestamp / 1000, UTC)
-        except (OverflowError, ValueError, OSError):
-            return None
+        """The timestamp as a datetime: ms, seconds or ISO 8601; None if it is nothing of that kind."""
+        return moment_of(self.timestamp)
 
     @property
     def hops(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bridge.operations import EventNode, TaskNode, Trace
+from bridge.operations import EventNode, TaskNode, Trace, further
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Line:
     requested: bool = False
     hidden: int = 0
     after_s: float | None = None
+
+    @property
+    def further(self) -> str:
+        """The number of hidden events, as text."""
+        return further(self.hidden)
 
 
 def lines(trace: Trace | None) -> list[Line]:

@@ -9,7 +9,7 @@ from bridge.operations.replay import Progress, Replay
 from bridge.operations.replay_sources import DeadLetterSource, JournalSource, ReplayItem, Source
 from bridge.operations.routes import HandlerRoute, routes_for, routes_of
 from bridge.operations.task_states import EventNode, TaskNode, TaskStates
-from bridge.operations.trace import Trace, Tracer
+from bridge.operations.trace import Trace, Tracer, further
 
 __all__ = [
     "DeadLetterSource",
@@ -27,6 +27,7 @@ __all__ = [
     "TaskStates",
     "Trace",
     "Tracer",
+    "further",
     "routes_for",
     "routes_of",
 ]

@@ -65,7 +65,7 @@ class EventNode:
         at_ms: When it was appended to the journal, ms since the epoch; 0 if that is unknown.
         tasks: Its tasks in this application.
         events: Events that it caused, except those that these tasks published.
-        hidden: How many further events that it caused are not shown.
+        hidden: How many further events that it caused are not shown, see :func:`further`.
     """
 
     event_id: str

@@ -16,7 +16,7 @@ from bridge.events import Event
 from bridge.operations.history import History
 from bridge.operations.task_states import EventNode, TaskNode, TaskStates
 from bridge.redis import attempt, is_wrong_type
-from bridge.storage import Storage, stream_position
+from bridge.storage import MAX_INDEXED, Storage, stream_position
 
 #: Most events of one trace, and most events shown that one event caused: a page cannot show more.
 _MAX_EVENTS = 500
@@ -34,7 +34,7 @@ class Trace:
 
     Arguments:
         requested_id: The id that was looked up: of an event of the chain, or its correlation id.
-        hidden: How many further events that start the chain are not shown.
+        hidden: How many further events that start the chain are not shown, see :func:`further`.
     """
 
     requested_id: str
@@ -52,6 +52,11 @@ class _Fact:
     children: list[str] = field(default_factory=list)
     hidden: int = 0
     tasks: list[TaskNode] = field(default_factory=list)
+
+
+def further(hidden: int) -> str:
+    """Return the number of events that are not shown, as text: an index may have had no room for more of them."""
+    return f"{hidden:,}{' or more' if hidden >= MAX_INDEXED - _MAX_CONSEQUENCES else ''}"
 
 
 class Tracer:

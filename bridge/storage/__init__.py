@@ -17,7 +17,7 @@ leaves an entry that is read again, or a task whose lease expires; ``subscriber.
 from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
 from bridge.storage.entries import Entry, EntryFilter, entries_by_id, stream_position
 from bridge.storage.in_flight import Delivery, Ended, InFlightTask, LedgerEntry, Overdue, RunStart, TaskStatus
-from bridge.storage.journal import RATE_WINDOW_S, AppendResult, group_errors, new_attempt
+from bridge.storage.journal import MAX_INDEXED, RATE_WINDOW_S, AppendResult, group_errors, new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
@@ -29,6 +29,7 @@ from bridge.storage.storage import Storage
 
 __all__ = [
     "HEARTBEAT_INTERVAL_S",
+    "MAX_INDEXED",
     "RATE_WINDOW_S",
     "AppendResult",
     "BusStatus",

@@ -74,6 +74,37 @@ class EventKeys:
         replies = self._replies(commands)
         return list(zip(replies[::2], replies[1::2], strict=True))
 
+    def sizes_to_read(self, names: Sequence[bytes]) -> list[tuple[bytes, int]]:
+        """Return the names of the keys that a scan has to read, each with the size of its value in bytes.
+
+        Those that :meth:`skip` has recorded are left out, unless their size is another one now. The size of a key that
+        does not hold a string is 0.
+        """
+        if not names:
+            return []
+        replies = self._replies([("STRLEN", name) for name in names])
+        sizes = [reply if isinstance(reply, int) else 0 for reply in replies]
+        marks = cast("list[bytes | None]", self._client.mget([self._skipped(name) for name in names]))
+        rows = zip(names, sizes, marks, strict=True)
+        return [(name, size) for name, size, mark in rows if mark != b"%d" % size]
+
+    def skip(self, keys: Sequence[tuple[bytes, int, int]]) -> None:
+        """Record keys that no scan needs to read again, if Redis has memory for it.
+
+        Arguments:
+            keys: Name, size as :meth:`sizes_to_read` returned it, and TTL in ms; -1: it has none.
+
+        Raises:
+            RedisError: Redis does not answer.
+        """
+        with self._client.pipeline(transaction=False) as pipe:
+            for name, size, ttl_ms in keys:
+                pipe.set(self._skipped(name), size, px=max(ttl_ms, self._settings.dedup_ttl_ms))
+            pipe.execute(raise_on_error=False)
+
+    def _skipped(self, name: bytes) -> str:
+        return self._keys.skipped(self._keys.event_id(name))
+
     def names(self) -> Iterator[list[bytes]]:
         """Yield the names of all keys, in pages. A key that moves between two servers meanwhile may be missed.
 

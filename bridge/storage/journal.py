@@ -27,6 +27,8 @@ from bridge.storage.lua import script
 
 #: End of the mark of an event that was refused because of its source's rate, see ``append.lua``.
 _LIMITED = b":limited"
+#: Most events that are indexed under one cause or chain, see ``index_consequence.lua``.
+MAX_INDEXED = 1000
 #: Time over which the rate of a source is measured.
 RATE_WINDOW_S = 10
 
@@ -140,7 +142,7 @@ class Journal:
         max_events = max(1, round((max_rate or 0) * RATE_WINDOW_S))
         args: list[Any] = [self._settings.dedup_ttl_ms, self._settings.event_ttl_ms, int(refill)]
         args += (max_events, RATE_WINDOW_S * 1000)
-        keys = [self._key, *(self._keys.seen(one.id) for one in events)]
+        keys = [self._key, self._keys.group_settings, *(self._keys.seen(one.id) for one in events)]
         for one in events:
             event, consequences, rate = one.event, 0, 0
             if (cause := event.follows) is not None:

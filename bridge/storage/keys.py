@@ -78,6 +78,10 @@ class Keys:
         """
         return self._own(f"seen:{event_id}")
 
+    def skipped(self, event_id: str) -> str:
+        """String with a TTL: scans need not read this event key again while its value has this length, in bytes."""
+        return self._own(f"skipped:{event_id}")
+
     def rate(self, source: str) -> str:
         """Counter with a TTL: new events of a source, which may be any text, since the window began."""
         return self._own(f"rate:{blake2b(source.encode(errors='backslashreplace'), digest_size=12).hexdigest()}")

@@ -11,7 +11,7 @@ from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
 from bridge.cli.table import Cell, Styled, on_terminal
-from bridge.operations import EventNode, TaskNode, Tracer
+from bridge.operations import EventNode, TaskNode, Tracer, further
 
 STATE_STYLES = {
     "SUCCESS": "green",
@@ -60,7 +60,7 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
         for parts in _event(root, "", "", any_id):
             output.line(*parts)
     if found.hidden:
-        output.line(Styled(f"{found.hidden} more events start this chain, not shown", "dim"))
+        output.line(Styled(f"{further(found.hidden)} more events start this chain, not shown", "dim"))
 
 
 def _event(node: EventNode, branch: str, indent: str, requested_id: str) -> Iterator[list[Cell]]:
@@ -98,4 +98,4 @@ def _below(nodes: Sequence[EventNode | TaskNode], hidden: int, indent: str, requ
         else:
             yield from _task(node, branch, deeper, requested_id)
     if hidden:
-        yield [Styled(f"{indent}└─ {hidden} more, not shown", "dim")]
+        yield [Styled(f"{indent}└─ {further(hidden)} more, not shown", "dim")]

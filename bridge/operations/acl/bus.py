@@ -25,7 +25,12 @@ ROLES: tuple[Role, ...] = get_args(Role)
 #: The commands of each script by kind of key, which is a method of Keys. After a comma: a case in which it needs more.
 _SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "acknowledge_sent": {"journal": "xack", "done": "mget", "inflight": "zrem zadd", "inflight_tasks": "hdel hset"},
-    "append": {"journal": "xadd xrange", "seen": "get set", "consequences": "zadd pexpire"},
+    "append": {
+        "journal": "xadd xrange",
+        "group_settings": "hvals",
+        "seen": "get set",
+        "consequences": "zadd zcard zremrangebyscore pexpire unlink",
+    },
     "append, limited": {"rate": "get incr pexpire"},
     "backlog": {"journal": "exists xlen xrange xrevrange xinfo|groups xpending"},
     "claim": {"journal": "xautoclaim", "fencing_token": "incrby"},
@@ -35,7 +40,11 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_tasks": "hget", "queue_watermarks": "hget"},
     "headers": {"journal": "xrevrange"},
     "leave": {"journal": "xpending xinfo|consumers xgroup|delconsumer"},
-    "publish": {"journal": "xadd", "seen": "get set", "consequences": "zadd pexpire"},
+    "publish": {
+        "journal": "xadd",
+        "seen": "get set",
+        "consequences": "zadd zcard zremrangebyscore pexpire unlink",
+    },
     "publish, again": {"seen": "pexpire"},
     "publish, with the event key": {"event": "set"},
     "release": {"lease": "hmget hset hdel pexpire", "inflight_tasks": "hget hset", "inflight": "zadd"},
@@ -108,7 +117,7 @@ _SUBSCRIBING = (
 )
 _INTAKE = _Needs(
     ("append", "write_dead_letter"),
-    {"event": "get getrange pttl", "seen": "exists mget"},
+    {"event": "get getrange pttl strlen", "seen": "exists mget", "skipped": "mget set"},
     "scan script|exists",
     {"listened_to": "psubscribe", "heartbeat": "subscribe publish"},
 )
@@ -151,7 +160,7 @@ _NEEDS: Mapping[Role, tuple[_Needs, ...]] = {
 }
 
 #: Kinds of keys: one for each id; one for each group; one for each id of a group.
-_BY_ID = ("event", "seen", "consequences", "done", "lease")
+_BY_ID = ("event", "seen", "skipped", "consequences", "done", "lease")
 _OF_GROUP = (
     *("inflight", "inflight_tasks", "queue_watermarks", "fencing_token", "leader"),
     *("dead", "dead_size", "starts", "subscribers"),

@@ -1,13 +1,16 @@
--- append(keys=[journal, seen_1 .. seen_n, then the optional keys],
---        args=[dedup_ttl_ms, event_ttl_ms, refill, max_events, window_ms,
+-- append(keys=[journal, group_settings, seen_1 .. seen_n, then the optional keys],
+--        args=[own_dedup_ttl_ms, event_ttl_ms, refill, max_events, window_ms,
 --              then for each event: digest, fingerprint, id, type, event, consequences, rate])
 --
--- journal       stream  gets one entry per event: id, type, event (the JSON)
--- seen_i        string  "<digest>:<fingerprint>:<entry>" of the first event with this id; expires after dedup_ttl_ms.
---                       "<digest>:<fingerprint>:limited" when that event was refused because of its source's rate
--- consequences  zset    see publish.lua
--- rate          string  counts the new events of one source; expires window_ms after the first. At max_events, further
---                       new events of the source are refused as limited. An event that was seen does not count
+-- journal         stream  gets one entry per event: id, type, event (the JSON)
+-- group_settings  hash    group -> its settings, see group_settings.py
+-- seen_i          string  "<digest>:<fingerprint>:<entry>" of the first event with this id.
+--                         "<digest>:<fingerprint>:limited" when that event was refused because of its source's rate.
+--                         It expires after the longest dedup_ttl of all groups: until then one of them may find the
+--                         event in its key again
+-- consequences    zset    see publish.lua
+-- rate            string  counts the new events of one source; expires window_ms after the first. At max_events,
+--                         further new events of the source are refused as limited. An event that was seen does not count
 --
 -- An optional key is given as its position among the keys; 0: it is left out.
 --
@@ -20,12 +23,14 @@
 -- another type or payload; -2 limited, or a repetition of one that was. An error stops the script at that event.
 -- Calling it again is safe: the events before it are then repetitions.
 
+-- include: integer
 -- include: index_consequence
+-- include: longest_ms
 
-local PER_EVENT = 7
+local FIRST_SEEN, PER_EVENT = 3, 7
 
-local journal = KEYS[1]
-local dedup_ttl_ms, event_ttl_ms, refill = ARGV[1], ARGV[2], ARGV[3] == "1"
+local journal, group_settings = KEYS[1], KEYS[2]
+local own_dedup_ttl_ms, event_ttl_ms, refill = ARGV[1], ARGV[2], ARGV[3] == "1"
 local max_events, window_ms = tonumber(ARGV[4]), ARGV[5]
 
 -- Whether the mark of a journal that was deleted stands for nothing in the new one.
@@ -35,9 +40,13 @@ local function outdated(mark, id)
     return entry and not (row and row[2][2] == id)
 end
 
+local rows = redis.call("HVALS", group_settings)
+rows[#rows + 1] = false
+local dedup_ttl_ms = integer(longest_ms(rows, 2, own_dedup_ttl_ms))
+
 local results = {}
 for i = 1, (#ARGV - 5) / PER_EVENT do
-    local seen, at = KEYS[i + 1], 6 + PER_EVENT * (i - 1)
+    local seen, at = KEYS[FIRST_SEEN + i - 1], 6 + PER_EVENT * (i - 1)
     local digest, fingerprint, id, event_type, event, consequences, rate = unpack(ARGV, at, at + PER_EVENT - 1)
     local first = redis.call("GET", seen)
     if first and refill and outdated(first, id) then

@@ -11,17 +11,18 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from bridge.bus import Admission, InvalidMessage
+from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
-from bridge.events import EncodedEvent, Event
+from bridge.events import CLOCK_SKEW_S, EncodedEvent, Event
 from bridge.redis import is_wrong_type
 from bridge.storage import Storage
-from bridge.subscriber.intake.writer import JournalWriter
+from bridge.subscriber.intake.writer import JournalWriter, split_by_bytes
 from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Event keys read in one request, whatever their size.
-_KEYS_AT_ONCE = 50
+#: Least size of a request, to which failures reduce it.
+_MIN_BYTES = 64 * 1024
 #: How long after its broadcast a program may write the key of an event.
 _LATE_KEY_S = 2.0
 #: How often the wait for late keys checks whether another scan was requested.
@@ -55,6 +56,8 @@ class CatchUp:
         self._admission = Admission(storage.settings)
         self._writer = writer
         self._counters = counters
+        #: Most bytes that are read in one request, or one event.
+        self._max_bytes = BATCH_BYTES
         self._requested = threading.Event()
         self._journal_lost = threading.Event()
         self._subscribed = threading.Event()
@@ -99,6 +102,7 @@ class CatchUp:
 
     def _scan_twice(self, stop: threading.Event, refill: bool) -> None:
         self._scanned_at = time.monotonic()
+        self._max_bytes = BATCH_BYTES
         self._writer.retry(lambda: self.scan(stop, refill=refill), stop)
         # A program may broadcast before it writes the key, and the gap may lie between the two.
         if not self._requested_within(_LATE_KEY_S, stop) and not stop.is_set():
@@ -128,7 +132,8 @@ class CatchUp:
                 return
             stale += self._take_keys(names, refill)
         if stale:
-            text = "Skipped %d event keys whose events are older than bridge_event_ttl_s (%d s). "
+            text = "Skipped %d event keys that live longer than bridge_event_ttl_s (%d s), and whose events are older "
+            text += "than that or have no timestamp that tells their age. "
             text += "Set it above the longest lifetime of event keys on this bus."
             extra = log_fields(Action.STALE_KEYS_SKIPPED, group=self._settings.group, count=stale)
             log.warning(text, stale, self._settings.event_ttl_s, extra=extra)
@@ -140,27 +145,43 @@ class CatchUp:
         ids = [self._keys.event_id(name) for name in names]
         unseen = set(ids if refill else self._journal.unseen(ids))
         wanted = [name for name, event_id in zip(names, ids, strict=True) if event_id in unseen]
-        starts = range(0, len(wanted), _KEYS_AT_ONCE)
-        return sum(self._take_values(wanted[start : start + _KEYS_AT_ONCE], refill) for start in starts)
+        largest = self._settings.max_event_bytes  # more is not read of a value
+        keys = self._event_keys.sizes_to_read(wanted)
+        try:
+            batches = split_by_bytes(keys, lambda key: min(key[1], largest), self._max_bytes)
+            return sum(self._take_values(batch, refill) for batch in batches)
+        except (RedisError, OSError):
+            # Redis closes a connection to which it has more to send than client-output-buffer-limit allows.
+            self._max_bytes = max(_MIN_BYTES, self._max_bytes // 2)
+            raise
 
-    def _take_values(self, names: Sequence[bytes], refill: bool) -> int:
+    def _take_values(self, keys: Sequence[tuple[bytes, int]], refill: bool) -> int:
+        """Append the events in *keys*, given with their sizes; return the number of stale keys."""
         events: list[EncodedEvent] = []
         invalid: list[InvalidMessage] = []
+        skipped: list[tuple[bytes, int, int]] = []
         stale = 0
-        for name, (value, ttl_ms) in zip(names, self._event_keys.read_prefixes(names), strict=True):
+        values = self._event_keys.read_prefixes([name for name, _ in keys])
+        for (name, size), (value, ttl_ms) in zip(keys, values, strict=True):
             if ttl_ms == _NO_KEY:
                 continue
+            if isinstance(ttl_ms, RedisError):
+                raise ttl_ms
             try:
                 found = self._decode(value)
             except InvalidEvent as error:
                 data = value if isinstance(value, bytes) else b""
                 invalid.append(InvalidMessage(name.decode(errors="backslashreplace"), data, error))
+                skipped.append((name, size, ttl_ms))
                 continue
-            if self._is_stale(found.event, ttl_ms):
-                stale += 1
-            else:
+            is_stale = self._is_stale(found.event, ttl_ms)
+            stale += is_stale
+            if not is_stale:
                 events.append(found)
+            if is_stale or found.event.hops > self._settings.max_hops:
+                skipped.append((name, size, ttl_ms))  # the journal does not take it, so every scan would find it
         self._writer.write(events, invalid, live=False, refill=refill)
+        self._event_keys.skip(skipped)
         self._counters.add("stale", stale)
         return stale
 
@@ -171,13 +192,16 @@ class CatchUp:
             raise value
         return self._admission.receive(value)
 
-    def _is_stale(self, event: Event, ttl_ms: Any) -> bool:
+    def _is_stale(self, event: Event, ttl_ms: int) -> bool:
         """Return whether the event may have been appended so long ago that its mark has expired.
 
-        A key that expires within ``event_ttl_s`` does not outlive the mark. For others, the timestamp decides.
+        A key that expires within ``event_ttl_s`` does not outlive the mark. For others, the timestamp decides. Without
+        one, or with one in the future, the event may have any age: then it is left to the channel, on which new events
+        arrive. Otherwise it would be taken for a new one after every interruption.
         """
-        if isinstance(ttl_ms, RedisError):
-            raise ttl_ms
-        if 0 <= ttl_ms <= self._settings.event_ttl_ms or event.occurred_at is None:
+        if 0 <= ttl_ms <= self._settings.event_ttl_ms:
             return False
-        return event.occurred_at.timestamp() < time.time() - self._settings.event_ttl_s
+        if event.occurred_at is None:
+            return True
+        age_s = time.time() - event.occurred_at.timestamp()
+        return not -CLOCK_SKEW_S <= age_s <= self._settings.event_ttl_s

@@ -60,7 +60,7 @@ class JournalWriter:
         looping = [one for one in events if one.event.hops > max_hops]
         accepted = [one for one in events if one.event.hops <= max_hops]
         results: list[AppendResult] = []
-        for batch in _batches(accepted):
+        for batch in split_by_bytes(accepted, lambda one: len(one.data), BATCH_BYTES):
             results += self._journal.append(batch, refill=refill, limit=live)
         dead_letters: list[DeadLetter] = []
         for one in looping:
@@ -101,15 +101,16 @@ class JournalWriter:
         return DeadLetter.of_message(reason, detail, self._keys.channel(event.type), event.data)
 
 
-def _batches(events: Sequence[EncodedEvent]) -> Iterator[list[EncodedEvent]]:
-    """Split *events*, so that one call of the script gets at most BATCH_BYTES, or one event."""
-    batch: list[EncodedEvent] = []
+def split_by_bytes(items: Sequence[T], bytes_of: Callable[[T], int], max_bytes: int) -> Iterator[list[T]]:
+    """Split *items* into batches of at most *max_bytes*, or of one item."""
+    batch: list[T] = []
     size = 0
-    for one in events:
-        if batch and size + len(one.data) > BATCH_BYTES:
+    for item in items:
+        more = bytes_of(item)
+        if batch and size + more > max_bytes:
             yield batch
             batch, size = [], 0
-        batch.append(one)
-        size += len(one.data)
+        batch.append(item)
+        size += more
     if batch:
         yield batch

@@ -10,6 +10,7 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.events.encoded import EncodedEvent
 from bridge.redis.client import connect
+from bridge.storage.journal import MAX_INDEXED
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
@@ -40,7 +41,7 @@ def test_a_publication_notes_its_cause_in_the_same_step(bus: EventBus, listen: L
     sent, inside = listen(lambda: bus.publish(first.child("a.next", id="next")))
     key = Keys(prefix).consequences(first.id)
     assert [command.split()[0] for command in sent] == ["EVALSHA"]
-    assert [command.split()[0] for command in inside if key in command] == ["ZADD", "PEXPIRE"]
+    assert [command.split()[0] for command in inside if key in command] == ["ZCARD", "ZADD", "PEXPIRE"]
 
     sent, inside = listen(lambda: bus.publish("a.first"))
     assert [command.split()[0] for command in sent] == ["EVALSHA"]
@@ -196,3 +197,37 @@ def test_replays_are_indexed_by_event_and_group(queues: Queues, client: Redis, s
     assert client.zrange(keys.replays("tests", "n1"), 0, -1) == [b"early", b"late"]
     assert client.zrange(keys.replays("tests", "n2"), 0, -1) == [b"early"]
     assert 0 < settings.dedup_ttl_ms - client.pttl(keys.replays("tests", "n1")) < 60_000
+
+
+def test_the_index_forgets_what_is_older_than_events(each_server: RedisServer, prefix: str) -> None:
+    """An id that is used all the time, such as that of a tenant, indexes the events of one event_ttl_s."""
+    settings = BridgeSettings.load(redis_url=each_server.url, channel_prefix=prefix, event_ttl_s=60)
+    with EventBus(settings) as bus:
+        key = Keys(prefix).consequences("tenant")
+        old_ms = (bus.client.time()[0] - 61) * 1000
+        bus.client.zadd(key, {f"old{number}": old_ms for number in range(100)})
+        bus.publish(Event(type="a.b", id="new", correlation_id="tenant"))
+        Storage(bus.client, settings).journal.append(records(Event(type="a.b", id="other", correlation_id="tenant")))
+        assert caused(bus.client, settings, "tenant") == ["new", "other"]
+
+
+def test_the_index_has_room_for_a_limited_number(each_settings: BridgeSettings) -> None:
+    """Events beyond the limit are not indexed, until others are old; each of them is published nevertheless."""
+    with EventBus(each_settings) as bus:
+        key = Keys(each_settings.channel_prefix).consequences("tenant")
+        events = [Event(type="a.b", id=f"n{number}", correlation_id="tenant") for number in range(MAX_INDEXED + 20)]
+        bus.publish_many(events)
+        assert bus.client.xlen(Keys(each_settings.channel_prefix).journal) == len(events)
+        assert sorted(caused(bus.client, each_settings, "tenant")) == sorted(one.id for one in events[:MAX_INDEXED])
+        bus.client.zadd(key, {f"n{number}": 1 for number in range(10)})
+        bus.publish(Event(type="a.b", id="last", correlation_id="tenant"))
+        assert bus.client.zcard(key) == MAX_INDEXED - 10 + 1
+
+
+def test_an_index_that_kept_everything_starts_again(each_settings: BridgeSettings) -> None:
+    """The index of an older version may hold millions of events; it is replaced in one step that does not block."""
+    with EventBus(each_settings) as bus:
+        key = Keys(each_settings.channel_prefix).consequences("tenant")
+        bus.client.zadd(key, {f"n{number}": 1 for number in range(MAX_INDEXED + 1)})
+        bus.publish(Event(type="a.b", id="new", correlation_id="tenant"))
+        assert caused(bus.client, each_settings, "tenant") == ["new"]

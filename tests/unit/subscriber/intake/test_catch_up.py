@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from pydantic import SecretStr
@@ -10,14 +12,17 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from bridge import BridgeSettings, Event
+from bridge.events.encoded import EncodedEvent
 from bridge.redis.client import connect
 from bridge.storage import Storage
 from bridge.storage.keys import Keys
+from bridge.storage.presence import Presence
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.intake.intake import Intake
-from bridge.subscriber.intake.writer import JournalWriter
+from bridge.subscriber.intake.writer import JournalWriter, split_by_bytes
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.liveness import Liveness
+from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
@@ -138,3 +143,131 @@ def test_it_has_not_caught_up_before_it_hears(client: Redis, prefix: str, settin
         stop.set()
         for thread in threads:
             thread.join(10)
+
+
+#: How programs write the moment of an event; the last one does not.
+FORMS = {
+    "ms": lambda moment: int(moment.timestamp() * 1000),
+    "seconds": lambda moment: moment.timestamp(),
+    "iso": lambda moment: moment.isoformat().replace("+00:00", "Z"),
+    "none": lambda moment: None,
+}
+LONG_S = 30 * 24 * 3600
+
+
+def appended(client: Redis, prefix: str) -> Counter[str]:
+    """Return how many journal entries each event has."""
+    return Counter(fields[b"id"].decode() for _, fields in client.xrange(Keys(prefix).journal))
+
+
+def test_an_event_whose_key_outlives_the_marks_is_appended_once(
+    client: Redis, prefix: str, settings: BridgeSettings
+) -> None:
+    """However the age is written, or not at all: a key without TTL or with a long one is no new event after a gap."""
+    settings = settings.model_copy(update={"event_ttl_s": 1, "dedup_ttl_s": 2})
+    catch_up = intake_of(client, settings)[1]
+    now, events = datetime.now(UTC), []
+    for form, write in FORMS.items():
+        for ttl_s in (None, LONG_S):
+            event = Event(type="a.b", id=f"{form}-{ttl_s}", timestamp=write(now))
+            client.set(f"{prefix}event:{event.id}", event.encode(), ex=ttl_s)
+            events.append(event)
+    Storage(client, settings).journal.append([EncodedEvent.of(event, event.encode()) for event in events])
+    once = dict.fromkeys((event.id for event in events), 1)
+    keys = Keys(prefix)
+    marks = [mark for event in events for mark in (keys.seen(event.id), keys.skipped(event.id))]
+    for gap in range(3):
+        catch_up.scan(threading.Event())
+        assert appended(client, prefix) == once
+        if gap == 0:
+            eventually(lambda: not client.exists(*marks), "the marks have expired", 10)
+        else:
+            client.delete(*marks)
+
+
+@pytest.mark.parametrize("ttl_s", [None, LONG_S])
+def test_a_missed_event_whose_key_outlives_the_marks_is_appended_if_its_time_says_that_it_is_new(
+    client: Redis, prefix: str, settings: BridgeSettings, ttl_s: int | None
+) -> None:
+    """A recent time in any form counts; no time, and a time in the future, could belong to an event of any age."""
+    catch_up = intake_of(client, settings)[1]
+    now = datetime.now(UTC)
+    moments = {form: write(now) for form, write in FORMS.items()}
+    moments |= {"future": FORMS["ms"](now + timedelta(1)), "skewed": FORMS["ms"](now + timedelta(minutes=1))}
+    for event_id, moment in moments.items():
+        client.set(f"{prefix}event:{event_id}", Event(type="a.b", id=event_id, timestamp=moment).encode(), ex=ttl_s)
+    for _ in range(3):
+        catch_up.scan(threading.Event())
+        assert appended(client, prefix) == {"ms": 1, "seconds": 1, "iso": 1, "skewed": 1}
+
+
+def test_keys_that_are_no_new_events_are_read_once(own_server: RedisServer, prefix: str) -> None:
+    """Scans of all subscribers read stale, invalid and looping keys once, until their size changes."""
+    settings = BridgeSettings.load(redis_url=own_server.url, channel_prefix=prefix, group="tests", max_hops=1)
+    filler = "x" * 20_000
+    with Redis.from_url(own_server.url) as client:
+        for number in range(50):
+            old = Event(type="a.b", id=f"old{number}", payload=filler, timestamp=1_700_000_000_000)
+            loop = Event(type="a.b", id=f"loop{number}", payload=filler, metadata={"hops": 2})
+            client.set(f"{prefix}event:{old.id}", old.encode())
+            client.set(f"{prefix}event:{loop.id}", loop.encode(), ex=600)
+            client.set(f"{prefix}event:broken{number}", filler, ex=600)
+            client.hset(f"{prefix}event:hash{number}", "field", filler)
+        sent = []
+        for scan in range(3):
+            before = client.info("stats")["total_net_output_bytes"]
+            intake_of(client, settings)[1].scan(threading.Event())
+            sent.append(client.info("stats")["total_net_output_bytes"] - before)
+            if scan == 0:
+                assert appended(client, prefix) == {}
+                assert len(Storage(client, settings).dead_letters.latest(1000)) == 150
+        assert sent[0] > 3_000_000
+        assert max(sent[1:]) < 100_000
+        client.set(f"{prefix}event:broken1", Event(type="a.b", id="broken1").encode(), ex=600)
+        intake_of(client, settings)[1].scan(threading.Event())
+        assert appended(client, prefix) == {"broken1": 1}
+        key = Keys(prefix).skipped("old1")
+        assert settings.event_ttl_ms < client.pttl(key) <= settings.dedup_ttl_ms
+
+
+def test_catching_up_ends_where_redis_limits_replies(own_server: RedisServer, prefix: str) -> None:
+    """When Redis closes the connection because a reply is too large, the next request is smaller."""
+    settings = BridgeSettings.load(redis_url=own_server.url, channel_prefix=prefix, group="tests")
+    stop = threading.Event()
+    with Redis.from_url(own_server.url) as admin, connect(settings) as client:
+        admin.config_set("client-output-buffer-limit", "normal 1mb 0 0")
+        for number in range(20):
+            event = Event(type="a.b", id=f"n{number}", payload="x" * 400_000)
+            admin.set(f"{prefix}event:{event.id}", event.encode(), ex=600)
+        counters, storage = Counters(), Storage(client, settings)
+        catch_up = CatchUp(storage, JournalWriter(storage, counters, Liveness()), counters)
+        thread = threading.Thread(target=catch_up.run, args=(stop,))
+        thread.start()
+        try:
+            catch_up.on_subscribed()
+            assert catch_up.caught_up.wait(20)
+        finally:
+            stop.set()
+            thread.join(10)
+        assert admin.xlen(Keys(prefix).journal) == 20
+        assert counters.snapshot()["errors"] > 0
+
+
+def test_a_mark_lives_as_long_as_the_group_needs_that_keeps_marks_longest(
+    client: Redis, settings: BridgeSettings
+) -> None:
+    """A subscriber that appends an event for all groups keeps its mark for the one with the longest dedup_ttl_s."""
+    long = Storage(client, settings.model_copy(update={"group": "long", "event_ttl_s": 7200}))
+    short = Storage(client, settings.model_copy(update={"event_ttl_s": 60, "dedup_ttl_s": 120}))
+    event = Event(type="a.b")
+    long.presence.report(Presence("one"), first=True)
+    short.journal.append([EncodedEvent.of(event, event.encode())])
+    assert (
+        7200_000 + 3_500_000 < client.pttl(Keys(settings.channel_prefix).seen(event.id)) <= long.settings.dedup_ttl_ms
+    )
+
+
+def test_batches_are_limited_by_bytes() -> None:
+    """A batch holds at most the given number of bytes, or one item."""
+    assert list(split_by_bytes([3, 3, 4, 9, 1, 1], int, 7)) == [[3, 3], [4], [9], [1, 1]]
+    assert list(split_by_bytes([], int, 7)) == []
