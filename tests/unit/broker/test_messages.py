@@ -71,7 +71,7 @@ ROUTES = {
 def test_messages_equal_celerys_own(
     app: Celery, settings: BridgeSettings, queues: Queues, name: str, options: dict[str, Any], where: str, way: str
 ) -> None:
-    """A message equals the one that apply_async sends, whoever creates it, and has the time when it was sent."""
+    """A message equals the one that apply_async sends, in every way to create it, and has the time when it was sent."""
     app.finalize()
     queues.client.sadd(f"broker:{queues.prefix}_kombu.binding.celery", "celery\x06\x16\x06\x16celery")
     outbox = Outbox(app, settings.model_copy(update={"routes": {"billing.*": options}}))
