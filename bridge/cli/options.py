@@ -51,6 +51,19 @@ def moment(text: str) -> When:
     return When(text, int(moment_s * 1000))
 
 
+def duration(text: str) -> int:
+    """Convert the text of an argument to seconds.
+
+    Raises:
+        click.BadParameter: It is not a duration of a second or more.
+    """
+    match = _AGO.fullmatch(text)
+    seconds = int(float(match[1]) * _UNIT_S[match[2]]) if match else 0
+    if seconds < 1:
+        raise click.BadParameter(f"{text!r} is not a duration; write 90s, 30m, 36h or 7d")
+    return seconds
+
+
 def glob(text: str) -> str:
     """Return the text of an option, which is a glob.
 

@@ -6,6 +6,7 @@ event keys     ``{prefix}event:{id}``, shared with the other programs of the bus
 ledger         tasks that were sent and have not ended; done marks and leases. Its states: see ``ledger.py``
 dead letters   a size-limited stream of what could not be processed, with the reason
 presence       which subscribers are running
+settings       what the other groups need to know of each group
 =============  =======================================================================================================
 
 :class:`Storage` holds all of them for one group; other parts take it as their argument.
@@ -16,6 +17,7 @@ leaves an entry that is read again, or a task whose lease expires; ``subscriber.
 
 from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
 from bridge.storage.entries import Entry, EntryFilter, entries_by_id, stream_position
+from bridge.storage.group_settings import GroupSettings
 from bridge.storage.in_flight import Delivery, Ended, InFlightTask, LedgerEntry, Overdue, RunStart, TaskStatus
 from bridge.storage.journal import MAX_INDEXED, RATE_WINDOW_S, AppendResult, group_errors, new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
@@ -38,6 +40,7 @@ __all__ = [
     "Ended",
     "Entry",
     "EntryFilter",
+    "GroupSettings",
     "GroupStatus",
     "InFlightTask",
     "JournalConsumer",

@@ -11,7 +11,8 @@ Any number of subscribers share the work of a group. A subscriber that crashes l
 acknowledged. Another one claims them after ``claim_idle_s``.
 """
 
+from bridge.subscriber.agreement import disagreements
 from bridge.subscriber.checks import Finding, check_clock, check_settings, refused_handlers, server_of
 from bridge.subscriber.subscriber import Subscriber
 
-__all__ = ["Finding", "Subscriber", "check_clock", "check_settings", "refused_handlers", "server_of"]
+__all__ = ["Finding", "Subscriber", "check_clock", "check_settings", "disagreements", "refused_handlers", "server_of"]

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from celery import Celery
+from redis.exceptions import RedisError
 
 from bridge.broker import Outbox
 from bridge.config import BridgeSettings, refuse_pickled_tasks
@@ -15,6 +16,7 @@ from bridge.errors import SettingsError
 from bridge.handlers import registry
 from bridge.redis import connect
 from bridge.storage import Storage
+from bridge.subscriber.agreement import disagreements
 from bridge.subscriber.checks import Finding, check_settings, refused_handlers
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.dispatch_loop import DispatchLoop
@@ -155,6 +157,16 @@ class Subscriber:
         self._outbox.close()
         self._client.close()
 
+    def _disagreements(self) -> list[Finding]:
+        """Compare the settings with those of the other groups; its own group has just got these, or gets them now."""
+        try:
+            with connect(self._settings) as client:
+                groups = Storage(client, self._settings).group_settings.all()
+        except (RedisError, OSError):
+            return []  # the other checks report it
+        groups.pop(self._settings.group, None)
+        return disagreements(self._settings, groups)
+
     def _check(self) -> None:
         """Log a warning for each setting that can lose events, once."""
         self._dispatch.connected.wait()
@@ -163,6 +175,7 @@ class Subscriber:
         tasks = [self._app.tasks[handler.task_name] for handler in registry]
         self._findings = check_settings(self._settings, self._app, tasks)
         self._findings += refused_handlers(self._settings, registry.patterns)
+        self._findings += self._disagreements()
         for finding in self._findings:
             extra = log_fields(Action.STARTUP_CHECK_FAILED, group=self._settings.group, setting=finding.setting)
             log.warning("%s", finding, extra=extra)

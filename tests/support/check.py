@@ -15,6 +15,7 @@ CHECKS = [
     "subscribers of group tests",
     "broker",
     "durability, memory and Celery's settings",
+    "settings of all groups",
     "accepted types",
     "handlers and their workers",
 ]

@@ -32,7 +32,7 @@ from bridge.operations.acl import (
     user_of,
 )
 from bridge.storage import Storage, read_status
-from bridge.subscriber import Finding, check_clock, check_settings, refused_handlers
+from bridge.subscriber import Finding, check_clock, check_settings, disagreements, refused_handlers
 
 #: How long to wait for the replies of the workers.
 _WORKERS_S = 1.0
@@ -100,6 +100,7 @@ def _steps(app: Celery, storage: Storage, role: Role) -> Steps:
     yield "broker", lambda: _broker(app, settings, role)
     tasks = [app.tasks[handler.task_name] for handler in registry]
     yield "durability, memory and Celery's settings", lambda: check_settings(settings, app, tasks)
+    yield "settings of all groups", lambda: disagreements(settings, storage.group_settings.all())
     yield "accepted types", lambda: refused_handlers(settings, registry.patterns)
     yield "handlers and their workers", lambda: list(_workers(app, settings))
 

@@ -8,10 +8,10 @@ import click
 
 from bridge.cli import output
 from bridge.cli.connect import open_bus
-from bridge.cli.options import force_option, json_option
+from bridge.cli.options import duration, force_option, json_option
 from bridge.cli.table import Cell, Column, Styled
 from bridge.operations import Groups
-from bridge.storage import GroupStatus, read_status
+from bridge.storage import GroupSettings, GroupStatus, Storage, read_status
 
 _COLUMNS = [
     Column("GROUP", "bold", whole=True),
@@ -19,13 +19,14 @@ _COLUMNS = [
     Column("PENDING", right=True),
     Column("BACKLOG", right=True),
     Column("LAST DELIVERED"),
+    Column("RETENTION", right=True),
     Column("APPLICATION"),
 ]
 
 
 @click.group()
 def groups() -> None:
-    """List and delete consumer groups.
+    """List and delete consumer groups, and keep events for one longer.
 
     Each application has one group, named after the application or by bridge_group. Each group receives every event
     once.
@@ -43,6 +44,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     PENDING         events that a subscriber has read and not acknowledged yet
     BACKLOG         events that the group has not dispatched yet, pending ones included
     LAST DELIVERED  time of the newest event that was read
+    RETENTION       how long the journal keeps events for the group; the longest one of all groups counts
 
     bus status shows more.
 
@@ -52,25 +54,29 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     """
     with open_bus(ctx.obj.app) as storage:
         found = read_status(storage).groups
+        shared = storage.group_settings.all()
     own = storage.settings.group
     if as_json:
         for group in found:
             shown = ("name", "backlog", "exact", "pending", "last_ms")
-            output.as_json({name: getattr(group, name) for name in shown} | {"own": group.name == own})
+            event_ttl_s = shared[group.name].event_ttl_s if group.name in shared else None
+            row = {name: getattr(group, name) for name in shown}
+            output.as_json(row | {"event_ttl_s": event_ttl_s, "own": group.name == own})
         return
     if found:
-        output.table(_COLUMNS, [_row(group, own) for group in found])
+        output.table(_COLUMNS, [_row(group, shared.get(group.name), own) for group in found])
     if own not in [group.name for group in found]:
         output.note(f"group {own} of this application does not exist: none of its subscribers has run yet")
 
 
-def _row(group: GroupStatus, own: str) -> list[Cell]:
+def _row(group: GroupStatus, shared: GroupSettings | None, own: str) -> list[Cell]:
     return [
         group.name,
         len(group.pending),
         sum(group.pending.values()),
         f"{group.backlog}{'' if group.exact else '+'}",
         output.moment(group.last_ms) or "never",
+        f"{shared.event_ttl_s} s" if shared else "unknown",
         Styled("this application", "green") if group.name == own else "",
     ]
 
@@ -94,8 +100,7 @@ def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None
     with open_bus(ctx.obj.app) as storage:
         all_groups = Groups(storage)
         if not all_groups.exists(name):
-            names = ", ".join(group.name for group in read_status(storage).groups) or "none"
-            raise click.ClickException(f"there is no group {output.printable(name)}; existing groups: {names}")
+            raise _missing(storage, name)
         if not force and all_groups.in_use(name):
             raise click.ClickException(
                 f"group {name} has a live subscriber: stop its workers and bus subscribe first, or use --force"
@@ -109,3 +114,37 @@ def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None
         output.as_json({"deleted": name} | asdict(held))
     else:
         output.line(f"group {name} deleted: {what}")
+
+
+def _missing(storage: Storage, name: str) -> click.ClickException:
+    names = ", ".join(group.name for group in read_status(storage).groups) or "none"
+    return click.ClickException(f"there is no group {output.printable(name)}; existing groups: {names}")
+
+
+@groups.command(short_help="Keep events for a group longer, although it is down.")
+@click.argument("name")
+@click.argument("lifetime", type=duration)
+@json_option
+@click.pass_context
+def retain(ctx: click.Context, /, name: str, lifetime: int, as_json: bool) -> None:
+    """Keep the events of the journal for a group for LIFETIME: 36h, 7d.
+
+    This is for a group whose subscribers are down for longer than its bridge_event_ttl_s. It applies at once, and until
+    one of its subscribers starts: then its own bridge_event_ttl_s counts again. So raise that setting, too.
+
+    \b
+    Example:
+      celery -A bridge bus groups retain shop 3d
+    """
+    with open_bus(ctx.obj.app) as storage:
+        if name not in storage.journal.groups():
+            raise _missing(storage, name)
+        shared = storage.group_settings.all().get(name) or GroupSettings(0, 0, {})
+        if shared.event_ttl_s > lifetime:
+            raise click.ClickException(f"events are already kept for group {name} for {shared.event_ttl_s} s")
+        storage.group_settings.write(name, shared.kept_for(lifetime))
+    if as_json:
+        output.as_json({"group": name, "event_ttl_s": lifetime})
+    else:
+        output.line(f"events are kept for group {name} for {lifetime} s")
+        output.note(f"before its subscribers start, set BRIDGE_EVENT_TTL_S={lifetime} for them")

@@ -112,7 +112,9 @@ _SUBSCRIBING = (
         ("elect", "claim", "leave", "find_overdue", "sweep_overdue", "trim"), {"journal": "xinfo|consumers"}
     ),
     _Needs(  # monitoring
-        ("backlog", "report_presence"), {**_STATUS, "subscribers": "hdel hgetall"}, "time info"
+        ("backlog", "report_presence"),
+        {**_STATUS, "subscribers": "hdel hgetall", "group_settings": "hgetall"},
+        "time info",
     ),
 )
 _INTAKE = _Needs(
@@ -127,7 +129,9 @@ _RUNNING = _Needs(
     "multi exec unwatch",
 )
 _OPERATING = (
-    _Needs(("backlog",), {**_STATUS, "subscribers": "hgetall"}, "time info config|get"),  # status, check
+    _Needs(  # status, check
+        ("backlog",), {**_STATUS, "subscribers": "hgetall", "group_settings": "hgetall"}, "time info config|get"
+    ),
     _Needs(  # get, trace, tail, and the pages of Flower
         ("headers",),
         {
@@ -148,7 +152,7 @@ _OPERATING = (
     _Needs(("drop", "replay"), {"replay": "hgetall hsetnx pexpire"}, "multi exec"),  # dead, replay
     _Needs(  # groups
         (),
-        {"all_of_any_group": "exists unlink", "journal": "xgroup|destroy", "group_settings": "hgetall hset hdel"},
+        {"all_of_any_group": "exists unlink", "journal": "xgroup|destroy", "group_settings": "hset hdel"},
         "scan multi exec",
     ),
 )

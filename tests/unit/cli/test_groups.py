@@ -52,13 +52,23 @@ def test_groups_are_listed(invoke: Invoke, old: Keys, start_subscriber: StartSub
     shown = invoke("groups", "list")
     assert "group tests of this application does not exist" in shown.stderr
     header, row = shown.stdout.splitlines()
-    assert header.split() == ["GROUP", "CONSUMERS", "PENDING", "BACKLOG", "LAST", "DELIVERED", "APPLICATION"]
+    assert header.split() == [
+        "GROUP",
+        "CONSUMERS",
+        "PENDING",
+        "BACKLOG",
+        "LAST",
+        "DELIVERED",
+        "RETENTION",
+        "APPLICATION",
+    ]
     assert row.split()[:4] == ["old.shop", "1", "2", "5"]
     start_subscriber()
     assert "this application" in invoke("groups", "list").stdout.splitlines()[2]
     found = {group["name"]: group for group in map(json.loads, invoke("groups", "list", "--json").stdout.splitlines())}
     assert {name: group["own"] for name, group in found.items()} == {"old.shop": False, "tests": True}
     assert found["old.shop"]["last_ms"] > 1_700_000_000_000
+    assert {name: group["event_ttl_s"] for name, group in found.items()} == {"old.shop": None, "tests": 86400}
 
 
 def test_a_bus_without_a_journal_has_no_groups(invoke: Invoke) -> None:
@@ -122,3 +132,28 @@ def test_many_leftovers_go_as_well(client: Redis, settings: BridgeSettings, bus:
         pipe.execute()
     Groups(Storage(client, settings)).delete("g")
     assert not client.keys(keys.dead_letter_dedup("g", "*").replace("{", "?").replace("}", "?"))
+
+
+def test_events_are_kept_longer_for_a_group_that_is_down(
+    invoke: Invoke, old: Keys, client: Redis, settings: BridgeSettings
+) -> None:
+    """An operator raises the retention of a group that is down; it is not lowered, and a missing group is an error."""
+    assert (
+        "there is no group shop; existing groups: old.shop" in invoke("groups", "retain", "shop", "3d", expect=1).stderr
+    )
+    shown = invoke("groups", "retain", "old.shop", "3d")
+    assert shown.stdout == "events are kept for group old.shop for 259200 s\n"
+    assert "BRIDGE_EVENT_TTL_S=259200" in shown.stderr
+    assert (
+        "already kept for group old.shop for 259200 s" in invoke("groups", "retain", "old.shop", "2d", expect=1).stderr
+    )
+    assert "is not a duration" in invoke("groups", "retain", "old.shop", "3", expect=2).stderr
+    assert json.loads(invoke("groups", "retain", "old.shop", "80h", "--json").stdout) == {
+        "group": "old.shop",
+        "event_ttl_s": 288000,
+    }
+    at_ms = (client.time()[0] - 48 * 3600) * 1000
+    client.delete(old.journal)
+    client.xgroup_create(old.journal, "old.shop", id="0", mkstream=True)
+    client.xadd(old.journal, {"event": "{}"}, id=f"{at_ms}-1")
+    assert Storage(client, settings).journal.trim().removed == 0
