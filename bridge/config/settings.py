@@ -34,8 +34,9 @@ from bridge.events import CLOCK_SKEW_S, MAX_DEPTH, TYPESCRIPT_BUS_SOURCE, Patter
 
 _ENV_PREFIX = "BRIDGE_"
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
-#: The limit in bytes that belongs to ``batch_size``, since 500 events may have 500 megabytes. One event may exceed it,
-#: and so may the first batch of a backlog.
+#: The limit in bytes that belongs to ``batch_size``, since 500 events may have 500 megabytes. One event may exceed it.
+#: So may one batch of a backlog in which large events follow small ones: Redis does not report the size of an entry
+#: before it is read. The limit of entries is adapted to the size of those that were read, before more are read.
 BATCH_BYTES = 4 * 1024 * 1024
 #: Names of Celery applications that no one chose.
 _NAMELESS = (None, "default", "__main__")

@@ -131,6 +131,7 @@ class Dispatcher:
     def _dispatch(self, entries: Sequence[Entry], *, read_ahead: bool) -> bool:
         """Send the messages of *entries* and acknowledge them; return False, and do nothing, while a queue is full."""
         if read_ahead and not self._transaction.under_way:
+            self._reader.lower_limit(entries)
             self._transaction.begin([], [], read=self._reader.limit)  # while the first batch of a backlog is routed
         batch = self._router.route(entries)
         if self._back_pressure.applies_to(batch):
@@ -138,6 +139,7 @@ class Dispatcher:
         ahead = self._end_transaction()
         self._send(batch)
         self._reader.adapt_limit(entries, batch)
+        self._reader.lower_limit(ahead)
         read = self._reader.limit if read_ahead and ahead else 0
         if batch.push_ids or read:
             self._transaction.begin(batch.push_ids, batch.to_push, read)

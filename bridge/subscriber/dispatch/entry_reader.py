@@ -62,13 +62,24 @@ class EntryReader:
     def adapt_limit(self, entries: Sequence[Entry], batch: Batch) -> None:
         """Adapt the limit to the number of *entries* and to the size of the *batch* that was made of them."""
         stamped = sum(len(message.stamped) for message in batch.to_push + batch.to_send)
-        size = max(sum(len(entry.data or b"") for entry in entries), stamped)
+        size = max(_size(entries), stamped)
         if size > BATCH_BYTES:
             self.limit = max(1, len(entries) * BATCH_BYTES // size)
         elif len(entries) >= self.limit:
             self.limit = min(2 * self.limit, self._settings.batch_size)
+        else:  # the backlog is over: of the next one, which may have large events, only the beginning is read
+            self.limit = min(self.limit, max(2 * len(entries), _FIRST_LIMIT))
+
+    def lower_limit(self, entries: Sequence[Entry]) -> None:
+        """Lower the limit if *entries*, which were read and wait for their dispatch, are large."""
+        if (size := _size(entries)) > BATCH_BYTES:
+            self.limit = min(self.limit, max(1, len(entries) * BATCH_BYTES // size))
 
     def start_over(self) -> None:
         """Forget what was read ahead; read the pending entries of this consumer next."""
         self.ahead = []
         self.rereads_pending = True
+
+
+def _size(entries: Sequence[Entry]) -> int:
+    return sum(len(entry.data or b"") for entry in entries)
