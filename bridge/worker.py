@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from typing import Any
 
@@ -16,7 +15,7 @@ from bridge.bus import current_event, install_propagation
 from bridge.config import BridgeSettings, refuse_pickled_tasks
 from bridge.errors import SettingsError
 from bridge.handlers import end_revoked, registry
-from bridge.subscriber import Subscriber
+from bridge.subscriber import Subscriber, consumer_name
 from bridge.telemetry import json_logs, redact_worker_logs
 
 
@@ -92,7 +91,7 @@ class SubscriberStep(bootsteps.StartStopStep):
 
     def create(self, worker: Any) -> Subscriber:  # type: ignore[override]  # None in the stubs, but Celery keeps the service
         """Return the service that :class:`StartStopStep` starts and stops."""
-        return Subscriber(worker.app, self._settings, name=f"{worker.hostname}:{os.getpid()}")
+        return Subscriber(worker.app, self._settings, consumer_name(worker.hostname))
 
     def info(self, worker: Any) -> dict[str, Any]:  # type: ignore[override]  # None in the stubs
         """Return the section of ``celery inspect stats``."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from celery.signals import before_task_publish
@@ -52,7 +52,15 @@ def current_cause() -> Cause | None:
         task_id = getattr(request, "id", None)
         return replace(event.cause, task_id=task_id or "")
     header = getattr(request, CAUSE_HEADER, None)
-    return Cause(**header) if isinstance(header, dict) else None
+    return _cause_in(header) if isinstance(header, dict) else None
+
+
+def _cause_in(header: dict[str, Any]) -> Cause | None:
+    """Return the cause in this header, which another version may have written; None if what it needs is missing."""
+    known = {field.name: header[field.name] for field in fields(Cause) if field.name in header}
+    with suppress(TypeError):
+        return Cause(**known)
+    return None
 
 
 @contextmanager

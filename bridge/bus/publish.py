@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,8 +15,11 @@ from celery.app import app_or_default
 from bridge.bus.bus import EventBus
 from bridge.bus.causation import current_cause, next_event_id, other_event_id_for
 from bridge.bus.local import Publication
-from bridge.config import BridgeSettings
+from bridge.config import BridgeSettings, hidden_address
 from bridge.events import caused_by
+from bridge.telemetry import Action, log_fields
+
+log = logging.getLogger(__name__)
 
 _lock = threading.Lock()
 _buses: WeakKeyDictionary[Celery, EventBus] = WeakKeyDictionary()
@@ -34,8 +38,17 @@ def get_bus() -> EventBus:
     with _lock:
         bus = _buses.get(app)
         if bus is None:
-            bus = _buses[app] = EventBus(BridgeSettings.load(app))
+            bus = _buses[app] = EventBus(_settings_of(app))
         return bus
+
+
+def _settings_of(app: Celery) -> BridgeSettings:
+    settings = BridgeSettings.load(app)
+    # Subscribers report this too, but not of a program that only publishes, perhaps to a server that nobody reads.
+    if hidden := hidden_address(app, settings.url, settings.redacted_url):
+        extra = log_fields(Action.STARTUP_CHECK_FAILED, setting=hidden.setting)
+        log.warning("%s: %s; %s", *hidden, extra=extra)
+    return settings
 
 
 def per_bus(make: Callable[[EventBus], T]) -> T:

@@ -12,7 +12,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, InvalidRes
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from bridge.config import BridgeSettings
+from bridge.config import BridgeSettings, bridge_variables
 from bridge.errors import BridgeError, BusUnavailable, SettingsError
 from bridge.redis import connect, describe_error, hint_for
 from bridge.storage import Storage
@@ -106,5 +106,6 @@ def _problem(error: RedisError) -> str:
 
 def _source() -> str:
     """Return the name of the variable or setting that the address of the bus comes from."""
-    names = ("BRIDGE_REDIS_URL", "BRIDGE_REDIS_HOST", "BRIDGE_REDIS_PORT", "BRIDGE_REDIS_PASSWORD", "REDIS_URL")
-    return next((name for name in names if os.environ.get(name)), "REDIS_URL or bridge_redis_url")
+    names = ("BRIDGE_REDIS_URL", "REDIS_URL", "BRIDGE_REDIS_HOST", "BRIDGE_REDIS_PORT", "BRIDGE_REDIS_PASSWORD")
+    given = bridge_variables() | {"REDIS_URL"}
+    return next((name for name in names if name in given and os.environ.get(name)), "REDIS_URL or bridge_redis_url")

@@ -1,7 +1,8 @@
 """All settings of the bridge. Nothing else reads them from the environment or from Celery's configuration.
 
 Precedence: explicit argument, then environment (``BRIDGE_REDIS_URL``, ..., and ``REDIS_URL``), then ``bridge_*``
-names in the Celery configuration, then the default. A misspelt ``BRIDGE_*`` or ``bridge_*`` name is an error.
+names in the Celery configuration, then the default. A misspelt ``BRIDGE_*`` or ``bridge_*`` name is an error. Variables
+that Kubernetes sets for a Service whose name begins with ``bridge`` are ignored.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from bridge.config.celery_config import (
     refuse_shared_prefix,
     refuse_unknown,
 )
+from bridge.config.environment import ENV_PREFIX, bridge_variables, environment_source
 from bridge.errors import SettingsError
 from bridge.events import CLOCK_SKEW_S, MAX_DEPTH, TYPESCRIPT_BUS_SOURCE, Patterns, Redaction, SigningKeys, redaction_of
 
-_ENV_PREFIX = "BRIDGE_"
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
 #: The limit in bytes that belongs to ``batch_size``, since 500 events may have 500 megabytes. One event may exceed it.
 #: So may one batch of a backlog in which large events follow small ones: Redis does not report the size of an entry
@@ -47,7 +48,7 @@ _below_env: ContextVar[Mapping[str, Any]] = ContextVar("_below_env", default=Map
 class BridgeSettings(BaseSettings):
     """The settings of one process. Build them with :meth:`load`; the name of a duration ends with its unit."""
 
-    model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     #: The bus, e.g. ``rediss://user:secret@redis.internal:6380/0``, ``redis+sentinel://host1,host2,host3/service`` or
     #: ``redis+cluster://host1,host2,host3``. Takes precedence over the three parts below.
@@ -162,14 +163,14 @@ class BridgeSettings(BaseSettings):
         known = cls.model_fields
         conf = bridge_names(app) if app is not None else {}
         refuse_unknown(explicit, known, "", "argument")
-        ours = [name for name in os.environ if name.startswith(_ENV_PREFIX)]
-        refuse_unknown(ours, known, _ENV_PREFIX, "environment")
+        variables = bridge_variables()
+        refuse_unknown(variables, known, ENV_PREFIX, "environment")
         refuse_unknown(conf, known, CONF_PREFIX, "Celery configuration")
         if _ADDRESS_PARTS & explicit.keys():
             explicit.setdefault("redis_url", None)  # an explicit host takes precedence over REDIS_URL
         name = app.main if app is not None and app.main not in _NAMELESS else "bridge"
         below_env = {"group": name, "source": name} | {key.removeprefix(CONF_PREFIX): conf[key] for key in conf}
-        if any(f"{_ENV_PREFIX}{part.upper()}" in os.environ for part in _ADDRESS_PARTS):
+        if any(f"{ENV_PREFIX}{part.upper()}" in variables for part in _ADDRESS_PARTS):
             below_env["redis_url"] = None  # and a host in the environment over an address in the configuration
         if url := os.environ.get("REDIS_URL"):
             below_env["redis_url"] = url
@@ -197,7 +198,7 @@ class BridgeSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[Any, ...]:
         """Return the sources in order of precedence: arguments, the environment, what :meth:`load` found below it."""
-        return init_settings, env_settings, _below_env.get
+        return init_settings, environment_source(settings_cls), _below_env.get
 
     @field_validator("channel_prefix")
     @classmethod

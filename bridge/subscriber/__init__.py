@@ -13,6 +13,15 @@ acknowledged. Another one claims them after ``claim_idle_s``.
 
 from bridge.subscriber.agreement import disagreements
 from bridge.subscriber.checks import Finding, check_clock, check_settings, refused_handlers, server_of
-from bridge.subscriber.subscriber import Subscriber
+from bridge.subscriber.subscriber import Subscriber, consumer_name
 
-__all__ = ["Finding", "Subscriber", "check_clock", "check_settings", "disagreements", "refused_handlers", "server_of"]
+__all__ = [
+    "Finding",
+    "Subscriber",
+    "check_clock",
+    "check_settings",
+    "consumer_name",
+    "disagreements",
+    "refused_handlers",
+    "server_of",
+]

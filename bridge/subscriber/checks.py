@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from bridge.broker import probe_connection
 from bridge.bus import Admission
-from bridge.config import BridgeSettings
+from bridge.config import BridgeSettings, hidden_address
 from bridge.errors import InvalidEvent
 from bridge.events import is_literal
 from bridge.redis import connect, servers_of
@@ -60,7 +60,8 @@ def check_settings(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[.
         tasks: The tasks of the handlers.
     """
     bus = _bus_servers(settings)
-    findings = list(_kind(settings, bus[0]))
+    hidden = hidden_address(app, settings.url, settings.redacted_url)
+    findings = [*([Finding(*hidden)] if hidden else []), *_kind(settings, bus[0])]
     findings += [finding for one in bus for finding in (*_version(one), *_durability(one), *_memory(one))]
     with probe_connection(app) as connection:
         driver = connection.transport.driver_type

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import threading
 import time
 from typing import Any
@@ -35,6 +37,14 @@ log = logging.getLogger(__name__)
 #: Longest wait for the threads. Each notices a stop within 2 s, or within the socket timeout if Redis hangs.
 _STOP_TIMEOUT_S = 8.0
 _TERMINATE_TIMEOUT_S = 2.0
+
+
+def consumer_name(node: str) -> str:
+    """Return a name for a subscriber of this process that no other process has, nor has had.
+
+    Containers can have the same host name, and all of them process 1.
+    """
+    return f"{node}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
 class Subscriber:

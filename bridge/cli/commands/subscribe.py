@@ -14,7 +14,7 @@ from celery.bin.base import LOG_LEVEL
 
 from bridge.cli.connect import errors_as_cli_messages
 from bridge.config import BridgeSettings
-from bridge.subscriber import Subscriber
+from bridge.subscriber import Subscriber, consumer_name
 from bridge.telemetry import Action, log_fields
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -48,7 +48,7 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
         app.loader.import_default_modules()
         explicit = {"listen_types": types} if types else {}
         settings = BridgeSettings.load(app, **explicit)
-        subscriber = Subscriber(app, settings, name=f"subscribe@{socket.gethostname()}:{os.getpid()}")
+        subscriber = Subscriber(app, settings, consumer_name(f"subscribe@{socket.gethostname()}"))
 
     gc.freeze()  # imported modules are never garbage, see worker.py
     subscriber.start()

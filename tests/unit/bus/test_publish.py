@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from celery import Celery, current_app
+from celery import Celery, current_app, current_task
 from celery.contrib.testing.app import setup_default_app
 from redis import Redis
 
@@ -53,6 +53,28 @@ def test_ids_follow_from_task_type_and_order(run: Run) -> None:
     assert [publication.event.id for publication in again] == ids
     assert [publication.duplicate for publication in first + again] == [False] * 3 + [True] * 3
     assert not {publication.event.id for publication in other} & set(ids)
+
+
+@pytest.mark.parametrize(
+    ("header", "causation"),
+    [
+        ({"event_id": "root", "correlation_id": "c", "hops": 2, "task_id": "t", "tenant": "x"}, ("root", 3)),
+        ({"event_id": "root", "correlation_id": "c", "hops": 2}, ("root", 3)),
+        ({"tenant": "x"}, None),
+    ],
+)
+def test_the_cause_in_a_message_of_another_version(
+    run: Run, header: dict[str, Any], causation: tuple[str, int] | None
+) -> None:
+    """The header may have fields that this version does not know; if it lacks what is needed, there is no cause."""
+
+    def publish() -> Event[Any]:
+        current_task.request.bridge_cause = header  # as Celery does in a worker, and not here
+        return publish_event("a.x").event
+
+    event = run(publish)
+    found = event.metadata and (event.metadata["causationId"], event.metadata["hops"])
+    assert found == causation
 
 
 def test_what_is_made_for_a_bus_is_made_once(run: Run) -> None:
@@ -137,7 +159,7 @@ def test_threads_of_a_web_server_use_the_installed_application(server: RedisServ
     """publish_event() in a thread that did not create the application uses the settings of the installed one."""
     program = f"""
 import threading
-from celery import Celery, current_app
+from celery import Celery, current_app, current_task
 import bridge
 app = Celery("shop")
 app.conf.update(bridge_redis_url={server.url!r}, bridge_channel_prefix={prefix!r})

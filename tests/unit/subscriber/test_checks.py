@@ -269,3 +269,12 @@ def test_nothing_waits_for_the_checks(
         assert [thread for thread in threading.enumerate() if thread.name == "bridge-check"]
     finally:
         go_on.set()
+
+
+def test_an_address_that_redis_url_hides(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address in the configuration that is not used, because REDIS_URL takes precedence, is reported."""
+    app = make_app(server.url)
+    app.conf.bridge_redis_url = "redis://elsewhere:6379/0"
+    assert "bridge_redis_url" not in check(server.url, app)
+    monkeypatch.setenv("REDIS_URL", server.url)
+    assert "bridge_redis_url" in check(server.url, app)

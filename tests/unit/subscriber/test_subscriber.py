@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -13,6 +15,7 @@ from bridge.config.settings import BATCH_BYTES
 from bridge.redis.client import connect
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
+from bridge.subscriber.subscriber import consumer_name
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber, make_app
 from tests.support.queues import Queues
@@ -281,3 +284,10 @@ def test_batches_are_limited_by_the_bytes_of_their_messages(
     subscriber = start_subscriber(app=make_app((own_server if another else server).url, prefix))
     eventually(lambda: subscriber.info().get("dispatched") == 1200, "all tasks are sent")
     assert subscriber._dispatch._dispatcher._reader.limit <= 2 * BATCH_BYTES / (4 * 20_000 * 4 / 3)
+
+
+def test_no_two_subscribers_have_one_name() -> None:
+    """Names differ even if host and process id are the same, as in containers."""
+    names = {consumer_name("subscribe@container") for _ in range(50)}
+    assert len(names) == 50
+    assert all(re.fullmatch(rf"subscribe@container:{os.getpid()}:[0-9a-f]{{6}}", name) for name in names)
