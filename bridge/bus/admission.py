@@ -29,7 +29,7 @@ class Admission:
     """Decides which events of one bus are accepted.
 
     Arguments:
-        settings: ``max_event_bytes``, ``max_event_depth``, ``accepted_types``, ``rejected_types``,
+        settings: ``max_event_bytes``, ``max_event_depth``, ``max_hops``, ``accepted_types``, ``rejected_types``,
             ``require_signature`` and what goes with it.
     """
 
@@ -37,8 +37,11 @@ class Admission:
         self._max_bytes = settings.max_event_bytes
         #: None when the limit of the decoder is enough.
         self._max_depth = settings.max_event_depth if settings.max_event_depth < wire.MAX_DEPTH else None
+        self._max_hops = settings.max_hops
         self._max_age_ms = settings.signature_max_age_ms
         self._keyring = Keyring(settings.signing_keys, settings.channel_prefix)
+        #: Whether the rate limit counts signed events under their keys.
+        self._counts_signers = bool(self._keyring) and settings.max_events_per_s_per_source is not None
         self._accept = _compiled(settings.accepted_types)
         self._reject = _compiled(settings.rejected_types)
         self._require = _compiled(settings.require_signature)
@@ -56,6 +59,8 @@ class Admission:
         self._check_depth(received.event)
         if not self._open:
             self._admit(received.type, data, now_ms())
+        if self._counts_signers:
+            received.signer = self._keyring.signer(data)
         return received
 
     def read(self, entry: Entry) -> EncodedEvent:
@@ -65,7 +70,9 @@ class Admission:
         a replay counts only in an entry that is addressed to the group and the handler that the mark names.
 
         Raises:
-            InvalidEvent: As :meth:`receive`; or the entry and the mark of the replay disagree (``replay_mismatch``).
+            InvalidEvent: As :meth:`receive`. The entry and the mark of the replay disagree (``replay_mismatch``). An
+                event that follows from this one would exceed ``max_hops`` (``hop_limit``): a handler must not fail
+                when it publishes, after its effect.
         """
         data = entry.data or b""
         stored = EncodedEvent.read(data)
@@ -73,6 +80,9 @@ class Admission:
             stored.replay = None  # else a copy of this entry would be another task
         else:
             _check_address(entry, stored.event)
+        if stored.hops >= self._max_hops:
+            text = f"{stored.hops} publications from the first event of its chain, bridge_max_hops is {self._max_hops}"
+            raise InvalidEvent("hop_limit", "metadata.hops", text)
         if self._max_depth is not None:
             self._check_depth(stored.event)
         if not self._open:

@@ -219,6 +219,10 @@ def _restored(broadcast: EncodedEvent, value: Any, admission: Admission) -> Enco
         return broadcast
     if is_signed(event):
         same = is_signed(kept.event) and (kept.id, kept.event.digest) == (event.id, event.digest)
-        return EncodedEvent.of(kept.event, kept.data, broadcast.fingerprint) if same else broadcast
+        if not same:
+            return broadcast
+        restored = EncodedEvent.of(kept.event, kept.data, broadcast.fingerprint)
+        restored.signer = kept.signer
+        return restored
     event = event.model_copy(update={"source": kept.event.source})
     return EncodedEvent.of(event, event.encode(), broadcast.fingerprint)

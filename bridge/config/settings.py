@@ -82,12 +82,12 @@ class BridgeSettings(BaseSettings):
     max_event_bytes: int = Field(default=1024 * 1024, ge=1)
     #: How deeply objects and arrays may be nested in an event; the event is the first level.
     max_event_depth: int = Field(default=MAX_DEPTH, ge=2, le=MAX_DEPTH)
-    #: Length of the longest chain of events that cause each other.
+    #: Length of the longest chain of events that cause each other. The next event becomes a dead letter.
     max_hops: int = Field(default=16, ge=1)
     #: Rate limit for external publishers: most new events per second, averaged over 10 s, that are accepted from one
     #: source. Events without a source share one limit. Events above the limit become dead letters; events found by a
-    #: catch-up scan are not limited. Any publisher can claim any source unless events are signed, so this stops
-    #: accidents, not attackers. None: no limit.
+    #: catch-up scan are not limited. Signed events count under their key. Any publisher can claim any source, so for
+    #: unsigned events this stops accidents, not attackers. None: no limit.
     max_events_per_s_per_source: float | None = Field(default=None, gt=0)
     #: Event types that are accepted and published, as Redis globs; empty: all. Others become dead letters.
     accepted_types: Patterns = Field(default_factory=list)

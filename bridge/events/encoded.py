@@ -7,13 +7,13 @@ message need only the id, the type and these bytes. The rest is decoded on deman
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Self
+from typing import Any, Self
 
 from pydantic_core import from_json
 
 from bridge.errors import InvalidEvent
 from bridge.events.event import STORED_START, Event
-from bridge.events.validation import check_id, check_type, in_short, is_plain, replay_of
+from bridge.events.validation import check_id, check_type, hops_of, in_short, is_plain, replay_of
 
 
 class EncodedEvent:
@@ -21,20 +21,30 @@ class EncodedEvent:
 
     Arguments:
         id, type: Of the event.
-        replay: Name of the replay that published it again, if any.
+        metadata: Of the event. ``replay`` is the name of the replay that published it again, if any; ``hops`` as in
+            :class:`Event`.
         data: Its JSON, as it is stored and sent.
         event: The whole event, if it has been decoded.
         fingerprint: Of the bytes that were received, if *data* differs from them.
     """
 
-    __slots__ = ("_event", "_fingerprint", "data", "id", "replay", "type")
+    __slots__ = ("_event", "_fingerprint", "data", "hops", "id", "replay", "signer", "type")
 
     def __init__(
-        self, id: str, type: str, replay: str | None, data: bytes, event: Event | None = None, fingerprint: str = ""
+        self,
+        id: str,
+        type: str,
+        metadata: dict[str, Any] | None,
+        data: bytes,
+        event: Event | None = None,
+        fingerprint: str = "",
     ) -> None:
         self.id = id
         self.type = type
-        self.replay = replay
+        self.replay = replay_of(metadata)
+        self.hops = hops_of(metadata)
+        #: Id of the key that has signed it, if that was verified.
+        self.signer = ""
         self.data = data
         self._event = event
         self._fingerprint = fingerprint
@@ -42,7 +52,7 @@ class EncodedEvent:
     @classmethod
     def of(cls, event: Event, data: bytes, fingerprint: str = "") -> Self:
         """Return *event* with its JSON, *data*."""
-        return cls(event.id, event.type, replay_of(event.metadata), data, event, fingerprint)
+        return cls(event.id, event.type, event.metadata, data, event, fingerprint)
 
     @classmethod
     def receive(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> Self:
@@ -59,7 +69,7 @@ class EncodedEvent:
             _raise_unless_panic(error)
             raise InvalidEvent("json", "", "the parser failed with an internal error") from error
         as_it_came = "" if kept is data else fingerprint(event.type, data)
-        return cls(event.id, event.type, replay_of(event.metadata), kept, event, as_it_came)
+        return cls(event.id, event.type, event.metadata, kept, event, as_it_came)
 
     @classmethod
     def read(cls, data: bytes) -> Self:
@@ -81,7 +91,7 @@ class EncodedEvent:
         if type(fields) is dict and is_plain(fields) and data.startswith(STORED_START):
             check_id(fields["id"])
             check_type(fields["type"])
-            return cls(fields["id"], fields["type"], replay_of(fields.get("metadata")), data)
+            return cls(fields["id"], fields["type"], fields.get("metadata"), data)
         return cls.receive(data, max_bytes=len(data))
 
     @property

@@ -20,7 +20,7 @@ from typing_extensions import TypeVar
 from bridge.errors import InvalidEvent
 from bridge.events import wire
 from bridge.events.clock import moment_of, now_ms
-from bridge.events.validation import SIGNATURE, check_id, check_type, in_short, is_plain, replay_of
+from bridge.events.validation import SIGNATURE, check_id, check_type, hops_of, in_short, is_plain, replay_of
 
 PayloadT = TypeVar("PayloadT", default=Any)
 
@@ -32,7 +32,7 @@ _ORDER = ("id", "type", "payload", "timestamp", "source", "metadata", "correlati
 #: How the JSON of a stored event begins. Events of other programs are encoded again if theirs does not.
 STORED_START = b'{"id":"'
 _PLAIN = frozenset(_ORDER)
-#: Longest id of a cause or chain that is indexed. It becomes part of a key, and other programs choose it.
+#: Longest id of a cause or chain that is indexed or passed on; other programs choose it.
 _MAX_CAUSE_LENGTH = 200
 _set = object.__setattr__
 #: Validation context of data from ``wire.loads``, which consists of plain JSON types already.
@@ -232,8 +232,7 @@ class Event(BaseModel, Generic[PayloadT]):
     @property
     def hops(self) -> int:
         """Number of publications between the first event of the chain and this one; 0 for the first."""
-        hops = (self.metadata or {}).get("hops")
-        return hops if type(hops) is int and hops > 0 else 0
+        return hops_of(self.metadata)
 
     @property
     def follows(self) -> str | None:
@@ -249,14 +248,15 @@ class Event(BaseModel, Generic[PayloadT]):
 
     @property
     def cause(self) -> Cause:
-        """This event as the cause of others."""
-        return Cause(self.id, self.correlation_id or self.id, self.hops)
+        """This event as the cause of others. A correlation id of more than 200 characters is not passed on."""
+        chain = self.correlation_id
+        return Cause(self.id, chain if chain and len(chain) <= _MAX_CAUSE_LENGTH else self.id, self.hops)
 
     def child(self, type: str, payload: Any = None, **fields: Any) -> Event:
         """Return a new event that this one caused.
 
-        It has the same correlation id, which is by default the id of the first event of the chain. Its metadata records
-        the cause as ``causationId`` and the length of the chain as ``hops``.
+        It has the same correlation id, which is by default the id of the first event of the chain, unless that has more
+        than 200 characters. Its metadata records the cause as ``causationId`` and the length of the chain as ``hops``.
 
         Arguments:
             type, payload: Of the new event.

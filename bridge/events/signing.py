@@ -90,11 +90,15 @@ class Keyring:
 
     def has_signed(self, data: bytes) -> bool:
         """Return whether *data* is an event with a valid signature of one of the keys."""
+        return self.signer(data) != ""
+
+    def signer(self, data: bytes) -> str:
+        """Return the id of the key that has signed the event *data*; empty without a valid signature."""
         try:
-            self.verify(data)
+            signature = self.verify(data)[SIGNATURE]
         except InvalidEvent:
-            return False
-        return True
+            return ""
+        return str(signature).partition(":")[0]
 
     def _mac(self, key_id: str, text: bytes) -> bytes:
         secret, domain = self._keys[key_id]

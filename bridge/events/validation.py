@@ -30,6 +30,12 @@ def replay_of(metadata: dict[str, Any] | None) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def hops_of(metadata: dict[str, Any] | None) -> int:
+    """Return the number of hops in the metadata of an event; 0 if there is no valid number."""
+    hops = metadata.get("hops") if metadata else None
+    return hops if type(hops) is int and hops > 0 else 0
+
+
 def is_plain(fields: dict[str, Any]) -> bool:
     """Return whether the fields of a decoded event have types that need no conversion, as in nearly all events."""
     get = fields.get

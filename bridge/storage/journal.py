@@ -136,7 +136,8 @@ class Journal:
 
         Returns:
             The result for each event. ``conflict``: its id belongs to an event of another type or payload, which stays.
-            ``limited``: its source had sent too many events before it; so is every repetition of it.
+            ``limited``: its source, or its key if it is signed, had sent too many events before it; so is every
+            repetition of it. A signed event is no repetition of an unsigned one that was limited.
         """
         max_rate = self._settings.max_events_per_s_per_source if limit else None
         max_events = max(1, round((max_rate or 0) * RATE_WINDOW_S))
@@ -149,9 +150,9 @@ class Journal:
                 keys.append(self._keys.consequences(cause))
                 consequences = len(keys)
             if max_rate is not None:
-                keys.append(self._keys.rate(event.source or ""))
+                keys.append(self._keys.rate(event.source or "", one.signer))
                 rate = len(keys)
-            args += (event.digest, one.fingerprint, event.id, event.type, one.data, consequences, rate)
+            args += (event.digest, one.fingerprint, event.id, event.type, one.data, consequences, rate, one.signer)
         replies = cast("list[int]", self._append(keys=keys, args=args))
         return [_RESULTS[reply] for reply in replies]
 

@@ -74,7 +74,8 @@ class Keys:
     def seen(self, event_id: str) -> str:
         """String: this event id is in the journal. Value: ``<digest>:<fingerprint><attempt>:<entry id>``.
 
-        It ends with ``limited`` instead of an entry id when the event was refused because of its source's rate.
+        It ends with ``limited`` instead of an entry id when the event was refused because of its source's rate;
+        with ``signed:limited`` if it was signed.
         """
         return self._own(f"seen:{event_id}")
 
@@ -82,9 +83,14 @@ class Keys:
         """String with a TTL: scans need not read this event key again while its value has this length, in bytes."""
         return self._own(f"skipped:{event_id}")
 
-    def rate(self, source: str) -> str:
-        """Counter with a TTL: new events of a source, which may be any text, since the window began."""
-        return self._own(f"rate:{blake2b(source.encode(errors='backslashreplace'), digest_size=12).hexdigest()}")
+    def rate(self, source: str, signer: str = "") -> str:
+        """Counter with a TTL: new events of a source, or of the key that has signed them, since the window began.
+
+        A source may be any text, so no source must have the counter of a key.
+        """
+        person = b"signer" if signer else b""
+        name = (signer or source).encode(errors="backslashreplace")
+        return self._own(f"rate:{blake2b(name, digest_size=12, person=person).hexdigest()}")
 
     def consequences(self, cause: str) -> str:
         """Sorted set: ids of the events that an event caused, or that begin the chain of this id, by time, ms."""

@@ -11,7 +11,7 @@ from bridge import Event
 #: Valid events for the mutator to break; it never makes an id that begins with "next".
 CORPUS: list[dict[str, Any]] = [
     {"id": "m-1", "payload": {"text": "s\u00fc\u00df\U0001f319", "n": [1, -2.5e3, None]}, "vendor": [1]},
-    {"id": "m-2", "source": "RedisEventBus", "metadata": {"hops": 16, "causationId": "m-1"}},
+    {"id": "m-2", "source": "RedisEventBus", "metadata": {"hops": 15, "causationId": "m-1"}},
     {"id": "m-3", "type": "Security.ThreatDetected", "payload": {"a": {"b": {"c": []}}}, "correlationId": "c-1"},
 ]
 VALID = [Event(**{"type": "dream.created", "timestamp": 1_760_000_000_000} | fields).encode() for fields in CORPUS]

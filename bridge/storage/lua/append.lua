@@ -1,16 +1,18 @@
 -- append(keys=[journal, group_settings, seen_1 .. seen_n, then the optional keys],
 --        args=[own_dedup_ttl_ms, event_ttl_ms, refill, max_events, window_ms,
---              then for each event: digest, fingerprint, id, type, event, consequences, rate])
+--              then for each event: digest, fingerprint, id, type, event, consequences, rate, signer])
 --
 -- journal         stream  gets one entry per event: id, type, event (the JSON)
 -- group_settings  hash    group -> its settings, see group_settings.py
 -- seen_i          string  "<digest>:<fingerprint>:<entry>" of the first event with this id.
---                         "<digest>:<fingerprint>:limited" when that event was refused because of its source's rate.
+--                         "<digest>:<fingerprint>:limited" when that event was refused because of its source's rate,
+--                         with ":signed:limited" at the end if it had a signer.
 --                         It expires after the longest dedup_ttl of all groups: until then one of them may find the
 --                         event in its key again
 -- consequences    zset    see publish.lua
 -- rate            string  counts the new events of one source; expires window_ms after the first. At max_events,
---                         further new events of the source are refused as limited. An event that was seen does not count
+--                         further new events of the source are refused as limited. An event that was seen does not
+--                         count. For an event with a signer, a key that has signed it, it is the count of the key
 --
 -- An optional key is given as its position among the keys; 0: it is left out.
 --
@@ -27,11 +29,15 @@
 -- include: index_consequence
 -- include: longest_ms
 
-local FIRST_SEEN, PER_EVENT = 3, 7
+local FIRST_SEEN, PER_EVENT = 3, 8
 
 local journal, group_settings = KEYS[1], KEYS[2]
 local own_dedup_ttl_ms, event_ttl_ms, refill = ARGV[1], ARGV[2], ARGV[3] == "1"
 local max_events, window_ms = tonumber(ARGV[4]), ARGV[5]
+
+local function ends(text, with)
+    return string.sub(text, -#with) == with
+end
 
 -- Whether the mark of a journal that was deleted stands for nothing in the new one.
 local function outdated(mark, id)
@@ -47,17 +53,20 @@ local dedup_ttl_ms = integer(longest_ms(rows, 2, own_dedup_ttl_ms))
 local results = {}
 for i = 1, (#ARGV - 5) / PER_EVENT do
     local seen, at = KEYS[FIRST_SEEN + i - 1], 6 + PER_EVENT * (i - 1)
-    local digest, fingerprint, id, event_type, event, consequences, rate = unpack(ARGV, at, at + PER_EVENT - 1)
+    local digest, fingerprint, id, event_type, event, consequences, rate, signer = unpack(ARGV, at, at + PER_EVENT - 1)
+    local limited = signer == "" and "limited" or "signed:limited"
     local first = redis.call("GET", seen)
     if first and refill and outdated(first, id) then
         first = false
+    elseif first and signer ~= "" and ends(first, ":limited") and not ends(first, ":signed:limited") then
+        first = false -- anyone may have sent an unsigned event with this id
     end
     if not first then
         local mark = digest .. ":" .. fingerprint .. ":"
         consequences, rate = KEYS[tonumber(consequences)], KEYS[tonumber(rate)]
         -- pcall: a key of another type must not limit a source
         if rate and (tonumber(redis.pcall("GET", rate)) or 0) >= max_events then
-            redis.call("SET", seen, mark .. "limited", "PX", dedup_ttl_ms)
+            redis.call("SET", seen, mark .. limited, "PX", dedup_ttl_ms)
             results[i] = -2
         else
             local entry = redis.call("XADD", journal, "*", "id", id, "type", event_type, "event", event)
@@ -73,7 +82,7 @@ for i = 1, (#ARGV - 5) / PER_EVENT do
     elseif refill then
         results[i] = 0
     elseif string.sub(first, 1, #digest + 1) == digest .. ":" then
-        results[i] = string.sub(first, -8) == ":limited" and -2 or 0
+        results[i] = ends(first, ":limited") and -2 or 0
     else
         results[i] = -1
     end

@@ -44,6 +44,7 @@ class Rejections:
         """Return the dead letter of an event whose source exceeds its rate limit: the whole event, to be retried."""
         event, data = received.event, received.data
         source = f"from {event.source[:_SOURCE_CHARS]!r}" if event.source else "without a source"
+        source = f"signed with key {received.signer!r}" if received.signer else source
         limit = f"{self._settings.max_events_per_s_per_source:g} a second over {RATE_WINDOW_S} s"
         detail = f"more events {source} than bridge_max_events_per_s_per_source allows, {limit}"
         sha256 = hashlib.sha256(data).hexdigest()

@@ -56,7 +56,7 @@ class JournalWriter:
         Raises:
             RedisError: Redis failed; calling again is safe.
         """
-        max_hops = self._settings.max_hops
+        max_hops = self._settings.max_hops  # the bridge publishes no more; dispatch ends the chains that it publishes
         looping = [one for one in events if one.event.hops > max_hops]
         accepted = [one for one in events if one.event.hops <= max_hops]
         results: list[AppendResult] = []

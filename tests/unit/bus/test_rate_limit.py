@@ -17,6 +17,7 @@ from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
+from tests.support.outside import SIGNED, Outside
 from tests.support.queues import Queues
 from tests.support.replays import FAST, Replays, last
 from tests.support.waiting import eventually
@@ -189,6 +190,42 @@ def test_what_was_limited_can_be_looked_at(journal: Journal, redis: Redis, prefi
     assert set(history.entry_ids([f"noisy{number}" for number in range(5)])) == {"noisy0", "noisy1", "noisy2"}
     assert history.event("noisy4") == event(4)
     assert history.event("noisy3") is None
+
+
+def signed(number: int, key_id: str = "new", source: str = "noisy") -> EncodedEvent:
+    made = record(number, source)
+    made.signer = key_id
+    return made
+
+
+def test_signed_events_count_under_their_key(journal: Journal) -> None:
+    """Unsigned events with the source, the key id or the event ids of a signing program use up none of its budget."""
+    assert journal.append(records(5), limit=True) == limited(2, 5)
+    assert journal.append([record(9, "new"), record(10, "signer:new")], limit=True) == limited(0, 2)
+    assert journal.append([signed(number) for number in range(3, 8)], limit=True) == limited(2, 5)
+    assert journal.append([signed(6), signed(7), record(3), record(4)], limit=True) == [
+        *("limited", "limited", "repeated", "repeated")
+    ]
+    assert journal.append([signed(8, "old")], limit=True) == ["appended"]
+
+
+def test_unsigned_events_take_no_budget_of_a_signing_program(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
+) -> None:
+    """Junk under the source of a program that signs is limited; the signed events of that program are dispatched."""
+    register_handlers("t.all")
+    start_subscriber(**SIGNED, max_events_per_s_per_source=0.5)
+    for number in range(30):
+        outside.say(outside.unsigned(f"id{number}", "junk.x", source="billing-service"), "junk.x")
+    eventually(lambda: outside.reasons() == ["rate_limit"] * 25, "the junk is limited")
+    for number in range(20, 23):
+        outside.say(outside.signed(f"id{number}", source="billing-service"))
+    for number in range(23, 30):
+        outside.say(outside.signed(f"id{number}", "junk.x", source="billing-service"), "junk.x")
+    eventually(lambda: len(outside.letters()) == 30, "the signed events are limited as well, after five")
+    assert outside.letters()[-1].detail.startswith("more events signed with key 'new' than")
+    eventually(lambda: sum(name.startswith("t.all billing.paid") for name in queues.tasks()) == 3, "all are queued")
+    assert queues.length() == 10
 
 
 def test_own_publications_are_not_limited(

@@ -277,3 +277,11 @@ def test_any_json_survives_the_wire(payload: Any, extra: Any) -> None:
     """Every JSON value is preserved with its types, as payload and in unknown fields."""
     decoded = decode(Event(type="a", payload=payload, extra=extra).encode())
     assert repr([decoded.payload, decoded.model_extra]) == repr([payload, {"extra": extra}])
+
+
+@pytest.mark.parametrize(("chain", "passed_on"), [("c" * 200, True), ("c" * 201, False), ("c" * 1_000_000, False)])
+def test_a_long_correlation_id_is_not_passed_on(chain: str, passed_on: bool) -> None:
+    """Any publisher can choose it; a consequence must not fail because of its size."""
+    event = Event(type="a.b", id="first", correlation_id=chain)
+    assert event.correlation_id == chain
+    assert event.child("c.d").correlation_id == (chain if passed_on else "first")

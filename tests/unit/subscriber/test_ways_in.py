@@ -1,4 +1,4 @@
-"""A handler gets events of its own types only, whichever way an event comes in: no type stands in for a signed one."""
+"""A handler gets only events that match its patterns, whichever way they come in: none stands in for a signed one."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_no_handler_of_a_signed_type_runs_with_what_no_key_has_signed(
     settings: BridgeSettings,
     way: Callable[[Attack], None],
 ) -> None:
-    """Each forged event becomes a task of handlers of its own type, or a dead letter."""
+    """Each forged event becomes a task of handlers that match its type, or a dead letter."""
     register_handlers(*NAMES)
     keys = {"redis_url": settings.url, "channel_prefix": settings.channel_prefix, "group": settings.group}
     attack = Attack(outside, queues, BridgeSettings.load(**keys, **SIGNED), lambda: start_subscriber(**SIGNED, **HASTY))

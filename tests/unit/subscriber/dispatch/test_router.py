@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -113,6 +114,23 @@ def test_the_mark_of_a_replay_counts_with_its_address(register_handlers, router:
     (message,) = batch.to_push + batch.to_send
     assert (message.entry_id, message.task_id) == (b"1-1", task_id_for("tests", "e1", "t.exact"))
     assert [one.reason for one in batch.dead_letters] == ["replay_mismatch"]
+
+
+@pytest.mark.parametrize(
+    ("hops", "dispatched"), [(15, True), (16, False), (10**30, False), (-1, True), (1e9, True), ("16", True)]
+)
+def test_a_handler_runs_only_if_its_event_can_have_consequences(
+    register_handlers, router: Router, hops: Any, dispatched: bool
+) -> None:
+    """The last event of a chain becomes a dead letter; otherwise its handler would fail when it publishes."""
+    register_handlers("t.all")
+    data = b'{"id":"e1","type":"a.b","payload":1,"timestamp":1,"metadata":{"hops":%b}}' % json.dumps(hops).encode()
+    batch = router.route([Entry(b"1-1", data)])
+    assert len(batch.to_push + batch.to_send) == int(dispatched)
+    assert [letter.reason for letter in batch.dead_letters] == ([] if dispatched else ["hop_limit"])
+    if dispatched:
+        (message,) = batch.to_push + batch.to_send
+        assert message.event.event.child("a.b").hops <= 16
 
 
 def test_refused_messages_become_dead_letters(register_handlers, outbox: Outbox, router: Router) -> None:
