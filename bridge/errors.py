@@ -75,6 +75,13 @@ class HopLimitExceeded(BridgeError):
         )
 
 
+class HandlerAborted(BridgeError):
+    """A handler has raised what Celery does not expect of a task, e.g. SystemExit or CancelledError; the text names it.
+
+    The task has failed with a dead letter, like with any other error. The cause of this exception is the original one.
+    """
+
+
 class RedactedError(BridgeError):
     """Replaces an error of a handler whose text quotes a value of ``redact_paths``; the text names its type."""
 

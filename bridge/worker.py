@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from typing import Any
 
 import click
 from celery import Celery, _state, bootsteps
-from celery.signals import task_revoked
+from celery.signals import task_revoked, worker_process_shutdown, worker_shutdown, worker_shutting_down
 from pydantic import SecretStr
 
 from bridge.bus import current_event, install_propagation
 from bridge.config import BridgeSettings, refuse_pickled_tasks
 from bridge.errors import SettingsError
-from bridge.handlers import end_revoked, registry
+from bridge.handlers import end_revoked, note_stopping, registry, share_progress, wait_for_ends
 from bridge.subscriber import Subscriber, consumer_name
 from bridge.telemetry import json_logs, redact_worker_logs
 
@@ -28,6 +29,9 @@ def install(app: Celery) -> None:
     install_propagation()
     json_logs.install(app, _wants_json_logs, current_event)
     task_revoked.connect(end_revoked, weak=False, dispatch_uid="bridge.end_revoked")
+    worker_shutting_down.connect(note_stopping, weak=False, dispatch_uid="bridge.note_stopping")
+    for process_ends in (worker_shutdown, worker_process_shutdown):
+        process_ends.connect(wait_for_ends, weak=False, dispatch_uid="bridge.wait_for_ends")
     if "flower" in sys.argv:
         # Flower has no hook for additional pages and no signal at its start. `celery -A APP flower` loads the
         # application before it builds Flower: this is the time to add them, and only the command line shows it.
@@ -70,6 +74,8 @@ class SubscriberStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool", "celery.worker.components:Beat")
 
     def __init__(self, worker: Any, no_subscriber: bool = False, **options: Any) -> None:
+        share_progress()  # this step is created before the pool, in a worker without a subscriber, too
+        atexit.register(wait_for_ends)  # Celery sends no signal when it ends by a cold shutdown
         self.enabled = not no_subscriber
         if no_subscriber:
             refuse_pickled_tasks(worker.app.tasks)  # otherwise the subscriber does

@@ -20,13 +20,11 @@ class RunState:
         published: How many events of each type this run has published.
         began_s: When the handler's lease was taken, by the monotonic clock; None before, and in other tasks.
         has_effect_transaction: Whether this run has entered its effect transaction.
-        ended: Whether the end of the task is recorded, or will be. A later error in Celery does not change that.
     """
 
     published: Counter[str] = field(default_factory=Counter)
     began_s: float | None = None
     has_effect_transaction: bool = False
-    ended: bool = False
 
 
 def run_state(request: Any) -> RunState:

@@ -8,6 +8,8 @@ from bridge.handlers.decorator import SEND_OPTIONS, check_send_options, on_event
 from bridge.handlers.delivery import SENT_HEADER
 from bridge.handlers.effects import effect_transaction
 from bridge.handlers.handler import Handler, Registry, registry, task_id_for
+from bridge.handlers.leases import wait_for_ends
+from bridge.handlers.progress import note_stopping, share_progress
 from bridge.handlers.task import EventTask, describe, end_revoked
 
 __all__ = [
@@ -20,7 +22,10 @@ __all__ = [
     "describe",
     "effect_transaction",
     "end_revoked",
+    "note_stopping",
     "on_event",
     "registry",
+    "share_progress",
     "task_id_for",
+    "wait_for_ends",
 ]

@@ -6,6 +6,7 @@ lasts as long as its run and expires soon after its process has crashed.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import threading
@@ -13,11 +14,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from bridge.bus import EventBus, per_bus, run_state
 from bridge.errors import BusUnavailable
-from bridge.redis import attempt
+from bridge.handlers.progress import stopping_for_s
+from bridge.redis import attempt, heals_by_waiting
 from bridge.storage import DeadLetter, Delivery, Ended, RunStart
 from bridge.telemetry import Action, LogThrottle, log_fields
 
@@ -25,6 +28,12 @@ log = logging.getLogger(__name__)
 
 #: Interval between two lines of the log about the same problem, in seconds.
 _LOG_INTERVAL_S = 600.0
+#: How long a worker that stops waits for Redis to record the end of a task.
+_STOP_WAIT_S = 60.0
+#: The same for ends that a process remembers when it ends.
+_EXIT_WAIT_S = 10.0
+#: Between the attempts to record an end.
+_backoff = ExponentialWithJitterBackoff(cap=2.0, base=0.05)
 
 
 @dataclass(frozen=True)
@@ -87,39 +96,83 @@ class Leases:
                 self._start_renewing()
         return begun
 
-    def end(self, task_id: str, dead_letter: DeadLetter | None = None, ended: Ended = _UNKNOWN) -> None:
-        """Record that a task has ended, together with its dead letter if it has one: it will not run again.
-
-        If Redis is unavailable, a thread retries until the end is recorded, and renews the lease meanwhile.
-        """
-        end = _End(dead_letter, ended)
-        try:
-            attempt(self.settings, f"recording the end of task {task_id}", lambda: self._write_end(task_id, end))
-        except BusUnavailable as error:
-            extra = log_fields(Action.TASK_END_NOT_RECORDED, task_id=task_id, group=self.settings.group)
-            log.warning(
-                "Could not record the end of task %s; retrying in the background. %s", task_id, error, extra=extra
-            )
-            with self._lock:
-                self._ends[task_id] = end
-                self._start_renewing()
-        else:
-            self.release_locally(task_id)
-
     def token_of(self, task_id: str) -> str:
         """Return the token of the run of a task that has begun in this process."""
         return self._running[task_id]
 
-    def end_in_background(self, task_id: str, dead_letter: DeadLetter, *, unless_begun: Delivery | None) -> None:
+    def end(
+        self,
+        task_id: str,
+        dead_letter: DeadLetter | None = None,
+        ended: Ended = _UNKNOWN,
+        *,
+        unless_begun: Delivery | None = None,
+    ) -> None:
+        """Record that a task has ended, together with its dead letter if it has one: it will not run again.
+
+        The message of the task is acknowledged when this returns. So it waits for Redis as long as that is unavailable;
+        meanwhile a thread renews the lease. An end that Redis refuses for another reason, for example because a key has
+        the wrong type, is recorded in the background when the reason is gone: it must not block the other tasks.
+
+        Arguments:
+            unless_begun: The message of a run that never began. Do nothing if the task has ended, is running or was
+                retried.
+
+        Raises:
+            BusUnavailable: The worker has been stopping for a minute, and Redis is still unavailable.
+        """
+        end = _End(dead_letter, ended, unless_begun)
+        for failures in itertools.count():
+            try:
+                attempt(self.settings, f"recording the end of task {task_id}", lambda: self._write_end(task_id, end))
+            except BusUnavailable as error:
+                waiting = heals_by_waiting(error.__cause__)
+                if failures == 0:
+                    extra = log_fields(Action.TASK_END_NOT_RECORDED, task_id=task_id, group=self.settings.group)
+                    text = "Could not record the end of task %s; retrying%s. %s"
+                    log.warning(text, task_id, "" if waiting else " in the background", error, extra=extra)
+                if not waiting:
+                    self._record_later(task_id, end)
+                    return
+                if stopping_for_s() > _STOP_WAIT_S:
+                    self._log_lost(task_id)
+                    raise
+            else:
+                self.release_locally(task_id)
+                return
+            time.sleep(_backoff.compute(min(failures, 16)))
+
+    def end_in_background(
+        self, task_id: str, dead_letter: DeadLetter | None = None, *, unless_begun: Delivery | None = None
+    ) -> None:
         """Have a thread record the end of a task, because the main process of a worker must not be blocked.
 
         Arguments:
             unless_begun: The message that was dropped. Do nothing if the task has ended, is running or was retried.
         """
+        self._record_later(task_id, _End(dead_letter, _UNKNOWN, unless_begun))
+
+    def wait_for_ends(self, timeout_s: float) -> None:
+        """Wait until the ends that this process remembers are recorded: the process is about to end."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._ends and time.monotonic() < deadline_s:
+            self._wake.set()
+            time.sleep(0.1)
+        with self._lock:
+            lost, self._ends = list(self._ends), {}
+        for task_id in lost:
+            self._log_lost(task_id)
+
+    def _log_lost(self, task_id: str) -> None:
+        extra = log_fields(Action.TASK_END_NOT_RECORDED, task_id=task_id, group=self.settings.group)
+        text = "The worker stops, but the end of task %s is not recorded, so the task runs again"
+        log.error(text, task_id, extra=extra)
+
+    def _record_later(self, task_id: str, end: _End) -> None:
         with self._lock:
             pending = self._ends.get(task_id)
             if pending is None or pending.unless_begun is not None:  # an end that is certain is not replaced by another
-                self._ends[task_id] = _End(dead_letter, _UNKNOWN, unless_begun)
+                self._ends[task_id] = end
             self._start_renewing()
         self._wake.set()
 
@@ -194,7 +247,7 @@ class Leases:
                 log.warning("Redis refuses to record the end of task %s; retrying: %s", task_id, error, extra=extra)
             return  # the ends of other tasks may be recorded
         with self._lock:
-            if self._ends[task_id] is not end:
+            if self._ends.get(task_id) is not end:
                 return  # it was replaced meanwhile
             del self._ends[task_id]
             self._running.pop(task_id, None)
@@ -221,3 +274,8 @@ def get_leases() -> Leases:
         SettingsError: A setting is unknown or invalid.
     """
     return per_bus(Leases)
+
+
+def wait_for_ends(**_: object) -> None:
+    """Wait until the ends of tasks that this process remembers are recorded. Called by Celery before a process ends."""
+    get_leases().wait_for_ends(_EXIT_WAIT_S)

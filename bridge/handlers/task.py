@@ -7,29 +7,21 @@ from typing import Any, cast
 from celery import Task
 from celery.canvas import _chain
 from celery.exceptions import Reject
-from celery.worker.request import Request
 
-from bridge.bus import handling, run_state
+from bridge.bus import handling
 from bridge.errors import InvalidEvent, InvalidHandler
 from bridge.events import EncodedEvent, Event
 from bridge.handlers.delivery import delivery_of
+from bridge.handlers.ends import end_in_main_process
 from bridge.handlers.handler import registry
-from bridge.handlers.run import Run, end_in_main_process
-
-
-class EventRequest(Request):
-    """A message of a handler's task in a worker."""
-
-    def info(self, safe: bool = False) -> Any:
-        """Return what ``inspect reserved`` and Flower show: the short text of the event, never its payload."""
-        return super().info(safe=True)
+from bridge.handlers.tracer import Tracer, execute, settling
 
 
 class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
     """Base class of the tasks that ``@on_event`` makes."""
 
     abstract = True
-    Request = "bridge.handlers.task:EventRequest"
+    Request = "bridge.handlers.request:EventRequest"
 
     #: A message is acknowledged when its task has ended, so that a killed worker loses no message.
     acks_late = True
@@ -42,6 +34,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
     #: ``Event``, or ``Event[Model]`` for a handler whose payload is validated.
     event_model: type[Event[Any]] = Event
 
+    _tracer: Tracer | None = None
+
     def __call__(self, event: Event[Any] | dict[str, Any]) -> Any:
         """Run the handler: from a worker with the event as JSON, or called as a plain function, as in a test."""
         request = self.request
@@ -49,7 +43,16 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             return self._call(event, super().__call__)
         if request.is_eager:
             return self._call(event, self.run)
-        return Run(self, request, event).execute()
+        return execute(self, request, event)
+
+    @property
+    def __trace__(self) -> Tracer | None:
+        """The function that runs this task in a worker. Celery sets it when the worker, or its pool process, starts."""
+        return self._tracer
+
+    @__trace__.setter
+    def __trace__(self, trace: Tracer | None) -> None:
+        self._tracer = None if trace is None else settling(self, trace)
 
     def apply_async(  # type: ignore[override]  # all options that Celery accepts are passed on
         self, args: Any = None, kwargs: Any = None, **options: Any
@@ -71,23 +74,6 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             return super().retry(*args, **options)
         except Reject as error:
             raise Reject(cast("Any", error).reason, requeue=True) from error
-
-    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Keep the event of a task that failed permanently as a dead letter. Called by Celery after the last retry."""
-        request = self.request
-        if request.is_eager:
-            return
-        traceback = str(getattr(einfo, "traceback", ""))
-        if request.id is None:  # in a worker's main process, after a hard time limit or the loss of a pool process
-            end_in_main_process(self.name, task_id, args, "failure", f"{type(exc).__name__}: {exc}", traceback)
-        else:
-            Run(self, request, args[0] if args else None).fail(exc, traceback)
-
-    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
-        """Record the end of a task with successors (chain, callback, chord). Called by Celery when it has sent them."""
-        request = self.request
-        if not (request.is_eager or run_state(request).ended):
-            Run(self, request, args[0] if args else None).end()
 
     def replace(self, sig: Any) -> Any:
         """Replace this task by another one, as Celery does.
@@ -117,9 +103,9 @@ def end_revoked(sender: Any, request: Any = None, expired: bool = False, termina
     *terminated* means that the running task itself was stopped.
     """
     if isinstance(sender, EventTask):
-        reason, dropped = "expired" if expired else "revoked", None if terminated else delivery_of(request.request_dict)
-        detail = f"its message was {reason}"
-        end_in_main_process(sender.name, str(request.id), request.args, reason, detail, unless_begun=dropped)
+        reason, delivery = "expired" if expired else "revoked", delivery_of(request.request_dict)
+        detail, task_id = f"its message was {reason}", str(request.id)
+        end_in_main_process(sender.name, task_id, request.args, delivery, reason, detail, unless_begun=not terminated)
 
 
 def describe(event: Any) -> str:

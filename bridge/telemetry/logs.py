@@ -112,7 +112,7 @@ class Action(StrEnum):
     )
     TASK_END_NOT_RECORDED = (
         "task_end_not_recorded",
-        "A task ended, but its end could not be recorded in Redis yet. This is retried in the background.",
+        "A task ended, but its end cannot be recorded in Redis yet. Its message is acknowledged when it is.",
     )
     TASK_FAILED_AFTER_SUCCESS = (
         "task_failed_after_success",
@@ -120,7 +120,7 @@ class Action(StrEnum):
     )
     TASK_START_DELAYED = (
         "task_start_delayed",
-        "A task with acks_late=False cannot start while the bus is unavailable. It is redelivered.",
+        "A task cannot start because the bus is unavailable. Its message is delivered again.",
     )
     TASK_WITHOUT_EVENT_FAILED = (
         "task_without_event_failed",

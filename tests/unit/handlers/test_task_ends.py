@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -83,16 +84,18 @@ def test_an_end_that_is_refused_holds_up_no_lease(
     leases.end("long")
 
 
-def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, prefix: str) -> None:
-    """While Redis is unavailable, the end of a task is kept with its lease; no copy runs before the end is recorded."""
+def test_an_end_that_cannot_be_recorded_is_waited_for(own_server: RedisServer, prefix: str) -> None:
+    """While Redis is unavailable, the end of a task keeps its run and its lease; no copy runs before it is recorded."""
     explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
-    with EventBus(**explicit) as bus:
+    with EventBus(**explicit) as bus, ThreadPoolExecutor() as pool:
         leases = Leases(bus)
         assert leases.begin("t1", idempotent=True).result == "started"
         own_server.kill()
-        leases.end("t1", DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1"))
+        letter = DeadLetter("failure", "while Redis was away", "journal", b"{}", task_id="t1")
+        ending = pool.submit(leases.end, "t1", letter)
         deadline = time.monotonic() + 1.5
         eventually(lambda: time.monotonic() > deadline, "the lease has expired")
+        assert not ending.done()
         own_server.start()
         outcomes = set()
 
@@ -104,6 +107,7 @@ def test_an_end_that_cannot_be_noted_is_noted_later(own_server: RedisServer, pre
             return "ended" in outcomes
 
         eventually(ask, "the end is recorded")
+        ending.result(10)
         assert "started" not in outcomes
         (letter,) = bus.storage.dead_letters.latest(10)
         assert letter.detail == "while Redis was away"

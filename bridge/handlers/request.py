@@ -1,0 +1,100 @@
+"""A message of a handler's task in the main process of a worker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import TimeLimitExceeded
+from celery.exceptions import Reject
+from celery.worker import state
+from celery.worker.request import Request
+
+from bridge.errors import HandlerAborted
+from bridge.handlers.delivery import delivery_of
+from bridge.handlers.ends import detail_of, end_in_main_process
+from bridge.handlers.interrupts import ends_worker, is_ordinary
+from bridge.handlers.leases import get_leases
+from bridge.handlers.progress import Stage, stage_of
+from bridge.telemetry import Action, log_fields
+
+log = logging.getLogger(__name__)
+
+
+class EventRequest(Request):
+    """A message of a handler's task in a worker.
+
+    A task ends in the process that runs it. Only if its hard time limit is exceeded, the main process ends it: it kills
+    the pool process.
+    """
+
+    #: Whether the hard time limit was exceeded, and how far the task was then.
+    _exceeded: bool = False
+    _stage: Stage | None = None
+
+    def info(self, safe: bool = False) -> Any:
+        """Return what ``inspect reserved`` and Flower show: the short text of the event, never its payload."""
+        return super().info(safe=True)
+
+    def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """Do what Celery does when a task has failed, and end a task that has exceeded its hard time limit."""
+        error = getattr(exc_info.exception, "exc", exc_info.exception)  # without the text of its traceback
+        if isinstance(error, TimeLimitExceeded) and not self._end_killed(error):
+            return
+        final = isinstance(error, TimeLimitExceeded) or (isinstance(error, Reject) and not cast("Any", error).requeue)
+        with self._acknowledging(final):
+            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Do what Celery does when a task has exceeded a time limit. After a hard one, it kills the pool process."""
+        if soft or state.should_terminate:
+            super().on_timeout(soft, timeout)
+        elif self._end_killed(TimeLimitExceeded(timeout)):
+            with self._acknowledging(True):
+                super().on_timeout(soft, timeout)
+
+    @contextmanager
+    def _acknowledging(self, final: bool) -> Iterator[None]:
+        """Acknowledge the message of a task that has ended (*final*), even if Celery or a hook of the user fails.
+
+        For example, the result backend is not available. What a hook raises does not end the worker.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if final:
+                self.acknowledge()
+            if is_ordinary(error) or ends_worker(error):
+                raise
+            raise HandlerAborted(detail_of(error)) from error
+
+    def _end_killed(self, error: TimeLimitExceeded) -> bool:
+        """End a task that has exceeded its hard time limit; return False if that was not in its handler."""
+        first, self._exceeded = not self._exceeded, True
+        if not first:
+            return self._stage not in ("beginning", "ending")
+        task, task_id = self.task, self.id
+        self._stage = stage_of(cast("int | None", self.worker_pid), task_id)
+        group = get_leases().settings.group
+        if self._stage == "beginning":
+            extra = log_fields(Action.TASK_START_DELAYED, task_id=task_id, handler=task.name, group=group)
+            text = "Task %s (%s) waited for the bus until its time limit of %s s; its message is delivered again"
+            log.warning(text, task_id, task.name, error.args[0], extra=extra)
+            state.task_ready(self)
+            self.reject(requeue=True)
+            return False
+        if self._stage == "ending":
+            extra = log_fields(Action.TASK_END_NOT_RECORDED, task_id=task_id, group=group)
+            text = "Task %s (%s) succeeded, but the record of its end waited for the bus until its time limit of %s s"
+            log.warning(text, task_id, task.name, error.args[0], extra=extra)
+            get_leases().end_in_background(task_id)
+            state.task_ready(self)
+            self.acknowledge()
+            return False
+        if cast("Any", task).acks_on_timeout or not task.acks_late:  # otherwise Celery has the message delivered again
+            delivery = delivery_of(self.request_dict)
+            end_in_main_process(task.name, task_id, self.args, delivery, "failure", detail_of(error))
+        return True

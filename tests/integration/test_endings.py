@@ -1,0 +1,58 @@
+"""Every way in which a handler can end, with every kind of hooks, in every pool: one run, and one dead letter."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from redis import Redis
+
+from bridge import Event, EventBus
+from bridge.config import BridgeSettings
+from bridge.handlers.handler import task_id_for
+from bridge.storage.storage import Storage
+from bridge.testing.redis_server import RedisServer
+from tests.endings import HOOKS, LIMITED, WAYS
+from tests.support.ports import free_port
+from tests.support.processes import Processes
+from tests.support.waiting import eventually
+
+NO_RESULTS = {"TEST_RESULTS": f"redis://127.0.0.1:{free_port()}/0"}
+POOLS = {
+    "prefork": (("-P", "prefork"), {}),
+    "solo": (("-P", "solo"), {}),
+    "threads": (("-P", "threads"), {}),
+    "prefork without results": (("-P", "prefork"), NO_RESULTS),
+    "threads without results": (("-P", "threads"), NO_RESULTS),
+}
+
+
+def task_of(event_type: str) -> str:
+    way, _, hooks = event_type.partition(".")
+    return f"{hooks}.{way}"
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_each_handler_runs_once_and_ends_at_once(
+    pool: str, processes: Processes, server: RedisServer, prefix: str, client: Redis
+) -> None:
+    """However a handler ends and whatever the hooks do, it runs once and leaves the dead letter that is due."""
+    arguments, environment = POOLS[pool]
+    ways = WAYS | LIMITED if "prefork" in pool else WAYS
+    expected = {f"{way}.{hooks}": (runs, reason) for way, (_, _, runs, reason) in ways.items() for hooks in HOOKS} | {
+        "ok.not_starting": (0, "failure")
+    }
+    with EventBus(BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="endings")) as bus:
+        bus.publish_many([Event(type=name, id=name, payload={}) for name in expected])
+        command = ("worker", "-c", "4", *arguments, "--without-mingle", "-n", "w1@test", "-l", "INFO")
+        worker = processes.celery(*command, app="tests.endings", name="w1", **environment)
+        storage = Storage(client, bus.settings)
+
+        done = [storage.keys.done(task_id_for("endings", name, task_of(name))) for name in expected]
+        eventually(lambda: client.exists(*done) == len(done), "all tasks have ended", 40)
+        runs = Counter(one.decode() for one in client.lrange(f"{prefix}runs", 0, -1))
+        letters = Counter((one.event_type, one.reason) for one in storage.dead_letters.latest(1000))
+        assert runs == Counter({name: runs for name, (runs, _) in expected.items() if runs})
+        assert letters == Counter({(name, reason): 1 for name, (_, reason) in expected.items() if reason})
+        eventually(lambda: not client.hlen(f"broker:{prefix}unacked"), "all messages are acknowledged")
+        assert worker.poll() is None
