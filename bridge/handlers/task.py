@@ -103,7 +103,7 @@ def end_revoked(sender: Any, request: Any = None, expired: bool = False, termina
     *terminated* means that the running task itself was stopped.
     """
     if isinstance(sender, EventTask):
-        reason, delivery = "expired" if expired else "revoked", delivery_of(request.request_dict)
+        reason, delivery = "expired" if expired else "revoked", delivery_of(vars(request))
         detail, task_id = f"its message was {reason}", str(request.id)
         end_in_main_process(sender.name, task_id, request.args, delivery, reason, detail, unless_begun=not terminated)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from redis import Redis
@@ -32,6 +34,11 @@ def task_of(event_type: str) -> str:
     return f"{hooks}.{way}"
 
 
+def unacknowledged(client: Redis, prefix: str) -> list[str]:
+    """Return the tasks whose messages a worker holds."""
+    return [json.loads(raw)[0]["headers"]["task"] for raw in client.hvals(f"broker:{prefix}unacked")]
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_each_handler_runs_once_and_ends_at_once(
     pool: str, processes: Processes, server: RedisServer, prefix: str, client: Redis
@@ -54,5 +61,9 @@ def test_each_handler_runs_once_and_ends_at_once(
         letters = Counter((one.event_type, one.reason) for one in storage.dead_letters.latest(1000))
         assert runs == Counter({name: runs for name, (runs, _) in expected.items() if runs})
         assert letters == Counter({(name, reason): 1 for name, (_, reason) in expected.items() if reason})
-        eventually(lambda: not client.hlen(f"broker:{prefix}unacked"), "all messages are acknowledged")
+        with suppress(pytest.fail.Exception):
+            eventually(lambda: not unacknowledged(client, prefix), "all messages are acknowledged")
+        assert unacknowledged(client, prefix) == []
+        if environment:
+            assert "Connection refused" in processes.log("w1")
         assert worker.poll() is None

@@ -115,7 +115,7 @@ def test_an_end_that_cannot_be_recorded_is_waited_for(own_server: RedisServer, p
 
 def revoke(task_id: str, *, retries: int = 0, **how: bool) -> None:
     """Report what Celery reports in the main process of a worker when it drops a message."""
-    request = SimpleNamespace(id=task_id, args=[EVENT.to_dict()], request_dict={"retries": retries})
+    request = SimpleNamespace(id=task_id, args=[EVENT.to_dict()], retries=retries)
     end_revoked(handlers.everything, request, **how)
 
 
