@@ -86,7 +86,9 @@ class Admission:
         if self._max_depth is not None:
             self._check_depth(stored.event)
         if not self._open:
-            at_ms, _ = stream_position(entry.entry_id.decode())
+            appended_ms, _ = stream_position(entry.entry_id.decode())
+            # The id of an entry is not always a time: any publisher can choose it, and so can a clock that was ahead.
+            at_ms = min(appended_ms, now_ms())
             self._admit(stored.type, data, at_ms, replayed=entry.group is not None)
         return stored
 

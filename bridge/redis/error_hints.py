@@ -68,6 +68,10 @@ _HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
         "If this continues, they are keys of your application: begin their names with the channel prefix in braces.",
     ),
     (("during rehashing of slot",), "The slot is being moved to another server: try again when this is done."),
+    (
+        ("not loaded", "not allowed to load"),
+        "Start a subscriber of this version: it loads the scripts of publishers. Or allow this user +script|load.",
+    ),
     (("NOREPLICAS",), "Check its replicas: fewer of them follow it than min-replicas-to-write requires."),
     (("MISCONF",), "Check the log and the disk of Redis: it cannot save its data, and accepts no write until it can."),
     (("BUSY Redis",), "A script of another client blocks Redis: wait for its end, or stop it with SCRIPT KILL."),

@@ -23,7 +23,7 @@ from bridge.storage.journal import MAX_INDEXED, RATE_WINDOW_S, AppendResult, gro
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
-from bridge.storage.lua import script
+from bridge.storage.lua import provide_scripts, script
 from bridge.storage.presence import HEARTBEAT_INTERVAL_S, Presence, PresenceStore
 from bridge.storage.server_time import server_ms
 from bridge.storage.status import BusStatus, GroupStatus, read_status
@@ -57,6 +57,7 @@ __all__ = [
     "entries_by_id",
     "group_errors",
     "new_attempt",
+    "provide_scripts",
     "read_status",
     "script",
     "server_ms",

@@ -23,7 +23,7 @@ from bridge.redis import drop_idle_connections
 from bridge.storage.entries import Entry, Trimmed, entries_by_id
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
-from bridge.storage.lua import script
+from bridge.storage.lua import ProvidedScript, script
 
 #: End of the mark of an event that was refused because of its source's rate, see ``append.lua``.
 _LIMITED = b":limited"
@@ -51,7 +51,7 @@ class Journal:
         self._keys = keys
         self._key = keys.journal
         self._event_keys = event_keys
-        self._publish = script(client, "publish")
+        self._publish = ProvidedScript(client, "publish")
         self._append = script(client, "append")
         self._trim = script(client, "trim")
 
@@ -76,7 +76,7 @@ class Journal:
             NotReplicated: The events are written, but not on ``wait_replicas`` replicas.
         """
         new = self._event_keys.add(events) if self._event_keys.on_other_servers else ()
-        results, replicas = self._publish_all(events, attempts, broadcast)
+        results, replicas = self._publish.loaded(lambda: self._publish_all(events, attempts, broadcast))
         if new:
             rows = list(zip(events, results, new, strict=True))
             # The key belongs to the event that came first, as it does where one script writes both.
@@ -94,7 +94,7 @@ class Journal:
         """Return the result for each event, and how many replicas have them if ``wait_replicas`` is set."""
         wanted = self._settings.wait_replicas
         if len(events) == 1 and not wanted:
-            return [_RESULTS[self._publish_one(events[0], attempts[0], broadcast, None)]], 0
+            return [_RESULTS[self._publish_one(events[0], attempts[0], broadcast, self._client)]], 0
         with self._client.pipeline(transaction=False) as pipe:
             for event, attempt in zip(events, attempts, strict=True):
                 self._publish_one(event, attempt, broadcast, pipe)
@@ -104,7 +104,7 @@ class Journal:
         replicas = replies.pop() if wanted else 0
         return [_RESULTS[reply] for reply in replies], replicas
 
-    def _publish_one(self, encoded: EncodedEvent, attempt: str, broadcast: bool, client: Any) -> Any:
+    def _publish_one(self, encoded: EncodedEvent, attempt: str, broadcast: bool, client: Redis) -> Any:
         event = encoded.event
         channel = self._keys.channel(event.type) if broadcast else ""
         ttls = (self._settings.dedup_ttl_ms, self._settings.event_ttl_ms)
@@ -120,7 +120,7 @@ class Journal:
         touch = on_other_servers or self._settings.wait_replicas > 0
         args: list[Any] = [event.digest, encoded.fingerprint + attempt, *ttls, event.id, event.type, encoded.data]
         args += (channel, event_key, consequences, int(touch))
-        return self._publish(keys=keys, args=args, client=client)
+        return self._publish.call(client, keys, args)
 
     def append(
         self, events: Sequence[EncodedEvent], *, refill: bool = False, limit: bool = False

@@ -3,7 +3,8 @@
 A role consists of scripts and commands, and of the kinds of keys that they use. Redis checks permissions twice when a
 script runs: EVALSHA requires full access to the keys that the script declares, and then each command inside it is
 checked like any other. So a user gets EVALSHA on the keys of its scripts, and on each kind of keys only the commands
-that use it. A user who can run scripts can also run other scripts, but those can do nothing more.
+that use it. A user who can run scripts can also run other scripts, but those can do nothing more. One who can load them
+can load one that never ends; after its first write only SHUTDOWN NOSAVE ends it. So publishers cannot.
 
 The permissions that Celery needs on its broker and its result backend are in ``celery.py``.
 """
@@ -95,7 +96,7 @@ class _Needs(NamedTuple):
 
 
 _BROADCASTING = _Needs(channels={"events": "publish"})
-_PUBLISHING = (_Needs(("publish",), keyless="script|exists"), _BROADCASTING)
+_PUBLISHING = (_Needs(("publish",)), _BROADCASTING)
 _NO_BRIDGE = (_Needs(keys={"event": "set setex"}), _BROADCASTING)
 _SUBSCRIBING = (
     _Needs(  # dispatch
@@ -196,7 +197,7 @@ def bus_grants(
     scripts = {script for one in needs for script in one.scripts}
     declared = {kind for script in scripts for kind in _SCRIPTS[script]}
     keyless = CONNECTING.union(*(one.keyless.split() for one in needs))
-    if scripts:
+    if scripts and role != "publisher":  # subscribers load the scripts of publishers, who could load one without an end
         keyless |= {"script|load"}
     if settings.address.options.get("db"):
         keyless |= {"select"}

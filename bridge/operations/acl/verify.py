@@ -52,7 +52,7 @@ def missing_grants(client: Redis, grants: Iterable[Grant]) -> list[str]:
     except NoPermissionError as error:
         if not {"'evalsha'", "'script|load'"} & set(str(error).split()):
             raise  # the user cannot even connect
-        return [f"run the script that checks the other permissions: {error}"]
+        return [f"run the script that checks the other permissions (running subscribers load it): {error}"]
     return [" ".join(probes[at - 1]).strip() for at in cast("list[int]", positions or ())]
 
 

@@ -1,4 +1,7 @@
-"""Presence: a subscriber reports to Redis that it is running, its problems and where its metrics are."""
+"""Presence: a subscriber reports to Redis that it is running, its problems and where its metrics are.
+
+With each report it loads the scripts of publishers, which a restart of Redis removes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from contextlib import suppress
 from redis.exceptions import RedisError
 
 from bridge.config import BridgeSettings
-from bridge.storage import HEARTBEAT_INTERVAL_S, Presence
+from bridge.storage import HEARTBEAT_INTERVAL_S, Presence, provide_scripts
 from bridge.subscriber.monitoring.health import Health
 from bridge.telemetry import Counters, Liveness
 
@@ -70,6 +73,7 @@ class PresenceReporter:
             with suppress(RedisError, OSError):  # the other threads log it
                 self._presence_store.report(self._presence(), first=first)
                 first = False
+                provide_scripts(self._health.storage.client)
             self._stop.wait(HEARTBEAT_INTERVAL_S)
         with suppress(RedisError, OSError):  # the presence expires later
             self._presence_store.leave(self._name)

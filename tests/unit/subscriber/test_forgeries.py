@@ -181,6 +181,19 @@ def test_a_backlog_makes_nothing_old(
     eventually(lambda: list(queues.tasks()) == ["t.plain billing.paid waited"], "the event that waited is queued")
 
 
+def test_an_entry_of_the_future_makes_nothing_old(
+    register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues
+) -> None:
+    """After an entry with an id of the future, all later ones have such ids; their events are not older for that."""
+    register_handlers("t.plain")
+    outside.write(outside.unsigned("other", "a.b"), f"{now_ms() + 72 * HOUR_MS}-0")
+    outside.write(outside.signed("honest"))
+    outside.write(outside.signed("old", timestamp=now_ms() - 2 * HOUR_MS))
+    start_subscriber(**SIGNED, signature_max_age_s=3600)
+    eventually(lambda: outside.reasons() == ["signature"], "the old event is refused")
+    assert queues.tasks() == {"t.plain billing.paid honest": 1}
+
+
 def test_a_replay_signs_what_is_signed_and_nothing_else(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, client: Redis, queues: Queues
 ) -> None:
