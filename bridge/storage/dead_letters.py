@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from bridge.config import BridgeSettings
 from bridge.redis import attempt
@@ -54,8 +55,8 @@ class DeadLetters:
         """Write a dead letter; return False when the same failure was written recently. Safe to repeat."""
         return bool(self._write(keys=self._keys_of(dead_letter), args=self._arguments(dead_letter, _DEDUP_TTL_MS)))
 
-    def add_many(self, dead_letters: Sequence[DeadLetter], *, remember: bool = False) -> list[bool]:
-        """Write dead letters in one round trip; return for each what :meth:`add` would. Safe to repeat.
+    def add_many(self, dead_letters: Sequence[DeadLetter], *, remember: bool = False) -> list[bool | ResponseError]:
+        """Write dead letters in one round trip; return for each what :meth:`add` would, or its error. Safe to repeat.
 
         Arguments:
             remember: Write the same failure once within ``dedup_ttl_s``, not within a minute: for what every catch-up
@@ -65,7 +66,11 @@ class DeadLetters:
         with self._client.pipeline(transaction=False) as pipe:
             for one in dead_letters:
                 self._write(keys=self._keys_of(one), args=self._arguments(one, dedup_ttl_ms), client=pipe)
-            return [bool(written) for written in pipe.execute()]
+            results = pipe.execute(raise_on_error=False)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, ResponseError):
+                raise result  # the whole server is unavailable, such as while it loads its data
+        return [result if isinstance(result, ResponseError) else bool(result) for result in results]
 
     def end_task_with(self, dead_letter: DeadLetter, ended: Ended | None) -> bool:
         """Write a dead letter and remove its task from the ledger in one step; return as :meth:`add`. Safe to repeat.

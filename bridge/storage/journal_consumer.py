@@ -44,13 +44,17 @@ class JournalConsumer:
 
     def read(self, count: int, block_ms: int) -> list[Entry]:
         """Take up to *count* entries that no consumer of the group has had; wait up to *block_ms* for the first."""
-        return self._read(">", count, block_ms)
+        return self._read(b">", count, block_ms)
 
-    def pending_entries(self, count: int) -> list[Entry]:
-        """Return up to *count* entries that this consumer took and has not acknowledged, the oldest first."""
-        return self._read("0", count, None)
+    def pending_entries(self, count: int, after: bytes = b"0") -> list[Entry]:
+        """Return up to *count* entries that this consumer took and has not acknowledged, the oldest first.
 
-    def _read(self, start: str, count: int, block_ms: int | None) -> list[Entry]:
+        Arguments:
+            after: Id of the entry before the first one.
+        """
+        return self._read(after, count, None)
+
+    def _read(self, start: bytes, count: int, block_ms: int | None) -> list[Entry]:
         with group_errors():
             reply = self._client.xreadgroup(self.group, self.name, {self._key: start}, count=count, block=block_ms)
         return [Entry.of(*row) for row in cast("Any", reply)[0][1]] if reply else []

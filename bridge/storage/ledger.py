@@ -111,6 +111,7 @@ class Ledger:
         self._renew = script(client, "renew")
         self._release = script(client, "release")
         self._find_overdue = script(client, "find_overdue")
+        self._postpone = script(client, "postpone")
         self._sweep_overdue = script(client, "sweep_overdue")
 
     # Sending
@@ -122,6 +123,16 @@ class Ledger:
             args += (task_id, delay_ms, in_flight)
         done = [self._keys.done(task.task_id) for task in tasks]
         self._acknowledge_sent(keys=[self._keys.journal, self._inflight, self._tasks, *done], args=args)
+
+    def sent(self, task_ids: Sequence[str]) -> set[str]:
+        """Return those of the tasks that were sent before: they are in the ledger, or have ended."""
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.mget([self._keys.done(task_id) for task_id in task_ids])
+            for task_id in task_ids:
+                pipe.hget(self._tasks, task_id)
+            ended, *listed = pipe.execute()
+        rows = zip(task_ids, ended, listed, strict=True)
+        return {task_id for task_id, mark, record in rows if mark is not None or record is not None}
 
     def list_commands(self, tasks: Iterable[LedgerEntry], now_ms: int) -> list[tuple[Any, ...]]:
         """Return the commands that list tasks as sent, for the transaction that sends them.
@@ -225,6 +236,10 @@ class Ledger:
         return [
             replace(task, in_flight=task.in_flight.at_try(due[task.task_id])) for task in overdue if task.task_id in due
         ]
+
+    def postpone(self, task_id: str, delay_s: float) -> None:
+        """Consider an overdue task again after *delay_s*; until then, other tasks come first."""
+        self._postpone(keys=[self._inflight], args=[task_id, int(delay_s * 1000)])
 
     # For operators
 

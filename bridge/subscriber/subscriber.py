@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery
@@ -20,6 +21,7 @@ from bridge.redis import connect
 from bridge.storage import Storage
 from bridge.subscriber.agreement import disagreements
 from bridge.subscriber.checks import Finding, check_settings, refused_handlers
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.dispatch_loop import DispatchLoop
 from bridge.subscriber.intake.catch_up import CatchUp
@@ -86,18 +88,21 @@ class Subscriber:
         storage = Storage(self._client, settings)
         self._outbox = Outbox(app, settings)
 
-        writer = JournalWriter(storage, self.counters, liveness)
+        self._dead_letters = DeadLetterWriter(storage, self.counters)
+        writer = JournalWriter(storage, self._dead_letters, self.counters, liveness)
         self._catch_up = CatchUp(storage, writer, self.counters)
         intake = Intake(storage, writer, self._catch_up, self.counters, liveness)
 
         consumer = storage.consumer(name)
-        dispatcher = Dispatcher(storage, self._outbox, registry, self.counters, consumer)
-        rescuer = Rescuer(storage, self._outbox, registry, self.counters)
-        maintenance = Maintenance(storage, dispatcher, self._catch_up, rescuer, self.counters, consumer)
+        dispatcher = Dispatcher(storage, self._outbox, registry, self._dead_letters, self.counters, consumer)
+        rescuer = Rescuer(storage, self._outbox, registry, self._dead_letters, self.counters)
+        maintenance = Maintenance(
+            storage, dispatcher, self._catch_up, rescuer, self._dead_letters, self.counters, consumer
+        )
         self._dispatch = DispatchLoop(
             storage, consumer, dispatcher, maintenance, self._catch_up, self.counters, liveness
         )
-        health = Health(app, settings, liveness, self._catch_up.caught_up, self._dispatch)
+        health = Health(app, settings, liveness, self._catch_up.caught_up, self._dispatch, self._dead_letters)
         self._monitoring = PresenceReporter(settings, self.counters, liveness, health, name)
 
         loops = {"bridge-dispatch": self._dispatch.run}
@@ -164,6 +169,8 @@ class Subscriber:
             text = "Stopped without waiting for %s, which did not end in time: Redis or the broker may hang"
             log.warning(text, names, extra=extra)
             return
+        with suppress(RedisError, OSError):  # what is lost then is logged
+            self._dead_letters.close()
         self._outbox.close()
         self._client.close()
 

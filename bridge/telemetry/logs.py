@@ -36,9 +36,14 @@ class Action(StrEnum):
         "An event or an invalid message could not be processed and was kept as a dead letter. For what intake rejects, "
         "one line a minute for each reason.",
     )
+    DEAD_LETTER_DELAYED = (
+        "dead_letter_delayed",
+        "Redis refuses a dead letter. Its event, task or message is kept, and writing it is retried.",
+    )
     DEAD_LETTER_LOST = (
         "dead_letter_lost",
-        "A dead letter could not be written. The event or message is lost.",
+        "The dead letter of a rejected message was discarded: Redis refused it until too many were kept, or until the "
+        "subscriber stopped.",
     )
     DISPATCH_BACKPRESSURE = (
         "dispatch_backpressure",

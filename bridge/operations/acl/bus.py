@@ -41,6 +41,7 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_tasks": "hget", "queue_watermarks": "hget"},
     "headers": {"journal": "xrevrange"},
     "leave": {"journal": "xpending xinfo|consumers xgroup|delconsumer"},
+    "postpone": {"inflight": "zrem zadd"},
     "publish": {
         "journal": "xadd",
         "seen": "get set",
@@ -110,7 +111,7 @@ _SUBSCRIBING = (
         "multi exec",
     ),
     _Needs(  # maintenance
-        ("elect", "claim", "leave", "find_overdue", "sweep_overdue", "trim"), {"journal": "xinfo|consumers"}
+        ("elect", "claim", "leave", "find_overdue", "postpone", "sweep_overdue", "trim"), {"journal": "xinfo|consumers"}
     ),
     _Needs(  # monitoring
         ("backlog", "report_presence"),

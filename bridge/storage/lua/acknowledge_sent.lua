@@ -10,8 +10,8 @@
 -- done_i    string  exists when task i has ended, which may be before this call: then it is not listed
 --
 -- Entries are acknowledged and tasks listed in one step: before it the journal is responsible for the messages, after
--- it the ledger. XACK comes first because it needs no memory. A Redis without memory refuses a script at its first
--- write or never, and a message that the broker has must be recorded, or it would be sent again and again until
+-- it the ledger. The first write needs no memory, and changes nothing. A Redis without memory refuses a script at its
+-- first write or never, and a message that the broker has must be recorded, or it would be sent again and again until
 -- there is memory.
 
 -- include: server_ms
@@ -26,6 +26,7 @@ local group, redispatch_ms, acknowledged = ARGV[1], tonumber(ARGV[2]), tonumber(
 
 local now_ms = server_ms()
 local sent_ms = integer(now_ms)
+redis.call("ZREM", inflight, "")
 local last_entry = FIRST_ENTRY + acknowledged - 1
 for first = FIRST_ENTRY, last_entry, CHUNK do
     redis.call("XACK", journal, group, unpack(ARGV, first, math.min(first + CHUNK - 1, last_entry)))

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from bridge.broker import Outbox
 from bridge.handlers import Registry
-from bridge.storage import DeadLetter, Ended, Entry, JournalConsumer, Storage, dead_letter_fields
+from bridge.storage import Ended, Entry, JournalConsumer, Storage
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.back_pressure import BackPressure
 from bridge.subscriber.dispatch.entry_reader import EntryReader
 from bridge.subscriber.dispatch.router import Batch, Router
@@ -27,7 +28,7 @@ class Dispatcher:
     the messages are sent again, with the same task ids.
 
     Arguments:
-        storage, outbox, registry, counters: Its parts.
+        storage, outbox, registry, dead_letters, counters: Its parts.
         consumer: Reads for the group.
     """
 
@@ -36,6 +37,7 @@ class Dispatcher:
         storage: Storage,
         outbox: Outbox,
         registry: Registry,
+        dead_letters: DeadLetterWriter,
         counters: Counters,
         consumer: JournalConsumer,
     ) -> None:
@@ -46,10 +48,9 @@ class Dispatcher:
         self._back_pressure = BackPressure(outbox, counters, settings, consumer.name)
         self._outbox = outbox
         self._ledger = storage.ledger
-        self._dead_letters = storage.dead_letters
+        self._dead_letters = dead_letters
         self._counters = counters
         self._group = settings.group
-        self._redaction = settings.redaction
         self._pause_s = settings.block_ms / 1000
         self._consumer = consumer.name
         #: The batch whose transaction is under way.
@@ -62,7 +63,7 @@ class Dispatcher:
 
     def reread_pending(self) -> None:
         """Read the pending entries of this consumer in the next step, as after a claim."""
-        self._reader.rereads_pending = True
+        self._reader.reread_pending()
 
     def step(self) -> int:
         """Dispatch one batch, or wait ``block_ms`` for the first event or for room in a queue.
@@ -77,10 +78,11 @@ class Dispatcher:
             Exception: Redis or the broker failed. What was not acknowledged is dispatched by the next step.
         """
         try:
-            if self._reader.rereads_pending:
+            pending = self._reader.rereads_pending
+            if pending:
                 self._end_transaction()  # entries that were read with it are pending as well
             entries = self._reader.read()
-            if self._dispatch(entries, read_ahead=self._reader.reads_ahead(entries)):
+            if self._dispatch(entries, pending=pending, read_ahead=self._reader.reads_ahead(entries)):
                 return len(entries)
         except _OwnershipLost:
             extra = log_fields(Action.ENTRIES_OWNERSHIP_LOST, group=self._group, consumer=self._consumer)
@@ -108,7 +110,7 @@ class Dispatcher:
         try:
             while self._reader.ahead or self._transaction.under_way:
                 entries, self._reader.ahead = self._reader.ahead, []
-                if not self._dispatch(entries, read_ahead=False):
+                if not self._dispatch(entries, pending=False, read_ahead=False):
                     return
         except _OwnershipLost:
             return
@@ -128,12 +130,18 @@ class Dispatcher:
         self._in_transaction = None
         self._reader.start_over()
 
-    def _dispatch(self, entries: Sequence[Entry], *, read_ahead: bool) -> bool:
-        """Send the messages of *entries* and acknowledge them; return False, and do nothing, while a queue is full."""
+    def _dispatch(self, entries: Sequence[Entry], *, pending: bool, read_ahead: bool) -> bool:
+        """Send the messages of *entries* and acknowledge them; return False, and do nothing, while a queue is full.
+
+        Arguments:
+            pending: They were read before. One that was left pending has tasks that were sent then.
+        """
         if read_ahead and not self._transaction.under_way:
             self._reader.lower_limit(entries)
             self._transaction.begin([], [], read=self._reader.limit)  # while the first batch of a backlog is routed
         batch = self._router.route(entries)
+        if pending and (task_ids := batch.task_ids):
+            batch.leave_out(self._ledger.sent(task_ids))
         if self._back_pressure.applies_to(batch):
             return False
         ahead = self._end_transaction()
@@ -141,9 +149,10 @@ class Dispatcher:
         self._reader.adapt_limit(entries, batch)
         self._reader.lower_limit(ahead)
         read = self._reader.limit if read_ahead and ahead else 0
-        if batch.push_ids or read:
+        pushes = bool(batch.push_ids or batch.to_push)
+        if pushes or read:
             self._transaction.begin(batch.push_ids, batch.to_push, read)
-        if batch.push_ids:
+        if pushes:
             self._in_transaction = batch
         else:
             self._count(batch)
@@ -155,9 +164,12 @@ class Dispatcher:
         if refused := self._outbox.send(batch.to_send):
             self._router.refuse(refused, batch)
         # Not earlier: while the broker is unavailable the batch is retried, and each try would write and count them.
-        for dead_letter in batch.dead_letters:
-            self._write_dead_letter(dead_letter)
-        if batch.send_ids:
+        # If one is refused, its entry stays pending for another try, and all other entries go on.
+        refused_ids = {entry_id for entry_id, one in batch.dead_letters if not self._dead_letters.write(one, Ended())}
+        if refused_ids:
+            batch.leave_pending(refused_ids)
+            self._reader.leave_pending(self._dead_letters.retry_s)
+        if batch.send_ids or batch.to_send:
             self._ledger.acknowledge_sent(batch.send_ids, [message.ledger_entry for message in batch.to_send])
 
     def _end_transaction(self) -> list[Entry]:
@@ -178,36 +190,18 @@ class Dispatcher:
 
     def _count(self, batch: Batch) -> None:
         """Count a batch that is done; one that is retried would be counted again."""
-        if lost := batch.counts["lost", ""]:
+        counts = Counter((name, event_type) for _, name, event_type in batch.counts)
+        if lost := counts["lost", ""]:
             extra = log_fields(Action.EVENT_LOST, group=self._group, consumer=self._consumer, count=lost)
             text = "Lost %d events of group %s: their journal entries were removed before they were dispatched"
             log.error(text, lost, self._group, extra=extra)
         messages = batch.to_push + batch.to_send
         self._counters.add_each("dispatched", [message.event.type for message in messages])
-        for (name, event_type), amount in batch.counts.items():
+        for (name, event_type), amount in counts.items():
             self._counters.add(name, amount, event_type)
         now_ms = self._transaction.now_ms
         appended_ms = Counter([message.entry_id.partition(b"-")[0] for message in messages])
         self._counters.dispatched_after((now_ms - int(ms), times) for ms, times in appended_ms.items())
-
-    def _write_dead_letter(self, dead_letter: DeadLetter) -> None:
-        dead_letter = dead_letter.redacted_by(self._redaction)
-        if dead_letter.task_id:
-            is_new = self._dead_letters.end_task_with(dead_letter, Ended())
-        else:
-            is_new = self._dead_letters.add(dead_letter)
-        if not is_new:
-            return  # it was counted and logged when it was written
-        self._counters.add("dead_lettered", event_type=dead_letter.event_type)
-        extra = dead_letter_fields(Action.DEAD_LETTER, dead_letter, self._group)
-        if dead_letter.task_id:
-            text = "Event %s (%s) ended in a dead letter (%s) instead of a task of %s: %s"
-            event, handler = (dead_letter.event_id, dead_letter.event_type), dead_letter.handler
-            log.warning(text, *event, dead_letter.reason, handler, dead_letter.detail, extra=extra)
-        else:
-            log.warning(
-                "A journal entry became a dead letter (%s): %s", dead_letter.reason, dead_letter.detail, extra=extra
-            )
 
 
 class _OwnershipLost(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from bridge.config import BATCH_BYTES, BridgeSettings
@@ -11,6 +12,8 @@ from bridge.subscriber.dispatch.transaction import DispatchTransaction
 
 #: Entries of the first batch; doubled while batches are full and small.
 _FIRST_LIMIT = 32
+#: Before the id of every entry.
+_FIRST = b"0"
 #: Entries of a batch that make it likely that more are waiting.
 _BACKLOG = 16
 
@@ -18,8 +21,9 @@ _BACKLOG = 16
 class EntryReader:
     """Reads entries as one consumer of the group. Used by one thread.
 
-    After a start, a failure or a claim, the pending entries of this consumer come first. During a backlog the next
-    entries were read ahead, with the transaction of the batch before. Otherwise new entries are read.
+    After a start, a failure or a claim, the pending entries of this consumer come first, all of them once. So do, from
+    time to time, those that were left pending. During a backlog the next entries were read ahead, with the transaction
+    of the batch before. Otherwise new entries are read.
 
     Arguments:
         consumer: Reads for the group.
@@ -33,8 +37,10 @@ class EntryReader:
         self._settings = settings
         #: How many entries to read at once.
         self.limit = min(_FIRST_LIMIT, settings.batch_size)
-        #: Whether the next entries are the pending ones of this consumer.
-        self.rereads_pending = True
+        #: The pending entries of this consumer that come next are those after this one; None: new entries come next.
+        self._pending_after: bytes | None = _FIRST
+        #: When those that were left pending are read again; None: there are none.
+        self._left_due_at: float | None = None
         #: Entries read with the transaction of the batch before.
         self.ahead: list[Entry] = []
 
@@ -47,9 +53,11 @@ class EntryReader:
         """
         self._transaction.open()
         ahead, self.ahead = self.ahead, []
-        if self.rereads_pending:
-            entries = self._consumer.pending_entries(self.limit)
-            self.rereads_pending = bool(entries)
+        if self._pending_after is None and self._left_are_due:
+            self.reread_pending()
+        if self._pending_after is not None:
+            entries = self._consumer.pending_entries(self.limit, self._pending_after)
+            self._pending_after = entries[-1].entry_id if entries else None
             return entries
         return ahead or self._consumer.read(self.limit, self._settings.block_ms)
 
@@ -75,10 +83,28 @@ class EntryReader:
         if (size := _size(entries)) > BATCH_BYTES:
             self.limit = min(self.limit, max(1, len(entries) * BATCH_BYTES // size))
 
+    @property
+    def rereads_pending(self) -> bool:
+        """Whether the next entries are pending ones of this consumer."""
+        return self._pending_after is not None or self._left_are_due
+
+    @property
+    def _left_are_due(self) -> bool:
+        return self._left_due_at is not None and time.monotonic() >= self._left_due_at
+
+    def reread_pending(self) -> None:
+        """Read the pending entries of this consumer next, from the first one on."""
+        self._pending_after = _FIRST
+        self._left_due_at = None
+
+    def leave_pending(self, delay_s: float) -> None:
+        """Read the entries that were left pending again after *delay_s*, unless all of them are read before."""
+        self._left_due_at = time.monotonic() + delay_s
+
     def start_over(self) -> None:
         """Forget what was read ahead; read the pending entries of this consumer next."""
         self.ahead = []
-        self.rereads_pending = True
+        self.reread_pending()
 
 
 def _size(entries: Sequence[Entry]) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from bridge.broker import Message, Outbox, Refused
@@ -25,9 +24,28 @@ class Batch:
     #: The other entries, acknowledged after the outbox has sent their messages.
     send_ids: list[bytes] = field(default_factory=list)
     to_send: list[Message] = field(default_factory=list)
-    dead_letters: list[DeadLetter] = field(default_factory=list)
-    #: What to add to counters, by their name and the event type, once the batch is done.
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: Dead letters, each with the entry that it stands for.
+    dead_letters: list[tuple[bytes, DeadLetter]] = field(default_factory=list)
+    #: Entries to count once they are acknowledged, each with the name of a counter and the event type.
+    counts: list[tuple[bytes, str, str]] = field(default_factory=list)
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The tasks of the messages and dead letters."""
+        tasks = [message.task_id for message in self.to_push + self.to_send]
+        return tasks + [dead_letter.task_id for _, dead_letter in self.dead_letters if dead_letter.task_id]
+
+    def leave_out(self, task_ids: Collection[str]) -> None:
+        """Remove the messages and dead letters of these tasks, which were sent before."""
+        self.to_push = [message for message in self.to_push if message.task_id not in task_ids]
+        self.to_send = [message for message in self.to_send if message.task_id not in task_ids]
+        self.dead_letters = [row for row in self.dead_letters if row[1].task_id not in task_ids]
+
+    def leave_pending(self, entry_ids: Collection[bytes]) -> None:
+        """Do not acknowledge these entries. Their messages are sent all the same."""
+        self.push_ids = [entry_id for entry_id in self.push_ids if entry_id not in entry_ids]
+        self.send_ids = [entry_id for entry_id in self.send_ids if entry_id not in entry_ids]
+        self.counts = [row for row in self.counts if row[0] not in entry_ids]
 
 
 class Router:
@@ -66,7 +84,7 @@ class Router:
         left_out = {id(one.message) for one in refused}
         batch.to_send = [message for message in batch.to_send if id(message) not in left_out]
         batch.dead_letters += [
-            self._dead_letter(reason, detail, message.event, message.route.task.name)
+            (message.entry_id, self._dead_letter(reason, detail, message.event, message.route.task.name))
             for message, reason, detail in refused
         ]
 
@@ -74,12 +92,13 @@ class Router:
         if entry.group not in (None, self._group):
             return []  # a replay for another group
         if entry.data is None:
-            batch.counts["lost", ""] += 1
+            batch.counts.append((entry.entry_id, "lost", ""))
             return []
         try:
             encoded = self._admission.read(entry)
         except InvalidEvent as error:
-            batch.dead_letters.append(DeadLetter.of_message(error.reason, str(error), "journal", entry.data))
+            dead_letter = DeadLetter.of_message(error.reason, str(error), "journal", entry.data)
+            batch.dead_letters.append((entry.entry_id, dead_letter))
             return []
         messages = []
         for handler in self._handlers(entry, encoded, batch):
@@ -91,29 +110,31 @@ class Router:
                 messages.append(self._outbox.prepare(handler, encoded, entry.entry_id))
             except BaseException as error:  # noqa: BLE001  # user code, which may raise CancelledError or SystemExit too
                 detail = f"{type(error).__name__}: {error}"
-                batch.dead_letters.append(self._dead_letter(reason, detail, encoded, handler.task_name))
+                dead_letter = self._dead_letter(reason, detail, encoded, handler.task_name)
+                batch.dead_letters.append((entry.entry_id, dead_letter))
         return messages
 
     def _handlers(self, entry: Entry, encoded: EncodedEvent, batch: Batch) -> Sequence[Handler]:
         """Return the handlers that *entry* is for."""
         if entry.group is not None:
-            batch.counts["replayed", encoded.type] += 1
+            batch.counts.append((entry.entry_id, "replayed", encoded.type))
         if entry.handler is None:
             handlers = self._registry.matching(encoded.type)
             if not handlers:
-                batch.counts["no_handler", encoded.type] += 1
+                batch.counts.append((entry.entry_id, "no_handler", encoded.type))
             return handlers
         handler = self._registry.get(entry.handler)
         # Both happen during a deployment. The replay deleted the dead letter of this event, so another one keeps it.
         if handler is None:
             detail = "this subscriber has no such handler"
-            batch.dead_letters.append(self._dead_letter("no_handler", detail, encoded, entry.handler))
+            dead_letter = self._dead_letter("no_handler", detail, encoded, entry.handler)
+            batch.dead_letters.append((entry.entry_id, dead_letter))
             return []
         if not handler.matches(encoded.type):
             # The event was verified as one of its type. For this handler it may be forged: it ends no task of it.
             detail = f"this handler receives no events of type {encoded.type}"
             dead_letter = DeadLetter.of_event("no_handler", detail, encoded, encoded.data, entry.handler, "")
-            batch.dead_letters.append(dead_letter)
+            batch.dead_letters.append((entry.entry_id, dead_letter))
             return []
         return [handler]
 

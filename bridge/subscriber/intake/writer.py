@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections import Counter
@@ -14,8 +15,8 @@ from bridge.bus import InvalidMessage
 from bridge.config import BATCH_BYTES
 from bridge.events import EncodedEvent
 from bridge.redis import BackOff
-from bridge.storage import AppendResult, DeadLetter, Storage
-from bridge.subscriber.intake.rejections import Rejections
+from bridge.storage import RATE_WINDOW_S, AppendResult, DeadLetter, Storage
+from bridge.subscriber.dead_letter_writer import RATE_LIMIT, DeadLetterWriter
 from bridge.telemetry import Counters, Liveness
 
 log = logging.getLogger(__name__)
@@ -24,22 +25,27 @@ T = TypeVar("T")
 
 #: Longest name of a channel or key that a dead letter records; the names may have any length.
 _ORIGIN_CHARS = 500
+#: Longest name of a source that an error shows.
+_SOURCE_CHARS = 100
 
 
 class JournalWriter:
     """Appends events of other programs to the journal, each once. Safe for the two threads of intake.
 
     Arguments:
-        storage: The journal and the dead letters.
-        counters: Raises ``appended`` or ``caught_up``, ``duplicate``, and those of :class:`Rejections`.
+        storage: The journal.
+        dead_letters: Writes those of rejected events and messages.
+        counters: Raises ``appended`` or ``caught_up``, and ``duplicate``.
         liveness: Gets a ``tick`` of the calling thread with every attempt.
     """
 
-    def __init__(self, storage: Storage, counters: Counters, liveness: Liveness) -> None:
+    def __init__(
+        self, storage: Storage, dead_letters: DeadLetterWriter, counters: Counters, liveness: Liveness
+    ) -> None:
         self._journal = storage.journal
         self._keys = storage.keys
         self._settings = storage.settings
-        self._rejections = Rejections(storage, counters)
+        self._dead_letters = dead_letters
         self._counters = counters
         self._liveness = liveness
 
@@ -71,11 +77,11 @@ class JournalWriter:
                 text = f"id {one.id} is taken by an event with another type or payload"
                 dead_letters.append(self._dead_letter("id_conflict", text, one))
             elif result == "limited":
-                dead_letters.append(self._rejections.rate_limited(one, self._keys.channel(one.type)))
+                dead_letters.append(self._rate_limited(one))
         for message in invalid:
             error, origin = message.error, message.origin[:_ORIGIN_CHARS]
             dead_letters.append(DeadLetter.of_message(error.reason, str(error), origin, message.data))
-        self._rejections.keep(dead_letters, remember=not live)
+        self._dead_letters.write_rejected(dead_letters, remember=not live)
         for name, counted in (("appended" if live else "caught_up", "appended"), ("duplicate", "repeated")):
             rows = zip(accepted, results, strict=True)
             self._counters.add_each(name, [one.type for one, result in rows if result == counted])
@@ -99,6 +105,16 @@ class JournalWriter:
 
     def _dead_letter(self, reason: str, detail: str, event: EncodedEvent) -> DeadLetter:
         return DeadLetter.of_message(reason, detail, self._keys.channel(event.type), event.data)
+
+    def _rate_limited(self, received: EncodedEvent) -> DeadLetter:
+        """Return the dead letter of an event whose source exceeds its rate limit: the whole event, to be retried."""
+        event, data = received.event, received.data
+        source = f"from {event.source[:_SOURCE_CHARS]!r}" if event.source else "without a source"
+        source = f"signed with key {received.signer!r}" if received.signer else source
+        limit = f"{self._settings.max_events_per_s_per_source:g} a second over {RATE_WINDOW_S} s"
+        detail = f"more events {source} than bridge_max_events_per_s_per_source allows, {limit}"
+        origin, sha256 = self._keys.channel(event.type), hashlib.sha256(data).hexdigest()
+        return DeadLetter(RATE_LIMIT, detail, origin, data, len(data), event.id, event.type, sha256=sha256)
 
 
 def split_by_bytes(items: Sequence[T], bytes_of: Callable[[T], int], max_bytes: int) -> Iterator[list[T]]:

@@ -7,7 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from redis.exceptions import ResponseError
+
 from bridge.storage import JournalConsumer, Storage
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.maintenance.leader import Leader
@@ -30,6 +33,7 @@ class Maintenance:
         dispatcher: Rereads its pending entries after a claim.
         catch_up: Scans the event keys when that is due.
         rescuer: Redispatches overdue tasks.
+        dead_letters: Of this subscriber; tries again to write those that Redis refused.
         counters: Raises ``entries_claimed``, ``consumers_removed``, ``trimmed`` and ``lost``.
         consumer: Takes over the entries of dead consumers.
     """
@@ -40,6 +44,7 @@ class Maintenance:
         dispatcher: Dispatcher,
         catch_up: CatchUp,
         rescuer: Rescuer,
+        dead_letters: DeadLetterWriter,
         counters: Counters,
         consumer: JournalConsumer,
     ) -> None:
@@ -49,6 +54,7 @@ class Maintenance:
         self._journal = storage.journal
         self._presence = storage.presence
         self._dispatcher = dispatcher
+        self._dead_letters = dead_letters
         self._catch_up = catch_up
         self._counters = counters
         self._consumer = consumer
@@ -61,6 +67,8 @@ class Maintenance:
     def step(self, stop: threading.Event) -> None:
         """Execute the jobs if they are due and this subscriber is the leader; end early when *stop* is set.
 
+        If Redis refuses a command, such as one without permission, the other jobs are executed all the same.
+
         Raises:
             JournalLost: The journal or the group no longer exists.
             Exception: Redis or the broker failed. The jobs are due again after the usual interval.
@@ -68,9 +76,19 @@ class Maintenance:
         if time.monotonic() < self._due_at:
             return
         self._due_at = time.monotonic() + self._interval_s
+        self._dead_letters.retry_kept()
         if self._leader.elected():
-            for job in self._jobs:
+            self._execute_jobs(stop)
+
+    def _execute_jobs(self, stop: threading.Event) -> None:
+        refusals: list[ResponseError] = []
+        for job in self._jobs:
+            try:
                 job(stop)
+            except ResponseError as error:
+                refusals.append(error)
+        if refusals:
+            raise refusals[0]
 
     def resign(self) -> None:
         """Let another subscriber become leader at once."""

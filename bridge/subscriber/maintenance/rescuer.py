@@ -13,7 +13,8 @@ from bridge.bus import Admission
 from bridge.errors import InvalidEvent
 from bridge.events import EncodedEvent
 from bridge.handlers import Registry, task_id_for
-from bridge.storage import DeadLetter, Ended, Entry, Overdue, Storage, dead_letter_fields
+from bridge.storage import DeadLetter, Ended, Entry, Overdue, Storage
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class Rescuer:
         storage: The ledger, and the events of its tasks; the settings have the ``max_redispatches``.
         outbox: Makes and sends the messages.
         registry: The handlers of this application.
-        counters: Raises ``redispatched`` and ``dead_lettered``.
+        dead_letters: Writes those of tasks that are not sent again.
+        counters: Raises ``redispatched``.
     """
 
     def __init__(
@@ -45,13 +47,14 @@ class Rescuer:
         storage: Storage,
         outbox: Outbox,
         registry: Registry,
+        dead_letters: DeadLetterWriter,
         counters: Counters,
     ) -> None:
         self._admission = Admission(storage.settings)
         self._journal = storage.journal
         self._event_keys = storage.event_keys
         self._ledger = storage.ledger
-        self._dead_letters = storage.dead_letters
+        self._dead_letters = dead_letters
         self._outbox = outbox
         self._registry = registry
         self._counters = counters
@@ -156,7 +159,10 @@ class Rescuer:
             raise _Unrecoverable("message_failed", f"{type(error).__name__}: {error}", event) from error
 
     def _give_up(self, task: Overdue, why: _Unrecoverable) -> None:
-        """Write a dead letter for a task. It ends the task if it has the event, since it can be replayed then."""
+        """Write a dead letter for a task. It ends the task if it has the event, since it can be replayed then.
+
+        If Redis refuses the dead letter, the task stays in the ledger, and other overdue tasks come first.
+        """
         handler, task_id, event = task.in_flight.handler, task.task_id, why.event
         if event is None:
             event_id = task.in_flight.event_id
@@ -164,12 +170,9 @@ class Rescuer:
         else:
             dead_letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id)
         dead_letter = replace(dead_letter, attempts=task.in_flight.redispatches + 1)
-        dead_letter = dead_letter.redacted_by(self._settings.redaction)
-        self._dead_letters.end_task_with(dead_letter, Ended(queue=task.in_flight.queue) if event is not None else None)
-        self._counters.add("dead_lettered", event_type=event.type if event else "")
-        text = "Task %s (%s) ended in a dead letter (%s), event %s: %s"
-        extra = dead_letter_fields(Action.DEAD_LETTER, dead_letter, self._settings.group)
-        log.error(text, task_id, handler, why.reason, task.in_flight.event_id, dead_letter.detail, extra=extra)
+        ended = Ended(queue=task.in_flight.queue) if event is not None else None
+        if not self._dead_letters.write(dead_letter, ended):
+            self._ledger.postpone(task_id, self._dead_letters.retry_s)
 
 
 class _Unrecoverable(Exception):

@@ -14,6 +14,7 @@ from bridge.broker import probe
 from bridge.config import BridgeSettings
 from bridge.redis import connect
 from bridge.storage import Storage
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.telemetry import Liveness
 
 #: A loop without a round for this long is stuck, or for several socket timeouts if that is longer.
@@ -49,6 +50,7 @@ class Health:
         liveness: Liveness of the threads of the subscriber.
         caught_up: Set once the events that were missed before the start are in the journal.
         dispatch: The dispatch of the subscriber.
+        dead_letters: Reports whether the subscriber can write its dead letters.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Health:
         liveness: Liveness,
         caught_up: threading.Event,
         dispatch: DispatchState,
+        dead_letters: DeadLetterWriter,
     ) -> None:
         self._app = app
         self._settings = settings
         self._liveness = liveness
         self._caught_up = caught_up
         self.dispatch = dispatch
+        self._dead_letters = dead_letters
         self._lock = threading.Lock()
         self._known: dict[str, tuple[float, str]] = {}
         self.storage = Storage(connect(settings, _BUS_TIMEOUT_S), settings)
@@ -94,6 +98,7 @@ class Health:
             yield self._subscription()
         yield self.broker()
         yield self.dispatch.problem
+        yield self._dead_letters.problem
         yield from self.stuck()
 
     def _subscription(self) -> str:

@@ -46,6 +46,7 @@ _OTHERS = {
     "reconnects": "Outages of Redis or the broker that are over.",
     "errors": "Failed requests to Redis or the broker.",
     "dispatch_backpressure": "Batches that waited because a queue had max_queue_length messages.",
+    "dead_letters_lost": "Dead letters of rejected messages that were discarded because Redis refused them.",
     "journal_lost": "Times that the journal or its group was deleted and recreated.",
     "entries_claimed": "Entries claimed from dead consumers.",
     "consumers_removed": "Dead consumers removed from the group.",

@@ -20,6 +20,7 @@ from bridge.events.redaction import REDACTED, Redaction
 from bridge.handlers.handler import registry
 from bridge.storage import Storage
 from bridge.storage.in_flight import InFlightTask, Overdue
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.maintenance.rescuer import Rescuer, _Unrecoverable
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.error_redaction import redact_worker_logs, redacting_errors
@@ -119,11 +120,12 @@ def test_handlers_of_a_bus(settings: BridgeSettings, caplog) -> None:
 def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, caplog) -> None:
     """The log line about a task that cannot be sent again quotes no sensitive value."""
     discreet = settings.model_copy(update={"redact_paths": SENSITIVE})
-    recovery = Rescuer(Storage(client, discreet), Outbox(app, discreet), registry, Counters())
+    storage, counters = Storage(client, discreet), Counters()
+    recovery = Rescuer(storage, Outbox(app, discreet), registry, DeadLetterWriter(storage, counters), counters)
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
     why = _Unrecoverable("message_failed", f"KeyError: {SECRET}", EncodedEvent.read(event.encode()))
     recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), left_queue=False), why)
-    assert "(t.all) ended in a dead letter (message_failed), event e1: KeyError: [redacted]" in caplog.text
+    assert "(t.all) ended in a dead letter (message_failed), event e1 (a.b): KeyError: [redacted]" in caplog.text
     assert "lovelace" not in caplog.text
 
 

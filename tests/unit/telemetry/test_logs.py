@@ -141,14 +141,14 @@ def test_a_broadcast_that_is_refused_again_is_told_once(
     assert [(line.reason, line.origin) for line in actions(caplog, Action.DEAD_LETTER)] == [("json", f"{prefix}a.b")]
 
 
-def test_dead_letters_that_cannot_be_kept_are_told_once(
+def test_dead_letters_that_redis_refuses_are_logged_once(
     register_handlers: Callable[..., None],
     start_subscriber: StartSubscriber,
     client: Redis,
     prefix: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """While no dead letter can be written, many invalid messages cause only one log line."""
+    """While no dead letter can be written, many invalid messages cause one log line; another one when they are lost."""
     register_handlers("t.all")
     client.set(Keys(prefix).dead("tests"), "no stream")
     subscriber = start_subscriber()
@@ -156,8 +156,12 @@ def test_dead_letters_that_cannot_be_kept_are_told_once(
         client.publish(f"{prefix}a.b", f"no json {number}")
     eventually(lambda: subscriber.info().get("received", 0) >= 20, "all messages are received")
     eventually(lambda: subscriber.info().get("errors", 0), "an error is counted")
-    (line,) = eventually(lambda: actions(caplog, Action.DEAD_LETTER_LOST), "the loss is logged")
+    (line,) = eventually(lambda: actions(caplog, Action.DEAD_LETTER_DELAYED), "the refusal is logged")
+    assert (line.reason, line.group) == ("ResponseError", "tests")
+    subscriber.stop()
+    (line,) = actions(caplog, Action.DEAD_LETTER_LOST)
     assert (line.reason, line.group) == ("json", "tests")
+    assert subscriber.counters.snapshot()["dead_letters_lost"] == 20
 
 
 def test_a_queue_that_has_room_for_a_moment_is_told_once(

@@ -11,6 +11,7 @@ from bridge.broker import Outbox
 from bridge.config import BATCH_BYTES
 from bridge.handlers import registry
 from bridge.storage import Entry, Storage
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.telemetry import Counters
 
@@ -19,7 +20,8 @@ def dispatcher_of(bus: EventBus, settings: BridgeSettings, app: Celery) -> Dispa
     app.finalize()
     storage = Storage(bus.client, settings)
     storage.consumer("one").create_group("earliest")
-    return Dispatcher(storage, Outbox(app, settings), registry, Counters(), storage.consumer("one"))
+    dead_letters = DeadLetterWriter(storage, Counters())
+    return Dispatcher(storage, Outbox(app, settings), registry, dead_letters, Counters(), storage.consumer("one"))
 
 
 def size(entries: Sequence[Entry]) -> int:

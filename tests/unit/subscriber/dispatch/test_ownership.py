@@ -16,6 +16,7 @@ from bridge.handlers.handler import registry
 from bridge.redis.client import connect
 from bridge.storage import Storage
 from bridge.storage.lua import script
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.telemetry.counters import Counters
 from bridge.testing.redis_server import RedisServer
@@ -62,7 +63,8 @@ def storage_of(backlog: Backlog) -> Iterator[Callable[[str], Storage]]:
 def dispatcher_of(storage: Storage, app: Celery, name: str) -> Dispatcher:
     app.finalize()
     outbox = Outbox(app, storage.settings)
-    return Dispatcher(storage, outbox, registry, Counters(), storage.consumer(name))
+    dead_letters = DeadLetterWriter(storage, Counters())
+    return Dispatcher(storage, outbox, registry, dead_letters, Counters(), storage.consumer(name))
 
 
 def hold(first: Dispatcher) -> None:

@@ -20,6 +20,7 @@ from bridge.redis.client import connect
 from bridge.storage import Storage
 from bridge.storage.entries import Entry
 from bridge.storage.journal_consumer import JournalConsumer
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.dispatch.transaction import DispatchTransaction, TransactionResult
 from bridge.telemetry.counters import Counters
@@ -202,7 +203,9 @@ def test_a_redis_without_memory(register_handlers, own_server: RedisServer, pref
     with make_app(own_server.url, prefix) as app, EventBus(settings) as bus, connect(settings) as client:
         app.finalize()
         backlog, storage = Backlog(bus, client, settings, Queues(client, prefix)), Storage(client, settings)
-        dispatcher = Dispatcher(storage, Outbox(app, settings), registry, Counters(), storage.consumer("one"))
+        dead_letters = DeadLetterWriter(storage, Counters())
+        outbox = Outbox(app, settings)
+        dispatcher = Dispatcher(storage, outbox, registry, dead_letters, Counters(), storage.consumer("one"))
         storage.consumer("a").create_group("earliest")
         backlog.publish(200)
 

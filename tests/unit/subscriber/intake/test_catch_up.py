@@ -17,6 +17,7 @@ from bridge.redis.client import connect
 from bridge.storage import Storage
 from bridge.storage.keys import Keys
 from bridge.storage.presence import Presence
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.intake.intake import Intake
 from bridge.subscriber.intake.writer import JournalWriter, split_by_bytes
@@ -30,7 +31,7 @@ from tests.support.waiting import eventually
 
 def intake_of(client: Redis, settings: BridgeSettings) -> tuple[Intake, CatchUp]:
     storage, counters, liveness = Storage(client, settings), Counters(), Liveness()
-    writer = JournalWriter(storage, counters, liveness)
+    writer = JournalWriter(storage, DeadLetterWriter(storage, counters), counters, liveness)
     catch_up = CatchUp(storage, writer, counters)
     return Intake(storage, writer, catch_up, counters, liveness), catch_up
 
@@ -240,7 +241,8 @@ def test_catching_up_ends_where_redis_limits_replies(own_server: RedisServer, pr
             event = Event(type="a.b", id=f"n{number}", payload="x" * 400_000)
             admin.set(f"{prefix}event:{event.id}", event.encode(), ex=600)
         counters, storage = Counters(), Storage(client, settings)
-        catch_up = CatchUp(storage, JournalWriter(storage, counters, Liveness()), counters)
+        writer = JournalWriter(storage, DeadLetterWriter(storage, counters), counters, Liveness())
+        catch_up = CatchUp(storage, writer, counters)
         thread = threading.Thread(target=catch_up.run, args=(stop,))
         thread.start()
         try:

@@ -15,10 +15,13 @@ from redis import Redis
 
 from bridge import BridgeSettings, EventBus
 from bridge.handlers.handler import registry
+from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.monitoring import health
 from bridge.subscriber.monitoring.health import Health
+from bridge.telemetry.counters import Counters
 from bridge.telemetry.liveness import Liveness
 from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
@@ -110,10 +113,16 @@ def test_a_redis_that_was_killed_and_lost_its_password(
 
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
 def test_a_broker_is_waited_for_briefly(
-    far_app: Celery, proxy: Proxy, settings: BridgeSettings, fault: str, monkeypatch: pytest.MonkeyPatch
+    far_app: Celery,
+    proxy: Proxy,
+    client: Redis,
+    settings: BridgeSettings,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A probe of the broker is short, regardless of the broker's own timeouts, and its result is cached briefly."""
-    checked = Health(far_app, settings, Liveness(), threading.Event(), Dispatch())
+    dead_letters = DeadLetterWriter(Storage(client, settings), Counters())
+    checked = Health(far_app, settings, Liveness(), threading.Event(), Dispatch(), dead_letters)
     assert checked.broker() == ""
     getattr(proxy, fault)()
     assert checked.broker() == "", "the result is cached"
@@ -156,7 +165,8 @@ def test_a_deleted_group(
 def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings: BridgeSettings) -> None:
     """Each condition that a subscriber waits for after its start is a separate problem."""
     liveness, caught_up, dispatch = Liveness(), threading.Event(), Dispatch()
-    checked = Health(app, settings, liveness, caught_up, dispatch)
+    dead_letters = DeadLetterWriter(Storage(client, settings), Counters())
+    checked = Health(app, settings, liveness, caught_up, dispatch, dead_letters)
 
     def found() -> list[str]:
         checked._known.clear()
@@ -173,6 +183,11 @@ def test_what_is_missing_before_it_is_ready(app: Celery, client: Redis, settings
     assert found() == []
     dispatch.problem = "dispatch fails: so"
     assert found() == ["dispatch fails: so"]
+    dispatch.problem = ""
+    client.set(Keys(settings.channel_prefix).dead("tests"), "no stream")
+    dead_letters.write(DeadLetter.of_message("json", "no JSON", "journal", b"x"))
+    (problem,) = found()
+    assert problem.startswith("Redis refuses dead letters: WRONGTYPE")
     checked.storage.client.close()
 
 
