@@ -114,5 +114,6 @@ class Groups:
         ]
 
     def _patterns(self, name: str) -> list[str]:
-        keys = (self._keys.replay(name, ""), self._keys.replays(name, ""), self._keys.dead_letter_dedup(name, ""))
+        keys = [of(name, "") for of in (self._keys.replay, self._keys.replays, self._keys.skipped)]
+        keys.append(self._keys.dead_letter_dedup(name, ""))
         return [escape_glob(key) + "*" for key in keys]

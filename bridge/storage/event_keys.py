@@ -27,7 +27,7 @@ class EventKeys:
 
     Arguments:
         client: Connected to the bus.
-        settings: Lifetime and size.
+        settings: Group, lifetime and size.
         keys: Of the same bus.
     """
 
@@ -75,7 +75,7 @@ class EventKeys:
         return list(zip(replies[::2], replies[1::2], strict=True))
 
     def sizes_to_read(self, names: Sequence[bytes]) -> list[tuple[bytes, int]]:
-        """Return the names of the keys that a scan has to read, each with the size of its value in bytes.
+        """Return the names of the keys that a scan of the group has to read, each with the size of its value in bytes.
 
         Those that :meth:`skip` has recorded are left out, unless their size is another one now. The size of a key that
         does not hold a string is 0.
@@ -89,7 +89,7 @@ class EventKeys:
         return [(name, size) for name, size, mark in rows if mark != b"%d" % size]
 
     def skip(self, keys: Sequence[tuple[bytes, int, int]]) -> None:
-        """Record keys that no scan needs to read again, if Redis has memory for it.
+        """Record keys that no scan of the group needs to read again, if Redis has memory for it.
 
         Arguments:
             keys: Name, size as :meth:`sizes_to_read` returned it, and TTL in ms; -1: it has none.
@@ -103,7 +103,7 @@ class EventKeys:
             pipe.execute(raise_on_error=False)
 
     def _skipped(self, name: bytes) -> str:
-        return self._keys.skipped(self._keys.event_id(name))
+        return self._keys.skipped(self._settings.group, self._keys.event_id(name))
 
     def names(self) -> Iterator[list[bytes]]:
         """Yield the names of all keys, in pages. A key that moves between two servers meanwhile may be missed.

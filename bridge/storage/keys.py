@@ -79,10 +79,6 @@ class Keys:
         """
         return self._own(f"seen:{event_id}")
 
-    def skipped(self, event_id: str) -> str:
-        """String with a TTL: scans need not read this event key again while its value has this length, in bytes."""
-        return self._own(f"skipped:{event_id}")
-
     def rate(self, source: str, signer: str = "") -> str:
         """Counter with a TTL: new events of a source, or of the key that has signed them, since the window began.
 
@@ -135,6 +131,13 @@ class Keys:
     def dead_letter_dedup(self, group: str, failure_hash: str) -> str:
         """String with a TTL: the dead letter of this failure was written recently."""
         return self._own(f"parked:{group}:{failure_hash}")
+
+    def skipped(self, group: str, event_id: str) -> str:
+        """String with a TTL: scans of the group need not read this event key again while it has this length, in bytes.
+
+        Each group has its own: whether an event is valid, and how old it may be, depends on its settings.
+        """
+        return self._own(f"skipped:{group}:{event_id}")
 
     def replay(self, group: str, name: str) -> str:
         """Hash: the progress of the replay of this name."""

@@ -166,12 +166,12 @@ _NEEDS: Mapping[Role, tuple[_Needs, ...]] = {
 }
 
 #: Kinds of keys: one for each id; one for each group; one for each id of a group.
-_BY_ID = ("event", "seen", "skipped", "consequences", "done", "lease")
+_BY_ID = ("event", "seen", "consequences", "done", "lease")
 _OF_GROUP = (
     *("inflight", "inflight_tasks", "queue_watermarks", "fencing_token", "leader"),
     *("dead", "dead_size", "starts", "subscribers"),
 )
-_OF_GROUP_BY_ID = ("replay", "replays", "dead_letter_dedup")
+_OF_GROUP_BY_ID = ("replay", "replays", "dead_letter_dedup", "skipped")
 
 
 def bus_grants(

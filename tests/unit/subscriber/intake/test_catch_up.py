@@ -176,7 +176,7 @@ def test_an_event_whose_key_outlives_the_marks_is_appended_once(
     Storage(client, settings).journal.append([EncodedEvent.of(event, event.encode()) for event in events])
     once = dict.fromkeys((event.id for event in events), 1)
     keys = Keys(prefix)
-    marks = [mark for event in events for mark in (keys.seen(event.id), keys.skipped(event.id))]
+    marks = [mark for event in events for mark in (keys.seen(event.id), keys.skipped("tests", event.id))]
     for gap in range(3):
         catch_up.scan(threading.Event())
         assert appended(client, prefix) == once
@@ -227,8 +227,21 @@ def test_keys_that_are_no_new_events_are_read_once(own_server: RedisServer, pref
         client.set(f"{prefix}event:broken1", Event(type="a.b", id="broken1").encode(), ex=600)
         intake_of(client, settings)[1].scan(threading.Event())
         assert appended(client, prefix) == {"broken1": 1}
-        key = Keys(prefix).skipped("old1")
+        key = Keys(prefix).skipped("tests", "old1")
         assert settings.event_ttl_ms < client.pttl(key) <= settings.dedup_ttl_ms
+
+
+def test_a_key_that_one_group_skips_is_read_by_another(client: Redis, prefix: str, settings: BridgeSettings) -> None:
+    """What is too old or too large for the settings of one group may be an event to another."""
+    strict = settings.model_copy(update={"group": "strict", "event_ttl_s": 10, "max_event_bytes": 500})
+    old = Event(type="a.b", id="old", timestamp=FORMS["ms"](datetime.now(UTC) - timedelta(hours=1)))
+    large = Event(type="a.b", id="large", payload="x" * 1000)
+    for event in (old, large):
+        client.set(f"{prefix}event:{event.id}", event.encode(), ex=3600)
+    intake_of(client, strict)[1].scan(threading.Event())
+    assert appended(client, prefix) == {}
+    intake_of(client, settings)[1].scan(threading.Event())
+    assert appended(client, prefix) == {"old": 1, "large": 1}
 
 
 def test_catching_up_ends_where_redis_limits_replies(own_server: RedisServer, prefix: str) -> None:
