@@ -18,7 +18,7 @@ from celery.signals import after_task_publish, before_task_publish
 from bridge.broker import connection as broker
 from bridge.broker.messages import Message, Refused, Route, by_queue
 from bridge.broker.producer import BrokerProducer
-from bridge.broker.templates import delivery_tags, render
+from bridge.broker.templates import delivery_tags, queue_reached, render
 from bridge.bus import PROPAGATOR
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidHandler, SettingsError
@@ -118,7 +118,8 @@ class Outbox:
         if self._only_celery_may_send() or self._differs_by_event(task):
             # If the queue is unknown or a router fails, only this handler must fail, not the whole batch later.
             routed = self._router.route(dict(options), task.name, [event.event.to_dict()], {}, task)
-            return Route.of(task, options, routed.get("queue"), routed.get("priority"), None)
+            queue = queue_reached(routed.get("queue"), routed.get("exchange"), routed.get("routing_key"))
+            return Route.of(task, options, queue, routed.get("priority"), None)
         template, queue, priority = render(
             self._app, task, options, broker.connect(self._app) if self._stamps else None
         )

@@ -167,10 +167,12 @@ class BrokerProducer:
             link.declarations.bind_delay_exchange(route.template.delayed_to)
         elif route.template.exchange:
             link.declarations.require_exchange(route.template.exchange)
-        if link.declarations.has_queue(route.queue):
+        queue = next(iter(filled_in["declare"] or ()), None)
+        if queue is not None and link.declarations.has_queue(queue.name):
             filled_in["declare"] = None  # kombu would check for every message whether it was declared
         link.producer.publish(**filled_in)
-        link.declarations.add_queue(route.queue)
+        if queue is not None:
+            link.declarations.add_queue(queue.name)
 
     def _wait_for_confirms(self, link: _Link) -> set[str]:
         """Wait until RabbitMQ has answered; return the ids of tasks whose messages it returned."""

@@ -117,7 +117,8 @@ def render(
         offline: A connection to the broker, if a stamp is wanted; nothing is sent over it.
 
     Returns:
-        The template, or None if Celery has to make each message itself; the queue and the priority.
+        The template, or None if Celery has to make each message itself; the queue, or None if the message reaches
+        another one; and the priority.
 
     Raises:
         Exception: Celery refuses the options, or does not know the queue.
@@ -129,6 +130,7 @@ def render(
     ahead = {"eta": options.get("countdown"), "expires": options.get("expires", task.expires)}
     timestamps = {name: ahead[name] for name in ahead if isinstance(body, tuple) and headers[name]}
     queue, priority = next(iter(publish["declare"] or ()), None), publish.get("priority")
+    queue = queue_reached(queue, publish["exchange"], publish["routing_key"])
     if not isinstance(body, tuple) or not all(isinstance(ahead_s, int | float) for ahead_s in timestamps.values()):
         return None, queue, priority  # task protocol 1, or a fixed time
     if delayed := publish["declare"] is None and getattr(publish["exchange"], "name", "") == DELAYS:
@@ -140,6 +142,17 @@ def render(
     publish |= {"retry": False, "retry_policy": None}
     template = Template(app, headers, publish, embed, serializer, timestamps, delayed_to=queue if delayed else None)
     return template if offline is None else _with_stamp(template, offline), queue, priority
+
+
+def queue_reached(queue: Any, exchange: Any, routing_key: str | None) -> Any:
+    """Return *queue*, the name of a queue or kombu's object, if a message reaches it; None if that is not known.
+
+    Celery names the default queue, too, if the options name another exchange.
+    """
+    name = str(getattr(exchange, "name", exchange) or "")
+    own = getattr(queue, "exchange", None)
+    known = not name or (own is not None and (own.name, queue.routing_key) == (name, routing_key))
+    return queue if known else None
 
 
 def _with_stamp(template: Template, offline: Connection) -> Template:
