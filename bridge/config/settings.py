@@ -125,10 +125,10 @@ class BridgeSettings(BaseSettings):
     #: Most dead letters kept per group, by count and by size. The oldest are evicted.
     max_dead_letters: int = Field(default=10_000, ge=1)
     max_dead_letter_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
-    #: A task that has not ended this long after it was sent (plus its countdown), and is known neither to be queued
-    #: nor to be running, is sent again.
+    #: A task that has not ended this long after it was sent (plus its countdown), and neither runs nor seems to wait,
+    #: is sent again. Each copy is waited for twice as long as the message before.
     redispatch_after_s: float = Field(default=3600.0, gt=0)
-    #: How often a task is sent again after its message was lost or its worker crashed. Then it becomes a dead letter.
+    #: How often a task is sent again after its message was lost or its worker crashed. Then it gets a dead letter.
     max_redispatches: int = Field(default=5, ge=1)
     #: How long a task is considered running after its worker last renewed its lease; a duplicate of its message waits
     #: for that long. The lease is renewed while the task runs, so a task may take longer.

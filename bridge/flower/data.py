@@ -35,7 +35,7 @@ _TIMEOUT_S = 2.5
 BY_STATE: dict[str, Callable[[set[str]], bool]] = {
     "running": lambda states: bool(states & {"STARTED", "RETRY"}),
     "succeeded": lambda states: "SUCCESS" in states and states <= {"SUCCESS", "SKIPPED"},
-    "failed": lambda states: "FAILURE" in states,
+    "failed": lambda states: bool(states & {"FAILURE", "GIVEN_UP"}),
     "waiting": lambda states: bool(states & {"WAITING", "SENT"}),
 }
 

@@ -13,6 +13,7 @@ from bridge.events import Event
 _BADGES = {
     "SUCCESS": "text-bg-success",
     "FAILURE": "text-bg-danger",
+    "GIVEN_UP": "text-bg-danger",
     "STARTED": "task-state-started",
     "RETRY": "text-bg-warning",
 }

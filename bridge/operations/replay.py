@@ -38,7 +38,8 @@ class Progress:
     Arguments:
         cursor, until: Where it resumes and where it ends, as arguments of XRANGE.
         at_ms: When it started, ms since the epoch.
-        replayed, skipped: How many events were appended, and how many cannot be replayed.
+        replayed, skipped: How many events were appended; how many cannot be replayed, or need not, because their task
+            has ended since in another way.
     """
 
     cursor: str
@@ -77,6 +78,7 @@ class Replay:
         self._names = keys
         self._key = keys.replay(settings.group, name)
         self._keys = [keys.journal, self._key, keys.dead(settings.group), keys.dead_size(settings.group)]
+        self._keys += [keys.inflight(settings.group), keys.inflight_tasks(settings.group)]
         self._keyring = Keyring(settings.signing_keys, settings.channel_prefix)
         self._replay = script(storage.client, "replay")
 
@@ -171,8 +173,9 @@ class Replay:
             if found.event is None:
                 step.skipped += 1
                 continue
-            data = self._marked(found.event, found, progress.at_ms)
-            step.events.append((found.dead_letter_id, found.event.id, found.event.type, data, found.handler))
+            event = found.event
+            data = self._marked(event, found, progress.at_ms)
+            step.events.append((found.dead_letter_id, event.id, event.type, data, found.handler, found.task_id))
             step.size += len(data)
             if len(step.events) == limit or step.size >= BATCH_BYTES:
                 yield step
@@ -204,7 +207,9 @@ class Replay:
         ttl_ms, group = self._settings.dedup_ttl_ms, self._settings.group
         head: list[Any] = [progress.cursor, step.to, ttl_ms, step.skipped, int(step.finished), group, self._name]
         args = [*head, *(part for event in step.events for part in event)]
-        keys = [*self._keys, *(self._names.replays(group, event_id) for _, event_id, *_ in step.events)]
+        keys = list(self._keys)
+        for _, event_id, *_, task_id in step.events:
+            keys += [self._names.replays(group, event_id), self._names.done(task_id)]
         counts = attempt(self._settings, f"replay {self._name}", lambda: self._replay(keys=keys, args=args))
         if counts is None:
             raise BridgeError(f"another process is running replay {self._name!r}; wait for it, or choose another name")
@@ -217,7 +222,7 @@ class _Step:
     """Events that are appended in one step, as arguments of the script, and the cursor after them."""
 
     to: str = ""
-    events: list[tuple[str, str, str, bytes, str]] = field(default_factory=list)
+    events: list[tuple[str, str, str, bytes, str, str]] = field(default_factory=list)
     size: int = 0
     skipped: int = 0
     finished: bool = False

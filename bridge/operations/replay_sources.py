@@ -31,6 +31,7 @@ class ReplayItem:
         handler: Name of the only task to run; empty: all that match.
         dead_letter_id: The dead letter that is deleted when the event is replayed.
         signed: Whether the event is signed and the replay may sign it again, because its mark changes the JSON.
+        task_id: The task of this dead letter, or empty. If its message arrives after the replay, it must not run.
     """
 
     place: str
@@ -41,6 +42,7 @@ class ReplayItem:
     dead_letter_id: str = ""
     problem: str = ""
     signed: bool = False
+    task_id: str = ""
 
 
 class Source(Protocol):
@@ -159,7 +161,8 @@ class DeadLetterSource:
         elif handler is not None and event is not None and not handler.matches(event.type):
             event, problem = None, f"handler {handler.task_name} receives no events of type {event_type}"
         event_id = dead_letter.event_id or (event.id if event else "")
-        return ReplayItem(place, event_id, event_type, event, dead_letter.handler, place, problem, signed)
+        task_id = dead_letter.task_id
+        return ReplayItem(place, event_id, event_type, event, dead_letter.handler, place, problem, signed, task_id)
 
     def _kept(self, part: Event) -> tuple[Event, bytes]:
         """Return the complete event of a redacted dead letter, and its JSON."""

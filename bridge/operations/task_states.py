@@ -35,8 +35,8 @@ class TaskNode:
 
     Arguments:
         state: ``WAITING`` (its event is not dispatched yet), ``SENT``, ``STARTED``, ``RETRY``, ``SUCCESS``, ``FAILURE``
-            (became a dead letter), ``SKIPPED`` (``where`` returned false, or the handler is newer than the event), or a
-            state of the result backend.
+            (became a dead letter), ``GIVEN_UP`` (has a dead letter, but may still run), ``SKIPPED`` (``where`` returned
+            false, or the handler is newer than the event), or a state of the result backend.
         handler: Name of the task; empty if it is unknown.
         queue, runtime_s: The queue of its message and the duration of its last run, if they are known.
         detail: Reason and error text of the dead letter.
@@ -217,8 +217,10 @@ def _task(task_id: str, handler: str, replay: str, status: TaskStatus) -> TaskNo
             task_id, handler, state, ended.queue, runtime_s, dead_letter_id=ended.dead_letter_id, replay=replay
         )
     queue = sent.queue if sent else ""
-    state = "STARTED" if running else ("RETRY" if sent.retried else "SENT") if sent else ""
-    return TaskNode(task_id, handler or (sent.handler if sent else ""), state, queue, replay=replay)
+    given_up = sent.given_up if sent else ""
+    state = "STARTED" if running else "GIVEN_UP" if given_up else ("RETRY" if sent.retried else "SENT") if sent else ""
+    handler = handler or (sent.handler if sent else "")
+    return TaskNode(task_id, handler, state, queue, dead_letter_id=given_up, replay=replay)
 
 
 def _with_dead_letter(node: TaskNode, dead_letter: DeadLetter | None) -> TaskNode:

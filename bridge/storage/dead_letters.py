@@ -73,10 +73,11 @@ class DeadLetters:
         return [result if isinstance(result, ResponseError) else bool(result) for result in results]
 
     def end_task_with(self, dead_letter: DeadLetter, ended: Ended | None) -> bool:
-        """Write a dead letter and remove its task from the ledger in one step; return as :meth:`add`. Safe to repeat.
+        """Write a dead letter and change the state of its task in one step; return as :meth:`add`. Safe to repeat.
 
         Arguments:
-            ended: How the task ended. None: it has not ended, and runs if its message arrives after all.
+            ended: How the task ended; it leaves the ledger. None: it is given up, unless it has ended or runs
+                meanwhile; if its message arrives after all, it runs, and the dead letter is withdrawn.
         """
         group, task_id = self._settings.group, dead_letter.task_id
         keys = self._keys_of(dead_letter)
@@ -90,7 +91,7 @@ class DeadLetters:
 
     def _arguments(self, dead_letter: DeadLetter, dedup_ttl_ms: int, ended: Ended | None = None) -> list[Any]:
         limits = (self._settings.max_dead_letters, self._settings.max_dead_letter_bytes)
-        done = (self._settings.dedup_ttl_ms, ended.encode()) if ended else (0, "")
+        done = (self._settings.dedup_ttl_ms, ended.encode() if ended else "")
         redacted = dead_letter.redacted_by(self._settings.redaction)  # it outlives the event
         return [dedup_ttl_ms, *limits, dead_letter.task_id, *done, *redacted.encode()]
 

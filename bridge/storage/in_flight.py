@@ -22,6 +22,8 @@ class InFlightTask(NamedTuple):
         redispatches: How often the message was sent again.
         retried: Whether the task has started and will start again, out of the order of its queue.
         retries: Number of the try that is due, from 0: how often Celery has retried the task.
+        given_up: Dead letter of a task that was given up; empty if it was not. If its message arrives after all, the
+            task runs, and the dead letter is withdrawn.
     """
 
     handler: str
@@ -33,6 +35,7 @@ class InFlightTask(NamedTuple):
     redispatches: int = 0
     retried: bool = False
     retries: int = 0
+    given_up: str = ""
 
     def encode(self) -> bytes:
         """Return the task as JSON."""
@@ -48,9 +51,9 @@ class InFlightTask(NamedTuple):
         """Return the task as it is sent again while the try of this number is due. Only the first one is delayed."""
         return self if retries == 0 else self._replace(retries=retries, retried=True, delay_ms=0)
 
-    def entry(self, task_id: str) -> LedgerEntry:
-        """Return what the ledger lists for this task."""
-        return LedgerEntry(task_id, self.encode(), self.delay_ms)
+    def entry(self, task_id: str, patience_ms: int = 0) -> LedgerEntry:
+        """Return what the ledger lists for this task, which is overdue *patience_ms* later than usual."""
+        return LedgerEntry(task_id, self.encode(), self.delay_ms + patience_ms)
 
 
 class Ended(NamedTuple):
@@ -119,11 +122,15 @@ class Overdue:
         task_id, in_flight: The task.
         left_queue: Whether its message has left its queue: a task that was sent more than ``lease_s`` later through the
             same queue has started.
+        lane_moves: Whether a task of the same queue has started within ``redispatch_after_s``.
+        event_left_ms: How long its event exists, at least.
     """
 
     task_id: str
     in_flight: InFlightTask
     left_queue: bool
+    lane_moves: bool
+    event_left_ms: int
 
 
 @dataclass(frozen=True)

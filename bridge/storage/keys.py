@@ -109,7 +109,7 @@ class Keys:
         return self._own(f"inflight-pairs:{group}")
 
     def queue_watermarks(self, group: str) -> str:
-        """Hash next to ``inflight``: queue to the time when the newest of its tasks that have started was sent."""
+        """Hash next to ``inflight``: how far the tasks of each queue have started. Fields: see ``start_run.lua``."""
         return self._own(f"inflight-lanes:{group}")
 
     def fencing_token(self, group: str) -> str:

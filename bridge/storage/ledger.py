@@ -13,6 +13,8 @@ them at any time, and each of them would send further retries.
                     +--+      v     |
                 redispatch   retrying
 
+    sent ---> given up ---> running, if its message arrives after all, or ended, if its dead letter is replayed
+
 ==========  ==========================  ===========================================================================
 state       in Redis                    what a crash leaves
 ==========  ==========================  ===========================================================================
@@ -22,6 +24,8 @@ running     in the ledger, with lease   the lease expires, the task becomes over
 retrying    in the ledger, ``retried``  a message that is lost becomes overdue, later by the delay of the retry. It is
                                         sent again with the number of the try that is due, which the ledger and the
                                         lease key have
+given up    in the ledger, with the id  a message that arrives starts the task, and its dead letter is withdrawn. The
+            of its dead letter          task is forgotten after ``dedup_ttl_s``, when its messages no longer start
 ended       done mark                   nothing; the mark expires after ``dedup_ttl_s``
 ==========  ==========================  ===========================================================================
 
@@ -36,10 +40,16 @@ running -> ended    worker           :meth:`Ledger.end`, or ``DeadLetters.end_ta
                                      the retry starts nevertheless: it has the token of the run that sent it
 redispatch          leader           :meth:`Ledger.find_overdue` and :meth:`Ledger.sweep_overdue`; the others are sent
                                      again and listed with :meth:`Ledger.acknowledge_sent`
-sent -> ended       leader, worker   ``DeadLetters.end_task_with``: after ``max_redispatches``, or as many deaths
+-> given up         leader           ``DeadLetters.end_task_with`` without an end: after ``max_redispatches``, or if its
+                                     event has expired or will
+given up -> running worker           :meth:`Ledger.start_run`, which deletes the dead letter
+given up -> ended   operator         ``operations.Replay`` of the dead letter, which has a task of its own
+sent -> ended       worker           ``DeadLetters.end_task_with``: after ``max_redispatches`` deaths
 ==================  ===============  ==============================================================================
 
-A task that has to be sent again after its event expired leaves the ledger with a dead letter, but without a done mark.
+A message that merely waits cannot be told from one that is lost: workers hold messages before they start them, and the
+queue may be unknown. So no task ends because it has not started.
+
 Each transition is one script or one transaction, and each can be repeated after a lost reply: the token of a run, or
 the mark that exists already, identifies the repetition.
 
@@ -102,6 +112,7 @@ class Ledger:
         self._tasks = keys.inflight_tasks(settings.group)
         self._watermarks = keys.queue_watermarks(settings.group)
         self._starts = keys.starts(settings.group)
+        self._dead, self._dead_size = keys.dead(settings.group), keys.dead_size(settings.group)
         self._redispatch_ms = int(settings.redispatch_after_s * 1000)
         self._lease_ms = int(settings.lease_s * 1000)
         # How long a message may be received again: as long as there are marks, and as long as it may be redispatched.
@@ -159,7 +170,7 @@ class Ledger:
             delivery: The message that was received.
         """
         keys = [self._keys.done(task_id), self._keys.lease(task_id)]
-        keys += [self._inflight, self._tasks, self._watermarks, self._starts]
+        keys += [self._inflight, self._tasks, self._watermarks, self._starts, self._dead, self._dead_size]
         max_deaths, dedup_ttl_ms = self._settings.max_redispatches, self._settings.dedup_ttl_ms
         args: list[Any] = [task_id, token, self._lease_ms, self._keep_ms, max_deaths, self._redispatch_ms]
         args += (int(idempotent), *delivery, dedup_ttl_ms)
@@ -211,26 +222,33 @@ class Ledger:
     # Redispatch
 
     def find_overdue(self, count: int) -> list[Overdue]:
-        """Return up to *count* tasks that should have ended, the longest overdue first."""
-        keys = [self._inflight, self._tasks, self._watermarks]
-        rows: Any = self._find_overdue(keys=keys, args=[count, self._lease_ms])
-        return [Overdue(task_id.decode(), InFlightTask.decode(text), bool(left)) for task_id, text, left in rows]
+        """Return up to *count* tasks that should have ended, the longest overdue first.
 
-    def sweep_overdue(self, overdue: Sequence[Overdue], queued: Collection[str]) -> list[Overdue]:
+        Tasks that were given up are no longer waited for when the marks of tasks expire. They leave the ledger then.
+        """
+        keys = [self._inflight, self._tasks, self._watermarks]
+        args = [count, self._lease_ms, self._redispatch_ms, self._settings.event_ttl_ms]
+        rows: Any = self._find_overdue(keys=keys, args=args)
+        return [
+            Overdue(task_id.decode(), InFlightTask.decode(text), bool(left), bool(moves), event_left_ms)
+            for task_id, text, left, moves, event_left_ms in rows
+        ]
+
+    def sweep_overdue(self, overdue: Sequence[Overdue], waiting: Collection[str]) -> list[Overdue]:
         """Return the tasks that must be sent again, each for the try that is due.
 
-        Of the others, those that have ended leave the ledger, and those that run or are queued are due later.
+        Of the others, those that have ended leave the ledger, and those that run or wait are due later.
 
         Arguments:
             overdue: Result of :meth:`find_overdue`.
-            queued: Ids of the tasks among them whose message still seems to be in its queue. This is believed for half
-                of ``event_ttl_s``, during which their journal entries certainly exist; then they are sent again.
+            waiting: Ids of the tasks among them whose message still seems to wait. For the first message this is
+                believed for half of ``event_ttl_s``, during which the journal entry certainly exists.
         """
         keys = [self._inflight, self._tasks]
         args: list[Any] = [self._redispatch_ms, max(self._redispatch_ms, self._settings.event_ttl_ms // 2)]
         for task in overdue:
             keys += (self._keys.done(task.task_id), self._keys.lease(task.task_id))
-            args += (task.task_id, int(task.task_id in queued))
+            args += (task.task_id, int(task.task_id in waiting))
         rows = cast("list[tuple[bytes, int]]", self._sweep_overdue(keys=keys, args=args))
         due = {task_id.decode(): retries for task_id, retries in rows}
         return [
@@ -263,5 +281,5 @@ class Ledger:
         ]
 
     def size(self) -> int:
-        """Return how many tasks were sent and have not ended."""
+        """Return how many tasks were sent and have not ended, including those that were given up."""
         return self._client.zcard(self._inflight)

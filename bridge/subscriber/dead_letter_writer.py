@@ -69,7 +69,7 @@ class DeadLetterWriter:
         return "" if is_over else f"Redis refuses dead letters: {self._refusal}"
 
     def write(self, dead_letter: DeadLetter, ended: Ended | None = None) -> bool:
-        """Write a dead letter, and remove its task from the ledger in the same step if it has one.
+        """Write a dead letter, and end its task or give it up in the same step if it has one.
 
         Arguments:
             ended: See :meth:`DeadLetters.end_task_with`.
@@ -90,7 +90,7 @@ class DeadLetterWriter:
             self._refused(error)
             return False
         if is_new:  # otherwise it was counted and logged when it was written
-            self._record(dead_letter)
+            self._record(dead_letter, ended)
         return True
 
     def write_rejected(self, dead_letters: Sequence[DeadLetter], *, remember: bool) -> None:
@@ -178,12 +178,13 @@ class DeadLetterWriter:
 
     # Counting and logging
 
-    def _record(self, dead_letter: DeadLetter) -> None:
+    def _record(self, dead_letter: DeadLetter, ended: Ended | None = None) -> None:
         """Count and log a dead letter that was written."""
         if dead_letter.task_id:
             self._counters.add("dead_lettered", event_type=dead_letter.event_type)
-            text = "Task %s (%s) ended in a dead letter (%s), event %s (%s): %s"
-            names = (dead_letter.task_id, dead_letter.handler, dead_letter.reason)
+            text = "Task %s (%s) %s a dead letter (%s), event %s (%s): %s"
+            state = "ended in" if ended is not None else "was given up, with"
+            names = (dead_letter.task_id, dead_letter.handler, state, dead_letter.reason)
             event = (dead_letter.event_id, dead_letter.event_type)
             extra = dead_letter_fields(Action.DEAD_LETTER, dead_letter, self._group)
             log.warning(text, *names, *event, dead_letter.detail, extra=extra)

@@ -133,7 +133,7 @@ class Action(StrEnum):
     )
     TASKS_REDISPATCHED = (
         "tasks_redispatched",
-        "Overdue tasks that were neither running nor queued were sent again.",
+        "Overdue tasks that neither ran nor seemed to wait were sent again.",
     )
     THREAD_FAILED = (
         "thread_failed",

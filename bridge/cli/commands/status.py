@@ -31,7 +31,7 @@ def status(ctx: click.Context, /, as_json: bool) -> None:
     BACKLOG    events in the journal that the group has not dispatched yet
     OLDEST     age of the oldest event in the backlog
     RATE       task messages per second, over the last ten seconds
-    IN FLIGHT  tasks that were sent and have not ended
+    IN FLIGHT  tasks that were sent and have not ended, including those that were given up and may still run
     OVERDUE    tasks in flight that should have ended
     DEAD       dead letters
 

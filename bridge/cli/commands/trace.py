@@ -16,6 +16,7 @@ from bridge.operations import EventNode, TaskNode, Tracer, further
 STATE_STYLES = {
     "SUCCESS": "green",
     "FAILURE": "bold red",
+    "GIVEN_UP": "bold red",
     "STARTED": "blue",
     "RETRY": "yellow",
     "SENT": "yellow",
@@ -36,13 +37,14 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
     of its last run and its queue.
 
     \b
-    WAITING  its event has not been dispatched yet
-    SENT     in its queue
-    STARTED  running
-    RETRY    will be retried
-    SUCCESS  done
-    FAILURE  became a dead letter, shown with reason and id (see bus dead)
-    SKIPPED  where= returned false, or the handler is newer than the event
+    WAITING   its event has not been dispatched yet
+    SENT      in its queue
+    STARTED   running
+    RETRY     will be retried
+    SUCCESS   done
+    FAILURE   became a dead letter, shown with reason and id (see bus dead)
+    GIVEN_UP  has a dead letter, too; but if a worker still gets its message, it runs, and the dead letter is removed
+    SKIPPED   where= returned false, or the handler is newer than the event
 
     \b
     Example:

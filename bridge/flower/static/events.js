@@ -8,6 +8,7 @@
         BADGES = {
             SUCCESS: 'text-bg-success',
             FAILURE: 'text-bg-danger',
+            GIVEN_UP: 'text-bg-danger',
             STARTED: 'task-state-started',
             RETRY: 'text-bg-warning'
         },
@@ -95,7 +96,7 @@
             return '<span class="bridge-muted">no handlers</span>';
         }
         var failed = function (one) {
-                return one.state === 'FAILURE';
+                return one.state === 'FAILURE' || one.state === 'GIVEN_UP';
             },
             sorted = all.filter(failed).concat(all.filter(function (one) {
                 return !failed(one);

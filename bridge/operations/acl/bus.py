@@ -36,9 +36,9 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "backlog": {"journal": "exists xlen xrange xrevrange xinfo|groups xpending"},
     "claim": {"journal": "xautoclaim", "fencing_token": "incrby"},
     "create_group": {"journal": "xgroup|create", "fencing_token": "incrby"},
-    "drop": {"dead": "xrange xdel", "dead_size": "hexists hincrby"},
+    "drop": {"dead": "xrange xdel", "dead_size": "hmget hincrby"},
     "elect": {"leader": "get set del"},
-    "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_tasks": "hget", "queue_watermarks": "hget"},
+    "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_tasks": "hget hdel", "queue_watermarks": "hmget"},
     "headers": {"journal": "xrevrange"},
     "leave": {"journal": "xpending xinfo|consumers xgroup|delconsumer"},
     "postpone": {"inflight": "zrem zadd"},
@@ -55,8 +55,11 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "journal": "xadd",
         "replay": "hget hmget hset hincrby pexpire",
         "dead": "xrange xdel",
-        "dead_size": "hexists hincrby",
+        "dead_size": "hmget hincrby",
+        "inflight": "zrem",
+        "inflight_tasks": "hdel",
         "replays": "zadd pexpire",
+        "done": "get set",
     },
     "report_presence": {"subscribers": "hgetall hdel hset pexpire", "group_settings": "hset hsetnx"},
     "start_run": {
@@ -66,15 +69,23 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "inflight_tasks": "hget hset hdel",
         "queue_watermarks": "hget hset",
         "starts": "hincrby",
+        "dead": "xrange xdel",
+        "dead_size": "hmget hincrby",
     },
     "sweep_overdue": {"inflight": "zrem zadd", "inflight_tasks": "hget hdel", "done": "exists", "lease": "hmget"},
     "trim": {"journal": "exists xrange xinfo|groups xpending xack xtrim", "group_settings": "hget"},
     "write_dead_letter": {
         "dead": "xadd xlen xrange xdel",
-        "dead_size": "hget hset hincrby",
+        "dead_size": "hmget hset hincrby",
         "dead_letter_dedup": "get set",
     },
     "write_dead_letter, of a task": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_tasks": "hdel"},
+    "write_dead_letter, giving up": {
+        "done": "exists",
+        "lease": "hget",
+        "inflight": "zadd",
+        "inflight_tasks": "hget hset",
+    },
 }
 #: Commands for the status of all groups. ``any_dead`` is the key of any group, ``dead`` that of the group in settings.
 _STATUS = {
@@ -111,7 +122,17 @@ _SUBSCRIBING = (
         "multi exec",
     ),
     _Needs(  # maintenance
-        ("elect", "claim", "leave", "find_overdue", "postpone", "sweep_overdue", "trim"), {"journal": "xinfo|consumers"}
+        (
+            "elect",
+            "claim",
+            "leave",
+            "find_overdue",
+            "postpone",
+            "sweep_overdue",
+            "write_dead_letter, giving up",
+            "trim",
+        ),
+        {"journal": "xinfo|consumers"},
     ),
     _Needs(  # monitoring
         ("backlog", "report_presence"),

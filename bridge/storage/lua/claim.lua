@@ -2,7 +2,7 @@
 --
 -- journal        stream  up to count entries that a consumer of the group has held for min_idle_ms pass to this one,
 --                        from the entry `cursor` on
--- fencing_token  string  counter; advanced if any has, in the same step: whoever held them can no longer dispatch them
+-- fencing_token  string  counter; advanced if any has, in the same step: a consumer that held them can no longer dispatch them
 --
 -- Returns [cursor, taken, removed]: where to go on, "0-0" at the end; how many entries passed; and how many no longer
 -- exist, which Redis drops from the pending ones. Redis 6.2 passes these too.

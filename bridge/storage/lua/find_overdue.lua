@@ -1,31 +1,42 @@
--- find_overdue(keys=[inflight, tasks, watermarks], args=[max_tasks, margin_ms])
+-- find_overdue(keys=[inflight, tasks, watermarks], args=[max_tasks, margin_ms, redispatch_ms, event_ttl_ms])
 --
 -- inflight    zset  task id -> when the task is overdue, ms
 -- tasks       hash  task id -> what was sent, see include/in_flight.lua
--- watermarks  hash  "<queue> <priority>" -> sent_ms of the newest task of that queue that has started
+-- watermarks  hash  "<lane>" -> sent_ms of the newest task of that lane that has started; "<lane> started" -> when the last
+--                   one started, ms
 --
--- Returns [task_id, task, left_queue] for up to max_tasks overdue tasks, the longest overdue first. left_queue is 1 when
--- a task that was sent more than margin_ms later through the same queue has started: then the message of this task is
--- no longer in the queue. The margin is needed because batches of several subscribers overlap, and because workers
--- fetch messages before they start them.
+-- Returns [task_id, task, left_queue, lane_moves, event_left_ms] for up to max_tasks overdue tasks, the longest overdue
+-- first. left_queue is 1 when a task that was sent more than margin_ms later through the same lane has started: then the
+-- message of this task is no longer in its queue. The margin is needed because batches of several subscribers overlap, and
+-- because workers fetch messages before they start them. lane_moves is 1 when a task of the lane has started within
+-- redispatch_ms. The event exists for event_left_ms more, at least.
+--
+-- A task that was given up is overdue when the marks of tasks expire, and is forgotten then.
 
 -- include: server_ms
 -- include: integer
 -- include: in_flight
 
 local inflight, tasks, watermarks = KEYS[1], KEYS[2], KEYS[3]
-local max_tasks, margin_ms = ARGV[1], tonumber(ARGV[2])
+local max_tasks, margin_ms, redispatch_ms, event_ttl_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 
+local now_ms = server_ms()
 local found = {}
-for _, task_id in ipairs(redis.call("ZRANGEBYSCORE", inflight, "-inf", integer(server_ms()), "LIMIT", 0, max_tasks)) do
+for _, task_id in ipairs(redis.call("ZRANGEBYSCORE", inflight, "-inf", integer(now_ms), "LIMIT", 0, max_tasks)) do
     local record = redis.call("HGET", tasks, task_id)
-    if record then
-        local sent_ms, json = parse_in_flight(record)
-        local task = cjson.decode(json)
-        local newest = redis.call("HGET", watermarks, task.queue .. " " .. task.priority)
-        found[#found + 1] = {task_id, json, newest and tonumber(newest) > tonumber(sent_ms) + margin_ms and 1 or 0}
+    local sent_ms, json = parse_in_flight(record or "")
+    local task = json and cjson.decode(json)
+    if task and not given_up(task) then
+        local lane = lane_of(task)
+        local newest, started_ms = unpack(redis.call("HMGET", watermarks, lane, lane .. " started"))
+        local left_queue = newest and tonumber(newest) > tonumber(sent_ms) + margin_ms
+        local lane_moves = started_ms and tonumber(started_ms) > now_ms - redispatch_ms
+        local appended_ms = tonumber(string.match(task.entry_id, "^%d+")) or 0
+        local event_left_ms = math.max(0, appended_ms + event_ttl_ms - now_ms)
+        found[#found + 1] = {task_id, json, left_queue and 1 or 0, lane_moves and 1 or 0, event_left_ms}
     else
         redis.call("ZREM", inflight, task_id)
+        redis.call("HDEL", tasks, task_id)
     end
 end
 return found

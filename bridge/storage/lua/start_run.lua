@@ -1,4 +1,4 @@
--- start_run(keys=[done, lease, inflight, tasks, watermarks, starts],
+-- start_run(keys=[done, lease, inflight, tasks, watermarks, starts, dead, dead_size],
 --           args=[task_id, token, lease_ms, keep_ms, max_deaths, redispatch_ms, idempotent,
 --                 retries, retry_of, sent_ms, dedup_ttl_ms])
 --
@@ -12,10 +12,11 @@
 -- inflight    zset    task id -> when the task is overdue, ms; postponed here, because the task runs
 -- tasks       hash    task id -> what was sent, see include/in_flight.lua. Its field retries is a second record of the try
 --                     that is due: it lasts until the task ends, but a task need not be listed
--- watermarks  hash    "<queue> <priority>" -> sent_ms of the newest task of that queue that has started, of those that
---                     were sent once only
+-- watermarks  hash    "<lane>" -> sent_ms of the newest task of that lane that has started, and "<lane> started" -> when
+--                     the last one started, ms; of those that were sent once only
 -- starts      hash    how long after its journal entry each first run started. "<e>": how many started within 2^e ms,
 --                     but not within 2^(e - 1); ms: the sum
+-- dead, dead_size     lose the dead letter of a task that was given up, and runs after all; see write_dead_letter.lua
 --
 -- The message has the number `retries`. It may be a copy of an earlier try, which its broker restored. The run `retry_of`
 -- has sent it as its retry, unless that is empty; so it need not wait until this run has released its lease. Any other run
@@ -29,8 +30,11 @@
 -- include: server_ms
 -- include: integer
 -- include: in_flight
+-- include: bytes_of
+-- include: drop_dead_letter
 
 local done, lease, inflight, tasks, watermarks, starts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local dead, dead_size = KEYS[7], KEYS[8]
 local task_id, token, lease_ms, keep_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local max_deaths, redispatch_ms, idempotent = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == "1"
 local retries, retry_of, sent_ms, dedup_ttl_ms = tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -58,6 +62,16 @@ due = math.max(tonumber(due or 0), task and task.retries or 0)
 if retries < due then
     return {-3, due}
 end
+
+local function withdraw_dead_letter()
+    local id = task and given_up(task)
+    if id then
+        drop_dead_letter(dead, dead_size, id)
+        task.given_up = nil
+        redis.call("HSET", tasks, task_id, format_in_flight(queued_ms, cjson.encode(task)))
+    end
+end
+
 deaths = tonumber(deaths or 0)
 local handed_on = holder == retry_of and retries > due
 if holder and holder ~= token and not handed_on then
@@ -74,6 +88,7 @@ if holder and holder ~= token and not handed_on then
     end
 end
 if deaths > max_deaths then
+    withdraw_dead_letter() -- it gets another one, which ends it
     return {-2, deaths}
 end
 redis.call(
@@ -83,19 +98,20 @@ redis.call("HDEL", lease, "asked_ms")
 redis.call("PEXPIRE", lease, keep_ms)
 
 if task then
+    withdraw_dead_letter()
     redis.call("ZADD", inflight, integer(now_ms + lease_ms + redispatch_ms), task_id)
     if retries > (task.retries or 0) then -- the run before could not release its lease
         task.retries, task.retried = retries, true
         redis.call("HSET", tasks, task_id, format_in_flight(queued_ms, cjson.encode(task)))
     end
     local first_message = task.redispatches == 0 and not task.retried
-    local queue = task.queue .. " " .. task.priority
-    local newest = redis.call("HGET", watermarks, queue)
-    -- Only a task that was sent once shows how far its queue has been processed. Of one that was sent again, this may be the first
+    -- Only a task that was sent once shows how far its lane has been processed. Of one that was sent again, this may be the first
     -- message, which is further ahead in the queue than queued_ms indicates. A retry starts when its delay is over, and maybe
     -- through another queue.
-    if first_message and (not newest or tonumber(newest) < tonumber(queued_ms)) then
-        redis.call("HSET", watermarks, queue, queued_ms)
+    if first_message then
+        local lane = lane_of(task)
+        local newest_ms = math.max(tonumber(queued_ms), tonumber(redis.call("HGET", watermarks, lane) or 0))
+        redis.call("HSET", watermarks, lane, integer(newest_ms), lane .. " started", integer(now_ms))
     end
     local appended_ms = tonumber(string.match(task.entry_id, "^%d+"))
     if appended_ms and not holder and first_message then

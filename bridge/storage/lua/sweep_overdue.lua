@@ -1,5 +1,5 @@
 -- sweep_overdue(keys=[inflight, tasks, done_1, lease_1 .. done_n, lease_n],
---               args=[redispatch_ms, max_wait_ms, task_1, queued_1 .. task_n, queued_n])
+--               args=[redispatch_ms, max_wait_ms, task_1, waits_1 .. task_n, waits_n])
 --
 -- Decides which overdue tasks are sent again, see ledger.py.
 --
@@ -8,8 +8,8 @@
 -- done_i    string  exists when task i has ended: it leaves the ledger
 -- lease_i   hash    see start_run.lua; while task i runs it is not overdue
 --
--- A task whose message seems to be queued (queued_i is "1") is not overdue either. But other messages may keep its queue
--- busy: a task that was sent once and has been queued for max_wait_ms is sent again.
+-- A task whose message seems to wait (waits_i is "1") is not overdue either. But that may be a mistake: a task that was
+-- sent once and has waited for max_wait_ms is sent again.
 --
 -- Returns [task_id, retries] of the tasks that must be sent again, with the number of the try that is due.
 
@@ -24,9 +24,12 @@ local redispatch_ms, max_wait_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local now_ms = server_ms()
 
-local function may_wait(task_id)
+local function may_wait(task_id, until_ms)
     local sent_ms, json = parse_in_flight(redis.call("HGET", tasks, task_id) or "")
-    return sent_ms and (now_ms - sent_ms < max_wait_ms or cjson.decode(json).redispatches > 0)
+    if not sent_ms or until_ms and tonumber(until_ms) > tonumber(sent_ms) then
+        return false -- a worker got the message, and died while it ran the task
+    end
+    return now_ms - sent_ms < max_wait_ms or cjson.decode(json).redispatches > 0
 end
 
 local function listed_retries(task_id)
@@ -36,12 +39,12 @@ end
 
 local send_again = {}
 for i = FIRST, #KEYS, PER_TASK do
-    local done, lease, task_id, queued = KEYS[i], KEYS[i + 1], ARGV[i], ARGV[i + 1] == "1"
+    local done, lease, task_id, waits = KEYS[i], KEYS[i + 1], ARGV[i], ARGV[i + 1] == "1"
     local until_ms, due = unpack(redis.call("HMGET", lease, "until_ms", "retries"))
     if redis.call("EXISTS", done) == 1 then
         redis.call("ZREM", inflight, task_id)
         redis.call("HDEL", tasks, task_id)
-    elseif until_ms and tonumber(until_ms) > now_ms or queued and may_wait(task_id) then
+    elseif until_ms and tonumber(until_ms) > now_ms or waits and may_wait(task_id, until_ms) then
         redis.call("ZADD", inflight, "XX", integer(now_ms + redispatch_ms), task_id)
     else
         send_again[#send_again + 1] = {task_id, math.max(tonumber(due or 0), listed_retries(task_id))}

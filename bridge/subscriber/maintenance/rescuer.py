@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from bridge.broker import Message, Outbox
@@ -13,7 +13,7 @@ from bridge.bus import Admission
 from bridge.errors import InvalidEvent
 from bridge.events import EncodedEvent
 from bridge.handlers import Registry, task_id_for
-from bridge.storage import DeadLetter, Ended, Entry, Overdue, Storage
+from bridge.storage import DeadLetter, Entry, LedgerEntry, Overdue, Storage
 from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.telemetry import Action, Counters, log_fields
 
@@ -28,11 +28,16 @@ _MAX_TIME_S = 1.0
 class Rescuer:
     """Sends overdue tasks of one group again. Used by one thread, and by the leader of the group only.
 
-    A message that is still queued must not be sent again: a duplicate would only lengthen the queue. Queues are FIFO,
-    and the ledger records, per queue, the send time of the newest task that has started. A task sent more than
-    ``lease_s`` before that time has left the queue. A later one is still queued, unless the queue is empty. A running
-    task has a lease. All other overdue tasks are sent again with their old task ids. If the first message arrives after
-    all, the done mark or the lease makes it harmless.
+    A message that still waits should not be sent again: a duplicate would only lengthen the queue. Queues are FIFO, and
+    the ledger records, per queue, the send time of the newest task that has started. A task sent more than ``lease_s``
+    before that time has left the queue. A later one still waits if the queue is not empty or not known, or if its tasks
+    go on starting: workers fetch messages long before they start them. A running task has a lease. All other overdue
+    tasks are sent again with their old task ids. If the first message arrives after all, the done mark or the lease
+    makes it harmless.
+
+    Which messages workers hold is not known. So a wrong decision must not be repeated again and again: each copy is
+    waited for twice as long as the message before, but not for longer than the event exists. A task that is given up in
+    the end gets a dead letter, but does not end: it may still wait somewhere.
 
     Arguments:
         storage: The ledger, and the events of its tasks; the settings have the ``max_redispatches``.
@@ -59,6 +64,7 @@ class Rescuer:
         self._registry = registry
         self._counters = counters
         self._settings = storage.settings
+        self._redispatch_ms = int(storage.settings.redispatch_after_s * 1000)
 
     def rescue(self, stop: threading.Event) -> None:
         """Redispatch overdue tasks, the longest overdue first, for about a second or until *stop* is set.
@@ -68,15 +74,25 @@ class Rescuer:
         """
         deadline = time.monotonic() + _MAX_TIME_S
         while not stop.is_set() and (overdue := self._ledger.find_overdue(_ROUND_TASKS)):
-            self._redispatch(self._ledger.sweep_overdue(overdue, self._queued(overdue)))
+            self._redispatch(self._ledger.sweep_overdue(overdue, self._waiting(overdue)))
             if time.monotonic() > deadline:
                 return
 
-    def _queued(self, overdue: Sequence[Overdue]) -> set[str]:
-        """Return the ids of those tasks whose messages are still in their queues."""
+    def _waiting(self, overdue: Sequence[Overdue]) -> set[str]:
+        """Return the ids of those tasks whose messages still seem to wait, in their queues or in workers."""
         queues = {task.in_flight.queue for task in overdue if not task.left_queue} - {""}
         busy = {queue for queue in queues if self._outbox.waiting(queue) > 0}
-        return {task.task_id for task in overdue if not task.left_queue and task.in_flight.queue in busy}
+        return {task.task_id for task in overdue if self._waits(task, busy)}
+
+    def _waits(self, task: Overdue, busy_queues: Container[str]) -> bool:
+        queue = task.in_flight.queue
+        if task.left_queue:
+            return False
+        return task.lane_moves or queue in busy_queues or (queue == "" and not self._is_last_check(task))
+
+    def _is_last_check(self, task: Overdue) -> bool:
+        """Whether a task was sent again, and its event would be gone at the next check: this is the time to keep it."""
+        return task.in_flight.redispatches > 0 and task.event_left_ms < self._redispatch_ms
 
     def _redispatch(self, overdue: Sequence[Overdue]) -> None:
         events = self._events(overdue)
@@ -95,15 +111,19 @@ class Rescuer:
             message = refused.message
             self._give_up(tasks.pop(message.task_id), _Unrecoverable(refused.reason, refused.detail, message.event))
         if tasks:
-            again = {
-                name: task.in_flight._replace(redispatches=task.in_flight.redispatches + 1)
-                for name, task in tasks.items()
-            }
-            self._ledger.acknowledge_sent([], [task.entry(task_id) for task_id, task in again.items()])
+            self._ledger.acknowledge_sent([], [self._sent_again(task) for task in tasks.values()])
             self._counters.add_each("redispatched", [message.event.type for message in messages])
             extra = log_fields(Action.TASKS_REDISPATCHED, group=self._settings.group, count=len(messages))
-            text = "%d overdue tasks were neither running nor queued; they were sent again"
+            text = "%d overdue tasks neither ran nor seemed to wait; they were sent again"
             log.warning(text, len(messages), extra=extra)
+
+    def _sent_again(self, task: Overdue) -> LedgerEntry:
+        """Return what the ledger lists of a task that was sent again."""
+        again = task.in_flight._replace(redispatches=task.in_flight.redispatches + 1)
+        event_left_ms = task.event_left_ms - again.delay_ms
+        longest_ms = max(self._redispatch_ms, event_left_ms - self._redispatch_ms)
+        patience_ms = min(self._redispatch_ms * 2**again.redispatches, longest_ms) - self._redispatch_ms
+        return again.entry(task.task_id, patience_ms)
 
     def _events(self, overdue: Sequence[Overdue]) -> dict[str, EncodedEvent]:
         """Return the events of tasks, by task id: from the journal, or from their keys if the entry was removed.
@@ -135,10 +155,9 @@ class Rescuer:
             return None
 
     def _messages(self, task: Overdue, event: EncodedEvent | None) -> list[Message]:
-        if task.in_flight.redispatches >= self._settings.max_redispatches:
-            raise _Unrecoverable(
-                "redispatch_limit", f"sent {task.in_flight.redispatches + 1} times and never ended", event
-            )
+        if task.in_flight.redispatches >= self._settings.max_redispatches or self._is_last_check(task):
+            text = f"sent {task.in_flight.redispatches + 1} times and never ended; it may still wait for a worker"
+            raise _Unrecoverable("redispatch_limit", text, event)
         if event is None:
             text = f"cannot be sent again: journal entry {task.in_flight.entry_id} and the event key have expired"
             text += ", or the key holds another event now"
@@ -159,9 +178,9 @@ class Rescuer:
             raise _Unrecoverable("message_failed", f"{type(error).__name__}: {error}", event) from error
 
     def _give_up(self, task: Overdue, why: _Unrecoverable) -> None:
-        """Write a dead letter for a task. It ends the task if it has the event, since it can be replayed then.
+        """Write a dead letter for a task, which may still run: its message may wait where the ledger cannot see it.
 
-        If Redis refuses the dead letter, the task stays in the ledger, and other overdue tasks come first.
+        If Redis refuses the dead letter, other overdue tasks come first.
         """
         handler, task_id, event = task.in_flight.handler, task.task_id, why.event
         if event is None:
@@ -170,8 +189,7 @@ class Rescuer:
         else:
             dead_letter = DeadLetter.of_event(why.reason, why.detail, event, event.data, handler, task_id)
         dead_letter = replace(dead_letter, attempts=task.in_flight.redispatches + 1)
-        ended = Ended(queue=task.in_flight.queue) if event is not None else None
-        if not self._dead_letters.write(dead_letter, ended):
+        if not self._dead_letters.write(dead_letter, ended=None):
             self._ledger.postpone(task_id, self._dead_letters.retry_s)
 
 

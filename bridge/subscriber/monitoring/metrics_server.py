@@ -179,7 +179,10 @@ def _of_groups(groups: Iterable[GroupStatus]) -> Iterator[Metric]:
             "Entries of the backlog that a consumer has read.",
             lambda g: sum(g.pending.values()),
         ),
-        "bridge_tasks_in_flight": ("Tasks that were sent and have not ended.", lambda g: g.in_flight),
+        "bridge_tasks_in_flight": (
+            "Tasks that were sent and have not ended, with those given up.",
+            lambda g: g.in_flight,
+        ),
         "bridge_tasks_overdue": ("Tasks in flight that should have ended.", lambda g: g.overdue),
         "bridge_dead_letters": ("Dead letters that are stored.", lambda g: g.dead_letters),
         "bridge_subscribers": ("Live subscribers.", lambda g: g.alive),

@@ -121,11 +121,13 @@ def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, c
     """The log line about a task that cannot be sent again quotes no sensitive value."""
     discreet = settings.model_copy(update={"redact_paths": SENSITIVE})
     storage, counters = Storage(client, discreet), Counters()
+    in_flight = InFlightTask("t.all", "e1", "1-1", "celery")
+    storage.ledger.acknowledge_sent([], [in_flight.entry("task-e1")])
     recovery = Rescuer(storage, Outbox(app, discreet), registry, DeadLetterWriter(storage, counters), counters)
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
     why = _Unrecoverable("message_failed", f"KeyError: {SECRET}", EncodedEvent.read(event.encode()))
-    recovery._give_up(Overdue("task-e1", InFlightTask("t.all", "e1", "1-1", "celery", 0, 0), left_queue=False), why)
-    assert "(t.all) ended in a dead letter (message_failed), event e1 (a.b): KeyError: [redacted]" in caplog.text
+    recovery._give_up(Overdue("task-e1", in_flight, left_queue=False, lane_moves=False, event_left_ms=0), why)
+    assert "given up, with a dead letter (message_failed), event e1 (a.b): KeyError: [redacted]" in caplog.text
     assert "lovelace" not in caplog.text
 
 

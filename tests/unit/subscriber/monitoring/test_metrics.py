@@ -132,7 +132,7 @@ def test_what_maintenance_does(
     assert page.events("lost") == {"": 1}
     assert page.value("bridge_entries_claimed_total") == 1
     assert page.value("bridge_consumers_removed_total") == 2
-    assert page.value("bridge_tasks_in_flight") == 0
+    assert page.value("bridge_tasks_in_flight") == 2, "they may still run"
     assert page.value("bridge_dead_letters_written_total") == 2
     eventually(lambda: scrape().events("trimmed") == {"": 2}, "expired entries are trimmed", 10)
 
