@@ -97,8 +97,8 @@ class Leases:
         return begun
 
     def token_of(self, task_id: str) -> str:
-        """Return the token of the run of a task that has begun in this process."""
-        return self._running[task_id]
+        """Return the token of the run of a task in this process; empty if it has ended."""
+        return self._running.get(task_id, "")
 
     def end(
         self,

@@ -49,7 +49,7 @@ _SCRIPTS: Mapping[str, Mapping[str, str]] = {
     },
     "publish, again": {"seen": "pexpire"},
     "publish, with the event key": {"event": "set"},
-    "release": {"lease": "hmget hset hdel pexpire", "inflight_tasks": "hget hset", "inflight": "zadd"},
+    "release": {"lease": "hget hset hdel pexpire", "inflight_tasks": "hget hset", "inflight": "zadd"},
     "renew": {"lease": "hget hset hdel pexpire"},
     "replay": {
         "journal": "xadd",

@@ -8,7 +8,8 @@
 -- tasks     hash  task id -> what was sent, see include/in_flight.lua
 --
 -- For a run that is over while its task is not: a message was sent whose try has the number `retries` and starts in
--- delay_ms. Nothing happens if another run has started since, or the task has ended; so a repetition is harmless.
+-- delay_ms. Nothing happens if the lease is not of this token: another run has started since, the task has ended, or this
+-- is a repetition.
 
 -- include: server_ms
 -- include: integer
@@ -18,14 +19,13 @@ local lease, inflight, tasks = KEYS[1], KEYS[2], KEYS[3]
 local task_id, token, redispatch_ms, delay_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local retries, keep_ms = ARGV[5], tonumber(ARGV[6])
 
-local record = redis.call("HGET", tasks, task_id)
-local holder, due = unpack(redis.call("HMGET", lease, "token", "retries"))
-if holder ~= token and (due or not record) then
+if redis.call("HGET", lease, "token") ~= token then
     return
 end
 redis.call("HSET", lease, "retries", retries)
 redis.call("HDEL", lease, "token", "until_ms", "asked_ms", "deaths")
 redis.call("PEXPIRE", lease, integer(keep_ms + delay_ms))
+local record = redis.call("HGET", tasks, task_id)
 if record then
     local now_ms = server_ms()
     local _, json = parse_in_flight(record)
