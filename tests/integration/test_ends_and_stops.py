@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections import Counter
 
 import pytest
@@ -15,6 +16,8 @@ from bridge.testing.redis_server import RedisServer
 from tests.support.processes import STOP_S, Processes, stops_worker
 from tests.support.waiting import eventually
 
+#: A worker without running tasks stops in this time, even under load.
+LONGER_THAN_A_STOP_S = 4.0
 #: The arguments of the worker, the handler, whether the worker receives SIGTERM, and what it logs before.
 STOPS: dict[str, tuple[tuple[str, ...], str, bool, str]] = {
     "pool process replaced": (("--max-tasks-per-child", "1"), "waiting.none", False, "Could not record the end"),
@@ -49,6 +52,9 @@ def test_the_end_of_a_task_is_recorded_before_its_process_ends(
         if terminated:
             worker.send_signal(signal.SIGTERM)
             eventually(lambda: "Warm shutdown" in processes.log("w1"), "the worker stops")
+            deadline = time.monotonic() + LONGER_THAN_A_STOP_S
+            eventually(lambda: time.monotonic() > deadline, "a worker without such tasks has stopped")
+            assert worker.poll() is None
         own_server.start()
         if terminated:
             assert worker.wait(STOP_S) == 0
