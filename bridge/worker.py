@@ -12,7 +12,7 @@ from celery import Celery, _state, bootsteps
 from celery.signals import task_revoked, worker_process_shutdown, worker_shutdown, worker_shutting_down
 from pydantic import SecretStr
 
-from bridge.bus import current_event, install_propagation
+from bridge.bus import current_event, install_propagation, install_tracking
 from bridge.config import BridgeSettings, refuse_pickled_tasks
 from bridge.errors import SettingsError
 from bridge.handlers import end_revoked, note_stopping, registry, share_progress, wait_for_ends
@@ -27,6 +27,7 @@ def install(app: Celery) -> None:
     the app's configuration. Calling this again changes nothing.
     """
     install_propagation()
+    install_tracking()
     json_logs.install(app, _wants_json_logs, current_event)
     task_revoked.connect(end_revoked, weak=False, dispatch_uid="bridge.end_revoked")
     worker_shutting_down.connect(note_stopping, weak=False, dispatch_uid="bridge.note_stopping")

@@ -11,7 +11,8 @@ from bridge.bus.causation import PROPAGATOR, current_event, handling, install_pr
 from bridge.bus.listener import Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
 from bridge.bus.local import LocalBus, Publication
 from bridge.bus.publish import get_bus, per_bus, publish_event
-from bridge.bus.run_state import current_request, run_state
+from bridge.bus.run_state import run_state
+from bridge.bus.running import current_request, install_tracking
 
 __all__ = [
     "PROPAGATOR",
@@ -28,6 +29,7 @@ __all__ = [
     "get_bus",
     "handling",
     "install_propagation",
+    "install_tracking",
     "per_bus",
     "publish_event",
     "run_state",

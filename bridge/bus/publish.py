@@ -13,8 +13,9 @@ from celery import Celery
 from celery.app import app_or_default
 
 from bridge.bus.bus import EventBus
-from bridge.bus.causation import current_cause, next_event_id, other_event_id_for
+from bridge.bus.causation import cause_at, next_event_id, other_event_id_for
 from bridge.bus.local import Publication
+from bridge.bus.running import Origin, origin
 from bridge.config import BridgeSettings, hidden_address
 from bridge.events import caused_by
 from bridge.telemetry import Action, log_fields
@@ -74,7 +75,8 @@ def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fi
     Inside a task, also in a subtask of a handler, the event joins the chain of the event that started the task: it
     inherits the correlation id and records its cause and the number of hops. Its id is derived from the task id, the
     type and the order of publication, so that a task that runs again publishes nothing twice. If the second run
-    publishes a different event in that place, it is published as a new event.
+    publishes a different event in that place, it is published as a new event: for example if the payload has a time, or
+    if the order has changed. In other threads of the task the id is derived from the payload, not from the order.
 
     Arguments:
         type: What happened, e.g. ``dream.summarised``.
@@ -91,21 +93,22 @@ def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fi
         BusUnavailable: Redis did not accept the event, after bounded retries. Publishing it again is safe.
         NotReplicated: Redis has the event, but fewer than ``wait_replicas`` replicas do.
     """
+    found = origin()
     if id is not None:
-        return _publish(type, payload, fields | {"id": id})
-    with next_event_id(type) as derived_id:
+        return _publish(found, type, payload, fields | {"id": id})
+    with next_event_id(found, type, payload) as derived_id:
         if derived_id is None:
-            return _publish(type, payload, fields)
-        publication = _publish(type, payload, fields | {"id": derived_id})
+            return _publish(found, type, payload, fields)
+        publication = _publish(found, type, payload, fields | {"id": derived_id})
         if publication.conflict:
             # An earlier run of this task has published a different event under this id. Both are published.
             other_id = other_event_id_for(derived_id, publication.event.digest)
-            publication = _publish(type, payload, fields | {"id": other_id})
+            publication = _publish(found, type, payload, fields | {"id": other_id})
         return publication
 
 
-def _publish(type: str, payload: Any, fields: dict[str, Any]) -> Publication:
-    return get_bus().publish(caused_by(current_cause(), type, payload, **fields))
+def _publish(found: Origin, type: str, payload: Any, fields: dict[str, Any]) -> Publication:
+    return get_bus().publish(caused_by(cause_at(found), type, payload, **fields))
 
 
 def _forget_parents_buses() -> None:

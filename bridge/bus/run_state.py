@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import heapq
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery import current_app
+from bridge.events import Event
 
 #: Attribute of the request. A task that calls itself as a function gets a copy of its request, with the same state.
 _ATTRIBUTE = "bridge_run"
+
+
+class Numbers:
+    """Numbers from 0, for each key. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next: dict[str, int] = defaultdict(int)
+        self._returned: dict[str, list[int]] = defaultdict(list)
+
+    @contextmanager
+    def take(self, key: str) -> Iterator[int]:
+        """Yield the smallest number of this key that is not taken. An error in the block returns it."""
+        with self._lock:
+            returned = self._returned[key]
+            number = heapq.heappop(returned) if returned else self._next[key]
+            self._next[key] = max(self._next[key], number + 1)
+        try:
+            yield number
+        except BaseException:
+            with self._lock:
+                heapq.heappush(returned, number)
+            raise
 
 
 @dataclass
@@ -17,12 +44,14 @@ class RunState:
     """One run of a task, of a handler or of a subtask.
 
     Arguments:
-        published: How many events of each type this run has published.
+        event: What the handler was called with; None in other tasks.
+        published: Numbers the events of each type that this run has published.
         began_s: When the handler's lease was taken, by the monotonic clock; None before, and in other tasks.
         has_effect_transaction: Whether this run has entered its effect transaction.
     """
 
-    published: Counter[str] = field(default_factory=Counter)
+    event: Event[Any] | None = None
+    published: Numbers = field(default_factory=Numbers)
     began_s: float | None = None
     has_effect_transaction: bool = False
 
@@ -34,10 +63,3 @@ def run_state(request: Any) -> RunState:
     if state is None:
         state = attributes[_ATTRIBUTE] = RunState()
     return state
-
-
-def current_request() -> Any:
-    """Return the request of the task that is running in this thread; None outside a worker's task."""
-    # Not current_task: a handler called as a plain function inside a task belongs to that task's run.
-    task = current_app.current_worker_task
-    return None if task is None else task.request

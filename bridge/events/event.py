@@ -43,7 +43,7 @@ _FROM_WIRE = {"from_wire": True}
 class Cause:
     """The cause of an event: what the event that follows from it needs to know. Sent in headers of Celery messages."""
 
-    event_id: str
+    event_id: str  #: Empty if only the hops are known; the correlation id then as well.
     correlation_id: str
     hops: int
     #: Id of the handler task that publishes the consequence; empty outside a task.
@@ -277,10 +277,9 @@ def caused_by(cause: Cause | None, type: str, payload: Any = None, **fields: Any
     """Return a new event that *cause* caused; without a cause it starts a chain."""
     if cause is not None:
         fields = _renamed(fields)
-        fields.setdefault("correlationId", cause.correlation_id)
-        chain: dict[str, Any] = {"causationId": cause.event_id, "hops": cause.hops + 1}
-        if cause.task_id:
-            chain["taskId"] = cause.task_id
+        fields.setdefault("correlationId", cause.correlation_id or None)
+        chain = {"causationId": cause.event_id, "hops": cause.hops + 1, "taskId": cause.task_id}
+        chain = {name: value for name, value in chain.items() if value != ""}
         # The chain takes precedence: a caller that passes on the parent's metadata must not disable the hop limit.
         fields["metadata"] = (fields.get("metadata") or {}) | chain
     return Event(type=type, payload=payload, **fields)

@@ -84,6 +84,7 @@ class Run:
             soft_limit.allow()
 
     def _call(self, event: Event[Any]) -> Any:
+        self._state.event = event
         try:
             with handling(event), self._redacting_errors():
                 result = self._task.run(event)

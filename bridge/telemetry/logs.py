@@ -88,6 +88,10 @@ class Action(StrEnum):
     )
     OUTAGE = "outage", "Redis, the broker or a thread of the subscriber failed. It is retried until it works."
     OUTAGE_OVER = "outage_over", "The outage is over."
+    PUBLISHING_TASK_UNKNOWN = (
+        "publishing_task_unknown",
+        "A thread that belongs to no known task has published an event, which has no cause. One line in each process.",
+    )
     REPLAY_REQUESTED = "replay_requested", "A user requested a retry or a replay on the Events pages of Flower."
     REPLAY_SOURCE_TRIMMED = (
         "replay_source_trimmed",
