@@ -40,6 +40,8 @@ _HEALING_TEXT = re.compile(
     _BEFORE_CODE + r"(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|NOSCRIPT|OOM|READONLY|TRYAGAIN) "
     # Of the same situations, as Redis describes them inside a script, and of a server without a free connection
     "|the cluster is down|on a stale replica|slot not served|rehashing of the slot|max number of clients"
+    # A subscriber repairs a journal with the last possible id
+    "|exhausted the last possible ID"
     # A blocking command was ended by a failover, not because its stream was deleted
     "|UNBLOCKED force unblock"
 )

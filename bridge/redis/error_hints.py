@@ -72,6 +72,10 @@ _HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
         ("not loaded", "not allowed to load"),
         "Start a subscriber of this version: it loads the scripts of publishers. Or allow this user +script|load.",
     ),
+    (
+        ("exhausted the last possible ID",),
+        "A program has written the last possible id to the journal: start a subscriber, which repairs it.",
+    ),
     (("NOREPLICAS",), "Check its replicas: fewer of them follow it than min-replicas-to-write requires."),
     (("MISCONF",), "Check the log and the disk of Redis: it cannot save its data, and accepts no write until it can."),
     (("BUSY Redis",), "A script of another client blocks Redis: wait for its end, or stop it with SCRIPT KILL."),

@@ -21,6 +21,7 @@ from bridge.storage.group_settings import GroupSettings
 from bridge.storage.in_flight import Delivery, Ended, InFlightTask, LedgerEntry, Overdue, RunStart, TaskStatus
 from bridge.storage.journal import MAX_INDEXED, RATE_WINDOW_S, AppendResult, group_errors, new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
+from bridge.storage.journal_repair import MAX_AHEAD_MS
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
 from bridge.storage.lua import provide_scripts, script
@@ -31,6 +32,7 @@ from bridge.storage.storage import Storage
 
 __all__ = [
     "HEARTBEAT_INTERVAL_S",
+    "MAX_AHEAD_MS",
     "MAX_INDEXED",
     "RATE_WINDOW_S",
     "AppendResult",

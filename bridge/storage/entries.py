@@ -22,24 +22,28 @@ def entries_by_id(client: Redis, key: str, entry_ids: Sequence[str]) -> dict[str
 class Entry(NamedTuple):
     """One entry as a consumer reads it; its *data* is missing if it was removed before it was acknowledged.
 
-    A replay addresses its entries to one *group*, and may name the one *handler* it is for.
+    A replay addresses its entries to one *group*, and may name the one *handler* it is for. The groups *done* had
+    acknowledged it before it was moved.
     """
 
     entry_id: bytes
     data: bytes | None
     group: str | None = None
     handler: str | None = None
+    done: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, entry_id: bytes, fields: Mapping[bytes, bytes] | None) -> Entry:
         """Return the entry with these fields, which any program may have written."""
         fields = fields or {}
         # A name that is not UTF-8 is not that of any group or handler.
-        return cls(entry_id, fields.get(b"event"), _name(fields.get(b"group")), _name(fields.get(b"handler")))
+        done = tuple(_name(fields.get(b"done", b"")).split())
+        group, handler = (_name(fields[name]) if name in fields else None for name in (b"group", b"handler"))
+        return cls(entry_id, fields.get(b"event"), group, handler, done)
 
 
-def _name(name: bytes | None) -> str | None:
-    return None if name is None else name.decode(errors="backslashreplace")
+def _name(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")
 
 
 @dataclass(frozen=True)

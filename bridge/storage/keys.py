@@ -67,6 +67,15 @@ class Keys:
         return self._own("group-settings")
 
     @property
+    def set_aside(self) -> str:
+        """List: names of the streams :meth:`aside`, the oldest first."""
+        return self._own("set-aside")
+
+    def aside(self, name: str) -> str:
+        """Stream: entries that are on their way back to the journal, see ``set_aside.lua``."""
+        return self._own(f"aside:{name}")
+
+    @property
     def heartbeat(self) -> str:
         """Channel on which a subscriber receives its own messages, to notice a connection that died silently."""
         return self._own("heartbeat")

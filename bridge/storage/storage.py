@@ -12,6 +12,7 @@ from bridge.storage.event_keys import EventKeys
 from bridge.storage.group_settings import GroupSettingsStore
 from bridge.storage.journal import Journal
 from bridge.storage.journal_consumer import JournalConsumer
+from bridge.storage.journal_repair import JournalRepair
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
 from bridge.storage.presence import PresenceStore
@@ -44,6 +45,11 @@ class Storage:
     def journal(self) -> Journal:
         """The stream of every event."""
         return Journal(self.client, self.settings, self.keys, self.event_keys)
+
+    @cached_property
+    def journal_repair(self) -> JournalRepair:
+        """What makes the ids of the journal times again."""
+        return JournalRepair(self.client, self.keys)
 
     def consumer(self, name: str) -> JournalConsumer:
         """Return the journal as the consumer of this name reads it for the group."""

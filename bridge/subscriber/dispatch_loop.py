@@ -9,6 +9,7 @@ from bridge.errors import JournalLost
 from bridge.redis import BackOff
 from bridge.storage import JournalConsumer, Storage
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
+from bridge.subscriber.dispatch.entry_reader import JournalAhead
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.maintenance.maintenance import Maintenance
 from bridge.telemetry import Action, Counters, Liveness, log_fields
@@ -75,7 +76,7 @@ class DispatchLoop:
                 joined = joined or self._join()
                 self.connected.set()
                 if joined:
-                    self._dispatcher.step()
+                    self._step(stop)
                     self._maintenance.step(stop)
                     if self._catch_up.caught_up.is_set():
                         self.ready.set()
@@ -89,6 +90,12 @@ class DispatchLoop:
             self._leave()
         else:
             self._dispatcher.close()
+
+    def _step(self, stop: threading.Event) -> None:
+        try:
+            self._dispatcher.step()
+        except JournalAhead:
+            self._maintenance.repair_journal(stop)  # at once, since publishers may wait for it
 
     def _join(self) -> bool:
         """Ensure that the group exists; return False while that has to wait."""

@@ -66,10 +66,15 @@ class Action(StrEnum):
         "group_created",
         "A consumer group was created: for a new application, or again after its journal was deleted.",
     )
+    JOURNAL_AHEAD = (
+        "journal_ahead",
+        "The ids of the journal were ahead of the clock of Redis. Its entries are moved to a new journal.",
+    )
     JOURNAL_LOST = (
         "journal_lost",
         "The journal or the consumer group was deleted. Both are recreated and filled from the event keys.",
     )
+    JOURNAL_REPAIRED = "journal_repaired", "Entries were moved to a new journal, because of journal_ahead."
     LEASE_LOST = (
         "lease_lost",
         "A running task lost its lease, as after a long freeze of its process. Another copy of it may run.",

@@ -18,75 +18,12 @@ from typing import Literal, NamedTuple, get_args
 from bridge.config import BridgeSettings
 from bridge.errors import SettingsError
 from bridge.operations.acl.rules import CONNECTING, Grant, Name, exact, granted, literal_pattern, prefix
+from bridge.operations.acl.scripts import SCRIPTS
 from bridge.storage import Keys
 
 Role = Literal["publisher", "subscriber", "worker", "operator"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-#: The commands of each script by kind of key, which is a method of Keys. After a comma: a case in which it needs more.
-_SCRIPTS: Mapping[str, Mapping[str, str]] = {
-    "acknowledge_sent": {"journal": "xack", "done": "mget", "inflight": "zrem zadd", "inflight_tasks": "hdel hset"},
-    "append": {
-        "journal": "xadd xrange",
-        "group_settings": "hvals",
-        "seen": "get set",
-        "consequences": "zadd zcard zremrangebyscore pexpire unlink",
-    },
-    "append, limited": {"rate": "get incr pexpire"},
-    "backlog": {"journal": "exists xlen xrange xrevrange xinfo|groups xpending"},
-    "claim": {"journal": "xautoclaim", "fencing_token": "incrby"},
-    "create_group": {"journal": "xgroup|create", "fencing_token": "incrby"},
-    "drop": {"dead": "xrange xdel", "dead_size": "hmget hincrby"},
-    "elect": {"leader": "get set del"},
-    "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_tasks": "hget hdel", "queue_watermarks": "hmget"},
-    "headers": {"journal": "xrevrange"},
-    "leave": {"journal": "xpending xinfo|consumers xgroup|delconsumer"},
-    "postpone": {"inflight": "zrem zadd"},
-    "publish": {
-        "journal": "xadd",
-        "seen": "get set",
-        "consequences": "zadd zcard zremrangebyscore pexpire unlink",
-    },
-    "publish, again": {"seen": "pexpire"},
-    "publish, with the event key": {"event": "set"},
-    "release": {"lease": "hget hset hdel pexpire", "inflight_tasks": "hget hset", "inflight": "zadd"},
-    "renew": {"lease": "hget hset hdel pexpire"},
-    "replay": {
-        "journal": "xadd",
-        "replay": "hget hmget hset hincrby pexpire",
-        "dead": "xrange xdel",
-        "dead_size": "hmget hincrby",
-        "inflight": "zrem",
-        "inflight_tasks": "hdel",
-        "replays": "zadd pexpire",
-        "done": "get set",
-    },
-    "report_presence": {"subscribers": "hgetall hdel hset pexpire", "group_settings": "hset hsetnx"},
-    "start_run": {
-        "done": "exists",
-        "lease": "hmget hset hdel pexpire",
-        "inflight": "zrem zadd",
-        "inflight_tasks": "hget hset hdel",
-        "queue_watermarks": "hget hset",
-        "starts": "hincrby",
-        "dead": "xrange xdel",
-        "dead_size": "hmget hincrby",
-    },
-    "sweep_overdue": {"inflight": "zrem zadd", "inflight_tasks": "hget hdel", "done": "exists", "lease": "hmget"},
-    "trim": {"journal": "exists xrange xinfo|groups xpending xack xtrim", "group_settings": "hget"},
-    "write_dead_letter": {
-        "dead": "xadd xlen xrange xdel",
-        "dead_size": "hmget hset hincrby",
-        "dead_letter_dedup": "get set",
-    },
-    "write_dead_letter, of a task": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_tasks": "hdel"},
-    "write_dead_letter, giving up": {
-        "done": "exists",
-        "lease": "hget",
-        "inflight": "zadd",
-        "inflight_tasks": "hget hset",
-    },
-}
 #: Commands for the status of all groups. ``any_dead`` is the key of any group, ``dead`` that of the group in settings.
 _STATUS = {
     "journal": "xinfo|consumers",
@@ -131,8 +68,10 @@ _SUBSCRIBING = (
             "sweep_overdue",
             "write_dead_letter, giving up",
             "trim",
+            "set_aside",
+            "move_back",
         ),
-        {"journal": "xinfo|consumers"},
+        {"journal": "xinfo|consumers", "set_aside": "lindex"},
     ),
     _Needs(  # monitoring
         ("backlog", "report_presence"),
@@ -217,7 +156,8 @@ def bus_grants(
     needs = [fitting for one in needs for fitting in _fitting(one, settings)]
     names = _names(settings)
     scripts = {script for one in needs for script in one.scripts}
-    declared = {kind for script in scripts for kind in _SCRIPTS[script]}
+    declared = {kind for script in scripts for kind in SCRIPTS[script]}
+    declared = {kind for kind in declared if f"any_{kind}" not in declared}
     keyless = CONNECTING.union(*(one.keyless.split() for one in needs))
     if scripts and role != "publisher":  # subscribers load the scripts of publishers, who could load one without an end
         keyless |= {"script|load"}
@@ -258,7 +198,7 @@ def _fitting(one: _Needs, settings: BridgeSettings) -> Iterator[_Needs]:
 def _commands(needs: Sequence[_Needs], scripts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield kinds of keys with their commands, without those that are already allowed on the keys of all groups."""
     by_kind: defaultdict[str, set[str]] = defaultdict(set)
-    for some in [*(_SCRIPTS[script] for script in sorted(scripts)), *(one.keys for one in needs)]:
+    for some in [*(SCRIPTS[script] for script in sorted(scripts)), *(one.keys for one in needs)]:
         for kind, commands in some.items():
             by_kind[kind].update(commands.split())
     for kind, allowed in by_kind.items():
@@ -278,6 +218,9 @@ def _names(settings: BridgeSettings) -> dict[str, list[Name]]:
     all_by_id = [prefix(getattr(keys, kind)("", "").rstrip(":") + ":") for kind in _OF_GROUP_BY_ID]
     return {
         "journal": [exact(keys.journal)],
+        "aside": [prefix(keys.aside(""))],
+        "journals": [exact(keys.journal), prefix(keys.aside(""))],
+        "set_aside": [exact(keys.set_aside)],
         "group_settings": [exact(keys.group_settings)],
         **{kind: [prefix(getattr(keys, kind)(""))] for kind in _BY_ID},
         "rate": [prefix(keys.rate("").rpartition(":")[0] + ":")],

@@ -75,6 +75,7 @@ class Dispatcher:
 
         Raises:
             JournalLost: The group no longer exists.
+            JournalAhead: The ids of the journal are ahead of the clock.
             Exception: Redis or the broker failed. What was not acknowledged is dispatched by the next step.
         """
         try:

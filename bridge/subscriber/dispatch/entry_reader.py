@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 
 from bridge.config import BATCH_BYTES, BridgeSettings
-from bridge.storage import Entry, JournalConsumer
+from bridge.errors import BridgeError
+from bridge.storage import MAX_AHEAD_MS, Entry, JournalConsumer, stream_position
 from bridge.subscriber.dispatch.router import Batch
 from bridge.subscriber.dispatch.transaction import DispatchTransaction
 
@@ -16,6 +17,10 @@ _FIRST_LIMIT = 32
 _FIRST = b"0"
 #: Entries of a batch that make it likely that more are waiting.
 _BACKLOG = 16
+
+
+class JournalAhead(BridgeError):
+    """Ids of the journal are ahead of the clock, which has to be repaired first: see :class:`JournalRepair`."""
 
 
 class EntryReader:
@@ -49,6 +54,7 @@ class EntryReader:
 
         Raises:
             JournalLost: The journal or the group no longer exists.
+            JournalAhead: The ids of the journal are ahead of the clock.
             RedisError: Redis failed. It may have assigned entries to this consumer: read pending entries next.
         """
         self._transaction.open()
@@ -58,8 +64,11 @@ class EntryReader:
         if self._pending_after is not None:
             entries = self._consumer.pending_entries(self.limit, self._pending_after)
             self._pending_after = entries[-1].entry_id if entries else None
-            return entries
-        return ahead or self._consumer.read(self.limit, self._settings.block_ms)
+        else:
+            entries = ahead or self._consumer.read(self.limit, self._settings.block_ms)
+        if entries and stream_position(entries[-1].entry_id.decode())[0] > self._transaction.now_ms + MAX_AHEAD_MS:
+            raise JournalAhead
+        return entries
 
     def reads_ahead(self, entries: Sequence[Entry]) -> bool:
         """Whether to read the entries after *entries*, which were just read, while these are dispatched."""

@@ -89,8 +89,8 @@ class Router:
         ]
 
     def _messages(self, entry: Entry, batch: Batch) -> list[Message]:
-        if entry.group not in (None, self._group):
-            return []  # a replay for another group
+        if entry.group not in (None, self._group) or self._group in entry.done:
+            return []  # a replay for another group, or an entry that this one had acknowledged before it was moved
         if entry.data is None:
             batch.counts.append((entry.entry_id, "lost", ""))
             return []

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 #: Entries per claim: one step must not block Redis for long.
 _CLAIM_COUNT = 50
+#: No further step of a repair begins after this time; dispatch waits meanwhile.
+_MAX_REPAIR_S = 1.0
 
 Job = Callable[[threading.Event], None]
 
@@ -61,8 +63,18 @@ class Maintenance:
         self._claim_idle_ms = int(settings.claim_idle_s * 1000)
         self._interval_s = settings.maintenance_interval_s
         self._due_at = 0.0
+        self._journal_repair = storage.journal_repair
+        #: Whether entries of a journal that was set aside may be left.
+        self._moves_back = False
         #: In this order. Each ends early when its argument is set.
-        self._jobs: list[Job] = [self._claim, self._remove_dead, self._trim, self._rescan, rescuer.rescue]
+        self._jobs: list[Job] = [
+            self.repair_journal,
+            self._claim,
+            self._remove_dead,
+            self._trim,
+            self._rescan,
+            rescuer.rescue,
+        ]
 
     def step(self, stop: threading.Event) -> None:
         """Execute the jobs if they are due and this subscriber is the leader; end early when *stop* is set.
@@ -73,6 +85,8 @@ class Maintenance:
             JournalLost: The journal or the group no longer exists.
             Exception: Redis or the broker failed. The jobs are due again after the usual interval.
         """
+        if self._moves_back:
+            self.repair_journal(stop)
         if time.monotonic() < self._due_at:
             return
         self._due_at = time.monotonic() + self._interval_s
@@ -89,6 +103,31 @@ class Maintenance:
                 refusals.append(error)
         if refusals:
             raise refusals[0]
+
+    def repair_journal(self, stop: threading.Event) -> None:
+        """Make the ids of the journal times again if they are ahead of the clock; move entries for about a second.
+
+        Any subscriber may do so. The next steps continue.
+
+        Raises:
+            Exception: Redis failed; the next call continues.
+        """
+        if ahead_ms := self._journal_repair.set_aside():
+            extra = log_fields(Action.JOURNAL_AHEAD, group=self._group, consumer=self._consumer.name)
+            text = (
+                "The last id of the journal was %.0f s ahead of the clock of Redis. Its entries get new ids. Check the "
+            )
+            text += "clock of the server, and which programs have permission to write to the journal."
+            log.error(text, ahead_ms / 1000, extra=extra)
+        deadline = time.monotonic() + _MAX_REPAIR_S
+        moved = 0
+        self._moves_back = True
+        while self._moves_back and not stop.is_set() and time.monotonic() < deadline:
+            count, self._moves_back = self._journal_repair.move_back()
+            moved += count
+        if moved:
+            extra = log_fields(Action.JOURNAL_REPAIRED, group=self._group, consumer=self._consumer.name, count=moved)
+            log.info("Moved %d entries back to the journal, under new ids", moved, extra=extra)
 
     def resign(self) -> None:
         """Let another subscriber become leader at once."""

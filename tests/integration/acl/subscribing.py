@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import urllib.request
+from contextlib import suppress
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from bridge import Event, EventBus
 from bridge.events.event import TYPESCRIPT_BUS_SOURCE
@@ -84,12 +86,21 @@ def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> Non
         so_far = calls(admin)["publish"]
         eventually(lambda: calls(admin)["publish"] > so_far, "without events, it publishes a heartbeat to itself")
         eventually(lambda: subscriber.info()["warnings"], "it has checked the settings of the server")
+        admin.xadd(keys.journal, {"event": "the last one"}, id="18446744073709551615-18446744073709551615")
+        eventually(lambda: can_append(admin, keys), "the journal is repaired")
+        eventually(lambda: not admin.exists(keys.set_aside), "all entries are in the journal again")
         admin.xgroup_destroy(keys.journal, "tests")
         eventually(lambda: admin.xinfo_groups(keys.journal), "the group exists again")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             assert b"bridge_journal" in answer.read()
     finally:
         subscriber.stop()
+
+
+def can_append(admin: Redis, keys: Keys) -> bool:
+    with suppress(ResponseError):
+        return bool(admin.xadd(keys.journal, {"event": "another one"}))
+    return False
 
 
 def ended(restricted_redis: RestrictedRedis) -> bool:

@@ -17,6 +17,7 @@ from bridge import BridgeSettings, Event, EventBus
 from bridge.cli import bus as bus_command
 from bridge.errors import BusUnavailable
 from bridge.storage.keys import Keys
+from bridge.storage.lua import provide_scripts
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
 from tests.support.recorder import Recorder, Words
@@ -37,6 +38,11 @@ class Nodes:
             words = [word for rule in rules for word in rule.split(" ")]
             admin.execute_command("ACL", "SETUSER", "shop", *words, ">s3cret")
             admin.acl_log_reset()
+
+    def provide_scripts(self) -> None:
+        """Load the scripts of publishers, as a subscriber does."""
+        for admin in self.admins:
+            provide_scripts(admin)
 
     def refusals(self) -> set[str]:
         rows: list[Any] = [row for admin in self.admins for row in admin.acl_log()]
@@ -80,6 +86,7 @@ def test_publishing_in_a_cluster(
     nodes.grant(found)
     settings = BridgeSettings.load(redis_url=with_login(cluster.url), channel_prefix=prefix)
     with Nodes(cluster.primaries()).recorded() as commands, EventBus(settings) as bus:
+        nodes.provide_scripts()
         bus.publish_many([Event(type="dream.created", id=f"n{number}") for number in range(5)])
         assert bus.publish("dream.created", id="n1").duplicate
         cluster.ask(cluster.owner(keys.event("n1")), "DEL", keys.event("n1"))  # the key may expire before the mark
@@ -127,6 +134,7 @@ def test_the_servers_behind_sentinels_and_the_sentinels(
         assert set(rules(app, url, prefix, monkeypatch, "worker")) == {"bus, broker", "sentinels"}
         nodes, sentinels = Nodes(servers.servers, password="s3cret"), Nodes(servers.sentinels, password="s3cret")
         nodes.grant(found["bus"])
+        nodes.provide_scripts()
         sentinels.grant(found["sentinels"])
         login = f"redis+sentinel://shop:s3cret@{servers.hosts}/bus?sentinel_username=shop&sentinel_password=s3cret"
         settings = BridgeSettings.load(redis_url=login, channel_prefix=prefix, publish_attempts=1)

@@ -17,6 +17,7 @@ from bridge.errors import BusUnavailable
 from bridge.operations.acl.bus import ROLES
 from bridge.operations.acl.celery import BrokerKeys
 from bridge.storage.keys import Keys
+from bridge.storage.lua import provide_scripts
 from tests.support.requirements import program
 from tests.support.restricted_redis import RestrictedRedis
 
@@ -123,6 +124,7 @@ def test_a_prefix_is_taken_literally(restricted_redis: RestrictedRedis) -> None:
     """Glob characters in a prefix match only themselves; a prefix that no rule can contain is refused."""
     restricted_redis.prefix = f"sh?p[1]*\\:{restricted_redis.prefix}"
     restricted_redis.grant("shop", "publisher")
+    provide_scripts(restricted_redis.admin)
     with EventBus(restricted_redis.settings("shop")) as bus:
         bus.publish("dream.created", id="e")
     other = Keys(restricted_redis.prefix.replace("?", "o").replace("*", "any"))

@@ -10,13 +10,13 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.operations.acl import bus as acl
 from bridge.operations.acl import verify as rights
 from bridge.operations.acl.bus import ROLES, Role, bus_grants
 from bridge.operations.acl.rules import Grant, rules_of, version_of
+from bridge.operations.acl.scripts import SCRIPTS
 from bridge.redis.client import connect
 from bridge.storage.keys import Keys
-from bridge.storage.lua import script_text
+from bridge.storage.lua import provide_scripts, script_text
 from bridge.testing.redis_server import RedisServer
 from tests.support import ROOT
 
@@ -61,6 +61,7 @@ def test_nothing_is_refused_and_nothing_changed(
     """Verifying an empty bus or one in use changes no key, sends no message and leaves no entry in ACL LOG."""
     prefix = settings.channel_prefix
     admin.acl_log_reset()
+    provide_scripts(admin)  # as a subscriber does
     grant(admin, client, bus_grants(role, settings))
     assert rights.missing_permissions(client, settings, role) == []
     assert dump(admin, prefix) == {}
@@ -129,6 +130,6 @@ def test_scripts_do_what_the_list_says() -> None:
     for path in paths:
         calls = re.findall(r'redis\.p?call\("(\w+)"(?:, "(\w+)")?', script_text(path.stem))
         done = {"|".join(call if call[0] in ("XGROUP", "XINFO") else call[:1]).lower() for call in calls}
-        kinds = [of for name, of in acl._SCRIPTS.items() if name.split(",")[0] == path.stem]
+        kinds = [of for name, of in SCRIPTS.items() if name.split(",")[0] == path.stem]
         listed = {command for of in kinds for commands in of.values() for command in commands.split()}
         assert done - {"time", "publish"} == listed, path.stem
