@@ -11,7 +11,10 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis.backoff import ExponentialWithJitterBackoff
@@ -71,6 +74,8 @@ class Leases:
         self._running: dict[str, str] = {}
         #: Ends that are not recorded yet, by task id.
         self._ends: dict[str, _End] = {}
+        #: Leases that could not be released yet, by their token.
+        self._releases: dict[str, Callable[[], None]] = {}
         self._renewer: threading.Thread | None = None
         self._throttle = LogThrottle(_LOG_INTERVAL_S)
         self._wake = threading.Event()
@@ -153,9 +158,9 @@ class Leases:
         self._record_later(task_id, _End(dead_letter, _UNKNOWN, unless_begun))
 
     def wait_for_ends(self, timeout_s: float) -> None:
-        """Wait until the ends that this process remembers are recorded: the process is about to end."""
+        """Wait until the ends and releases that this process remembers are recorded: the process is about to end."""
         deadline_s = time.monotonic() + timeout_s
-        while self._ends and time.monotonic() < deadline_s:
+        while (self._ends or self._releases) and time.monotonic() < deadline_s:
             self._wake.set()
             time.sleep(0.1)
         with self._lock:
@@ -180,14 +185,20 @@ class Leases:
         """Release the lease of a run whose task runs again in *delay_s* seconds, with the try of the number *retries*.
 
         Raises:
-            BusUnavailable: Redis did not answer, after bounded retries. If the same message is received again, it then
-                waits until the lease expires.
+            BusUnavailable: Redis did not answer, after bounded retries. A thread repeats it: until then a copy of the
+                message of this run could start when the lease has expired.
         """
         token = self.release_locally(task_id)
-        if token is not None:
-            delay_ms = max(0, int(delay_s * 1000))
-            what = f"releasing task {task_id}"
-            attempt(self.settings, what, lambda: self._ledger.release(task_id, token, delay_ms, retries=retries))
+        if token is None:
+            return
+        release = partial(self._ledger.release, task_id, token, max(0, int(delay_s * 1000)), retries=retries)
+        try:
+            attempt(self.settings, f"releasing task {task_id}", release)
+        except BusUnavailable:
+            with self._lock:
+                self._releases[token] = release
+                self._start_renewing()
+            raise
 
     def release_locally(self, task_id: str) -> str | None:
         """Stop renewing the lease of a run, so that it expires, and return its token."""
@@ -215,22 +226,26 @@ class Leases:
             self._renewer.start()
 
     def _renew_all(self) -> None:
-        """Renew the leases of long runs and record pending ends. The thread ends when there is nothing left to do."""
+        """Renew the leases of long runs, and record what could not be recorded, until there is nothing left to do."""
         renewed: dict[str, str] = {}
         while True:
             # A lease allows for two attempts before it expires.
             self._wake.wait(self.settings.lease_s / 3)
             self._wake.clear()
             with self._lock:
-                if not (self._running or self._ends):
+                if not (self._running or self._ends or self._releases):
                     self._renewer = None
                     return
-                running, ends = dict(self._running), dict(self._ends)
+                running, ends, releases = dict(self._running), dict(self._ends), dict(self._releases)
             try:
                 for task_id, token in running.items() & renewed.items():
                     self._renew(task_id, token)
                 for task_id, end in ends.items():
                     self._record_late(task_id, end)
+                for token, release in releases.items():
+                    with suppress(ResponseError):  # refused: other leases can be released
+                        release()
+                        del self._releases[token]
             except (RedisError, OSError) as error:
                 if self._throttle.allow("leases"):
                     extra = log_fields(Action.LEASE_RENEWAL_FAILED, group=self.settings.group, count=len(running))

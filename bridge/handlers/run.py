@@ -226,7 +226,7 @@ class Run:
             self._leases.release(self._task_id, delay_s, retries)
         except BusUnavailable as unavailable:
             extra = log_fields(Action.RETRY_DELAYED, **self._facts())
-            text = "The retry of task %s (%s) is delayed until its lease expires: %s"
+            text = "Task %s (%s) runs again, but its lease could not be released; retrying in the background: %s"
             log.warning(text, self._task_id, self._task.name, unavailable, extra=extra)
 
     def _succeed(self) -> None:

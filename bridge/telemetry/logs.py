@@ -108,7 +108,7 @@ class Action(StrEnum):
     )
     RETRY_DELAYED = (
         "retry_delayed",
-        "A task is retried, but its lease could not be released. The retry waits until the lease expires.",
+        "A task runs again, but its lease could not be released in Redis. This is retried in the background.",
     )
     SOURCE_RATE_LIMITED = (
         "source_rate_limited",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -14,13 +15,13 @@ from celery.exceptions import Ignore
 from redis import Redis
 from redis.exceptions import RedisError
 
-from bridge import Event, EventBus, InvalidHandler, get_bus
+from bridge import BusUnavailable, Event, EventBus, InvalidHandler, get_bus
 from bridge.handlers.leases import Leases, get_leases
 from bridge.handlers.run import Run
 from bridge.handlers.task import end_revoked
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.dead_letters import DeadLetters
-from bridge.storage.in_flight import InFlightTask
+from bridge.storage.in_flight import Delivery, InFlightTask
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
 from bridge.testing.redis_server import RedisServer
@@ -82,6 +83,29 @@ def test_an_end_that_is_refused_holds_up_no_lease(
     eventually(lambda: ledger.has_ended("refused"), "the end is recorded as soon as it can be")
     assert [letter.task_id for letter in letters.latest(10)] == ["refused"]
     leases.end("long")
+
+
+def test_a_lease_that_cannot_be_released_is_released_later(own_server: RedisServer, prefix: str) -> None:
+    """If Redis is unavailable when a task is retried, no copy of the earlier message starts when Redis is back."""
+    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
+    with EventBus(**explicit) as bus:
+        leases = Leases(bus)
+        assert leases.begin("t1", idempotent=True).result == "started"
+        own_server.kill()
+        with pytest.raises(BusUnavailable):
+            leases.release("t1", 0.0, 1)
+        own_server.start()
+        outcomes = set()
+
+        def superseded() -> bool:
+            with suppress(RedisError):
+                outcomes.add(bus.storage.ledger.start_run("t1", "copy", idempotent=True).result)
+            return "superseded" in outcomes
+
+        eventually(superseded, "the lease is released")
+        assert outcomes <= {"running", "superseded"}
+        leases.wait_for_ends(5.0)
+        assert bus.storage.ledger.start_run("t1", "retry", idempotent=True, delivery=Delivery(1)).result == "started"
 
 
 def test_an_end_that_cannot_be_recorded_is_waited_for(own_server: RedisServer, prefix: str) -> None:
