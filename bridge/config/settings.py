@@ -72,7 +72,7 @@ class BridgeSettings(BaseSettings):
     #: Broadcast when publishing, listen when subscribing.
     enable_pubsub: bool = True
     #: Name of the publisher, in each event; the name of the Celery application unless set.
-    source: str = ""
+    source: str = "bridge"
     #: Lifetime of an event key and of a journal entry. Must not be shorter than other programs keep their event keys.
     event_ttl_s: int = Field(default=24 * 3600, ge=1)
     #: Lifetime of the marks by which a repeated event or task is recognised. One hour longer than ``event_ttl_s``
@@ -103,8 +103,9 @@ class BridgeSettings(BaseSettings):
     #: How many events a process keeps in memory for ``get_event``, which uses them if Redis does not have the event.
     local_event_cache_size: int = Field(default=1000, ge=0)
 
-    #: Consumer group, one per Celery application; its name unless set. Each group receives every event once.
-    group: str = ""
+    #: Consumer group, one per Celery application; its name unless set. Each group receives every event once. Subscribers
+    #: of an application without a name do not start unless it is set.
+    group: str = "bridge"
     #: Event types, as Redis globs, whose broadcasts a subscriber listens to. If there are too many for one subscriber,
     #: the subscribers of a group can divide them by type; together they must listen to all types. Dispatch is shared
     #: in any case.
@@ -168,8 +169,8 @@ class BridgeSettings(BaseSettings):
         refuse_unknown(conf, known, CONF_PREFIX, "Celery configuration")
         if _ADDRESS_PARTS & explicit.keys():
             explicit.setdefault("redis_url", None)  # an explicit host takes precedence over REDIS_URL
-        name = app.main if app is not None and app.main not in _NAMELESS else "bridge"
-        below_env = {"group": name, "source": name} | {key.removeprefix(CONF_PREFIX): conf[key] for key in conf}
+        named = {"group": app.main, "source": app.main} if app is not None and app.main not in _NAMELESS else {}
+        below_env = named | {key.removeprefix(CONF_PREFIX): conf[key] for key in conf}
         if any(f"{ENV_PREFIX}{part.upper()}" in variables for part in _ADDRESS_PARTS):
             below_env["redis_url"] = None  # and a host in the environment over an address in the configuration
         if url := os.environ.get("REDIS_URL"):

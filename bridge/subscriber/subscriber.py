@@ -70,12 +70,18 @@ class Subscriber:
         name: Name of this subscriber within its group; no other running process may use it.
 
     Raises:
-        SettingsError: ``bridge_routes`` or ``task_always_eager`` cannot work, or a task is sent with pickle.
+        SettingsError: ``bridge_routes`` or ``task_always_eager`` cannot work, the application has neither a name nor a
+            ``bridge_group``, or a task is sent with pickle.
     """
 
     def __init__(self, app: Celery, settings: BridgeSettings, name: str) -> None:
         if app.conf.task_always_eager:
             raise SettingsError("task_always_eager runs tasks where they are called; a subscriber needs a broker")
+        if "group" not in settings.model_fields_set:
+            raise SettingsError(
+                "this Celery application has no name, and all applications without one would share a consumer group and "
+                "take each other's events; name it, as in Celery('shop'), or set bridge_group"
+            )
         app.finalize()  # a task that cannot be created must fail now, not with its first event
         refuse_pickled_tasks(app.tasks)
         self.name = name
