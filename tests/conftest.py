@@ -14,7 +14,7 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeSettings, EventBus
-from bridge.handlers.handler import registry
+from bridge.handlers.handler import Registry, registry
 from bridge.subscriber.subscriber import Subscriber
 from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
@@ -155,12 +155,14 @@ def start_subscriber(app: Celery, settings: BridgeSettings) -> Iterator[StartSub
     started: list[Subscriber] = []
     before = set(threading.enumerate())  # the leases of an earlier test end by themselves, seconds later
 
-    def start_one(name: str = "one", app: Celery = app, **changes: object) -> Subscriber:
+    def start_one(
+        name: str = "one", app: Celery = app, handlers: Registry = registry, ready: bool = True, **changes: object
+    ) -> Subscriber:
         changed = {"redis_url": settings.url, "channel_prefix": settings.channel_prefix, "group": "tests"} | changes
-        subscriber = Subscriber(app, BridgeSettings.load(**{"block_ms": 100, **changed}), name)
+        subscriber = Subscriber(app, BridgeSettings.load(**{"block_ms": 100, **changed}), name, handlers)
         started.append(subscriber)
         subscriber.start()
-        assert subscriber.ready.wait(10)
+        assert not ready or subscriber.ready.wait(10)
         return subscriber
 
     yield start_one

@@ -103,8 +103,8 @@ class BridgeSettings(BaseSettings):
     #: How many events a process keeps in memory for ``get_event``, which uses them if Redis does not have the event.
     local_event_cache_size: int = Field(default=1000, ge=0)
 
-    #: Consumer group, one per Celery application; its name unless set. Each group receives every event once. Subscribers
-    #: of an application without a name do not start unless it is set.
+    #: Consumer group, one per Celery application; its name unless set. Each group receives every event once. If the
+    #: application has no name, its subscribers do not start unless this is set.
     group: str = "bridge"
     #: Event types, as Redis globs, whose broadcasts a subscriber listens to. If there are too many for one subscriber,
     #: the subscribers of a group can divide them by type; together they must listen to all types. Dispatch is shared

@@ -108,6 +108,7 @@ class Groups:
             keys.dead(name),
             keys.dead_size(name),
             keys.fencing_token(name),
+            keys.handed_over(name),
             keys.leader(name),
             keys.starts(name),
             keys.subscribers(name),

@@ -16,7 +16,7 @@ leaves an entry that is read again, or a task whose lease expires; ``subscriber.
 """
 
 from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
-from bridge.storage.entries import Entry, EntryFilter, entries_by_id, stream_position
+from bridge.storage.entries import Entry, EntryFilter, HandOver, entries_by_id, stream_position
 from bridge.storage.group_settings import GroupSettings
 from bridge.storage.in_flight import Delivery, Ended, InFlightTask, LedgerEntry, Overdue, RunStart, TaskStatus
 from bridge.storage.journal import MAX_INDEXED, RATE_WINDOW_S, AppendResult, group_errors, new_attempt
@@ -25,7 +25,14 @@ from bridge.storage.journal_repair import MAX_AHEAD_MS
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
 from bridge.storage.lua import provide_scripts, script
-from bridge.storage.presence import HEARTBEAT_INTERVAL_S, Presence, PresenceStore
+from bridge.storage.presence import (
+    HEARTBEAT_INTERVAL_S,
+    Presence,
+    PresenceStore,
+    handler_differences,
+    handler_labels,
+    read_presences,
+)
 from bridge.storage.server_time import server_ms
 from bridge.storage.status import BusStatus, GroupStatus, read_status
 from bridge.storage.storage import Storage
@@ -44,6 +51,7 @@ __all__ = [
     "EntryFilter",
     "GroupSettings",
     "GroupStatus",
+    "HandOver",
     "InFlightTask",
     "JournalConsumer",
     "Keys",
@@ -58,8 +66,11 @@ __all__ = [
     "dead_letter_fields",
     "entries_by_id",
     "group_errors",
+    "handler_differences",
+    "handler_labels",
     "new_attempt",
     "provide_scripts",
+    "read_presences",
     "read_status",
     "script",
     "server_ms",

@@ -23,7 +23,8 @@ class Entry(NamedTuple):
     """One entry as a consumer reads it; its *data* is missing if it was removed before it was acknowledged.
 
     A replay addresses its entries to one *group*, and may name the one *handler* it is for. The groups *done* had
-    acknowledged it before it was moved.
+    acknowledged it before it was moved. An entry that another subscriber of the group has handed over comes with the
+    names of the handlers that it was *dispatched_to*.
     """
 
     entry_id: bytes
@@ -31,6 +32,7 @@ class Entry(NamedTuple):
     group: str | None = None
     handler: str | None = None
     done: tuple[str, ...] = ()
+    dispatched_to: frozenset[str] | None = None
 
     @classmethod
     def of(cls, entry_id: bytes, fields: Mapping[bytes, bytes] | None) -> Entry:
@@ -44,6 +46,14 @@ class Entry(NamedTuple):
 
 def _name(name: bytes) -> str:
     return name.decode(errors="backslashreplace")
+
+
+class HandOver(NamedTuple):
+    """An entry that passes to another *consumer*, with the names of the handlers that it was *dispatched_to* so far."""
+
+    entry_id: bytes
+    consumer: str
+    dispatched_to: frozenset[str]
 
 
 @dataclass(frozen=True)

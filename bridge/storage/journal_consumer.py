@@ -6,12 +6,15 @@ The methods raise redis-py's errors as they come: the loops that call them decid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, cast
 
 from redis import Redis
 
-from bridge.storage.entries import Claimed, Entry
+from bridge.storage.entries import Claimed, Entry, HandOver, stream_position
 from bridge.storage.journal import group_errors
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
@@ -31,6 +34,7 @@ class JournalConsumer:
         self._client = client
         self._key = keys.journal
         self._fencing_token = keys.fencing_token(group)
+        self._handed_over = keys.handed_over(group)
         self._create_group = script(client, "create_group")
         self._claim = script(client, "claim")
         self._leave = script(client, "leave")
@@ -52,7 +56,14 @@ class JournalConsumer:
         Arguments:
             after: Id of the entry before the first one.
         """
-        return self._read(after, count, None)
+        entries = self._read(after, count, None)
+        if not entries:
+            return []
+        notes: Any = self._client.hmget(self._handed_over, [entry.entry_id for entry in entries])
+        return [
+            entry if note is None else entry._replace(dispatched_to=_names(note))
+            for entry, note in zip(entries, notes, strict=True)
+        ]
 
     def _read(self, start: bytes, count: int, block_ms: int | None) -> list[Entry]:
         with group_errors():
@@ -112,6 +123,43 @@ class JournalConsumer:
         """Return the commands that make the next transaction fail if the fencing token advances before it."""
         return [("WATCH", self._fencing_token), ("GET", self._fencing_token)]
 
+    def hand_over_commands(self, handed_over: Iterable[HandOver], finished: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """Return the commands by which entries of this consumer pass to others, which read them as their pending ones.
+
+        Arguments:
+            finished: Entries that were handed over to this consumer and are acknowledged now.
+        """
+        by_consumer: defaultdict[str, list[bytes]] = defaultdict(list)
+        notes: list[Any] = []
+        for entry_id, consumer, dispatched_to in handed_over:
+            by_consumer[consumer].append(entry_id)
+            notes += (entry_id, json.dumps(sorted(dispatched_to)))
+        commands: list[tuple[Any, ...]] = [
+            ("XCLAIM", self._key, self.group, consumer, 0, *entry_ids, "JUSTID")
+            for consumer, entry_ids in by_consumer.items()
+        ]
+        if notes:
+            commands.append(("HSET", self._handed_over, *notes))
+        if finished:
+            commands.append(("HDEL", self._handed_over, *finished))
+        return commands
+
+    def forget_trimmed(self) -> None:
+        """Delete what is known of entries that were handed over and have been trimmed since."""
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.hkeys(self._handed_over)
+            pipe.xrange(self._key, count=1)
+            noted, first = pipe.execute()
+        if not noted:
+            return
+        oldest = stream_position(first[0][0].decode()) if first else None
+        if gone := [entry_id for entry_id in noted if oldest is None or stream_position(entry_id.decode()) < oldest]:
+            self._client.hdel(self._handed_over, *gone)
+
+    def fencing_token(self) -> bytes | None:
+        """Return the fencing token as it is now."""
+        return cast("bytes | None", self._client.get(self._fencing_token))
+
     def advance_fencing_token(self) -> None:
         """Make the transactions fail that were begun before: their entries now belong to another connection.
 
@@ -119,3 +167,12 @@ class JournalConsumer:
         gives them to it advances the token itself.
         """
         self._client.incr(self._fencing_token)
+
+
+def _names(note: bytes) -> frozenset[str]:
+    """Return the names in a note about an entry that was handed over; without them handlers only get it again."""
+    with suppress(ValueError):
+        found = json.loads(note)
+        if isinstance(found, list):
+            return frozenset(name for name in found if isinstance(name, str))
+    return frozenset()

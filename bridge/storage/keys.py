@@ -125,6 +125,10 @@ class Keys:
         """Counter: it advances whenever journal entries pass from one consumer or connection of a group to another."""
         return self._own(f"fence:{group}")
 
+    def handed_over(self, group: str) -> str:
+        """Hash: journal entry that was handed over to the names of the handlers that it was dispatched to, as JSON."""
+        return self._own(f"handed-over:{group}")
+
     def leader(self, group: str) -> str:
         """String with a TTL: the consumer that does the maintenance of this group."""
         return self._own(f"upkeep:{group}")

@@ -127,13 +127,26 @@ class Ledger:
 
     # Sending
 
-    def acknowledge_sent(self, entry_ids: Sequence[bytes], tasks: Sequence[LedgerEntry]) -> None:
-        """Acknowledge journal entries and list the tasks that were sent for them, in one step."""
-        args: list[Any] = [self._settings.group, self._redispatch_ms, len(entry_ids), *entry_ids]
+    def acknowledge_sent(
+        self, entry_ids: Sequence[bytes], tasks: Sequence[LedgerEntry], fencing_token: bytes | None = None
+    ) -> bool:
+        """Acknowledge journal entries and list the tasks that were sent for them, in one step.
+
+        Arguments:
+            fencing_token: As it was when the entries were read.
+
+        Returns:
+            False, and nothing is done, if the fencing token has advanced since: the entries may belong to another
+            consumer now, or to handlers that another subscriber has had since. They must be read again.
+        """
+        args: list[Any] = [self._settings.group, self._redispatch_ms, fencing_token or b""]
+        args += (len(entry_ids), *entry_ids)
         for task_id, in_flight, delay_ms in tasks:
             args += (task_id, delay_ms, in_flight)
         done = [self._keys.done(task.task_id) for task in tasks]
-        self._acknowledge_sent(keys=[self._keys.journal, self._inflight, self._tasks, *done], args=args)
+        fencing_token_key = self._keys.fencing_token(self._settings.group)
+        keys = [self._keys.journal, self._inflight, self._tasks, fencing_token_key, *done]
+        return bool(self._acknowledge_sent(keys=keys, args=args))
 
     def sent(self, task_ids: Sequence[str]) -> set[str]:
         """Return those of the tasks that were sent before: they are in the ledger, or have ended."""

@@ -1,4 +1,8 @@
-"""Which subscribers of a group are running: each reports its state every few seconds.
+"""Which subscribers of a group are running, and which handlers they have: each reports this every few seconds.
+
+What a subscriber does with an event depends on the handlers of the others. So a report of handlers that differ from
+those of another live subscriber advances the fencing token of the group in the same step: no transaction that was begun
+without knowing of them is executed any more.
 
 Times are those of the Redis server, so clocks of hosts that differ do not matter.
 """
@@ -6,13 +10,16 @@ Times are those of the Redis server, so clocks of hosts that differ do not matte
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 from redis import Redis
 
 from bridge.config import BridgeSettings
+from bridge.events import compile_pattern
 from bridge.storage.group_settings import GroupSettings
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script
@@ -37,6 +44,7 @@ class Presence:
         dispatched_per_s: Task messages per second, over about ten seconds.
         gap_ms: When it may last have missed events on the channels, ms since the epoch; 0: never.
         metrics: Address of its metrics; empty when it has none.
+        handlers: Name of each of its handlers to the patterns; empty if it has none, or is of an earlier version.
         seen_s: Age of the report; filled in by :meth:`PresenceStore.all`.
     """
 
@@ -47,6 +55,7 @@ class Presence:
     dispatched_per_s: float = 0.0
     gap_ms: int = 0
     metrics: str = ""
+    handlers: dict[str, list[str]] = field(default_factory=dict)
     seen_s: float = 0.0
 
     @property
@@ -58,6 +67,16 @@ class Presence:
     def ready(self) -> bool:
         """Whether it is alive and has no problem."""
         return self.alive and not self.problems
+
+    def encode(self) -> str:
+        """Return the report as it is stored, with a hash of the handlers for ``report_presence.lua``."""
+        return json.dumps(asdict(self) | {"registry": self.registry})
+
+    @property
+    def registry(self) -> str:
+        """Hash of the handlers, the same for all subscribers that have the same ones."""
+        handlers = {name: sorted(patterns) for name, patterns in self.handlers.items()}
+        return blake2b(json.dumps(handlers, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 #: Types of the fields.
@@ -78,6 +97,7 @@ class PresenceStore:
         self._group = settings.group
         self._key = keys.subscribers(settings.group)
         self._settings_key = keys.group_settings
+        self._fencing_token = keys.fencing_token(settings.group)
         self._shared = GroupSettings.of(settings).encode()
         self._report = script(client, "report_presence")
 
@@ -87,13 +107,25 @@ class PresenceStore:
         Arguments:
             first: It has just started: replace the settings of the group.
         """
-        args: list[Any] = [presence.name, json.dumps(asdict(presence)), _FORGET_MS]
-        args += (self._group, self._shared, int(first))
-        self._report(keys=[self._key, self._settings_key], args=args)
+        args: list[Any] = [presence.name, presence.encode(), _FORGET_MS]
+        args += (self._group, self._shared, int(first), presence.registry, int(DEAD_AFTER_S * 1000))
+        self._report(keys=[self._key, self._settings_key, self._fencing_token], args=args)
 
-    def leave(self, name: str) -> None:
-        """Remove a subscriber that stops."""
-        self._client.hdel(self._key, name)
+    def leave(self, name: str, *, differs: bool = False) -> None:
+        """Remove a subscriber that stops.
+
+        Arguments:
+            differs: Whether others have other handlers. They must learn that those of this one are gone.
+        """
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.hdel(self._key, name)
+            if differs:
+                pipe.incr(self._fencing_token)
+            pipe.execute()
+
+    def read_command(self) -> tuple[Any, ...]:
+        """Return the command whose reply is for :func:`read_presences`."""
+        return ("HGETALL", self._key)
 
     def all(self) -> list[Presence]:
         """Return the running subscribers, and those that died in the last minutes, by name."""
@@ -104,17 +136,46 @@ class PresenceStore:
         return read_presences(rows, server_ms(time))
 
 
-def read_presences(rows: dict[bytes, bytes], now_ms: int) -> list[Presence]:
+def handler_differences(presences: Iterable[Presence]) -> dict[str, list[str]]:
+    """Return the handlers that some of the live subscribers have and others lack: their names to those that lack them.
+
+    A handler that has other patterns counts as another handler. Subscribers without any handlers are left out.
+    """
+    known = {one.name: handler_labels(one.handlers) for one in presences if one.alive and one.handlers}
+    everything = sorted(set().union(*known.values()))
+    lacking = {label: sorted(name for name, labels in known.items() if label not in labels) for label in everything}
+    return {label: names for label, names in lacking.items() if names}
+
+
+def handler_labels(handlers: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return handlers as text, each with its patterns: ``shop.tasks.pay (order.*)``."""
+    return {f"{name} ({', '.join(sorted(patterns))})" for name, patterns in handlers.items()}
+
+
+def read_presences(rows: Any, now_ms: int) -> list[Presence]:
     """Return the subscribers in the hash of :meth:`bridge.storage.Keys.subscribers`, by name.
 
     Arguments:
+        rows: The hash as a dict, or as RESP2 has it, names and values in turn.
         now_ms: By the clock of the server.
     """
+    if not isinstance(rows, dict):
+        rows = dict(zip(rows[::2], rows[1::2], strict=True))
     found = []
     for value in rows.values():
         at_ms, _, text = value.partition(b" ")
         with suppress(ValueError, TypeError, AttributeError):  # another version or program may have written it
             stored: dict[str, Any] = json.loads(text)
             known = {name: it for name, it in stored.items() if type(it) is _TYPES.get(name)}
+            known["handlers"] = _usable(known.get("handlers", {}))
             found.append(Presence(**known | {"seen_s": max(0, now_ms - int(at_ms)) / 1000}))
     return sorted(found, key=lambda presence: presence.name)
+
+
+def _usable(handlers: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the handlers whose patterns are valid."""
+    found = {}
+    for name, patterns in handlers.items():
+        with suppress(ValueError, TypeError):
+            found[name] = [pattern for pattern in patterns if compile_pattern(pattern)]
+    return found

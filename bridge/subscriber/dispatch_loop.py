@@ -7,14 +7,19 @@ import threading
 
 from bridge.errors import JournalLost
 from bridge.redis import BackOff
-from bridge.storage import JournalConsumer, Storage
+from bridge.storage import Storage
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.dispatch.entry_reader import JournalAhead
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.maintenance.maintenance import Maintenance
+from bridge.subscriber.members import Members
 from bridge.telemetry import Action, Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
+
+_NO_HANDLERS = "no handlers are registered: import their modules, by imports or app.autodiscover_tasks()"
+#: Longest wait, at the stop, until other subscribers know that they must not hand over entries any more.
+_WITHDRAW_S = 2.0
 
 
 class DispatchLoop:
@@ -22,7 +27,7 @@ class DispatchLoop:
 
     Arguments:
         storage: The journal, in which the group is; its settings have the ``group_start``.
-        consumer: Creates and leaves the group.
+        members: The other subscribers, which must know the handlers of this one.
         dispatcher, maintenance: Do one step each in turn.
         catch_up: Fills the journal again when it was lost.
         counters: Raises ``journal_lost``, ``errors`` and ``reconnects``.
@@ -32,7 +37,7 @@ class DispatchLoop:
     def __init__(
         self,
         storage: Storage,
-        consumer: JournalConsumer,
+        members: Members,
         dispatcher: Dispatcher,
         maintenance: Maintenance,
         catch_up: CatchUp,
@@ -40,24 +45,28 @@ class DispatchLoop:
         liveness: Liveness,
     ) -> None:
         self._journal = storage.journal
-        self._consumer = consumer
+        self._consumer = storage.consumer(members.name)
         self._settings = storage.settings
         self._group = storage.settings.group
         self._group_start = storage.settings.group_start
         self._dispatcher = dispatcher
         self._maintenance = maintenance
         self._catch_up = catch_up
+        self._members = members
         self._counters = counters
         self._liveness = liveness
         self._outage: BackOff | None = None
+        self._warned = False
         #: Set once Redis has answered.
         self.connected = threading.Event()
-        #: Set once this subscriber reads the journal and the events missed before are in it.
+        #: Set once this subscriber reads the journal, the events missed before are in it, and others know its handlers.
         self.ready = threading.Event()
 
     @property
     def problem(self) -> str:
-        """Why dispatch fails now; empty if it does not."""
+        """Why dispatch fails now, or does not begin; empty if it works."""
+        if not self._members.has_handlers:
+            return _NO_HANDLERS
         return f"dispatch fails: {self._outage.last}" if self._outage and self._outage.failures else ""
 
     @property
@@ -75,10 +84,10 @@ class DispatchLoop:
             try:
                 joined = joined or self._join()
                 self.connected.set()
-                if joined:
+                if joined and self._handlers_registered(stop):
                     self._step(stop)
                     self._maintenance.step(stop)
-                    if self._catch_up.caught_up.is_set():
+                    if self._catch_up.caught_up.is_set() and self._members.announced.is_set():
                         self.ready.set()
                 outage.reset()
             except JournalLost as error:
@@ -96,6 +105,22 @@ class DispatchLoop:
             self._dispatcher.step()
         except JournalAhead:
             self._maintenance.repair_journal(stop)  # at once, since publishers may wait for it
+
+    def _handlers_registered(self, stop: threading.Event) -> bool:
+        """Return whether there are handlers; otherwise wait a moment for the first one.
+
+        An event without a handler is acknowledged, so a subscriber without handlers must not read any. Nor must it be
+        the leader, who sends tasks again.
+        """
+        if self._members.has_handlers:
+            return True
+        if not self._warned:
+            extra = log_fields(Action.NO_HANDLERS, group=self._group, consumer=self._consumer.name)
+            text = "Events of group %s stay in the journal: %s"
+            log.warning(text, self._group, _NO_HANDLERS, extra=extra)
+            self._warned = True
+        stop.wait(self._settings.block_ms / 1000)
+        return False
 
     def _join(self) -> bool:
         """Ensure that the group exists; return False while that has to wait."""
@@ -125,6 +150,8 @@ class DispatchLoop:
 
     def _leave(self) -> None:
         try:
+            if self._members.differ:
+                self._members.withdrawn.wait(_WITHDRAW_S)
             self._dispatcher.finish()
             self._maintenance.resign()
             self._consumer.leave()

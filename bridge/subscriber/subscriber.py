@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from bridge.broker import Outbox
 from bridge.config import BridgeSettings, refuse_pickled_tasks
 from bridge.errors import SettingsError
-from bridge.handlers import registry
+from bridge.handlers import Registry, registry
 from bridge.redis import connect
 from bridge.storage import Storage
 from bridge.subscriber.agreement import disagreements
@@ -29,6 +29,7 @@ from bridge.subscriber.intake.intake import Intake
 from bridge.subscriber.intake.writer import JournalWriter
 from bridge.subscriber.maintenance.maintenance import Maintenance
 from bridge.subscriber.maintenance.rescuer import Rescuer
+from bridge.subscriber.members import Members
 from bridge.subscriber.monitoring.health import Health
 from bridge.subscriber.monitoring.reporter import PresenceReporter
 from bridge.subscriber.service import Service
@@ -58,9 +59,9 @@ class Subscriber:
     It stops in this order, within one time limit:
 
     1. All loops get the signal to stop, so that they start no further round.
-    2. Monitoring stops and deletes the presence of this subscriber.
-    3. Dispatch finishes the batch in progress, resigns as leader and leaves the group. Meanwhile, intake appends the
-       messages that it has received, and a scan of the event keys ends early.
+    2. Monitoring stops and deletes the presence of this subscriber. From now on nothing is handed over to it.
+    3. Dispatch finishes the batch in progress and what was handed over, resigns as leader and leaves the group.
+       Meanwhile, intake appends the messages that it has received, and a scan of the event keys ends early.
     4. The connections to the broker and the bus are closed, unless a thread still uses them. Such a thread is left
        running as a daemon. Another subscriber claims the entries that it has read.
 
@@ -68,25 +69,27 @@ class Subscriber:
         app: The Celery application with the handlers.
         settings: Settings of the bridge.
         name: Name of this subscriber within its group; no other running process may use it.
+        handlers: Those of ``@on_event``; a test may run several subscribers with different ones.
 
     Raises:
         SettingsError: ``bridge_routes`` or ``task_always_eager`` cannot work, the application has neither a name nor a
             ``bridge_group``, or a task is sent with pickle.
     """
 
-    def __init__(self, app: Celery, settings: BridgeSettings, name: str) -> None:
+    def __init__(self, app: Celery, settings: BridgeSettings, name: str, handlers: Registry = registry) -> None:
         if app.conf.task_always_eager:
             raise SettingsError("task_always_eager runs tasks where they are called; a subscriber needs a broker")
         if "group" not in settings.model_fields_set:
             raise SettingsError(
-                "this Celery application has no name, and all applications without one would share a consumer group and "
-                "take each other's events; name it, as in Celery('shop'), or set bridge_group"
+                "this Celery application has no name, and all without one would share a consumer group and take each "
+                "other's events; name it, as in Celery('shop'), or set bridge_group"
             )
         app.finalize()  # a task that cannot be created must fail now, not with its first event
         refuse_pickled_tasks(app.tasks)
         self.name = name
-        self.counters = Counters(pattern for handler in registry for pattern in handler.patterns)
+        self.counters = Counters(pattern for handler in handlers for pattern in handler.patterns)
         self._app = app
+        self._handlers = handlers
         self._settings = settings
         self._stop = threading.Event()
         liveness = Liveness()
@@ -100,16 +103,17 @@ class Subscriber:
         intake = Intake(storage, writer, self._catch_up, self.counters, liveness)
 
         consumer = storage.consumer(name)
-        dispatcher = Dispatcher(storage, self._outbox, registry, self._dead_letters, self.counters, consumer)
-        rescuer = Rescuer(storage, self._outbox, registry, self._dead_letters, self.counters)
+        members = Members(storage, handlers, name)
+        dispatcher = Dispatcher(storage, self._outbox, handlers, self._dead_letters, self.counters, consumer, members)
+        rescuer = Rescuer(storage, self._outbox, handlers, self._dead_letters, self.counters)
         maintenance = Maintenance(
             storage, dispatcher, self._catch_up, rescuer, self._dead_letters, self.counters, consumer
         )
         self._dispatch = DispatchLoop(
-            storage, consumer, dispatcher, maintenance, self._catch_up, self.counters, liveness
+            storage, members, dispatcher, maintenance, self._catch_up, self.counters, liveness
         )
         health = Health(app, settings, liveness, self._catch_up.caught_up, self._dispatch, self._dead_letters)
-        self._monitoring = PresenceReporter(settings, self.counters, liveness, health, name)
+        self._monitoring = PresenceReporter(settings, self.counters, liveness, health, members)
 
         loops = {"bridge-dispatch": self._dispatch.run}
         if settings.enable_pubsub:
@@ -195,9 +199,9 @@ class Subscriber:
         self._dispatch.connected.wait()
         if self._stop.is_set():
             return
-        tasks = [self._app.tasks[handler.task_name] for handler in registry]
+        tasks = [self._app.tasks[handler.task_name] for handler in self._handlers]
         self._findings = check_settings(self._settings, self._app, tasks)
-        self._findings += refused_handlers(self._settings, registry.patterns)
+        self._findings += refused_handlers(self._settings, self._handlers.patterns)
         self._findings += self._disagreements()
         for finding in self._findings:
             extra = log_fields(Action.STARTUP_CHECK_FAILED, group=self._settings.group, setting=finding.setting)

@@ -3,7 +3,7 @@
 =============  ====================================================================================================
 events (type)  intake: ``received``, ``duplicate`` (in the journal already, as what this bridge publishes itself),
                ``appended``, ``caught_up``, ``stale``, ``invalid``, ``rate_limited``
-               dispatch: ``dispatched``, ``no_handler``, ``replayed``, ``dead_lettered``, ``lost``
+               dispatch: ``dispatched``, ``handed_over``, ``no_handler``, ``replayed``, ``dead_lettered``, ``lost``
                maintenance: ``trimmed``, ``redispatched``
 others         ``dispatch_backpressure`` (batches that waited for a full queue), ``journal_lost``,
                ``entries_claimed`` and ``consumers_removed`` (of dead consumers), ``subscription_gaps``,

@@ -51,7 +51,8 @@ class Action(StrEnum):
     )
     ENTRIES_OWNERSHIP_LOST = (
         "entries_ownership_lost",
-        "Another subscriber claimed entries that this one had read. It reads its pending entries again.",
+        "Another subscriber claimed entries that this one had read, or joined or left with other handlers. The pending "
+        "entries are read again.",
     )
     EVENT_ID_CONFLICT = "event_id_conflict", "An event was not published: its id is taken by another event."
     EVENT_LOST = (
@@ -65,6 +66,11 @@ class Action(StrEnum):
     GROUP_CREATED = (
         "group_created",
         "A consumer group was created: for a new application, or again after its journal was deleted.",
+    )
+    HANDLERS_DIFFER = (
+        "handlers_differ",
+        "Subscribers of one group have different handlers, as while a new version is deployed. If it stays, two "
+        "applications share the group.",
     )
     JOURNAL_AHEAD = (
         "journal_ahead",
@@ -91,6 +97,7 @@ class Action(StrEnum):
         "local_handler_failed",
         "A handler of EventBus.subscribe() raised an error. The other handlers were called.",
     )
+    NO_HANDLERS = "no_handlers", "A subscriber has no handlers, so it leaves the events in the journal."
     OUTAGE = "outage", "Redis, the broker or a thread of the subscriber failed. It is retried until it works."
     OUTAGE_OVER = "outage_over", "The outage is over."
     PUBLISHING_TASK_UNKNOWN = (

@@ -31,13 +31,15 @@ from bridge.operations.acl import (
     queues_of,
     user_of,
 )
-from bridge.storage import Storage, read_status
+from bridge.storage import Storage, handler_differences, read_status
 from bridge.subscriber import Finding, check_clock, check_settings, disagreements, refused_handlers
 
 #: How long to wait for the replies of the workers.
 _WORKERS_S = 1.0
 #: How often a worker that has replied once is asked for its queues: without its reply they would be reported as unused.
 _TRIES = 2
+#: Most handlers that a finding names.
+_MAX_NAMED = 10
 
 
 @click.command(short_help="Check servers, settings, permissions, clocks, routes and workers.")
@@ -151,6 +153,13 @@ def _subscribers(storage: Storage) -> list[Finding]:
         for one in group.subscribers
         if one.alive and one.problems
     ]
+    if missing := handler_differences(group.subscribers):
+        rows = [f"{handler} is missing on {', '.join(names)}" for handler, names in missing.items()]
+        more = f"; and {len(rows) - _MAX_NAMED} more" if len(rows) > _MAX_NAMED else ""
+        advice = "wait, if a new version is being deployed; otherwise give each application a bridge_group"
+        found.append(
+            Finding(f"handlers of group {group.name}", f"differ: {'; '.join(rows[:_MAX_NAMED])}{more}", advice)
+        )
     if not group.alive:
         problem = f"no live subscriber; backlog: {group.backlog} events"
         found.append(Finding(f"group {group.name}", problem, "start a worker, or bus subscribe"))

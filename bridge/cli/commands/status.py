@@ -12,7 +12,7 @@ from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
 from bridge.cli.table import Cell, Column, Styled
-from bridge.storage import BusStatus, GroupStatus, Presence, read_status
+from bridge.storage import BusStatus, GroupStatus, Presence, handler_differences, read_status
 from bridge.subscriber import server_of
 
 #: Settings of the server that are shown, by their names in CONFIG.
@@ -64,6 +64,10 @@ def status(ctx: click.Context, /, as_json: bool) -> None:
         _groups(bus, own)
         output.line()
         _subscribers(bus)
+        for group in bus.groups:
+            if missing := handler_differences(group.subscribers):
+                text = f"the subscribers of group {group.name} have different handlers ({len(missing)}), see bus check"
+                output.line(Styled(text, "yellow"))
 
 
 def _groups(bus: BusStatus, own: str) -> None:
@@ -130,6 +134,7 @@ def _json(bus: BusStatus, server: Mapping[str, str], own: str) -> dict[str, Any]
         del fields["starts"]  # a histogram, for monitoring
         for shown, subscriber in zip(fields["subscribers"], group.subscribers, strict=True):
             shown |= {"alive": subscriber.alive, "ready": subscriber.ready}
-        groups.append(fields | {"dispatched_per_s": group.dispatched_per_s, "alive": group.alive})
+        fields |= {"dispatched_per_s": group.dispatched_per_s, "alive": group.alive}
+        groups.append(fields | {"handler_differences": handler_differences(group.subscribers)})
     journal = {"entries": bus.entries, "first_ms": bus.first_ms, "last_ms": bus.last_ms}
     return {"at_ms": bus.at_ms, "group": own, "server": dict(server), "journal": journal, "groups": groups}

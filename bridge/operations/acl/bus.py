@@ -51,10 +51,11 @@ _SUBSCRIBING = (
     _Needs(  # dispatch
         ("create_group", "acknowledge_sent", "write_dead_letter", "write_dead_letter, of a task"),
         {
-            "journal": "xreadgroup xack xinfo|groups xrange",
+            "journal": "xreadgroup xack xclaim xinfo|groups xrange",
             "inflight_tasks": "hset",
             "inflight": "zadd",
             "fencing_token": "watch get incrby",
+            "handed_over": "hmget hset hdel hkeys",
         },
         "multi exec",
     ),
@@ -128,7 +129,7 @@ _NEEDS: Mapping[Role, tuple[_Needs, ...]] = {
 #: Kinds of keys: one for each id; one for each group; one for each id of a group.
 _BY_ID = ("event", "seen", "consequences", "done", "lease")
 _OF_GROUP = (
-    *("inflight", "inflight_tasks", "queue_watermarks", "fencing_token", "leader"),
+    *("inflight", "inflight_tasks", "queue_watermarks", "fencing_token", "handed_over", "leader"),
     *("dead", "dead_size", "starts", "subscribers"),
 )
 _OF_GROUP_BY_ID = ("replay", "replays", "dead_letter_dedup", "skipped")

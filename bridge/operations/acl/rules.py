@@ -18,13 +18,13 @@ _SETINFO_VERSION = (7, 2)
 CONNECTING = frozenset({"client|setname", "ping"})
 #: Commands that read keys, and commands that write them. Others only check whether a key exists.
 _READ = (
-    "evalsha get mget getrange pttl incr incrby hget hmget hgetall hvals hincrby smembers sismember xrange xrevrange "
-    "xreadgroup xautoclaim xpending xinfo|stream xinfo|groups xinfo|consumers zrange zcount zrangebyscore brpop lindex "
-    "rename"
+    "evalsha get mget getrange pttl incr incrby hget hmget hgetall hkeys hvals hincrby smembers sismember xrange "
+    "xrevrange xreadgroup xautoclaim xclaim xpending xinfo|stream xinfo|groups xinfo|consumers zrange zcount "
+    "zrangebyscore brpop lindex rename"
 )
 _WRITE = (
     "evalsha set setex del unlink expire pexpire incr incrby hset hsetnx hdel hincrby lpush rpush brpop sadd srem "
-    "lrem rename zadd zrem zremrangebyscore xadd xdel xack xautoclaim xtrim xgroup|create xgroup|delconsumer "
+    "lrem rename zadd zrem zremrangebyscore xadd xdel xack xautoclaim xclaim xtrim xgroup|create xgroup|delconsumer "
     "xgroup|destroy"
 )
 #: Characters that a rule cannot contain, because Redis interprets quotes, parentheses and white space.

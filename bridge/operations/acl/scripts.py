@@ -6,7 +6,13 @@ from collections.abc import Mapping
 
 #: The commands of each script by kind of key, which is a method of Keys. After a comma: a case in which it needs more.
 SCRIPTS: Mapping[str, Mapping[str, str]] = {
-    "acknowledge_sent": {"journal": "xack", "done": "mget", "inflight": "zrem zadd", "inflight_tasks": "hdel hset"},
+    "acknowledge_sent": {
+        "journal": "xack",
+        "done": "mget",
+        "inflight": "zrem zadd",
+        "inflight_tasks": "hdel hset",
+        "fencing_token": "get",
+    },
     "append": {
         "journal": "xadd xrange",
         "group_settings": "hvals",
@@ -49,7 +55,11 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "replays": "zadd pexpire",
         "done": "get set",
     },
-    "report_presence": {"subscribers": "hgetall hdel hset pexpire", "group_settings": "hset hsetnx"},
+    "report_presence": {
+        "subscribers": "hgetall hdel hset pexpire",
+        "group_settings": "hset hsetnx",
+        "fencing_token": "incrby",
+    },
     "set_aside": {
         "journal": "exists xinfo|groups xgroup|create",
         "journals": "rename xinfo|stream",

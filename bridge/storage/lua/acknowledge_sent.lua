@@ -1,13 +1,17 @@
--- acknowledge_sent(keys=[journal, inflight, tasks, done_1 .. done_n],
---                  args=[group, redispatch_ms, acknowledged, entry_1 .. entry_m,
+-- acknowledge_sent(keys=[journal, inflight, tasks, fencing_token, done_1 .. done_n],
+--                  args=[group, redispatch_ms, token, acknowledged, entry_1 .. entry_m,
 --                        then for each task: task_id, delay_ms, task])
 --
 -- The transition to the state sent, see ledger.py.
 --
--- journal   stream  its m = acknowledged entries are acknowledged for the group
--- inflight  zset    task id -> when the task is overdue, ms: redispatch_ms after it was sent, plus its delay
--- tasks     hash    task id -> what was sent, see include/in_flight.lua
--- done_i    string  exists when task i has ended, which may be before this call: then it is not listed
+-- journal        stream  its m = acknowledged entries are acknowledged for the group
+-- inflight       zset    task id -> when the task is overdue, ms: redispatch_ms after it was sent, plus its delay
+-- tasks          hash    task id -> what was sent, see include/in_flight.lua
+-- fencing_token  counter  must be token, or be missing if token is empty, when entries are acknowledged. Otherwise they
+--                         may belong to another consumer, or be for handlers that have joined since
+-- done_i         string  exists when task i has ended, which may be before this call: then it is not listed
+--
+-- Returns 1, or 0 if nothing was done because the fencing token has advanced.
 --
 -- Entries are acknowledged and tasks listed in one step: before it the journal is responsible for the messages, after
 -- it the ledger. The first write needs no memory, and changes nothing. A Redis without memory refuses a script at its
@@ -19,10 +23,14 @@
 -- include: in_flight
 
 local CHUNK = 1000 -- Lua's stack has room for some thousand arguments
-local FIRST_ENTRY, FIRST_DONE, PER_TASK = 4, 4, 3
+local FIRST_ENTRY, FIRST_DONE, PER_TASK = 5, 5, 3
 
-local journal, inflight, tasks = KEYS[1], KEYS[2], KEYS[3]
-local group, redispatch_ms, acknowledged = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local journal, inflight, tasks, fencing_token = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local group, redispatch_ms, token, acknowledged = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+
+if acknowledged > 0 and (redis.call("GET", fencing_token) or "") ~= token then
+    return 0
+end
 
 local now_ms = server_ms()
 local sent_ms = integer(now_ms)
@@ -57,3 +65,4 @@ for first = FIRST_DONE, #KEYS, CHUNK do
         redis.call("ZADD", inflight, unpack(scores))
     end
 end
+return 1

@@ -1,20 +1,39 @@
--- report_presence(keys=[subscribers, group_settings], args=[name, report, forget_ms, group, settings, first])
+-- report_presence(keys=[subscribers, group_settings, fencing_token],
+--                 args=[name, report, forget_ms, group, settings, first, registry, dead_after_ms])
 --
+-- fencing_token   counter  advanced when the report tells other subscribers that have reported within dead_after_ms about
+--                          handlers that they did not know of: it is the first one for that long or its registry, a
+--                          hash of the handlers, is new, and another subscriber has another registry
 -- subscribers     hash  name -> "<now_ms> <report>". Subscribers that have not reported for forget_ms are removed
 -- group_settings  hash  group -> its settings, see group_settings.py. Replaced if first is "1", else written if missing
 
 -- include: server_ms
 -- include: integer
 
-local subscribers, group_settings = KEYS[1], KEYS[2]
+local subscribers, group_settings, fencing_token = KEYS[1], KEYS[2], KEYS[3]
 local name, report, forget_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local group, settings, first = ARGV[4], ARGV[5], ARGV[6] == "1"
+local registry, dead_after_ms = ARGV[7], tonumber(ARGV[8])
+
+-- A quote inside a JSON string has a backslash before it, so this occurs only where it is meant.
+local REGISTRY = '"registry": "'
+local same = REGISTRY .. registry .. '"'
 
 local now_ms = server_ms()
 local all = redis.call("HGETALL", subscribers)
+local known, differs = false, false
 for i = 1, #all, 2 do
-    if tonumber(string.match(all[i + 1], "^%d+") or 0) < now_ms - forget_ms then
-        redis.call("HDEL", subscribers, all[i])
+    local other, text = all[i], all[i + 1]
+    local at_ms = tonumber(string.match(text, "^%d+") or 0)
+    if at_ms < now_ms - forget_ms then
+        redis.call("HDEL", subscribers, other)
+    elseif at_ms >= now_ms - dead_after_ms then
+        local is_same = string.find(text, same, 1, true)
+        if other == name then
+            known = is_same and not first
+        elseif string.find(text, REGISTRY, 1, true) and not is_same then
+            differs = true
+        end
     end
 end
 redis.call("HSET", subscribers, name, integer(now_ms) .. " " .. report)
@@ -23,4 +42,7 @@ if first then
     redis.call("HSET", group_settings, group, settings)
 else
     redis.call("HSETNX", group_settings, group, settings)
+end
+if differs and not known then
+    redis.call("INCRBY", fencing_token, 1)
 end

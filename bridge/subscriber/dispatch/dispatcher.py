@@ -15,6 +15,7 @@ from bridge.subscriber.dispatch.back_pressure import BackPressure
 from bridge.subscriber.dispatch.entry_reader import EntryReader
 from bridge.subscriber.dispatch.router import Batch, Router
 from bridge.subscriber.dispatch.transaction import DispatchTransaction
+from bridge.subscriber.members import Members
 from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Dispatcher:
     Arguments:
         storage, outbox, registry, dead_letters, counters: Its parts.
         consumer: Reads for the group.
+        members: Its other subscribers, which may have other handlers.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class Dispatcher:
         dead_letters: DeadLetterWriter,
         counters: Counters,
         consumer: JournalConsumer,
+        members: Members,
     ) -> None:
         settings = storage.settings
-        self._transaction = DispatchTransaction(storage.client, consumer, storage.ledger)
-        self._reader = EntryReader(consumer, self._transaction, settings)
-        self._router = Router(outbox, registry, settings)
+        self._transaction = DispatchTransaction(storage.client, consumer, storage.ledger, storage.presence, members)
+        self._reader = EntryReader(consumer, self._transaction, settings, members)
+        self._router = Router(outbox, registry, settings, members)
+        self._members = members
         self._back_pressure = BackPressure(outbox, counters, settings, consumer.name)
         self._outbox = outbox
         self._ledger = storage.ledger
@@ -52,7 +56,7 @@ class Dispatcher:
         self._counters = counters
         self._group = settings.group
         self._pause_s = settings.block_ms / 1000
-        self._consumer = consumer.name
+        self._consumer = consumer
         #: The batch whose transaction is under way.
         self._in_transaction: Batch | None = None
 
@@ -79,17 +83,21 @@ class Dispatcher:
             Exception: Redis or the broker failed. What was not acknowledged is dispatched by the next step.
         """
         try:
+            self._members.refresh()
             pending = self._reader.rereads_pending
             if pending:
                 self._end_transaction()  # entries that were read with it are pending as well
             entries = self._reader.read()
+            if not entries and self._consumer.fencing_token() != self._transaction.fencing_token:
+                # Others may hand over entries of handlers that they lack, which this one would not look for.
+                self._start_over()
+                return 0
             if self._dispatch(entries, pending=pending, read_ahead=self._reader.reads_ahead(entries)):
                 return len(entries)
         except _OwnershipLost:
-            extra = log_fields(Action.ENTRIES_OWNERSHIP_LOST, group=self._group, consumer=self._consumer)
-            log.info(
-                "Another consumer of group %s claimed entries; reading pending entries again", self._group, extra=extra
-            )
+            extra = log_fields(Action.ENTRIES_OWNERSHIP_LOST, group=self._group, consumer=self._consumer.name)
+            text = "Entries were claimed in group %s, or its handlers changed; reading pending entries again"
+            log.info(text, self._group, extra=extra)
             self._start_over()
             return 0
         except BaseException:
@@ -103,12 +111,14 @@ class Dispatcher:
         return 0
 
     def finish(self) -> None:
-        """Dispatch what was read ahead, and read no more.
+        """Dispatch what was read ahead or handed over, and read nothing new.
 
         Raises:
             Exception: Redis or the broker failed. What was not acknowledged is left to other consumers.
         """
         try:
+            if self._members.differ:
+                self._finish_handed_over()
             while self._reader.ahead or self._transaction.under_way:
                 entries, self._reader.ahead = self._reader.ahead, []
                 if not self._dispatch(entries, pending=False, read_ahead=False):
@@ -117,6 +127,16 @@ class Dispatcher:
             return
         finally:
             self._transaction.close()
+
+    def _finish_handed_over(self) -> None:
+        """Dispatch what others have handed over before they noticed that this subscriber stops."""
+        self._start_over()  # the fencing token has advanced since they know it
+        last = b"0"
+        while entries := self._reader.pending(last):
+            last = entries[-1].entry_id
+            if not self._dispatch(entries, pending=True, read_ahead=False):
+                return
+            self._end_transaction()
 
     def reconnect(self) -> None:
         """Close the connection to the broker: a new one declares queues and bindings again, which may be lost."""
@@ -150,9 +170,10 @@ class Dispatcher:
         self._reader.adapt_limit(entries, batch)
         self._reader.lower_limit(ahead)
         read = self._reader.limit if read_ahead and ahead else 0
-        pushes = bool(batch.push_ids or batch.to_push)
+        further = self._consumer.hand_over_commands(batch.handed_over, batch.finished)
+        pushes = bool(batch.push_ids or batch.to_push or further)
         if pushes or read:
-            self._transaction.begin(batch.push_ids, batch.to_push, read)
+            self._transaction.begin(batch.push_ids, batch.to_push, read, further)
         if pushes:
             self._in_transaction = batch
         else:
@@ -169,15 +190,17 @@ class Dispatcher:
         refused_ids = {entry_id for entry_id, one in batch.dead_letters if not self._dead_letters.write(one, Ended())}
         if refused_ids:
             batch.leave_pending(refused_ids)
-            self._reader.leave_pending(self._dead_letters.retry_s)
+            self._reader.leave_pending(refused_ids, self._dead_letters.retry_s)
         if batch.send_ids or batch.to_send:
-            self._ledger.acknowledge_sent(batch.send_ids, [message.ledger_entry for message in batch.to_send])
+            tasks = [message.ledger_entry for message in batch.to_send]
+            if not self._ledger.acknowledge_sent(batch.send_ids, tasks, self._transaction.fencing_token):
+                raise _OwnershipLost
 
     def _end_transaction(self) -> list[Entry]:
         """Wait for the reply to the transaction under way; return the entries that were read with it.
 
         Raises:
-            _OwnershipLost: Another consumer may have claimed entries that this one has read.
+            _OwnershipLost: See there.
         """
         if not self._transaction.under_way:
             return []
@@ -193,7 +216,7 @@ class Dispatcher:
         """Count a batch that is done; one that is retried would be counted again."""
         counts = Counter((name, event_type) for _, name, event_type in batch.counts)
         if lost := counts["lost", ""]:
-            extra = log_fields(Action.EVENT_LOST, group=self._group, consumer=self._consumer, count=lost)
+            extra = log_fields(Action.EVENT_LOST, group=self._group, consumer=self._consumer.name, count=lost)
             text = "Lost %d events of group %s: their journal entries were removed before they were dispatched"
             log.error(text, lost, self._group, extra=extra)
         messages = batch.to_push + batch.to_send
@@ -206,4 +229,4 @@ class Dispatcher:
 
 
 class _OwnershipLost(Exception):
-    """Another consumer may have claimed entries that this one has read."""
+    """Entries that were read may belong to another consumer now, or have further handlers: read them again."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from bridge.config import BATCH_BYTES, BridgeSettings
 from bridge.errors import BridgeError
 from bridge.storage import MAX_AHEAD_MS, Entry, JournalConsumer, stream_position
 from bridge.subscriber.dispatch.router import Batch
 from bridge.subscriber.dispatch.transaction import DispatchTransaction
+from bridge.subscriber.members import Members
 
 #: Entries of the first batch; doubled while batches are full and small.
 _FIRST_LIMIT = 32
@@ -34,9 +35,13 @@ class EntryReader:
         consumer: Reads for the group.
         transaction: Reads ahead.
         settings: ``batch_size``, ``block_ms``, ``max_queue_length``.
+        members: Hand over entries while they have different handlers.
     """
 
-    def __init__(self, consumer: JournalConsumer, transaction: DispatchTransaction, settings: BridgeSettings) -> None:
+    def __init__(
+        self, consumer: JournalConsumer, transaction: DispatchTransaction, settings: BridgeSettings, members: Members
+    ) -> None:
+        self._members = members
         self._consumer = consumer
         self._transaction = transaction
         self._settings = settings
@@ -44,7 +49,8 @@ class EntryReader:
         self.limit = min(_FIRST_LIMIT, settings.batch_size)
         #: The pending entries of this consumer that come next are those after this one; None: new entries come next.
         self._pending_after: bytes | None = _FIRST
-        #: When those that were left pending are read again; None: there are none.
+        #: Entries that were left pending, and when they are read again; None: there are none.
+        self._left: set[bytes] = set()
         self._left_due_at: float | None = None
         #: Entries read with the transaction of the batch before.
         self.ahead: list[Entry] = []
@@ -61,14 +67,28 @@ class EntryReader:
         ahead, self.ahead = self.ahead, []
         if self._pending_after is None and self._left_are_due:
             self.reread_pending()
+        if self._pending_after is None and self._members.differ:
+            self._pending_after = _FIRST  # others may have handed over entries, which are not new ones
         if self._pending_after is not None:
             entries = self._consumer.pending_entries(self.limit, self._pending_after)
             self._pending_after = entries[-1].entry_id if entries else None
+            if not entries and self._members.differ:
+                entries = self._consumer.read(self.limit, self._settings.block_ms)
+            entries = [entry for entry in entries if entry.entry_id not in self._left]
         else:
             entries = ahead or self._consumer.read(self.limit, self._settings.block_ms)
         if entries and stream_position(entries[-1].entry_id.decode())[0] > self._transaction.now_ms + MAX_AHEAD_MS:
             raise JournalAhead
         return entries
+
+    def pending(self, after: bytes) -> list[Entry]:
+        """Return the pending entries of this consumer, from the one after *after* on.
+
+        Raises:
+            JournalLost, RedisError: As :meth:`read`.
+        """
+        self._transaction.open()
+        return self._consumer.pending_entries(self.limit, after)
 
     def reads_ahead(self, entries: Sequence[Entry]) -> bool:
         """Whether to read the entries after *entries*, which were just read, while these are dispatched."""
@@ -95,7 +115,7 @@ class EntryReader:
     @property
     def rereads_pending(self) -> bool:
         """Whether the next entries are pending ones of this consumer."""
-        return self._pending_after is not None or self._left_are_due
+        return self._pending_after is not None or self._left_are_due or self._members.differ
 
     @property
     def _left_are_due(self) -> bool:
@@ -105,9 +125,11 @@ class EntryReader:
         """Read the pending entries of this consumer next, from the first one on."""
         self._pending_after = _FIRST
         self._left_due_at = None
+        self._left.clear()
 
-    def leave_pending(self, delay_s: float) -> None:
-        """Read the entries that were left pending again after *delay_s*, unless all of them are read before."""
+    def leave_pending(self, entry_ids: Collection[bytes], delay_s: float) -> None:
+        """Read these entries, which were left pending, again after *delay_s*, unless all are read before."""
+        self._left.update(entry_ids)
         self._left_due_at = time.monotonic() + delay_s
 
     def start_over(self) -> None:

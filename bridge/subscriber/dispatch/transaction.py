@@ -3,7 +3,7 @@
 One MULTI pushes the messages, lists their tasks in the ledger and acknowledges the journal entries. A transaction whose
 reply is lost may be executed later, after its entries were read again: over a connection that hung or, when another
 consumer has claimed them, from a process that was frozen. So each transaction WATCHes a *fencing token*, a counter of
-the group that is advanced whenever entries go to another consumer or connection.
+the group that is advanced whenever entries go to another consumer or connection, or handlers join or leave the group.
 
 The next entries are read in the same round trip, and the server works on both while the caller makes messages.
 """
@@ -19,7 +19,8 @@ from redis import Redis
 
 from bridge.broker import Message, by_queue
 from bridge.redis import RawConnection
-from bridge.storage import Entry, JournalConsumer, Ledger, group_errors, server_ms
+from bridge.storage import Entry, JournalConsumer, Ledger, PresenceStore, group_errors, read_presences, server_ms
+from bridge.subscriber.members import Members
 
 _MULTI, _EXEC, _TIME = ("MULTI",), ("EXEC",), ("TIME",)
 
@@ -56,16 +57,22 @@ class DispatchTransaction:
     Arguments:
         client: Connected to the bus.
         consumer: Reads for the group.
-        ledger: Of the group.
+        ledger, presence: Of the group.
+        members: Updated whenever the fencing token is read, so that they are those that there were at that time.
     """
 
-    def __init__(self, client: Redis, consumer: JournalConsumer, ledger: Ledger) -> None:
+    def __init__(
+        self, client: Redis, consumer: JournalConsumer, ledger: Ledger, presence: PresenceStore, members: Members
+    ) -> None:
         self._client = client
         self._ledger = ledger
         self._consumer = consumer
+        self._presence = presence
+        self._members = members
         self._connection: RawConnection | None = None
         self._request: _Request | None = None
-        self._fencing_token: bytes | None = None
+        #: As it was when this connection was opened.
+        self.fencing_token: bytes | None = None
         #: Whether a transaction may still be on its way over a connection that was closed.
         self._in_doubt = False
         #: What to add to this process's monotonic clock to get the clock of the server.
@@ -98,23 +105,33 @@ class DispatchTransaction:
             if self._in_doubt:
                 self._consumer.advance_fencing_token()
             connection = self._connection = RawConnection(self._client)
-            connection.send([*self._consumer.watch_commands(), _TIME])
-            self._fencing_token = self._watched(connection)
+            connection.send([*self._consumer.watch_commands(), _TIME, self._presence.read_command()])
+            self.fencing_token = self._watched(connection)
+            self._members.update(read_presences(connection.reply(), self.now_ms))
         except BaseException:
             self.close()
             raise
         self._in_doubt = False
         return connection
 
-    def begin(self, entry_ids: Sequence[bytes], messages: Sequence[Message], read: int) -> None:
+    def begin(
+        self,
+        entry_ids: Sequence[bytes],
+        messages: Sequence[Message],
+        read: int,
+        further: Sequence[tuple[Any, ...]] = (),
+    ) -> None:
         """Send a request: push, list and acknowledge, then read up to *read* further entries without waiting for any.
+
+        Arguments:
+            further: More commands of the same transaction.
 
         Raises:
             RedisError: Redis does not answer, or the key of a queue does not hold a list.
         """
         try:
             connection = self._opened()
-            work = self._commands(entry_ids, messages)
+            work = [*self._commands(entry_ids, messages), *further]
             commands = [_MULTI, *work, _EXEC, *self._consumer.watch_commands(), _TIME] if work else []
             self._request = _Request(len(work), bool(read))
             if read:
@@ -139,7 +156,7 @@ class DispatchTransaction:
         try:
             if request.commands:
                 committed = connection.transaction_replies(request.commands) is not None
-                ownership_lost = self._watched(connection) != self._fencing_token or not committed
+                ownership_lost = self._watched(connection) != self.fencing_token or not committed
             if request.reads:
                 with group_errors():
                     entries = self._consumer.entries_of(connection.reply())

@@ -167,6 +167,7 @@ class Maintenance:
             self._counters.add("trimmed", trimmed.removed)
             for group, count in trimmed.lost.items():
                 self._lost(group, count, "they were older than bridge_event_ttl_s before they were dispatched")
+        self._consumer.forget_trimmed()
 
     def _rescan(self, _: threading.Event) -> None:
         self._catch_up.rescan_if_due()

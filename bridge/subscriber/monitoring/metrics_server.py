@@ -34,6 +34,7 @@ OUTCOMES = {
     "invalid": "Messages that are not valid events, or were rejected; each became a dead letter.",
     "rate_limited": "Over bridge_max_events_per_s_per_source; each became a dead letter.",
     "dispatched": "Task messages; an event with two handlers counts twice.",
+    "handed_over": "Handed over to a subscriber of the group that has handlers which this one lacks.",
     "no_handler": "No handler in this application matches.",
     "replayed": "Dispatched again by a replay.",
     "redispatched": "Task messages that were sent again, because their tasks had not ended in time.",

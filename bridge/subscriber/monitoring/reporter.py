@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from bridge.config import BridgeSettings
 from bridge.storage import HEARTBEAT_INTERVAL_S, Presence, provide_scripts
+from bridge.subscriber.members import Members
 from bridge.subscriber.monitoring.health import Health
 from bridge.telemetry import Counters, Liveness
 
@@ -28,19 +29,19 @@ class PresenceReporter:
     Arguments:
         settings: If ``metrics_port`` is set, the metrics are served.
         counters, liveness, health: Of the subscriber.
-        name: Its consumer name.
+        members: Its name and handlers, and the others, which learn of both by these reports.
 
     Raises:
         SettingsError: The metrics port cannot be used.
     """
 
     def __init__(
-        self, settings: BridgeSettings, counters: Counters, liveness: Liveness, health: Health, name: str
+        self, settings: BridgeSettings, counters: Counters, liveness: Liveness, health: Health, members: Members
     ) -> None:
         self._counters = counters
         self._liveness = liveness
         self._health = health
-        self._name = name
+        self._members = members
         self._presence_store = health.storage.presence
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bridge-presence", daemon=True)
@@ -49,7 +50,7 @@ class PresenceReporter:
         if settings.metrics_port is not None:
             from bridge.subscriber.monitoring.metrics_server import MetricsServer  # noqa: PLC0415  # most subscribers serve none
 
-            self._metrics_server = MetricsServer(settings, counters, health, name)
+            self._metrics_server = MetricsServer(settings, counters, health, members.name)
 
     def start(self) -> None:
         """Start the threads and return at once."""
@@ -68,27 +69,36 @@ class PresenceReporter:
             self._health.storage.client.close()
 
     def _run(self) -> None:
-        first = True
+        # The first report is early: the others must know the handlers of this subscriber, and its health takes a while.
+        first, presence = (
+            True,
+            Presence(self._members.name, socket.gethostname(), ["starting"], handlers=self._members.handlers),
+        )
         while not self._stop.is_set():
+            pause_s = HEARTBEAT_INTERVAL_S
             with suppress(RedisError, OSError):  # the other threads log it
-                self._presence_store.report(self._presence(), first=first)
-                first = False
+                self._presence_store.report(presence, first=first)
+                self._members.announced.set()
+                pause_s, first = (0.0 if first else HEARTBEAT_INTERVAL_S), False
                 provide_scripts(self._health.storage.client)
-            self._stop.wait(HEARTBEAT_INTERVAL_S)
+            self._stop.wait(pause_s)
+            presence = self._presence()
         with suppress(RedisError, OSError):  # the presence expires later
-            self._presence_store.leave(self._name)
+            self._presence_store.leave(self._members.name, differs=self._members.differ)
+        self._members.withdrawn.set()
 
     def _presence(self) -> Presence:
         problems = self._health.problems()
         gap_ms = int((time.time() - self._liveness.age_s("gap")) * 1000) if self._liveness.has("gap") else 0
         return Presence(
-            self._name,
+            self._members.name,
             socket.gethostname(),
             problems,
             self._health.dispatch.waiting_for,
             self._rate(),
             gap_ms,
             self._metrics_server.url if self._metrics_server else "",
+            self._members.handlers,
         )
 
     def _rate(self) -> float:

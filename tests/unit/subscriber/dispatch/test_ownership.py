@@ -18,6 +18,7 @@ from bridge.storage import Storage
 from bridge.storage.lua import script
 from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
+from bridge.subscriber.members import Members
 from bridge.telemetry.counters import Counters
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import make_app
@@ -63,8 +64,8 @@ def storage_of(backlog: Backlog) -> Iterator[Callable[[str], Storage]]:
 def dispatcher_of(storage: Storage, app: Celery, name: str) -> Dispatcher:
     app.finalize()
     outbox = Outbox(app, storage.settings)
-    dead_letters = DeadLetterWriter(storage, Counters())
-    return Dispatcher(storage, outbox, registry, dead_letters, Counters(), storage.consumer(name))
+    dead_letters, members = DeadLetterWriter(storage, Counters()), Members(storage, registry, name)
+    return Dispatcher(storage, outbox, registry, dead_letters, Counters(), storage.consumer(name), members)
 
 
 def hold(first: Dispatcher) -> None:

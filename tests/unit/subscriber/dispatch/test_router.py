@@ -8,13 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from bridge import BridgeSettings, Event
 from bridge.broker.messages import Refused
 from bridge.broker.outbox import Outbox
 from bridge.handlers.handler import registry, task_id_for
 from bridge.storage.entries import Entry
+from bridge.storage.storage import Storage
 from bridge.subscriber.dispatch.router import Router
+from bridge.subscriber.members import Members
 from tests.handlers import HANDLERS
 
 
@@ -26,8 +29,8 @@ def entry(number: int, type: str = "a.b", payload: Any = None, **address: str) -
 
 
 @pytest.fixture
-def router(outbox: Outbox, settings: BridgeSettings) -> Router:
-    return Router(outbox, registry, settings)
+def router(outbox: Outbox, client: Redis, settings: BridgeSettings) -> Router:
+    return Router(outbox, registry, settings, Members(Storage(client, settings), registry, "one"))
 
 
 def test_every_handler_of_an_event_gets_a_message(register_handlers, outbox: Outbox, router: Router) -> None:

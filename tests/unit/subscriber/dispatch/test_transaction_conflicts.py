@@ -23,6 +23,7 @@ from bridge.storage.journal_consumer import JournalConsumer
 from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.dispatch.transaction import DispatchTransaction, TransactionResult
+from bridge.subscriber.members import Members
 from bridge.telemetry.counters import Counters
 from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
@@ -54,7 +55,9 @@ def backlog(consumer: JournalConsumer, client: Redis, settings: BridgeSettings, 
 def transaction(settings: BridgeSettings, consumer: JournalConsumer, backlog: Backlog) -> Iterator[DispatchTransaction]:
     """The dispatch transaction of consumer "one"."""
     with connect(settings) as connected:
-        made = DispatchTransaction(connected, consumer, backlog.ledger)
+        storage = Storage(connected, settings)
+        members = Members(storage, registry, "one")
+        made = DispatchTransaction(connected, consumer, backlog.ledger, storage.presence, members)
         yield made
         made.close()
 
@@ -122,7 +125,9 @@ def test_a_transaction_comes_late_to_entries_that_wait(
 ) -> None:
     """A late transaction fails even before its entries are sent again; they are sent over the new connection."""
     with Proxy(server.port) as proxy, Redis.from_url(proxy.url, protocol=2) as client:
-        transaction = DispatchTransaction(client, consumer, backlog.ledger)
+        storage = Storage(client, settings)
+        members = Members(storage, registry, "one")
+        transaction = DispatchTransaction(client, consumer, backlog.ledger, storage.presence, members)
         transaction.open()
         entries = consumer.read(100, 10)
         proxy.keep_request(b"EXEC")
@@ -203,9 +208,9 @@ def test_a_redis_without_memory(register_handlers, own_server: RedisServer, pref
     with make_app(own_server.url, prefix) as app, EventBus(settings) as bus, connect(settings) as client:
         app.finalize()
         backlog, storage = Backlog(bus, client, settings, Queues(client, prefix)), Storage(client, settings)
-        dead_letters = DeadLetterWriter(storage, Counters())
-        outbox = Outbox(app, settings)
-        dispatcher = Dispatcher(storage, outbox, registry, dead_letters, Counters(), storage.consumer("one"))
+        members, outbox = Members(storage, registry, "one"), Outbox(app, settings)
+        dead_letters, consumer = DeadLetterWriter(storage, Counters()), storage.consumer("one")
+        dispatcher = Dispatcher(storage, outbox, registry, dead_letters, Counters(), consumer, members)
         storage.consumer("a").create_group("earliest")
         backlog.publish(200)
 

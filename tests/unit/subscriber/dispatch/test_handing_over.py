@@ -1,0 +1,270 @@
+"""Entries that one subscriber hands over to another, step by step: joining, dying, stopping, and lost replies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from celery import Celery
+from pydantic import SecretStr
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from bridge import BridgeSettings, Event, EventBus
+from bridge.broker.outbox import Outbox
+from bridge.handlers import Registry
+from bridge.redis.client import connect
+from bridge.storage.entries import Entry
+from bridge.storage.keys import Keys
+from bridge.storage.presence import Presence
+from bridge.storage.storage import Storage
+from bridge.subscriber.dispatch.dispatcher import Dispatcher
+from bridge.subscriber.dispatch.router import Batch
+from bridge.subscriber.members import Members
+from bridge.telemetry.counters import Counters
+from bridge.testing.redis_server import RedisServer
+from tests.handlers import HANDLERS
+from tests.support.apps import make_app
+from tests.support.proxy import Proxy
+from tests.support.queues import Queues
+
+EVENTS = 10
+
+
+class Member:
+    """A subscriber whose steps the test takes."""
+
+    def __init__(self, settings: BridgeSettings, app: Celery, name: str, *handlers: str) -> None:
+        self.name, self.handlers, self.registry = name, handlers, Registry()
+        for handler in handlers:
+            self.registry.add(HANDLERS[handler])
+        self.client = connect(settings)
+        self.storage = Storage(self.client, settings)
+        self.counters = Counters()
+        self.consumer = self.storage.consumer(name)
+        members = Members(self.storage, self.registry, name)
+        outbox = Outbox(app, settings)
+        self.dispatcher = Dispatcher(self.storage, outbox, self.registry, self.counters, self.consumer, members)
+
+    def report(self) -> None:
+        patterns = {name: list(handler) for name, handler in self.registry.patterns.items()}
+        self.storage.presence.report(Presence(self.name, handlers=patterns))
+
+    def leave(self) -> None:
+        self.storage.presence.leave(self.name, differs=True)
+
+    def steps(self, count: int = 4) -> None:
+        for _ in range(count):
+            self.dispatcher.step()
+
+    def close(self) -> None:
+        self.dispatcher.close()
+        self.dispatcher.reconnect()
+        self.client.close()
+
+
+Join = Callable[..., Member]
+
+
+@pytest.fixture
+def queued(broker: RedisServer, prefix: str) -> Iterator[Callable[[], tuple[dict[str, int], int]]]:
+    """Return of how many events each task has a message, and how many messages are repetitions."""
+
+    def count() -> tuple[dict[str, int], int]:
+        tasks = queues.tasks()
+        return dict(Counter(name.split()[0] for name in tasks)), tasks.total() - len(tasks)
+
+    with Redis.from_url(broker.url) as client:
+        queues = Queues(client, prefix)
+        yield count
+
+
+@pytest.fixture
+def journal(client: Redis, settings: BridgeSettings) -> Iterator[str]:
+    """The key of a journal with ten events of the type ``billing.paid``, and the group ``tests``."""
+    Storage(client, settings).consumer("first").create_group("earliest")
+    with EventBus(settings) as bus:
+        for number in range(EVENTS):
+            bus.publish("billing.paid", id=f"n{number}")
+    return Keys(settings.channel_prefix).journal
+
+
+@pytest.fixture
+def join(broker: RedisServer, settings: BridgeSettings, prefix: str, journal: str) -> Iterator[Join]:
+    """Start a member of the group with these handlers; it reports its presence unless it should not."""
+    joined: list[Member] = []
+    settings = settings.model_copy(update={"block_ms": 1})
+    with make_app(broker.url, prefix) as app:
+        app.finalize()
+
+        def start(name: str, *handlers: str, report: bool = True, url: str = "") -> Member:
+            over = settings.model_copy(update={"redis_url": SecretStr(url)} if url else {})
+            member = Member(over, app, name, *handlers)
+            joined.append(member)
+            if report:
+                member.report()
+            return member
+
+        yield start
+        for member in joined:
+            member.close()
+
+
+@pytest.fixture
+def pending(client: Redis, journal: str) -> Callable[[], dict[str, int]]:
+    """Return how many entries each consumer holds."""
+
+    def count() -> dict[str, int]:
+        rows = client.xinfo_consumers(journal, "tests")
+        return {row["name"].decode(): row["pending"] for row in rows if row["pending"]}
+
+    return count
+
+
+Queued = Callable[[], tuple[dict[str, int], int]]
+Pending = Callable[[], dict[str, int]]
+
+
+def in_between(member: Member, do: Callable[[], None]) -> None:
+    """Let *member* read entries and route them, and do something else before it dispatches them."""
+    route = member.dispatcher._router.route
+
+    def route_and_do(entries: Sequence[Entry]) -> Batch:
+        batch = route(entries)
+        if entries:
+            do()
+        return batch
+
+    member.dispatcher._router.route = route_and_do  # type: ignore[method-assign]
+    member.steps(2)
+    member.dispatcher._router.route = route  # type: ignore[method-assign]
+
+
+def test_a_member_that_joins_in_between(
+    join: Join, queued: Queued, pending: Pending, broker: RedisServer, settings: BridgeSettings
+) -> None:
+    """Entries that were routed before another member joined are not acknowledged without its handlers."""
+    first, second = join("first", "t.all"), join("second", "t.plain", report=False)
+    in_between(first, second.report)
+    assert pending() == {"first": EVENTS}, "nothing was acknowledged"
+    first.steps()
+    assert pending() == {"second": EVENTS}
+    second.steps()
+    assert pending() == {}
+    copies = 0 if broker.url == settings.url else EVENTS
+    assert queued() == ({"t.all": EVENTS, "t.plain": EVENTS}, copies), "copies have the same task ids"
+
+
+def test_a_member_with_the_same_handlers(
+    join: Join, queued: Queued, pending: Pending, client: Redis, settings: BridgeSettings
+) -> None:
+    """A member that joins or leaves with the handlers of the others interrupts none of them."""
+    first, second = join("first", "t.plain", "t.all"), join("second", "t.all", "t.plain", report=False)
+    token = client.get(Keys(settings.channel_prefix).fencing_token("tests"))
+    in_between(first, second.report)
+    second.report()
+    second.storage.presence.leave("second", differs=False)
+    assert client.get(Keys(settings.channel_prefix).fencing_token("tests")) == token
+    assert pending() == {}
+    assert queued() == ({"t.all": EVENTS, "t.plain": EVENTS}, 0)
+
+
+def test_a_chain_of_members(join: Join, queued: Queued, pending: Pending, client: Redis, journal: str) -> None:
+    """An entry goes from member to member until all handlers have it; each gets it once."""
+    members = [join("first", "t.all"), join("second", "t.plain", "t.all"), join("third", "t.glob", "t.plain")]
+    client.xadd(journal, {"event": Event(type="dream.image.rendered", id="dream").encode()})
+    for _ in range(6):
+        for member in members:
+            member.dispatcher.step()
+    assert pending() == {}
+    assert queued() == ({"t.all": EVENTS + 1, "t.plain": EVENTS, "t.glob": 1}, 0)
+    assert client.hlen(Keys(journal.strip("{").partition("}")[0]).handed_over("tests")) == 0
+
+
+def test_a_member_dies_with_entries(join: Join, queued: Queued, pending: Pending, client: Redis, prefix: str) -> None:
+    """They are claimed; whoever has them knows which handlers have them, and decides by the members that live then."""
+    first, doomed = join("first", "t.all"), join("doomed", "t.plain")
+    first.steps()
+    assert pending() == {"doomed": EVENTS}
+    client.hdel(Keys(prefix).subscribers("tests"), "doomed")  # it was killed, and some time has passed
+    heir = join("heir", "t.plain")
+    assert first.consumer.claim(0, b"0-0", 100).taken == EVENTS
+    first.dispatcher.reread_pending()
+    first.steps()
+    assert pending() == {"heir": EVENTS}
+    heir.steps()
+    assert (pending(), queued()) == ({}, ({"t.all": EVENTS, "t.plain": EVENTS}, 0))
+    assert client.hlen(Keys(prefix).handed_over("tests")) == 0
+    assert doomed.counters.snapshot() == {}
+
+
+def test_nobody_has_the_handlers_any_more(
+    join: Join, queued: Queued, pending: Pending, client: Redis, prefix: str
+) -> None:
+    """Entries for a member that left before it dispatched them are acknowledged, and nothing is kept about them."""
+    first, other = join("first", "t.all"), join("other", "t.plain")
+    first.steps()
+    other.leave()
+    assert first.consumer.claim(0, b"0-0", 100).taken == EVENTS
+    first.dispatcher.reread_pending()
+    first.steps()
+    assert (pending(), queued()) == ({}, ({"t.all": EVENTS}, 0))
+    assert client.hlen(Keys(prefix).handed_over("tests")) == 0
+
+
+def test_a_member_stops_with_entries(join: Join, queued: Queued, pending: Pending) -> None:
+    """A member that stops dispatches first what was handed over to it until the others knew."""
+    first, second = join("first", "t.all"), join("second", "t.plain")
+    second.dispatcher._transaction.open()
+    first.steps()
+    assert pending() == {"second": EVENTS}
+    second.leave()
+    second.dispatcher.finish()
+    assert (pending(), queued()) == ({}, ({"t.all": EVENTS, "t.plain": EVENTS}, 0))
+
+
+def test_a_member_stops_in_between(join: Join, pending: Pending) -> None:
+    """Nothing is handed over to a member that has left since the entries were routed."""
+    first, second = join("first", "t.all"), join("second", "t.plain")
+    in_between(first, second.leave)
+    assert "second" not in pending()
+    first.steps()
+    assert pending() == {}
+
+
+def test_what_is_known_of_trimmed_entries_is_forgotten(
+    join: Join, pending: Pending, client: Redis, prefix: str, journal: str
+) -> None:
+    """The note about an entry goes when the entry was trimmed; those about others stay."""
+    first, _ = join("first", "t.all"), join("other", "t.plain")
+    first.steps()
+    notes = Keys(prefix).handed_over("tests")
+    assert client.hlen(notes) == EVENTS
+    kept = client.xrange(journal)[7][0]
+    client.xtrim(journal, minid=kept, approximate=False)
+    first.consumer.forget_trimmed()
+    assert sorted(client.hkeys(notes))[0] == kept
+    assert client.hlen(notes) == 3
+    client.xtrim(journal, maxlen=0, approximate=False)
+    first.consumer.forget_trimmed()
+    assert not client.exists(notes)
+
+
+@pytest.mark.parametrize("lost", [b"EXEC", b"XREADGROUP"])
+def test_a_lost_reply(
+    join: Join, queued: Queued, pending: Pending, server: RedisServer, broker: RedisServer, lost: bytes
+) -> None:
+    """Whichever reply a member loses while it hands entries over, each handler gets each event."""
+    with Proxy(server.port) as proxy:
+        first, second = join("first", "t.all", url=proxy.url), join("second", "t.plain")
+        proxy.drop_reply(lost)
+        with pytest.raises(RedisConnectionError):
+            first.steps(3)
+        first.steps()
+        second.steps()
+        first.steps()
+    assert pending() == {}
+    tasks, copies = queued()
+    assert tasks == {"t.all": EVENTS, "t.plain": EVENTS}
+    assert copies == 0 or broker is not server

@@ -1,0 +1,204 @@
+"""Subscribers of one group that have different handlers, or none: each event still runs all of its handlers, once."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from bridge import BridgeSettings, Event, EventBus, SettingsError
+from bridge.handlers import Registry
+from bridge.storage.keys import Keys
+from bridge.storage.presence import handler_differences
+from bridge.storage.storage import Storage
+from bridge.subscriber.subscriber import Subscriber
+from bridge.testing.redis_server import RedisServer
+from tests.handlers import HANDLERS
+from tests.support.apps import Invoke, StartSubscriber, make_app
+from tests.support.queues import Queues
+from tests.support.waiting import eventually
+
+TYPES = ("dream.created", "dream.image.rendered", "billing.paid", "other.thing")
+
+
+def with_handlers(*names: str) -> Registry:
+    made = Registry()
+    for name in names:
+        made.add(HANDLERS[name])
+    return made
+
+
+@pytest.fixture
+def broker_app(broker: RedisServer, prefix: str) -> Iterator[Celery]:
+    with make_app(broker.url, prefix) as made:
+        yield made
+
+
+@pytest.fixture
+def queued(broker: RedisServer, prefix: str) -> Iterator[Callable[[], Counter[str]]]:
+    """Return how often each task is queued with each event."""
+    with Redis.from_url(broker.url) as client:
+        queues = Queues(client, prefix)
+        yield lambda: queues.tasks() + queues.tasks("own")
+
+
+def wanted(events: list[Event], *names: str) -> set[str]:
+    return {
+        f"{name} {event.type} {event.id}" for event in events for name in names if HANDLERS[name].matches(event.type)
+    }
+
+
+def test_different_handlers_under_load(
+    start_subscriber: StartSubscriber,
+    broker_app: Celery,
+    queued: Callable[[], Counter[str]],
+    settings: BridgeSettings,
+    client: Redis,
+    prefix: str,
+) -> None:
+    """Of three subscribers with different and overlapping handlers, each event gets to all of its handlers, once."""
+    first = start_subscriber("first", broker_app, with_handlers("t.exact", "t.all"))
+    second = start_subscriber("second", broker_app, with_handlers("t.glob", "t.all"))
+    third = start_subscriber("third", broker_app, with_handlers("t.plain", "t.own"))
+    events = [Event(type=TYPES[number % 4], id=f"n{number}") for number in range(2000)]
+    with EventBus(settings) as bus:
+        for start in range(0, len(events), 100):
+            bus.publish_many(events[start : start + 100])
+    expected = wanted(events, "t.exact", "t.all", "t.glob", "t.plain", "t.own")
+    eventually(lambda: queued().keys() == expected, "every task is queued", 40)
+    keys = Keys(prefix)
+    eventually(lambda: client.xpending(keys.journal, "tests")["pending"] == 0, "all entries are acknowledged", 20)
+    assert set(queued().values()) == {1}
+    assert client.hlen(keys.handed_over("tests")) == 0
+    assert client.xlen(keys.dead("tests")) == 0
+    counters = [one.info() for one in (first, second, third)]
+    assert sum(one.get("handed_over", 0) for one in counters) >= 1000
+    assert not any(one.get("no_handler") for one in counters)
+
+
+def test_a_subscriber_joins_and_leaves_under_load(
+    start_subscriber: StartSubscriber,
+    broker_app: Celery,
+    queued: Callable[[], Counter[str]],
+    settings: BridgeSettings,
+    client: Redis,
+    prefix: str,
+) -> None:
+    """From the moment a subscriber is ready until it is asked to stop, no event of its handlers is lost."""
+    start_subscriber("old", broker_app, with_handlers("t.exact"))
+    events: list[Event] = []
+    with EventBus(settings) as bus:
+        for round_ in range(3):
+            before = [Event(type="billing.paid", id=f"before{round_}-{number}") for number in range(300)]
+            bus.publish_many(before)  # t.plain may get these, or not
+            joined = start_subscriber(f"new{round_}", broker_app, with_handlers("t.exact", "t.plain"))
+            some = [Event(type=TYPES[number % 4], id=f"n{round_}-{number}") for number in range(400)]
+            bus.publish_many(some)
+            events += some
+            expected = wanted(some, "t.plain")
+            eventually(lambda expected=expected: queued().keys() >= expected, "its tasks are queued", 20)
+            joined.stop()
+    eventually(lambda: queued().keys() >= wanted(events, "t.exact", "t.plain"), "every task is queued", 20)
+    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged", 20)
+    assert client.hlen(Keys(prefix).handed_over("tests")) == 0
+    assert set(queued().values()) == {1}
+
+
+def test_a_replay_for_one_handler_finds_it(
+    start_subscriber: StartSubscriber, queues: Queues, client: Redis, prefix: str, settings: BridgeSettings
+) -> None:
+    """An entry for one handler goes to a subscriber that has it; only if none has it, it becomes a dead letter."""
+    start_subscriber("first", handlers=with_handlers("t.exact"))
+    start_subscriber("second", handlers=with_handlers("t.plain"))
+    journal = Keys(prefix).journal
+    for number in range(20):
+        for handler in ("t.plain", "t.glob"):
+            event = Event(type="billing.paid", id=f"{handler}-{number}")
+            client.xadd(journal, {"event": event.encode(), "group": "tests", "handler": handler})
+    eventually(lambda: queues.length() == 20, "the messages of the known handler are queued", 10)
+    eventually(lambda: client.xlen(Keys(prefix).dead("tests")) == 20, "the others are dead letters", 10)
+    assert {name.split()[0] for name in queues.tasks()} == {"t.plain"}
+    dead = Storage(client, settings).dead_letters
+    assert {(letter.reason, letter.handler) for letter in dead.latest(30)} == {("no_handler", "t.glob")}
+
+
+def test_a_subscriber_without_handlers_reads_nothing(
+    start_subscriber: StartSubscriber,
+    queues: Queues,
+    bus: EventBus,
+    client: Redis,
+    prefix: str,
+    settings: BridgeSettings,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It fills the journal, is not ready and says why; it dispatches what came before as soon as it has a handler."""
+    caplog.set_level(logging.WARNING, "bridge")
+    handlers, presence = Registry(), Storage(client, settings).presence
+    subscriber = start_subscriber("bare", handlers=handlers, ready=False)
+    client.publish(f"{prefix}dream.created", Event(type="dream.created", id="heard").encode())
+    bus.publish("dream.created", id="published")
+    eventually(lambda: client.xlen(Keys(prefix).journal) == 2, "both events are in the journal")
+    problems = lambda: [text for one in presence.all() for text in one.problems]  # noqa: E731
+    eventually(lambda: any("no handlers are registered" in text for text in problems()), "the problem is reported", 10)
+    assert not subscriber.ready.is_set()
+    assert client.xinfo_consumers(Keys(prefix).journal, "tests") == []
+    handlers.add(HANDLERS["t.exact"])
+    eventually(lambda: queues.length() == 2, "both events are dispatched", 10)
+    assert subscriber.ready.wait(10)
+    eventually(lambda: not problems(), "it is ready", 10)
+    lines = [one for one in caplog.records if vars(one).get("action") == "no_handlers"]
+    assert len(lines) == 1
+
+
+def test_a_handler_that_is_registered_later(
+    start_subscriber: StartSubscriber, queues: Queues, bus: EventBus, client: Redis, prefix: str
+) -> None:
+    """Other subscribers leave events to a handler that was registered after the start, as soon as it is reported."""
+    lazy = with_handlers("t.exact")
+    start_subscriber("first", handlers=with_handlers("t.exact"))
+    start_subscriber("lazy", handlers=lazy)
+    presence = Storage(client, bus.settings).presence
+    lazy.add(HANDLERS["t.plain"])
+    eventually(lambda: any("t.plain" in one.handlers for one in presence.all()), "the handler is reported", 10)
+    for number in range(50):
+        bus.publish("billing.paid", id=f"n{number}")
+    eventually(lambda: queues.length() == 50, "all events are dispatched", 10)
+
+
+def test_an_application_without_a_name(settings: BridgeSettings, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its subscribers need a bridge_group, since all applications without a name would share one; it may publish."""
+    for name in (None, "__main__", "default"):
+        with Celery(name, set_as_current=False, broker=settings.url) as app:
+            nameless = BridgeSettings.load(app, redis_url=settings.url, channel_prefix=prefix)
+            with EventBus(nameless) as bus:
+                bus.publish("a.b")
+            with pytest.raises(SettingsError, match=r"has no name, .* set bridge_group"):
+                Subscriber(app, nameless, "one")
+            monkeypatch.setenv("BRIDGE_GROUP", "bridge")
+            Subscriber(app, BridgeSettings.load(app, redis_url=settings.url, channel_prefix=prefix), "one")
+            monkeypatch.delenv("BRIDGE_GROUP")
+
+
+def test_differences_are_reported(
+    start_subscriber: StartSubscriber, invoke: Invoke, client: Redis, settings: BridgeSettings, caplog
+) -> None:
+    """Each subscriber logs once which handlers differ; ``bus check`` fails and ``bus status`` says it."""
+    caplog.set_level(logging.WARNING, "bridge")
+    start_subscriber("first", handlers=with_handlers("t.exact", "t.all"))
+    start_subscriber("twin", handlers=with_handlers("t.exact", "t.all"))
+    presence = Storage(client, settings).presence
+    assert handler_differences(presence.all()) == {}
+    start_subscriber("second", handlers=with_handlers("t.exact", "t.plain"))
+    lines = lambda: [one for one in caplog.records if vars(one).get("action") == "handlers_differ"]  # noqa: E731
+    eventually(lambda: len(lines()) == 3, "each has logged it", 10)
+    assert {vars(one)["consumer"] for one in lines()} == {"first", "twin", "second"}
+    missing = {"t.all (*)": ["second"], "t.plain (billing.*)": ["first", "twin"]}
+    assert handler_differences(presence.all()) == missing
+    found = invoke("check", expect=1)
+    assert "t.all (*) is missing on second; t.plain (billing.*) is missing on first, twin" in found.output
+    assert "have different handlers (2), see bus check" in invoke("status").output
+    assert len(lines()) == 3
