@@ -232,7 +232,7 @@ def test_own_publications_are_not_limited(
     bus: EventBus, settings: BridgeSettings, register_handlers, start_subscriber: StartSubscriber
 ) -> None:
     """Events that programs publish with the bridge are in the journal already and are not limited."""
-    register_handlers()
+    register_handlers("t.exact")
     subscriber = start_subscriber(max_events_per_s_per_source=0.1)
     for number in range(20):
         bus.publish("a.b", number)

@@ -117,8 +117,10 @@ def test_a_replay_for_one_handler_finds_it(
     journal = Keys(prefix).journal
     for number in range(20):
         for handler in ("t.plain", "t.glob"):
-            event = Event(type="billing.paid", id=f"{handler}-{number}")
-            client.xadd(journal, {"event": event.encode(), "group": "tests", "handler": handler})
+            address = {"group": "tests", "handler": handler}
+            mark = {"replay": {"name": "r", **address}}
+            event = Event(type="billing.paid", id=f"{handler}-{number}", metadata=mark)
+            client.xadd(journal, {"event": event.encode(), **address})
     eventually(lambda: queues.length() == 20, "the messages of the known handler are queued", 10)
     eventually(lambda: client.xlen(Keys(prefix).dead("tests")) == 20, "the others are dead letters", 10)
     assert {name.split()[0] for name in queues.tasks()} == {"t.plain"}

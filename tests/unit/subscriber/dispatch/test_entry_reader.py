@@ -13,6 +13,7 @@ from bridge.handlers import registry
 from bridge.storage import Entry, Storage
 from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
+from bridge.subscriber.members import Members
 from bridge.telemetry import Counters
 
 
@@ -20,8 +21,9 @@ def dispatcher_of(bus: EventBus, settings: BridgeSettings, app: Celery) -> Dispa
     app.finalize()
     storage = Storage(bus.client, settings)
     storage.consumer("one").create_group("earliest")
-    dead_letters = DeadLetterWriter(storage, Counters())
-    return Dispatcher(storage, Outbox(app, settings), registry, dead_letters, Counters(), storage.consumer("one"))
+    members, outbox = Members(storage, registry, "one"), Outbox(app, settings)
+    dead_letters, consumer = DeadLetterWriter(storage, Counters()), storage.consumer("one")
+    return Dispatcher(storage, outbox, registry, dead_letters, Counters(), consumer, members)
 
 
 def size(entries: Sequence[Entry]) -> int:

@@ -95,7 +95,7 @@ def test_dead_letters_are_capped(
     client: Redis, prefix: str, register_handlers, start_subscriber: StartSubscriber, settings: BridgeSettings
 ) -> None:
     """A flood of invalid messages leaves about max_dead_letters dead letters, the newest ones."""
-    register_handlers()
+    register_handlers("t.exact")
     subscriber = start_subscriber(max_dead_letters=200)
     for number in range(2000):
         client.publish(f"{prefix}a.b", b"bad %d" % number)
