@@ -9,11 +9,12 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from bridge import Event, EventBus
+from bridge import BridgeSettings, Event, EventBus
 from bridge.events.event import TYPESCRIPT_BUS_SOURCE
 from bridge.handlers.handler import task_id_for
 from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
+from bridge.storage.presence import Presence
 from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
 from tests.support.ports import free_port
@@ -86,6 +87,7 @@ def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> Non
         so_far = calls(admin)["publish"]
         eventually(lambda: calls(admin)["publish"] > so_far, "without events, it publishes a heartbeat to itself")
         eventually(lambda: subscriber.info()["warnings"], "it has checked the settings of the server")
+        hand_over(settings, admin)
         admin.xadd(keys.journal, {"event": "the last one"}, id="18446744073709551615-18446744073709551615")
         eventually(lambda: can_append(admin, keys), "the journal is repaired")
         eventually(lambda: not admin.exists(keys.set_aside), "all entries are in the journal again")
@@ -95,6 +97,17 @@ def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> Non
             assert b"bridge_journal" in answer.read()
     finally:
         subscriber.stop()
+
+
+def hand_over(settings: BridgeSettings, admin: Redis) -> None:
+    """Let the subscriber hand over an event to another one, and claim it back when that one has gone."""
+    storage = Storage(admin, settings)
+    handed_over, event = storage.keys.handed_over("tests"), Event(type="mate.new", id="for-a-mate")
+    storage.presence.report(Presence("mate", handlers={"t.mate": ["mate.*"]}))
+    admin.publish(storage.keys.channel(event.type), event.encode())
+    eventually(lambda: admin.exists(handed_over), "the event is handed over")
+    storage.presence.leave("mate", differs=True)
+    eventually(lambda: not admin.exists(handed_over), "nobody needs it any more")
 
 
 def can_append(admin: Redis, keys: Keys) -> bool:

@@ -22,7 +22,8 @@ from tests.support.status import fill, table, told
 from tests.support.waiting import eventually
 
 SUBSCRIBER = {
-    "name", "host", "problems", "waits", "dispatched_per_s", "gap_ms", "metrics", "handlers", "seen_s", "alive", "ready",
+    "name", "host", "problems", "waits", "dispatched_per_s", "gap_ms", "metrics", "handlers", "seen_s",
+    "alive", "ready",
 }  # fmt: skip
 GROUP = {
     "name", "backlog", "exact", "oldest_s", "pending", "last_ms", "in_flight", "overdue", "dead_letters",
