@@ -11,7 +11,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from bridge.config import BridgeSettings
 from bridge.storage import HEARTBEAT_INTERVAL_S, Presence, provide_scripts
@@ -70,22 +70,29 @@ class PresenceReporter:
 
     def _run(self) -> None:
         # The first report is early: the others must know the handlers of this subscriber, and its health takes a while.
-        first, presence = (
-            True,
-            Presence(self._members.name, socket.gethostname(), ["starting"], handlers=self._members.handlers),
-        )
+        presence = Presence(self._members.name, socket.gethostname(), ["starting"], handlers=self._members.handlers)
+        first = True
         while not self._stop.is_set():
-            pause_s = HEARTBEAT_INTERVAL_S
-            with suppress(RedisError, OSError):  # the other threads log it
-                self._presence_store.report(presence, first=first)
-                self._members.announced.set()
-                pause_s, first = (0.0 if first else HEARTBEAT_INTERVAL_S), False
-                provide_scripts(self._health.storage.client)
-            self._stop.wait(pause_s)
+            reported = self._report(presence, first=first)
+            self._stop.wait(0 if first and reported else HEARTBEAT_INTERVAL_S)
+            first = first and not reported
             presence = self._presence()
         with suppress(RedisError, OSError):  # the presence expires later
             self._presence_store.leave(self._members.name, differs=self._members.differ)
         self._members.withdrawn.set()
+
+    def _report(self, presence: Presence, *, first: bool) -> bool:
+        """Report, and return whether Redis has stored it."""
+        try:
+            self._presence_store.report(presence, first=first)
+            self._members.announced.set()
+            provide_scripts(self._health.storage.client)
+        except ResponseError:
+            self._members.announced.set()  # a Redis without memory must not delay the dispatch of a backlog
+            return False
+        except (RedisError, OSError):
+            return False  # the other threads log it
+        return True
 
     def _presence(self) -> Presence:
         problems = self._health.problems()

@@ -19,6 +19,7 @@ from bridge.storage.entries import Entry
 from bridge.storage.keys import Keys
 from bridge.storage.presence import Presence
 from bridge.storage.storage import Storage
+from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.dispatch.router import Batch
 from bridge.subscriber.members import Members
@@ -45,7 +46,10 @@ class Member:
         self.consumer = self.storage.consumer(name)
         members = Members(self.storage, self.registry, name)
         outbox = Outbox(app, settings)
-        self.dispatcher = Dispatcher(self.storage, outbox, self.registry, self.counters, self.consumer, members)
+        dead_letters = DeadLetterWriter(self.storage, self.counters)
+        self.dispatcher = Dispatcher(
+            self.storage, outbox, self.registry, dead_letters, self.counters, self.consumer, members
+        )
 
     def report(self) -> None:
         patterns = {name: list(handler) for name, handler in self.registry.patterns.items()}
