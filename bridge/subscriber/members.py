@@ -43,9 +43,9 @@ class Members:
         self._updated_at = 0.0
         #: What was logged last: the handlers that this subscriber lacks, and those that others lack.
         self._logged: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
-        #: Set once the other subscribers know the handlers of this one, or Redis refuses to store them; and once they know
-        #: that it stops.
+        #: Set once the other subscribers know the handlers of this one, or Redis refuses to store them.
         self.announced = threading.Event()
+        #: Set once the others know that this subscriber stops.
         self.withdrawn = threading.Event()
 
     @property
