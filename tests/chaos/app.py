@@ -3,7 +3,7 @@
 The oracle is a Redis that is exempt from faults. Its list ``runs`` contains each effect, ``deliveries`` each message
 that reached a pool. The handlers show the ways to have exactly one effect, and what happens without them.
 
-With CHAOS_GROUP it is another application on the same bus, with the same handlers and records of its own.
+With CHAOS_GROUP it is another application on the same bus, with the same handlers and its own records.
 """
 
 from __future__ import annotations
