@@ -60,7 +60,8 @@ class BridgeSettings(BaseSettings):
     #: Attempts to publish or look up, including the first, before :class:`BusUnavailable` is raised.
     publish_attempts: int = Field(default=4, ge=1)
 
-    #: Prefix of the channels, ``{prefix}{type}``, and of the keys, for example ``{prefix}event:{id}``.
+    #: Prefix of the channels, ``{prefix}{type}``, and of the keys, for example ``{prefix}event:{id}``. On one Redis, no
+    #: prefix may begin with another one: the bus ``shop:`` would receive the events of ``shop:eu:``.
     channel_prefix: str = "dreamnet:events:"
     #: Write the event key and the journal entry when publishing.
     enable_persistence: bool = True
@@ -84,10 +85,9 @@ class BridgeSettings(BaseSettings):
     max_event_depth: int = Field(default=MAX_DEPTH, ge=2, le=MAX_DEPTH)
     #: Length of the longest chain of events that cause each other. The next event becomes a dead letter.
     max_hops: int = Field(default=16, ge=1)
-    #: Rate limit for external publishers: most new events per second, averaged over 10 s, that are accepted from one
-    #: source. Events without a source share one limit. Events above the limit become dead letters; events found by a
-    #: catch-up scan are not limited. Signed events count under their key. Any publisher can claim any source, so for
-    #: unsigned events this stops accidents, not attackers. None: no limit.
+    #: Rate limit for external publishers: most new events per second, averaged over 10 s, of one source or, if they are
+    #: signed, of one key; None: no limit. Further ones become dead letters. Events that a catch-up scan finds do not
+    #: count. Any publisher can claim any source, so for unsigned events this stops accidents, not attackers.
     max_events_per_s_per_source: float | None = Field(default=None, gt=0)
     #: Event types that are accepted and published, as Redis globs; empty: all. Others become dead letters.
     accepted_types: Patterns = Field(default_factory=list)

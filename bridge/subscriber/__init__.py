@@ -13,12 +13,15 @@ acknowledged. Another one claims them after ``claim_idle_s``.
 
 from bridge.subscriber.agreement import disagreements
 from bridge.subscriber.checks import Finding, check_clock, check_settings, refused_handlers, server_of
+from bridge.subscriber.journal_checks import check_journal_ids, check_prefixes
 from bridge.subscriber.subscriber import Subscriber, consumer_name
 
 __all__ = [
     "Finding",
     "Subscriber",
     "check_clock",
+    "check_journal_ids",
+    "check_prefixes",
     "check_settings",
     "consumer_name",
     "disagreements",

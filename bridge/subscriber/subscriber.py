@@ -27,6 +27,7 @@ from bridge.subscriber.dispatch_loop import DispatchLoop
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.intake.intake import Intake
 from bridge.subscriber.intake.writer import JournalWriter
+from bridge.subscriber.journal_checks import check_prefixes
 from bridge.subscriber.maintenance.maintenance import Maintenance
 from bridge.subscriber.maintenance.rescuer import Rescuer
 from bridge.subscriber.members import Members
@@ -185,14 +186,18 @@ class Subscriber:
         self._client.close()
 
     def _disagreements(self) -> list[Finding]:
-        """Compare the settings with those of the other groups; its own group has just got these, or gets them now."""
+        """Compare the settings with those of the other groups, and the prefix with those of other buses.
+
+        Its own group has just got these settings, or gets them now.
+        """
         try:
             with connect(self._settings) as client:
                 groups = Storage(client, self._settings).group_settings.all()
+                overlaps = check_prefixes(client, self._settings)
         except (RedisError, OSError):
             return []  # the other checks report it
         groups.pop(self._settings.group, None)
-        return disagreements(self._settings, groups)
+        return [*disagreements(self._settings, groups), *overlaps]
 
     def _check(self) -> None:
         """Log a warning for each setting that can lose events, once."""

@@ -16,6 +16,8 @@ CHECKS = [
     "broker",
     "durability, memory and Celery's settings",
     "settings of all groups",
+    "ids of the journal",
+    "prefixes of other buses on this Redis",
     "accepted types",
     "handlers and their workers",
 ]

@@ -32,7 +32,15 @@ from bridge.operations.acl import (
     user_of,
 )
 from bridge.storage import Storage, handler_differences, read_status
-from bridge.subscriber import Finding, check_clock, check_settings, disagreements, refused_handlers
+from bridge.subscriber import (
+    Finding,
+    check_clock,
+    check_journal_ids,
+    check_prefixes,
+    check_settings,
+    disagreements,
+    refused_handlers,
+)
 
 #: How long to wait for the replies of the workers.
 _WORKERS_S = 1.0
@@ -103,6 +111,8 @@ def _steps(app: Celery, storage: Storage, role: Role) -> Steps:
     tasks = [app.tasks[handler.task_name] for handler in registry]
     yield "durability, memory and Celery's settings", lambda: check_settings(settings, app, tasks)
     yield "settings of all groups", lambda: disagreements(settings, storage.group_settings.all())
+    yield "ids of the journal", lambda: check_journal_ids(storage)
+    yield "prefixes of other buses on this Redis", lambda: check_prefixes(client, settings)
     yield "accepted types", lambda: refused_handlers(settings, registry.patterns)
     yield "handlers and their workers", lambda: list(_workers(app, settings))
 

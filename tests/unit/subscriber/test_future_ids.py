@@ -104,7 +104,7 @@ def test_a_backlog_of_the_future_is_dispatched_at_the_start(
 
 
 def test_without_a_subscriber_the_error_says_what_helps(bus: EventBus, outside: Outside) -> None:
-    """A publisher that waits in vain names the cause."""
+    """A publisher whose retries are over names the cause."""
     attack(outside.client, outside.keys.prefix, LAST_ID)
     with pytest.raises(BusUnavailable, match=r"exhausted the last possible ID.*start a subscriber, which repairs it"):
         bus.publish("a.b")
