@@ -131,12 +131,14 @@ class DispatchLoop:
         starts_late = self._group_start == "latest"
         if starts_late and not self._catch_up.caught_up.wait(self._settings.block_ms / 1000):
             return False
+        if not starts_late:
+            # An existing group may have lost its journal while no subscriber was running. The request comes first: if
+            # the reply to the creation is lost, the group is found the next time.
+            self._catch_up.refill()
         if self._consumer.create_group(self._group_start):
             extra = log_fields(Action.GROUP_CREATED, group=self._group, consumer=self._consumer.name)
             text = "Created consumer group %s, starting with the %s event"
             log.info(text, self._group, "next" if starts_late else "oldest retained", extra=extra)
-            if not starts_late:
-                self._catch_up.refill()  # an existing group may have lost its journal while no subscriber was running
         return True
 
     def _on_journal_lost(self, error: JournalLost) -> None:

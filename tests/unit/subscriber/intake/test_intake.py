@@ -7,13 +7,15 @@ import threading
 import pytest
 from redis import Redis
 
-from bridge import BridgeSettings, Event, SettingsError
+from bridge import BridgeSettings, Event, EventBus, SettingsError
 from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.redis.client import connect
 from bridge.storage import Storage
 from bridge.storage.keys import Keys
+from bridge.storage.lua import script_text
 from bridge.telemetry.counters import Counters
 from tests.support.apps import StartSubscriber
+from tests.support.proxy import Proxy
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
 
@@ -199,3 +201,22 @@ def test_types_that_match_nothing_are_refused() -> None:
     for types, problem in (([], "listen_types"), (["dream.["], "not closed"), ([""], "empty pattern")):
         with pytest.raises(SettingsError, match=problem):
             BridgeSettings.load(listen_types=types)
+
+
+def test_a_group_whose_creation_is_not_confirmed(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    proxy: Proxy,
+    client: Redis,
+    prefix: str,
+    queues: Queues,
+    bus: EventBus,
+) -> None:
+    """A subscriber that does not know that it has created the group fills the journal, which was lost, all the same."""
+    register_handlers("t.all")
+    bus.publish("a.b", id="kept")
+    client.delete(Keys(prefix).journal)
+    proxy.drop_reply(client.script_load(script_text("create_group")).encode())
+    start_subscriber(redis_url=proxy.url)
+    assert proxy.done["reply dropped"] == 1
+    eventually(lambda: queues.tasks() == {"t.all a.b kept": 1}, "the event is dispatched")
