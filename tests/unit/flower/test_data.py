@@ -133,6 +133,7 @@ def test_states_choose(
     [
         ("SUCCESS SKIPPED", "succeeded"),
         ("SUCCESS FAILURE", "failed"),
+        ("SUCCESS GIVEN_UP", "failed"),
         ("SUCCESS STARTED", "running"),
         ("RETRY FAILURE", "running failed"),
         ("WAITING", "waiting"),

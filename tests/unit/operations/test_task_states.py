@@ -107,6 +107,29 @@ def test_failures_and_what_they_say(
     assert "no longer exists" in task.detail
 
 
+def test_a_task_that_was_given_up(
+    user_app: Celery,
+    bus: EventBus,
+    client: Redis,
+    start_subscriber: StartSubscriber,
+    state: Callable[[], str],
+    settings: BridgeSettings,
+) -> None:
+    """GIVEN_UP comes with reason, text and id of the dead letter; when the task starts after all, it is STARTED."""
+    event = bus.publish("plain.made", id="e").event
+    start_subscriber(app=user_app)
+    storage, task_id = Storage(client, settings), task_id_for("tests", "e", f"{HERE}.plain")
+    letter = DeadLetter.of_event("redispatch_limit", "never ended", event, event.encode(), f"{HERE}.plain", task_id)
+    eventually(storage.ledger.size, "the task is sent")
+    storage.dead_letters.end_task_with(letter, None)
+    ((task,),) = TaskStates(user_app, storage).states([("e", "plain.made")])
+    (kept,) = storage.dead_letters.latest(1)
+    assert (task.state, task.detail) == ("GIVEN_UP", "redispatch_limit: never ended")
+    assert task.dead_letter_id == kept.dead_letter_id
+    storage.ledger.start_run(task_id, "run", idempotent=True)
+    assert state() == "STARTED"
+
+
 def test_skipped_tasks(
     user_app: Celery, bus: EventBus, client: Redis, start_subscriber: StartSubscriber, settings: BridgeSettings
 ) -> None:
