@@ -102,6 +102,10 @@ class Members:
         }
         return self._best(having, entry_id)
 
+    def have(self, task_name: str) -> bool:
+        """Whether another live subscriber has this handler."""
+        return any(known.get(task_name) is not None for known in self._others.values())
+
     def _best(self, lacking: dict[str, int], entry_id: bytes) -> str | None:
         best = max(lacking, key=lambda name: (lacking[name], crc32(entry_id + name.encode())), default=None)
         return best if best is not None and lacking[best] else None

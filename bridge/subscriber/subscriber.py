@@ -106,9 +106,9 @@ class Subscriber:
         consumer = storage.consumer(name)
         members = Members(storage, handlers, name)
         dispatcher = Dispatcher(storage, self._outbox, handlers, self._dead_letters, self.counters, consumer, members)
-        rescuer = Rescuer(storage, self._outbox, handlers, self._dead_letters, self.counters)
+        rescuer = Rescuer(storage, self._outbox, handlers, self._dead_letters, self.counters, members)
         maintenance = Maintenance(
-            storage, dispatcher, self._catch_up, rescuer, self._dead_letters, self.counters, consumer
+            storage, dispatcher, self._catch_up, rescuer, self._dead_letters, self.counters, members
         )
         self._dispatch = DispatchLoop(
             storage, members, dispatcher, maintenance, self._catch_up, self.counters, liveness

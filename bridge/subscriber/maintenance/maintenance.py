@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 from redis.exceptions import ResponseError
 
-from bridge.storage import JournalConsumer, Storage
+from bridge.storage import Storage
 from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.maintenance.leader import Leader
 from bridge.subscriber.maintenance.rescuer import Rescuer
+from bridge.subscriber.members import Members
 from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Maintenance:
         rescuer: Redispatches overdue tasks.
         dead_letters: Of this subscriber; tries again to write those that Redis refused.
         counters: Raises ``entries_claimed``, ``consumers_removed``, ``trimmed`` and ``lost``.
-        consumer: Takes over the entries of dead consumers.
+        members: The other subscribers. If they have other handlers, all are leaders in turn.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class Maintenance:
         rescuer: Rescuer,
         dead_letters: DeadLetterWriter,
         counters: Counters,
-        consumer: JournalConsumer,
+        members: Members,
     ) -> None:
         settings = storage.settings
-        self._leader = Leader(storage, consumer.name)
+        self._leader = Leader(storage, members.name)
+        self._members = members
         self._group = settings.group
         self._journal = storage.journal
         self._presence = storage.presence
@@ -59,7 +61,7 @@ class Maintenance:
         self._dead_letters = dead_letters
         self._catch_up = catch_up
         self._counters = counters
-        self._consumer = consumer
+        self._consumer = storage.consumer(members.name)
         self._claim_idle_ms = int(settings.claim_idle_s * 1000)
         self._interval_s = settings.maintenance_interval_s
         self._due_at = 0.0
@@ -93,6 +95,8 @@ class Maintenance:
         self._dead_letters.retry_kept()
         if self._leader.elected():
             self._execute_jobs(stop)
+            if self._members.differ:
+                self._leader.resign()  # each in turn, since each sends only tasks of its own handlers again
 
     def _execute_jobs(self, stop: threading.Event) -> None:
         refusals: list[ResponseError] = []

@@ -15,6 +15,7 @@ from bridge.events import EncodedEvent
 from bridge.handlers import Registry, task_id_for
 from bridge.storage import DeadLetter, Entry, LedgerEntry, Overdue, Storage
 from bridge.subscriber.dead_letter_writer import DeadLetterWriter
+from bridge.subscriber.members import Members
 from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Rescuer:
         registry: The handlers of this application.
         dead_letters: Writes those of tasks that are not sent again.
         counters: Raises ``redispatched``.
+        members: The other subscribers, which may have further handlers.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Rescuer:
         registry: Registry,
         dead_letters: DeadLetterWriter,
         counters: Counters,
+        members: Members,
     ) -> None:
+        self._members = members
         self._admission = Admission(storage.settings)
         self._journal = storage.journal
         self._event_keys = storage.event_keys
@@ -73,10 +77,18 @@ class Rescuer:
             Exception: Redis or the broker failed; the next call continues.
         """
         deadline = time.monotonic() + _MAX_TIME_S
-        while not stop.is_set() and (overdue := self._ledger.find_overdue(_ROUND_TASKS)):
+        while not stop.is_set() and (overdue := self._own(self._ledger.find_overdue(_ROUND_TASKS))):
             self._redispatch(self._ledger.sweep_overdue(overdue, self._waiting(overdue)))
             if time.monotonic() > deadline:
                 return
+
+    def _own(self, overdue: Sequence[Overdue]) -> list[Overdue]:
+        """Return the tasks without those whose handler only another subscriber has, which will be the leader, too."""
+        return [
+            task
+            for task in overdue
+            if self._registry.get(task.in_flight.handler) is not None or not self._members.have(task.in_flight.handler)
+        ]
 
     def _waiting(self, overdue: Sequence[Overdue]) -> set[str]:
         """Return the ids of those tasks whose messages still seem to wait, in their queues or in workers."""
@@ -170,7 +182,7 @@ class Rescuer:
             )
             text = "Cannot send task %s again: its handler %s is not registered in this process"
             log.error(text, task.task_id, name, extra=extra)
-            return []  # another subscriber may have the handler; this is retried until max_redispatches
+            return []  # a subscriber with the handler may start; this is retried until max_redispatches
         try:
             entry_id, retries = task.in_flight.entry_id.encode(), task.in_flight.retries
             return [self._outbox.prepare(handler, event, entry_id, retries)]

@@ -128,6 +128,23 @@ def test_a_replay_for_one_handler_finds_it(
     assert {(letter.reason, letter.handler) for letter in dead.latest(30)} == {("no_handler", "t.glob")}
 
 
+def test_tasks_of_each_are_sent_again(
+    start_subscriber: StartSubscriber, queues: Queues, bus: EventBus, client: Redis, prefix: str
+) -> None:
+    """Overdue tasks are sent again by a subscriber that has their handler, whoever is the leader; none is given up."""
+    hasty = {"maintenance_interval_s": 0.1, "redispatch_after_s": 0.5, "max_redispatches": 1, "lease_s": 0.1}
+    start_subscriber("first", handlers=with_handlers("t.exact"), **hasty)
+    start_subscriber("second", handlers=with_handlers("t.own"), **hasty)
+    bus.publish_many(
+        [Event(type=type_, id=f"{type_[0]}{n}") for type_ in ("dream.created", "billing.paid") for n in range(9)]
+    )
+    lengths = lambda: (queues.length(), queues.length("own"))  # noqa: E731
+    eventually(lambda: lengths() == (9, 9), "all tasks are queued", 10)
+    client.delete(f"broker:{prefix}celery", f"broker:{prefix}own")
+    eventually(lambda: lengths() == (9, 9), "all tasks are sent again", 10)
+    assert client.xlen(Keys(prefix).dead("tests")) == 0
+
+
 def test_a_subscriber_without_handlers_reads_nothing(
     start_subscriber: StartSubscriber,
     queues: Queues,

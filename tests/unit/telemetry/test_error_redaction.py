@@ -22,6 +22,7 @@ from bridge.storage import Storage
 from bridge.storage.in_flight import InFlightTask, Overdue
 from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.maintenance.rescuer import Rescuer, _Unrecoverable
+from bridge.subscriber.members import Members
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.error_redaction import redact_worker_logs, redacting_errors
 from tests.support.sensitive import PAYLOAD, SECRET, SENSITIVE
@@ -123,7 +124,8 @@ def test_a_task_given_up(app: Celery, settings: BridgeSettings, client: Redis, c
     storage, counters = Storage(client, discreet), Counters()
     in_flight = InFlightTask("t.all", "e1", "1-1", "celery")
     storage.ledger.acknowledge_sent([], [in_flight.entry("task-e1")])
-    recovery = Rescuer(storage, Outbox(app, discreet), registry, DeadLetterWriter(storage, counters), counters)
+    writer, members = DeadLetterWriter(storage, counters), Members(storage, registry, "one")
+    recovery = Rescuer(storage, Outbox(app, discreet), registry, writer, counters, members)
     event = Event(type="a.b", id="e1", payload=PAYLOAD)
     why = _Unrecoverable("message_failed", f"KeyError: {SECRET}", EncodedEvent.read(event.encode()))
     recovery._give_up(Overdue("task-e1", in_flight, left_queue=False, lane_moves=False, event_left_ms=0), why)
