@@ -187,11 +187,13 @@ HOOKS: dict[str, type[EventTask]] = {
     "aborting": Aborting,
     "annotated": EventTask,
 }
+#: A pool replaces each process that it kills, which takes a while. So there are few of these.
+LIMITED_HOOKS = ("none", "aborting")
 app.conf.task_annotations = {
     f"annotated.{way}": {name: lambda *args: None for name in ("on_failure", "on_success", "on_retry", "after_return")}
-    for way in WAYS | LIMITED
+    for way in WAYS
 }
 for _hooks, _base in HOOKS.items():
-    for _way, (_function, _options, _, _) in (WAYS | LIMITED).items():
+    for _way, (_function, _options, _, _) in (WAYS | LIMITED if _hooks in LIMITED_HOOKS else WAYS).items():
         on_event(f"{_way}.{_hooks}", name=f"{_hooks}.{_way}", base=_base, **_options)(_function)
 on_event("ok.not_starting", name="not_starting.ok", base=NotStarting)(ok)

@@ -35,9 +35,8 @@ from bridge.errors import SettingsError
 from bridge.events import CLOCK_SKEW_S, MAX_DEPTH, TYPESCRIPT_BUS_SOURCE, Patterns, Redaction, SigningKeys, redaction_of
 
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
-#: The limit in bytes that belongs to ``batch_size``, since 500 events may have 500 megabytes. One event may exceed it.
-#: So may one batch of a backlog in which large events follow small ones: Redis does not report the size of an entry
-#: before it is read. The limit of entries is adapted to the size of those that were read, before more are read.
+#: The limit in bytes that belongs to ``batch_size``. One event may exceed it, and so may one batch where large events
+#: follow small ones: up to 500 MB with the defaults, since Redis does not report sizes before a read.
 BATCH_BYTES = 4 * 1024 * 1024
 #: Names of Celery applications that no one chose.
 _NAMELESS = (None, "default", "__main__")
@@ -74,7 +73,8 @@ class BridgeSettings(BaseSettings):
     enable_pubsub: bool = True
     #: Name of the publisher, in each event; the name of the Celery application unless set.
     source: str = "bridge"
-    #: Lifetime of an event key and of a journal entry. Must not be shorter than other programs keep their event keys.
+    #: Lifetime of an event key and of a journal entry; of all groups of a bus, the longest one counts for the journal.
+    #: Must not be shorter than other programs keep their event keys.
     event_ttl_s: int = Field(default=24 * 3600, ge=1)
     #: Lifetime of the marks by which a repeated event or task is recognised. One hour longer than ``event_ttl_s``
     #: unless set, so that a catch-up scan never mistakes an old event for a new one.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any
 
+from billiard.einfo import ExceptionInfo
 from celery.app.task import Context
-from celery.app.trace import TraceInfo, report_internal_error, trace_ok_t
+from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Reject
 from celery.states import FAILURE, REJECTED
+from celery.utils.serialization import get_pickleable_exception
 
 from bridge.errors import HandlerAborted
 from bridge.handlers.ends import detail_of, traceback_of
@@ -52,25 +54,27 @@ def settling(task: HandlerTask, trace: Tracer) -> Tracer:
             if ends_worker(raised):
                 raise
             # For example the result backend is not available. Not every pool acknowledges a message after that.
-            error, traceback, outcome = raised, traceback_of(raised), _failed(task, raised)
+            error, traceback, outcome = raised, traceback_of(raised), _failed(raised)
         finally:
             _run.reset(token)
         run = runs[0] if runs else Run(task, Context(request, args=args, kwargs=kwargs), args[0] if args else None)
         try:
             run.finish(error, traceback)
         except Reject as rejected:
-            return _failed(task, rejected)
+            return _failed(rejected)
         return outcome
 
     return traced
 
 
-def _failed(task: HandlerTask, error: BaseException) -> trace_ok_t:
+def _failed(error: BaseException) -> trace_ok_t:
     """Return what Celery's tracer returns of a task that has failed with *error*."""
     try:
         if is_ordinary(error):
             raise error
         raise HandlerAborted(detail_of(error)) from error
     except Exception as ordinary:  # noqa: BLE001  # raised above
+        sendable = get_pickleable_exception(ordinary)
+        info = ExceptionInfo((type(sendable), sendable, ordinary.__traceback__), internal=True)
         state = REJECTED if isinstance(ordinary, Reject) else FAILURE
-        return trace_ok_t(report_internal_error(cast("Any", task), ordinary), TraceInfo(state, ordinary), 0.0, None)
+        return trace_ok_t(info, TraceInfo(state, ordinary), 0.0, None)

@@ -27,6 +27,10 @@ _CONSEQUENCES = {
 }
 
 
+#: Settings that count only if both groups have this one: a group without keys neither signs nor verifies.
+_ONLY_WITH = {"signing_keys": "signing_keys", "signature_max_age_s": "require_signature"}
+
+
 def disagreements(settings: BridgeSettings, groups: Mapping[str, GroupSettings]) -> list[Finding]:
     """Find settings that differ between this application and groups of the bus but must not.
 
@@ -47,8 +51,9 @@ def _compared(own_name: str, own: GroupSettings, name: str, other: GroupSettings
         return
     for setting, consequence in _CONSEQUENCES.items():
         ours, theirs = own.values[setting], other.values.get(setting, own.values[setting])
-        if ours == theirs or (setting == "signing_keys" and not (ours and theirs)):
-            continue  # a group without keys neither signs nor verifies
+        needed = _ONLY_WITH.get(setting)
+        if ours == theirs or (needed and not (own.values[needed] and other.values.get(needed))):
+            continue
         problem = f"{_text(ours)} in group {own_name}, {_text(theirs)} in group {name}: {consequence}"
         yield Finding(f"bridge_{setting}", problem, "use the same value in all applications of this bus")
     for (short_name, short), (long_name, long) in (((own_name, own), (name, other)), ((name, other), (own_name, own))):

@@ -121,7 +121,7 @@ class Action(StrEnum):
         "source_rate_limited",
         "A source exceeds max_events_per_s_per_source. Further events become dead letters. One line a minute.",
     )
-    STALE_KEYS_SKIPPED = "stale_keys_skipped", "Catch-up skipped event keys whose events are older than event_ttl_s."
+    STALE_KEYS_SKIPPED = "stale_keys_skipped", "Catch-up skipped event keys whose events are old or of unknown age."
     STARTUP_CHECK_FAILED = "startup_check_failed", "A start-up check found a setting that can lose events."
     STOP_TIMED_OUT = "stop_timed_out", "Threads of the subscriber did not stop in time and were left running."
     SUBSCRIBER_STARTED = "subscriber_started", "A subscriber has started."

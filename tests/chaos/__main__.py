@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.ending import come_to_rest
 from tests.chaos.oracle import Verdict
@@ -75,7 +76,9 @@ def run(name: str, seed: int, goal: Goal, directory: Path) -> Outcome:
     scenario = SCENARIOS[name]
     chance = random.Random(f"{seed} {name}")
     shared = chance.random() < 0.5
-    with Site(directory, seed, fsync=scenario.fsync, shared=shared, proxies=scenario.proxies) as site:
+    size = 1 if scenario.neighbours else 2  # of each application
+    how: dict[str, Any] = {"fsync": scenario.fsync, "proxies": scenario.proxies, "neighbours": scenario.neighbours}
+    with Site(directory, seed, shared=shared, size=size, **how) as site:
         _until_published(site, 1)
         began = time.monotonic()
         while not goal.reached(site, began):

@@ -2,6 +2,8 @@
 
 The oracle is a Redis that is exempt from faults. Its list ``runs`` contains each effect, ``deliveries`` each message
 that reached a pool. The handlers show the ways to have exactly one effect, and what happens without them.
+
+With CHAOS_GROUP it is another application on the same bus, with the same handlers and its own records.
 """
 
 from __future__ import annotations
@@ -19,16 +21,32 @@ import bridge
 from bridge import BusUnavailable, Event, effect_transaction, on_event, publish_event
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "chaos:")
-BROKER_PREFIX = f"broker:{PREFIX}"
-#: Effects of the handlers that use the Redis of the bus.
-EFFECTS = f"{PREFIX}effects"
-GROUP = "chaos"
+#: The two applications.
+GROUP, NEIGHBOUR = "chaos", "neighbour"
 
-app = Celery(GROUP)
+
+def of_group(key: str, group: str) -> str:
+    """Return the name of a key that each application has for itself."""
+    return key if group == GROUP else f"{key}:{group}"
+
+
+def broker_prefix(group: str) -> str:
+    return f"broker:{PREFIX}" if group == GROUP else f"broker:{PREFIX}{group}:"
+
+
+def effects_key(group: str) -> str:
+    """Return the key of the effects of the handlers that use the Redis of the bus."""
+    return of_group(f"{PREFIX}effects", group)
+
+
+#: The application that this process is.
+OWN = os.environ.get("CHAOS_GROUP", GROUP)
+
+app = Celery(OWN)
 app.conf.update(
     broker_url=os.environ.get("CELERY_BROKER_URL", "redis://"),
     broker_transport_options={
-        "global_keyprefix": BROKER_PREFIX,
+        "global_keyprefix": broker_prefix(OWN),
         "socket_timeout": 5.0,
         "socket_connect_timeout": 2.0,
         "visibility_timeout": 5.0,
@@ -64,19 +82,19 @@ def oracle() -> Redis:
 @task_prerun.connect
 def note_delivery(task: Any, task_id: str, **_: Any) -> None:
     if not task.request.retries:
-        oracle().rpush("deliveries", task_id)
+        oracle().rpush(of_group("deliveries", OWN), task_id)
 
 
 def run(handler: str, event_id: str) -> None:
-    oracle().rpush("runs", f"{handler} {event_id}")
+    oracle().rpush(of_group("runs", OWN), f"{handler} {event_id}")
 
 
 #: Stores the effect together with the task id as a unique key, like a transaction of a database.
-_ONCE = "if redis.call('HSETNX', 'keys', ARGV[1], 1) == 1 then redis.call('RPUSH', 'runs', ARGV[2]) end"
+_ONCE = "if redis.call('HSETNX', 'keys', ARGV[1], 1) == 1 then redis.call('RPUSH', KEYS[1], ARGV[2]) end"
 
 
 def run_once(handler: str, event_id: str, task_id: str) -> None:
-    oracle().eval(_ONCE, 0, task_id, f"{handler} {event_id}")
+    oracle().eval(_ONCE, 1, of_group("runs", OWN), task_id, f"{handler} {event_id}")
 
 
 @on_event("chaos.bare", name="bare")
@@ -98,7 +116,7 @@ def witness(event: Event) -> None:
 
 def run_with_mark(handler: str, event_id: str) -> None:
     with effect_transaction() as pipe:
-        pipe.rpush(EFFECTS, f"{handler} {event_id}")
+        pipe.rpush(effects_key(OWN), f"{handler} {event_id}")
 
 
 @on_event("chaos.transactional", name="transactional", **PATIENT)
@@ -118,7 +136,7 @@ def chained(event: Event) -> None:
     publish_event("chaos.link", {"of": event.id})
 
 
-@on_event("chaos.link", name="link", bind=True)
+@on_event("chaos.link", name="link", bind=True, where=lambda event: event.source == OWN)
 def link(self: bridge.EventTask, event: Event) -> None:
     run_once("link", event.payload["of"], str(self.request.id))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,3 +127,18 @@ def judge(evidence: Evidence) -> Verdict:
     verdict.delivered_again = len(evidence.deliveries) - len(set(evidence.deliveries))
     verdict.unexpected = Counter(reason for handler, _, reason in evidence.dead_letters if handler not in DOOMED)
     return verdict
+
+
+def together(verdicts: Mapping[str, Verdict]) -> Verdict:
+    """Return the verdict on several applications, each of which had to handle every event."""
+    if len(verdicts) == 1:
+        return next(iter(verdicts.values()))
+    found = Verdict(events=min(verdict.events for verdict in verdicts.values()))
+    for group, verdict in verdicts.items():
+        found.lost += [f"{group}: {pair}" for pair in verdict.lost]
+        found.excused += verdict.excused
+        found.duplicates += [f"{group}: {pair}" for pair in verdict.duplicates]
+        found.repeats += verdict.repeats
+        found.delivered_again += verdict.delivered_again
+        found.unexpected.update({f"{group}: {reason}": count for reason, count in verdict.unexpected.items()})
+    return found

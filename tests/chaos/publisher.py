@@ -21,7 +21,6 @@ from redis.exceptions import RedisError
 
 from bridge import BusUnavailable, Event, EventBus
 from bridge.storage.keys import Keys
-from tests.chaos.app import GROUP
 
 #: The share of each event type.
 WEIGHTS = {
@@ -36,7 +35,7 @@ WEIGHTS = {
 }
 #: Publishers wait while more tasks and events than this are unfinished: faults should hit a busy site, not a growing
 #: queue.
-MAX_BACKLOG = 3000
+MAX_BACKLOG = int(os.environ.get("CHAOS_MAX_BACKLOG", "3000"))
 _BATCH = 100
 #: The share of batches that are published like an external publisher does.
 _FOREIGN = 0.1
@@ -73,7 +72,9 @@ def backlog(bus: EventBus) -> int:
     keys = Keys(bus.settings.channel_prefix)
     try:
         groups = bus.client.xinfo_groups(keys.journal)
-        return int(bus.client.zcard(keys.inflight(GROUP))) + sum(int(group["lag"] or 0) for group in groups)
+        names = [group["name"].decode() for group in groups]
+        in_flight = sum(int(bus.client.zcard(keys.inflight(name))) for name in names)
+        return in_flight + sum(int(group["lag"] or 0) for group in groups)
     except (RedisError, OSError):
         return 0
 

@@ -58,6 +58,12 @@ def kill_publisher(site: Site, chance: random.Random) -> str:
     return "publisher killed"
 
 
+def stop_application(site: Site, chance: random.Random) -> str:
+    """Let an application miss events for longer than the other one keeps them."""
+    site.stop_application(chance, chance.uniform(16, 22))
+    return "application down"
+
+
 def kill_server(site: Site, chance: random.Random) -> str:
     server = chance.choice(site.servers)
     server.kill()
@@ -180,12 +186,14 @@ class Scenario:
         faults: The faults and their relative frequencies.
         fsync: See :class:`Site`.
         proxies: See :class:`Site`.
+        neighbours: See :class:`Site`.
         pause_s: Maximum pause.
     """
 
     faults: Mapping[Fault, int]
     fsync: str = ""
     proxies: bool = False
+    neighbours: bool = False
     pause_s: float = 4.0
 
 
@@ -213,5 +221,6 @@ SCENARIOS = {
             command("DEL", _JOURNAL): 1,
         }
     ),
+    "neighbours": Scenario(_KILLS | {stop_application: 4, kill_server: 1}, fsync="always", neighbours=True),
     "flush": Scenario({flush_all: 1, kill_subscriber: 1, kill_worker: 1}),
 }

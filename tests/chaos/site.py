@@ -17,6 +17,7 @@ import psutil
 from redis import Redis
 
 from bridge.testing.redis_server import RedisServer
+from tests.chaos.app import GROUP, NEIGHBOUR
 from tests.chaos.oracle import Accepted, Loss, read_log
 from tests.support import ROOT
 from tests.support.proxy import Proxy
@@ -36,6 +37,11 @@ FAST = {
     "BRIDGE_MAX_DEAD_LETTERS": "1000000",
     "BRIDGE_MAX_DEAD_LETTER_BYTES": "1000000000",
 }
+#: Settings of the second application. It keeps events for much less time than the first one needs them.
+NEIGHBOUR_SETTINGS = {"CHAOS_GROUP": NEIGHBOUR, "BRIDGE_EVENT_TTL_S": "15", "BRIDGE_BATCH_SIZE": "50"}
+#: With two applications, publishers wait earlier, so that no task waits in its queue for longer than that.
+_NEIGHBOURS_BACKLOG = "300"
+_NEIGHBOURS = "-neighbour"
 _WORKER = ("--without-mingle", "--without-gossip", "--without-heartbeat", "-l", "WARNING", "-c", "2")
 
 
@@ -49,10 +55,19 @@ class Site:
         shared: Whether bus and broker are one server.
         proxies: Whether there are proxies in front of the servers.
         size: Number of publishers, of subscribers and of workers.
+        neighbours: Whether a second application with the same handlers is on the bus, see ``NEIGHBOUR_SETTINGS``.
     """
 
     def __init__(
-        self, directory: Path, seed: int, *, fsync: str = "", shared: bool = True, proxies: bool = False, size: int = 2
+        self,
+        directory: Path,
+        seed: int,
+        *,
+        fsync: str = "",
+        shared: bool = True,
+        proxies: bool = False,
+        size: int = 2,
+        neighbours: bool = False,
     ) -> None:
         self.directory = directory
         #: Number of faults by name.
@@ -68,6 +83,10 @@ class Site:
         self._commands = {
             name: command for number in range(size) for name, command in self._commands_of(number, seed).items()
         }
+        self.groups = [GROUP, NEIGHBOUR] if neighbours else [GROUP]
+        if neighbours:
+            second = [name for name in self._commands if not name.startswith("publisher")]
+            self._commands |= {f"{name}{_NEIGHBOURS}": self._commands[name] for name in second}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         #: The position in its log at which the output of a process begins.
         self._begun_at: dict[str, int] = {}
@@ -122,6 +141,18 @@ class Site:
         process.wait()
         self._start(name)
 
+    def stop_application(self, chance: random.Random, seconds: float) -> None:
+        """Kill all processes of one application that read the journal, and start them again after some time."""
+        second = len(self.groups) > 1 and chance.random() < 0.5
+        readers = [*self.names("subscriber"), *self.names("worker0")]
+        names = [name for name in readers if name.endswith(_NEIGHBOURS) == second]
+        for name in names:
+            self._running[name].kill()
+            self._running[name].wait()
+        time.sleep(seconds)
+        for name in names:
+            self._start(name)
+
     def tend(self) -> None:
         """Restart processes that exited, like a supervisor, or are about to exit: Celery's workers may hang then."""
         for name, process in list(self._running.items()):
@@ -155,6 +186,10 @@ class Site:
             "C_FORCE_ROOT": "1",
             "PYTHONWARNINGS": "ignore",
         }
+        if len(self.groups) > 1:
+            environment["CHAOS_MAX_BACKLOG"] = _NEIGHBOURS_BACKLOG
+        if name.endswith(_NEIGHBOURS):
+            environment |= NEIGHBOUR_SETTINGS
         with self._log(name).open("ab") as output:
             self._begun_at[name] = output.tell()
             self._running[name] = subprocess.Popen(

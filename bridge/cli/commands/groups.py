@@ -44,7 +44,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     PENDING         events that a subscriber has read and not acknowledged yet
     BACKLOG         events that the group has not dispatched yet, pending ones included
     LAST DELIVERED  time of the newest event that was read
-    RETENTION       how long the journal keeps events for the group; the longest one of all groups counts
+    RETENTION       how long events are kept for the group; the longest one of all groups counts
 
     bus status shows more.
 

@@ -95,7 +95,7 @@ def test_settings_of_a_group_are_written_again_after_a_loss(client: Redis, setti
 
 @pytest.mark.parametrize("read", [True, False])
 def test_one_step_of_trimming_is_bounded_by_bytes(own_server: RedisServer, prefix: str, read: bool) -> None:
-    """Large entries that a group has not read are inspected a few at a time; those that all have read, not at all."""
+    """Large entries that a group has not read are inspected a few at a time; those that all have read are not."""
     storage = group(own_server, prefix, "g", HOUR_S)
     age(storage, 2, count=60, size=1024 * 1024)
     client = storage.client

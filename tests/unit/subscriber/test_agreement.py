@@ -80,8 +80,9 @@ def test_marks_that_are_shorter_than_the_retention_of_another_group() -> None:
 
 
 def test_an_application_without_keys_may_be_beside_one_that_signs() -> None:
-    """Signing keys are compared only if both groups have some."""
-    without = {"signing_keys": {}, "require_signature": [], "signature_max_age_s": 0}
+    """Signing keys, and the age of signatures, are compared only if both groups use them."""
+    without: dict[str, Any] = {"signing_keys": {}, "require_signature": [], "signature_max_age_s": 0}
+    assert found(settings_of("a", **without), settings_of("b", **without | {"event_ttl_s": 9000})) == {}
     assert found(settings_of("a", **without), settings_of("b", **without | {"signing_keys": {"mine": KEY}})) == {}
 
 

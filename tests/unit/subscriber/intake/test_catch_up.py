@@ -164,7 +164,7 @@ def appended(client: Redis, prefix: str) -> Counter[str]:
 def test_an_event_whose_key_outlives_the_marks_is_appended_once(
     client: Redis, prefix: str, settings: BridgeSettings
 ) -> None:
-    """However the age is written, or not at all: a key without TTL or with a long one is no new event after a gap."""
+    """Whether and however its age is written, a key without TTL, or with a long one, is no new event after a gap."""
     settings = settings.model_copy(update={"event_ttl_s": 1, "dedup_ttl_s": 2})
     catch_up = intake_of(client, settings)[1]
     now, events = datetime.now(UTC), []
