@@ -18,7 +18,7 @@ from celery.signals import after_task_publish, before_task_publish
 from bridge.broker import connection as broker
 from bridge.broker.messages import Message, Refused, Route, by_queue
 from bridge.broker.producer import BrokerProducer
-from bridge.broker.templates import delivery_tags, queue_reached, render
+from bridge.broker.templates import delivery_tags, queue_reached, render, sent_now
 from bridge.bus import PROPAGATOR
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidHandler, SettingsError
@@ -53,6 +53,8 @@ class Outbox:
         self.one_redis = broker.is_redis_at(connection, settings.url)
         self._stamps = broker.is_redis(connection)
         self._tags = delivery_tags()
+        #: When the messages of a batch are sent. To read the clock for each of them would cost too much.
+        self._sent = sent_now().encode()
         _check_routes(settings)
 
     def prepare(self, handler: Handler, event: EncodedEvent, entry_id: bytes, retries: int = 0) -> Message:
@@ -70,12 +72,13 @@ class Outbox:
         if template is None or retries:
             return Message(route, task_id, event, entry_id, retries=retries)
         if template.queue_key:
-            text = template.stamped(event, task_id.encode(), next(self._tags))
+            text = template.stamped(event, task_id.encode(), next(self._tags), self._sent)
             return Message(route, task_id, event, entry_id, None, text)
         return Message(route, task_id, event, entry_id, template.content(event))
 
     def refresh(self) -> None:
-        """Forget the routes if Celery's configuration or the listeners to its signals have changed since."""
+        """Take the time of the next messages; forget the routes if Celery's configuration or signals have changed."""
+        self._sent = sent_now().encode()
         listening = (len(before_task_publish.receivers), len(after_task_publish.receivers))
         made_for = (self._app.conf.changes, listening, tuple(self._router.routes))
         if made_for != self._made_for:

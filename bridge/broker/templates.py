@@ -75,16 +75,17 @@ class Template:
         """Return the arguments of :meth:`kombu.Producer.publish` for the message with this content."""
         argsrepr = describe(event)
         ids = {"id": task_id, "root_id": task_id}
-        headers = {**self.headers, **ids, "argsrepr": argsrepr, SENT_HEADER: _sent(), **self._times()}
+        headers = {**self.headers, **ids, "argsrepr": argsrepr, SENT_HEADER: sent_now(), **self._times()}
         content_type, encoding, body = content
         own = {"content_type": content_type, "content_encoding": encoding, "correlation_id": task_id}
         return {**self.publish, **own, "body": body, "headers": headers, "argsrepr": argsrepr}
 
-    def stamped(self, event: EncodedEvent, task_id: bytes, tag: bytes) -> bytes:
+    def stamped(self, event: EncodedEvent, task_id: bytes, tag: bytes, sent: bytes) -> bytes:
         """Return what kombu would push for an event; empty if there is no stamp.
 
         Arguments:
             tag: The delivery tag, which no other message may have.
+            sent: Value of :data:`SENT_HEADER`.
         """
         if self.stamp is None:
             return b""
@@ -92,7 +93,7 @@ class Template:
         if compression := self.publish.get("compression"):
             body = compress(body, compression)[0]
         times = [time.encode() for time in self._times().values()] if self.timestamps else ()
-        own = (task_id, describe(event).encode(), tag, b2a_base64(body, newline=False), _sent().encode())
+        own = (task_id, describe(event).encode(), tag, b2a_base64(body, newline=False), sent)
         return self.stamp.fill(*own, *times)
 
     def _json(self, event: EncodedEvent) -> bytes:
@@ -184,12 +185,12 @@ def _with_stamp(template: Template, offline: Connection) -> Template:
 
 def send_by_celery(producer: Producer, task: EventTask, event: EncodedEvent, options: Mapping[str, Any]) -> None:
     """Make a message with Celery and send it."""
-    headers = {**(options.get("headers") or {}), SENT_HEADER: _sent()}
+    headers = {**(options.get("headers") or {}), SENT_HEADER: sent_now()}
     own = {"argsrepr": describe(event), "producer": producer, "retry": False, "add_to_parent": False}
     task.apply_async((event.event.to_dict(),), **{**options, **own, "headers": headers})
 
 
-def _sent() -> str:
+def sent_now() -> str:
     """Return the value of :data:`SENT_HEADER` for a message that is sent now."""
     return str(now_ms())
 

@@ -123,6 +123,17 @@ def without_moments(message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
+def test_messages_have_the_time_of_their_batch(outbox: Outbox) -> None:
+    """The next batch has a later time than the one before."""
+
+    def sent_ms() -> int:
+        outbox.refresh()
+        return int(json.loads(outbox.prepare(HANDLERS["t.plain"], STORED, b"1-1").stamped)["headers"][SENT_HEADER])
+
+    first_ms = sent_ms()
+    eventually(lambda: sent_ms() > first_ms, "the clock advances")
+
+
 @pytest.mark.parametrize("changed", ["a listener", "sent events", "routes"])
 def test_configuration_that_changes_is_noticed(app: Celery, outbox: Outbox, changed: str) -> None:
     """Routes are created again when the configuration changes or a signal receiver is connected."""

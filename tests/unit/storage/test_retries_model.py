@@ -130,7 +130,7 @@ class TaskMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.releases)
     @rule(choice=choices)
     def release_late(self, choice: int) -> None:
-        """A request whose reply was lost long ago reaches Redis once more; it changes nothing."""
+        """A request whose reply was lost long ago reaches Redis again; it changes nothing."""
         token, due = self.releases[choice % len(self.releases)]
         self.ledger.release("t", token, 0, retries=due)
 
