@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from bridge import BusUnavailable, Event, EventBus
 from bridge.storage.keys import Keys
+from bridge.storage.storage import Storage
 
 #: The share of each event type.
 WEIGHTS = {
@@ -53,7 +54,7 @@ def main(name: str, seed: int, log: Path) -> None:
     # Unbuffered, so that a line is either in the file or not, even if this process is killed.
     with EventBus(source=name) as bus, log.open("ab", buffering=0) as accepted:
         while not stop.wait(0.01):
-            if backlog(bus) > MAX_BACKLOG:
+            if waiting_for_groups(bus) or backlog(bus) > MAX_BACKLOG:
                 stop.wait(0.1)
                 continue
             kinds = choice.choices(list(WEIGHTS), list(WEIGHTS.values()), k=_BATCH)
@@ -65,6 +66,14 @@ def main(name: str, seed: int, log: Path) -> None:
             if until_accepted(publish, bus, events, stop):
                 moments = f"{began:.3f} {time.time():.3f}"
                 accepted.write("".join(f"{moments} {event.type} {event.id}\n" for event in events).encode())
+
+
+def waiting_for_groups(bus: EventBus) -> bool:
+    """Return whether groups have yet to be created whose backlog will count, as many as CHAOS_GROUPS names."""
+    try:
+        return len(Storage(bus.client, bus.settings).journal.groups()) < int(os.environ.get("CHAOS_GROUPS", "0"))
+    except (RedisError, OSError):
+        return False
 
 
 def backlog(bus: EventBus) -> int:

@@ -187,7 +187,7 @@ class Site:
             "PYTHONWARNINGS": "ignore",
         }
         if len(self.groups) > 1:
-            environment["CHAOS_MAX_BACKLOG"] = _NEIGHBOURS_BACKLOG
+            environment |= {"CHAOS_MAX_BACKLOG": _NEIGHBOURS_BACKLOG, "CHAOS_GROUPS": str(len(self.groups))}
         if name.endswith(_NEIGHBOURS):
             environment |= NEIGHBOUR_SETTINGS
         with self._log(name).open("ab") as output:
