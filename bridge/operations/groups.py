@@ -92,7 +92,7 @@ class Groups:
                 self._client.unlink(*found)
         with self._client.pipeline(transaction=True) as pipe:
             pipe.unlink(*self._fixed(name))
-            pipe.hdel(self._keys.group_settings, name)
+            self._storage.group_settings.forget(name, pipe)
             pipe.xgroup_destroy(self._keys.journal, name)
             *_, destroyed = pipe.execute(raise_on_error=False)
         if isinstance(destroyed, Exception):

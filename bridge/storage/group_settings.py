@@ -5,7 +5,7 @@ long as the group needs that keeps events longest, also while none of its subscr
 receives an event first decides for all groups whether it is accepted, so the settings for that must agree.
 
 A subscriber writes the settings of its group when it starts, with its first report. They stay until the group is
-deleted.
+deleted. An operator can keep events for a group for longer, for some time, see :meth:`GroupSettingsStore.retain`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 from redis import Redis
 
 from bridge.config import BridgeSettings
 from bridge.storage.keys import Keys
+from bridge.storage.server_time import server_ms
 
 #: Name of a setting to its value. Secrets are left out.
 _SHARED: Mapping[str, Callable[[BridgeSettings], Any]] = {
@@ -35,6 +36,12 @@ _SHARED: Mapping[str, Callable[[BridgeSettings], Any]] = {
     "signature_max_age_s": lambda settings: settings.signature_max_age_ms // 1000,
     "signing_keys": lambda settings: sorted(settings.signing_keys),  # their ids
 }
+
+
+#: Start of the name of the field that holds what an operator wrote. No name of a group contains a colon.
+_RETAINED = "retained:"
+#: How much longer than events their marks live, as by default.
+_MARKS_LONGER_S = 3600
 
 
 @dataclass(frozen=True)
@@ -73,11 +80,6 @@ class GroupSettings:
         """Return the row of the hash: the lifetimes in ms, for scripts, and JSON."""
         return f"{self.event_ttl_s * 1000} {self.dedup_ttl_s * 1000} {json.dumps(dict(self.values))}"
 
-    def kept_for(self, event_ttl_s: int) -> GroupSettings:
-        """Return these settings with another ``event_ttl_s``, and marks that live an hour longer."""
-        lifetimes = {"event_ttl_s": event_ttl_s, "dedup_ttl_s": max(event_ttl_s + 3600, self.dedup_ttl_s)}
-        return replace(self, **lifetimes, values={**self.values, **lifetimes})
-
 
 class GroupSettingsStore:
     """The settings of all groups of one bus. The methods raise redis-py's errors as they come.
@@ -100,6 +102,23 @@ class GroupSettingsStore:
                 found[group.decode()] = GroupSettings.read(row)
         return found
 
-    def write(self, group: str, shared: GroupSettings) -> None:
-        """Replace the settings of a group, until one of its subscribers starts."""
-        self._client.hset(self._key, group, shared.encode())
+    def retain(self, group: str, event_ttl_s: int) -> None:
+        """Keep events for a group for *event_ttl_s*, whatever its subscribers write; this ends after the same time."""
+        now_ms = server_ms(self._client.time())
+        row = f"{event_ttl_s * 1000} {(event_ttl_s + _MARKS_LONGER_S) * 1000} {now_ms + event_ttl_s * 1000}"
+        self._client.hset(self._key, _RETAINED + group, row)
+
+    def retained(self) -> dict[str, int]:
+        """Return for how long operators keep events by group, in seconds, where that has not ended."""
+        rows: Any = self._client.hgetall(self._key)
+        now_ms = server_ms(self._client.time())
+        found = {}
+        for name, row in rows.items():
+            event_ttl_ms, *_, until = row.split(b" ")
+            if name.startswith(_RETAINED.encode()) and int(until) > now_ms:
+                found[name.decode().removeprefix(_RETAINED)] = int(event_ttl_ms) // 1000
+        return found
+
+    def forget(self, group: str, client: Redis) -> None:
+        """Delete everything about a group, by *client*, which may be a transaction."""
+        client.hdel(self._key, group, _RETAINED + group)

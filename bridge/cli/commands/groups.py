@@ -11,7 +11,7 @@ from bridge.cli.connect import open_bus
 from bridge.cli.options import duration, force_option, json_option
 from bridge.cli.table import Cell, Column, Styled
 from bridge.operations import Groups
-from bridge.storage import GroupSettings, GroupStatus, Storage, read_status
+from bridge.storage import GroupStatus, Storage, read_status
 
 _COLUMNS = [
     Column("GROUP", "bold", whole=True),
@@ -54,29 +54,37 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     """
     with open_bus(ctx.obj.app) as storage:
         found = read_status(storage).groups
-        shared = storage.group_settings.all()
+        retention = _retention(storage)
     own = storage.settings.group
     if as_json:
         for group in found:
             shown = ("name", "backlog", "exact", "pending", "last_ms")
-            event_ttl_s = shared[group.name].event_ttl_s if group.name in shared else None
+            event_ttl_s = retention.get(group.name)
             row = {name: getattr(group, name) for name in shown}
             output.as_json(row | {"event_ttl_s": event_ttl_s, "own": group.name == own})
         return
     if found:
-        output.table(_COLUMNS, [_row(group, shared.get(group.name), own) for group in found])
+        output.table(_COLUMNS, [_row(group, retention.get(group.name), own) for group in found])
     if own not in [group.name for group in found]:
         output.note(f"group {own} of this application does not exist: none of its subscribers has run yet")
 
 
-def _row(group: GroupStatus, shared: GroupSettings | None, own: str) -> list[Cell]:
+def _retention(storage: Storage) -> dict[str, int]:
+    """Return for how long events are kept for each group, in seconds, as far as that is known."""
+    retention = {name: shared.event_ttl_s for name, shared in storage.group_settings.all().items()}
+    for name, kept_s in storage.group_settings.retained().items():
+        retention[name] = max(kept_s, retention.get(name, 0))
+    return retention
+
+
+def _row(group: GroupStatus, event_ttl_s: int | None, own: str) -> list[Cell]:
     return [
         group.name,
         len(group.pending),
         sum(group.pending.values()),
         f"{group.backlog}{'' if group.exact else '+'}",
         output.moment(group.last_ms) or "never",
-        f"{shared.event_ttl_s} s" if shared else "unknown",
+        f"{event_ttl_s} s" if event_ttl_s else "unknown",
         Styled("this application", "green") if group.name == own else "",
     ]
 
@@ -129,8 +137,8 @@ def _missing(storage: Storage, name: str) -> click.ClickException:
 def retain(ctx: click.Context, /, name: str, lifetime: int, as_json: bool) -> None:
     """Keep the events of the journal for a group for LIFETIME: 36h, 7d.
 
-    This is for a group whose subscribers are down for longer than its bridge_event_ttl_s. It applies at once, and until
-    one of its subscribers starts: then its own bridge_event_ttl_s counts again. So raise that setting, too.
+    This is for a group whose subscribers are down for longer than its bridge_event_ttl_s. It applies at once, and for
+    LIFETIME from now, whatever the settings of its subscribers are. Then bridge_event_ttl_s counts again.
 
     \b
     Example:
@@ -139,12 +147,11 @@ def retain(ctx: click.Context, /, name: str, lifetime: int, as_json: bool) -> No
     with open_bus(ctx.obj.app) as storage:
         if name not in storage.journal.groups():
             raise _missing(storage, name)
-        shared = storage.group_settings.all().get(name) or GroupSettings(0, 0, {})
-        if shared.event_ttl_s > lifetime:
-            raise click.ClickException(f"events are already kept for group {name} for {shared.event_ttl_s} s")
-        storage.group_settings.write(name, shared.kept_for(lifetime))
+        kept_s = _retention(storage).get(name, 0)
+        if kept_s > lifetime:
+            raise click.ClickException(f"events are already kept for group {name} for {kept_s} s")
+        storage.group_settings.retain(name, lifetime)
     if as_json:
         output.as_json({"group": name, "event_ttl_s": lifetime})
     else:
         output.line(f"events are kept for group {name} for {lifetime} s")
-        output.note(f"before its subscribers start, set BRIDGE_EVENT_TTL_S={lifetime} for them")

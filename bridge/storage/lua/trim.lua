@@ -58,11 +58,16 @@ if redis.call("EXISTS", journal) == 1 then
     end
 end
 
-local rows = {false}
-for i, group in ipairs(groups) do
-    rows[i] = redis.call("HGET", group_settings, group.name)
+local now_ms = server_ms()
+local rows = #groups == 0 and {false} or {}
+for _, group in ipairs(groups) do
+    rows[#rows + 1] = redis.call("HGET", group_settings, group.name)
+    local retained = redis.call("HGET", group_settings, "retained:" .. group.name)
+    if retained and tonumber(string.match(retained, "%d+$")) > now_ms then
+        rows[#rows + 1] = retained
+    end
 end
-local horizon_ms = server_ms() - longest_ms(rows, 1, own_event_ttl_ms)
+local horizon_ms = now_ms - longest_ms(rows, 1, own_event_ttl_ms)
 if horizon_ms <= 0 then
     return {0, 0}
 end

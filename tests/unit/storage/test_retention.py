@@ -47,12 +47,14 @@ def test_the_retention_of_a_deleted_group_does_not_count(each_server: RedisServe
     """When a group is deleted, its settings are deleted too, and the next retention counts."""
     gone = group(each_server, prefix, "gone", 24 * HOUR_S)
     running = group(each_server, prefix, "running", HOUR_S)
+    running.group_settings.retain("gone", 48 * HOUR_S)
     age(gone, 2)
     assert running.journal.trim().removed == 0
     Groups(running).delete("gone")
     assert running.journal.trim().removed == 10
     assert running.group_settings.all().keys() == {"running"}
     assert not Groups(running).exists("gone")
+    assert running.group_settings.retained() == {}
 
 
 def test_a_group_of_an_older_version_is_kept_for_as_long_as_the_own(each_server: RedisServer, prefix: str) -> None:
@@ -67,18 +69,20 @@ def test_a_group_of_an_older_version_is_kept_for_as_long_as_the_own(each_server:
 
 
 def test_the_retention_of_a_group_can_be_raised_while_it_is_down(each_server: RedisServer, prefix: str) -> None:
-    """What an operator writes counts until the next subscriber of the group starts, not until the next report."""
+    """What an operator writes counts for its time, also when subscribers of the group start, and then ends."""
     down = group(each_server, prefix, "shop", HOUR_S)
     running = group(each_server, prefix, "newsletter", HOUR_S)
     age(down, 2)
-    shared = running.group_settings.all()["shop"]
-    running.group_settings.write("shop", shared.kept_for(3 * HOUR_S))
+    running.group_settings.retain("shop", 3 * HOUR_S)
     assert running.journal.trim().removed == 0
-    down.presence.report(Presence("b"))
-    assert down.group_settings.all()["shop"] == shared.kept_for(3 * HOUR_S)
+    down.presence.report(Presence("b"), first=True)
+    assert down.group_settings.all()["shop"] == GroupSettings.of(down.settings)
+    assert down.group_settings.retained() == {"shop": 3 * HOUR_S}
     assert running.journal.trim().removed == 0
-    down.presence.report(Presence("c"), first=True)
-    assert down.group_settings.all()["shop"] == shared == GroupSettings.of(down.settings)
+    key = down.keys.group_settings
+    past_ms = (down.client.time()[0] - 1) * 1000
+    down.client.hset(key, "retained:shop", f"{3 * HOUR_S * 1000} {4 * HOUR_S * 1000} {past_ms}")
+    assert down.group_settings.retained() == {}
     assert running.journal.trim().removed == 10
 
 
