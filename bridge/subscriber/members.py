@@ -1,6 +1,6 @@
 """What one subscriber knows of the handlers of the other subscribers of its group.
 
-Usually all have the same handlers. During a rolling deploy they differ for a while, and they differ for good when two
+Usually all have the same handlers. During a rolling deploy they differ for a while, and they stay different when two
 applications share a group by mistake. Then a subscriber must not acknowledge an event only because it has no handler
 for it: it hands the event over to one that has.
 """

@@ -131,7 +131,7 @@ def test_a_replay_for_one_handler_finds_it(
 def test_tasks_of_each_are_sent_again(
     start_subscriber: StartSubscriber, queues: Queues, bus: EventBus, client: Redis, prefix: str
 ) -> None:
-    """Overdue tasks are sent again by a subscriber that has their handler, whoever is the leader; none is given up."""
+    """Overdue tasks are sent again by a subscriber that has their handler, even if another one is the leader."""
     hasty = {"maintenance_interval_s": 0.1, "redispatch_after_s": 0.5, "max_redispatches": 1, "lease_s": 0.1}
     start_subscriber("first", handlers=with_handlers("t.exact"), **hasty)
     start_subscriber("second", handlers=with_handlers("t.own"), **hasty)

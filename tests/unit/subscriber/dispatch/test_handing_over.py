@@ -187,7 +187,7 @@ def test_a_chain_of_members(join: Join, queued: Queued, pending: Pending, client
 
 
 def test_a_member_dies_with_entries(join: Join, queued: Queued, pending: Pending, client: Redis, prefix: str) -> None:
-    """They are claimed; whoever has them knows which handlers have them, and decides by the members that live then."""
+    """They are claimed, with the names of the handlers that have them; the members of that time get the rest."""
     first, doomed = join("first", "t.all"), join("doomed", "t.plain")
     first.steps()
     assert pending() == {"doomed": EVENTS}
