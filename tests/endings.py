@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -150,6 +151,11 @@ def too_long(event: Event) -> None:
     time.sleep(30)
 
 
+def killed(event: Event) -> None:
+    run(event)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 #: The ways in which a handler ends: its function, its options, how often it runs, and the reason of its dead letter.
 WAYS: dict[str, tuple[Callable[..., object], dict[str, Any], int, str | None]] = {
     "ok": (ok, {}, 1, None),
@@ -179,6 +185,7 @@ WAYS: dict[str, tuple[Callable[..., object], dict[str, Any], int, str | None]] =
 LIMITED: dict[str, tuple[Callable[..., object], dict[str, Any], int, str | None]] = {
     "softly": (too_long, {"soft_time_limit": 1}, 1, "failure"),
     "hard": (too_long, {"time_limit": 1}, 1, "failure"),
+    "killed": (killed, {"reject_on_worker_lost": False}, 1, "worker_lost"),
 }
 HOOKS: dict[str, type[EventTask]] = {
     "none": EventTask,

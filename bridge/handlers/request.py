@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from billiard.einfo import ExceptionInfo
-from billiard.exceptions import TimeLimitExceeded
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Reject
 from celery.worker import state
 from celery.worker.request import Request
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class EventRequest(Request):
     """A message of a handler's task in a worker.
 
-    A task ends in the process that runs it. Only if its hard time limit is exceeded, the main process ends it: it kills
-    the pool process.
+    A task ends in the process that runs it. The main process ends it only if that process was killed: because the hard
+    time limit was exceeded, or otherwise, if the task must not run again then.
     """
 
     #: Whether the hard time limit was exceeded, and how far the task was then.
@@ -40,10 +40,14 @@ class EventRequest(Request):
         return super().info(safe=True)
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """Do what Celery does when a task has failed, and end a task that has exceeded its hard time limit."""
+        """Do what Celery does when a task has failed, and end it if its process was killed."""
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # without the text of its traceback
         if isinstance(error, TimeLimitExceeded) and not self._end_killed(error):
             return
+        task = cast("Any", self.task)
+        if isinstance(error, WorkerLostError) and not (task.reject_on_worker_lost or task.retry_on_worker_lost):
+            # The application does not want that the task runs again, so this is its end.
+            self._end("worker_lost", error)
         final = isinstance(error, TimeLimitExceeded) or (isinstance(error, Reject) and not cast("Any", error).requeue)
         with self._acknowledging(final):
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
@@ -95,6 +99,9 @@ class EventRequest(Request):
             self.acknowledge()
             return False
         if cast("Any", task).acks_on_timeout or not task.acks_late:  # otherwise Celery has the message delivered again
-            delivery = delivery_of(self.request_dict)
-            end_in_main_process(task.name, task_id, self.args, delivery, "failure", detail_of(error))
+            self._end("failure", error)
         return True
+
+    def _end(self, reason: str, error: Exception) -> None:
+        delivery = delivery_of(self.request_dict)
+        end_in_main_process(self.task.name, self.id, self.args, delivery, reason, detail_of(error))

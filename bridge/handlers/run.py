@@ -55,7 +55,6 @@ class Run:
         self._task_id = str(request.id)
         self._state = run_state(request)
         self._leases = get_leases()
-        self._redelivery = Redelivery(task, request, event, self._leases.settings.group)
         self._progress = Progress(self._task_id)
         #: How far it is. None: Celery or a hook of the user has called no handler of the bridge yet.
         self._stage: Stage | None = None
@@ -277,6 +276,10 @@ class Run:
 
     def _redacting_errors(self) -> AbstractContextManager[None]:
         return redacting_errors(self._leases.settings.redaction, self._event)
+
+    @property
+    def _redelivery(self) -> Redelivery:
+        return Redelivery(self._task, self._request, self._event, self._leases.settings.group)
 
     def _facts(self) -> dict[str, Any]:
         return facts_of(self._task, self._task_id, self._event, self._leases.settings.group)

@@ -39,6 +39,7 @@ def unacknowledged(client: Redis, prefix: str) -> list[str]:
     return [json.loads(raw)[0]["headers"]["task"] for raw in client.hvals(f"broker:{prefix}unacked")]
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("pool", POOLS)
 def test_each_handler_runs_once_and_ends_at_once(
     pool: str, processes: Processes, server: RedisServer, prefix: str, client: Redis
@@ -57,7 +58,7 @@ def test_each_handler_runs_once_and_ends_at_once(
         storage = Storage(client, bus.settings)
 
         done = [storage.keys.done(task_id_for("endings", name, task_of(name))) for name in expected]
-        eventually(lambda: client.exists(*done) == len(done), "all tasks have ended", 40)
+        eventually(lambda: client.exists(*done) == len(done), "all tasks have ended", 90)
         runs = Counter(one.decode() for one in client.lrange(f"{prefix}runs", 0, -1))
         letters = Counter((one.event_type, one.reason) for one in storage.dead_letters.latest(1000))
         assert runs == Counter({name: runs for name, (runs, _) in expected.items() if runs})
