@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _ROUND_TASKS = 100
 #: No further round begins after this time: dispatch waits meanwhile, and a million tasks may be overdue.
 _MAX_TIME_S = 1.0
+#: Longest wait for a copy, in multiples of ``redispatch_after_s``.
+_MAX_WAIT_FACTOR = 8
 
 
 class Rescuer:
@@ -134,7 +136,8 @@ class Rescuer:
         again = task.in_flight._replace(redispatches=task.in_flight.redispatches + 1)
         event_left_ms = task.event_left_ms - again.delay_ms
         longest_ms = max(self._redispatch_ms, event_left_ms - self._redispatch_ms)
-        patience_ms = min(self._redispatch_ms * 2**again.redispatches, longest_ms) - self._redispatch_ms
+        wait_ms = self._redispatch_ms * min(2**again.redispatches, _MAX_WAIT_FACTOR)
+        patience_ms = min(wait_ms, longest_ms) - self._redispatch_ms
         return again.entry(task.task_id, patience_ms)
 
     def _events(self, overdue: Sequence[Overdue]) -> dict[str, EncodedEvent]:
@@ -167,13 +170,13 @@ class Rescuer:
             return None
 
     def _messages(self, task: Overdue, event: EncodedEvent | None) -> list[Message]:
-        if task.in_flight.redispatches >= self._settings.max_redispatches or self._is_last_check(task):
-            text = f"sent {task.in_flight.redispatches + 1} times and never ended; it may still wait for a worker"
-            raise _Unrecoverable("redispatch_limit", text, event)
         if event is None:
             text = f"cannot be sent again: journal entry {task.in_flight.entry_id} and the event key have expired"
             text += ", or the key holds another event now"
             raise _Unrecoverable("event_expired", text, None)
+        if task.in_flight.redispatches >= self._settings.max_redispatches or self._is_last_check(task):
+            text = f"sent {task.in_flight.redispatches + 1} times and never ended; it may still wait for a worker"
+            raise _Unrecoverable("redispatch_limit", text, event)
         handler = self._registry.get(task.in_flight.handler)
         if handler is None:
             name, event_id, group = task.in_flight.handler, task.in_flight.event_id, self._settings.group
