@@ -22,7 +22,7 @@ def moment_of(timestamp: Any) -> datetime | None:
     """Return the moment that a timestamp means: ms or seconds since the epoch, or ISO 8601, in UTC unless it says so.
 
     Returns:
-        None when it is none of these.
+        None when it has another form.
     """
     try:
         if isinstance(timestamp, str) and _ISO_8601.fullmatch(timestamp):

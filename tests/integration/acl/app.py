@@ -42,7 +42,8 @@ def total(numbers: list[int]) -> int:
 def publishes(event: Event) -> None:
     assert get_bus().get_event(event.id)
     publish_event("work.told")
-    get_bus().publish_many([event.child("work.told", number) for number in range(2)])
+    causes = (event, Event(type="work.published", id="work.other"))
+    get_bus().publish_many([cause.child("work.told") for cause in causes])
 
 
 @on_event("work.retried", bind=True, max_retries=1, default_retry_delay=0)

@@ -37,7 +37,7 @@ NOT_GRANTED = {"config|get", "config"}
 
 
 def prepare(restricted_redis: RestrictedRedis) -> None:
-    """Leave work for a subscriber's maintenance: entries of a crashed consumer, overdue tasks, and an ended task."""
+    """Leave work for a subscriber: entries of a crashed consumer, overdue and ended tasks, an old key, full indexes."""
     keys, settings = Keys(restricted_redis.prefix), restricted_redis.settings()
     restricted_redis.admin.xadd(keys.journal, {"id": "ancient", "type": "a.b", "event": "{}"}, id="1-1")
     restricted_redis.admin.xgroup_create(keys.journal, "tests", id="0")
@@ -51,6 +51,10 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
             ledger.acknowledge_sent([], [pair.entry(task_id_for("tests", event_id, "t.exact"))])
         restricted_redis.admin.zadd(keys.inflight("tests"), {"without a pair": 1})
         restricted_redis.admin.set(keys.done(task_id_for("tests", "ended", "t.exact")), "- 1 celery", ex=60)
+        restricted_redis.admin.set(keys.event("stale"), Event(type="a.b", id="stale", timestamp=1).encode())
+        for cause, count in (("new-2", 1001), ("new-3", 60)):
+            members = {f"c{number}": 1 for number in range(count)}
+            restricted_redis.admin.zadd(keys.consequences(cause), members)
 
 
 def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> None:
@@ -67,8 +71,9 @@ def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> Non
             event = Event(type="dream.created", id=f"new-{number}", source=TYPESCRIPT_BUS_SOURCE, payload={"no": 1})
             admin.set(keys.event(event.id), event.encode(), ex=60)
             admin.publish(keys.channel(event.type), event.encode())
-        caused = event.child("dream.told", {"yes": 1, "name": "of a shadow"})
-        admin.publish(keys.channel("dream.told"), caused.encode())
+        for cause in (Event(type="dream.created", id="new-2"), event):
+            caused = cause.child("dream.told", {"yes": 1, "name": "of a shadow"})
+            admin.publish(keys.channel("dream.told"), caused.encode())
         admin.publish(keys.channel("dream.told"), b"no event")
         for task in ("t.exact dream.created new-0", "t.chosen dream.told", "t.picky dream.told"):
             eventually(lambda: any(one.startswith(task) for one in queues.tasks()), task)  # noqa: B023  # called now

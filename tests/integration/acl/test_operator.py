@@ -48,7 +48,13 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
         restricted_redis.admin.hset(f"broker:{restricted_redis.prefix}unacked", "tag", held)
         restricted_redis.admin.zadd(f"broker:{restricted_redis.prefix}unacked_index", {"tag": 1})
         restricted_redis.admin.zadd(f"broker:{restricted_redis.prefix}_kombu.binding_deadlines", {"of-one-who-went": 1})
-        for mark in ("replay:old-shop:r", "replays:old-shop:e", "parked:old-shop:m", "dead:old-shop"):
+        for mark in (
+            "replay:old-shop:r",
+            "replays:old-shop:e",
+            "parked:old-shop:m",
+            "skipped:old-shop:e",
+            "dead:old-shop",
+        ):
             restricted_redis.admin.xadd(keys.journal.replace("journal", mark), {"f": "v"})
 
 
@@ -60,6 +66,7 @@ def operate(restricted_redis: RestrictedRedis, user: str) -> None:
 
     assert "old-shop" in say("status")
     assert "old-shop" in say("groups list")
+    assert "are kept for group old-shop" in say("groups retain old-shop 3d")
     assert "ok    permissions of the bus user" in say("check --role operator", expect=1)  # no worker is running
     assert "dream.told" in say("trace first")
     assert "first" in say("get first")

@@ -35,7 +35,10 @@ def waiting(restricted_redis: RestrictedRedis, processes: Processes) -> None:
 
 
 def hold_for_too_long(restricted_redis: RestrictedRedis) -> None:
-    """Leave a message that was taken from the queue and not acknowledged, an unused exchange, and a dead letter."""
+    """Leave a message that was taken and not acknowledged, an unused exchange, a dead letter, and full indexes."""
+    keys = Keys(restricted_redis.prefix)
+    for cause, count in (("work.published", 60), ("work.other", 1001)):
+        restricted_redis.admin.zadd(keys.consequences(cause), {f"c{number}": 1 for number in range(count)})
     letter = DeadLetter.of_message("json", "no event", "channel", b"{")
     Storage(restricted_redis.admin, restricted_redis.settings()).dead_letters.add(letter)
     where = {"exchange": "", "routing_key": "celery"}
