@@ -36,6 +36,8 @@ class Proxy:
         self._refusing = False
         #: Called with the data that a client sends. The result is forwarded; None closes the connection.
         self._on_request: Callable[[_Pair, bytes], bytes | None] = lambda _, data: data
+        #: Called with the data that the server sends. The result is forwarded.
+        self._on_reply: Callable[[bytes], bytes] = lambda data: data
         self._chunk, self._pause_s = _CHUNK, 0.0
         #: The connection whose request will be delivered late.
         self._keeping: _Pair | None = None
@@ -196,6 +198,7 @@ class Proxy:
                 continue
             if pair.deaf:
                 return
+            data = self._on_reply(data)
             while data and not pair.silent:
                 try:
                     pair.client.sendall(data[: self._chunk])
