@@ -55,9 +55,9 @@ class RefusingProxy(Proxy):
         self._on_reply = lambda data: _REPLY.sub(lambda _: self._error, data) if _UNKNOWN in data else data
 
     def refuse_requests(self, sites: Mapping[str, Beginning], times: Mapping[str, int]) -> None:
-        """Refuse the next requests of each of the named *sites*, so many *times*; ``done`` counts them by name."""
+        """Refuse the next requests of each of the named *sites*, so many *times* more; ``done`` counts them."""
         self._sites = sites
-        self._left = Counter(times)
+        self._left += Counter(times)
 
     @property
     def not_refused(self) -> dict[str, int]:
