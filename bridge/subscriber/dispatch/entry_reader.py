@@ -49,7 +49,7 @@ class EntryReader:
         self.limit = min(_FIRST_LIMIT, settings.batch_size)
         #: The pending entries of this consumer that come next are those after this one; None: new entries come next.
         self._pending_after: bytes | None = _FIRST
-        #: Entries that were left pending, and when they are read again; None: there are none.
+        #: Entries that were left pending, and when they are read again; None: no entry was left.
         self._left: set[bytes] = set()
         self._left_due_at: float | None = None
         #: Entries read with the transaction of the batch before.
