@@ -122,7 +122,7 @@ class ChannelListener:
             pubsub.psubscribe(*self._channels)
             received_at = heartbeat_at = time.monotonic()
             while not stop.is_set():
-                batch, received = self._read(pubsub)
+                batch, received, error = self._read(pubsub)
                 now = time.monotonic()
                 self._liveness.tick()
                 if received:
@@ -131,6 +131,8 @@ class ChannelListener:
                 if batch.count or batch.subscribed:
                     batch.events = restore_sources(self._storage, batch.events, self._admission)
                     yield batch
+                if error is not None:
+                    raise error
                 interval = self._settings.heartbeat_interval_s
                 if now - received_at > _MISSED_HEARTBEATS * interval:
                     text = f"nothing received for {now - received_at:.0f} s, not even the heartbeat of this process"
@@ -141,9 +143,9 @@ class ChannelListener:
         finally:
             pubsub.close()
 
-    def _read(self, pubsub: Any) -> tuple[ReceivedBatch, bool]:
-        """Return a batch, which may be empty, and whether anything was received, such as a heartbeat."""
-        batch, received, size = ReceivedBatch(), False, 0
+    def _read(self, pubsub: Any) -> tuple[ReceivedBatch, bool, Exception | None]:
+        """Return a batch, which may be empty, whether anything was received, such as a heartbeat, and what ended it."""
+        batch, received, size, failed = ReceivedBatch(), False, 0, None
         broadcasts: list[Broadcast] = []
         connection, prefix = pubsub.connection, self._keys.prefix
         more = connection.can_read(timeout=_IDLE_WAIT_S)
@@ -160,14 +162,14 @@ class ChannelListener:
                 elif reply[0] == b"psubscribe" and reply[1].decode() == self._channels[-1]:
                     self._on_subscribed(batch)
                 more = connection.can_read(timeout=0)
-        except (RedisError, OSError):
-            if not received:
-                raise
-            # The messages that were read come first, since they are not sent again. The next read raises the error too.
+        except (RedisError, OSError) as error:
+            # The messages that were read come first, since they are not sent again. The next read might not raise the
+            # error again: it may be the reply to the subscription.
+            failed = error
         batch.types = [broadcast.event_type for broadcast in broadcasts]
         for broadcast in self._drop_known(broadcasts):
             self._decode(broadcast, batch)
-        return batch, received
+        return batch, received, failed
 
     def _decode(self, broadcast: Broadcast, batch: ReceivedBatch) -> None:
         event_type, data = broadcast
