@@ -160,7 +160,7 @@ class Run:
             self._settled = True
             self._redelivery.after(begun.left_ms / 1000)
         elif begun.result == "stale":
-            detail = "its message was sent before dedup_ttl_s: whether the task has run already is no longer known"
+            detail = "its message was sent more than dedup_ttl_s ago: it is no longer known whether the task has run"
             self._end_in_dead_letter("stale_message", detail)
         else:
             detail = f"its worker process crashed {begun.deaths} times while it ran"

@@ -106,7 +106,7 @@ class Keys:
         return self._own(f"done:{task_id}")
 
     def lease(self, task_id: str) -> str:
-        """Hash: this task is running, or a worker died while it ran. Fields: see ``start_run.lua``."""
+        """Hash: this task runs, is retried, or a worker died while it ran. Fields: see ``start_run.lua``."""
         return self._own(f"lease:{task_id}")
 
     def inflight(self, group: str) -> str:
