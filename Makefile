@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev unit integration system test lowest newest chaos bench lint docs clean
+.PHONY: help install demo dev unit integration system test lowest newest chaos orders bench lint docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ MINUTES ?= 30
 
 chaos: install ## Cause random faults under load and count lost events: SEED=, MINUTES=
 	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES)
+
+orders: install ## Follow every order of the requests of subscribers and workers, with two faults; takes half an hour
+	MODEL_FAULTS=1 $(PYTEST) tests/integration/test_interleavings.py -k every
 
 bench: install ## Compare the speed with the alternatives; takes about 20 minutes
 	$(BIN)/python -m benchmarks

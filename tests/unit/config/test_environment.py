@@ -1,4 +1,4 @@
-"""The environment: variables of Kubernetes beside settings, and ``REDIS_URL`` beside the settings of the bridge."""
+"""The environment: settings among variables of Kubernetes, and ``REDIS_URL`` where another address is set."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_services_of_kubernetes_are_no_settings(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_settings_beside_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a Service, settings have their effect and misspelt names are an error, also those with a similar end."""
+    """If there is a Service, settings have their effect, and misspelt names are an error, also with such an end."""
     for name, value in variables_of("bridge").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("BRIDGE_REDIS_PORT", "7")
