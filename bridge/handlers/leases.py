@@ -239,7 +239,10 @@ class Leases:
                 running, ends, releases = dict(self._running), dict(self._ends), dict(self._releases)
             try:
                 for task_id, token in running.items() & renewed.items():
-                    self._renew(task_id, token)
+                    try:
+                        self._renew(task_id, token)
+                    except ResponseError as error:  # refused: other leases can be renewed
+                        self._log_failure(error)
                 for task_id, end in ends.items():
                     self._record_late(task_id, end)
                 for token, release in releases.items():
@@ -247,11 +250,13 @@ class Leases:
                         release()
                         del self._releases[token]
             except (RedisError, OSError) as error:
-                if self._throttle.allow("leases"):
-                    extra = log_fields(Action.LEASE_RENEWAL_FAILED, group=self.settings.group, count=len(running))
-                    text = "Could not renew task leases; running tasks may be started elsewhere: %s"
-                    log.warning(text, error, extra=extra)
+                self._log_failure(error)
             renewed = running
+
+    def _log_failure(self, error: Exception) -> None:
+        if self._throttle.allow("leases"):
+            extra = log_fields(Action.LEASE_RENEWAL_FAILED, group=self.settings.group, count=len(self._running))
+            log.warning("Could not renew task leases; running tasks may be started elsewhere: %s", error, extra=extra)
 
     def _record_late(self, task_id: str, end: _End) -> None:
         try:
@@ -271,8 +276,7 @@ class Leases:
         lost = not self._ledger.renew(task_id, token) and self._running.get(task_id) == token
         if lost and self._throttle.allow(token):
             extra = log_fields(Action.LEASE_LOST, task_id=task_id, group=self.settings.group)
-            text = "Task %s lost its lease (was this process frozen?); another copy may be running."
-            log.error(text, task_id, extra=extra)
+            log.error("Task %s lost its lease (a frozen process?); another copy may be running.", task_id, extra=extra)
 
 
 def end_of(request: Any) -> Ended:

@@ -85,6 +85,28 @@ def test_an_end_that_is_refused_holds_up_no_lease(
     leases.end("long")
 
 
+def test_a_renewal_that_is_refused_holds_up_no_other(
+    leases: Leases, bus: EventBus, client: Redis, ledger: Ledger
+) -> None:
+    """While the leases of some runs cannot be renewed, those of others are, and ends are recorded."""
+    tasks = [f"task{number}" for number in range(6)]
+    for task_id in tasks:
+        assert leases.begin(task_id, idempotent=True).result == "started"
+    for task_id in tasks[1:]:
+        client.set(bus.storage.keys.lease(task_id), "no hash")
+    deadline = time.monotonic() + 3 * bus.settings.lease_s
+
+    def still_running() -> bool:
+        assert ledger.start_run("task0", "copy", idempotent=True).result == "running"
+        return time.monotonic() > deadline
+
+    eventually(still_running, "three lease periods have passed")
+    leases.end_in_background("other", failed("other"))
+    eventually(lambda: ledger.has_ended("other"), "an end is recorded")
+    for task_id in tasks:
+        leases.end(task_id)
+
+
 def test_a_lease_that_cannot_be_released_is_released_later(own_server: RedisServer, prefix: str) -> None:
     """If Redis is unavailable when a task is retried, no copy of the earlier message starts when Redis is back."""
     explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
