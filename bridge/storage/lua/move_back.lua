@@ -61,6 +61,10 @@ local function point_mark_to(entry, id, old)
     end
 end
 
+-- It changes nothing, but Redis without memory refuses no later write of a script after one that needs none. What is
+-- added here is deleted there.
+redis.call("XDEL", aside, "0-0")
+
 local moved, bytes = 0, 0
 while moved < math.min(left, max_entries) and bytes < max_bytes do
     local row = redis.call("XRANGE", aside, "-", "+", "COUNT", 1)[1]

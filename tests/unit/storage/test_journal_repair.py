@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis.exceptions import OutOfMemoryError
 
 from bridge import BridgeSettings, Event
 from bridge.events.encoded import EncodedEvent
 from bridge.redis.client import connect
 from bridge.storage.journal import new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
+from bridge.storage.lua import script_text
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.outside import now_ms
@@ -146,3 +148,21 @@ def test_a_clock_that_is_slightly_ahead_changes_nothing(storage: Storage) -> Non
     write(storage, f"{now_ms() + 30_000}-0")
     assert storage.journal_repair.set_aside() == 0
     assert storage.client.xlen(storage.keys.journal) == 1
+
+
+def test_a_full_server_is_repaired_as_well(own_server: RedisServer, prefix: str) -> None:
+    """The repair needs no memory of its own: trimming, which frees memory, does not have to wait for it."""
+    settings = BridgeSettings.load(redis_url=own_server.url, channel_prefix=prefix, group="g")
+    with connect(settings) as client:
+        storage = Storage(client, settings)
+        publish(storage, "n0", "n1")
+        one = consumer(storage, "g")
+        write(storage, LAST_ID)
+        assert storage.journal_repair.move_back() == (0, False)
+        client.script_load(script_text("move_back"))
+        client.config_set("maxmemory", 1)
+        with pytest.raises(OutOfMemoryError):
+            client.set("x", 1)
+        assert storage.journal_repair.set_aside()
+        assert move_all_back(storage) == 3
+        assert len(one.read(10, 1)) == 3
