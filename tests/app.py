@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 
 from celery import Celery
@@ -127,6 +128,14 @@ def after_subtasks(event: Event) -> None:
 def loop(event: Event) -> None:
     effect("loop", str(event.hops))
     publish_event("loop.again")
+
+
+@on_event("loop.thread")
+def loop_in_threads(event: Event) -> None:
+    effect("loop", str(event.hops))
+    thread = threading.Thread(target=publish_event, args=("loop.thread",))
+    thread.start()
+    thread.join()
 
 
 @on_event("deep.created")

@@ -145,10 +145,13 @@ def test_tasks_wait_for_a_bus_that_is_away(processes: Processes, own_server: Red
         assert Effects(client, prefix).all() == {"early x": 1, "glob y": 1}
 
 
-def test_loops_end(processes: Processes, bus: EventBus, effects: Effects, server: RedisServer, prefix: str) -> None:
-    """A handler that publishes the event that it handles does not fail: the event after max_hops is a dead letter."""
+@pytest.mark.parametrize("looping", ["loop.again", "loop.thread"])
+def test_loops_end(
+    looping: str, processes: Processes, bus: EventBus, effects: Effects, server: RedisServer, prefix: str
+) -> None:
+    """A handler that publishes the event that it handles, in a thread too, does not fail: max_hops ends the chain."""
     processes.worker("w1", BRIDGE_MAX_HOPS="4")
-    bus.publish("loop.again")
+    bus.publish(looping)
     settings = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
     letters = Storage(bus.client, settings).dead_letters
     eventually(lambda: letters.latest(10), "the last hop has a dead letter")

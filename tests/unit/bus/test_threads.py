@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from celery.app.trace import build_tracer
 from celery.contrib.testing.app import setup_default_app
 
 from bridge import Event, EventTask, HopLimitExceeded, get_bus, publish_event
-from bridge.bus import install_tracking, running
+from bridge.bus import causation, install_tracking, running
+from bridge.telemetry import LogThrottle
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import make_app
 
@@ -68,6 +70,7 @@ def app(server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.setattr(_state, "default_app", app)  # in all threads, as in a worker
         for name in ("_independent", "_last"):
             monkeypatch.setattr(running, name, None)
+        monkeypatch.setattr(causation, "_throttle", LogThrottle(math.inf))
         install_tracking()
         yield app
         get_bus().close()
