@@ -61,12 +61,15 @@ def test_copies_of_waiting_retries_are_not_further_tries(site: Site, bus: EventB
     site.worker("w1")
     site.worker("w2", "--no-subscriber")
     bus.publish("patient.created", {"work_s": 0.2, "retries": 3, "delay_s": 1.5}, id="e")
+    sent: set[str] = set()
     for number in range(1, 4):
         eventually(lambda retries=number: waits_for(site, retries), f"retry {number} waits")
+        sent |= {message["headers"][SENT_HEADER] for message in site.taken()}
         deliver_again(site, 2)
         eventually(lambda: not site.queues.length(), "the workers have the copies")
     eventually(lambda: site.effects()["patient e"], "the task has had its effect")
     eventually(site.nothing_left, "every copy has been acknowledged", 40)
+    assert len(sent) == 1, "each retry and each copy has the time of the first message"
     assert site.effects() == Counter({"patient e": 1} | {f"run {number}": 1 for number in range(4)})
     assert not site.letters.latest(1)
 
