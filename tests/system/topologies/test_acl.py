@@ -85,13 +85,17 @@ def test_publishing_in_a_cluster(
     found = rules(app, cluster.url, prefix, monkeypatch, "publisher")["bus"]
     nodes.grant(found)
     settings = BridgeSettings.load(redis_url=with_login(cluster.url), channel_prefix=prefix)
+    with cluster.client() as everywhere:
+        for cause, count in (("n2", 60), ("n3", 1001)):  # one index is trimmed, the other one removed
+            everywhere.zadd(keys.consequences(cause), {f"c{number}": 1 for number in range(count)})
     with Nodes(cluster.primaries()).recorded() as commands, EventBus(settings) as bus:
         nodes.provide_scripts()
         bus.publish_many([Event(type="dream.created", id=f"n{number}") for number in range(5)])
         assert bus.publish("dream.created", id="n1").duplicate
         cluster.ask(cluster.owner(keys.event("n1")), "DEL", keys.event("n1"))  # the key may expire before the mark
         assert bus.publish("dream.other", id="n1").conflict
-        bus.publish(Event(type="dream.created", id="n2").child("dream.told"))
+        for cause in ("n2", "n3"):
+            bus.publish(Event(type="dream.created", id=cause).child("dream.told"))
         home = cluster.owner(keys.event("moving"))
         to = next(server for server in cluster.primaries() if server is not home)
         cluster.move_slot(keys.event("moving"), to, lambda: bus.publish("dream.created", id="moving"))
