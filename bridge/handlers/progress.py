@@ -22,6 +22,8 @@ Stage = Literal["beginning", "handling", "ending"]
 
 _CODES: dict[Stage, int] = {"beginning": 1, "handling": 2, "ending": 3}
 _STAGES: dict[int, Stage] = {code: stage for stage, code in _CODES.items()}
+#: Instead of a stage: the main process is about to kill the pool process.
+_KILLED = 9
 #: The slot of a pool process has its process id and a hash of its task id, then the stage. The first slot, of the main
 #: process, has the time since which the worker is stopping, by the monotonic clock.
 _PID_BYTES, _HASH_BYTES, _SLOT_BYTES = 8, 16, 32
@@ -53,18 +55,34 @@ class Progress:
         if self._at is not None and _memory is not None:
             _memory[self._at : self._at + _STAGE_AT] = _owner(os.getpid(), task_id)
 
-    def reached(self, stage: Stage) -> None:
-        """Note that the task has reached *stage*."""
-        if self._at is not None and _memory is not None:
-            _memory[self._at + _STAGE_AT] = _CODES[stage]
+    def reached(self, stage: Stage) -> bool:
+        """Note that the task has reached *stage*; return False if this process is being killed and must not go on."""
+        if self._at is None or _memory is None:
+            return True
+        at = self._at + _STAGE_AT
+        if stage != "beginning" and _memory[at] == _KILLED:
+            return False
+        _memory[at] = _CODES[stage]
+        return bool(_memory[at] != _KILLED)
 
 
-def stage_of(pid: int | None, task_id: str) -> Stage | None:
-    """Return how far the pool process *pid* of this worker is with a task; None if that is not known."""
+def stop(pid: int | None, task_id: str) -> Stage | None:
+    """Stop the pool process *pid* of this worker, which is to be killed, from going on with a task.
+
+    Returns:
+        How far it is; None if that is not known.
+    """
     if _memory is None or pid is None or get_start_method() != "fork":
         return None
-    at = _memory.find(_owner(pid, task_id), 0)
-    return None if at < 0 else _STAGES.get(_memory[at + _STAGE_AT])
+    at = _memory.find(_owner(pid, task_id), 0) + _STAGE_AT
+    if at < _STAGE_AT:
+        return None
+    stage = _STAGES.get(_memory[at])
+    if stage != "ending":  # an end may be recorded twice
+        _memory[at] = _KILLED
+        time.sleep(0.001)  # the pool process may have written at the same time, before it could read this
+        stage = _STAGES.get(_memory[at], stage)
+    return stage
 
 
 def note_stopping(**_: object) -> None:

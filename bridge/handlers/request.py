@@ -18,7 +18,7 @@ from bridge.handlers.delivery import delivery_of
 from bridge.handlers.ends import detail_of, end_in_main_process
 from bridge.handlers.interrupts import ends_worker, is_ordinary
 from bridge.handlers.leases import get_leases
-from bridge.handlers.progress import Stage, stage_of
+from bridge.handlers.progress import Stage, stop
 from bridge.telemetry import Action, log_fields
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class EventRequest(Request):
         if not first:
             return self._stage not in ("beginning", "ending")
         task, task_id = self.task, self.id
-        self._stage = stage_of(cast("int | None", self.worker_pid), task_id)
+        self._stage = stop(cast("int | None", self.worker_pid), task_id)
         group = get_leases().settings.group
         if self._stage == "beginning":
             extra = log_fields(Action.TASK_START_DELAYED, task_id=task_id, handler=task.name, group=group)

@@ -76,7 +76,9 @@ class Run:
         soft_limit.defer()
         try:
             self._begin()
-            self._reached("handling")  # the code of the user: first its model, then its function
+            if not self._reached("handling"):  # the code of the user: first its model, then its function
+                self._give_back("its hard time limit was exceeded before")
+                raise Ignore
             soft_limit.allow()
             return self._call(self._validate())
         finally:
@@ -229,8 +231,10 @@ class Run:
             log.warning(text, self._task_id, self._task.name, unavailable, extra=extra)
 
     def _succeed(self) -> None:
-        self._reached("ending")
-        self._end(None)
+        if self._reached("ending"):
+            self._end(None)
+        else:  # the main process has ended the task: the hard time limit was exceeded just before
+            self._settled = True
 
     def _end_in_dead_letter(self, reason: str, detail: str, traceback: str = "") -> bool:
         """End the task in a dead letter; return False if it has no event, so that nothing can be kept."""
@@ -256,9 +260,9 @@ class Run:
                 raise Reject(str(error), requeue=True) from error
         self._settled = True
 
-    def _reached(self, stage: Stage) -> None:
+    def _reached(self, stage: Stage) -> bool:
         self._stage = stage
-        self._progress.reached(stage)
+        return self._progress.reached(stage)
 
     def _store_failure(self, error: Exception) -> None:
         task = self._task

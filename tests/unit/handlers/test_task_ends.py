@@ -159,6 +159,22 @@ def test_an_end_that_cannot_be_recorded_is_waited_for(own_server: RedisServer, p
         assert letter.detail == "while Redis was away"
 
 
+def test_a_worker_that_stops_does_not_wait_for_ever(
+    own_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A minute after the signal to stop, an end that cannot be recorded is given up with an error in the log."""
+    monkeypatch.setattr("bridge.handlers.leases.stopping_for_s", lambda: 61.0)
+    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1}
+    with EventBus(**explicit) as bus:
+        leases = Leases(bus)
+        assert leases.begin("t1", idempotent=True).result == "started"
+        own_server.kill()
+        with pytest.raises(BusUnavailable):
+            leases.end("t1")
+        assert "the end of task t1 is not recorded, so the task runs again" in caplog.text
+        leases.release_locally("t1")
+
+
 def revoke(task_id: str, *, retries: int = 0, **how: bool) -> None:
     """Report what Celery reports in the main process of a worker when it drops a message."""
     request = SimpleNamespace(id=task_id, args=[EVENT.to_dict()], retries=retries)
