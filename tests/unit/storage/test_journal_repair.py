@@ -151,7 +151,7 @@ def test_a_clock_that_is_slightly_ahead_changes_nothing(storage: Storage) -> Non
 
 
 def test_a_full_server_is_repaired_as_well(own_server: RedisServer, prefix: str) -> None:
-    """The repair needs no memory of its own: trimming, which frees memory, does not have to wait for it."""
+    """The repair needs no memory, so trimming, which frees memory, does not have to wait for it."""
     settings = BridgeSettings.load(redis_url=own_server.url, channel_prefix=prefix, group="g")
     with connect(settings) as client:
         storage = Storage(client, settings)

@@ -26,7 +26,7 @@ def longer(settings: BridgeSettings) -> BridgeSettings:
 def test_overlapping_prefixes_are_found_on_both_sides(
     client: Redis, settings: BridgeSettings, longer: BridgeSettings
 ) -> None:
-    """Each of two buses names the other one; one that only has the same beginning is none of them."""
+    """Each of two buses names the other one; one that only has the same beginning is not named."""
     assert check_prefixes(client, longer) == []  # the other bus has no journal yet
     with EventBus(settings) as bus:
         bus.publish("order.paid")
