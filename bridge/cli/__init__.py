@@ -25,7 +25,7 @@ COMMANDS: dict[str, list[tuple[str, str]]] = {
         ("check", "Check servers, settings, permissions, clocks, routes and workers."),
         ("routes", "List the handlers and the queues of their tasks."),
         ("acl", "Print the Redis permissions that a program needs, for ACL SETUSER."),
-        ("groups", "List and delete consumer groups."),
+        ("groups", "List and delete consumer groups, and keep events for one longer."),
     ],
     "Repair": [
         ("dead", "List, inspect, retry and purge dead letters."),
