@@ -27,6 +27,7 @@ from bridge.storage.ledger import Ledger
 from bridge.storage.lua import provide_scripts, script
 from bridge.storage.presence import (
     HEARTBEAT_INTERVAL_S,
+    REMEMBERED_S,
     Presence,
     PresenceStore,
     handler_differences,
@@ -42,6 +43,7 @@ __all__ = [
     "MAX_AHEAD_MS",
     "MAX_INDEXED",
     "RATE_WINDOW_S",
+    "REMEMBERED_S",
     "AppendResult",
     "BusStatus",
     "DeadLetter",

@@ -28,6 +28,9 @@ from bridge.storage.server_time import server_ms
 #: How often a subscriber reports, and how long without a report until it is considered dead.
 HEARTBEAT_INTERVAL_S = 2.0
 DEAD_AFTER_S = 6.0
+#: How long after its last report others still hand entries over to a subscriber. If it has crashed, its successor gets
+#: them; if it is only slow, they are not lost.
+REMEMBERED_S = 60.0
 #: How long a dead subscriber is still shown.
 _FORGET_MS = 600_000
 
@@ -108,7 +111,7 @@ class PresenceStore:
             first: It has just started: replace the settings of the group.
         """
         args: list[Any] = [presence.name, presence.encode(), _FORGET_MS]
-        args += (self._group, self._shared, int(first), presence.registry, int(DEAD_AFTER_S * 1000))
+        args += (self._group, self._shared, int(first), presence.registry, int(REMEMBERED_S * 1000))
         self._report(keys=[self._key, self._settings_key, self._fencing_token], args=args)
 
     def leave(self, name: str, *, differs: bool = False) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from zlib import crc32
 
 from bridge.handlers import Handler, Registry
-from bridge.storage import HEARTBEAT_INTERVAL_S, Presence, Storage, handler_labels
+from bridge.storage import HEARTBEAT_INTERVAL_S, REMEMBERED_S, Presence, Storage, handler_labels
 from bridge.telemetry import Action, log_fields
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,9 @@ _MAX_NAMED = 10
 
 
 class Members:
-    """The other live subscribers of a group that have other handlers than this one.
+    """The other subscribers of a group that have other handlers than this one.
+
+    One that has stopped is not among them any more; one that has crashed stays for a minute.
 
     The dispatching thread calls :meth:`update` and reads; the thread that reports the presence sets the two events.
 
@@ -40,6 +42,7 @@ class Members:
         self._group = storage.settings.group
         self.name = name
         self._others: dict[str, Registry] = {}
+        self._alive: set[str] = set()
         self._updated_at = 0.0
         #: What was logged last: the handlers that this subscriber lacks, and those that others lack.
         self._logged: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
@@ -60,7 +63,7 @@ class Members:
 
     @property
     def differ(self) -> bool:
-        """Whether another live subscriber has other handlers."""
+        """Whether another subscriber has other handlers."""
         return bool(self._others)
 
     def refresh(self) -> None:
@@ -76,10 +79,15 @@ class Members:
         """Take note of the subscribers that there are now."""
         self._updated_at = time.monotonic()
         own = handler_labels(self._registry.patterns)
-        others = {one.name: one.handlers for one in presences if one.alive and one.handlers and one.name != self.name}
-        differing = {name: handlers for name, handlers in others.items() if handler_labels(handlers) != own}
-        self._others = {name: _registry_of(handlers) for name, handlers in sorted(differing.items())}
-        self._log(own, {name: handler_labels(handlers) for name, handlers in differing.items()})
+        others = [
+            one
+            for one in presences
+            if one.seen_s <= REMEMBERED_S and one.handlers and one.name != self.name
+            if handler_labels(one.handlers) != own
+        ]
+        self._others = {one.name: _registry_of(one.handlers) for one in others}
+        self._alive = {one.name for one in others if one.alive}
+        self._log(own, {one.name: handler_labels(one.handlers) for one in others})
 
     def for_handlers_of(self, event_type: str, dispatched_to: Collection[str], entry_id: bytes) -> str | None:
         """Return the subscriber that an entry goes to next, or None if no handler of the others lacks it.
@@ -103,12 +111,14 @@ class Members:
         return self._best(having, entry_id)
 
     def have(self, task_name: str) -> bool:
-        """Whether another live subscriber has this handler."""
+        """Whether another subscriber has this handler."""
         return any(known.get(task_name) is not None for known in self._others.values())
 
     def _best(self, lacking: dict[str, int], entry_id: bytes) -> str | None:
-        best = max(lacking, key=lambda name: (lacking[name], crc32(entry_id + name.encode())), default=None)
-        return best if best is not None and lacking[best] else None
+        def preference(name: str) -> tuple[bool, int, int]:
+            return name in self._alive, lacking[name], crc32(entry_id + name.encode())
+
+        return max((name for name, count in lacking.items() if count), key=preference, default=None)
 
     def _log(self, own: set[str], others: dict[str, set[str]]) -> None:
         here = frozenset(label for labels in others.values() for label in own - labels)

@@ -1,7 +1,7 @@
 -- report_presence(keys=[subscribers, group_settings, fencing_token],
---                 args=[name, report, forget_ms, group, settings, first, registry, dead_after_ms])
+--                 args=[name, report, forget_ms, group, settings, first, registry, remembered_ms])
 --
--- fencing_token   counter  advanced when the report tells other subscribers that have reported within dead_after_ms about
+-- fencing_token   counter  advanced when the report tells other subscribers, which have reported within remembered_ms, about
 --                          handlers that they did not know of: it is the first one for that long or its registry, a
 --                          hash of the handlers, is new, and another subscriber has another registry
 -- subscribers     hash  name -> "<now_ms> <report>". Subscribers that have not reported for forget_ms are removed
@@ -13,7 +13,7 @@
 local subscribers, group_settings, fencing_token = KEYS[1], KEYS[2], KEYS[3]
 local name, report, forget_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local group, settings, first = ARGV[4], ARGV[5], ARGV[6] == "1"
-local registry, dead_after_ms = ARGV[7], tonumber(ARGV[8])
+local registry, remembered_ms = ARGV[7], tonumber(ARGV[8])
 
 -- A quote inside a JSON string has a backslash before it, so this occurs only where it is meant.
 local REGISTRY = '"registry": "'
@@ -27,7 +27,7 @@ for i = 1, #all, 2 do
     local at_ms = tonumber(string.match(text, "^%d+") or 0)
     if at_ms < now_ms - forget_ms then
         redis.call("HDEL", subscribers, other)
-    elseif at_ms >= now_ms - dead_after_ms then
+    elseif at_ms >= now_ms - remembered_ms then
         local is_same = string.find(text, same, 1, true)
         if other == name then
             known = is_same and not first

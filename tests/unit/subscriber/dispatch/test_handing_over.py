@@ -18,6 +18,7 @@ from bridge.redis.client import connect
 from bridge.storage.entries import Entry
 from bridge.storage.keys import Keys
 from bridge.storage.presence import Presence
+from bridge.storage.server_time import server_ms
 from bridge.storage.storage import Storage
 from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
@@ -201,6 +202,35 @@ def test_a_member_dies_with_entries(join: Join, queued: Queued, pending: Pending
     assert (pending(), queued()) == ({}, ({"t.all": EVENTS, "t.plain": EVENTS}, 0))
     assert client.hlen(Keys(prefix).handed_over("tests")) == 0
     assert doomed.counters.snapshot() == {}
+
+
+def test_a_member_that_is_slow_or_has_crashed_is_remembered(
+    join: Join, pending: Pending, client: Redis, prefix: str
+) -> None:
+    """A member without a report for less than a minute still gets entries, unless a live one has the handlers."""
+    first, silent = join("first", "t.all"), join("silent", "t.plain")
+    ago(client, prefix, "silent", 50_000)
+    first.steps()
+    assert pending() == {"silent": EVENTS}
+    heir = join("heir", "t.plain")
+    assert first.consumer.claim(0, b"0-0", 100).taken == EVENTS
+    first.dispatcher.reread_pending()
+    first.steps()
+    assert pending() == {"heir": EVENTS}
+    for name in ("silent", "heir"):
+        ago(client, prefix, name, 61_000)
+    assert first.consumer.claim(0, b"0-0", 100).taken == EVENTS
+    first.dispatcher.reread_pending()
+    first.steps()
+    assert pending() == {}
+    assert (silent.counters.snapshot(), heir.counters.snapshot()) == ({}, {})
+
+
+def ago(client: Redis, prefix: str, name: str, ms: int) -> None:
+    """Let the last report of a member be so old."""
+    key = Keys(prefix).subscribers("tests")
+    _, _, report = (client.hget(key, name) or b"").partition(b" ")
+    client.hset(key, name, b"%d %b" % (server_ms(client.time()) - ms, report))
 
 
 def test_nobody_has_the_handlers_any_more(
