@@ -141,7 +141,7 @@ def test_tasks_of_each_are_sent_again(
     lengths = lambda: (queues.length(), queues.length("own"))  # noqa: E731
     eventually(lambda: lengths() == (9, 9), "all tasks are queued", 10)
     client.delete(f"broker:{prefix}celery", f"broker:{prefix}own")
-    eventually(lambda: lengths() == (9, 9), "all tasks are sent again", 10)
+    eventually(lambda: lengths() == (9, 9), "all tasks are sent again", 30)
     assert client.xlen(Keys(prefix).dead("tests")) == 0
 
 

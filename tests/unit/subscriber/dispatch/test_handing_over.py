@@ -12,61 +12,18 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.broker.outbox import Outbox
-from bridge.handlers import Registry
-from bridge.redis.client import connect
 from bridge.storage.entries import Entry
 from bridge.storage.keys import Keys
-from bridge.storage.presence import Presence
 from bridge.storage.server_time import server_ms
 from bridge.storage.storage import Storage
-from bridge.subscriber.dead_letter_writer import DeadLetterWriter
-from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.dispatch.router import Batch
-from bridge.subscriber.members import Members
-from bridge.telemetry.counters import Counters
 from bridge.testing.redis_server import RedisServer
-from tests.handlers import HANDLERS
 from tests.support.apps import make_app
+from tests.support.members import Member
 from tests.support.proxy import Proxy
 from tests.support.queues import Queues
 
 EVENTS = 10
-
-
-class Member:
-    """A subscriber whose steps the test takes."""
-
-    def __init__(self, settings: BridgeSettings, app: Celery, name: str, *handlers: str) -> None:
-        self.name, self.handlers, self.registry = name, handlers, Registry()
-        for handler in handlers:
-            self.registry.add(HANDLERS[handler])
-        self.client = connect(settings)
-        self.storage = Storage(self.client, settings)
-        self.counters = Counters()
-        self.consumer = self.storage.consumer(name)
-        members = Members(self.storage, self.registry, name)
-        outbox = Outbox(app, settings)
-        dead_letters = DeadLetterWriter(self.storage, self.counters)
-        self.dispatcher = Dispatcher(
-            self.storage, outbox, self.registry, dead_letters, self.counters, self.consumer, members
-        )
-
-    def report(self) -> None:
-        patterns = {name: list(handler) for name, handler in self.registry.patterns.items()}
-        self.storage.presence.report(Presence(self.name, handlers=patterns))
-
-    def leave(self) -> None:
-        self.storage.presence.leave(self.name, differs=True)
-
-    def steps(self, count: int = 4) -> None:
-        for _ in range(count):
-            self.dispatcher.step()
-
-    def close(self) -> None:
-        self.dispatcher.close()
-        self.dispatcher.reconnect()
-        self.client.close()
 
 
 Join = Callable[..., Member]
