@@ -57,6 +57,8 @@ class Dispatcher:
         self._group = settings.group
         self._pause_s = settings.block_ms / 1000
         self._consumer = consumer
+        #: Whether a claim has advanced the fencing token: what is read next needs the new one.
+        self._token_is_old = False
         #: The batch whose transaction is under way.
         self._in_transaction: Batch | None = None
 
@@ -67,6 +69,7 @@ class Dispatcher:
 
     def reread_pending(self) -> None:
         """Read the pending entries of this consumer in the next step, as after a claim."""
+        self._token_is_old = True
         self._reader.reread_pending()
 
     def step(self) -> int:
@@ -87,6 +90,9 @@ class Dispatcher:
             pending = self._reader.rereads_pending
             if pending:
                 self._end_transaction()  # entries that were read with it are pending as well
+            if self._token_is_old:
+                self._token_is_old = False
+                self._transaction.close()
             entries = self._reader.read()
             if not entries and self._consumer.fencing_token() != self._transaction.fencing_token:
                 # Others may hand over entries of handlers that they lack, which this one would not look for.
