@@ -214,7 +214,7 @@ ROWS: dict[int, list[Case]] = {
     ],
     # Keys of other programs are reported and left unchanged. Redis deletes a key whose TTL is set to 0.
     33: [
-        *at_key("taken", e(b'"payload":"no TTL"')),
+        *at_key("taken", e(b'"payload":"in a key"')),
         *at_key("wrong_key_type", b"", b"hash-$"),
         *at_key("id", b'{"id":"a b","type":"#"}', b"\xff[*#"),
         *at_key("json", b"{#", b"#" * 100_000),

@@ -88,7 +88,7 @@ def write_keys(client: Redis, cases: list[Case]) -> None:
         if case.outcome == "wrong_key_type":
             client.hset(key, "field", "value")
         else:
-            client.set(key, case.data)
+            client.set(key, case.data, ex=3600)  # without TTL, only a recent timestamp would show that it is new
 
 
 def journal_of(client: Redis) -> dict[str, list[tuple[int, dict[str, Any]]]]:
