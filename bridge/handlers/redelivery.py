@@ -16,8 +16,10 @@ from bridge.telemetry import Action, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Delay before the message of a task with early acknowledgement is delivered again if the bus is unavailable.
+#: Delay before a message that is sent again because the bus is unavailable is delivered.
 _BUS_RETRY_S = 5.0
+#: Header in which a quorum queue counts how often it delivered a message before. RabbitMQ 4 drops the message at 20.
+_DELIVERY_COUNT = "x-delivery-count"
 
 _throttle = LogThrottle(600.0)  # for problems that recur with each attempt of a task
 
@@ -43,9 +45,9 @@ class Redelivery:
         Raises:
             Reject: Celery does that, if the message is not acknowledged yet.
         """
-        if self._task.acks_late:
+        if self._task.acks_late and not vars(self._request).get(_DELIVERY_COUNT):
             raise Reject(str(error), requeue=True) from error
-        self._send_again(_BUS_RETRY_S)
+        self._send_again(_BUS_RETRY_S)  # another message, whose deliveries are counted from 0
         if _throttle.allow(f"bus {self._request.id}"):
             text = "Task %s (%s) cannot start because the bus is unavailable; trying again in %.0f s: %s"
             extra = log_fields(Action.TASK_START_DELAYED, **self._facts)

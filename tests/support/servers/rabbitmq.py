@@ -189,6 +189,10 @@ class RabbitNode:
             )
         return self._virtual_hosts.pop()
 
+    def set_policy(self, virtual_host: str, queues: str, definition: str) -> None:
+        """Apply a policy to the queues whose names match this regular expression."""
+        self._control("set_policy", "-p", virtual_host, "test", queues, definition, "--apply-to", "queues")
+
     def diagnose(self, *command: str) -> str:
         """Return the output of ``rabbitmq-diagnostics``."""
         return self._control(*command, program="rabbitmq-diagnostics")

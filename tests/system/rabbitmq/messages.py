@@ -9,10 +9,11 @@ from bridge import Event
 from bridge.broker.messages import Message
 from bridge.broker.outbox import Outbox
 from bridge.events.encoded import EncodedEvent
+from bridge.handlers.delivery import SENT_HEADER
 from tests.handlers import HANDLERS
 
-#: Properties and headers that differ between any two messages of Celery.
-VOLATILE = ("reply_to", "eta", "expires", "x-death")
+#: Properties and headers that differ between any two messages of Celery, and the header that only the bridge writes.
+VOLATILE = ("reply_to", "eta", "expires", "x-death", SENT_HEADER)
 
 
 def stored(event_id: str = "e1", text: str = "x") -> EncodedEvent:

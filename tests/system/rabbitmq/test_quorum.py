@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 from celery import Celery
 from kombu import Exchange, Queue
+from redis import Redis
 
-from bridge import BridgeSettings
+from bridge import BridgeSettings, EventBus
 from bridge.broker.outbox import Outbox
+from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
+from tests.support.processes import Processes
+from tests.support.site import Effects
 from tests.support.waiting import eventually
 from tests.system.rabbitmq.messages import plain, prepared
 from tests.system.rabbitmq.virtual_host import Rabbit
@@ -65,3 +70,24 @@ def test_delayed_delivery_that_is_there_is_used(quorum_app: Celery, settings: Br
         assert outbox.send(prepared(outbox, "t.delayed")) == []
         outbox.close()
     assert sum(rabbit.length(f"celery_delayed_{level}") for level in range(28)) == 2
+
+
+def test_waiting_for_the_bus_uses_up_no_deliveries(
+    rabbit_processes: Processes, rabbit: Rabbit, own_server: RedisServer, prefix: str
+) -> None:
+    """RabbitMQ drops a message after some deliveries; one that waits for the bus is delivered as often as it needs."""
+    rabbit.limit_deliveries(1)
+    environment = {"BRIDGE_REDIS_URL": own_server.url, "TEST_QUORUM": "1", "BRIDGE_PUBLISH_ATTEMPTS": "1"}
+    subscriber = rabbit_processes.celery("bus", "subscribe", name="subscriber", **environment)
+    with EventBus(redis_url=own_server.url, channel_prefix=prefix) as bus:
+        bus.publish("dream.made", id="x")
+    eventually(lambda: rabbit.length() == 1, "the message is queued", 20)
+    subscriber.kill()
+    own_server.kill()
+    rabbit_processes.worker("w1", "--no-subscriber", **environment)
+    received = re.compile(r"Task tests\.app\.glob\[[^]]*\] received")
+    eventually(lambda: len(received.findall(rabbit_processes.log("w1"))) > 3, "it is delivered more often", 30)
+    own_server.start()
+    with Redis.from_url(own_server.url) as client:
+        Effects(client, prefix).wait_for("glob x")
+        assert Effects(client, prefix).all() == {"glob x": 1}
