@@ -164,7 +164,7 @@ SCENARIOS = {
 @pytest.mark.timeout(3600 if MORE_FAULTS else 300)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_order(model: Model, name: str) -> None:
-    """In every order, the task has at most one effect, no try runs beside or after a later one, and nothing is lost."""
+    """In any order, the task has at most one effect, no try runs alongside or after a later one, nothing is lost."""
     explored = model.explore(SCENARIOS[name])
     assert explored.states > 40
     assert explored.ends > 4

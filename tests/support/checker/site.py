@@ -120,7 +120,7 @@ class Site:
         return self._read_state(), broker, handler, self._restores, self._pauses, self._passed_ms
 
     def check(self) -> None:
-        """No effect is doubled, no message is pushed twice by dispatch, and no try runs beside or after a later one."""
+        """No effect is doubled, dispatch pushes no message twice, and no try runs alongside or after a later one."""
         assert self._effects <= 1, "the task has two effects"
         assert len(self._running) <= 1, "two runs of the task are in progress"
         if self._published:

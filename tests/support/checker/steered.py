@@ -1,6 +1,6 @@
 """Processes that stop before each of their requests to Redis, until the checker lets them go on.
 
-A process is a thread with code of the bridge and a client of its own. A request can have a fault:
+A process is a thread with its own client, which runs code of the bridge. A request can have a fault:
 
 - *lost*: Redis executes the request, but the connection breaks before its reply.
 - *late*: the connection hangs and is given up. Redis executes the request later, or never.

@@ -69,7 +69,11 @@ def unread(one: JournalConsumer) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("entry_id", [LAST_ID, f"{now_ms() + 3 * DAY_MS}-0", f"{now_ms() + 3 * DAY_MS}-{2**64 - 1}"])
+@pytest.mark.parametrize(
+    "entry_id",
+    [LAST_ID, f"{now_ms() + 3 * DAY_MS}-0", f"{now_ms() + 3 * DAY_MS}-{2**64 - 1}"],
+    ids=["last", "ahead", "ahead and last of its millisecond"],  # the same in all processes of pytest-xdist
+)
 def test_each_group_gets_what_it_has_not_acknowledged(storage: Storage, entry_id: str) -> None:
     """Read, pending and unread entries of each group, before and after the wrong id, are delivered once."""
     publish(storage, "n0", "n1", "n2")
