@@ -36,7 +36,7 @@ class _FollowingConnection(Connection):
         super().__init__(**options)  # type: ignore[no-untyped-call]  # mypy exempts redis-py, but not through super()
 
     def connect(self) -> None:
-        if not self.is_connected:
+        if self._sock is None:  # is_connected exists since redis-py 8
             self.host, self.port = self._locate()
         super().connect()  # type: ignore[no-untyped-call]
 

@@ -176,7 +176,7 @@ class SteeredConnection(Connection):
         if not self._process.observed:
             super().send_packed_command(command, check_health)
             return
-        if not self.is_connected:
+        if self._sock is None:
             self.connect()
         data = command if isinstance(command, bytes) else b"".join(command)
         fault = self._process.step(self._process.describe(data), may_fail=True)
