@@ -154,6 +154,8 @@ class ChannelListener:
                 # Not get_message(): it does much more for each message, and subscribes again silently. The rest of a
                 # message may take as long as a reply: if it takes longer, the message is lost with the connection.
                 reply = connection.read_response()
+                if isinstance(reply, Exception):
+                    raise reply  # redis-py 7 returns some errors, such as LOADING
                 received = True
                 if reply[0] == b"pmessage":
                     name = reply[2].decode(errors="backslashreplace")

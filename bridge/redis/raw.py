@@ -42,7 +42,10 @@ class RawConnection:
         Raises:
             RedisError: The reply is an error, or the connection is lost.
         """
-        return self._connection.read_response()
+        reply = self._connection.read_response()
+        if isinstance(reply, Exception):
+            raise reply  # redis-py 7 returns some errors, such as LOADING
+        return reply
 
     def transaction_replies(self, commands: int) -> list[Any] | None:
         """Wait for the replies to MULTI, so many *commands* and EXEC.
@@ -54,8 +57,8 @@ class RawConnection:
             RedisError: A reply is an error. If it is not that of EXEC, the other commands were executed all the same.
         """
         for _ in range(1 + commands):  # OK, and QUEUED for each command
-            self._connection.read_response()
-        replies: list[Any] | None = self._connection.read_response()
+            self.reply()
+        replies: list[Any] | None = self.reply()
         for reply in replies or ():
             if isinstance(reply, Exception):
                 raise reply
