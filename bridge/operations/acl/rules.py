@@ -25,7 +25,7 @@ _READ = (
 _WRITE = (
     "evalsha set setex del unlink expire pexpire incr incrby hset hsetnx hdel hincrby lpush rpush brpop sadd srem "
     "lrem rename zadd zrem zremrangebyscore xadd xdel xack xautoclaim xclaim xtrim xgroup|create xgroup|delconsumer "
-    "xgroup|destroy"
+    "xgroup|destroy xsetid"
 )
 #: Characters that a rule cannot contain, because Redis interprets quotes, parentheses and white space.
 _UNWRITABLE = re.compile(r"[\s\"'()\x00-\x1f]")

@@ -9,6 +9,7 @@
 -- New entries get ids after the last one, whatever the clock is. So one entry with an id of the future, which any
 -- publisher can write, or a clock that was ahead for a moment, gives all later ones such ids: they are not trimmed. After
 -- the last possible id nothing can be published. Redis cannot lower the last id of a stream that has or had such entries.
+-- The new one accepts no id of the past: it would be taken for the time when a signed event was received.
 --
 -- Returns how far the last id was ahead, ms, as text; "0" if nothing had to be done; nil if the journal has other groups.
 
@@ -48,5 +49,8 @@ redis.call("RPUSH", set_aside, aside)
 for _, group in ipairs(groups) do
     redis.call("XGROUP", "CREATE", journal, group, "0", "MKSTREAM")
     redis.call("INCRBY", tokens[group], 1)
+end
+if #groups > 0 then
+    redis.call("XSETID", journal, integer(server_ms()) .. "-0")
 end
 return integer(ahead_ms)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bridge import BridgeSettings, Event
 from bridge.events.encoded import EncodedEvent
@@ -14,6 +14,7 @@ from bridge.redis.client import connect
 from bridge.storage.journal import new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.lua import script_text
+from bridge.storage.status import read_status
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.outside import now_ms
@@ -96,6 +97,23 @@ def test_each_group_gets_what_it_has_not_acknowledged(storage: Storage, entry_id
     assert all(abs(now_ms() - time) < 60_000 for time in times)
     assert storage.client.keys("*" + storage.keys.prefix + "*aside*") == []
     assert storage.journal_repair.set_aside() == 0
+
+
+@pytest.mark.parametrize("attacked", [True, False], ids=["repaired", "created"])
+def test_a_new_journal_accepts_no_id_of_the_past(storage: Storage, attacked: bool) -> None:
+    """Otherwise an old signed event could be written with the time at which it was new."""
+    if attacked:
+        write(storage, LAST_ID)
+    consumer(storage, "g")
+    assert bool(storage.journal_repair.set_aside()) is attacked
+    with pytest.raises(ResponseError, match="equal or smaller"):
+        write(storage, f"{now_ms() - 10_000}-0")
+    publish(storage, "n0")
+    assert move_all_back(storage) == int(attacked)
+    status = read_status(storage).group("g")
+    assert status is not None and (status.backlog, status.exact) == (1 + attacked, True)
+    consumer(storage, "later")
+    assert ids(storage) == ["n0", *["other"] * attacked]
 
 
 def test_marks_point_to_the_new_entries(storage: Storage) -> None:
