@@ -35,6 +35,8 @@ class Admission:
 
     def __init__(self, settings: BridgeSettings) -> None:
         self._max_bytes = settings.max_event_bytes
+        #: Of an entry: the mark of a replay, or another encoding of the same values, makes an event longer.
+        self._max_stored_bytes = 2 * settings.max_event_bytes
         #: None when the limit of the decoder is enough.
         self._max_depth = settings.max_event_depth if settings.max_event_depth < wire.MAX_DEPTH else None
         self._max_hops = settings.max_hops
@@ -75,6 +77,10 @@ class Admission:
                 when it publishes, after its effect.
         """
         data = entry.data or b""
+        if len(data) > self._max_stored_bytes:
+            raise InvalidEvent(
+                "size", "", f"{len(data)} bytes, the limit is {self._max_bytes} (bridge_max_event_bytes)"
+            )
         stored = EncodedEvent.read(data)
         if entry.group is entry.handler is None:
             stored.replay = None  # else a copy of this entry would be another task

@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic_core import from_json
 
 from bridge.errors import InvalidEvent
+from bridge.events import wire
 from bridge.events.event import STORED_START, Event
 from bridge.events.validation import check_id, check_type, hops_of, in_short, is_plain, replay_of
 
@@ -88,7 +89,8 @@ class EncodedEvent:
         except BaseException as error:  # noqa: BLE001  # raised again below, unless it is a panic
             _raise_unless_panic(error)
             fields = None
-        if type(fields) is dict and is_plain(fields) and data.startswith(STORED_START):
+        usual = type(fields) is dict and is_plain(fields) and data.startswith(STORED_START)
+        if usual and not wire.is_suspicious(data):
             check_id(fields["id"])
             check_type(fields["type"])
             return cls(fields["id"], fields["type"], fields.get("metadata"), data)

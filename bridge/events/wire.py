@@ -107,11 +107,9 @@ def loads(data: bytes, max_bytes: int) -> Any:
     if text[0] == "\ufeff":
         raise InvalidEvent("encoding", "", "starts with a byte order mark")
     value = _parsed(text)
-    # The number of brackets limits the depth, and names may be escaped: only suspicious messages are walked through.
-    escapes = b"\\" in data
-    if "__type__" in text or (escapes and "\\u00" in text) or text.count("{") + text.count("[") > MAX_DEPTH:
+    if is_suspicious(data):
         check_containers(value)
-    if escapes and b"\\ud" in data.lower():  # an escape that may be half a pair
+    if b"\\" in data and b"\\ud" in data.lower():  # an escape that may be half a pair
         dumps(value)  # after the check of the depth, since very deep values cannot be encoded
     return value
 
@@ -127,6 +125,12 @@ def _parsed(text: str) -> Any:
         raise InvalidEvent("depth", "", f"nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
         raise InvalidEvent("json", "", f"not JSON: {error}") from error
+
+
+def is_suspicious(data: bytes) -> bool:
+    """Return whether :func:`check_containers` has to walk through this JSON; only few messages cost that much."""
+    # The number of brackets limits the depth, and names may be escaped.
+    return b"__type__" in data or b"\\u00" in data or data.count(b"{") + data.count(b"[") > MAX_DEPTH
 
 
 def check_containers(value: Any, max_depth: int = MAX_DEPTH) -> None:

@@ -71,6 +71,19 @@ def test_events_of_few_levels(
             bus.publish("dream.created", deep)
 
 
+def test_large_events(register_handlers, start_subscriber: StartSubscriber, outside: Outside, queues: Queues) -> None:
+    """An event that is too large becomes a dead letter from every source; a stored one may have become longer."""
+    register_handlers("t.exact")
+    large, longer = "x" * 4000, "x" * 1500
+    outside.keep("by-key", outside.unsigned("by-key", "dream.created", large))
+    start_subscriber(max_event_bytes=1024)
+    outside.say(outside.unsigned("heard", "dream.created", large), "dream.created")
+    outside.write(outside.unsigned("written", "dream.created", large))
+    outside.write(outside.unsigned("stored", "dream.created", longer))
+    eventually(lambda: outside.reasons() == ["size"] * 3, "the large events are refused")
+    eventually(lambda: list(queues.tasks()) == ["t.exact dream.created stored"], "the other event is queued")
+
+
 def test_what_was_not_accepted_runs_once_it_is(
     register_handlers, start_subscriber: StartSubscriber, outside: Outside, client: Redis, queues
 ) -> None:

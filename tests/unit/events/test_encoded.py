@@ -177,19 +177,27 @@ def test_odd_entries(data: bytes) -> None:
             EncodedEvent.read(data)
 
 
-#: Values that no bus and no subscriber appends; reading the journal does not check them.
-UNHOLDABLE = {
-    "integer_range": b"9223372036854775808",
+#: Values that no bus and no subscriber appends. Reading the journal does not check numbers.
+NUMBERS = {"integer_range": b"9223372036854775808", "non_finite": b"1e999"}
+CONTAINERS = {
     "reserved": b'{"__type__":"x","__value__":1}',
+    "reserved, escaped": b'{"\\u005f_type__":"x","__value__":1}',
     "depth": b"[" * 64 + b"]" * 64,
-    "non_finite": b"1e999",
 }
 
 
-@pytest.mark.parametrize("reason", UNHOLDABLE)
+@pytest.mark.parametrize("reason", CONTAINERS)
+def test_containers_that_no_task_gets(reason: str) -> None:
+    """An object that Celery would convert, and deep nesting, are refused like in decoding, whoever wrote the entry."""
+    with pytest.raises(InvalidEvent) as caught:
+        EncodedEvent.read(with_payload(CONTAINERS[reason]))
+    assert caught.value.reason == reason.partition(",")[0]
+
+
+@pytest.mark.parametrize("reason", NUMBERS)
 def test_what_the_journal_cannot_hold(reason: str) -> None:
     """A value that must not be in the journal is refused like in decoding when the event is accessed."""
-    data = with_payload(UNHOLDABLE[reason])
+    data = with_payload(NUMBERS[reason])
     stored = EncodedEvent.read(data)
     assert (stored.id, stored.type, stored.data) == ("i", "a", data)
     with pytest.raises(InvalidEvent) as caught:
@@ -198,7 +206,7 @@ def test_what_the_journal_cannot_hold(reason: str) -> None:
 
 
 @pytest.mark.parametrize("handler", ["t.chosen", "t.picky"])
-@pytest.mark.parametrize("reason", UNHOLDABLE)
+@pytest.mark.parametrize("reason", NUMBERS)
 def test_what_the_journal_cannot_hold_stops_nothing(
     register_handlers,
     start_subscriber: StartSubscriber,
@@ -210,7 +218,7 @@ def test_what_the_journal_cannot_hold_stops_nothing(
 ) -> None:
     """If a handler needs such an event, it becomes a dead letter, and other events are dispatched."""
     register_handlers("t.all", handler)
-    client.xadd(Keys(settings.channel_prefix).journal, {"event": with_payload(UNHOLDABLE[reason])})
+    client.xadd(Keys(settings.channel_prefix).journal, {"event": with_payload(NUMBERS[reason])})
     subscriber = start_subscriber()
     with EventBus(settings) as bus:
         bus.publish("a.b", {"name": "x", "yes": True}, id="good")

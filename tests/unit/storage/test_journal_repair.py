@@ -111,7 +111,8 @@ def test_a_new_journal_accepts_no_id_of_the_past(storage: Storage, attacked: boo
     publish(storage, "n0")
     assert move_all_back(storage) == int(attacked)
     status = read_status(storage).group("g")
-    assert status is not None and (status.backlog, status.exact) == (1 + attacked, True)
+    assert status is not None
+    assert (status.backlog, status.exact) == (1 + attacked, True)
     consumer(storage, "later")
     assert ids(storage) == ["n0", *["other"] * attacked]
 
