@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -28,8 +28,8 @@ from bridge.storage.server_time import server_ms
 #: How often a subscriber reports, and how long without a report until it is considered dead.
 HEARTBEAT_INTERVAL_S = 2.0
 DEAD_AFTER_S = 6.0
-#: How long after its last report others still hand entries over to a subscriber. If it has crashed, its successor gets
-#: them; if it is only slow, they are not lost.
+#: How long after its last report others still hand entries over to a subscriber. If it has crashed or stopped, its
+#: successor may be starting, and gets them; if it is only slow, they are not lost.
 REMEMBERED_S = 60.0
 #: How long a dead subscriber is still shown.
 _FORGET_MS = 600_000
@@ -48,6 +48,7 @@ class Presence:
         gap_ms: When it may last have missed events on the channels, ms since the epoch; 0: never.
         metrics: Address of its metrics; empty when it has none.
         handlers: Name of each of its handlers to the patterns; empty if it has none, or is of an earlier version.
+        stopped: Whether it has stopped as it should, and this is its last report.
         seen_s: Age of the report; filled in by :meth:`PresenceStore.all`.
     """
 
@@ -59,12 +60,13 @@ class Presence:
     gap_ms: int = 0
     metrics: str = ""
     handlers: dict[str, list[str]] = field(default_factory=dict)
+    stopped: bool = False
     seen_s: float = 0.0
 
     @property
     def alive(self) -> bool:
         """Whether the report is recent enough for a running subscriber."""
-        return self.seen_s <= DEAD_AFTER_S
+        return self.seen_s <= DEAD_AFTER_S and not self.stopped
 
     @property
     def ready(self) -> bool:
@@ -114,24 +116,23 @@ class PresenceStore:
         args += (self._group, self._shared, int(first), presence.registry, int(REMEMBERED_S * 1000))
         self._report(keys=[self._key, self._settings_key, self._fencing_token], args=args)
 
-    def leave(self, name: str, *, differs: bool = False) -> None:
-        """Remove a subscriber that stops.
+    def leave(self, presence: Presence, *, differs: bool = False) -> None:
+        """Record that a subscriber stops. Its handlers are remembered for :data:`REMEMBERED_S`.
 
         Arguments:
-            differs: Whether others have other handlers. They must learn that those of this one are gone.
+            presence: Its last report.
+            differs: Whether others have other handlers. They must learn at once that this one has stopped.
         """
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.hdel(self._key, name)
-            if differs:
-                pipe.incr(self._fencing_token)
-            pipe.execute()
+        self.report(replace(presence, stopped=True))
+        if differs:
+            self._client.incr(self._fencing_token)
 
     def read_command(self) -> tuple[Any, ...]:
         """Return the command whose reply is for :func:`read_presences`."""
         return ("HGETALL", self._key)
 
     def all(self) -> list[Presence]:
-        """Return the running subscribers, and those that died in the last minutes, by name."""
+        """Return the running subscribers, and those that died or stopped in the last minutes, by name."""
         with self._client.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hgetall(self._key)

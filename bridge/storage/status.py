@@ -122,7 +122,7 @@ def _group(row: Sequence[Any], replies: Iterator[Any], now_ms: int) -> GroupStat
         dead_letters_written=int(written or 0),
         dead_letters_evicted=int(dropped or 0),
         starts=_delays(starts),
-        subscribers=tuple(read_presences(subscribers, now_ms)),
+        subscribers=tuple(one for one in read_presences(subscribers, now_ms) if not one.stopped),
     )
 
 

@@ -18,7 +18,7 @@ from bridge.telemetry import Action, Counters, Liveness, log_fields
 log = logging.getLogger(__name__)
 
 _NO_HANDLERS = "no handlers are registered: import their modules, by imports or app.autodiscover_tasks()"
-#: Longest wait, at the stop, until other subscribers know that they must not hand over entries any more.
+#: Longest wait, at the stop, until other subscribers know that they hand over entries to another one, if there is one.
 _WITHDRAW_S = 2.0
 
 

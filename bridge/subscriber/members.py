@@ -26,7 +26,8 @@ _MAX_NAMED = 10
 class Members:
     """The other subscribers of a group that have other handlers than this one.
 
-    One that has stopped is not among them any more; one that has crashed stays for a minute.
+    One that has stopped or crashed stays among them for a minute, because its successor may be starting. Events that
+    only it has handlers for wait meanwhile.
 
     The dispatching thread calls :meth:`update` and reads; the thread that reports the presence sets the two events.
 
@@ -87,7 +88,7 @@ class Members:
         ]
         self._others = {one.name: _registry_of(one.handlers) for one in others}
         self._alive = {one.name for one in others if one.alive}
-        self._log(own, {one.name: handler_labels(one.handlers) for one in others})
+        self._log(own, {one.name: handler_labels(one.handlers) for one in others if one.alive})
 
     def for_handlers_of(self, event_type: str, dispatched_to: Collection[str], entry_id: bytes) -> str | None:
         """Return the subscriber that an entry goes to next, or None if no handler of the others lacks it.

@@ -35,12 +35,16 @@ class Member:
             self.storage, outbox, self.registry, dead_letters, self.counters, self.consumer, members
         )
 
-    def report(self) -> None:
+    @property
+    def presence(self) -> Presence:
         patterns = {name: list(handler) for name, handler in self.registry.patterns.items()}
-        self.storage.presence.report(Presence(self.name, handlers=patterns))
+        return Presence(self.name, handlers=patterns)
 
-    def leave(self) -> None:
-        self.storage.presence.leave(self.name, differs=True)
+    def report(self) -> None:
+        self.storage.presence.report(self.presence)
+
+    def leave(self, *, differs: bool = True) -> None:
+        self.storage.presence.leave(self.presence, differs=differs)
 
     def steps(self, count: int = 4) -> None:
         for _ in range(count):

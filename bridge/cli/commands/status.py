@@ -133,6 +133,7 @@ def _json(bus: BusStatus, server: Mapping[str, str], own: str) -> dict[str, Any]
         fields = asdict(group)
         del fields["starts"]  # a histogram, for monitoring
         for shown, subscriber in zip(fields["subscribers"], group.subscribers, strict=True):
+            del shown["stopped"]  # those are not listed
             shown |= {"alive": subscriber.alive, "ready": subscriber.ready}
         fields |= {"dispatched_per_s": group.dispatched_per_s, "alive": group.alive}
         groups.append(fields | {"handler_differences": handler_differences(group.subscribers)})

@@ -76,7 +76,7 @@ _SUBSCRIBING = (
     ),
     _Needs(  # monitoring
         ("backlog", "report_presence"),
-        {**_STATUS, "subscribers": "hdel hgetall", "group_settings": "hgetall"},
+        {**_STATUS, "subscribers": "hgetall", "group_settings": "hgetall"},
         "time info",
     ),
 )

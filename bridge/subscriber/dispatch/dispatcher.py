@@ -20,6 +20,9 @@ from bridge.telemetry import Action, Counters, log_fields
 
 log = logging.getLogger(__name__)
 
+#: Longest time, at the stop, for entries that others have handed over; they may go on handing over.
+_MAX_FINISH_S = 2.0
+
 
 class Dispatcher:
     """One consumer of the group: reads entries, routes them, sends their messages, acknowledges. Used by one thread.
@@ -137,8 +140,8 @@ class Dispatcher:
     def _finish_handed_over(self) -> None:
         """Dispatch what others have handed over before they noticed that this subscriber stops."""
         self._start_over()  # the fencing token has advanced since they know it
-        last = b"0"
-        while entries := self._reader.pending(last):
+        last, deadline = b"0", time.monotonic() + _MAX_FINISH_S
+        while time.monotonic() < deadline and (entries := self._reader.pending(last)):
             last = entries[-1].entry_id
             if not self._dispatch(entries, pending=True, read_ahead=False):
                 return

@@ -59,7 +59,7 @@ class PresenceReporter:
             self._metrics_server.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Delete the presence and stop; wait for at most *timeout_s*."""
+        """Report the stop, and stop; wait for at most *timeout_s*."""
         self._stop.set()
         if self._metrics_server is not None:
             self._metrics_server.stop()
@@ -77,8 +77,8 @@ class PresenceReporter:
             self._stop.wait(0 if first and reported else HEARTBEAT_INTERVAL_S)
             first = first and not reported
             presence = self._presence()
-        with suppress(RedisError, OSError):  # the presence expires later
-            self._presence_store.leave(self._members.name, differs=self._members.differ)
+        with suppress(RedisError, OSError):  # the last report expires later
+            self._presence_store.leave(presence, differs=self._members.differ)
         self._members.withdrawn.set()
 
     def _report(self, presence: Presence, *, first: bool) -> bool:

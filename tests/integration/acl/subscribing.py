@@ -108,10 +108,12 @@ def hand_over(settings: BridgeSettings, admin: Redis) -> None:
     """Let the subscriber hand over an event to another one, and claim it back when that one has gone."""
     storage = Storage(admin, settings)
     handed_over, event = storage.keys.handed_over("tests"), Event(type="mate.new", id="for-a-mate")
-    storage.presence.report(Presence("mate", handlers={"t.mate": ["mate.*"]}))
+    mate = Presence("mate", handlers={"t.mate": ["mate.*"]})
+    storage.presence.report(mate)
     admin.publish(storage.keys.channel(event.type), event.encode())
     eventually(lambda: admin.exists(handed_over), "the event is handed over")
-    storage.presence.leave("mate", differs=True)
+    storage.presence.leave(mate, differs=True)
+    admin.hdel(storage.keys.subscribers("tests"), "mate")  # a minute later
     eventually(lambda: not admin.exists(handed_over), "nobody needs it any more")
 
 

@@ -183,7 +183,7 @@ def test_subscribers(
     eventually(lambda: [one.ready for one in presences.all()] == [True], "the subscriber is ready")
     presences.report(Presence("two", problems=["cannot", "will not"]))
     assert wrong(check(expect=1))[0] == ("two", "cannot; will not")
-    presences.leave("two")
+    presences.leave(Presence("two"))
     assert wrong(check(expect=1)) == [("workers", "none replied")]
 
 

@@ -45,7 +45,7 @@ def only(presences: PresenceStore) -> Presence:
 def test_a_live_subscriber_is_ready(
     register_handlers, start_subscriber: StartSubscriber, presences: PresenceStore
 ) -> None:
-    """A subscriber is listed when it has started and ready when it processes events; a clean stop removes it."""
+    """A subscriber is listed when it has started, ready when it processes events, and not alive after a stop."""
     register_handlers("t.all")
     subscriber = start_subscriber("one")
     first = eventually(lambda: only(presences).name and only(presences), "the subscriber is listed", 10)
@@ -53,7 +53,7 @@ def test_a_live_subscriber_is_ready(
     ready = eventually(lambda: only(presences).ready and only(presences), "the subscriber is ready", 5)
     assert (ready.problems, ready.waits, ready.metrics, ready.gap_ms) == ([], "", "", 0)
     subscriber.stop()
-    assert presences.all() == []
+    assert [(one.name, one.stopped, one.alive) for one in presences.all()] == [("one", True, False)]
 
 
 def test_every_subscriber_of_a_group_speaks_for_itself(
@@ -207,6 +207,28 @@ def test_what_is_said_is_what_is_read(each: PresenceStore) -> None:
     (found,) = each.all()
     assert vars(found) | {"seen_s": 0.0} == vars(said)
     assert 0 <= found.seen_s < 1
-    each.leave("one")
-    each.leave("one")
-    assert each.all() == []
+
+
+def test_a_subscriber_that_has_stopped(each: PresenceStore) -> None:
+    """It is remembered for a minute with its handlers, but not as alive; then the next report of another removes it."""
+    client, key, handlers = each._client, each._key, {"t.a": ["a.*"]}
+    each.report(Presence("one", handlers=handlers))
+    for _ in range(2):
+        each.leave(Presence("one", handlers=handlers))
+        (found,) = each.all()
+        assert (found.stopped, found.alive, found.ready, found.handlers) == (True, False, False, handlers)
+    for ago_s, left in ((59, ["one", "two"]), (61, ["two"])):
+        report = client.hget(key, "one").partition(b" ")[2]
+        client.hset(key, "one", b"%d %b" % ((client.time()[0] - ago_s) * 1000, report))
+        each.report(Presence("two"))
+        assert [one.name for one in each.all()] == left
+
+
+def test_one_whose_last_words_quote_the_mark_of_the_stopped(each: PresenceStore) -> None:
+    """The text of a problem is not taken for a field of the report: the crashed subscriber is still shown."""
+    client, key = each._client, each._key
+    each.report(Presence("one", problems=['"stopped": true', 'x "stopped": true']))
+    report = client.hget(key, "one").partition(b" ")[2]
+    client.hset(key, "one", b"%d %b" % ((client.time()[0] - 100) * 1000, report))
+    each.report(Presence("two"))
+    assert [one.name for one in each.all()] == ["one", "two"]

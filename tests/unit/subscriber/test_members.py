@@ -87,6 +87,7 @@ def test_a_subscriber_joins_and_leaves_under_load(
     settings: BridgeSettings,
     client: Redis,
     prefix: str,
+    broker: RedisServer,
 ) -> None:
     """From the moment a subscriber is ready until it is asked to stop, no event of its handlers is lost."""
     start_subscriber("old", broker_app, with_handlers("t.exact"))
@@ -103,9 +104,15 @@ def test_a_subscriber_joins_and_leaves_under_load(
             eventually(lambda expected=expected: queued().keys() >= expected, "its tasks are queued", 20)
             joined.stop()
     eventually(lambda: queued().keys() >= wanted(events, "t.exact", "t.plain"), "every task is queued", 20)
-    eventually(lambda: client.xpending(Keys(prefix).journal, "tests")["pending"] == 0, "all are acknowledged", 20)
-    assert client.hlen(Keys(prefix).handed_over("tests")) == 0
-    assert set(queued().values()) == {1}
+
+    def waiting() -> dict[str, int]:
+        consumers = client.xpending_range(Keys(prefix).journal, "tests", "-", "+", 2000)
+        return Counter(row["consumer"].decode() for row in consumers)
+
+    eventually(lambda: waiting().keys() <= {"new0", "new1", "new2"}, "the rest waits for those that have stopped", 20)
+    assert client.hlen(Keys(prefix).handed_over("tests")) == sum(waiting().values())
+    # With another broker, what was being sent when handlers changed is sent again, with the same task ids.
+    assert set(queued().values()) <= ({1} if broker.url == settings.url else {1, 2})
 
 
 def test_a_replay_for_one_handler_finds_it(

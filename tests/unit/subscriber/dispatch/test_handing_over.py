@@ -125,7 +125,7 @@ def test_a_member_with_the_same_handlers(
     token = client.get(Keys(settings.channel_prefix).fencing_token("tests"))
     in_between(first, second.report)
     second.report()
-    second.storage.presence.leave("second", differs=False)
+    second.leave(differs=False)
     assert client.get(Keys(settings.channel_prefix).fencing_token("tests")) == token
     assert pending() == {}
     assert queued() == ({"t.all": EVENTS, "t.plain": EVENTS}, 0)
@@ -192,10 +192,11 @@ def ago(client: Redis, prefix: str, name: str, ms: int) -> None:
 def test_nobody_has_the_handlers_any_more(
     join: Join, queued: Queued, pending: Pending, client: Redis, prefix: str
 ) -> None:
-    """Entries for a member that left before it dispatched them are acknowledged, and nothing is kept about them."""
+    """A minute after a member left, entries that wait for it are acknowledged, and nothing is kept about them."""
     first, other = join("first", "t.all"), join("other", "t.plain")
     first.steps()
     other.leave()
+    ago(client, prefix, "other", 61_000)
     assert first.consumer.claim(0, b"0-0", 100).taken == EVENTS
     first.dispatcher.reread_pending()
     first.steps()
@@ -215,12 +216,33 @@ def test_a_member_stops_with_entries(join: Join, queued: Queued, pending: Pendin
 
 
 def test_a_member_stops_in_between(join: Join, pending: Pending) -> None:
-    """Nothing is handed over to a member that has left since the entries were routed."""
+    """What was routed before a member left is routed again; another member that is alive gets it instead."""
     first, second = join("first", "t.all"), join("second", "t.plain")
+    join("third", "t.plain", "t.own")
     in_between(first, second.leave)
     assert "second" not in pending()
     first.steps()
-    assert pending() == {}
+    assert pending() == {"third": EVENTS}
+
+
+@pytest.mark.parametrize("first_comes_later", [False, True])
+def test_the_only_member_with_a_handler_is_restarted(
+    join: Join, queued: Queued, pending: Pending, *, first_comes_later: bool
+) -> None:
+    """Its events are not acknowledged by members without the handler meanwhile; its successor dispatches them."""
+    first = None if first_comes_later else join("first", "t.all")
+    second = join("second", "t.plain")
+    second.leave(differs=not first_comes_later)
+    second.dispatcher.finish()
+    first = first or join("first", "t.all")
+    first.steps()
+    assert pending() == {"second": EVENTS}
+    heir = join("heir", "t.plain")
+    assert first.consumer.claim(0, b"0-0", 100).taken == EVENTS
+    first.dispatcher.reread_pending()
+    first.steps()
+    heir.steps()
+    assert (pending(), queued()) == ({}, ({"t.all": EVENTS, "t.plain": EVENTS}, 0))
 
 
 def test_what_is_known_of_trimmed_entries_is_forgotten(
