@@ -22,7 +22,7 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "append, limited": {"rate": "get incr pexpire"},
     "backlog": {"journal": "exists xlen xrange xrevrange xinfo|groups xpending"},
     "claim": {"journal": "xautoclaim", "fencing_token": "incrby"},
-    "create_group": {"journal": "exists xgroup|create xsetid", "fencing_token": "incrby"},
+    "create_group": {"journal": "xgroup|create", "fencing_token": "incrby"},
     "drop": {"dead": "xrange xdel", "dead_size": "hmget hincrby"},
     "elect": {"leader": "get set del"},
     "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_tasks": "hget hdel", "queue_watermarks": "hmget"},

@@ -1,25 +1,17 @@
 -- create_group(keys=[journal, fencing_token], args=[group, start])
 --
--- journal        stream  gets the group, which starts after the entry `start`; created if it does not exist. Then it
---                        accepts no id of the past, see set_aside.lua
+-- journal        stream  gets the group, which starts after the entry `start`; created if it does not exist
 -- fencing_token  string  counter; advanced in the same step: consumers of a group of this name that was deleted may still
 --                        hold entries, which the new one reads again
 --
 -- Returns 1 when the group was created, 0 when it exists already.
 
--- include: server_ms
--- include: integer
-
 local journal, fencing_token = KEYS[1], KEYS[2]
 local group, start = ARGV[1], ARGV[2]
 
-local is_new = redis.call("EXISTS", journal) == 0
 local reply = redis.pcall("XGROUP", "CREATE", journal, group, start, "MKSTREAM")
 if reply.err then
     return string.find(reply.err, "BUSYGROUP", 1, true) and 0 or reply
-end
-if is_new then
-    redis.call("XSETID", journal, integer(server_ms()) .. "-0")
 end
 redis.call("INCRBY", fencing_token, 1)
 return 1
