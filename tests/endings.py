@@ -11,6 +11,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery
@@ -136,6 +138,32 @@ def retried_once(self: EventTask, event: Event) -> None:
         raise self.retry()
 
 
+def retried_without_raising(self: EventTask, event: Event) -> None:
+    run(event)
+    if not self.request.retries:
+        self.retry(countdown=0.2, throw=False)
+
+
+def failing_after_a_retry(self: EventTask, event: Event) -> None:
+    run(event)
+    if not self.request.retries:
+        self.retry(countdown=0.2, throw=False)
+        raise ValueError("as intended")
+
+
+def retried_in_a_try(self: EventTask, event: Event) -> None:
+    run(event)
+    if not self.request.retries:
+        with suppress(Exception):
+            self.retry()
+
+
+def retried_at_a_time(self: EventTask, event: Event) -> None:
+    run(event)
+    if not self.request.retries:
+        raise self.retry(eta=datetime.now(UTC).replace(tzinfo=None))
+
+
 def typed(event: Event[Payload]) -> None:
     run(event)
 
@@ -173,6 +201,10 @@ WAYS: dict[str, tuple[Callable[..., object], dict[str, Any], int, str | None]] =
     "early": (raising(lambda: ValueError("as intended")), {"acks_late": False}, 1, "failure"),
     "retry": (retried, {"bind": True, "max_retries": 1, "default_retry_delay": 0}, 2, "failure"),
     "second": (retried_once, {"bind": True, "max_retries": 1, "default_retry_delay": 0}, 2, None),
+    "quietly": (retried_without_raising, {"bind": True}, 2, None),
+    "failing_later": (failing_after_a_retry, {"bind": True}, 2, None),
+    "suppressed": (retried_in_a_try, {"bind": True, "default_retry_delay": 0}, 2, None),
+    "at_time": (retried_at_a_time, {"bind": True}, 2, None),
     "auto": (
         raising(lambda: ValueError("as intended")),
         {"autoretry_for": (ValueError,), "max_retries": 1, "default_retry_delay": 0},

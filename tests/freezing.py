@@ -9,7 +9,7 @@ from celery import Celery
 from redis import Redis
 
 import bridge
-from bridge import Event, on_event
+from bridge import Event, EventTask, on_event
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "test:")
 
@@ -41,6 +41,13 @@ def interrupted(event: Event) -> None:
         time.sleep(30)
 
 
+def retried(self: EventTask, event: Event) -> None:
+    wait_until_told(event)
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+
+
 for _limit, _options in LIMITS.items():
     on_event(f"waiting.{_limit}", name=f"waiting.{_limit}", **_options)(wait_until_told)
+    on_event(f"retried.{_limit}", name=f"retried.{_limit}", bind=True, **_options)(retried)
     on_event(f"interrupted.{_limit}", name=f"interrupted.{_limit}", **_options)(interrupted)

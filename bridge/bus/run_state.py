@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from celery.exceptions import Retry
+
 from bridge.events import Event
 
 #: Attribute of the request. A task that calls itself as a function gets a copy of its request, with the same state.
@@ -48,12 +50,14 @@ class RunState:
         published: Numbers the events of each type that this run has published.
         began_s: When the handler's lease was taken, by the monotonic clock; None before, and in other tasks.
         has_effect_transaction: Whether this run has entered its effect transaction.
+        retry: What Celery has sent as the retry of this run; None before.
     """
 
     event: Event[Any] | None = None
     published: Numbers = field(default_factory=Numbers)
     began_s: float | None = None
     has_effect_transaction: bool = False
+    retry: Retry | None = None
 
 
 def run_state(request: Any) -> RunState:

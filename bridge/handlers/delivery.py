@@ -1,13 +1,13 @@
-"""What a task message says about itself, in headers that Celery keeps when a run sends the message again.
-
-Celery makes every header an attribute of the request of its task.
-"""
+"""What a task message says about itself, in headers that Celery keeps when a run sends the message again."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+from celery.exceptions import Retry
 
 from bridge.storage import Delivery
 
@@ -18,20 +18,21 @@ _RETRY_OF_HEADER = "bridge_retry_of"
 
 
 def delivery_of(headers: Mapping[str, Any]) -> Delivery:
-    """Return what the message with these headers says about itself."""
-    retry_of, sent = headers.get(_RETRY_OF_HEADER), str(headers.get(SENT_HEADER))
+    """Return what the message with these headers says about itself, as the attributes of a request or of a message."""
+    custom = headers.get("headers") or headers  # with task protocol 1 they are one level deeper
+    retry_of, sent = custom.get(_RETRY_OF_HEADER), str(custom.get(SENT_HEADER))
     sent_ms = int(sent) if sent.isascii() and sent.isdecimal() else 0
     return Delivery(headers.get("retries") or 0, retry_of if isinstance(retry_of, str) else "", sent_ms)
 
 
-def mark_retries(request: Any, token: str) -> None:
+def mark_retry(request: Any, token: str) -> None:
     """Have Celery add to the message that this *request* is retried with that the run of this *token* has sent it."""
     request.headers = {**(request.headers or {}), _RETRY_OF_HEADER: token}
 
 
-def delay_s(error: BaseException) -> float:
-    """Return in how many seconds the task runs again whose run raised *error*, Celery's ``Retry`` or ``Reject``."""
-    when = getattr(error, "when", None)  # a Retry has seconds or a time, a Reject has neither
-    if isinstance(when, datetime):
-        return (when - datetime.now(when.tzinfo or UTC)).total_seconds()
+def delay_s(retry: Retry) -> float:
+    """Return in how many seconds the task runs again."""
+    when = retry.when
+    if isinstance(when, datetime):  # Celery takes a time without a zone as UTC
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - time.time()
     return float(when or 0)

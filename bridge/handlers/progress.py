@@ -16,11 +16,12 @@ from typing import Literal
 from billiard import get_start_method
 from billiard.process import current_process
 
-#: What a pool process is doing with its task: it has yet to begin, the handler runs, or the handler has succeeded and
-#: the end of the task is being recorded.
-Stage = Literal["beginning", "handling", "ending"]
+#: What a pool process is doing with its task: it has yet to begin, now or when its message is delivered again; the
+#: handler runs; a retry was sent, and the lease is being released; or the handler has succeeded, and the end of the
+#: task is being recorded.
+Stage = Literal["beginning", "handling", "retrying", "ending"]
 
-_CODES: dict[Stage, int] = {"beginning": 1, "handling": 2, "ending": 3}
+_CODES: dict[Stage, int] = {"beginning": 1, "handling": 2, "ending": 3, "retrying": 4}
 _STAGES: dict[int, Stage] = {code: stage for stage, code in _CODES.items()}
 #: Instead of a stage: the main process is about to kill the pool process.
 _KILLED = 9

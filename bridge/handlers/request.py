@@ -79,7 +79,7 @@ class EventRequest(Request):
         """End a task that has exceeded its hard time limit; return False if that was not in its handler."""
         first, self._exceeded = not self._exceeded, True
         if not first:
-            return self._stage not in ("beginning", "ending")
+            return self._stage in (None, "handling")
         task, task_id = self.task, self.id
         self._stage = stop(cast("int | None", self.worker_pid), task_id)
         group = get_leases().settings.group
@@ -95,6 +95,13 @@ class EventRequest(Request):
             text = "Task %s (%s) succeeded, but the record of its end waited for the bus until its time limit of %s s"
             log.warning(text, task_id, task.name, error.args[0], extra=extra)
             get_leases().end_in_background(task_id)
+            state.task_ready(self)
+            self.acknowledge()
+            return False
+        if self._stage == "retrying":  # the retry does not wait for the lease of its run, which has no end to record
+            extra = log_fields(Action.RETRY_DELAYED, task_id=task_id, handler=task.name, group=group)
+            text = "Task %s (%s) is retried, but releasing its lease waited for the bus until its time limit of %s s"
+            log.warning(text, task_id, task.name, error.args[0], extra=extra)
             state.task_ready(self)
             self.acknowledge()
             return False

@@ -14,7 +14,7 @@ from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from bridge.bus import handling, run_state
 from bridge.errors import BusUnavailable, HandlerAborted, InvalidEvent
 from bridge.events import Event
-from bridge.handlers.delivery import delay_s, delivery_of, mark_retries
+from bridge.handlers.delivery import delay_s, delivery_of
 from bridge.handlers.effects import EndedElsewhere
 from bridge.handlers.ends import dead_letter_of, detail_of, traceback_of
 from bridge.handlers.handler_task import HandlerTask, facts_of
@@ -129,7 +129,7 @@ class Run:
     def _finish(self, error: BaseException | None, traceback: str) -> None:
         if self._stage == "beginning" and is_interruption(error):
             self._give_back("it was interrupted before it began")
-        elif self._stage == "ending" or error is None or isinstance(error, Ignore):
+        elif self._stage == "ending" or self._state.retry or error is None or isinstance(error, Ignore):
             self._succeed()
         elif isinstance(error, Reject):
             if not cast("Any", error).requeue:
@@ -150,7 +150,6 @@ class Run:
             raise Ignore from error
         if begun.result == "started":
             self._state.began_s = time.monotonic()
-            mark_retries(self._request, self._leases.token_of(self._task_id))
             if soft_limit.struck or self._state.began_s - asked_s > self._longest_wait_s():
                 self._give_back("it waited for the bus too long to keep its time limits")
                 raise Ignore
@@ -208,18 +207,27 @@ class Run:
 
     def _settle(self, error: BaseException) -> None:
         """Settle a run whose handler raised *error*: its own error, or Celery's ``Retry``, ``Reject`` or ``Ignore``."""
+        retry = error if isinstance(error, Retry) else self._state.retry
         if isinstance(error, EndedElsewhere):
             self._leases.release_locally(self._task_id)
             self._settled = True
             self._announce("task-deduplicated")
-        elif isinstance(error, Retry) or (isinstance(error, Reject) and cast("Any", error).requeue):
-            self._release(delay_s(error), (self._request.retries or 0) + isinstance(error, Retry))
+        elif retry is not None:
+            self._hand_on(retry)
+        elif isinstance(error, Reject) and cast("Any", error).requeue:
+            self._reached("beginning")  # again: its message goes back to the queue
+            self._release(0.0, self._request.retries or 0)
         elif isinstance(error, Reject):
             self._end_in_dead_letter("rejected", str(cast("Any", error).reason))
         elif isinstance(error, Ignore):
             self._succeed()
         else:  # autoretry_for has turned all others into a Retry
             self._end_in_dead_letter("failure", detail_of(error), traceback_of(error))
+
+    def _hand_on(self, retry: Retry) -> None:
+        """Leave the task to its retry, which was sent. Whatever this run does after that is not the end of the task."""
+        if self._reached("retrying"):  # otherwise the main process has ended the task
+            self._release(delay_s(retry), (self._request.retries or 0) + 1)
 
     def _release(self, delay_s: float, retries: int) -> None:
         self._settled = True
@@ -231,10 +239,13 @@ class Run:
             log.warning(text, self._task_id, self._task.name, unavailable, extra=extra)
 
     def _succeed(self) -> None:
-        if self._reached("ending"):
+        if self._state.retry is not None:
+            self._hand_on(self._state.retry)
+        elif self._reached("ending"):
             self._end(None)
-        else:  # the main process has ended the task: the hard time limit was exceeded just before
-            self._settled = True
+        self._settled = (
+            True  # also if the main process has ended the task: the hard time limit was exceeded just before
+        )
 
     def _end_in_dead_letter(self, reason: str, detail: str, traceback: str = "") -> bool:
         """End the task in a dead letter; return False if it has no event, so that nothing can be kept."""

@@ -8,12 +8,13 @@ from celery import Task
 from celery.canvas import _chain
 from celery.exceptions import Reject
 
-from bridge.bus import handling
+from bridge.bus import handling, run_state
 from bridge.errors import InvalidEvent, InvalidHandler
 from bridge.events import EncodedEvent, Event
-from bridge.handlers.delivery import delivery_of
+from bridge.handlers.delivery import delivery_of, mark_retry
 from bridge.handlers.ends import end_in_main_process
 from bridge.handlers.handler import registry
+from bridge.handlers.leases import get_leases
 from bridge.handlers.tracer import Tracer, execute, settling
 
 
@@ -65,15 +66,29 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             options.setdefault("argsrepr", describe(args[0]))
         return super().apply_async(args, kwargs, **options)
 
-    def retry(self, *args: Any, **options: Any) -> Any:
-        """Retry the task, as Celery does. If the broker accepts no message, this one goes back to its queue.
+    def retry(  # type: ignore[override]  # all options that Celery accepts are passed on
+        self, args: Any = None, kwargs: Any = None, exc: Any = None, throw: bool = True, **options: Any
+    ) -> Any:
+        """Retry the task, as Celery does: the task goes on with the retry, even if this run ends well or fails.
 
-        Celery would drop it.
+        Arguments:
+            throw: Raise ``Retry``, which ends this run. Otherwise the retry waits until this run has ended.
+
+        Raises:
+            Reject: The broker does not accept the retry. The message of this run goes back to its queue; Celery would
+                drop it.
         """
+        request = self.request
+        if throw and not request.called_directly:
+            mark_retry(request, get_leases().token_of(str(request.id)))
         try:
-            return super().retry(*args, **options)
+            sent = super().retry(args, kwargs, exc, False, **options)
         except Reject as error:
             raise Reject(cast("Any", error).reason, requeue=True) from error
+        run_state(request).retry = sent
+        if throw:
+            raise sent
+        return sent
 
     def replace(self, sig: Any) -> Any:
         """Replace this task by another one, as Celery does.

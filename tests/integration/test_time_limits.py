@@ -17,15 +17,18 @@ from tests.freezing import LIMITS
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 
-#: When the bus hangs; the handlers; the line with which the hard time limit is logged then; reasons of dead letters.
+#: When the bus hangs; the handlers; the line with which the hard time limit is logged then; how often each handler
+#: runs; reasons of dead letters.
 PHASES = {
-    "before the handler": ("waiting", "waited for the bus until its time limit", {}),
+    "before the handler": ("waiting", "waited for the bus until its time limit", 1, {}),
     "in the handler": (
         "interrupted",
         "Hard time limit (2s) exceeded for interrupted.hard",
+        1,
         {"interrupted.soft": "failure", "interrupted.hard": "failure"},
     ),
-    "after the handler": ("waiting", "succeeded, but the record of its end waited for the bus", {}),
+    "after the handler": ("waiting", "succeeded, but the record of its end waited for the bus", 1, {}),
+    "after a retry": ("retried", "(retried.hard) is retried, but releasing its lease waited for the bus", 2, {}),
 }
 
 
@@ -33,8 +36,10 @@ PHASES = {
 def test_a_bus_that_hangs_is_not_the_fault_of_the_handler(
     phase: str, processes: Processes, own_server: RedisServer, prefix: str, client: Redis
 ) -> None:
-    """While the bus hangs, both limits are exceeded. A handler runs once, and fails only if it was interrupted."""
-    handler, struck, reasons = PHASES[phase]
+    """While the bus hangs, both limits are exceeded. Each try runs once, and a task fails only if its handler was
+    interrupted.
+    """
+    handler, struck, times, reasons = PHASES[phase]
     environment = {
         "BRIDGE_REDIS_URL": own_server.url,
         "CELERY_BROKER_URL": processes.environment["REDIS_URL"],
@@ -70,6 +75,6 @@ def test_a_bus_that_hangs_is_not_the_fault_of_the_handler(
         storage = Storage(bus.client, settings)
         done = [storage.keys.done(task_id_for("freezing", name, name)) for name in names]
         eventually(lambda: bus.client.exists(*done) == len(done), "all tasks have ended")
-        assert runs() == Counter(names)
+        assert runs() == Counter(names * times)
         assert {one.event_type: one.reason for one in storage.dead_letters.latest(10)} == reasons
         eventually(lambda: not client.hlen(f"broker:{prefix}unacked"), "all messages are acknowledged")
