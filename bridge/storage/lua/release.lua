@@ -2,8 +2,8 @@
 --
 -- The transition from running to retrying, see ledger.py.
 --
--- lease     hash  see start_run.lua. It keeps the number of the try that is due, for keep_ms and the delay: so long an
---                 older copy of the message may arrive, and must not start
+-- lease     hash  see start_run.lua. It keeps the number of the try that is due, and when, for keep_ms and the delay: so
+--                 long an older copy of the message may arrive, and must not start
 -- inflight  zset  task id -> when the task is overdue, ms
 -- tasks     hash  task id -> what was sent, see include/in_flight.lua
 --
@@ -22,12 +22,12 @@ local retries, keep_ms = ARGV[5], tonumber(ARGV[6])
 if redis.call("HGET", lease, "token") ~= token then
     return
 end
-redis.call("HSET", lease, "retries", retries)
+local now_ms = server_ms()
+redis.call("HSET", lease, "retries", retries, "at_ms", integer(now_ms + delay_ms))
 redis.call("HDEL", lease, "token", "until_ms", "asked_ms", "deaths")
 redis.call("PEXPIRE", lease, integer(keep_ms + delay_ms))
 local record = redis.call("HGET", tasks, task_id)
 if record then
-    local now_ms = server_ms()
     local _, json = parse_in_flight(record)
     local task = cjson.decode(json)
     task.retries, task.retried = tonumber(retries), true

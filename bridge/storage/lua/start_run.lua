@@ -7,8 +7,9 @@
 -- done        string  exists when the task has ended
 -- lease       hash    retries: the number of the try that is due or running, from 0. While it runs, token: of the run;
 --                     until_ms: when its lease ends unless it is renewed; asked_ms: when another copy of the message was
---                     first received since the last renewal; deaths: earlier runs of whom the worker died. Expires
---                     after keep_ms, which is no less than dedup_ttl_ms
+--                     first received since the last renewal; deaths: earlier runs of whom the worker died. Before it
+--                     runs again, at_ms: when the try starts that is due. Expires after keep_ms, which is no less than
+--                     dedup_ttl_ms
 -- inflight    zset    task id -> when the task is overdue, ms; postponed here, because the task runs
 -- tasks       hash    task id -> what was sent, see include/in_flight.lua. Its field retries is a second record of the try
 --                     that is due: it lasts until the task ends, but a task need not be listed
@@ -94,7 +95,7 @@ end
 redis.call(
     "HSET", lease, "token", token, "until_ms", integer(now_ms + lease_ms), "deaths", deaths, "retries", integer(retries)
 )
-redis.call("HDEL", lease, "asked_ms")
+redis.call("HDEL", lease, "asked_ms", "at_ms")
 redis.call("PEXPIRE", lease, keep_ms)
 
 if task then

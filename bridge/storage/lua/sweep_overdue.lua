@@ -6,7 +6,9 @@
 -- inflight  zset    task id -> when the task is overdue, ms
 -- tasks     hash    task id -> what was sent, see include/in_flight.lua
 -- done_i    string  exists when task i has ended: it leaves the ledger
--- lease_i   hash    see start_run.lua; while task i runs it is not overdue
+-- lease_i   hash    see start_run.lua; while task i runs, and until redispatch_ms after its retry is due, it is not
+--                   overdue. The ledger may not know of the retry: the task may have been sent again, or listed for the
+--                   first time, after it had started
 --
 -- A task whose message seems to wait (waits_i is "1") is not overdue either. But that may be a mistake: a task that was
 -- sent once and has waited for max_wait_ms is sent again.
@@ -40,12 +42,15 @@ end
 local send_again = {}
 for i = FIRST, #KEYS, PER_TASK do
     local done, lease, task_id, waits = KEYS[i], KEYS[i + 1], ARGV[i], ARGV[i + 1] == "1"
-    local until_ms, due = unpack(redis.call("HMGET", lease, "until_ms", "retries"))
+    local until_ms, due, at_ms = unpack(redis.call("HMGET", lease, "until_ms", "retries", "at_ms"))
+    local retry_ms = at_ms and tonumber(at_ms) + redispatch_ms
     if redis.call("EXISTS", done) == 1 then
         redis.call("ZREM", inflight, task_id)
         redis.call("HDEL", tasks, task_id)
     elseif until_ms and tonumber(until_ms) > now_ms or waits and may_wait(task_id, until_ms) then
         redis.call("ZADD", inflight, "XX", integer(now_ms + redispatch_ms), task_id)
+    elseif retry_ms and retry_ms > now_ms then
+        redis.call("ZADD", inflight, "XX", integer(retry_ms), task_id)
     else
         send_again[#send_again + 1] = {task_id, math.max(tonumber(due or 0), listed_retries(task_id))}
     end

@@ -122,6 +122,28 @@ def test_a_lost_retry_is_sent_again_for_the_try_that_is_due(make: MakeLedger, li
     assert ledger.start_run("t1", "copy", idempotent=True) == RunStart("superseded")
 
 
+@pytest.mark.parametrize("listed", ["before", "after the release"])
+def test_a_retry_is_not_sent_again_before_it_is_due(make: MakeLedger, client: Redis, prefix: str, listed: str) -> None:
+    """Not even if the task is listed, or sent again, while its retry waits: then the ledger has an earlier time."""
+    ledger, delay_ms = make(redispatch_after_s=0.05, lease_s=0.05), 60_000
+    if listed == "before":
+        ledger.acknowledge_sent([], [PAIR.entry("t1")])
+    ledger.start_run("t1", "first", idempotent=True)
+    ledger.release("t1", "first", delay_ms, retries=1)
+    ledger.acknowledge_sent([], [PAIR._replace(redispatches=1).entry("t1")])
+    overdue = eventually(lambda: ledger.find_overdue(10), "the task is listed as overdue")
+    assert ledger.sweep_overdue(overdue, ()) == []
+    assert ledger.find_overdue(10) == []
+    due_ms = client.zscore(Keys(prefix).inflight("tests"), "t1")
+    assert due_ms is not None
+    assert delay_ms - 10_000 < due_ms - server_ms(client.time()) <= delay_ms + 50
+    # A retry that has started was not lost while it waited, so the ledger waits no longer for it.
+    retry = Delivery(1)
+    assert ledger.start_run("t1", "retry", idempotent=True, delivery=retry).result == "started"
+    (again,) = eventually(lambda: ledger.sweep_overdue(ledger.find_overdue(10), ()), "the worker of the retry has died")
+    assert again.in_flight.retries == 1
+
+
 def test_a_retried_task_of_an_older_version_can_start(make: MakeLedger) -> None:
     """The entry of a retried task without a number, as older versions write it, lets every try start."""
     old = InFlightTask.decode(b'{"handler": "t.all", "event_id": "e1", "entry_id": "1-1", "retried": true}')
