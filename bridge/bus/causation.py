@@ -26,7 +26,7 @@ from bridge.telemetry import Action, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 
-#: Message header with the cause, and attribute of the request in the task that receives it.
+#: Message header with the cause. The request of the task that receives it has it among its ``headers``.
 CAUSE_HEADER = "bridge_cause"
 #: Name of the receiver of ``before_task_publish``, by which the dispatcher distinguishes it from others.
 PROPAGATOR = "bridge.propagate_cause"
@@ -84,7 +84,7 @@ def _cause_of(request: Any) -> Cause | None:
     event = run_state(request).event
     if event is not None:
         return replace(event.cause, task_id=request.id or "")
-    header = getattr(request, CAUSE_HEADER, None)
+    header = (request.headers or {}).get(CAUSE_HEADER)
     return _cause_in(header) if isinstance(header, dict) else None
 
 

@@ -69,7 +69,7 @@ def test_the_cause_in_a_message_of_another_version(
     """The header may have fields that this version does not know; if it lacks what is needed, there is no cause."""
 
     def publish() -> Event[Any]:
-        current_task.request.bridge_cause = header  # as Celery does in a worker, and not here
+        current_task.request.headers = {"bridge_cause": header}  # as Celery does in a worker, and not here
         return publish_event("a.x").event
 
     event = run(publish)
