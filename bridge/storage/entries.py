@@ -67,11 +67,20 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Trimmed:
-    """Result of :meth:`Journal.trim`; *lost* counts, per group, the removed entries that it had not acknowledged."""
+    """Result of :meth:`Journal.trim`.
+
+    Arguments:
+        removed: How many entries were removed.
+        more: Whether older ones remain.
+        lost: Per group, how many of them it had not acknowledged.
+        cut: Empty, unless another program has removed entries since the last trim. Then the id of the first one that a
+            group had not acknowledged at that time.
+    """
 
     removed: int
     more: bool
     lost: dict[str, int]
+    cut: str = ""
 
 
 def stream_position(entry_id: str) -> tuple[int, int]:

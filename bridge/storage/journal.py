@@ -8,6 +8,7 @@ The methods raise redis-py's errors as they come: the loops that call them decid
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +21,15 @@ from bridge.config import BATCH_BYTES, BridgeSettings
 from bridge.errors import JournalLost, NotReplicated
 from bridge.events import EncodedEvent, fingerprint
 from bridge.redis import drop_idle_connections
-from bridge.storage.entries import Entry, Trimmed, entries_by_id
+from bridge.storage.entries import Entry, Trimmed, entries_by_id, stream_position
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.keys import Keys
 from bridge.storage.lua import ProvidedScript, script
 
 #: End of the mark of an event that was refused because of its source's rate, see ``append.lua``.
 _LIMITED = b":limited"
+#: End of the mark of any other event.
+_MARKED_ENTRY = re.compile(rb":(\d{1,20}-\d{1,20})\Z")
 #: Most events that are indexed under one cause or chain, see ``index_consequence.lua``.
 MAX_INDEXED = 1000
 #: Time over which the rate of a source is measured.
@@ -164,6 +167,22 @@ class Journal:
             marks = pipe.execute()
         return [event_id for event_id, mark in zip(event_ids, marks, strict=True) if not mark]
 
+    def missing(self, event_ids: Sequence[str], since: str) -> list[str]:
+        """Return the ids that have no mark, or one of an entry from *since* on: the entry may have been removed.
+
+        An event that was refused because of its source's rate has no entry.
+        """
+        if not event_ids:
+            return []
+        marks = cast("list[bytes | None]", self._client.mget([self._keys.seen(event_id) for event_id in event_ids]))
+        first = stream_position(since)
+        found = []
+        for event_id, mark in zip(event_ids, marks, strict=True):
+            entry = _MARKED_ENTRY.search(mark) if mark is not None else None
+            if mark is None or (entry is not None and stream_position(entry[1].decode()) >= first):
+                found.append(event_id)
+        return found
+
     def digests(self, event_ids: Sequence[str]) -> dict[str, str]:
         """Return the digests of the events that the journal took under these ids, as far as Redis remembers."""
         if not event_ids:
@@ -206,9 +225,10 @@ class Journal:
             max_entries: Most entries to remove, approximately.
         """
         args: list[Any] = [self._settings.event_ttl_ms, max_entries, BATCH_BYTES]
-        reply = cast("list[Any]", self._trim(keys=[self._key, self._keys.group_settings], args=args))
-        lost = {group.decode(): count for group, count in zip(reply[2::2], reply[3::2], strict=True) if count}
-        return Trimmed(removed=reply[0], more=bool(reply[1]), lost=lost)
+        keys = [self._key, self._keys.group_settings, self._keys.journal_start]
+        removed, more, cut, *lost = cast("list[Any]", self._trim(keys=keys, args=args))
+        counts = {group.decode(): count for group, count in zip(lost[::2], lost[1::2], strict=True) if count}
+        return Trimmed(removed=removed, more=bool(more), lost=counts, cut=cut.decode())
 
 
 def new_attempt() -> str:

@@ -33,6 +33,7 @@ class JournalConsumer:
     def __init__(self, client: Redis, keys: Keys, group: str, name: str) -> None:
         self._client = client
         self._key = keys.journal
+        self._journal_start = keys.journal_start
         self._fencing_token = keys.fencing_token(group)
         self._handed_over = keys.handed_over(group)
         self._create_group = script(client, "create_group")
@@ -44,7 +45,7 @@ class JournalConsumer:
     def create_group(self, start: Literal["earliest", "latest"]) -> bool:
         """Create the group, and the journal if it does not exist; return False when the group exists already."""
         args = [self.group, "0" if start == "earliest" else "$"]
-        return bool(self._create_group(keys=[self._key, self._fencing_token], args=args))
+        return bool(self._create_group(keys=[self._key, self._journal_start, self._fencing_token], args=args))
 
     def read(self, count: int, block_ms: int) -> list[Entry]:
         """Take up to *count* entries that no consumer of the group has had; wait up to *block_ms* for the first."""

@@ -40,7 +40,8 @@ class JournalRepair:
         """Replace the journal by an empty one if its ids are ahead; return by how many ms they were, 0 if not."""
         groups: list[str] = []
         while True:
-            keys = [self._keys.journal, self._keys.set_aside, self._keys.aside(secrets.token_hex(6))]
+            keys = [self._keys.journal, self._keys.journal_start, self._keys.set_aside]
+            keys.append(self._keys.aside(secrets.token_hex(6)))
             keys += [self._keys.fencing_token(group) for group in groups]
             ahead = cast("bytes | None", self._set_aside(keys=keys, args=[MAX_AHEAD_MS, *groups]))
             if ahead is not None:

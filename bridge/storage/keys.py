@@ -67,6 +67,11 @@ class Keys:
         return self._own("group-settings")
 
     @property
+    def journal_start(self) -> str:
+        """String: the first entry of the journal after the last trim, see ``trim.lua``."""
+        return self._own("journal-start")
+
+    @property
     def set_aside(self) -> str:
         """List: names of the streams :meth:`aside`, the oldest first."""
         return self._own("set-aside")

@@ -43,7 +43,7 @@ redispatch          leader           :meth:`Ledger.find_overdue` and :meth:`Ledg
 -> given up         leader           ``DeadLetters.end_task_with`` without an end: after ``max_redispatches``, or if its
                                      event has expired or will
 given up -> running worker           :meth:`Ledger.start_run`, which deletes the dead letter
-given up -> ended   operator         ``operations.Replay`` of the dead letter, which has a task of its own
+given up -> ended   operator         ``operations.Replay`` of the dead letter, which has another task
 sent -> ended       worker           ``DeadLetters.end_task_with``: after ``max_redispatches`` deaths
 ==================  ===============  ==============================================================================
 

@@ -27,7 +27,7 @@ def check_journal_ids(storage: Storage) -> list[Finding]:
         return []
     problem = f"the last one is {ahead_ms / 1000:.0f} s ahead of the clock of Redis: entries are not trimmed in time"
     advice = (
-        "start a worker, or bus subscribe, which repairs it; check the clock of the server, and who may write to it"
+        "start a worker, or bus subscribe, which repairs it; check the clock of the server, and who can write to it"
     )
     return [Finding(f"ids of {storage.keys.journal}", problem, advice)]
 

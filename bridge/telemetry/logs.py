@@ -76,6 +76,11 @@ class Action(StrEnum):
         "journal_ahead",
         "The ids of the journal were ahead of the clock of Redis. Its entries are moved to a new journal.",
     )
+    JOURNAL_CUT = (
+        "journal_cut",
+        "Another program removed entries from the journal. Those that were not dispatched are filled in from the event "
+        "keys.",
+    )
     JOURNAL_LOST = (
         "journal_lost",
         "The journal or the consumer group was deleted. Both are recreated and filled from the event keys.",

@@ -221,6 +221,7 @@ def _names(settings: BridgeSettings) -> dict[str, list[Name]]:
         "journal": [exact(keys.journal)],
         "aside": [prefix(keys.aside(""))],
         "journals": [exact(keys.journal), prefix(keys.aside(""))],
+        "journal_start": [exact(keys.journal_start)],
         "set_aside": [exact(keys.set_aside)],
         "group_settings": [exact(keys.group_settings)],
         **{kind: [prefix(getattr(keys, kind)(""))] for kind in _BY_ID},

@@ -22,7 +22,7 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "append, limited": {"rate": "get incr pexpire"},
     "backlog": {"journal": "exists xlen xrange xrevrange xinfo|groups xpending"},
     "claim": {"journal": "xautoclaim", "fencing_token": "incrby"},
-    "create_group": {"journal": "xgroup|create", "fencing_token": "incrby"},
+    "create_group": {"journal": "xgroup|create", "journal_start": "del", "fencing_token": "incrby"},
     "drop": {"dead": "xrange xdel", "dead_size": "hmget hincrby"},
     "elect": {"leader": "get set del"},
     "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_tasks": "hget hdel", "queue_watermarks": "hmget"},
@@ -63,6 +63,7 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "set_aside": {
         "journal": "exists xinfo|groups xgroup|create xsetid",
         "journals": "rename xinfo|stream",
+        "journal_start": "del",
         "set_aside": "rpush",
         "any_fencing_token": "incrby",
     },
@@ -77,7 +78,11 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "dead_size": "hmget hincrby",
     },
     "sweep_overdue": {"inflight": "zrem zadd", "inflight_tasks": "hget hdel", "done": "exists", "lease": "hmget"},
-    "trim": {"journal": "exists xrange xinfo|groups xpending xack xtrim", "group_settings": "hget"},
+    "trim": {
+        "journal": "exists xrange xinfo|groups xpending xack xtrim",
+        "group_settings": "hget",
+        "journal_start": "get set",
+    },
     "write_dead_letter": {
         "dead": "xadd xlen xrange xdel",
         "dead_size": "hmget hset hincrby",

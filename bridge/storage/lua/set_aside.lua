@@ -1,7 +1,9 @@
--- set_aside(keys=[journal, set_aside, aside, fencing_token_1 .. fencing_token_n], args=[max_ahead_ms, group_1 .. group_n])
+-- set_aside(keys=[journal, journal_start, set_aside, aside, fencing_token_1 .. fencing_token_n],
+--           args=[max_ahead_ms, group_1 .. group_n])
 --
 -- journal          stream  is renamed to `aside` if its last id is more than max_ahead_ms ahead of the clock; an empty
 --                          one with the same groups takes its place
+-- journal_start    string  deleted, see trim.lua
 -- set_aside        list    names of the streams that were set aside, the oldest first
 -- aside            stream  what was the journal; move_back.lua moves its entries back
 -- fencing_token_i  string  counter of group_i; advanced in the same step: consumers hold entries that they will read again
@@ -17,9 +19,9 @@
 -- include: integer
 -- include: fields_of
 
-local FIRST_GROUP, FIRST_TOKEN = 2, 4
+local FIRST_GROUP, FIRST_TOKEN = 2, 5
 
-local journal, set_aside, aside = KEYS[1], KEYS[2], KEYS[3]
+local journal, journal_start, set_aside, aside = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local max_ahead_ms = tonumber(ARGV[1])
 
 if redis.call("EXISTS", journal) == 0 then
@@ -45,6 +47,7 @@ end
 
 -- RENAME comes first because it needs no memory: Redis without memory refuses no later write of a script.
 redis.call("RENAME", journal, aside)
+redis.call("DEL", journal_start)
 redis.call("RPUSH", set_aside, aside)
 for _, group in ipairs(groups) do
     redis.call("XGROUP", "CREATE", journal, group, "0", "MKSTREAM")

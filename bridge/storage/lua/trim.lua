@@ -1,13 +1,16 @@
--- trim(keys=[journal, group_settings], args=[own_event_ttl_ms, max_entries, max_bytes])
+-- trim(keys=[journal, group_settings, journal_start], args=[own_event_ttl_ms, max_entries, max_bytes])
 --
 -- journal         stream  loses old entries by the clock of the server, the oldest first
 -- group_settings  hash    group -> its settings, see group_settings.py
+-- journal_start   string  "<first> <undone>" after the last call: the first entry, and the first one that a group had not
+--                         acknowledged; empty if there was no entry. It is deleted when the journal is replaced
 --
 -- An entry is old when it exceeds the longest event_ttl of all groups of the journal, so no group loses what it has yet
 -- to read because another group keeps events for a shorter time. A group without settings is of an older version, and
 -- own_event_ttl_ms counts for it.
 --
--- Returns [removed, more, group_1, lost_1, group_2, lost_2, ...]: how many entries were removed; 1 if older ones remain;
+-- Returns [removed, more, cut, group_1, lost_1, group_2, lost_2, ...]: how many entries were removed; 1 if older ones
+-- remain; `undone` of the last call if another program has removed `first` since then, although it is not old, else empty;
 -- and for each group how many of the removed entries it had not acknowledged, apart from replays for other groups.
 -- Their events are lost to that group. Those that were pending are acknowledged, so that no consumer reads an entry
 -- that no longer exists.
@@ -24,7 +27,7 @@
 
 local MAX_EXACT = 2 ^ 53 -- larger numbers are not exact in Lua
 
-local journal, group_settings = KEYS[1], KEYS[2]
+local journal, group_settings, journal_start = KEYS[1], KEYS[2], KEYS[3]
 local own_event_ttl_ms, max_entries, max_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local function parts(id)
@@ -69,8 +72,15 @@ for _, group in ipairs(groups) do
 end
 local horizon_ms = now_ms - longest_ms(rows, 1, own_event_ttl_ms)
 if horizon_ms <= 0 then
-    return {0, 0}
+    return {0, 0, ""}
 end
+
+local function undone_if_cut()
+    local first_id, undone = string.match(redis.call("GET", journal_start) or "", "^(%S+) (%S+)$")
+    local cut = #groups > 0 and first_id and parts(first_id) >= horizon_ms and not first(first_id, first_id)
+    return cut and undone or ""
+end
+local cut = undone_if_cut()
 
 -- All ids that follow are the first one that stays.
 local stays, more = integer(horizon_ms) .. "-0", false
@@ -116,7 +126,7 @@ else
     end
 end
 
-local reply = {removed, more and 1 or 0}
+local reply = {removed, more and 1 or 0, cut}
 for _, group in ipairs(groups) do
     for _, pending in ipairs(group.pending) do
         if before(pending[1], stays) then
@@ -126,4 +136,11 @@ for _, group in ipairs(groups) do
     reply[#reply + 1] = group.name
     reply[#reply + 1] = group.lost
 end
+
+local entry, undone = first("-", "+"), nil
+for _, group in ipairs(entry and groups or {}) do
+    local not_acknowledged = redis.call("XPENDING", journal, group.name)[2] or group.unread
+    undone = undone and before(undone, not_acknowledged) and undone or not_acknowledged
+end
+redis.call("SET", journal_start, entry and entry[1] .. " " .. (undone or entry[1]) or "")
 return reply

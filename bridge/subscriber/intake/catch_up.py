@@ -15,7 +15,7 @@ from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
 from bridge.events import CLOCK_SKEW_S, EncodedEvent, Event
 from bridge.redis import is_wrong_type
-from bridge.storage import Storage
+from bridge.storage import Storage, stream_position
 from bridge.subscriber.intake.writer import JournalWriter, split_by_bytes
 from bridge.telemetry import Action, Counters, log_fields
 
@@ -39,8 +39,8 @@ class CatchUp:
     """Appends events that were missed, by scanning the event keys for ids that the journal has not seen.
 
     One thread executes :meth:`run`; the other methods request a scan from it, and may be called from any thread. Each
-    field has one writer: ``_subscribed`` is set by the listening thread, ``_journal_lost`` by the dispatching thread,
-    ``_scanned_at`` and ``caught_up`` by the thread of :meth:`run`, which also clears the requests.
+    other field has one writer: ``_subscribed`` is set by the listening thread, ``_scanned_at`` and ``caught_up`` by the
+    thread of :meth:`run`, which also clears the requests.
 
     Arguments:
         storage: The event keys and the journal.
@@ -59,7 +59,9 @@ class CatchUp:
         #: Most bytes that are read in one request, or one event.
         self._max_bytes = BATCH_BYTES
         self._requested = threading.Event()
-        self._journal_lost = threading.Event()
+        #: The first entry that may be missing, if a refill is requested.
+        self._refill_since: str | None = None
+        self._lock = threading.Lock()  # of that field
         self._subscribed = threading.Event()
         self._scanned_at = time.monotonic()
         #: Set once everything that was retained at the time of the first subscription is in the journal.
@@ -70,9 +72,14 @@ class CatchUp:
         self._subscribed.set()
         self._requested.set()
 
-    def refill(self) -> None:
-        """Request that everything retained is appended again, to a journal that was deleted."""
-        self._journal_lost.set()
+    def refill(self, since: str = "0-0") -> None:
+        """Request that what was removed from the journal is appended again, if it is retained.
+
+        Arguments:
+            since: Only the entries from this id on; by default all, since the journal was deleted.
+        """
+        with self._lock:
+            self._refill_since = min(self._refill_since or since, since, key=stream_position)
         self._requested.set()
 
     def rescan_if_due(self) -> None:
@@ -90,17 +97,17 @@ class CatchUp:
             if not self._requested.wait(_WAIT_S):
                 continue
             self._requested.clear()
-            refill = self._journal_lost.is_set()
-            self._journal_lost.clear()
+            with self._lock:
+                refill, self._refill_since = self._refill_since, None
             try:
                 self._scan_twice(stop, refill)
             except BaseException:
                 self._requested.set()
-                if refill:
-                    self._journal_lost.set()
+                if refill is not None:
+                    self.refill(refill)
                 raise
 
-    def _scan_twice(self, stop: threading.Event, refill: bool) -> None:
+    def _scan_twice(self, stop: threading.Event, refill: str | None) -> None:
         self._scanned_at = time.monotonic()
         self._max_bytes = BATCH_BYTES
         self._writer.retry(lambda: self.scan(stop, refill=refill), stop)
@@ -116,11 +123,11 @@ class CatchUp:
                 return True
         return False
 
-    def scan(self, stop: threading.Event, *, refill: bool = False) -> None:
+    def scan(self, stop: threading.Event, *, refill: str | None = None) -> None:
         """Scan all event keys once, or until *stop* is set.
 
         Arguments:
-            refill: Append also what the journal has seen, as after its deletion.
+            refill: Append also what the journal has seen, if its entry had this id or a later one and is missing.
 
         Raises:
             RedisError: Redis failed; calling again is safe.
@@ -140,22 +147,22 @@ class CatchUp:
         if subscribed:
             self.caught_up.set()
 
-    def _take_keys(self, names: Sequence[bytes], refill: bool) -> int:
+    def _take_keys(self, names: Sequence[bytes], refill: str | None) -> int:
         """Append the events in the keys *names* that the journal lacks; return the number of stale keys."""
         ids = [self._keys.event_id(name) for name in names]
-        unseen = set(ids if refill else self._journal.unseen(ids))
+        unseen = set(self._journal.unseen(ids) if refill is None else self._journal.missing(ids, refill))
         wanted = [name for name, event_id in zip(names, ids, strict=True) if event_id in unseen]
         largest = self._settings.max_event_bytes  # more is not read of a value
         keys = self._event_keys.sizes_to_read(wanted)
         try:
             batches = split_by_bytes(keys, lambda key: min(key[1], largest), self._max_bytes)
-            return sum(self._take_values(batch, refill) for batch in batches)
+            return sum(self._take_values(batch, refill=refill is not None) for batch in batches)
         except (RedisError, OSError):
             # Redis closes a connection to which it has more to send than client-output-buffer-limit allows.
             self._max_bytes = max(_MIN_BYTES, self._max_bytes // 2)
             raise
 
-    def _take_values(self, keys: Sequence[tuple[bytes, int]], refill: bool) -> int:
+    def _take_values(self, keys: Sequence[tuple[bytes, int]], *, refill: bool) -> int:
         """Append the events in *keys*, given with their sizes; return the number of stale keys."""
         events: list[EncodedEvent] = []
         invalid: list[InvalidMessage] = []

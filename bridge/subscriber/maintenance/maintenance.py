@@ -34,10 +34,10 @@ class Maintenance:
     Arguments:
         storage: The journal, and the presence of the subscribers.
         dispatcher: Rereads its pending entries after a claim.
-        catch_up: Scans the event keys when that is due.
+        catch_up: Scans the event keys when that is due, or when entries were removed.
         rescuer: Redispatches overdue tasks.
         dead_letters: Of this subscriber; tries again to write those that Redis refused.
-        counters: Raises ``entries_claimed``, ``consumers_removed``, ``trimmed`` and ``lost``.
+        counters: Raises ``entries_claimed``, ``consumers_removed``, ``trimmed``, ``lost`` and ``journal_lost``.
         members: The other subscribers. If they have other handlers, all are leaders in turn.
     """
 
@@ -96,7 +96,7 @@ class Maintenance:
         if self._leader.elected():
             self._execute_jobs(stop)
             if self._members.differ:
-                self._leader.resign()  # each in turn, since each sends only tasks of its own handlers again
+                self._leader.resign()  # each in turn, since each sends only tasks of the handlers that it has
 
     def _execute_jobs(self, stop: threading.Event) -> None:
         refusals: list[ResponseError] = []
@@ -169,9 +169,19 @@ class Maintenance:
             trimmed = self._journal.trim()
             more = trimmed.more
             self._counters.add("trimmed", trimmed.removed)
+            if trimmed.cut:
+                self._on_cut(trimmed.cut)
             for group, count in trimmed.lost.items():
                 self._lost(group, count, "they were older than bridge_event_ttl_s before they were dispatched")
         self._consumer.forget_trimmed()
+
+    def _on_cut(self, since: str) -> None:
+        """Restore what another program has removed from the journal before all groups had it."""
+        self._counters.add("journal_lost")
+        extra = log_fields(Action.JOURNAL_CUT, group=self._group, consumer=self._consumer.name)
+        text = "Another program removed entries from the journal. Those from %s on are filled in from the event keys"
+        log.error(text, since, extra=extra)
+        self._catch_up.refill(since)
 
     def _rescan(self, _: threading.Event) -> None:
         self._catch_up.rescan_if_due()

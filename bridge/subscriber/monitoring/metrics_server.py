@@ -48,7 +48,7 @@ _OTHERS = {
     "errors": "Failed requests to Redis or the broker.",
     "dispatch_backpressure": "Batches that waited because a queue had max_queue_length messages.",
     "dead_letters_lost": "Dead letters of rejected messages that were discarded because Redis refused them.",
-    "journal_lost": "Times that the journal or its group was deleted and recreated.",
+    "journal_lost": "Times that the journal or its group was deleted, or that another program removed entries.",
     "entries_claimed": "Entries claimed from dead consumers.",
     "consumers_removed": "Dead consumers removed from the group.",
 }

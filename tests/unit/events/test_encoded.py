@@ -188,7 +188,7 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("reason", CONTAINERS)
 def test_containers_that_no_task_gets(reason: str) -> None:
-    """An object that Celery would convert, and deep nesting, are refused like in decoding, whoever wrote the entry."""
+    """An object that Celery would convert, and deep nesting, are refused in entries like in decoding."""
     with pytest.raises(InvalidEvent) as caught:
         EncodedEvent.read(with_payload(CONTAINERS[reason]))
     assert caught.value.reason == reason.partition(",")[0]
