@@ -5,12 +5,14 @@
     BridgeError
     ├── SettingsError       a setting is unknown, missing or contradicts another
     ├── InvalidHandler      a use of @on_event cannot work
+    ├── HandlerAborted      a handler has raised what is no Exception, such as SystemExit
     ├── InvalidEvent        an event violates the wire format or a limit
     ├── HopLimitExceeded    tasks and events cause each other beyond ``max_hops``
     ├── RedactedError       replaces a handler's error whose text quotes sensitive values
     ├── BusUnavailable      Redis did not execute a command, after bounded retries
     │   └── NotReplicated   it did, but fewer than ``wait_replicas`` replicas have confirmed
-    └── JournalLost         the journal or its consumer group no longer exists in Redis
+    ├── JournalLost         the journal or its consumer group no longer exists in Redis
+    └── JournalAhead        its ids are ahead of the clock; within the subscriber, which repairs it
 
 All of them take positional arguments only and can be pickled, because Celery passes exceptions between processes.
 """
