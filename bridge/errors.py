@@ -5,14 +5,14 @@
     BridgeError
     ├── SettingsError       a setting is unknown, missing or contradicts another
     ├── InvalidHandler      a use of @on_event cannot work
-    ├── HandlerAborted      a handler has raised what is no Exception, such as SystemExit
+    ├── HandlerAborted      a handler has raised an exception that is not an ``Exception``
     ├── InvalidEvent        an event violates the wire format or a limit
     ├── HopLimitExceeded    tasks and events cause each other beyond ``max_hops``
     ├── RedactedError       replaces a handler's error whose text quotes sensitive values
     ├── BusUnavailable      Redis did not execute a command, after bounded retries
     │   └── NotReplicated   it did, but fewer than ``wait_replicas`` replicas have confirmed
     ├── JournalLost         the journal or its consumer group no longer exists in Redis
-    └── JournalAhead        its ids are ahead of the clock; within the subscriber, which repairs it
+    └── JournalAhead        its ids are ahead of the clock of Redis; the subscriber repairs that
 
 All of them take positional arguments only and can be pickled, because Celery passes exceptions between processes.
 """
@@ -115,6 +115,10 @@ class NotReplicated(BusUnavailable):
 
 class JournalLost(BridgeError):
     """The journal or its consumer group no longer exists in Redis (FLUSHALL, DEL, XGROUP DESTROY)."""
+
+
+class JournalAhead(BridgeError):
+    """Ids of the journal are ahead of the clock of Redis, which is repaired before any further dispatch."""
 
 
 def did_you_mean(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 
-from bridge.errors import JournalLost
+from bridge.errors import JournalAhead, JournalLost
 from bridge.redis import BackOff
 from bridge.storage import Storage
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
-from bridge.subscriber.dispatch.entry_reader import JournalAhead
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.maintenance.maintenance import Maintenance
 from bridge.subscriber.members import Members

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from bridge.config import BATCH_BYTES, BridgeSettings
-from bridge.errors import BridgeError
+from bridge.errors import JournalAhead
 from bridge.storage import MAX_AHEAD_MS, Entry, JournalConsumer, stream_position
 from bridge.subscriber.dispatch.router import Batch
 from bridge.subscriber.dispatch.transaction import DispatchTransaction
@@ -18,10 +18,6 @@ _FIRST_LIMIT = 32
 _FIRST = b"0"
 #: Entries of a batch that make it likely that more are waiting.
 _BACKLOG = 16
-
-
-class JournalAhead(BridgeError):
-    """Ids of the journal are ahead of the clock, which has to be repaired first: see :class:`JournalRepair`."""
 
 
 class EntryReader:

@@ -118,10 +118,8 @@ class Maintenance:
         """
         if ahead_ms := self._journal_repair.set_aside():
             extra = log_fields(Action.JOURNAL_AHEAD, group=self._group, consumer=self._consumer.name)
-            text = (
-                "The last id of the journal was %.0f s ahead of the clock of Redis. Its entries get new ids. Check the "
-            )
-            text += "clock of the server, and which programs have permission to write to the journal."
+            text = "The last id of the journal was %.0f s ahead of the clock of Redis, so its entries get new ids. "
+            text += "Check the clock of the server, and which programs have permission to write to the journal."
             log.error(text, ahead_ms / 1000, extra=extra)
         deadline = time.monotonic() + _MAX_REPAIR_S
         moved = 0
