@@ -31,12 +31,17 @@ SEND_OPTIONS = frozenset(
         "headers",
     }
 )
+#: What a worker makes of a message of a task.
+_WORKER_CLASSES = ("Request", "Strategy")
+_WHY_NO_OTHER = (
+    "the bridge's own one ends a task whose process is killed; use the hooks of the task, or Celery's signals"
+)
 #: Plain attributes of a task: neither methods and properties, nor the attributes that the decorator sets itself.
 _TASK_OPTIONS = {
     name
     for name in dir(EventTask)
     if not name.startswith("_") and not hasattr(inspect.getattr_static(EventTask, name), "__get__")
-} - {"abstract", "event_model"} | {
+} - {"abstract", "event_model", *_WORKER_CLASSES} | {
     "bind",
     "autoretry_for",
     "dont_autoretry_for",
@@ -116,6 +121,8 @@ def _check_patterns(patterns: tuple[Any, ...]) -> None:
 def _check_options(options: Mapping[str, Any]) -> None:
     known = SEND_OPTIONS | _TASK_OPTIONS | {"base"}
     for name in options:
+        if name in _WORKER_CLASSES:
+            raise InvalidHandler(f"@on_event has no option {name!r}: {_WHY_NO_OTHER}")
         if name not in known:
             hint = did_you_mean(name, known, repr) or "it is not an option of a Celery task"
             raise InvalidHandler(f"@on_event has no option {name!r}; {hint}")
@@ -125,6 +132,9 @@ def _check_options(options: Mapping[str, Any]) -> None:
     base = options.get("base", EventTask)
     if not (isinstance(base, type) and issubclass(base, EventTask)):
         raise InvalidHandler(f"base={base!r} must be a subclass of bridge.EventTask")
+    for name in _WORKER_CLASSES:
+        if getattr(base, name) != getattr(EventTask, name):
+            raise InvalidHandler(f"base={base!r} must not set {name}: {_WHY_NO_OTHER}")
 
 
 def _event_model(function: Callable[..., Any], *, bound: bool) -> type[Event[Any]]:

@@ -90,6 +90,8 @@ MISUSES: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "misspelt option": (("a",), {"quue": "q"}, r"no option 'quue'; did you mean 'queue'\?"),
     "unlike option": (("a",), {"zzzzzz": 1}, "no option 'zzzzzz'; it is not an option of a Celery task"),
     "our own attribute": (("a",), {"event_model": Event}, "no option 'event_model'"),
+    "base with another": (("a",), {"base": type("B", (EventTask,), {"Strategy": "a:b"})}, "must not set Strategy"),
+    "our own class": (("a",), {"Request": "celery.worker.request:Request"}, "no option 'Request': the bridge's own"),
     "method of a task": (("a",), {"on_failure": print}, "no option 'on_failure'"),
     "unknown compression": (("a",), {"compression": "nope"}, "kombu does not know 'nope'"),
     "unknown delivery mode": (("a",), {"delivery_mode": "bogus"}, "kombu does not know 'bogus'"),
