@@ -77,7 +77,7 @@ class SubscriberStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, no_subscriber: bool = False, **options: Any) -> None:
         share_progress()  # this step is created before the pool, in a worker without a subscriber, too
         atexit.register(wait_for_ends)  # Celery sends no signal when it ends by a cold shutdown
-        self.enabled = not no_subscriber
+        self._has_subscriber = not no_subscriber
         if no_subscriber:
             refuse_pickled_tasks(worker.app.tasks)  # otherwise the subscriber does
         conf = worker.app.conf
@@ -96,9 +96,13 @@ class SubscriberStep(bootsteps.StartStopStep):
         gc.freeze()
         super().start(worker)
 
-    def create(self, worker: Any) -> Subscriber:  # type: ignore[override]  # None in the stubs, but Celery keeps the service
-        """Return the service that :class:`StartStopStep` starts and stops."""
-        return Subscriber(worker.app, self._settings, consumer_name(worker.hostname))
+    def create(self, worker: Any) -> Subscriber | None:  # type: ignore[override]  # None in the stubs, but Celery keeps the service
+        """Return the service that :class:`StartStopStep` starts and stops, if there is one."""
+        return Subscriber(worker.app, self._settings, consumer_name(worker.hostname)) if self._has_subscriber else None
+
+    def close(self, worker: Any) -> None:
+        """Note that the worker stops: `celery control shutdown` sends it no signal."""
+        note_stopping()
 
     def info(self, worker: Any) -> dict[str, Any]:  # type: ignore[override]  # None in the stubs
         """Return the section of ``celery inspect stats``."""

@@ -87,8 +87,8 @@ def stop(pid: int | None, task_id: str) -> Stage | None:
 
 
 def note_stopping(**_: object) -> None:
-    """Note that this worker has received a signal to stop. Called by Celery in the main process."""
-    if _memory is not None:
+    """Note that this worker stops. Called by Celery in the main process, at the signal and when it begins."""
+    if _memory is not None and not any(_memory[:_PID_BYTES]):
         _memory[:_PID_BYTES] = time.monotonic_ns().to_bytes(_PID_BYTES, "big")
 
 

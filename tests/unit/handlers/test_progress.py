@@ -9,7 +9,9 @@ import pytest
 from billiard import process
 
 from bridge.handlers import progress
-from bridge.handlers.progress import Progress, Stage, share_progress, stop
+from bridge.handlers.progress import Progress, Stage, note_stopping, share_progress, stop, stopping_for_s
+from bridge.worker import SubscriberStep
+from tests.support.apps import make_app
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +55,20 @@ def test_the_main_process_has_no_progress(monkeypatch: pytest.MonkeyPatch) -> No
     task = Progress("t1")
     assert task.reached("handling")
     assert stop(os.getpid(), "t1") is None
+
+
+def test_a_worker_that_stops_without_a_signal() -> None:
+    """`celery control shutdown` sends no signal: the worker counts as stopping since its steps close, or before."""
+    with make_app("memory://", "t:") as app:
+        worker = SimpleNamespace(app=app, steps=[])
+        step = SubscriberStep(worker, no_subscriber=True)
+        assert step.include(worker)
+        assert worker.steps == [step]
+        assert stopping_for_s() == 0.0
+        step.start(worker)
+        step.close(worker)
+        first_s = stopping_for_s()
+        assert first_s > 0.0
+        note_stopping()
+        assert stopping_for_s() > first_s
+        step.stop(worker)
