@@ -15,6 +15,8 @@ class HandlerTask(Protocol):
 
     name: str
     acks_late: bool
+    reject_on_worker_lost: bool
+    retry_on_worker_lost: bool
     idempotent: bool
     time_limit: Any
     soft_time_limit: Any
@@ -34,6 +36,11 @@ class HandlerTask(Protocol):
 
     def send_event(self, type_: str, **fields: Any) -> Any:
         """Send a worker event."""
+
+
+def ends_with_worker(task: HandlerTask) -> bool:
+    """Return whether the application wants that a task does not run again when its process has crashed."""
+    return not (task.reject_on_worker_lost or task.retry_on_worker_lost)
 
 
 def facts_of(task: HandlerTask, task_id: str, fields: Any, group: str) -> dict[str, Any]:

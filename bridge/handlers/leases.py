@@ -80,21 +80,20 @@ class Leases:
         self._throttle = LogThrottle(_LOG_INTERVAL_S)
         self._wake = threading.Event()
 
-    def begin(self, task_id: str, *, idempotent: bool, delivery: Delivery = _FIRST) -> RunStart:
+    def begin(
+        self, task_id: str, *, idempotent: bool, delivery: Delivery = _FIRST, max_deaths: int | None = None
+    ) -> RunStart:
         """Try to acquire the lease of a task. It is renewed until one of the methods below is called.
 
         Arguments:
-            idempotent, delivery: See :meth:`Ledger.start_run`.
+            idempotent, delivery, max_deaths: See :meth:`Ledger.start_run`.
 
         Raises:
             BusUnavailable: Redis did not answer, after bounded retries.
         """
         token = secrets.token_hex(8)
-        begun = attempt(
-            self.settings,
-            f"beginning task {task_id}",
-            lambda: self._ledger.start_run(task_id, token, idempotent=idempotent, delivery=delivery),
-        )
+        start = partial(self._ledger.start_run, task_id, token, idempotent=idempotent, delivery=delivery)
+        begun = attempt(self.settings, f"beginning task {task_id}", partial(start, max_deaths=max_deaths))
         if begun.result == "started":
             with self._lock:
                 self._running[task_id] = token

@@ -10,12 +10,14 @@ from typing import Any, cast
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Reject
+from celery.signals import task_revoked
 from celery.worker import state
 from celery.worker.request import Request
 
 from bridge.errors import HandlerAborted
 from bridge.handlers.delivery import delivery_of
 from bridge.handlers.ends import detail_of, end_in_main_process
+from bridge.handlers.handler_task import ends_with_worker
 from bridge.handlers.interrupts import ends_worker, is_ordinary
 from bridge.handlers.leases import get_leases
 from bridge.handlers.progress import Stage, stop
@@ -34,6 +36,8 @@ class EventRequest(Request):
     #: Whether the hard time limit was exceeded, and how far the task was then.
     _exceeded: bool = False
     _stage: Stage | None = None
+    _already_revoked: bool
+    _context: Any
 
     def info(self, safe: bool = False) -> Any:
         """Return what ``inspect reserved`` and Flower show: the short text of the event, never its payload."""
@@ -44,9 +48,7 @@ class EventRequest(Request):
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # without the text of its traceback
         if isinstance(error, TimeLimitExceeded) and not self._end_killed(error):
             return
-        task = cast("Any", self.task)
-        if isinstance(error, WorkerLostError) and not (task.reject_on_worker_lost or task.retry_on_worker_lost):
-            # The application does not want that the task runs again, so this is its end.
+        if isinstance(error, WorkerLostError) and ends_with_worker(cast("Any", self.task)):
             self._end("worker_lost", error)
         final = isinstance(error, TimeLimitExceeded) or (isinstance(error, Reject) and not cast("Any", error).requeue)
         with self._acknowledging(final):
@@ -59,6 +61,26 @@ class EventRequest(Request):
         elif self._end_killed(TimeLimitExceeded(timeout)):
             with self._acknowledging(True):
                 super().on_timeout(soft, timeout)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Do what Celery does when a task is revoked or has expired, even if the result backend is not available.
+
+        Celery would take that for a lost connection to the broker. So its worker would receive the same message again
+        and again, and no other.
+        """
+        try:
+            super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]  # not in the stubs
+        except Exception as error:
+            if self._already_revoked:
+                raise
+            group, task = get_leases().settings.group, self.task
+            extra = log_fields(Action.REVOCATION_NOT_STORED, task_id=self.id, handler=task.name, group=group)
+            text = "Task %s (%s) was %s, but the result backend could not store that: %s"
+            log.error(text, self.id, task.name, reason, error, extra=extra)
+            self.acknowledge()
+            self._already_revoked = True
+            fields = {"terminated": terminated, "signum": signum, "expired": expired}
+            task_revoked.send(sender=task, request=self._context, **fields)
 
     @contextmanager
     def _acknowledging(self, final: bool) -> Iterator[None]:
@@ -85,8 +107,9 @@ class EventRequest(Request):
         group = get_leases().settings.group
         if self._stage == "beginning":
             extra = log_fields(Action.TASK_START_DELAYED, task_id=task_id, handler=task.name, group=group)
-            text = "Task %s (%s) waited for the bus until its time limit of %s s; its message is delivered again"
-            log.warning(text, task_id, task.name, error.args[0], extra=extra)
+            again = "its message is delivered again" if cast("Any", task).acks_late else "it is sent again when overdue"
+            text = "Task %s (%s) waited for the bus until its time limit of %s s; %s"
+            log.warning(text, task_id, task.name, error.args[0], again, extra=extra)
             state.task_ready(self)
             self.reject(requeue=True)
             return False

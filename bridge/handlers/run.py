@@ -17,7 +17,7 @@ from bridge.events import Event
 from bridge.handlers.delivery import delay_s, delivery_of
 from bridge.handlers.effects import EndedElsewhere
 from bridge.handlers.ends import dead_letter_of, detail_of, traceback_of
-from bridge.handlers.handler_task import HandlerTask, facts_of
+from bridge.handlers.handler_task import HandlerTask, ends_with_worker, facts_of
 from bridge.handlers.interrupts import ends_worker, is_interruption, is_ordinary, soft_limit
 from bridge.handlers.leases import end_of, get_leases
 from bridge.handlers.progress import Progress, Stage
@@ -129,12 +129,13 @@ class Run:
     def _finish(self, error: BaseException | None, traceback: str) -> None:
         if self._stage == "beginning" and is_interruption(error):
             self._give_back("it was interrupted before it began")
-        elif self._stage == "ending" or self._state.retry or error is None or isinstance(error, Ignore):
+        elif self._stage == "ending" or self._state.retry or error is None:
             self._succeed()
-        elif isinstance(error, Reject):
-            if not cast("Any", error).requeue:
-                self._end_in_dead_letter("rejected", str(cast("Any", error).reason))
-        elif not isinstance(error, Retry):
+        elif isinstance(error, Ignore):  # of a hook, before the handler was called
+            self._end(None)
+        elif isinstance(error, Reject) and not cast("Any", error).requeue:
+            self._end_in_dead_letter("rejected", str(cast("Any", error).reason))
+        elif not isinstance(error, Reject | Retry):
             self._end_in_dead_letter("failure", detail_of(error), traceback)
 
     # Begin
@@ -142,8 +143,9 @@ class Run:
     def _begin(self) -> None:
         asked_s = time.monotonic()
         try:
-            delivery = delivery_of(vars(self._request))
-            begun = self._leases.begin(self._task_id, idempotent=self._task.idempotent, delivery=delivery)
+            delivery, idempotent = delivery_of(vars(self._request)), self._task.idempotent
+            deaths = 0 if ends_with_worker(self._task) else None
+            begun = self._leases.begin(self._task_id, idempotent=idempotent, delivery=delivery, max_deaths=deaths)
         except BusUnavailable as error:
             self._settled = True
             self._redelivery.without_bus(error)
@@ -243,9 +245,7 @@ class Run:
             self._hand_on(self._state.retry)
         elif self._reached("ending"):
             self._end(None)
-        self._settled = (
-            True  # also if the main process has ended the task: the hard time limit was exceeded just before
-        )
+        self._settled = True  # also if the main process has ended the task, just before
 
     def _end_in_dead_letter(self, reason: str, detail: str, traceback: str = "") -> bool:
         """End the task in a dead letter; return False if it has no event, so that nothing can be kept."""

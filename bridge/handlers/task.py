@@ -27,6 +27,8 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
     #: A message is acknowledged when its task has ended, so that a killed worker loses no message.
     acks_late = True
     reject_on_worker_lost = True
+    #: Celery sets it from ``task_retry_on_worker_lost``.
+    retry_on_worker_lost: bool
     #: Celery would first write STARTED to the result backend, and drop the message if the backend does not answer.
     track_started = False
 

@@ -174,24 +174,26 @@ class Ledger:
 
     # Runs
 
-    def start_run(self, task_id: str, token: str, *, idempotent: bool, delivery: Delivery = _FIRST) -> RunStart:
+    def start_run(
+        self, task_id: str, token: str, *, idempotent: bool, delivery: Delivery = _FIRST, max_deaths: int | None = None
+    ) -> RunStart:
         """Request the lease of a task. If it is granted, the task is running from now on.
 
         Arguments:
             token: Identifies this run; the same when the call is repeated after an error.
             idempotent: Whether the task must not run when it has ended or is running elsewhere.
             delivery: The message that was received.
+            max_deaths: How many workers may die while they run the task; by default ``max_redispatches``.
         """
-        keys = [self._keys.done(task_id), self._keys.lease(task_id)]
-        keys += [self._inflight, self._tasks, self._watermarks, self._starts, self._dead, self._dead_size]
-        max_deaths, dedup_ttl_ms = self._settings.max_redispatches, self._settings.dedup_ttl_ms
-        args: list[Any] = [task_id, token, self._lease_ms, self._keep_ms, max_deaths, self._redispatch_ms]
-        args += (int(idempotent), *delivery, dedup_ttl_ms)
+        keys = [self._keys.done(task_id), self._keys.lease(task_id), self._inflight, self._tasks, self._watermarks]
+        keys += [self._starts, self._dead, self._dead_size]
+        deaths = self._settings.max_redispatches if max_deaths is None else max_deaths
+        args: list[Any] = [task_id, token, self._lease_ms, self._keep_ms, deaths, self._redispatch_ms, int(idempotent)]
+        args += (*delivery, self._settings.dedup_ttl_ms)
         code, number = cast("list[int]", self._start_run(keys=keys, args=args))
         result = _START_RESULTS[code]
-        if result in ("started", "poisoned"):
-            return RunStart(result, deaths=number)
-        return RunStart(result, left_ms=number if result == "running" else 0)
+        deaths = number if result in ("started", "poisoned") else 0
+        return RunStart(result, left_ms=number if result == "running" else 0, deaths=deaths)
 
     def renew(self, task_id: str, token: str) -> bool:
         """Renew the lease of a run; return False when it was considered dead and another run has started."""
@@ -234,13 +236,13 @@ class Ledger:
 
     # Redispatch
 
-    def find_overdue(self, count: int, skipped: int = 0) -> list[Overdue]:
-        """Return up to *count* tasks that should have ended, the longest overdue first, after the *skipped* first ones.
+    def find_overdue(self, count: int) -> list[Overdue]:
+        """Return up to *count* tasks that should have ended, the longest overdue first.
 
         Tasks that were given up are no longer waited for when the marks of tasks expire. They leave the ledger then.
         """
         keys = [self._inflight, self._tasks, self._watermarks]
-        args = [skipped, count, self._lease_ms, self._redispatch_ms, self._settings.event_ttl_ms]
+        args = [count, self._lease_ms, self._redispatch_ms, self._settings.event_ttl_ms]
         rows: Any = self._find_overdue(keys=keys, args=args)
         return [
             Overdue(task_id.decode(), InFlightTask.decode(text), bool(left), bool(moves), event_left_ms)

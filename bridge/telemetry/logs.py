@@ -122,6 +122,10 @@ class Action(StrEnum):
         "retry_delayed",
         "A task runs again, but its lease could not be released in Redis. This is retried in the background.",
     )
+    REVOCATION_NOT_STORED = (
+        "revocation_not_stored",
+        "A task was revoked or has expired, but the result backend could not store that.",
+    )
     SOURCE_RATE_LIMITED = (
         "source_rate_limited",
         "A source exceeds max_events_per_s_per_source. Further events become dead letters. One line a minute.",

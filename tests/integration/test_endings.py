@@ -54,7 +54,9 @@ def test_each_handler_runs_once_and_ends_at_once(
     with EventBus(BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="endings")) as bus:
         bus.publish_many([Event(type=name, id=name, payload={}) for name in expected])
         command = ("worker", "-c", "4", *arguments, "--without-mingle", "-n", "w1@test", "-l", "INFO")
-        worker = processes.celery(*command, app="tests.endings", name="w1", **environment)
+        # If a pool process dies before the main process knows that it has begun, Celery starts the task in another one.
+        # That copy waits for the lease, as a message with a delay.
+        worker = processes.celery(*command, app="tests.endings", name="w1", BRIDGE_LEASE_S="5", **environment)
         storage = Storage(client, bus.settings)
 
         done = [storage.keys.done(task_id_for("endings", name, task_of(name))) for name in expected]

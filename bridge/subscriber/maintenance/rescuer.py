@@ -79,12 +79,8 @@ class Rescuer:
             Exception: Redis or the broker failed; the next call continues.
         """
         deadline = time.monotonic() + _MAX_TIME_S
-        left = 0  # tasks of other subscribers, which stay overdue
-        while not stop.is_set() and (overdue := self._ledger.find_overdue(_ROUND_TASKS, left)):
-            own = self._own(overdue)
-            left += len(overdue) - len(own)
-            if own:
-                self._redispatch(self._ledger.sweep_overdue(own, self._waiting(own)))
+        while not stop.is_set() and (overdue := self._own(self._ledger.find_overdue(_ROUND_TASKS))):
+            self._redispatch(self._ledger.sweep_overdue(overdue, self._waiting(overdue)))
             if time.monotonic() > deadline:
                 return
 

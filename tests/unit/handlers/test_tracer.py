@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app.trace import build_tracer
 from celery.contrib.testing.app import setup_default_app
-from celery.exceptions import Reject
-from celery.signals import before_task_publish
+from celery.exceptions import Ignore, Reject
+from celery.signals import before_task_publish, task_revoked
 from celery.states import REJECTED
+from celery.worker import state
 from kombu.exceptions import OperationalError
 
 from bridge import Event, EventBus, EventTask, get_bus
+from bridge.handlers.request import EventRequest
+from bridge.handlers.task import end_revoked
 from bridge.storage.dead_letter import DeadLetter
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import make_app
+from tests.support.waiting import eventually
 
 EVENT = Event(type="a.b", id="e1")
 
@@ -27,7 +32,7 @@ def app(server: RedisServer, prefix: str) -> Iterator[Celery]:
     with make_app(server.url, prefix) as app, setup_default_app(app):
         app.set_current()
         app.conf.update(bridge_redis_url=server.url, bridge_channel_prefix=prefix, bridge_group="tests")
-        app.conf.update(result_backend="cache+memory://")
+        app.conf.update(result_backend="cache+memory://", bridge_lease_s=0.5)
         with get_bus():
             yield app
 
@@ -117,19 +122,72 @@ def test_a_hook_that_does_not_call_the_bridge(app: Celery, bus: EventBus) -> Non
     assert bus.storage.ledger.has_ended("t1")
 
 
-def test_a_copy_that_does_not_start_ends_no_other_run(app: Celery, bus: EventBus) -> None:
-    """A hook fails before a copy of the message has begun, while the task runs elsewhere: that run goes on."""
+@pytest.mark.parametrize("error", [ValueError, Ignore])
+def test_a_copy_that_does_not_start_ends_no_other_run(app: Celery, bus: EventBus, error: type[Exception]) -> None:
+    """A hook drops a copy of the message, or fails, while the task runs elsewhere: that run goes on."""
 
     class NotStarting(EventTask):
         abstract = True
 
         def before_start(self, *args: Any) -> None:
-            raise ValueError("in before_start")
+            raise error("in before_start")
 
     assert bus.storage.ledger.start_run("t1", "elsewhere", idempotent=True).result == "started"
     run(app, lambda: 1, NotStarting)
     assert not bus.storage.ledger.has_ended("t1")
     assert not bus.storage.dead_letters.latest(1)
+
+
+@pytest.mark.parametrize("runs_again", [True, False])
+def test_whether_a_task_runs_again_after_a_crash(app: Celery, bus: EventBus, runs_again: bool) -> None:
+    """With reject_on_worker_lost=False, a task whose worker has died does not run again when it is received again."""
+
+    class Lost(EventTask):
+        abstract = True
+        reject_on_worker_lost = runs_again
+
+    ledger, runs = bus.storage.ledger, []
+    assert ledger.start_run("t1", "died", idempotent=True).result == "started"
+
+    def dead() -> bool:
+        return ledger.start_run("t1", "copy", idempotent=True, max_deaths=0).result == "poisoned"
+
+    eventually(dead, "the lease of the first run has expired")
+    run(app, lambda: runs.append(1), Lost)
+    assert bool(runs) is runs_again
+    assert [letter.reason for letter in bus.storage.dead_letters.latest(10)] == ["worker_lost"] * (not runs_again)
+    assert ledger.has_ended("t1")
+
+
+@pytest.mark.parametrize("expired", [True, False])
+def test_a_revoked_task_while_the_result_backend_is_away(app: Celery, bus: EventBus, expired: bool) -> None:
+    """Its message is acknowledged and it ends in a dead letter. Celery alone would reconnect to the broker."""
+
+    def handler(event: Event[Any]) -> None: ...
+
+    task: Any = app.task(base=EventTask, name="t.revoked", shared=False)(handler)
+    headers = {"id": "t1", "task": task.name} | ({"expires": "2000-01-01T00:00:00+00:00"} if expired else {})
+    content = {"body": b"", "payload": ([EVENT.to_dict()], {}, {}), "content_type": "", "content_encoding": ""}
+    message = SimpleNamespace(headers=headers, delivery_info={}, properties={}, **content)
+    acknowledged: list[str] = []
+
+    def away(*args: Any, **options: Any) -> None:
+        raise OperationalError("away")
+
+    app.backend.mark_as_revoked = away
+    request: Any = EventRequest(message, app=app, task=task, on_ack=lambda *_: acknowledged.append("t1"))
+    task_revoked.connect(end_revoked)
+    if not expired:
+        state.revoked.add("t1")
+    try:
+        assert request.revoked()
+        assert request.revoked()
+    finally:
+        task_revoked.disconnect(end_revoked)
+        state.revoked.discard("t1")
+    assert acknowledged == ["t1"]
+    eventually(lambda: bus.storage.ledger.has_ended("t1"), "the end is recorded")
+    assert letter_of(bus).reason == ("expired" if expired else "revoked")
 
 
 def test_a_retry_survives_the_hook_of_the_retry(app: Celery, bus: EventBus) -> None:
