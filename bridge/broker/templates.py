@@ -74,8 +74,9 @@ class Template:
     def filled_in(self, event: EncodedEvent, task_id: str, content: tuple[str, str, bytes]) -> dict[str, Any]:
         """Return the arguments of :meth:`kombu.Producer.publish` for the message with this content."""
         argsrepr = describe(event)
-        ids = {"id": task_id, "root_id": task_id}
-        headers = {**self.headers, **ids, "argsrepr": argsrepr, SENT_HEADER: sent_now(), **self._times()}
+        headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr, SENT_HEADER: sent_now()}
+        if self.timestamps:
+            headers |= self._times()
         content_type, encoding, body = content
         own = {"content_type": content_type, "content_encoding": encoding, "correlation_id": task_id}
         return {**self.publish, **own, "body": body, "headers": headers, "argsrepr": argsrepr}
@@ -92,9 +93,9 @@ class Template:
         body = self._json(event)
         if compression := self.publish.get("compression"):
             body = compress(body, compression)[0]
-        times = [time.encode() for time in self._times().values()] if self.timestamps else ()
+        times = tuple(time.encode() for time in self._times().values()) if self.timestamps else ()
         own = (task_id, describe(event).encode(), tag, b2a_base64(body, newline=False), sent)
-        return self.stamp.fill(*own, *times)
+        return self.stamp.fill(*(own + times))
 
     def _json(self, event: EncodedEvent) -> bytes:
         return b"[[%b], {}, %b]" % (event.data, self.embed)

@@ -42,8 +42,7 @@ class EncodedEvent:
     ) -> None:
         self.id = id
         self.type = type
-        self.replay = replay_of(metadata)
-        self.hops = hops_of(metadata)
+        self.replay, self.hops = (replay_of(metadata), hops_of(metadata)) if metadata else (None, 0)
         #: Id of the key that has signed it, if that was verified.
         self.signer = ""
         self.data = data

@@ -20,6 +20,7 @@ from bridge.errors import InvalidEvent
 #: Most levels of objects and arrays; the event itself is the first. Far more than real events have, and far fewer than
 #: would overflow the stack of any known parser.
 MAX_DEPTH = 64
+_UNDERSCORE, _BACKSLASH, _BRACKET = b"_\\["
 
 #: Integers beyond signed 64 bits become floats, or raise errors, in other languages.
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
@@ -129,8 +130,11 @@ def _parsed(text: str) -> Any:
 
 def is_suspicious(data: bytes) -> bool:
     """Return whether :func:`check_containers` has to walk through this JSON; only few messages cost that much."""
-    # The number of brackets limits the depth, and names may be escaped.
-    return b"__type__" in data or b"\\u00" in data or data.count(b"{") + data.count(b"[") > MAX_DEPTH
+    # The number of brackets limits the depth, and names may be escaped. To look for a single byte is ten times faster,
+    # and most events have none of them.
+    if (_UNDERSCORE in data and b"__type__" in data) or (_BACKSLASH in data and b"\\u00" in data):
+        return True
+    return data.count(b"{") + (data.count(b"[") if _BRACKET in data else 0) > MAX_DEPTH
 
 
 def check_containers(value: Any, max_depth: int = MAX_DEPTH) -> None:

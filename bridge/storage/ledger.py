@@ -236,13 +236,13 @@ class Ledger:
 
     # Redispatch
 
-    def find_overdue(self, count: int) -> list[Overdue]:
-        """Return up to *count* tasks that should have ended, the longest overdue first.
+    def find_overdue(self, count: int, skipped: int = 0) -> list[Overdue]:
+        """Return up to *count* tasks that should have ended, the longest overdue first, after the *skipped* first ones.
 
         Tasks that were given up are no longer waited for when the marks of tasks expire. They leave the ledger then.
         """
         keys = [self._inflight, self._tasks, self._watermarks]
-        args = [count, self._lease_ms, self._redispatch_ms, self._settings.event_ttl_ms]
+        args = [skipped, count, self._lease_ms, self._redispatch_ms, self._settings.event_ttl_ms]
         rows: Any = self._find_overdue(keys=keys, args=args)
         return [
             Overdue(task_id.decode(), InFlightTask.decode(text), bool(left), bool(moves), event_left_ms)

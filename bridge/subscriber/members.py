@@ -44,6 +44,8 @@ class Members:
         self.name = name
         self._others: dict[str, Registry] = {}
         self._alive: set[str] = set()
+        #: Whether another subscriber has other handlers.
+        self.differ = False
         self._updated_at = 0.0
         #: What was logged last: the handlers that this subscriber lacks, and those that others lack.
         self._logged: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
@@ -61,11 +63,6 @@ class Members:
     def has_handlers(self) -> bool:
         """Whether this subscriber has any handlers."""
         return bool(self._registry.names)
-
-    @property
-    def differ(self) -> bool:
-        """Whether another subscriber has other handlers."""
-        return bool(self._others)
 
     def refresh(self) -> None:
         """While handlers differ, notice every few seconds which of the others have died.
@@ -88,6 +85,7 @@ class Members:
         ]
         self._others = {one.name: _registry_of(one.handlers) for one in others}
         self._alive = {one.name for one in others if one.alive}
+        self.differ = bool(others)
         self._log(own, {one.name: handler_labels(one.handlers) for one in others if one.alive})
 
     def for_handlers_of(self, event_type: str, dispatched_to: Collection[str], entry_id: bytes) -> str | None:

@@ -1,12 +1,12 @@
--- find_overdue(keys=[inflight, tasks, watermarks], args=[max_tasks, margin_ms, redispatch_ms, event_ttl_ms])
+-- find_overdue(keys=[inflight, tasks, watermarks], args=[skipped, max_tasks, margin_ms, redispatch_ms, event_ttl_ms])
 --
 -- inflight    zset  task id -> when the task is overdue, ms
 -- tasks       hash  task id -> what was sent, see include/in_flight.lua
 -- watermarks  hash  "<lane>" -> sent_ms of the newest task of that lane that has started; "<lane> started" -> when the last
 --                   one started, ms
 --
--- Returns [task_id, task, left_queue, lane_moves, event_left_ms] for up to max_tasks overdue tasks, the longest overdue
--- first. left_queue is 1 when a task that was sent more than margin_ms later through the same lane has started: then the
+-- Returns [task_id, task, left_queue, lane_moves, event_left_ms] for up to max_tasks overdue tasks after the `skipped`
+-- first ones, the longest overdue first. left_queue is 1 when a task that was sent more than margin_ms later through the same lane has started: then the
 -- message of this task is no longer in its queue. The margin is needed because batches of several subscribers overlap, and
 -- because workers fetch messages before they start them. lane_moves is 1 when a task of the lane has started within
 -- redispatch_ms. The event exists for event_left_ms more, at least.
@@ -18,11 +18,12 @@
 -- include: in_flight
 
 local inflight, tasks, watermarks = KEYS[1], KEYS[2], KEYS[3]
-local max_tasks, margin_ms, redispatch_ms, event_ttl_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local skipped, max_tasks = ARGV[1], ARGV[2]
+local margin_ms, redispatch_ms, event_ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
 local now_ms = server_ms()
 local found = {}
-for _, task_id in ipairs(redis.call("ZRANGEBYSCORE", inflight, "-inf", integer(now_ms), "LIMIT", 0, max_tasks)) do
+for _, task_id in ipairs(redis.call("ZRANGEBYSCORE", inflight, "-inf", integer(now_ms), "LIMIT", skipped, max_tasks)) do
     local record = redis.call("HGET", tasks, task_id)
     local sent_ms, json = parse_in_flight(record or "")
     local task = json and cjson.decode(json)

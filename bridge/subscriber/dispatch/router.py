@@ -81,14 +81,13 @@ class Router:
         self._outbox.refresh()
         batch, one_redis = Batch(), self._outbox.one_redis
         for entry in entries:
-            handed_over = len(batch.handed_over)
             messages = self._messages(entry, batch)
             pushed = one_redis and all([message.stamped for message in messages])  # noqa: C419  # a generator costs more
             if pushed:
                 batch.to_push += messages
             else:
                 batch.to_send += messages
-            if len(batch.handed_over) > handed_over:
+            if batch.handed_over and batch.handed_over[-1].entry_id == entry.entry_id:
                 continue
             if pushed:
                 batch.push_ids.append(entry.entry_id)

@@ -79,8 +79,12 @@ class Rescuer:
             Exception: Redis or the broker failed; the next call continues.
         """
         deadline = time.monotonic() + _MAX_TIME_S
-        while not stop.is_set() and (overdue := self._own(self._ledger.find_overdue(_ROUND_TASKS))):
-            self._redispatch(self._ledger.sweep_overdue(overdue, self._waiting(overdue)))
+        left = 0  # tasks of other subscribers, which stay overdue
+        while not stop.is_set() and (overdue := self._ledger.find_overdue(_ROUND_TASKS, left)):
+            own = self._own(overdue)
+            left += len(overdue) - len(own)
+            if own:
+                self._redispatch(self._ledger.sweep_overdue(own, self._waiting(own)))
             if time.monotonic() > deadline:
                 return
 

@@ -12,8 +12,9 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus, SettingsError
 from bridge.handlers import Registry
+from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
-from bridge.storage.presence import handler_differences
+from bridge.storage.presence import Presence, handler_differences
 from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
 from bridge.testing.redis_server import RedisServer
@@ -150,6 +151,30 @@ def test_tasks_of_each_are_sent_again(
     client.delete(f"broker:{prefix}celery", f"broker:{prefix}own")
     eventually(lambda: lengths() == (9, 9), "all tasks are sent again", 30)
     assert client.xlen(Keys(prefix).dead("tests")) == 0
+
+
+def test_tasks_behind_those_of_another_subscriber(
+    start_subscriber: StartSubscriber,
+    queues: Queues,
+    bus: EventBus,
+    client: Redis,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A subscriber finds its overdue tasks behind more of another one than it looks at in one round."""
+    monkeypatch.setattr("bridge.subscriber.maintenance.rescuer._ROUND_TASKS", 3)
+    storage, broker_key = Storage(client, bus.settings), f"broker:{prefix}celery"
+    hasty = {"maintenance_interval_s": 0.1, "redispatch_after_s": 0.2, "lease_s": 0.1}
+    storage.presence.report(Presence("other", handlers={"t.plain": ["billing.*"]}))
+    others = [InFlightTask("t.plain", "n0", "1-1", "celery").entry(f"other{number}") for number in range(7)]
+    storage.ledger.acknowledge_sent([], others)
+    client.zadd(Keys(prefix).inflight("tests"), {task.task_id: 1 for task in others})
+    start_subscriber("one", handlers=with_handlers("t.exact"), **hasty)
+    bus.publish("dream.created", id="lost")
+    eventually(lambda: queues.length() == 1, "the task is queued", 10)
+    assert client.rpop(broker_key)
+    eventually(lambda: queues.length() == 1, "it is sent again", 10)
+    assert client.zcount(Keys(prefix).inflight("tests"), 1, 1) == 7, "those of the other one are still at the head"
 
 
 def test_a_subscriber_without_handlers_reads_nothing(
