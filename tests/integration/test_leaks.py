@@ -14,7 +14,11 @@ from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.errors import BridgeError
+from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
+from bridge.storage.ledger import Ledger
+from bridge.storage.storage import Storage
+from tests.support.ledgers import end
 from tests.support.replays import Replays, last
 from tests.support.site import Site
 from tests.support.waiting import eventually
@@ -33,6 +37,8 @@ _LETTER_MARK_MS = 300_000
 _RARE = ("bound.created", "retry.created", "failing.created")
 #: Pause between two steps, and the most tasks in flight before one: a slow machine has the same load, later.
 _PACE_S, _MAX_IN_FLIGHT = 0.1, 30
+#: New queues in each step, and characters of their names, which make a leak visible.
+_QUEUES, _NAME = 4, 300
 #: The load before each of two windows in which sizes are compared, and in a window: steps, whose traces a leak keeps,
 #: and least seconds, in which everything that may be forgotten is forgotten.
 _BEFORE, _WINDOW = (25, 3.5), (8, 1.0)
@@ -43,8 +49,9 @@ _SLACK = {"keys": 30, "bytes": 20_000}
 class Load:
     """Every way in which keys come to be: each step has the same number of events of each kind."""
 
-    def __init__(self, bus: EventBus, client: Redis, replays: Replays) -> None:
+    def __init__(self, bus: EventBus, client: Redis, replays: Replays, ledger: Ledger) -> None:
         self._bus = bus
+        self._ledger = ledger
         self._client = client
         self._keys = replays.keys
         self._replays = replays
@@ -70,12 +77,20 @@ class Load:
             old = Event(type="dream.created", id=f"old-{number}", timestamp=1).encode()
             pipe.set(self._keys.event(f"old-{number}"), old, px=3000)
             pipe.execute()
+        self._use_queues(f"tenant-{number}")
         if number % 5 == 0:
             self._cut()
-        if number % 5 == 0:
             last(self._replays.journal(f"journal-{number}", ids=frozenset({f"dream.created-{number}"})).run(1e9))
             with suppress(BridgeError):  # there may be no dead letter yet
                 last(self._replays.dead(f"dead-{number}").run(1e9))
+
+    def _use_queues(self, tenant: str) -> None:
+        """Run tasks through queues that are never used again."""
+        for number in range(_QUEUES):
+            name = f"{tenant}-{number}-{'x' * _NAME}"
+            self._ledger.acknowledge_sent([], [InFlightTask("t.all", name, "1-1", queue=name).entry(name)])
+            self._ledger.start_run(name, "token", idempotent=True)
+            end(self._ledger, self._client, name)
 
     def _cut(self) -> None:
         """Cut the subscription of the bridge: the event keys are scanned."""
@@ -128,13 +143,14 @@ def test_under_a_steady_load_no_key_grows(site: Site, client: Redis, settings: B
     site.worker("w1", **SHORT)
     with EventBus(short) as bus:
         eventually(lambda: bus.publish("dream.created") and site.effects(), "the worker runs tasks", 40)
-        load = Load(bus, client, Replays(client, short))
+        load = Load(bus, client, Replays(client, short), Storage(client, short).ledger)
         before = largest(client, site.prefix, load)
         after = largest(client, site.prefix, load)
     grown = {one: (before[one], size) for one, size in after.items() if size > 1.5 * before[one] + _SLACK[one[1]]}
     assert {kind for kind, _ in grown} <= {"parked"}, grown
     kinds = {kind for kind, _ in before | after}
     assert {"journal", "seen", "done", "caused", "event", "dead", "replay", "replays", "skipped", "rate"} <= kinds
+    assert "inflight-lanes" in kinds
     marks = [client.pttl(key) for key in client.scan_iter(f"{{{site.prefix}}}parked:*", count=1000)]
     assert max(marks) <= _LETTER_MARK_MS
     keys = Keys(site.prefix)

@@ -18,8 +18,8 @@ _SETINFO_VERSION = (7, 2)
 CONNECTING = frozenset({"client|setname", "ping"})
 #: Commands that read keys, and commands that write them. Others only check whether a key exists.
 _READ = (
-    "evalsha get mget getrange pttl incr incrby hget hmget hgetall hkeys hvals hincrby smembers sismember xrange "
-    "xrevrange xreadgroup xautoclaim xclaim xpending xinfo|stream xinfo|groups xinfo|consumers zrange zcount "
+    "evalsha get mget getrange pttl incr incrby hget hmget hgetall hkeys hvals hrandfield hincrby smembers sismember "
+    "xrange xrevrange xreadgroup xautoclaim xclaim xpending xinfo|stream xinfo|groups xinfo|consumers zrange zcount "
     "zrangebyscore brpop lindex rename"
 )
 _WRITE = (

@@ -25,7 +25,11 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "create_group": {"journal": "xgroup|create", "journal_start": "del", "fencing_token": "incrby"},
     "drop": {"dead": "xrange xdel", "dead_size": "hmget hincrby"},
     "elect": {"leader": "get set del"},
-    "find_overdue": {"inflight": "zrangebyscore zrem", "inflight_tasks": "hget hdel", "queue_watermarks": "hmget"},
+    "find_overdue": {
+        "inflight": "zrangebyscore zrem",
+        "inflight_tasks": "hget hdel",
+        "queue_watermarks": "hmget hrandfield hdel",
+    },
     "headers": {"journal": "xrevrange"},
     "leave": {"journal": "xpending xinfo|consumers xgroup|delconsumer"},
     "postpone": {"inflight": "zrem zadd"},
@@ -80,7 +84,7 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "sweep_overdue": {"inflight": "zrem zadd", "inflight_tasks": "hget hdel", "done": "exists", "lease": "hmget"},
     "trim": {
         "journal": "exists xrange xinfo|groups xpending xack xtrim",
-        "group_settings": "hget",
+        "group_settings": "hget hdel",
         "journal_start": "get set",
     },
     "write_dead_letter": {

@@ -3,7 +3,7 @@
 -- inflight    zset  task id -> when the task is overdue, ms
 -- tasks       hash  task id -> what was sent, see include/in_flight.lua
 -- watermarks  hash  "<lane>" -> sent_ms of the newest task of that lane that has started; "<lane> started" -> when the last
---                   one started, ms
+--                   one started, ms. Loses lanes in which no task has started for event_ttl_ms
 --
 -- Returns [task_id, task, left_queue, lane_moves, event_left_ms] for up to max_tasks overdue tasks after the `skipped`
 -- first ones, the longest overdue first. left_queue is 1 when a task that was sent more than margin_ms later through the same lane has started: then the
@@ -12,6 +12,9 @@
 -- redispatch_ms. The event exists for event_left_ms more, at least.
 --
 -- A task that was given up is overdue when the marks of tasks expire, and is forgotten then.
+--
+-- A queue that is used no more, such as that of a tenant, must not be remembered for good. A few lanes at random are
+-- checked in each call, so that it takes the same time however many there are.
 
 -- include: server_ms
 -- include: integer
@@ -20,6 +23,8 @@
 local inflight, tasks, watermarks = KEYS[1], KEYS[2], KEYS[3]
 local skipped, max_tasks = ARGV[1], ARGV[2]
 local margin_ms, redispatch_ms, event_ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+
+local CHECKED_FIELDS = 100
 
 local now_ms = server_ms()
 local found = {}
@@ -38,6 +43,15 @@ for _, task_id in ipairs(redis.call("ZRANGEBYSCORE", inflight, "-inf", integer(n
     else
         redis.call("ZREM", inflight, task_id)
         redis.call("HDEL", tasks, task_id)
+    end
+end
+
+local idle_since_ms = now_ms - math.max(tonumber(event_ttl_ms), redispatch_ms)
+for _, name in ipairs(redis.call("HRANDFIELD", watermarks, CHECKED_FIELDS)) do
+    local lane = string.gsub(name, " started$", "")
+    local sent_ms, started_ms = unpack(redis.call("HMGET", watermarks, lane, lane .. " started"))
+    if tonumber(started_ms or sent_ms or now_ms) < idle_since_ms then
+        redis.call("HDEL", watermarks, lane, lane .. " started")
     end
 end
 return found

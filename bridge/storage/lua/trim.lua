@@ -1,7 +1,7 @@
 -- trim(keys=[journal, group_settings, journal_start], args=[own_event_ttl_ms, max_entries, max_bytes])
 --
 -- journal         stream  loses old entries by the clock of the server, the oldest first
--- group_settings  hash    group -> its settings, see group_settings.py
+-- group_settings  hash    group -> its settings, see group_settings.py. Loses what an operator wrote when its time is over
 -- journal_start   string  "<first> <undone>" after the last call: the first entry, and the first one that a group had not
 --                         acknowledged; empty if there was no entry. It is deleted when the journal is replaced
 --
@@ -66,8 +66,10 @@ local rows = #groups == 0 and {false} or {}
 for _, group in ipairs(groups) do
     rows[#rows + 1] = redis.call("HGET", group_settings, group.name)
     local retained = redis.call("HGET", group_settings, "retained:" .. group.name)
-    if retained and tonumber(string.match(retained, "%d+$")) > now_ms then
+    if retained and tonumber(string.match(retained, "%d+$") or 0) > now_ms then
         rows[#rows + 1] = retained
+    elseif retained then
+        redis.call("HDEL", group_settings, "retained:" .. group.name)
     end
 end
 local horizon_ms = now_ms - longest_ms(rows, 1, own_event_ttl_ms)

@@ -188,6 +188,26 @@ def test_a_retry_says_nothing_of_the_order(make: MakeLedger) -> None:
     assert passed(ledger, "first") == {"first": False}
 
 
+def test_queues_that_are_used_no_more_are_forgotten(make: MakeLedger, client: Redis, prefix: str) -> None:
+    """With a queue for each tenant, only the queues are remembered in which a task has started within event_ttl_s."""
+    ledger = make(event_ttl_s=60, redispatch_after_s=60)
+    watermarks = Keys(prefix).queue_watermarks("tests")
+    old_ms = (client.time()[0] - 61) * 1000
+    for number in range(150):
+        lane = f"tenant {number} started 0"
+        client.hset(watermarks, mapping={lane: old_ms - 1000, f"{lane} started": old_ms})
+    client.hset(watermarks, "of an older version 0", old_ms)
+    ledger.acknowledge_sent([], [PAIR.entry("t1")])
+    ledger.start_run("t1", "token", idempotent=True)
+
+    def left() -> set[bytes]:
+        ledger.find_overdue(10)
+        return set(client.hkeys(watermarks))
+
+    eventually(lambda: left() == {b"celery 0", b"celery 0 started"}, "the others are forgotten")
+    assert left() == {b"celery 0", b"celery 0 started"}
+
+
 def test_waiting_is_believed_for_half_the_life_of_an_event(make: MakeLedger, client: Redis) -> None:
     """An overdue task is assumed to be queued for half of event_ttl_s; then it is sent again, only once."""
     ledger = make(redispatch_after_s=0.05, event_ttl_s=1)

@@ -84,6 +84,7 @@ def test_the_retention_of_a_group_can_be_raised_while_it_is_down(each_server: Re
     down.client.hset(key, "retained:shop", f"{3 * HOUR_S * 1000} {4 * HOUR_S * 1000} {past_ms}")
     assert down.group_settings.retained() == {}
     assert running.journal.trim().removed == 10
+    assert not down.client.hexists(key, "retained:shop")  # the marks of events need not outlive it
 
 
 def test_settings_of_a_group_are_written_again_after_a_loss(client: Redis, settings: BridgeSettings) -> None:
