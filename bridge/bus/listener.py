@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 #: Longest wait for the first message of a batch, and so for a stop to be noticed.
 _IDLE_WAIT_S = 0.2
 _MISSED_HEARTBEATS = 3
+#: How much longer the copy of an event in its key may be than twice its broadcast: the real source may be long.
+_MORE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -196,17 +198,18 @@ def restore_sources(storage: Storage, events: Sequence[EncodedEvent], admission:
 
     That bus writes its own name as the source of every broadcast and keeps the real one in the event key. It sends key
     and broadcast on two connections, so the key may not exist yet: then the source stays as it is. A signed event is
-    replaced by the copy in its key, which has its own signature.
+    replaced by the copy in its key, which has its own signature. The copies are about as large as the broadcasts: a key
+    that is much larger holds something else, and is not read.
     """
-    hidden = [one.id for one in events if one.event.source == TYPESCRIPT_BUS_SOURCE]
+    hidden = [one for one in events if one.event.source == TYPESCRIPT_BUS_SOURCE]
     if not hidden:
         return list(events)
     try:
-        names = [storage.keys.event(event_id) for event_id in hidden]
-        replies = storage.event_keys.read_prefixes(names)
+        names = [storage.keys.event(one.id) for one in hidden]
+        replies = storage.event_keys.read_prefixes(names, [2 * len(one.data) + _MORE_BYTES for one in hidden])
     except RedisError:
         return list(events)  # better an event without its source than no event
-    values = {event_id: value for event_id, (value, _) in zip(hidden, replies, strict=True)}
+    values = {one.id: value for one, (value, _) in zip(hidden, replies, strict=True)}
     return [_restored(one, values[one.id], admission) if one.id in values else one for one in events]
 
 

@@ -35,8 +35,8 @@ from bridge.errors import SettingsError
 from bridge.events import CLOCK_SKEW_S, MAX_DEPTH, TYPESCRIPT_BUS_SOURCE, Patterns, Redaction, SigningKeys, redaction_of
 
 _ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
-#: The limit in bytes that belongs to ``batch_size``. One event may exceed it, and so may one batch where large events
-#: follow small ones: up to 500 MB with the defaults, since Redis does not report sizes before a read.
+#: The limit in bytes that belongs to ``batch_size``. One event may exceed it, and so may one read of the journal where
+#: large events follow small ones: up to 500 MB with the defaults, since Redis does not report sizes before a read.
 BATCH_BYTES = 4 * 1024 * 1024
 #: Names of Celery applications that no one chose.
 _NAMELESS = (None, "default", "__main__")

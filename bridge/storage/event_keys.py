@@ -63,14 +63,20 @@ class EventKeys:
         _raised([value for value in values if not is_wrong_type(value)])
         return {event_id: value for event_id, value in zip(event_ids, values, strict=True) if isinstance(value, bytes)}
 
-    def read_prefixes(self, names: Sequence[bytes | str]) -> list[tuple[Any, Any]]:
-        """Return for each key its value, cut off one byte after the maximum of an event, and its TTL in ms.
+    def read_prefixes(
+        self, names: Sequence[bytes | str], max_bytes: Sequence[int] | None = None
+    ) -> list[tuple[Any, Any]]:
+        """Return for each key its value, cut off one byte after a maximum, and its TTL in ms.
 
         An error of one key is returned in the place of its values.
+
+        Arguments:
+            max_bytes: A lower maximum for each key than that of an event.
         """
+        largest = self._settings.max_event_bytes
         commands: list[tuple[Any, ...]] = []
-        for name in names:
-            commands += (("GETRANGE", name, 0, self._settings.max_event_bytes), ("PTTL", name))
+        for name, most in zip(names, max_bytes or [largest] * len(names), strict=True):
+            commands += (("GETRANGE", name, 0, min(most, largest)), ("PTTL", name))
         replies = self._replies(commands)
         return list(zip(replies[::2], replies[1::2], strict=True))
 

@@ -81,8 +81,10 @@ if entries > 1 and bytes and entries > tonumber(counted or 0) then
     bytes = bytes + own_bytes
 else
     bytes = 0
-    for _, entry in ipairs(redis.call("XRANGE", dead, "-", "+")) do
+    local entry = redis.call("XRANGE", dead, "-", "+", "COUNT", 1)[1]
+    while entry do -- one at a time: together they may have max_bytes
         bytes = bytes + bytes_of(entry[2])
+        entry = redis.call("XRANGE", dead, "(" .. entry[1], "+", "COUNT", 1)[1]
     end
 end
 local dropped = 0

@@ -129,7 +129,7 @@ class Dispatcher:
             if self._members.differ:
                 self._finish_handed_over()
             while self._reader.ahead or self._transaction.under_way:
-                entries, self._reader.ahead = self._reader.ahead, []
+                entries = self._reader.take_ahead()
                 if not self._dispatch(entries, pending=False, read_ahead=False):
                     return
         except _OwnershipLost:
@@ -187,7 +187,7 @@ class Dispatcher:
             self._in_transaction = batch
         else:
             self._count(batch)
-        self._reader.ahead = ahead or self._end_transaction()  # with nothing to route meanwhile, wait
+        self._reader.ahead += ahead or self._end_transaction()  # with nothing to route meanwhile, wait
         return True
 
     def _send(self, batch: Batch) -> None:

@@ -48,11 +48,11 @@ class EntryReader:
         #: Entries that were left pending, and when they are read again; None: no entry was left.
         self._left: set[bytes] = set()
         self._left_due_at: float | None = None
-        #: Entries read with the transaction of the batch before.
+        #: Entries that were read, and come before others: with the transaction of the batch before, or as too many.
         self.ahead: list[Entry] = []
 
     def read(self) -> list[Entry]:
-        """Return the next entries; wait up to ``block_ms`` for the first new one.
+        """Return the next entries, of :data:`BATCH_BYTES` or one; wait up to ``block_ms`` for the first new one.
 
         Raises:
             JournalLost: The journal or the group no longer exists.
@@ -60,21 +60,31 @@ class EntryReader:
             RedisError: Redis failed. It may have assigned entries to this consumer: read pending entries next.
         """
         self._transaction.open()
-        ahead, self.ahead = self.ahead, []
         if self._pending_after is None and self._left_are_due:
             self.reread_pending()
         if self._pending_after is None and self._members.differ:
             self._pending_after = _FIRST  # others may have handed over entries, which are not new ones
         if self._pending_after is not None:
-            entries = self._consumer.pending_entries(self.limit, self._pending_after)
+            self.ahead = []  # these entries are pending as well
+            entries = _first(self._consumer.pending_entries(self.limit, self._pending_after))
             self._pending_after = entries[-1].entry_id if entries else None
             if not entries and self._members.differ:
-                entries = self._consumer.read(self.limit, self._settings.block_ms)
+                entries = self._next()
             entries = [entry for entry in entries if entry.entry_id not in self._left]
         else:
-            entries = ahead or self._consumer.read(self.limit, self._settings.block_ms)
+            entries = self._next()
         if entries and stream_position(entries[-1].entry_id.decode())[0] > self._transaction.now_ms + MAX_AHEAD_MS:
             raise JournalAhead
+        return entries
+
+    def _next(self) -> list[Entry]:
+        self.ahead = self.ahead or self._consumer.read(self.limit, self._settings.block_ms)
+        return self.take_ahead()
+
+    def take_ahead(self) -> list[Entry]:
+        """Remove from :attr:`ahead` the entries that come next, and return them."""
+        entries = _first(self.ahead)
+        self.ahead = self.ahead[len(entries) :]
         return entries
 
     def pending(self, after: bytes) -> list[Entry]:
@@ -84,13 +94,13 @@ class EntryReader:
             JournalLost, RedisError: As :meth:`read`.
         """
         self._transaction.open()
-        return self._consumer.pending_entries(self.limit, after)
+        return _first(self._consumer.pending_entries(self.limit, after))
 
     def reads_ahead(self, entries: Sequence[Entry]) -> bool:
         """Whether to read the entries after *entries*, which were just read, while these are dispatched."""
         # The length of a queue counts once all earlier messages are in it, so nothing can overlap with a limit.
         backlog = len(entries) >= _BACKLOG and self._settings.max_queue_length is None
-        return backlog and not self.rereads_pending
+        return backlog and not self.rereads_pending and not self.ahead
 
     def adapt_limit(self, entries: Sequence[Entry], batch: Batch) -> None:
         """Adapt the limit to the number of *entries* and to the size of the *batch* that was made of them."""
@@ -132,6 +142,15 @@ class EntryReader:
         """Forget what was read ahead; read the pending entries of this consumer next."""
         self.ahead = []
         self.reread_pending()
+
+
+def _first(entries: list[Entry]) -> list[Entry]:
+    """Return the first entries, of :data:`BATCH_BYTES` or one: messages need several times as much memory as events."""
+    size = _size(entries)
+    while size > BATCH_BYTES and len(entries) > 1:
+        entries = entries[: max(1, len(entries) * BATCH_BYTES // size)]
+        size = _size(entries)
+    return entries
 
 
 def _size(entries: Sequence[Entry]) -> int:

@@ -141,6 +141,19 @@ def test_a_count_that_is_lost_is_made_anew(client: Redis, settings: BridgeSettin
     assert letters.size() == Size(1, held_bytes(client, settings), 0)
 
 
+def test_counting_again_needs_no_memory(own_server: RedisServer, settings: BridgeSettings) -> None:
+    """Large dead letters are counted one at a time when their counters are missing."""
+    with Redis.from_url(own_server.url) as client:
+        letters = Storage(client, settings).dead_letters
+        for number in range(20):
+            letters.add(letter(number, b"x" * 1_000_000))
+        client.delete(Keys(settings.channel_prefix).dead_size("tests"))
+        peak = client.info("memory")["used_memory_peak"]
+        letters.add(letter(20))
+        assert client.info("memory")["used_memory_peak"] - peak < 8_000_000
+        assert letters.size() == Size(21, held_bytes(client, settings), 0)
+
+
 def test_the_same_failure_is_written_once(letters: DeadLetters) -> None:
     """A repetition within five minutes changes nothing."""
     assert [letters.add(letter(1)), letters.add(letter(1)), letters.add(letter(2))] == [True, False, True]

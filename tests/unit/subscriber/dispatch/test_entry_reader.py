@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from itertools import pairwise
 
+import pytest
 from celery import Celery
 
 from bridge import BridgeSettings, Event, EventBus
@@ -30,22 +33,28 @@ def size(entries: Sequence[Entry]) -> int:
     return sum(len(entry.data or b"") for entry in entries)
 
 
-def test_one_batch_of_large_events_after_small_ones_is_too_large(
-    register_handlers, bus: EventBus, settings: BridgeSettings, app: Celery
+def test_large_events_after_small_ones_are_dispatched_a_few_at_a_time(
+    register_handlers, bus: EventBus, settings: BridgeSettings, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When large events follow small ones, the first batch of them shows it, and the next ones are smaller."""
+    """When large events follow small ones, one read is too large, but no batch: all are dispatched once, in order."""
     register_handlers("t.all")
     settings = settings.model_copy(update={"batch_size": 50, "block_ms": 1})
     dispatcher = dispatcher_of(bus, settings, app)
     large = 200_000
-    bus.publish_many([Event(type="a.b") for _ in range(400)])
-    bus.publish_many([Event(type="a.b", payload="x" * large) for _ in range(160)])
-    sizes, entries = [], 0
-    while entries < 560:
-        entries += dispatcher.step()
-        sizes.append(size(dispatcher._reader.ahead))
+    ids = [f"e{number}" for number in range(560)]
+    bus.publish_many([Event(type="a.b", id=one) for one in ids[:400]])
+    bus.publish_many([Event(type="a.b", id=one, payload="x" * large) for one in ids[400:]])
+    batches: list[Sequence[Entry]] = []
+    route = dispatcher._router.route
+    monkeypatch.setattr(dispatcher._router, "route", lambda entries: (batches.append(entries), route(entries))[1])
+    read = [0]
+    while sum(map(len, batches)) < len(ids):
+        dispatcher.step()
+        read.append(size(dispatcher._reader.ahead))
     dispatcher.finish()
-    assert len([one for one in sizes if one > BATCH_BYTES + large]) == 1
+    assert len([after for before, after in pairwise(read) if after > max(before, BATCH_BYTES + large)]) == 1
+    assert max(map(size, batches)) <= BATCH_BYTES
+    assert [json.loads(entry.data or b"")["id"] for batch in batches for entry in batch] == ids
 
 
 def test_after_a_backlog_of_small_events_only_the_beginning_of_the_next_is_read(

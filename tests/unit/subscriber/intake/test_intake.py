@@ -8,7 +8,10 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus, SettingsError
-from bridge.bus.listener import ChannelListener, ReceivedBatch
+from bridge.bus.admission import Admission
+from bridge.bus.listener import ChannelListener, ReceivedBatch, restore_sources
+from bridge.events import EncodedEvent
+from bridge.events.event import TYPESCRIPT_BUS_SOURCE
 from bridge.redis.client import connect
 from bridge.storage import Storage
 from bridge.storage.keys import Keys
@@ -220,3 +223,19 @@ def test_a_group_whose_creation_is_not_confirmed(
     start_subscriber(redis_url=proxy.url)
     assert proxy.done["reply dropped"] == 1
     eventually(lambda: queues.tasks() == {"t.all a.b kept": 1}, "the event is dispatched")
+
+
+def test_a_small_broadcast_does_not_make_the_bridge_read_large_keys(client: Redis, settings: BridgeSettings) -> None:
+    """A key is read for the real source as far as it may be the event of the broadcast, and no further."""
+    storage, admission = Storage(client, settings), Admission(settings)
+    event = Event(type="a.b", id="e1", source=TYPESCRIPT_BUS_SOURCE, payload="p")
+    broadcast = EncodedEvent.of(event, event.encode())
+    kept = event.model_copy(update={"source": "real " + "x" * 150})
+    client.set(storage.keys.event("e1"), kept.encode(), ex=60)
+    (restored,) = restore_sources(storage, [broadcast], admission)
+    assert restored.event.source == kept.source
+    client.set(storage.keys.event("e1"), kept.model_copy(update={"payload": "p" * 500_000}).encode(), ex=60)
+    before = client.info("stats")["total_net_output_bytes"]
+    (same,) = restore_sources(storage, [broadcast], admission)
+    assert same is broadcast
+    assert client.info("stats")["total_net_output_bytes"] - before < 100_000
