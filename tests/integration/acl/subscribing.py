@@ -37,7 +37,10 @@ NOT_GRANTED = {"config|get", "config"}
 
 
 def prepare(restricted_redis: RestrictedRedis) -> None:
-    """Leave work for a subscriber: entries of a crashed consumer, overdue and ended tasks, an old key, full indexes."""
+    """Leave work for a subscriber: entries of a crashed consumer, overdue and ended tasks, an old key, full indexes.
+
+    And what it has to forget: a queue that is used no more, and the retention of an operator whose time is over.
+    """
     keys, settings = Keys(restricted_redis.prefix), restricted_redis.settings()
     restricted_redis.admin.xadd(keys.journal, {"id": "ancient", "type": "a.b", "event": "{}"}, id="1-1")
     restricted_redis.admin.xgroup_create(keys.journal, "tests", id="0")
@@ -52,6 +55,8 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
         restricted_redis.admin.zadd(keys.inflight("tests"), {"without a pair": 1})
         restricted_redis.admin.set(keys.done(task_id_for("tests", "ended", "t.exact")), "- 1 celery", ex=60)
         restricted_redis.admin.set(keys.event("stale"), Event(type="a.b", id="stale", timestamp=1).encode())
+        restricted_redis.admin.hset(keys.queue_watermarks("tests"), "old 0 started", 1)
+        restricted_redis.admin.hset(keys.group_settings, "retained:tests", "1 1 1")
         for cause, count in (("new-2", 1001), ("new-3", 60)):
             members = {f"c{number}": 1 for number in range(count)}
             restricted_redis.admin.zadd(keys.consequences(cause), members)
@@ -89,6 +94,8 @@ def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> Non
             lambda: admin.publish(*again) and subscriber.counters.snapshot().get("duplicate", 0) > 20,
             "more than 20 duplicates are received",
         )
+        eventually(lambda: not admin.hexists(keys.queue_watermarks("tests"), "old 0 started"), "a queue is forgotten")
+        eventually(lambda: not admin.hexists(keys.group_settings, "retained:tests"), "a retention is forgotten")
         so_far = calls(admin)["publish"]
         eventually(lambda: calls(admin)["publish"] > so_far, "without events, it publishes a heartbeat to itself")
         eventually(lambda: subscriber.info()["warnings"], "it has checked the settings of the server")
