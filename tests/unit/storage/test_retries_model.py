@@ -166,6 +166,8 @@ class TaskMachine(RuleBasedStateMachine):
     def redispatch(self) -> None:
         """The task is overdue; unless it runs, it is sent again for the try that is due."""
         self.client.zadd(self.keys.inflight("tests"), {"t": 0})
+        if self.client.hexists(self.keys.lease("t"), "at_ms"):
+            self.client.hset(self.keys.lease("t"), "at_ms", 0)
         swept = self.ledger.sweep_overdue(self.ledger.find_overdue(1), ())
         assert [task.in_flight.retries for task in swept] == ([] if self.holder else [self.due])
         for task in swept:
