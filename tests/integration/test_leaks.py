@@ -157,4 +157,4 @@ def test_under_a_steady_load_no_key_grows(site: Site, client: Redis, settings: B
     of_group = (keys.dead, keys.dead_size, keys.fencing_token, keys.inflight, keys.inflight_tasks)
     of_group += (keys.queue_watermarks, keys.starts)
     lasting = {key.decode() for key in client.scan_iter(f"{{{site.prefix}}}*", count=1000) if client.pttl(key) == -1}
-    assert lasting <= {keys.journal, keys.group_settings, *(of("tests") for of in of_group)}
+    assert lasting <= {keys.journal, keys.journal_start, keys.group_settings, *(of("tests") for of in of_group)}
