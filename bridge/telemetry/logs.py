@@ -74,7 +74,8 @@ class Action(StrEnum):
     )
     JOURNAL_AHEAD = (
         "journal_ahead",
-        "The ids of the journal were ahead of the clock of Redis. Its entries are moved to a new journal.",
+        "The ids of the journal were ahead of the clock of Redis. Its entries are moved to a new journal. One line a "
+        "minute.",
     )
     JOURNAL_CUT = (
         "journal_cut",

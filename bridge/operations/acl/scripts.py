@@ -84,6 +84,7 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "sweep_overdue": {"inflight": "zrem zadd", "inflight_tasks": "hget hdel", "done": "exists", "lease": "hmget"},
     "trim": {
         "journal": "exists xrange xinfo|groups xpending xack xtrim",
+        "journals": "xinfo|stream",
         "group_settings": "hget hdel",
         "journal_start": "get set",
     },

@@ -2,15 +2,17 @@
 --
 -- journal         stream  loses old entries by the clock of the server, the oldest first
 -- group_settings  hash    group -> its settings, see group_settings.py. Loses what an operator wrote when its time is over
--- journal_start   string  "<first> <undone>" after the last call: the first entry, and the first one that a group had not
---                         acknowledged; empty if there was no entry. It is deleted when the journal is replaced
+-- journal_start   string  "<first> <undone> <removed>" after the last call: the first entry, or "-"; the first one that a
+--                         group had not acknowledged; and how many were ever removed, 0 before Redis 7. It is deleted
+--                         when the journal is replaced
 --
 -- An entry is old when it exceeds the longest event_ttl of all groups of the journal, so no group loses what it has yet
 -- to read because another group keeps events for a shorter time. A group without settings is of an older version, and
 -- own_event_ttl_ms counts for it.
 --
 -- Returns [removed, more, cut, group_1, lost_1, group_2, lost_2, ...]: how many entries were removed; 1 if older ones
--- remain; `undone` of the last call if another program has removed `first` since then, although it is not old, else empty;
+-- remain; `undone` of the last call if another program has removed entries since then, else empty: `first` is missing,
+-- although it is not old, or there was no entry, and some have been added and removed;
 -- and for each group how many of the removed entries it had not acknowledged, apart from replays for other groups.
 -- Their events are lost to that group. Those that were pending are acknowledged, so that no consumer reads an entry
 -- that no longer exists.
@@ -77,9 +79,22 @@ if horizon_ms <= 0 then
     return {0, 0, ""}
 end
 
+local function removed_ever()
+    local info = #groups > 0 and fields_of(redis.call("XINFO", "STREAM", journal)) or {}
+    return info["entries-added"] and info["entries-added"] - info["length"] or 0
+end
+
 local function undone_if_cut()
-    local first_id, undone = string.match(redis.call("GET", journal_start) or "", "^(%S+) (%S+)$")
-    local cut = #groups > 0 and first_id and parts(first_id) >= horizon_ms and not first(first_id, first_id)
+    local first_id, undone, removed = string.match(redis.call("GET", journal_start) or "", "^(%S+) (%S+) (%d+)$")
+    if not first_id or #groups == 0 then
+        return ""
+    end
+    local cut
+    if first_id == "-" then
+        cut = removed_ever() > tonumber(removed)
+    else
+        cut = parts(first_id) >= horizon_ms and not first(first_id, first_id)
+    end
     return cut and undone or ""
 end
 local cut = undone_if_cut()
@@ -140,9 +155,10 @@ for _, group in ipairs(groups) do
 end
 
 local entry, undone = first("-", "+"), nil
-for _, group in ipairs(entry and groups or {}) do
+for _, group in ipairs(groups) do
     local not_acknowledged = redis.call("XPENDING", journal, group.name)[2] or group.unread
     undone = undone and before(undone, not_acknowledged) and undone or not_acknowledged
 end
-redis.call("SET", journal_start, entry and entry[1] .. " " .. (undone or entry[1]) or "")
+local start = undone and (entry and entry[1] or "-") .. " " .. undone .. " " .. integer(removed_ever()) or ""
+redis.call("SET", journal_start, start)
 return reply

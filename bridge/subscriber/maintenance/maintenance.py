@@ -16,7 +16,7 @@ from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.maintenance.leader import Leader
 from bridge.subscriber.maintenance.rescuer import Rescuer
 from bridge.subscriber.members import Members
-from bridge.telemetry import Action, Counters, log_fields
+from bridge.telemetry import Action, Counters, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Maintenance:
         self._interval_s = settings.maintenance_interval_s
         self._due_at = 0.0
         self._journal_repair = storage.journal_repair
+        self._throttle = LogThrottle()  # a publisher can cause a repair at any rate
         #: Whether entries of a journal that was set aside may be left.
         self._moves_back = False
         #: In this order. Each ends early when its argument is set.
@@ -120,14 +121,15 @@ class Maintenance:
             extra = log_fields(Action.JOURNAL_AHEAD, group=self._group, consumer=self._consumer.name)
             text = "The last id of the journal was %.0f s ahead of the clock of Redis, so its entries get new ids. "
             text += "Check the clock of the server, and which programs have permission to write to the journal."
-            log.error(text, ahead_ms / 1000, extra=extra)
+            if self._throttle.allow(Action.JOURNAL_AHEAD):
+                log.error(text, ahead_ms / 1000, extra=extra)
         deadline = time.monotonic() + _MAX_REPAIR_S
         moved = 0
         self._moves_back = True
         while self._moves_back and not stop.is_set() and time.monotonic() < deadline:
             count, self._moves_back = self._journal_repair.move_back()
             moved += count
-        if moved:
+        if moved and self._throttle.allow(Action.JOURNAL_REPAIRED):
             extra = log_fields(Action.JOURNAL_REPAIRED, group=self._group, consumer=self._consumer.name, count=moved)
             log.info("Moved %d entries back to the journal, under new ids", moved, extra=extra)
 

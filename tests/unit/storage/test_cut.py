@@ -9,6 +9,7 @@ import pytest
 from bridge import BridgeSettings, Event
 from bridge.events.encoded import EncodedEvent
 from bridge.redis.client import connect
+from bridge.storage.entries import stream_position
 from bridge.storage.journal import new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.storage import Storage
@@ -70,6 +71,23 @@ def test_what_a_group_had_not_acknowledged_is_told(storage: Storage, undone: str
     assert storage.journal.trim().cut == ""
 
 
+def test_entries_that_came_and_went_since_the_journal_was_empty(storage: Storage) -> None:
+    """Redis 7 counts them. So an attack that is repeated all the time is noticed at every trim."""
+    one = consumer(storage, "g")
+    counts = "entries-added" in storage.client.xinfo_stream(storage.keys.journal)
+    assert storage.journal.trim().cut == ""
+    for attack in range(3):
+        publish(storage, f"n{attack}")
+        ids = entry_ids(storage)
+        cut(storage)
+        publish(storage, *[f"late{attack}"] * (attack == 2))
+        told = storage.journal.trim().cut
+        assert (told != "" and stream_position(told) <= stream_position(ids[0].decode())) is counts
+        assert storage.journal.trim().cut == ""
+    assert [entry.entry_id for entry in one.read(9, 1)] == entry_ids(storage)
+    assert storage.journal.trim().cut == ""
+
+
 def test_what_the_bridge_removes_is_not_told(storage: Storage) -> None:
     """Trimming, also in several steps, a repair, a new journal and a change of the retention are no cut."""
     one = consumer(storage, "g")
@@ -102,7 +120,7 @@ def test_old_entries_may_have_been_removed_by_a_subscriber_of_an_older_version(s
     storage.client.xadd(storage.keys.journal, {"event": "x"}, id=f"{now_ms() - HOUR_MS + 300}-1")
     publish(storage, "n0")
     assert storage.journal.trim().removed == 0
-    storage.client.set(storage.keys.journal_start, f"{now_ms() - HOUR_MS - 1}-1 0-1")
+    storage.client.set(storage.keys.journal_start, f"{now_ms() - HOUR_MS - 1}-1 0-1 0")
     storage.client.xtrim(storage.keys.journal, maxlen=1, approximate=False)
     assert storage.journal.trim().cut == ""
 
