@@ -23,15 +23,15 @@ class Entry(NamedTuple):
     """One entry as a consumer reads it; its *data* is missing if it was removed before it was acknowledged.
 
     A replay addresses its entries to one *group*, and may name the one *handler* it is for. The groups *done* had
-    acknowledged it before it was moved. An entry that another subscriber of the group has handed over comes with the
-    names of the handlers that it was *dispatched_to*.
+    acknowledged it before it was moved; None if it was not moved. An entry that another subscriber of the group has
+    handed over comes with the names of the handlers that it was *dispatched_to*.
     """
 
     entry_id: bytes
     data: bytes | None
     group: str | None = None
     handler: str | None = None
-    done: tuple[str, ...] = ()
+    done: tuple[str, ...] | None = None
     dispatched_to: frozenset[str] | None = None
 
     @classmethod
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
         """Return the entry with these fields, which any program may have written."""
         fields = fields or {}
         # A name that is not UTF-8 is not that of any group or handler.
-        done = tuple(_name(fields.get(b"done", b"")).split())
+        done = tuple(_name(fields[b"done"]).split()) if b"done" in fields else None
         group, handler = (_name(fields[name]) if name in fields else None for name in (b"group", b"handler"))
         return cls(entry_id, fields.get(b"event"), group, handler, done)
 

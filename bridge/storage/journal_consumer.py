@@ -145,16 +145,18 @@ class JournalConsumer:
             commands.append(("HDEL", self._handed_over, *finished))
         return commands
 
-    def forget_trimmed(self) -> None:
-        """Delete what is known of entries that were handed over and have been trimmed since."""
+    def forget_removed(self) -> None:
+        """Delete what is known of entries that were handed over, and have been trimmed or moved since."""
         with self._client.pipeline(transaction=False) as pipe:
             pipe.hkeys(self._handed_over)
             pipe.xrange(self._key, count=1)
-            noted, first = pipe.execute()
+            pipe.xrevrange(self._key, count=1)
+            noted, *ends = pipe.execute()
         if not noted:
             return
-        oldest = stream_position(first[0][0].decode()) if first else None
-        if gone := [entry_id for entry_id in noted if oldest is None or stream_position(entry_id.decode()) < oldest]:
+        kept = [stream_position(entry_id.decode()) for rows in ends for entry_id, _ in rows]
+        positions = {entry_id: stream_position(entry_id.decode()) for entry_id in noted}
+        if gone := [entry_id for entry_id, at in positions.items() if not kept or not min(kept) <= at <= max(kept)]:
             self._client.hdel(self._handed_over, *gone)
 
     def fencing_token(self) -> bytes | None:

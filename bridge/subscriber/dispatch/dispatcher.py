@@ -170,7 +170,7 @@ class Dispatcher:
             self._reader.lower_limit(entries)
             self._transaction.begin([], [], read=self._reader.limit)  # while the first batch of a backlog is routed
         batch = self._router.route(entries)
-        if pending and (task_ids := batch.task_ids):
+        if (pending or batch.has_moved) and (task_ids := batch.task_ids):
             batch.leave_out(self._ledger.sent(task_ids))
         if self._back_pressure.applies_to(batch):
             return False

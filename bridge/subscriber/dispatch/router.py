@@ -35,6 +35,8 @@ class Batch:
     dead_letters: list[tuple[bytes, DeadLetter]] = field(default_factory=list)
     #: Entries to count once they are acknowledged, each with the name of a counter and the event type.
     counts: list[tuple[bytes, str, str]] = field(default_factory=list)
+    #: Whether there are entries that were moved in a repair of the journal, maybe after some of their tasks were sent.
+    has_moved: bool = False
 
     @property
     def task_ids(self) -> list[str]:
@@ -107,8 +109,12 @@ class Router:
         ]
 
     def _messages(self, entry: Entry, batch: Batch) -> list[Message]:
-        if entry.group not in (None, self._group) or self._group in entry.done:
-            return []  # a replay for another group, or an entry that this one had acknowledged before it was moved
+        if entry.group not in (None, self._group):
+            return []  # a replay for another group
+        if entry.done is not None:
+            if self._group in entry.done:
+                return []  # this one had acknowledged it before it was moved
+            batch.has_moved = True
         if entry.data is None:
             batch.counts.append((entry.entry_id, "lost", ""))
             return []

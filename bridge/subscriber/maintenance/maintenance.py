@@ -173,7 +173,7 @@ class Maintenance:
                 self._on_cut(trimmed.cut)
             for group, count in trimmed.lost.items():
                 self._lost(group, count, "they were older than bridge_event_ttl_s before they were dispatched")
-        self._consumer.forget_trimmed()
+        self._consumer.forget_removed()
 
     def _on_cut(self, since: str) -> None:
         """Restore what another program has removed from the journal before all groups had it."""

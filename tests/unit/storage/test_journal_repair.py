@@ -64,7 +64,9 @@ def unread(one: JournalConsumer) -> list[str]:
     found = []
     while entries := one.read(100, 1):
         found += [
-            Event.decode(entry.data or b"", max_bytes=1000).id for entry in entries if one.group not in entry.done
+            Event.decode(entry.data or b"", max_bytes=1000).id
+            for entry in entries
+            if one.group not in (entry.done or ())
         ]
         one._client.xack(one._key, one.group, *[entry.entry_id for entry in entries])
     return found

@@ -255,11 +255,11 @@ def test_what_is_known_of_trimmed_entries_is_forgotten(
     assert client.hlen(notes) == EVENTS
     kept = client.xrange(journal)[7][0]
     client.xtrim(journal, minid=kept, approximate=False)
-    first.consumer.forget_trimmed()
+    first.consumer.forget_removed()
     assert sorted(client.hkeys(notes))[0] == kept
     assert client.hlen(notes) == 3
     client.xtrim(journal, maxlen=0, approximate=False)
-    first.consumer.forget_trimmed()
+    first.consumer.forget_removed()
     assert not client.exists(notes)
 
 
