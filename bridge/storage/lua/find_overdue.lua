@@ -13,7 +13,7 @@
 --
 -- A task that was given up is overdue when the marks of tasks expire, and is forgotten then.
 --
--- A queue that is used no more, such as that of a tenant, must not be remembered for good. A few lanes at random are
+-- A queue that is used no more, such as that of a tenant, must not be remembered indefinitely. A few lanes at random are
 -- checked in each call, so that it takes the same time however many there are.
 
 -- include: server_ms
