@@ -65,7 +65,6 @@ class Leases:
     """
 
     def __init__(self, bus: EventBus) -> None:
-        self._client = bus.client
         self.settings = bus.settings
         self._ledger = bus.storage.ledger
         self._dead_letters = bus.storage.dead_letters
@@ -213,9 +212,7 @@ class Leases:
         if end.dead_letter is not None:
             self._dead_letters.end_task_with(end.dead_letter, end.ended)
             return
-        with self._client.pipeline(transaction=True) as pipe:
-            self._ledger.end(task_id, end.ended, pipe)
-            pipe.execute()
+        self._ledger.end(task_id, end.ended)
 
     # The thread that renews leases
 

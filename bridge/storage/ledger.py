@@ -121,6 +121,7 @@ class Ledger:
         self._start_run = script(client, "start_run")
         self._renew = script(client, "renew")
         self._release = script(client, "release")
+        self._end = script(client, "end")
         self._find_overdue = script(client, "find_overdue")
         self._postpone = script(client, "postpone")
         self._sweep_overdue = script(client, "sweep_overdue")
@@ -208,12 +209,10 @@ class Ledger:
         keys = [self._keys.lease(task_id), self._inflight, self._tasks]
         self._release(keys=keys, args=[task_id, token, self._redispatch_ms, delay_ms, retries, self._keep_ms])
 
-    def end(self, task_id: str, ended: Ended, pipe: Pipeline) -> None:
-        """Queue on *pipe*, a transaction, the end of a task: write its done mark and remove it from the ledger."""
-        pipe.set(self._keys.done(task_id), f"- {ended.encode()}", px=self._settings.dedup_ttl_ms)
-        pipe.delete(self._keys.lease(task_id))
-        pipe.zrem(self._inflight, task_id)
-        pipe.hdel(self._tasks, task_id)
+    def end(self, task_id: str, ended: Ended) -> None:
+        """Record the end of a task: write its done mark and remove it from the ledger."""
+        keys = [self._keys.done(task_id), self._keys.lease(task_id), self._inflight, self._tasks]
+        self._end(keys=keys, args=[task_id, f"- {ended.encode()}", self._settings.dedup_ttl_ms])
 
     def end_first(self, task_id: str, ended: Ended, pipe: Pipeline, watched: Iterable[str] = ()) -> bool:
         """Begin a transaction on *pipe*, which is empty, with the end of a task; return False if it has ended already.
@@ -221,18 +220,19 @@ class Ledger:
         EXEC raises ``WatchError``, and changes nothing, if the task ends or a *watched* key changes before it.
         """
         pipe.watch(self._keys.done(task_id), *watched)
-        if self._ended(task_id, pipe):
+        if pipe.exists(self._keys.done(task_id)):
             return False
         pipe.multi()
-        self.end(task_id, ended, pipe)
+        # What end.lua does. A script that the server has lost would fail alone, and the effect would be committed.
+        pipe.set(self._keys.done(task_id), f"- {ended.encode()}", px=self._settings.dedup_ttl_ms)
+        pipe.delete(self._keys.lease(task_id))
+        pipe.zrem(self._inflight, task_id)
+        pipe.hdel(self._tasks, task_id)
         return True
 
     def has_ended(self, task_id: str) -> bool:
         """Return whether a task has ended."""
-        return self._ended(task_id, self._client)
-
-    def _ended(self, task_id: str, client: Redis) -> bool:
-        return bool(client.exists(self._keys.done(task_id)))
+        return bool(self._client.exists(self._keys.done(task_id)))
 
     # Redispatch
 

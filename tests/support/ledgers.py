@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from redis import Redis
-
 from bridge.storage.in_flight import Ended, InFlightTask
 from bridge.storage.ledger import Ledger
 
@@ -14,8 +12,6 @@ PAIR = InFlightTask(handler="t.all", event_id="e1", entry_id="1-1", queue="celer
 MakeLedger = Callable[..., Ledger]
 
 
-def end(ledger: Ledger, client: Redis, task_id: str) -> None:
+def end(ledger: Ledger, task_id: str) -> None:
     """End a task with success."""
-    with client.pipeline(transaction=True) as pipe:
-        ledger.end(task_id, Ended(), pipe)
-        pipe.execute()
+    ledger.end(task_id, Ended())

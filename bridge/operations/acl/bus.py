@@ -87,7 +87,7 @@ _INTAKE = _Needs(
     {"listened_to": "psubscribe", "heartbeat": "subscribe publish"},
 )
 _RUNNING = _Needs(
-    ("start_run", "renew", "release", "write_dead_letter", "write_dead_letter, of a task"),
+    ("start_run", "renew", "release", "end", "write_dead_letter", "write_dead_letter, of a task"),
     {"done": "exists set watch", "lease": "del", "inflight": "zrem", "inflight_tasks": "hdel", "event": "get"},
     "multi exec unwatch",
 )

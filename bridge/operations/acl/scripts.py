@@ -25,6 +25,7 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "create_group": {"journal": "xgroup|create", "journal_start": "del", "fencing_token": "incrby"},
     "drop": {"dead": "xrange xdel", "dead_size": "hmget hincrby"},
     "elect": {"leader": "get set del"},
+    "end": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_tasks": "hdel"},
     "find_overdue": {
         "inflight": "zrangebyscore zrem",
         "inflight_tasks": "hget hdel",

@@ -78,9 +78,7 @@ def test_a_copy_that_comes_too_late_has_no_effect(
     """A copy whose task another copy has ended in the meantime is skipped: no error, no retry, no dead letter."""
 
     def end_elsewhere() -> None:
-        with client.pipeline() as pipe:
-            storage.ledger.end("t1", Ended(queue="elsewhere"), pipe)
-            pipe.execute()
+        storage.ledger.end("t1", Ended(queue="elsewhere"))
 
     def handler() -> None:
         if moment == "before the block":

@@ -60,9 +60,7 @@ def test_states_of_a_task_from_the_journal_to_its_end(
     assert state() == "RETRY"
     ledger.start_run(task_id, "again", idempotent=True, delivery=Delivery(1))
     assert state() == "STARTED"
-    with client.pipeline() as pipe:
-        ledger.end(task_id, Ended(runtime_ms=250, queue="plain"), pipe)
-        pipe.execute()
+    ledger.end(task_id, Ended(runtime_ms=250, queue="plain"))
     assert state() == "SUCCESS"
     ((task,),) = TaskStates(user_app, Storage(client, settings)).states([("e", "plain.made")])
     assert (task.runtime_s, task.queue, task.detail) == (0.25, "plain", "")
@@ -167,9 +165,7 @@ def test_a_result_backend_that_is_away_costs_little(
     for number in range(10):
         parts = {"causationId": above, "taskId": f"elsewhere{number}"}
         above = bus.publish(Event(type="plain.made", id=f"n{number}", metadata=parts)).event.id
-    with client.pipeline() as pipe:
-        Storage(client, settings).ledger.end(task_id_for("tests", "n9", f"{HERE}.plain"), Ended(), pipe)
-        pipe.execute()
+    Storage(client, settings).ledger.end(task_id_for("tests", "n9", f"{HERE}.plain"), Ended())
     begun_s = time.monotonic()
     found = Tracer(user_app, Storage(client, settings)).trace("root")
     assert time.monotonic() - begun_s < 4

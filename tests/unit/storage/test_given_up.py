@@ -50,9 +50,7 @@ def give_up(storage: Storage, reason: str = "redispatch_limit") -> bool:
 
 
 def end(storage: Storage) -> None:
-    with storage.client.pipeline(transaction=True) as pipe:
-        storage.ledger.end(TASK_ID, Ended(), pipe)
-        pipe.execute()
+    storage.ledger.end(TASK_ID, Ended())
 
 
 def letters(storage: Storage) -> list[str]:

@@ -29,7 +29,7 @@ def test_a_task_runs_once(make: MakeLedger, client: Redis, prefix: str) -> None:
     second = ledger.start_run("t1", "second", idempotent=True)
     assert second.result == "running"
     assert 29_000 < second.left_ms <= 30_000
-    end(ledger, client, "t1")
+    end(ledger, "t1")
     assert ledger.start_run("t1", "second", idempotent=True).result == "ended"
     assert ledger.size() == 0
     assert not client.exists(Keys(prefix).lease("t1"))
@@ -98,14 +98,14 @@ def test_opting_out_of_idempotence(make: MakeLedger, client: Redis) -> None:
     ledger = make()
     assert ledger.start_run("t1", "first", idempotent=False) == RunStart("started")
     assert ledger.start_run("t1", "second", idempotent=False) == RunStart("started")
-    end(ledger, client, "t1")
+    end(ledger, "t1")
     assert ledger.start_run("t1", "third", idempotent=False) == RunStart("started")
 
 
 def test_a_task_that_ended_before_it_was_listed_is_not_listed(make: MakeLedger, client: Redis) -> None:
     """A task that has ended before or between its dispatches is not added to the ledger."""
     ledger = make()
-    end(ledger, client, "fast")
+    end(ledger, "fast")
     ledger.acknowledge_sent([], [PAIR.entry("fast"), PAIR.entry("slow")])
     assert ledger.size() == 1
     ledger.acknowledge_sent([], [PAIR.entry("slow")])

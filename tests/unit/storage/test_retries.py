@@ -102,7 +102,7 @@ def test_the_lease_key_of_a_retry_lasts_as_long_as_copies_may_arrive(
     assert 106_990_000 < client.pttl(Keys(prefix).lease("t1")) <= 107_000_000
     ledger.start_run("t1", "retry", idempotent=True, delivery=Delivery(1))
     assert 99_990_000 < client.pttl(Keys(prefix).lease("t1")) <= 100_000_000
-    end(ledger, client, "t1")
+    end(ledger, "t1")
     assert not client.exists(Keys(prefix).lease("t1"))
 
 
@@ -181,7 +181,7 @@ def test_a_message_older_than_the_marks_does_not_start(
     elif known in ("retried", "running"):
         ledger.start_run("t1", "first", idempotent=True)
     elif known == "ended":
-        end(ledger, client, "t1")
+        end(ledger, "t1")
     if known == "retried":
         ledger.release("t1", "first", 0, retries=1)
     sent_ms = 0 if age_ms is None else server_ms(client.time()) - age_ms

@@ -95,7 +95,7 @@ class TaskMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.run is not None)
     @rule()
     def succeed(self) -> None:
-        end(self.ledger, self.client, "t")
+        end(self.ledger, "t")
         self.run, self.ended, self.holder = None, True, ""
 
     @precondition(lambda self: self.run is not None)

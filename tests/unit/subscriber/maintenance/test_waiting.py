@@ -105,9 +105,7 @@ def test_a_worker_that_fetches_everything_and_works_it_off(
         due_s = started_s + 3 * number / TASKS
         eventually(lambda due_s=due_s: time.monotonic() > due_s, "the task before has ended")
         assert ledger.start_run(task_id, "run", idempotent=True).result == "started"
-        with client.pipeline() as pipe:
-            ledger.end(task_id, Ended(), pipe)
-            pipe.execute()
+        ledger.end(task_id, Ended())
     assert time.monotonic() - started_s > 2
     assert messages(queues) == []
 
