@@ -26,8 +26,8 @@ RULES = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text(
 CASES = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
 #: Labels that Prometheus adds when it scrapes, and that histograms add to their buckets.
 LABELS_OF_OTHERS = {"job", "instance", "le"}
-#: Metrics with the same value at every subscriber of a bus.
-OF_GROUPS = re.compile(r"bridge_(backlog|pending|tasks?|dead_letters|subscribers)\w*")
+#: Metrics with the same value at every subscriber of a bus. Each one counts its own lost dead letters.
+OF_GROUPS = re.compile(r"bridge_(backlog|pending|tasks?|dead_letters(?!_lost)|subscribers)\w*")
 #: Words before a parenthesis that contains labels and not an expression.
 _LABEL_LISTS = re.compile(r"\b(?:by|on|group_left|without|ignoring) \(([^)]*)\)")
 
