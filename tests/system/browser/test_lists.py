@@ -112,12 +112,12 @@ def test_no_page_scrolls_sideways_on_a_phone(
     site: Site, flower: Flower, browser: Browser, name: str, dark: bool
 ) -> None:
     """At 375 px, each page is as wide as the screen, in both colour schemes; tables scroll within their card."""
-    site.bus.publish("failing.created", {"long": "x" * 500}, id=f"{name}{'y' * 150}", source="s" * 150)
     site.bus.publish("loop.again", id=f"{name}.deep")
-    site.letter_of(f"{name}{'y' * 150}")
     eventually(
         lambda: flower.ask(f"/event/{name}.deep/tree").body.count("tests.app.loop") == 17, "there is a deep chain"
     )
+    site.bus.publish("failing.created", {"long": "x" * 500}, id=f"{name}{'y' * 150}", source="s" * 150)
+    site.letter_of(f"{name}{'y' * 150}")
     browser.emulate(375, dark=dark)
     for page in ("/events", "/events/dead", f"/event/{name}{'y' * 150}", f"/event/{name}.deep"):
         browser.open(flower.url + page)
