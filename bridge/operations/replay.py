@@ -184,7 +184,7 @@ class Replay:
         yield step
 
     def _marked(self, event: Event, found: ReplayItem, at_ms: int) -> bytes:
-        """Encode *event*, which was *found*, with the mark of this replay. No size limit: it was accepted before.
+        """Encode *event*, which was *found*, with the mark of this replay, which may exceed the size limit.
 
         The mark names the group and the handler that the event is for, so that no one can address it to others. A
         signed event is signed again; the mark holds the time of that, which may be long after the event.

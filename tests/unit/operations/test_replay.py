@@ -11,10 +11,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus
+from bridge.bus.admission import Admission
 from bridge.handlers.handler import task_id_for
 from bridge.operations.replay import Replay
 from bridge.operations.replay_sources import JournalSource
-from bridge.storage.entries import EntryFilter
+from bridge.storage.entries import Entry, EntryFilter
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
@@ -183,15 +184,20 @@ def test_misuse_is_named(replays: Replays, bus: EventBus) -> None:
     assert len(replays.ids()) == 3
 
 
-def test_replayed_events_of_any_size(replays: Replays, bus: EventBus) -> None:
-    """An event at the size limit is replayed although its mark makes it larger."""
+def test_replayed_events_at_the_size_limit(replays: Replays, bus: EventBus) -> None:
+    """An event at the limit is replayed and read although its mark makes it larger; one of over twice that is not."""
     event = Event(type="dream.created", id="large", payload="x" * 1000)
-    bus.publish(event.type, event.payload, id=event.id)
-    small = replays.settings.model_copy(update={"max_event_bytes": 100})
-    replay = Replay(
-        Storage(replays.client, small), JournalSource(Storage(replays.client, small), EntryFilter()), "r", {}
-    )
-    assert last(replay.run(FAST)).replayed == 1
+    bus.publish(event)
+    size = len(event.encode())
+    for limit, replayed in ((size, 1), (size // 3, 0)):
+        limited = replays.settings.model_copy(update={"max_event_bytes": limit})
+        storage = Storage(replays.client, limited)
+        progress = last(Replay(storage, JournalSource(storage, EntryFilter()), f"r{limit}", {}).run(FAST))
+        assert (progress.replayed, progress.skipped) == (replayed, 1 - replayed)
+    [appended] = replays.replayed()
+    assert len(appended[b"event"]) > size
+    admission = Admission(replays.settings.model_copy(update={"max_event_bytes": size}))
+    assert admission.read(Entry.of(b"1-0", appended)).id == "large"
 
 
 # With a subscriber
