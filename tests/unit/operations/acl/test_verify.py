@@ -24,6 +24,7 @@ from tests.support import ROOT
 @pytest.fixture
 def admin(each_server: RedisServer) -> Iterator[Redis]:
     with Redis.from_url(each_server.url) as client:
+        provide_scripts(client)  # as a subscriber does
         yield client
 
 
@@ -61,7 +62,6 @@ def test_nothing_is_refused_and_nothing_changed(
     """Verifying an empty bus or one in use changes no key, sends no message and leaves no entry in ACL LOG."""
     prefix = settings.channel_prefix
     admin.acl_log_reset()
-    provide_scripts(admin)  # as a subscriber does
     grant(admin, client, bus_grants(role, settings))
     assert rights.missing_permissions(client, settings, role) == []
     assert dump(admin, prefix) == {}
