@@ -110,12 +110,12 @@ def test_the_users_are_what_the_command_prints() -> None:
     asked = [
         (user, subprocess.Popen(line.split(), cwd=ROOT, env={"PATH": PATH}, stdout=PIPE)) for line, user in commands
     ]
-    for user, process in asked:
-        printed, _ = process.communicate(timeout=30)
-        rights = printed.decode().strip().replace("ACL SETUSER", "user")
+    printed = {user: process.communicate(timeout=30)[0].decode() for user, process in asked}
+    for user, command in printed.items():
+        rights = command.strip().replace("ACL SETUSER", "user")
         lines = [rights + own + f" #<{user}>" for own in ("", OF_TASKS)]
         assert set(lines) & set(text.splitlines()), f"run the commands in users.acl again, for {user}"
-    assert len(asked) == 4
+    assert len(printed) == 4
 
 
 def of_this_redis(site: Site) -> None:
