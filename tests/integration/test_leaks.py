@@ -90,7 +90,7 @@ class Load:
             name = f"{tenant}-{number}-{'x' * _NAME}"
             self._ledger.acknowledge_sent([], [InFlightTask("t.all", name, "1-1", queue=name).entry(name)])
             self._ledger.start_run(name, "token", idempotent=True)
-            end(self._ledger, self._client, name)
+            end(self._ledger, name)
 
     def _cut(self) -> None:
         """Cut the subscription of the bridge: the event keys are scanned."""

@@ -56,7 +56,7 @@ SITES = {
     "publish": runs("publish"),
     "begin": runs("start_run"),
     "renew": runs("renew"),
-    "end": (b"SET",),
+    "end": runs("end"),
 }
 #: Those that are refused when the subscriber is ready. With all of them in a row, its back-off would be long.
 LATER = frozenset({"dispatch", "dead letter", "elect", "claim", "trim", "consumers", "overdue", "sweep"})
