@@ -33,6 +33,9 @@ from tests.support.refusing_proxy import RefusingProxy, runs
 from tests.support.replies import HEALING, PERMANENT
 from tests.support.waiting import eventually
 
+#: All buses run in one process at the same time, next to the other tests.
+pytestmark = pytest.mark.timeout(240)
+
 #: What the loops request.
 SITES = {
     "listen": (b"PSUBSCRIBE",),
@@ -72,7 +75,7 @@ ERRORS = {
     **{text: _NOT_OF_KEYS if prefix == "WRONGTYPE" else _TIMES for prefix, text in (*HEALING, *PERMANENT)},
     **dict.fromkeys(_LOST, _OF_GROUP),
 }
-TIMEOUT_S = 60.0
+TIMEOUT_S = 150.0
 FAST: dict[str, Any] = {
     "block_ms": 50,
     "heartbeat_interval_s": 0.5,
