@@ -162,7 +162,7 @@ def start_subscriber(app: Celery, settings: BridgeSettings) -> Iterator[StartSub
         subscriber = Subscriber(app, BridgeSettings.load(**{"block_ms": 100, **changed}), name, handlers)
         started.append(subscriber)
         subscriber.start()
-        assert not ready or subscriber.ready.wait(10)
+        assert not ready or subscriber.ready.wait(30)
         return subscriber
 
     yield start_one

@@ -152,7 +152,7 @@ def outcome(server: RedisServer) -> Outcome:
         subscriber = Subscriber(app, settings, "one")
         subscriber.start()
         try:
-            assert subscriber.ready.wait(10)
+            assert subscriber.ready.wait(30)
             counters = send_all(client, subscriber)
             with suppress(pytest.fail.Exception):
                 eventually(lambda: client.xpending(KEYS.journal, GROUP)["pending"] == 0, "all are acknowledged", 10)

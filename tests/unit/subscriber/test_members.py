@@ -199,7 +199,7 @@ def test_a_subscriber_without_handlers_reads_nothing(
     assert client.xinfo_consumers(Keys(prefix).journal, "tests") == []
     handlers.add(HANDLERS["t.exact"])
     eventually(lambda: queues.length() == 2, "both events are dispatched", 10)
-    assert subscriber.ready.wait(10)
+    assert subscriber.ready.wait(30)
     eventually(lambda: not problems(), "it is ready", 10)
     lines = [one for one in caplog.records if vars(one).get("action") == "no_handlers"]
     assert len(lines) == 1
