@@ -11,25 +11,12 @@
 
 -- include: fields_of
 -- include: bytes_of
+-- include: id_before
 
 local FIELDS = {"id", "type", "event", "group", "handler"} -- of any other program there may be thousands
 
 local journal, set_aside, aside = KEYS[1], KEYS[2], KEYS[3]
 local seen, max_entries, max_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-
--- Ids are compared as text: Lua's numbers are not exact beyond 2 ^ 53.
-local function less(a, b)
-    if #a ~= #b then
-        return #a < #b
-    end
-    return a < b
-end
-
-local function after(a, b)
-    local a_ms, a_sequence = string.match(a, "^(%d+)-(%d+)$")
-    local b_ms, b_sequence = string.match(b, "^(%d+)-(%d+)$")
-    return less(b_ms, a_ms) or (a_ms == b_ms and less(b_sequence, a_sequence))
-end
 
 local info = redis.pcall("XINFO", "STREAM", aside) -- an error if another process was faster
 local left = info.err and 0 or fields_of(info)["length"]
@@ -46,7 +33,7 @@ end
 local function done_by(entry, before)
     local names = {before}
     for _, group in ipairs(groups) do
-        if not after(entry, group["last-delivered-id"])
+        if not id_before(group["last-delivered-id"], entry)
             and #redis.call("XPENDING", aside, group["name"], entry, entry, 1) == 0 then
             names[#names + 1] = group["name"]
         end

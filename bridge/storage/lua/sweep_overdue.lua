@@ -26,17 +26,12 @@ local redispatch_ms, max_wait_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local now_ms = server_ms()
 
-local function may_wait(task_id, until_ms)
-    local sent_ms, json = parse_in_flight(redis.call("HGET", tasks, task_id) or "")
+-- sent_ms, task: what the ledger lists; nil if the task is no longer listed.
+local function may_wait(sent_ms, task, until_ms)
     if not sent_ms or until_ms and tonumber(until_ms) > tonumber(sent_ms) then
         return false -- a worker got the message, and died while it ran the task
     end
-    return now_ms - sent_ms < max_wait_ms or cjson.decode(json).redispatches > 0
-end
-
-local function listed_retries(task_id)
-    local _, json = parse_in_flight(redis.call("HGET", tasks, task_id) or "")
-    return json and cjson.decode(json).retries or 0
+    return now_ms - sent_ms < max_wait_ms or task.redispatches > 0
 end
 
 local send_again = {}
@@ -44,15 +39,17 @@ for i = FIRST, #KEYS, PER_TASK do
     local done, lease, task_id, waits = KEYS[i], KEYS[i + 1], ARGV[i], ARGV[i + 1] == "1"
     local until_ms, due, at_ms = unpack(redis.call("HMGET", lease, "until_ms", "retries", "at_ms"))
     local retry_ms = at_ms and tonumber(at_ms) + redispatch_ms
+    local sent_ms, json = parse_in_flight(redis.call("HGET", tasks, task_id) or "")
+    local task = json and cjson.decode(json)
     if redis.call("EXISTS", done) == 1 then
         redis.call("ZREM", inflight, task_id)
         redis.call("HDEL", tasks, task_id)
-    elseif until_ms and tonumber(until_ms) > now_ms or waits and may_wait(task_id, until_ms) then
+    elseif until_ms and tonumber(until_ms) > now_ms or waits and may_wait(sent_ms, task, until_ms) then
         redis.call("ZADD", inflight, "XX", integer(now_ms + redispatch_ms), task_id)
     elseif retry_ms and retry_ms > now_ms then
         redis.call("ZADD", inflight, "XX", integer(retry_ms), task_id)
     else
-        send_again[#send_again + 1] = {task_id, math.max(tonumber(due or 0), listed_retries(task_id))}
+        send_again[#send_again + 1] = {task_id, math.max(tonumber(due or 0), task and task.retries or 0)}
     end
 end
 return send_again

@@ -26,6 +26,7 @@
 -- include: fields_of
 -- include: bytes_of
 -- include: longest_ms
+-- include: id_before
 
 local MAX_EXACT = 2 ^ 53 -- larger numbers are not exact in Lua
 
@@ -35,12 +36,6 @@ local own_event_ttl_ms, max_entries, max_bytes = ARGV[1], tonumber(ARGV[2]), ton
 local function parts(id)
     local ms, sequence = string.match(id, "^(%d+)-(%d+)$")
     return tonumber(ms), tonumber(sequence)
-end
-
-local function before(a, b)
-    local a_ms, a_sequence = parts(a)
-    local b_ms, b_sequence = parts(b)
-    return a_ms < b_ms or (a_ms == b_ms and a_sequence < b_sequence)
 end
 
 local function next_id(id)
@@ -110,7 +105,7 @@ end
 
 local all_read = stays
 for _, group in ipairs(groups) do
-    if before(group.unread, all_read) then
+    if id_before(group.unread, all_read) then
         all_read = group.unread
     end
 end
@@ -128,7 +123,7 @@ else
     while entry and read < max_entries and bytes < max_bytes do
         local addressed = fields_of(entry[2])["group"]
         for _, group in ipairs(groups) do
-            if not before(entry[1], group.unread) and (not addressed or addressed == group.name) then
+            if not id_before(entry[1], group.unread) and (not addressed or addressed == group.name) then
                 group.lost = group.lost + 1
             end
         end
@@ -146,7 +141,7 @@ end
 local reply = {removed, more and 1 or 0, cut}
 for _, group in ipairs(groups) do
     for _, pending in ipairs(group.pending) do
-        if before(pending[1], stays) then
+        if id_before(pending[1], stays) then
             group.lost = group.lost + redis.call("XACK", journal, group.name, pending[1])
         end
     end
@@ -157,7 +152,7 @@ end
 local entry, undone = first("-", "+"), nil
 for _, group in ipairs(groups) do
     local not_acknowledged = redis.call("XPENDING", journal, group.name)[2] or group.unread
-    undone = undone and before(undone, not_acknowledged) and undone or not_acknowledged
+    undone = undone and id_before(undone, not_acknowledged) and undone or not_acknowledged
 end
 local start = undone and (entry and entry[1] or "-") .. " " .. undone .. " " .. integer(removed_ever()) or ""
 redis.call("SET", journal_start, start)
