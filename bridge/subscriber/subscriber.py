@@ -60,7 +60,7 @@ class Subscriber:
     It stops in this order, within one time limit:
 
     1. All loops get the signal to stop, so that they start no further round.
-    2. Monitoring stops and deletes the presence of this subscriber. From now on nothing is handed over to it.
+    2. Monitoring reports that this subscriber stops. From now on entries are handed over to others first.
     3. Dispatch finishes the batch in progress and what was handed over, resigns as leader and leaves the group.
        Meanwhile, intake appends the messages that it has received, and a scan of the event keys ends early.
     4. The connections to the broker and the bus are closed, unless a thread still uses them. Such a thread is left

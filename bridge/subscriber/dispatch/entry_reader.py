@@ -107,7 +107,7 @@ class EntryReader:
         stamped = sum(len(message.stamped) for message in batch.to_push + batch.to_send)
         size = max(_size(entries), stamped)
         if size > BATCH_BYTES:
-            self.limit = max(1, len(entries) * BATCH_BYTES // size)
+            self.limit = _fitting(len(entries), size)
         elif len(entries) >= self.limit:
             self.limit = min(2 * self.limit, self._settings.batch_size)
         else:  # the backlog is over: of the next one, which may have large events, only the beginning is read
@@ -116,7 +116,7 @@ class EntryReader:
     def lower_limit(self, entries: Sequence[Entry]) -> None:
         """Lower the limit if *entries*, which were read and wait for their dispatch, are large."""
         if (size := _size(entries)) > BATCH_BYTES:
-            self.limit = min(self.limit, max(1, len(entries) * BATCH_BYTES // size))
+            self.limit = min(self.limit, _fitting(len(entries), size))
 
     @property
     def rereads_pending(self) -> bool:
@@ -148,9 +148,14 @@ def _first(entries: list[Entry]) -> list[Entry]:
     """Return the first entries, of :data:`BATCH_BYTES` or one: messages need several times as much memory as events."""
     size = _size(entries)
     while size > BATCH_BYTES and len(entries) > 1:
-        entries = entries[: max(1, len(entries) * BATCH_BYTES // size)]
+        entries = entries[: _fitting(len(entries), size)]
         size = _size(entries)
     return entries
+
+
+def _fitting(count: int, size: int) -> int:
+    """Return how many of *count* entries with *size* bytes together have :data:`BATCH_BYTES`; at least one."""
+    return max(1, count * BATCH_BYTES // size)
 
 
 def _size(entries: Sequence[Entry]) -> int:
