@@ -35,11 +35,7 @@ def test_the_end_of_a_task_is_recorded_before_its_process_ends(
 ) -> None:
     """The bus is away when a handler ends, and the worker or its pool process stops: the handler does not run again."""
     arguments, handler, terminated, line = STOPS[stop]
-    environment = {
-        "BRIDGE_REDIS_URL": own_server.url,
-        "CELERY_BROKER_URL": processes.environment["REDIS_URL"],
-        "BRIDGE_LEASE_S": "1",
-    }
+    environment = processes.with_bus_apart(own_server) | {"BRIDGE_LEASE_S": "1"}
     settings = BridgeSettings.load(redis_url=own_server.url, channel_prefix=prefix, group="freezing")
     command = ("worker", "--without-mingle", "-c", "2", "-n", "w1@test", "-l", "INFO")
     with EventBus(settings) as bus:

@@ -40,11 +40,7 @@ def test_a_bus_that_hangs_is_not_the_fault_of_the_handler(
     interrupted.
     """
     handler, struck, times, reasons = PHASES[phase]
-    environment = {
-        "BRIDGE_REDIS_URL": own_server.url,
-        "CELERY_BROKER_URL": processes.environment["REDIS_URL"],
-        "BRIDGE_LEASE_S": "1",
-    }
+    environment = processes.with_bus_apart(own_server) | {"BRIDGE_LEASE_S": "1"}
     settings = BridgeSettings.load(redis_url=own_server.url, channel_prefix=prefix, group="freezing")
     names = [f"{handler}.{limit}" for limit in LIMITS]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -21,7 +20,6 @@ from bridge.handlers.handler import task_id_for
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
-from tests.support import ROOT
 from tests.support.processes import STOP_S, Processes, stops_worker
 from tests.support.site import Effects
 from tests.support.waiting import eventually
@@ -284,26 +282,3 @@ def test_shutdown_under_load_loses_nothing(
     effects.wait_for(*(f"glob {event_id}" for event_id in ids), timeout_s=40)
     # A cold shutdown interrupts the two running tasks, possibly between their effect and their done mark.
     assert effects.all().total() - len(ids) <= (2 if how is signal.SIGQUIT else 0)
-
-
-def test_the_bridge_starts_after_the_pool_whatever_the_hash_seed() -> None:
-    """Celery orders its steps with sets; the subscriber's threads never start before the pool has forked."""
-    program = (
-        "import bridge; from celery import Celery; app = Celery('seeds', broker='memory://'); bridge.install(app);"
-        "worker = app.WorkController(hostname='w@h', pool_cls='prefork');"
-        "print([step.label or step.name for step in worker.steps])"
-    )
-    for seeds in (range(10), range(10, 20)):
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-c", program],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                env=os.environ | {"PYTHONHASHSEED": str(seed)},
-            )
-            for seed in seeds
-        ]
-        for process in running:
-            output, _ = process.communicate(timeout=50)
-            assert process.returncode == 0
-            assert output.index(b"Pool") < output.index(b"Bridge")

@@ -82,6 +82,10 @@ class Processes:
         self.celery(*arguments, name=name).wait(timeout_s)
         return self.log(name)
 
+    def with_bus_apart(self, bus: RedisServer) -> dict[str, str]:
+        """Return the environment of processes with another bus; the server of these processes is their broker."""
+        return {"BRIDGE_REDIS_URL": bus.url, "CELERY_BROKER_URL": self.environment["REDIS_URL"]}
+
     def log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")
 

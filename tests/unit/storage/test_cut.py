@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from bridge import BridgeSettings, Event
-from bridge.events.encoded import EncodedEvent
+from bridge import BridgeSettings
 from bridge.redis.client import connect
 from bridge.storage.entries import stream_position
-from bridge.storage.journal import new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
+from tests.support.journals import consumer, publish
 from tests.support.outside import now_ms
 
 HOUR_MS = 3_600_000
@@ -24,18 +23,6 @@ def storage(each_server: RedisServer, prefix: str) -> Iterator[Storage]:
     settings = BridgeSettings.load(redis_url=each_server.url, channel_prefix=prefix, group="g", event_ttl_s=3600)
     with connect(settings) as client:
         yield Storage(client, settings)
-
-
-def publish(storage: Storage, *ids: str) -> None:
-    events = [Event(id=one, type="a.b") for one in ids]
-    encoded = [EncodedEvent.of(event, event.encode()) for event in events]
-    assert storage.journal.publish(encoded, [new_attempt() for _ in ids], broadcast=False) == ["appended"] * len(ids)
-
-
-def consumer(storage: Storage, group: str) -> JournalConsumer:
-    made = storage.of_group(group).consumer("one")
-    made.create_group("earliest")
-    return made
 
 
 def acknowledge(storage: Storage, one: JournalConsumer, *entry_ids: bytes) -> None:

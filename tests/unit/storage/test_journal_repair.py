@@ -11,12 +11,12 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from bridge import BridgeSettings, Event
 from bridge.events.encoded import EncodedEvent
 from bridge.redis.client import connect
-from bridge.storage.journal import new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.lua import script_text
 from bridge.storage.status import read_status
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
+from tests.support.journals import consumer, publish
 from tests.support.outside import now_ms
 
 DAY_MS = 86_400_000
@@ -28,18 +28,6 @@ def storage(each_server: RedisServer, prefix: str) -> Iterator[Storage]:
     settings = BridgeSettings.load(redis_url=each_server.url, channel_prefix=prefix, group="g")
     with connect(settings) as client:
         yield Storage(client, settings)
-
-
-def publish(storage: Storage, *ids: str) -> None:
-    events = [Event(id=one, type="a.b") for one in ids]
-    encoded = [EncodedEvent.of(event, event.encode()) for event in events]
-    assert storage.journal.publish(encoded, [new_attempt() for _ in ids], broadcast=False) == ["appended"] * len(ids)
-
-
-def consumer(storage: Storage, group: str) -> JournalConsumer:
-    made = storage.of_group(group).consumer("one")
-    made.create_group("earliest")
-    return made
 
 
 def write(storage: Storage, entry_id: str, **fields: Any) -> None:
