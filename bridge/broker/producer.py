@@ -14,6 +14,7 @@ from bridge.broker.confirms import Blocked, Confirms
 from bridge.broker.declarations import Declarations, Unroutable
 from bridge.broker.messages import Message, Refused
 from bridge.broker.templates import send_by_celery
+from bridge.handlers import detail_of
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class BrokerProducer:
                 except BaseException as error:  # of user code, which may raise CancelledError or SystemExit too
                     if message.content is not None or broker.is_outage(error, link.producer.connection):
                         raise
-                    refused.append(Refused(message, "message_failed", f"{type(error).__name__}: {error}"))
+                    refused.append(Refused(message, "message_failed", detail_of(error)))
         unroutable = self._wait_for_confirms(link)
         return _Sent(refused, [message for message in messages if message.task_id in unroutable])
 

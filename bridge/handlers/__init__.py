@@ -7,6 +7,7 @@ message runs. The lease of a crashed worker expires; then another copy of the me
 from bridge.handlers.decorator import SEND_OPTIONS, check_send_options, on_event
 from bridge.handlers.delivery import SENT_HEADER
 from bridge.handlers.effects import effect_transaction
+from bridge.handlers.ends import detail_of
 from bridge.handlers.handler import Handler, Registry, registry, task_id_for
 from bridge.handlers.leases import wait_for_ends
 from bridge.handlers.progress import note_stopping, share_progress
@@ -20,6 +21,7 @@ __all__ = [
     "Registry",
     "check_send_options",
     "describe",
+    "detail_of",
     "effect_transaction",
     "end_revoked",
     "note_stopping",

@@ -10,7 +10,7 @@ from bridge.bus import Admission
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
 from bridge.events import EncodedEvent
-from bridge.handlers import Handler, Registry, task_id_for
+from bridge.handlers import Handler, Registry, detail_of, task_id_for
 from bridge.storage import DeadLetter, Entry, HandOver
 from bridge.subscriber.members import Members
 
@@ -133,8 +133,7 @@ class Router:
                 reason = "message_failed"
                 messages.append(self._outbox.prepare(handler, encoded, entry.entry_id))
             except BaseException as error:  # noqa: BLE001  # user code, which may raise CancelledError or SystemExit too
-                detail = f"{type(error).__name__}: {error}"
-                dead_letter = self._dead_letter(reason, detail, encoded, handler.task_name)
+                dead_letter = self._dead_letter(reason, detail_of(error), encoded, handler.task_name)
                 batch.dead_letters.append((entry.entry_id, dead_letter))
         return messages
 

@@ -12,7 +12,7 @@ from bridge.broker import Message, Outbox
 from bridge.bus import Admission
 from bridge.errors import InvalidEvent
 from bridge.events import EncodedEvent
-from bridge.handlers import Registry, task_id_for
+from bridge.handlers import Registry, detail_of, task_id_for
 from bridge.storage import DeadLetter, Entry, LedgerEntry, Overdue, Storage
 from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.members import Members
@@ -194,7 +194,7 @@ class Rescuer:
             entry_id, retries = task.in_flight.entry_id.encode(), task.in_flight.retries
             return [self._outbox.prepare(handler, event, entry_id, retries)]
         except BaseException as error:  # user code, which may raise CancelledError or SystemExit too
-            raise _Unrecoverable("message_failed", f"{type(error).__name__}: {error}", event) from error
+            raise _Unrecoverable("message_failed", detail_of(error), event) from error
 
     def _give_up(self, task: Overdue, why: _Unrecoverable) -> None:
         """Write a dead letter for a task, which may still run: its message may wait where the ledger cannot see it.

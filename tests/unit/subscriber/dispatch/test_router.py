@@ -152,10 +152,17 @@ class Timeout(BaseException):
     """As ``gevent.Timeout``."""
 
 
+class Unprintable(Exception):
+    """An error whose text fails as well."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
 NO_EXCEPTIONS = [asyncio.CancelledError, SystemExit, GeneratorExit, KeyboardInterrupt, Timeout]
 
 
-@pytest.mark.parametrize("kind", NO_EXCEPTIONS)
+@pytest.mark.parametrize("kind", [*NO_EXCEPTIONS, Unprintable])
 def test_user_code_cannot_end_dispatch(
     register_handlers, outbox: Outbox, router: Router, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
