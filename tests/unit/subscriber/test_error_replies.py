@@ -163,6 +163,7 @@ class Bus:
             eventually(lambda: client.hget(lease, "until_ms") not in (None, first_until), "it is renewed", TIMEOUT_S)
             leases.end(task_id)
             eventually(lambda: client.exists(bus.storage.keys.done(task_id)), "its end is recorded", TIMEOUT_S)
+            leases.wait_for_ends(TIMEOUT_S)  # its thread may still read the reply, and the bus is closed next
 
     def _keep(self, client: Redis, event_id: str) -> Event:
         event = Event(type="a.b", id=event_id, payload={"yes": 1})
