@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+from pydantic import SecretStr
 from redis.connection import SSLConnection, parse_url
 
 Kind = Literal["server", "sentinel", "cluster"]
@@ -93,6 +95,21 @@ class Address:
     def secure(self) -> bool:
         """Whether connections use TLS."""
         return self.options.get("connection_class") is SSLConnection
+
+
+def url_of(host: str, port: int, password: SecretStr | None) -> str:
+    """Return the URL of a single server, with its password."""
+    login = f":{quote(password.get_secret_value(), safe='')}@" if password else ""
+    return f"redis://{login}{f'[{host}]' if ':' in host else host}:{port}/0"
+
+
+def redacted(url: str) -> str:
+    """Return the URL of a bus for logs and errors: no user, no password, no query."""
+    scheme, _, rest = url.partition("://")
+    place = re.split(r"[?#]", rest, maxsplit=1)[0]
+    if "@" in rest[len(place) :]:  # it may belong to the password or to the query
+        return f"{scheme}://..."
+    return f"{scheme}://{place.rpartition('@')[2]}"
 
 
 def _hosts(places: str, default_port: int) -> Iterator[tuple[str, int]]:

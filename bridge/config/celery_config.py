@@ -1,15 +1,14 @@
-"""Checks of names in the environment and in the Celery configuration, and of what the latter must not hold."""
+"""What the Celery configuration holds for the bridge, and what it must not hold."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from celery import Celery
 from kombu.serialization import registry  # type: ignore[attr-defined]  # not in the stubs
-from pydantic import ValidationError
 
-from bridge.errors import SettingsError, did_you_mean
+from bridge.errors import SettingsError
 
 CONF_PREFIX = "bridge_"
 
@@ -21,19 +20,6 @@ def bridge_names(app: Celery) -> dict[str, Any]:
     return {name: app.conf[key] for key, name in spelt.items() if name.startswith(CONF_PREFIX)}
 
 
-def refuse_unknown(names: Iterable[str], known: Collection[str], prefix: str, where: str) -> None:
-    """Raise :class:`SettingsError` if one of *names*, with *prefix*, is not a setting; propose the right one."""
-
-    def spell(key: str) -> str:
-        return prefix + (key.upper() if prefix.isupper() else key)
-
-    for name in names:
-        short = name.removeprefix(prefix).lower()
-        if short not in known:
-            hint = did_you_mean(short, known, spell) or f"known are {', '.join(map(spell, sorted(known)))}."
-            raise SettingsError(f"{where}: there is no setting {name}; {hint}")
-
-
 def refuse_shared_prefix(channel_prefix: str, app: Celery) -> None:
     """Raise :class:`SettingsError` if the messages of *app* would be received as events."""
     for name in ("broker_transport_options", "result_backend_transport_options"):
@@ -43,15 +29,6 @@ def refuse_shared_prefix(channel_prefix: str, app: Celery) -> None:
                 f"{name}['global_keyprefix'] is {shared!r}, below the channel prefix {channel_prefix!r}: "
                 "Celery's own messages would be received as events; choose another value for one of them"
             )
-
-
-def describe(error: ValidationError) -> str:
-    """Return what is wrong with which settings, without their values."""
-    problems = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        name = ".".join(str(part) for part in problem["loc"])
-        problems.append(f"{name}: {problem['msg']}" if name else problem["msg"])
-    return "; ".join(problems)
 
 
 #: The content type that kombu reads with pickle. It reads YAML safely, and MessagePack cannot hold code.

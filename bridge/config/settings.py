@@ -10,38 +10,30 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
-from contextvars import ContextVar
-from types import MappingProxyType
 from typing import Any, Literal, Self
-from urllib.parse import quote
 
 from celery import Celery
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as EnvUnreadable
 
-from bridge.config.address import Address
-from bridge.config.celery_config import (
-    CONF_PREFIX,
-    bridge_names,
+from bridge.config.address import Address, redacted, url_of
+from bridge.config.celery_config import refuse_pickle, refuse_shared_prefix
+from bridge.config.environment import ENV_PREFIX, environment_source
+from bridge.config.names import ChannelPrefix, GroupName, SourceName
+from bridge.config.sources import (
+    ADDRESS_PARTS,
+    below_environment,
     describe,
-    refuse_pickle,
-    refuse_shared_prefix,
-    refuse_unknown,
+    refuse_unknown_names,
+    values_below_environment,
 )
-from bridge.config.environment import ENV_PREFIX, bridge_variables, environment_source
 from bridge.errors import SettingsError
-from bridge.events import CLOCK_SKEW_S, MAX_DEPTH, TYPESCRIPT_BUS_SOURCE, Patterns, Redaction, SigningKeys, redaction_of
+from bridge.events import CLOCK_SKEW_S, MAX_DEPTH, Patterns, Redaction, SigningKeys, redaction_of
 
-_ADDRESS_PARTS = frozenset({"redis_host", "redis_port", "redis_password"})
 #: The limit in bytes that belongs to ``batch_size``. One event may exceed it, and so may one read of the journal where
 #: large events follow small ones: up to 500 MB with the defaults, since Redis does not report sizes before a read.
 BATCH_BYTES = 4 * 1024 * 1024
-#: Names of Celery applications that no one chose.
-_NAMELESS = (None, "default", "__main__")
-#: Values for the fields that neither an argument nor the environment sets, while :meth:`BridgeSettings.load` runs.
-_below_env: ContextVar[Mapping[str, Any]] = ContextVar("_below_env", default=MappingProxyType({}))
 
 
 class BridgeSettings(BaseSettings):
@@ -62,7 +54,7 @@ class BridgeSettings(BaseSettings):
 
     #: Prefix of the channels, ``{prefix}{type}``, and of the keys, for example ``{prefix}event:{id}``. On one Redis, no
     #: prefix may begin with another one: the bus ``shop:`` would receive the events of ``shop:eu:``.
-    channel_prefix: str = "dreamnet:events:"
+    channel_prefix: ChannelPrefix = "dreamnet:events:"
     #: Write the event key and the journal entry when publishing.
     enable_persistence: bool = True
     #: Replicas that must confirm a publication (in a cluster: replicas of the journal). 0: do not wait.
@@ -72,7 +64,7 @@ class BridgeSettings(BaseSettings):
     #: Broadcast when publishing, listen when subscribing.
     enable_pubsub: bool = True
     #: Name of the publisher, in each event; the name of the Celery application unless set.
-    source: str = "bridge"
+    source: SourceName = "bridge"
     #: Lifetime of an event key and of a journal entry; of all groups of a bus, the longest one counts for the journal.
     #: Must not be shorter than other programs keep their event keys.
     event_ttl_s: int = Field(default=24 * 3600, ge=1)
@@ -105,7 +97,7 @@ class BridgeSettings(BaseSettings):
 
     #: Consumer group, one per Celery application; its name unless set. Each group receives every event once. If the
     #: application has no name, its subscribers do not start unless this is set.
-    group: str = "bridge"
+    group: GroupName = "bridge"
     #: Event types, as Redis globs, whose broadcasts a subscriber listens to. If there are too many for one subscriber,
     #: the subscribers of a group can divide them by type; together they must listen to all types. Dispatch is shared
     #: in any case.
@@ -161,21 +153,10 @@ class BridgeSettings(BaseSettings):
         Raises:
             SettingsError: A name is unknown (the text proposes the right one) or a value is invalid.
         """
-        known = cls.model_fields
-        conf = bridge_names(app) if app is not None else {}
-        refuse_unknown(explicit, known, "", "argument")
-        variables = bridge_variables()
-        refuse_unknown(variables, known, ENV_PREFIX, "environment")
-        refuse_unknown(conf, known, CONF_PREFIX, "Celery configuration")
-        if _ADDRESS_PARTS & explicit.keys():
+        refuse_unknown_names(app, explicit, cls.model_fields)
+        if ADDRESS_PARTS & explicit.keys():
             explicit.setdefault("redis_url", None)  # an explicit host takes precedence over REDIS_URL
-        named = {"group": app.main, "source": app.main} if app is not None and app.main not in _NAMELESS else {}
-        below_env = named | {key.removeprefix(CONF_PREFIX): conf[key] for key in conf}
-        if any(f"{ENV_PREFIX}{part.upper()}" in variables for part in _ADDRESS_PARTS):
-            below_env["redis_url"] = None  # and a host in the environment over an address in the configuration
-        if url := os.environ.get("REDIS_URL"):
-            below_env["redis_url"] = url
-        token = _below_env.set(below_env)
+        token = below_environment.set(values_below_environment(app))
         try:
             settings = cls(**explicit)
         except EnvUnreadable as error:
@@ -183,7 +164,7 @@ class BridgeSettings(BaseSettings):
         except ValidationError as error:
             raise SettingsError(describe(error)) from None  # the original would print values, secrets among them
         finally:
-            _below_env.reset(token)
+            below_environment.reset(token)
         if app is not None:
             refuse_shared_prefix(settings.channel_prefix, app)
             refuse_pickle(app.conf)
@@ -198,37 +179,14 @@ class BridgeSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[Any, ...]:
-        """Return the sources in order of precedence: arguments, the environment, what :meth:`load` found below it."""
-        return init_settings, environment_source(settings_cls), _below_env.get
-
-    @field_validator("channel_prefix")
-    @classmethod
-    def _usable_prefix(cls, prefix: str) -> str:
-        if not prefix:
-            raise ValueError("must not be empty: the subscription would receive every channel of the server")
-        if re.search(r"[{}\s]", prefix):
-            raise ValueError("must not contain braces (they select the Redis Cluster slot) or white space")
-        return prefix
-
-    @field_validator("source")
-    @classmethod
-    def _usable_source(cls, source: str) -> str:
-        if source == TYPESCRIPT_BUS_SOURCE:
-            raise ValueError(f"{TYPESCRIPT_BUS_SOURCE!r} must not be used: the TypeScript bus drops its events")
-        return source
+        """Return the sources in order of precedence: arguments, the environment, what is below it."""
+        return init_settings, environment_source(settings_cls), below_environment.get
 
     @field_validator("redact_paths")
     @classmethod
     def _usable_paths(cls, paths: list[str]) -> list[str]:
         Redaction(paths)
         return paths
-
-    @field_validator("group")
-    @classmethod
-    def _usable_group(cls, group: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9._@-]{1,100}", group):
-            raise ValueError("must be 1 to 100 characters of A-Z a-z 0-9 . _ @ -, because it becomes part of key names")
-        return group
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -255,10 +213,7 @@ class BridgeSettings(BaseSettings):
         """Address of the bus, with its password: never log it, see :attr:`redacted_url`."""
         if self.redis_url is not None:
             return self.redis_url.get_secret_value()
-        password = self.redis_password.get_secret_value() if self.redis_password else ""
-        login = f":{quote(password, safe='')}@" if password else ""
-        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
-        return f"redis://{login}{host}:{self.redis_port}/0"
+        return url_of(self.redis_host, self.redis_port, self.redis_password)
 
     @property
     def address(self) -> Address:
@@ -268,11 +223,7 @@ class BridgeSettings(BaseSettings):
     @property
     def redacted_url(self) -> str:
         """Address of the bus for logs and errors: no user, no password, no query."""
-        scheme, _, rest = self.url.partition("://")
-        place = re.split(r"[?#]", rest, maxsplit=1)[0]
-        if "@" in rest[len(place) :]:  # it may belong to the password or to the query
-            return f"{scheme}://..."
-        return f"{scheme}://{place.rpartition('@')[2]}"
+        return redacted(self.url)
 
     @property
     def redaction(self) -> Redaction:
