@@ -3,6 +3,8 @@
 Importing this package creates no Celery application and opens no connection.
 """
 
+from typing import TYPE_CHECKING
+
 from bridge.bus import EventBus, LocalBus, Publication, current_event, get_bus, publish_event
 from bridge.config import BridgeSettings
 from bridge.errors import (
@@ -39,3 +41,16 @@ __all__ = [
     "on_event",
     "publish_event",
 ]
+
+if TYPE_CHECKING:
+    #: Version of the installed distribution, celery-event-bridge.
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """Return ``__version__``. The metadata of the distribution is read only when a program asks for it."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("celery-event-bridge")

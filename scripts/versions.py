@@ -27,7 +27,7 @@ def bounds(requirements: Iterable[str]) -> Iterator[tuple[str, str]]:
         ValueError: One has no lowest version.
     """
     for requirement in requirements:
-        if requirement.startswith("bridge["):
+        if requirement.startswith("celery-event-bridge["):
             continue
         found = _REQUIREMENT.match(requirement)
         if found is None:

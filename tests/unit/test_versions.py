@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -38,3 +39,18 @@ def test_the_lowest_versions_are_the_bounds() -> None:
     for requirement in map(Requirement, PROJECT["dependencies"]):
         (bound,) = (Version(one.version) for one in requirement.specifier if one.operator == ">=")
         assert lowest[requirement.name] == bound
+
+
+#: A distribution with extras, as after ``pip install``, and what the code reads from the metadata of a distribution.
+_INSTALLED = re.compile(r"pip install ['\"]?([a-z-]*bridge[a-z-]*)\[(\w+)]")
+_METADATA = re.compile(r"\b(?:version|distribution|metadata)\(\"([a-z-]*bridge[a-z-]*)\"\)")
+
+
+def test_texts_and_code_use_the_name_of_the_distribution() -> None:
+    """Errors, docs and look-ups of metadata name the distribution and extras that pyproject.toml declares."""
+    texts = [*(ROOT / "bridge").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "tests/support/requirements.py"]
+    named = [found for path in texts for found in _INSTALLED.findall(path.read_text())]
+    assert set(named) <= {(PROJECT["name"], extra) for extra in PROJECT["optional-dependencies"]}
+    assert {extra for _, extra in named} >= {"flower", "server"}
+    read = [name for path in texts for name in _METADATA.findall(path.read_text())]
+    assert set(read) == {PROJECT["name"]}

@@ -134,7 +134,7 @@ class _SubscriberCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         group = self._settings.group
         info = GaugeMetricFamily("bridge_info", "Always 1.", labels=["group", "consumer", "version"])
-        info.add_metric([group, self._consumer, version("bridge")], 1)
+        info.add_metric([group, self._consumer, version("celery-event-bridge")], 1)
         yield info
         yield from self._own(group)
         bus, broker = self._health.bus(), self._health.broker()

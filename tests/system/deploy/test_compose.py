@@ -186,7 +186,8 @@ def test_image_holds_what_the_commands_need(tmp_path: Path) -> None:
 def test_image_lacks_no_package() -> None:
     """The application, its broker and Flower load without the packages that only developers have."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    installed = distributions([*project["dependencies"], *project["optional-dependencies"]["flower"]]) | {"bridge"}
+    required = [*project["dependencies"], *project["optional-dependencies"]["flower"]]
+    installed = distributions(required) | {project["name"]}
     hidden = [
         module
         for module, owners in metadata.packages_distributions().items()
