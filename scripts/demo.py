@@ -28,7 +28,7 @@ from bridge.config.settings import BridgeSettings  # noqa: E402
 from bridge.operations.task_states import EventNode  # noqa: E402
 from bridge.operations.trace import Tracer  # noqa: E402
 from bridge.storage.keys import Keys  # noqa: E402
-from bridge.testing.redis_server import running_redis  # noqa: E402
+from bridge.testing.redis_server import RedisServer  # noqa: E402
 
 TIMEOUT_S = 45
 FLOWER_URL = "http://localhost:5555"
@@ -137,7 +137,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes it started end with it
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bridge-demo-")))
-        url = stack.enter_context(running_redis())
+        url = os.environ.get("REDIS_URL") or stack.enter_context(RedisServer()).url
         print(f"Redis: {url}")
         os.environ.update(REDIS_URL=url, C_FORCE_ROOT="1")
         app.conf.update(broker_url=url, result_backend=url)

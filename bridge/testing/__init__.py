@@ -1,5 +1,5 @@
 """A temporary redis-server for tests and development. Its directory is deleted when it stops."""
 
-from bridge.testing.redis_server import running_redis
+from bridge.testing.redis_server import RedisServer
 
-__all__ = ["running_redis"]
+__all__ = ["RedisServer"]

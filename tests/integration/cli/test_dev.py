@@ -22,6 +22,7 @@ from bridge.celery import app as example_app
 from bridge.cli.commands.dev import app_name
 from bridge.testing.redis_server import RedisServer
 from tests.support import ROOT
+from tests.support.ports import free_port
 from tests.support.terminal import OpenTerminal, Terminal
 from tests.support.waiting import eventually
 
@@ -39,7 +40,7 @@ def run_as_told(dev: Terminal, **environment: str) -> None:
     """Run the command that ``bus dev`` proposes for another terminal."""
     (command,) = re.findall(r"^  (.*bus publish .*?)\r$", plain(dev), re.MULTILINE)
     words = shlex.split(command)
-    environment |= dict(word.split("=", 1) for word in words if word.startswith("BRIDGE_REDIS_URL="))
+    assert words[0] == "celery"  # the address is that of the application, in both terminals
     arguments = words[words.index("celery") + 1 :]
     subprocess.run(
         [sys.executable, "-m", "celery", *arguments], cwd=ROOT, env=os.environ | environment, check=True, timeout=20
@@ -48,22 +49,22 @@ def run_as_told(dev: Terminal, **environment: str) -> None:
 
 def test_everything_runs_and_goes_together(terminal: OpenTerminal) -> None:
     """The proposed command publishes an event, a worker runs its task, and Flower responds; Ctrl-C ends all of them."""
-    dev = terminal("bus", "dev", app="bridge", columns=200, REDIS_URL="", BRIDGE_CHANNEL_PREFIX="dev:")
+    here = {"REDIS_URL": f"redis://localhost:{free_port()}/0", "BRIDGE_CHANNEL_PREFIX": "dev:"}
+    dev = terminal("bus", "dev", app="bridge", columns=200, **here)
     dev.shows("Ctrl-C stops everything")
     dev.shows("the worker is ready")
     assert "bridge.celery:app, queues celery, index" in plain(dev)
-    run_as_told(dev, BRIDGE_CHANNEL_PREFIX="dev:")
+    run_as_told(dev, **here)
     dev.shows("dream.ready")  # published by a task in another queue
     (flower,) = re.findall(r"http://127\.0\.0\.1:\d+", dev.text)
     eventually(lambda: answers(flower), "Flower responds")
-    (url,) = set(re.findall(r"redis://127\.0\.0\.1:\d+/0", dev.text))
     children = descendants(dev)
     assert len(children) >= 4  # Redis, Flower, the worker and its pool
     dev.process.send_signal(signal.SIGINT)
     assert dev.wait() == 0
     assert psutil.wait_procs(children, timeout=5)[1] == []
     assert "Traceback" not in dev.text
-    with Redis.from_url(url) as client, pytest.raises(RedisConnectionError):
+    with Redis.from_url(here["REDIS_URL"]) as client, pytest.raises(RedisConnectionError):
         client.ping()
 
 
@@ -76,10 +77,10 @@ def answers(url: str) -> bool:
 
 
 def test_a_given_redis_is_used_and_warnings_are_shown(terminal: OpenTerminal, server: RedisServer, prefix: str) -> None:
-    """The Redis of REDIS_URL is used and keeps running, and warnings of the worker are shown."""
+    """A Redis that is running at the address is used and keeps running, and warnings of the worker are shown."""
     dev = terminal("bus", "dev", "--no-flower", "-c", "1", columns=200)
     dev.shows("the worker is ready")
-    assert "the server in REDIS_URL" in plain(dev)
+    assert "the server that is running at redis://127.0.0.1" in plain(dev)
     assert "queues celery, elsewhere, routed" in plain(dev)
     environment = {"REDIS_URL": server.url, "BRIDGE_CHANNEL_PREFIX": prefix}
     command = [sys.executable, "-m", "celery", "-A", "tests.app", "bus", "publish", "failing.created"]
@@ -93,7 +94,7 @@ def test_a_given_redis_is_used_and_warnings_are_shown(terminal: OpenTerminal, se
         assert client.ping()
 
 
-def test_a_worker_that_dies_ends_it(terminal: OpenTerminal, tmp_path: Path) -> None:
+def test_a_worker_that_dies_ends_it(terminal: OpenTerminal, tmp_path: Path, server: RedisServer) -> None:
     """If the worker exits, ``bus dev`` shows its output and exits with status 1."""
     (tmp_path / "broken_shop.py").write_text(
         "import sys, bridge, celery\n"
@@ -102,20 +103,20 @@ def test_a_worker_that_dies_ends_it(terminal: OpenTerminal, tmp_path: Path) -> N
         "if 'worker' in sys.argv:\n"
         "    raise RuntimeError('no stock')\n"
     )
-    dev = terminal("bus", "dev", "--no-flower", app="broken_shop", PYTHONPATH=str(tmp_path))
+    dev = terminal("bus", "dev", "--no-flower", app="broken_shop", PYTHONPATH=str(tmp_path), REDIS_URL=server.url)
     assert dev.wait() == 1
     assert "no stock" in dev.text
     assert "worker exited with status 2" in plain(dev)
     assert "the worker has ended, so there is nothing left to run" in dev.text
 
 
-def test_a_taken_port_is_not_taken_again(terminal: OpenTerminal) -> None:
+def test_a_taken_port_is_not_taken_again(terminal: OpenTerminal, server: RedisServer) -> None:
     """If the port for Flower is in use, Flower gets another one."""
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        dev = terminal("bus", "dev", "--flower-port", str(port))
+        dev = terminal("bus", "dev", "--flower-port", str(port), REDIS_URL=server.url)
         dev.shows("flower")
         dev.shows("Ctrl-C stops everything")
         (taken,) = re.findall(r"http://127\.0\.0\.1:(\d+)", dev.text)
@@ -125,8 +126,8 @@ def test_a_taken_port_is_not_taken_again(terminal: OpenTerminal) -> None:
 
 
 def test_a_redis_that_is_down_is_named(terminal: OpenTerminal) -> None:
-    """If Redis is down, the error names its address, and nothing else is started."""
-    dev = terminal("bus", "dev", REDIS_URL="redis://127.0.0.1:1/0")
+    """If a Redis that cannot be started here is down, the error names its address, and nothing else is started."""
+    dev = terminal("bus", "dev", REDIS_URL="redis://127.0.0.2:1/0")
     assert dev.wait() == 3
     assert "does not answer" in dev.text
     assert "worker" not in dev.text

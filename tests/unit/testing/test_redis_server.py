@@ -1,4 +1,4 @@
-"""The temporary Redis of the demo and the tests."""
+"""The temporary Redis of ``bus dev`` and the tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeError
-from bridge.testing.redis_server import RedisServer, find_binary, running_redis
+from bridge.testing.redis_server import RedisServer, find_binary
 from tests.support.requirements import redis_binary
 
 
@@ -21,13 +21,6 @@ def test_the_wheel_serves_where_no_server_is_installed(monkeypatch: pytest.Monke
     assert find_binary() == binary
     with RedisServer() as server, Redis.from_url(server.url) as client:
         assert client.info("server")["process_id"] == server.pid
-
-
-def test_a_running_redis_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If REDIS_URL is set, that server is used and none is started."""
-    monkeypatch.setenv("REDIS_URL", "redis://elsewhere:1/2")
-    with running_redis() as url:
-        assert url == "redis://elsewhere:1/2"
 
 
 def test_data_survive_a_crash_and_go_with_the_server() -> None:
