@@ -61,7 +61,7 @@ class Event(BaseModel, Generic[PayloadT]):
             preserved, see :attr:`occurred_at`.
         source: Program that published it.
         metadata: JSON object about the event. The bridge uses ``causationId``, ``hops``, ``taskId`` and ``replay``.
-        correlation_id: Id shared by all events of one chain.
+        correlation_id: Id shared by the events of one chain. The first one may have none: see :attr:`chain_id`.
 
     Raises:
         InvalidEvent: A field violates the wire format or a limit.
@@ -247,10 +247,15 @@ class Event(BaseModel, Generic[PayloadT]):
         return replay_of(self.metadata)
 
     @property
-    def cause(self) -> Cause:
-        """This event as the cause of others. A correlation id of more than 200 characters is not passed on."""
+    def chain_id(self) -> str:
+        """Id that it shares with the events that follow from it: a correlation id of 1 to 200 characters, or its id."""
         chain = self.correlation_id
-        return Cause(self.id, chain if chain and len(chain) <= _MAX_CAUSE_LENGTH else self.id, self.hops)
+        return chain if chain and len(chain) <= _MAX_CAUSE_LENGTH else self.id
+
+    @property
+    def cause(self) -> Cause:
+        """This event as the cause of others."""
+        return Cause(self.id, self.chain_id, self.hops)
 
     def child(self, type: str, payload: Any = None, **fields: Any) -> Event:
         """Return a new event that this one caused.

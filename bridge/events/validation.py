@@ -18,9 +18,8 @@ SIGNATURE = "signature"
 
 
 def in_short(event_type: str, event_id: str) -> str:
-    """Return an event as Flower and task lists show it: without payload and secrets, and with a short id."""
-    short = event_id if len(event_id) <= 12 else f"{event_id[:8]}..."
-    return f"<Event {event_type} {short}>"
+    """Return an event as logs, Flower and task lists show it: without its payload, which may be secret."""
+    return f"<Event {event_type} {event_id}>"
 
 
 def replay_of(metadata: dict[str, Any] | None) -> str | None:

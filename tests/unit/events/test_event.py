@@ -262,10 +262,21 @@ def test_foreign_hops_count_as_zero() -> None:
         assert Event(type="a", metadata={"hops": hops}).child("b").hops == 1, hops
 
 
+def test_the_first_event_of_a_chain_has_the_id_of_the_chain_as_well() -> None:
+    """All events of a chain have one chain_id: the correlation id, or the id of the first event."""
+    first = Event(type="a.b", id="first")
+    second = first.child("c.d", id="second")
+    assert {one.chain_id for one in (first, second, second.child("e.f"))} == {"first"}
+    named = Event(type="a.b", id="first", correlation_id="order-1")
+    assert {one.chain_id for one in (named, named.child("c.d"))} == {"order-1"}
+    long = Event(type="a.b", id="first", correlation_id="x" * 201)
+    assert {one.chain_id for one in (long, long.child("c.d"))} == {"first"}
+
+
 def test_repr_and_digest() -> None:
-    """repr() shows type and short id; the digest depends on type and payload, not on key order, source or time."""
+    """repr() shows type and whole id; the digest depends on type and payload, not on key order, source or time."""
     event = Event(type="a.b", id="0123456789abcdef", payload={"x": 1, "y": [1, 2]})
-    assert repr(event) == str(event) == "<Event a.b 01234567...>"
+    assert repr(event) == str(event) == "<Event a.b 0123456789abcdef>"
     same = Event(type="a.b", id="j", payload={"y": [1, 2], "x": 1}, source="s", timestamp=1, metadata={}, extra=1)
     assert event.digest == same.digest
     assert event.digest not in {Event(type="b", payload=event.payload).digest, Event(type="a.b", payload=[]).digest}
