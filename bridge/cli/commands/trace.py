@@ -48,8 +48,8 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
 
     \b
     Example:
-      celery -A bridge bus trace 3f2a7c1e-9d0b-4c55-8a43-0c6f4b1f2a77
-      celery -A bridge bus trace order-1234 --json
+      celery -A APP bus trace 3f2a7c1e-9d0b-4c55-8a43-0c6f4b1f2a77
+      celery -A APP bus trace order-1234 --json
     """
     with open_bus(ctx.obj.app) as storage:
         found = Tracer(ctx.obj.app, storage).trace(any_id)
@@ -69,6 +69,8 @@ def _event(node: EventNode, branch: str, indent: str, requested_id: str) -> Iter
     kind = Styled(node.event_type, "bold") if node.event_type else Styled("(expired event)", "dim")
     when = output.ago(node.at_ms) if node.at_ms and on_terminal() else output.moment(node.at_ms)
     about = [text for text in (node.source, when) if text]
+    if node.event_type and not node.tasks:
+        about.append("no handlers")
     here = Styled("  <- this event" if node.event_id == requested_id else "", "bold cyan")
     yield [Styled(branch, "dim"), kind, "  ", node.event_id, Styled("  ".join(["", *about]), "dim"), here]
     yield from _below([*node.tasks, *node.events], node.hidden, indent, requested_id)

@@ -66,6 +66,17 @@ def test_states_without_a_worker(
     assert re.search(r"sleepy  RETRY  naps$", trace("first").stdout, re.MULTILINE)
 
 
+def test_an_event_without_handlers(trace: Invoke, bus: EventBus, client: Redis, keys: Keys) -> None:
+    """An event that no handler of the application takes is marked; one with handlers and an expired one are not."""
+    bus.publish(Event(type="sleepy.craeted", id="first"))
+    bus.publish(Event(type="sleepy.created", id="second", metadata={"causationId": "first"}))
+    first, second, task = trace("first").stdout.splitlines()
+    assert "  no handlers  <- this event" in first
+    assert "no handlers" not in second + task
+    client.delete(keys.event("first"), keys.journal)
+    assert "no handlers" not in trace("first").stdout
+
+
 def test_an_event_that_is_retained_no_more(trace: Invoke, bus: EventBus, client: Redis, keys: Keys) -> None:
     """An expired event keeps its id and its place in the chain."""
     first = bus.publish("other.first", id="first").event
