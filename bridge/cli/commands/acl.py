@@ -53,9 +53,9 @@ def acl(ctx: click.Context, /, role: Role, as_json: bool, user: str | None, serv
 
     \b
     Example:
-      celery -A bridge bus acl worker
-      celery -A bridge bus acl publisher --no-bridge --user dream-service
-      celery -A bridge bus acl worker --server bus | redis-cli -u redis://admin:...@redis.internal
+      celery -A APP bus acl worker
+      celery -A APP bus acl publisher --no-bridge --user dream-service
+      celery -A APP bus acl worker --server bus | redis-cli -u redis://admin:...@redis.internal
     """
     app = ctx.obj.app
     settings = load(app)

@@ -70,8 +70,8 @@ def check(ctx: click.Context, /, ready: bool, role: Role, as_json: bool) -> None
 
     \b
     Example:
-      celery -A bridge bus check
-      celery -A bridge bus check --ready
+      celery -A APP bus check
+      celery -A APP bus check --ready
     """
     settings = load(ctx.obj.app)
     with open_storage(settings) as storage:

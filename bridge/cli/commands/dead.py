@@ -44,9 +44,9 @@ def dead() -> None:
 
     \b
     Example:
-      celery -A bridge bus dead list --since 1d
-      celery -A bridge bus dead show 1795534238046-3
-      celery -A bridge bus dead retry --reason failure --handler tasks.dreams.analyse
+      celery -A APP bus dead list --since 1d
+      celery -A APP bus dead show 1795534238046-3
+      celery -A APP bus dead retry --reason failure --handler tasks.dreams.analyse
     """
 
 
@@ -60,8 +60,8 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **given: Any) -> Non
 
     \b
     Example:
-      celery -A bridge bus dead list --since 1d --type 'dream.*'
-      celery -A bridge bus dead list --reason payload --json | jq .detail
+      celery -A APP bus dead list --since 1d --type 'dream.*'
+      celery -A APP bus dead list --reason payload --json | jq .detail
     """
     with open_bus(ctx.obj.app) as storage:
         dead_letters = storage.dead_letters
@@ -91,7 +91,7 @@ def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
 
     \b
     Example:
-      celery -A bridge bus dead show 1795534238046-3
+      celery -A APP bus dead show 1795534238046-3
     """
     with open_bus(ctx.obj.app) as storage:
         dead_letters = storage.dead_letters
@@ -123,8 +123,8 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **given: An
 
     \b
     Example:
-      celery -A bridge bus dead retry --id 1795534238046-3
-      celery -A bridge bus dead retry --handler tasks.dreams.analyse --since 2h --dry-run
+      celery -A APP bus dead retry --id 1795534238046-3
+      celery -A APP bus dead retry --handler tasks.dreams.analyse --since 2h --dry-run
     """
     how = {key: given.pop(key) for key in ("rate", "dry_run", "as_json")}
     filters = {"from": "dead letters"} | filters_as_given(given, everything)
@@ -147,8 +147,8 @@ def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, *
 
     \b
     Example:
-      celery -A bridge bus dead purge --reason json --until 7d
-      celery -A bridge bus dead purge --all --force
+      celery -A APP bus dead purge --reason json --until 7d
+      celery -A APP bus dead purge --all --force
     """
     filters_as_given(given, everything)
     with open_bus(ctx.obj.app) as storage:

@@ -56,8 +56,8 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
 
     \b
     Example:
-      celery -A bridge bus dev
-      REDIS_URL=redis://localhost:6379/5 celery -A bridge bus dev --loglevel INFO --no-flower
+      celery -A APP bus dev
+      REDIS_URL=redis://localhost:6379/5 celery -A APP bus dev --loglevel INFO --no-flower
     """
     app = ctx.obj.app
     name = app_name(app)

@@ -22,8 +22,8 @@ def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
 
     \b
     Example:
-      celery -A bridge bus get 975c7603-5f0c-4b53-a1a4-0b7a5a1d6a2e
-      celery -A bridge bus get d1 | jq .payload
+      celery -A APP bus get 975c7603-5f0c-4b53-a1a4-0b7a5a1d6a2e
+      celery -A APP bus get d1 | jq .payload
     """
     with open_bus(ctx.obj.app) as storage:
         settings, event = storage.settings, History(storage).event(event_id)

@@ -50,7 +50,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
 
     \b
     Example:
-      celery -A bridge bus groups list
+      celery -A APP bus groups list
     """
     with open_bus(ctx.obj.app) as storage:
         found = read_status(storage).groups
@@ -103,7 +103,7 @@ def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None
 
     \b
     Example:
-      celery -A bridge bus groups delete old-shop
+      celery -A APP bus groups delete old-shop
     """
     with open_bus(ctx.obj.app) as storage:
         all_groups = Groups(storage)
@@ -142,7 +142,7 @@ def retain(ctx: click.Context, /, name: str, lifetime: int, as_json: bool) -> No
 
     \b
     Example:
-      celery -A bridge bus groups retain shop 3d
+      celery -A APP bus groups retain shop 3d
     """
     with open_bus(ctx.obj.app) as storage:
         if name not in storage.journal.groups():

@@ -39,9 +39,9 @@ def publish(ctx: click.Context, /, event_type: str, payload: str, as_json: bool,
 
     \b
     Example:
-      celery -A bridge bus publish dream.created '{"dreamId": "d1", "text": "I could fly."}'
-      celery -A bridge bus publish dream.created @dream.json --id d1
-      jq -c '.dreams[]' export.json | celery -A bridge bus publish dream.created -
+      celery -A APP bus publish dream.created '{"dreamId": "d1", "text": "I could fly."}'
+      celery -A APP bus publish dream.created @dream.json --id d1
+      jq -c '.dreams[]' export.json | celery -A APP bus publish dream.created -
     """
     fields: dict[str, Any] = {"type": event_type, "correlation_id": ids["correlation_id"]}
     if ids["event_id"] is not None:

@@ -54,8 +54,8 @@ def replay(ctx: click.Context, /, everything: bool, name: str | None, **given: A
 
     \b
     Example:
-      celery -A bridge bus replay --since 2h --type 'dream.*' --dry-run
-      celery -A bridge bus replay --since 2h --type 'dream.*' --name after-the-fix
+      celery -A APP bus replay --since 2h --type 'dream.*' --dry-run
+      celery -A APP bus replay --since 2h --type 'dream.*' --name after-the-fix
     """
     how = {key: given.pop(key) for key in ("rate", "dry_run", "as_json")}
     filters = {"from": "journal"} | filters_as_given(given, everything)

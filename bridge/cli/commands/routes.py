@@ -39,8 +39,8 @@ def routes(ctx: click.Context, /, match: str | None, as_json: bool) -> None:
 
     \b
     Example:
-      celery -A bridge bus routes
-      celery -A bridge bus routes --match dream.created
+      celery -A APP bus routes
+      celery -A APP bus routes --match dream.created
     """
     app = ctx.obj.app
     settings = load(app)

@@ -39,8 +39,8 @@ def status(ctx: click.Context, /, as_json: bool) -> None:
 
     \b
     Example:
-      celery -A bridge bus status
-      celery -A bridge bus status --json | jq '.groups[] | select(.backlog > 1000)'
+      celery -A APP bus status
+      celery -A APP bus status --json | jq '.groups[] | select(.backlog > 1000)'
     """
     with open_bus(ctx.obj.app) as storage:
         settings = storage.settings

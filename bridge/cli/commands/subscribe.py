@@ -37,9 +37,9 @@ def subscribe(ctx: click.Context, loglevel: int, types: tuple[str, ...]) -> None
 
     \b
     Example:
-      celery -A bridge bus subscribe --loglevel WARNING
-      celery -A bridge bus subscribe --types 'dream.*' --types 'user.*'
-      celery -A bridge worker --no-subscriber
+      celery -A APP bus subscribe --loglevel WARNING
+      celery -A APP bus subscribe --types 'dream.*' --types 'user.*'
+      celery -A APP worker --no-subscriber
     """
     wait_for_signal = signals_noted()
     app = ctx.obj.app

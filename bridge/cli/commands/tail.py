@@ -34,9 +34,9 @@ def tail(ctx: click.Context, /, patterns: tuple[str, ...], since: When | None, a
 
     \b
     Example:
-      celery -A bridge bus tail
-      celery -A bridge bus tail 'dream.*' --since 10m
-      celery -A bridge bus tail --json | jq -r .payload.text
+      celery -A APP bus tail
+      celery -A APP bus tail 'dream.*' --since 10m
+      celery -A APP bus tail --json | jq -r .payload.text
     """
     with until_interrupted(), open_bus(ctx.obj.app) as storage:
         if not storage.settings.enable_pubsub:

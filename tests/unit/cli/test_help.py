@@ -54,7 +54,7 @@ def test_the_list_of_commands_has_their_own_words() -> None:
 def test_every_command_has_help_with_examples(path: str, command: click.Command) -> None:
     """The help of a command says what it does and has an example; for a group, its commands do."""
     assert command.help
-    assert f"celery -A bridge {path}" in command.help or isinstance(command, click.Group)
+    assert f"celery -A APP {path}" in command.help or isinstance(command, click.Group)
 
 
 def test_help_documents_the_exit_codes(invoke: Invoke) -> None:
