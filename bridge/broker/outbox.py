@@ -8,7 +8,9 @@ publish signals, if sent-events are on, or if the message depends on user code t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, cast
 
 from celery import Celery, Task
@@ -22,7 +24,7 @@ from bridge.broker.templates import delivery_tags, queue_reached, render, sent_n
 from bridge.bus import PROPAGATOR
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidHandler, SettingsError
-from bridge.events import EncodedEvent, compile_pattern
+from bridge.events import EncodedEvent, Event, compile_pattern, example_of
 from bridge.handlers import SEND_OPTIONS, EventTask, Handler, check_send_options, task_id_for
 
 #: Event types are few. A program that invents new ones endlessly must not fill the memory.
@@ -45,6 +47,7 @@ class Outbox:
         connection = app.connection_for_write()
         self._app = app
         self._group = settings.group
+        self._rule_patterns = tuple(settings.routes)
         self._rules = [(compile_pattern(pattern), options) for pattern, options in settings.routes.items()]
         self._routes: dict[tuple[str, str], Route] = {}
         self._made_for: Any = None
@@ -75,6 +78,32 @@ class Outbox:
             text = template.stamped(event, task_id.encode(), next(self._tags), self._sent)
             return Message(route, task_id, event, entry_id, None, text)
         return Message(route, task_id, event, entry_id, template.content(event))
+
+    def route_of(self, handler: Handler, event_type: str) -> Route:
+        """Return the route of the messages that call *handler* with events of one type, without sending any.
+
+        The route is kept, and tells Celery to ignore results. So an outbox that is asked for routes must not send.
+
+        Raises:
+            Exception: User code, a route or an option of the handler fails.
+        """
+        event = Event(type=event_type, id="example")
+        # Celery renders the message. If it kept the result, it would connect to the result backend to listen for it.
+        silent = replace(handler, send_options=dict(handler.send_options) | {"ignore_result": True})
+        return self.prepare(silent, EncodedEvent.of(event, event.encode()), b"0-0").route
+
+    def queues(self, handlers: Iterable[Handler]) -> set[str]:
+        """Return the names of the queues that *handlers* are sent to, by their patterns and the routes of the bridge.
+
+        A queue that a router chooses by the content of an event is not among them. See :meth:`route_of`.
+        """
+        found = set()
+        for handler in handlers:
+            for pattern in (*handler.patterns, *self._rule_patterns):
+                if handler.matches(example := example_of(pattern)):
+                    with suppress(Exception):  # routers are user code, and Celery refuses options in many ways
+                        found.add(self.route_of(handler, example).queue)
+        return found - {""}
 
     def refresh(self) -> None:
         """Take the time of the next messages; forget the routes if Celery's configuration or signals have changed."""

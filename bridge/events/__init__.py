@@ -7,7 +7,7 @@ from bridge.events import wire
 from bridge.events.clock import now_ms
 from bridge.events.encoded import EncodedEvent, fingerprint
 from bridge.events.event import TYPESCRIPT_BUS_SOURCE, Cause, Event, caused_by
-from bridge.events.patterns import Patterns, compile_pattern, escape_glob, is_literal
+from bridge.events.patterns import Patterns, compile_pattern, escape_glob, example_of, is_literal
 from bridge.events.redaction import NO_REDACTION, REDACTED, Redaction, redaction_of
 from bridge.events.signing import CLOCK_SKEW_S, Keyring, SigningKeys, is_signed, unsigned
 from bridge.events.validation import ID_PATTERN, SIGNATURE, check_type
@@ -32,6 +32,7 @@ __all__ = [
     "check_type",
     "compile_pattern",
     "escape_glob",
+    "example_of",
     "fingerprint",
     "is_literal",
     "is_signed",

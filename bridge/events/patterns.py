@@ -16,6 +16,9 @@ from pydantic import AfterValidator
 #: With one of these a glob means something else than its own text.
 _GLOB_START = frozenset("*?[\\")
 _GLOB_SPECIAL = re.compile(r"([\\*?\[\]^])")
+#: A part of a glob: an escaped character, a set, or anything else.
+_GLOB_PART = re.compile(r"\\.|\[(?:\\.|[^\]])*\]|.", re.DOTALL)
+_CHARS = "xabcdefghijklmnopqrstuvwyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
 
 def escape_glob(literal: str) -> str:
@@ -94,3 +97,17 @@ def _compilable(patterns: list[str]) -> list[str]:
 
 #: The type of a setting that holds patterns.
 Patterns = Annotated[list[str], AfterValidator(_compilable)]
+
+
+def example_of(pattern: str) -> str:
+    """Return an event type that a glob matches and that other patterns hardly match by accident."""
+    text = ""
+    for part in _GLOB_PART.findall(pattern):
+        if part in ("*", "?"):
+            text += "x"
+        elif part[0] == "[":
+            fits = compile_pattern(part).fullmatch
+            text += next((char for char in _CHARS if fits(char)), "x")
+        else:
+            text += part[-1]
+    return text

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 from celery import Celery
 
 from bridge.broker import Outbox
 from bridge.config import BridgeSettings
-from bridge.events import EncodedEvent, Event, compile_pattern
+from bridge.events import Event, compile_pattern, example_of
 from bridge.handlers import EventTask, Handler, registry
 
 #: Attributes of a task that matter to operators, with the default values, which are not shown.
@@ -23,9 +22,6 @@ _TASK_OPTIONS = {
     "idempotent": True,
     "max_retries": 3,
 }
-#: A part of a glob: an escaped character, a set, or anything else.
-_GLOB_PART = re.compile(r"\\.|\[(?:\\.|[^\]])*\]|.", re.DOTALL)
-_CHARS = "xabcdefghijklmnopqrstuvwyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,11 @@ def routes_of(app: Celery, settings: BridgeSettings) -> Iterator[HandlerRoute]:
     """Yield the routes of all handlers: one for each pattern, and one for each rule that changes the route."""
     outbox = Outbox(app, settings)
     for handler in sorted(registry, key=lambda handler: handler.task_name):
-        own = [_route(app, settings, outbox, handler, pattern, _example(pattern)) for pattern in handler.patterns]
+        own = [_route(app, settings, outbox, handler, pattern, example_of(pattern)) for pattern in handler.patterns]
         yield from own
         shown = {(route.queue, repr(route.options)) for route in own}
         for pattern in settings.routes:
-            example = _example(pattern)
+            example = example_of(pattern)
             if pattern not in handler.patterns and handler.matches(example):
                 route = _route(app, settings, outbox, handler, pattern, example)
                 if (route.queue, repr(route.options)) not in shown:
@@ -82,12 +78,9 @@ def _route(
 ) -> HandlerRoute:
     task = cast("EventTask", app.tasks[handler.task_name])
     queue, sending, problem = "", dict(handler.send_options), ""
-    event = Event(type=event_type, id="example")
-    # Celery renders the message. If it kept the result, it would connect to the result backend to listen for it.
-    silent = replace(handler, send_options=sending | {"ignore_result": True})
     try:
-        message = outbox.prepare(silent, EncodedEvent.of(event, event.encode()), b"0-0")
-        queue, sending = message.route.queue, dict(message.route.options)
+        route = outbox.route_of(handler, event_type)
+        queue, sending = route.queue, dict(route.options)
     except Exception as error:  # noqa: BLE001  # routers are user code, and Celery refuses options in many ways
         problem = " ".join(f"{type(error).__name__}: {error}".split())
     for name in ("queue", "ignore_result"):
@@ -114,17 +107,3 @@ def _task_options(app: Celery, task: EventTask) -> dict[str, Any]:
 def _shown(options: dict[str, Any]) -> dict[str, Any]:
     """Return *options* as values of JSON; what JSON cannot hold becomes text."""
     return {name: json.loads(json.dumps(value, default=str)) for name, value in options.items()}
-
-
-def _example(pattern: str) -> str:
-    """Return an event type that a glob matches and that other patterns hardly match by accident."""
-    text = ""
-    for part in _GLOB_PART.findall(pattern):
-        if part in ("*", "?"):
-            text += "x"
-        elif part[0] == "[":
-            fits = compile_pattern(part).fullmatch
-            text += next((char for char in _CHARS if fits(char)), "x")
-        else:
-            text += part[-1]
-    return text

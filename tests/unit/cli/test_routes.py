@@ -10,9 +10,8 @@ import pytest
 from celery import Celery
 
 from bridge import EventBus
-from bridge.events.patterns import compile_pattern
+from bridge.events.patterns import compile_pattern, example_of
 from bridge.handlers.handler import registry
-from bridge.operations.routes import _example
 from tests.support.apps import Invoke, StartSubscriber
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
@@ -134,4 +133,4 @@ def test_a_route_that_cannot_work_is_shown(invoke: Invoke, app: Celery) -> None:
 @pytest.mark.parametrize("pattern", ["a", "*", "dream.*", "a?c", "[abc]x", "[^x]*", r"a\*b", "[a-c]", "a.[^a-z]"])
 def test_the_example_of_a_pattern_matches_it(pattern: str) -> None:
     """The example type of a pattern matches that pattern."""
-    assert compile_pattern(pattern).fullmatch(_example(pattern))
+    assert compile_pattern(pattern).fullmatch(example_of(pattern))
