@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 from redis import Redis
 
 from bridge.testing.redis_server import RedisServer
-from tests.support import ROOT
+from tests.support import ROOT, wheel
 from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.requirements import missing, program
@@ -186,8 +186,8 @@ def test_image_holds_what_the_commands_need(tmp_path: Path) -> None:
 def test_image_lacks_no_package() -> None:
     """The application, its broker and Flower load without the packages that only developers have."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = [*project["dependencies"], *project["optional-dependencies"]["flower"]]
-    installed = distributions(required) | {project["name"]}
+    texts = [*project["dependencies"], *project["optional-dependencies"]["flower"]]
+    installed = wheel.required(map(Requirement, texts)) | {project["name"]}
     hidden = [
         module
         for module, owners in metadata.packages_distributions().items()
@@ -209,23 +209,6 @@ def test_image_is_pinned_and_unprivileged() -> None:
     """The image has Flower, the tested versions of all packages, and an unprivileged user."""
     assert "-c constraints.txt '.[flower]'" in DOCKERFILE
     assert re.findall(r"^USER (\w+)$", DOCKERFILE, re.M)[-1] != "root"
-
-
-def distributions(requirements: list[str]) -> set[str]:
-    """Return the names of all packages that pip installs for *requirements*, as far as they are installed here."""
-    found: dict[str, set[str]] = {}
-    todo = [Requirement(text) for text in requirements]
-    while todo:
-        wanted = todo.pop()
-        name = canonicalize_name(wanted.name)
-        if name in found and found[name] >= wanted.extras:
-            continue
-        found.setdefault(name, set()).update(wanted.extras)
-        for text in metadata.requires(name) or []:
-            needed = Requirement(text)
-            if not needed.marker or any(needed.marker.evaluate({"extra": extra}) for extra in ("", *found[name])):
-                todo.append(needed)
-    return set(found)
 
 
 def status(port: int, path: str, login: str | None = None) -> int | None:
