@@ -31,6 +31,6 @@ def group_of(nodeid: str) -> str:
             return f"rabbitmq {file in ('test_faults', 'test_workers')}"
         case "browser":
             return "browser"
-        case "deploy" | "topologies" if file not in _SEPARATE:
+        case "deploy" | "package" | "topologies" if file not in _SEPARATE:
             return file
     return file if file in ("test_architecture", "test_bad_input") else nodeid
