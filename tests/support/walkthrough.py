@@ -1,0 +1,244 @@
+"""Follows a page of the documentation as a reader does: saves its files, runs its commands, compares their output.
+
+A ``python`` block whose first line names a file, ``# shop.py``, is saved; with ``# shop.py, continued`` it is added to
+that file. A ``console`` block holds commands after ``$``, each followed by its output. A line ``...`` stands for any
+number of lines. Ids, times, hosts and ports of the page stand for others, each id for the same one throughout the page.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import termios
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from tests.support.waiting import eventually
+
+#: Commands that run until they are interrupted. They are ready when the output on the page has appeared.
+_SERVERS = re.compile(r"celery .*(?:worker|flower|bus (?:dev|tail|subscribe))\b|uvicorn |flask run|manage.py runserver")
+#: Commands that only show something. A reader who is too early repeats them.
+_VIEWS = re.compile(
+    r"celery .*bus (?:trace|status|check|get|routes|groups|dead (?:list|show))\b|redis-cli .*(?:GET|TTL) "
+)
+_BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", re.M | re.S)
+_FILE = re.compile(r"(?:#|//) (\S+\.\w+)(, continued)?\n")
+_ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b\d{13}-\d+\b"
+#: What differs from run to run, and what may stand in its place.
+_VARIES = {
+    "id": (_ID, _ID),
+    "time": (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z"),
+    "clock": (r"\d\d:\d\d:\d\d(?:[.,]\d+)?", r"\d\d:\d\d:\d\d(?:[.,]\d+)?"),
+    "age": (r"\b\d+s\b", r"\d+s"),
+    "seconds": (r"\d+\.\d+ s\b", r"\d+\.\d+ s\b"),
+    "port": (r"(?<=//127\.0\.0\.1:)\d+|(?<=//localhost:)\d+", r"\d+"),
+    "host": (r"(?<=@)[\w.-]+(?=:\d)", r"[\w.-]+"),
+    "process": (r"(?<=:)\d+:[0-9a-f]{6}\b", r"\d+:[0-9a-f]{6}"),
+    "space": (r" {2,}", r" +"),
+}
+_VARYING = re.compile("|".join(f"(?P<{name}>{found})" for name, (found, _) in _VARIES.items()))
+_ESCAPES = re.compile(r"\x1b(?:\[[\d;?]*[A-Za-z]|\][^\x07]*\x07)")
+
+
+class Block(NamedTuple):
+    """One code block of a page."""
+
+    language: str
+    text: str
+
+
+class Command(NamedTuple):
+    """One command of a ``console`` block, and the lines that follow it."""
+
+    line: str
+    output: list[str]
+
+
+def blocks_of(page: str) -> Iterator[Block]:
+    """Yield the code blocks of a page, without their indentation."""
+    for indent, language, text in _BLOCK.findall(page):
+        yield Block(language, re.sub(rf"^{indent}", "", text, flags=re.M))
+
+
+def commands_of(text: str) -> Iterator[Command]:
+    """Yield the commands of a ``console`` block; a command that ends with a backslash goes on in the next line."""
+    for part in re.split(r"^\$ ", text.replace("\\\n", ""), flags=re.M)[1:]:
+        line, *output = part.rstrip("\n").split("\n")
+        yield Command(line, output)
+
+
+class Walkthrough:
+    """One reader: a folder, the programs that are installed, and what the commands of the page have printed.
+
+    Arguments:
+        folder: Where the files are saved and the commands run.
+        environment: Variables of the reader's shell in addition to those of this process.
+        columns: Width of the reader's terminal.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], columns: int = 120) -> None:
+        self._folder = folder
+        self._environment = {**os.environ, "TERM": "dumb", **environment}
+        self._columns = columns
+        self._servers: list[_Run] = []
+        self._ids: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for run in reversed(self._servers):
+            run.interrupt()
+
+    def follow(self, page: str) -> None:
+        """Do everything that *page* shows, from top to bottom.
+
+        Raises:
+            AssertionError: A command failed or printed something else.
+        """
+        for block in blocks_of(page):
+            if block.language == "console":
+                for command in commands_of(block.text):
+                    self.run(command)
+            elif named := _FILE.match(block.text):
+                name, continued = named.groups()
+                with (self._folder / name).open("a" if continued else "w") as file:
+                    file.write(block.text)
+
+    def run(self, command: Command) -> None:
+        """Run a command and compare its output. A server goes on running until the end of the walk.
+
+        Raises:
+            AssertionError: It failed, or printed something else.
+        """
+        line = re.sub(_ID, lambda found: self._ids.get(found[0], found[0]), command.line)
+        if _SERVERS.search(line):
+            server = self._start(line)
+            self._servers.append(server)
+            with_what = "\n".join(command.output)
+            eventually(
+                lambda: self._matches(command.output, server.lines, whole=False) or server.ended,
+                f"{line} prints\n{with_what}",
+                60,
+            )
+            assert not server.ended, f"{line} ended:\n{server.text}"
+        elif _VIEWS.search(line):
+            eventually(lambda: not self._problem_of(line, command.output), f"{line} prints what is on the page")
+        else:
+            problem = self._problem_of(line, command.output)
+            assert not problem, problem
+
+    def _problem_of(self, line: str, output: list[str]) -> str:
+        """Run a command to its end; return how it differs from the page, or nothing."""
+        run = self._start(line)
+        status = run.wait()
+        if status != 0:
+            return f"{line} ended with {status}:\n{run.text}"
+        expected = "\n".join(output)
+        matches = self._matches(output, run.lines, whole=True)
+        return "" if matches else f"{line} printed\n{run.text}\nand not\n{expected}"
+
+    def _start(self, line: str) -> _Run:
+        return _Run(line, self._folder, self._environment, self._columns)
+
+    def printed(self) -> str:
+        """Return what the servers of the page have printed so far."""
+        return "\n".join(run.text for run in self._servers)
+
+    def _matches(self, expected: list[str], actual: list[str], *, whole: bool) -> bool:
+        """Compare lines; *whole*: nothing may come before, between or after them but where ``...`` stands."""
+        between = "" if whole else r"(?:.*\n)*?"
+        groups: dict[str, str] = {}
+        pattern = between
+        for line in expected:
+            pattern += r"(?:.*\n)*?" if line.strip() == "..." else self._pattern(line, groups) + r" *\n" + between
+        pattern += "" if whole else r"(?:.*\n)*"
+        found = re.fullmatch(pattern, "".join(f"{line}\n" for line in actual))
+        if found is not None:
+            self._ids |= {documented: found[name] for name, documented in groups.items()}
+        return found is not None
+
+    def _pattern(self, line: str, groups: dict[str, str]) -> str:
+        parts, end = [], 0
+        for varying in _VARYING.finditer(line.rstrip()):
+            parts.append(re.escape(line[end : varying.start()]))
+            kind, text = str(varying.lastgroup), varying[0]
+            known = next((name for name, documented in groups.items() if documented == text), None)
+            if kind != "id":
+                parts.append(f"(?:{_VARIES[kind][1]})")
+            elif text in self._ids:
+                parts.append(re.escape(self._ids[text]))
+            elif known:
+                parts.append(f"(?P={known})")
+            else:
+                name = f"id{len(groups)}"
+                groups[name] = text
+                parts.append(f"(?P<{name}>{_ID})")
+            end = varying.end()
+        return "".join([*parts, re.escape(line[end:].rstrip())])
+
+
+class _Run:
+    """A command that runs in a terminal."""
+
+    def __init__(self, line: str, folder: Path, environment: Mapping[str, str], columns: int) -> None:
+        self._master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (50, columns))
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", line],
+            cwd=folder,
+            env=dict(environment),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self._written = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # the other end is closed
+            while data := os.read(self._master, 65536):
+                self._written += data
+
+    @property
+    def text(self) -> str:
+        return _ESCAPES.sub("", self._written.decode(errors="replace")).replace("\r\n", "\n")
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.splitlines()
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def wait(self) -> int:
+        try:
+            status = self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.interrupt()
+            raise
+        self._reader.join(5)
+        return status
+
+    def interrupt(self) -> None:
+        """End it as Ctrl-C does, or kill it."""
+        if not self.ended:
+            os.killpg(self._process.pid, signal.SIGINT)
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        self._reader.join(5)
+        with suppress(OSError):
+            os.close(self._master)
