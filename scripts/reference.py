@@ -55,7 +55,9 @@ _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
 def files() -> dict[str, str]:
     """Return the current content of every generated file, by its path below docs/."""
     made = {"reference/settings.md": settings_page(), "reference/commands.md": commands_page()}
-    return made | {name: filled((DOCS / name).read_text("utf-8")) for name in ("metrics.md", "logs.md")}
+    return made | {
+        name: filled((DOCS / name).read_text("utf-8")) for name in ("reference/metrics.md", "reference/logs.md")
+    }
 
 
 def filled(page: str) -> str:

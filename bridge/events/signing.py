@@ -1,8 +1,8 @@
 """Signed events: a reader with the key can verify that a holder of the key wrote an event, byte for byte.
 
 A signature is the last field of the event's JSON, ``"signature":"<key id>:<64 hex digits>"``: the HMAC-SHA256 of the
-object without that field. Other programs can sign and verify too: docs/signing.md specifies the format and has test
-vectors.
+object without that field. Other programs can sign and verify too: docs/explanation/signing.md specifies the format
+and has test vectors.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Outside:
         return self.keyring.encode(Event(id=event_id, type=event_type, payload=payload, **fields))
 
     def sign(self, text: str, key_id: str = "new") -> bytes:
-        """Sign a JSON text, in any spelling, as docs/signing.md describes."""
+        """Sign a JSON text, in any spelling, as docs/explanation/signing.md describes."""
         signed = f"bridge-event:{key_id}:{self.keys.prefix}\n{text}".encode()
         digest = hmac.new(SECRETS[key_id].get_secret_value().encode(), signed, "sha256").hexdigest()
         return f'{text[:-1]},"signature":"{key_id}:{digest}"}}'.encode()

@@ -165,7 +165,7 @@ def test_tls_and_users(tls: Site) -> None:
 
 
 def test_secrets_are_made_anew(tls: Site) -> None:
-    """As in docs/deploy.md, both passwords are valid for a while, and a new certificate needs no restart."""
+    """As in docs/operate/redis.md, both passwords are valid for a while, and a new certificate needs no restart."""
     old = tls.values()["PUBLISHER_PASSWORD"]
     secrets, env = tls.folder / "deploy/compose/tls-acl/secrets", tls.folder / ".env"
     env.write_text(re.sub(r"PUBLISHER_PASSWORD=.*\n", "", env.read_text()))

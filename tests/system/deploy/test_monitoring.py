@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.support.requirements import program
 
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
+SITE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"]
 DASHBOARD = json.loads((DEPLOY / "grafana" / "bridge.json").read_text())
 RULES = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 CASES = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
@@ -179,5 +181,5 @@ def test_each_alert_leads_to_its_section_of_the_runbook(rule: dict[str, Any]) ->
     """Each alert has a severity, a summary, and a section in the runbook."""
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert rule["annotations"]["summary"].endswith(".")
-    assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
-    assert f"\n## {rule['alert']}\n" in (ROOT / "docs" / "runbook.md").read_text()
+    assert rule["annotations"]["runbook"] == f"{SITE}operate/runbook.html#{rule['alert'].lower()}"
+    assert f"\n## {rule['alert']}\n" in (ROOT / "docs" / "operate" / "runbook.md").read_text()

@@ -27,7 +27,8 @@ TESTS = sources.names_of_tests()
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 #: Texts for users, including those outside the site.
 TEXTS = PAGES | {name: (ROOT / name).read_text() for name in ("README.md", "CHANGELOG.md")}
-WRITTEN = {name: text for name, text in PAGES.items() if "/reference/" not in name}
+#: Pages that are not generated as a whole.
+WRITTEN = {name: text for name, text in PAGES.items() if not name.endswith(("/commands.md", "/settings.md"))}
 FOLDERS = "bridge|deploy|docs|tests|scripts|tasks|benchmarks"
 #: Files in the root of the repository that are mentioned without a folder.
 TOP = r"(?:README|CHANGELOG)\.md|docker-compose\.yml|celeryconfig\.py|Makefile|Dockerfile"
@@ -149,7 +150,7 @@ def test_named_settings_exist() -> None:
 
 def test_every_metric_has_a_line_on_when_to_act() -> None:
     """The table mentions each metric and each outcome."""
-    table = PAGES["docs/metrics.md"].partition("## When to act")[2].partition("\n## ")[0]
+    table = PAGES["docs/reference/metrics.md"].partition("## When to act")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(\w+)`", table))
     assert {reference.sample_name(metric) for metric in reference.metrics()} <= named
     assert reference.OUTCOMES.keys() <= named
@@ -159,7 +160,7 @@ def test_the_runbook_has_the_alerts_and_no_others() -> None:
     """The runbook has one section for each alert, in the order of the rules."""
     groups: Any = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
     alerts = [rule["alert"] for group in groups for rule in group["rules"]]
-    assert re.findall(r"^## (\w+)$", PAGES["docs/runbook.md"], re.M) == alerts
+    assert re.findall(r"^## (\w+)$", PAGES["docs/operate/runbook.md"], re.M) == alerts
 
 
 def test_named_actions_and_reasons_exist() -> None:
@@ -167,7 +168,7 @@ def test_named_actions_and_reasons_exist() -> None:
     for name, text in WRITTEN.items():
         named = re.findall(r"`action` `(\w+)`|\.action == \"(\w+)\"", text)
         assert {one or other for one, other in named} <= set(Action), name
-    table = PAGES["docs/runbook.md"].partition("| reason |")[2].partition("\n\n")[0]
+    table = PAGES["docs/operate/runbook.md"].partition("| reason |")[2].partition("\n\n")[0]
     reasons = [reason for row in table.splitlines()[2:] for reason in re.findall(r"`(\w+)`", row.split("|")[1])]
     code = "".join(path.read_text() for path in (ROOT / "bridge").rglob("*.py"))
     assert len(reasons) > 10

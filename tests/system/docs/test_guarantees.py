@@ -1,4 +1,4 @@
-"""The table of faults in ``docs/guarantees.md`` contains tests that exist."""
+"""The table of faults in ``docs/explanation/guarantees.md`` contains tests that exist."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 
 from tests.support import ROOT, sources
 
-ROWS = re.findall(r"^\| (\d+) \|.*\| (.+) \|$", (ROOT / "docs" / "guarantees.md").read_text(), re.MULTILINE)
+ROWS = re.findall(
+    r"^\| (\d+) \|.*\| (.+) \|$", (ROOT / "docs" / "explanation" / "guarantees.md").read_text(), re.MULTILINE
+)
 
 
 def test_every_fault_is_tested() -> None:

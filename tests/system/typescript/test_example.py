@@ -1,4 +1,4 @@
-"""The TypeScript example of docs/signing.md."""
+"""The TypeScript example of docs/explanation/signing.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_typescript_example_is_heard(
 ) -> None:
     """A subscriber accepts the event of the example, and rejects it if it is signed with another secret."""
     node = program("node")
-    (code,) = re.findall(r"```ts\n(.*?)```", (ROOT / "docs" / "signing.md").read_text(), re.S)
+    (code,) = re.findall(r"```ts\n(.*?)```", (ROOT / "docs" / "explanation" / "signing.md").read_text(), re.S)
     script = tmp_path / "publish.mjs"
     script.write_text(code)  # it contains no types, which Node would have to remove
     register_handlers("t.exact")

@@ -1,4 +1,4 @@
-"""The signature of an event: what it covers, what is refused, and that docs/signing.md describes it correctly."""
+"""The signature of an event: what it covers, what is refused, and whether docs/explanation/signing.md is right."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bridge.errors import InvalidEvent, SettingsError
 from bridge.events.signing import Keyring, is_signed, unsigned
 from tests.support import ROOT
 
-PAGE = (ROOT / "docs" / "signing.md").read_text()
+PAGE = (ROOT / "docs" / "explanation" / "signing.md").read_text()
 VECTORS: dict[str, Any] = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.S)[0])
 KEYS = {key_id: SecretStr(secret) for key_id, secret in VECTORS["keys"].items()}
 KEYRING = Keyring(KEYS, VECTORS["prefix"])
