@@ -162,9 +162,8 @@ class Outbox:
 
     def _differs_by_event(self, task: EventTask) -> bool:
         """Whether the message depends on user code that gets the event."""
-        overridden = (
-            type(task).shadow_name is not Task.shadow_name or type(task).apply_async is not EventTask.apply_async
-        )
+        classes = [one for one in type(task).__mro__ if one not in (EventTask, Task)]
+        overridden = any(name in vars(one) for one in classes for name in ("apply_async", "shadow_name"))
         return overridden or not all(isinstance(route, MapRoute) for route in self._router.routes)
 
     @property

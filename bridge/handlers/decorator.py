@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
-from celery import shared_task
+from celery import Task
 from kombu.compression import get_encoder
 from kombu.entity import maybe_delivery_mode
 
@@ -15,6 +15,7 @@ from bridge.config import is_pickle
 from bridge.errors import InvalidEvent, InvalidHandler, did_you_mean
 from bridge.events import Event, check_type, compile_pattern, is_literal
 from bridge.handlers.handler import Handler, registry
+from bridge.handlers.shared import WHY_NO_PICKLE, handler_class, shared_handler
 from bridge.handlers.task import EventTask
 
 #: Options for sending a task message; all other options are attributes of the task.
@@ -61,11 +62,17 @@ def on_event(
     annotated as ``Event[Model]``, with a pydantic model, its payload is an instance of that model; an invalid payload
     becomes a dead letter. The result is an ordinary Celery task and can be called as a plain function.
 
+    As with any Celery task, its base class is the task class of its application (``task_cls``), or ``base=``. What the
+    bridge needs is added to it: the handler runs inside ``__call__`` of that class, and has its hooks and attributes,
+    but for ``acks_late``, ``reject_on_worker_lost`` and ``track_started``.
+
     Arguments:
         patterns: Event types, or Redis globs over the whole type such as ``dream.*``.
-        where: Predicate on the event. The subscriber evaluates it before it sends a task.
-        options: Any option of a Celery task (``bind``, ``autoretry_for``, ``rate_limit``, ...) or for sending it
-            (``queue``, ``priority``, ``countdown``, ...).
+        where: Predicate on the event. The thread of the subscriber that dispatches all events evaluates it before it
+            sends a task: it must be fast, and look at nothing but the event. In particular it must not use the ORM,
+            whose connection in that thread nobody closes. What it raises leaves a dead letter.
+        options: Any option of a Celery task (``base``, ``bind``, ``autoretry_for``, ``rate_limit``, ...) or for sending
+            it (``queue``, ``priority``, ``countdown``, ...).
 
     Raises:
         InvalidHandler: The declaration cannot work; the text explains what to change.
@@ -83,12 +90,10 @@ def on_event(
         module = "" if task_options.get("name") else function.__module__
         name = task_options.pop("name", None) or f"{module}.{function.__name__}"
         model = _event_model(function, bound=bool(task_options.get("bind")))
-        ours = {"name": name, "base": EventTask, "event_model": model}
         code = inspect.unwrap(function).__code__
         place, declared = f"{code.co_filename}:{code.co_firstlineno}", (function, where, options)
         registry.add(Handler(name, patterns, where, send_options, place, module, declared))
-        make_task = cast("Any", shared_task)(**ours | task_options)
-        return cast("EventTask", make_task(function))
+        return shared_handler(function, name, task_options.pop("base", None), event_model=model, **task_options)
 
     return register
 
@@ -128,12 +133,17 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise InvalidHandler(f"@on_event has no option {name!r}; {hint}")
     check_send_options(options)
     if is_pickle(options.get("serializer")):
-        raise InvalidHandler("serializer='pickle' allows anyone who can write to the queue to run any code; use 'json'")
-    base = options.get("base", EventTask)
-    if not (isinstance(base, type) and issubclass(base, EventTask)):
-        raise InvalidHandler(f"base={base!r} must be a subclass of bridge.EventTask")
+        raise InvalidHandler(f"serializer='pickle' {WHY_NO_PICKLE}")
+    if options.get("base") is not None:
+        _check_base(options["base"])
+
+
+def _check_base(base: Any) -> None:
+    if not (isinstance(base, type) and issubclass(base, Task)):
+        raise InvalidHandler(f"base={base!r} must be a task class: a subclass of celery.Task or of bridge.EventTask")
+    handler_class(base)
     for name in _WORKER_CLASSES:
-        if getattr(base, name) != getattr(EventTask, name):
+        if getattr(base, name) != getattr(EventTask if issubclass(base, EventTask) else Task, name):
             raise InvalidHandler(f"base={base!r} must not set {name}: {_WHY_NO_OTHER}")
 
 

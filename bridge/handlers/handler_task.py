@@ -28,8 +28,8 @@ class HandlerTask(Protocol):
         """The result backend."""
 
     @property
-    def run(self) -> Any:
-        """The handler's function, bound to the task if the handler wants that."""
+    def call_handler(self) -> Any:
+        """The handler's function, with what the application puts around it."""
 
     def signature_from_request(self, request: Any = ..., **options: Any) -> Any:
         """Return the message of *request*, to be sent again."""

@@ -88,7 +88,7 @@ class Run:
         self._state.event = event
         try:
             with handling(event), self._redacting_errors():
-                result = self._task.run(event)
+                result = self._task.call_handler(event)
         except BaseException as error:
             soft_limit.defer()
             if ends_worker(error):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 from celery import Task
@@ -37,25 +39,36 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
     #: ``Event``, or ``Event[Model]`` for a handler whose payload is validated.
     event_model: type[Event[Any]] = Event
 
-    _tracer: Tracer | None = None
+    # Private names are mangled: a class of the user is mixed in, and its names are not known.
+    __tracer: Tracer | None = None
 
     def __call__(self, event: Event[Any] | dict[str, Any]) -> Any:
         """Run the handler: from a worker with the event as JSON, or called as a plain function, as in a test."""
         request = self.request
         if request.called_directly or isinstance(event, Event):
-            return self._call(event, super().__call__)
+            return _call(self, event, super().__call__)
         if request.is_eager:
-            return self._call(event, self.run)
+            return _call(self, event, self.call_handler)
         return execute(self, request, event)
+
+    @cached_property
+    def call_handler(self) -> Callable[[Event[Any]], Any]:
+        """The handler's function, called by ``__call__`` of the class that is mixed in, if it has its own.
+
+        Celery leaves out its own ``__call__`` in workers, too: it would put the task on the stack of tasks again.
+        """
+        inherited = super().__call__
+        own = getattr(inherited, "__func__", None) is not Task.__call__
+        return inherited if own else self.run
 
     @property
     def __trace__(self) -> Tracer | None:
         """The function that runs this task in a worker. Celery sets it when the worker, or its pool process, starts."""
-        return self._tracer
+        return self.__tracer
 
     @__trace__.setter
     def __trace__(self, trace: Tracer | None) -> None:
-        self._tracer = None if trace is None else settling(self, trace)
+        self.__tracer = None if trace is None else settling(self, trace)
 
     def apply_async(  # type: ignore[override]  # all options that Celery accepts are passed on
         self, args: Any = None, kwargs: Any = None, **options: Any
@@ -106,11 +119,12 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
             )
         return super().replace(sig)
 
-    def _call(self, event: Event[Any] | dict[str, Any], function: Any) -> Any:
-        """Call the handler as a function, without a lease and without a record of its end."""
-        typed = event if isinstance(event, self.event_model) else self.event_model.model_validate(event)
-        with handling(typed):
-            return function(typed)
+
+def _call(task: EventTask, event: Event[Any] | dict[str, Any], function: Callable[[Event[Any]], Any]) -> Any:
+    """Call the handler as a function, without a lease and without a record of its end."""
+    typed = event if isinstance(event, task.event_model) else task.event_model.model_validate(event)
+    with handling(typed):
+        return function(typed)
 
 
 def end_revoked(sender: Any, request: Any = None, expired: bool = False, terminated: bool = False, **_: Any) -> None:
