@@ -89,7 +89,7 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-force_option = click.option("--force", is_flag=True, help="Do not ask for confirmation.")
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 all_option = click.option("--all", "everything", is_flag=True, help="Select everything, without filters.")
 event_filters = options(
     click.option(

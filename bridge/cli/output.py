@@ -132,17 +132,17 @@ def progress(what: str, total: float | None = None) -> Iterator[Report]:
         yield lambda done, text: report(done, printable(text))
 
 
-def ask(question: str, *, force: bool) -> None:
-    """Ask for confirmation before something is destroyed, unless *force*.
+def ask(question: str, *, yes: bool) -> None:
+    """Ask for confirmation before something that cannot be undone, unless the answer is given as *yes*.
 
     Raises:
         click.Abort: The user declined.
         click.UsageError: Standard input is not a terminal.
     """
-    if force:
+    if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} There is no terminal for the answer; use --force to proceed without it.")
+        raise click.UsageError(f"{question} There is no terminal for the answer; use --yes to proceed without it.")
     click.confirm(question, abort=True, err=True)
 
 

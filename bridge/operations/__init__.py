@@ -5,6 +5,7 @@ Reading changes nothing. A replay stores its position in Redis, so an interrupte
 
 from bridge.operations.groups import Groups
 from bridge.operations.history import Header, History
+from bridge.operations.impact import Impact, ImpactReader
 from bridge.operations.replay import Progress, Replay
 from bridge.operations.replay_sources import DeadLetterSource, JournalSource, ReplayItem, Source
 from bridge.operations.routes import HandlerRoute, routes_for, routes_of
@@ -18,6 +19,8 @@ __all__ = [
     "HandlerRoute",
     "Header",
     "History",
+    "Impact",
+    "ImpactReader",
     "JournalSource",
     "Progress",
     "Replay",

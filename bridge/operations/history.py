@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from bridge.errors import InvalidEvent
 from bridge.events import Event
-from bridge.redis import attempt
+from bridge.redis import attempt, is_wrong_type
 from bridge.storage import Storage, entries_by_id, script, stream_position
 
 #: Events read in one round trip; each may have a megabyte.
@@ -156,6 +156,25 @@ class History:
             if stream_position(entry_id) > delivered or (isinstance(held, list) and held)
         }
 
+    def consequences(self, event_ids: Sequence[str], most: int) -> list[tuple[list[str], int]]:
+        """Return for each event the ids of the first events that it caused, at most so many, and how many there are.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        keys = [self._keys.consequences(event_id) for event_id in event_ids]
+
+        def read() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.zrange(key, 0, most - 1)
+                    pipe.zcard(key)
+                return [_unless_wrong_type(reply) for reply in pipe.execute(raise_on_error=False)]
+
+        replies = self._attempt(read) if keys else []
+        pairs = zip(replies[::2], replies[1::2], strict=True)
+        return [([child.decode() for child in first or ()], count or 0) for first, count in pairs]
+
     def _attempt(self, do: Callable[[], Any]) -> Any:
         return attempt(self._settings, "reading the journal", do)
 
@@ -171,3 +190,12 @@ def _header(row: list[Any]) -> Header:
         at_ms,
         bool(replay),
     )
+
+
+def _unless_wrong_type(reply: Any) -> Any:
+    """Return a reply, or None if the key of an index has another type."""
+    if is_wrong_type(reply):
+        return None
+    if isinstance(reply, Exception):
+        raise reply
+    return reply

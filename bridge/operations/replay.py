@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from bridge.config import BATCH_BYTES
@@ -116,7 +117,7 @@ class Replay:
         progress = self.progress()
         if progress is not None and progress.finished:
             return iter(())
-        return self._source.read(progress.cursor, progress.until) if progress else self._source.read(*self._bounds())
+        return self._source.read(progress.cursor, progress.until) if progress else self._source.read(*self._bounds)
 
     def run(self, rate: float) -> Iterator[Progress]:
         """Start or resume the replay, and yield the progress after each step; nothing if it is already finished.
@@ -140,8 +141,12 @@ class Replay:
             due_s = time.monotonic() + len(step.events) / rate
             yield progress
 
+    @cached_property
     def _bounds(self) -> tuple[str, str]:
-        """Return where to start, and the newest existing entry as the end; "0-0" if the source is empty."""
+        """Where to start, and the newest existing entry as the end; "0-0" if the source is empty.
+
+        It is looked up once: :meth:`run` ends where :meth:`remaining` did, although entries were appended meanwhile.
+        """
         first, last = self._source.selection.bounds
         what = f"looking up the end of {self._source.key}"
         rows: Any = attempt(
@@ -150,7 +155,7 @@ class Replay:
         return first, rows[0][0].decode() if rows else "0-0"
 
     def _begin(self) -> Progress:
-        first, until = self._bounds()
+        first, until = self._bounds
         found = next(self._source.read(first, until), None)
         if found is None:
             raise BridgeError(f"nothing to replay matches {self._filters}; try fewer filters with --dry-run")

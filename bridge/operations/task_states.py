@@ -105,12 +105,13 @@ class TaskStates:
         tasks = self.of_events(dict(events), self._history.entry_ids(ids))
         return [list({task.handler: task for task in tasks[event_id]}.values()) for event_id in ids]
 
-    def of_events(self, types: Mapping[str, str], entry_ids: Mapping[str, str]) -> dict[str, list[TaskNode]]:
-        """Return the tasks of events, by event id: for each handler the first run, then those of replays.
+    def recorded(self, types: Mapping[str, str]) -> dict[str, list[TaskNode]]:
+        """Return the tasks of events as the ledger knows them, by event id; those without a state are unknown to it.
+
+        For each handler the first run comes first, then those of replays, the oldest first.
 
         Arguments:
             types: Event type, by event id.
-            entry_ids: Stream id in the journal, by event id, as far as known.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
@@ -123,16 +124,30 @@ class TaskStates:
             for replay in ("", *replays[event_id])
         ]
         statuses = self._statuses([task_id for *_, task_id in runs])
-        nodes = [_task(task_id, handler, replay, statuses[task_id]) for _, handler, replay, task_id in runs]
-        unknown = {event_id for (event_id, *_), node in zip(runs, nodes, strict=True) if not node.state}
-        waiting = self._waiting(unknown, entry_ids)
+        found: dict[str, list[TaskNode]] = {event_id: [] for event_id in types}
+        for event_id, handler, replay, task_id in runs:
+            found[event_id].append(_task(task_id, handler, replay, statuses[task_id]))
+        return found
+
+    def of_events(self, types: Mapping[str, str], entry_ids: Mapping[str, str]) -> dict[str, list[TaskNode]]:
+        """Return the tasks of events, by event id: for each handler the first run, then those of replays.
+
+        Arguments:
+            types: Event type, by event id.
+            entry_ids: Stream id in the journal, by event id, as far as known.
+
+        Raises:
+            BusUnavailable: Redis does not answer, after bounded retries.
+        """
+        runs = [(event_id, node) for event_id, nodes in self.recorded(types).items() for node in nodes]
+        waiting = self._waiting({event_id for event_id, node in runs if not node.state}, entry_ids)
         nodes = [
             replace(node, state="WAITING") if event_id in waiting and not (node.state or node.replay) else node
-            for (event_id, *_), node in zip(runs, nodes, strict=True)
+            for event_id, node in runs
         ]
         nodes = self._with_dead_letters(self._from_backend(nodes))
         found: dict[str, list[TaskNode]] = {event_id: [] for event_id in types}
-        for (event_id, *_), node in zip(runs, nodes, strict=True):
+        for (event_id, _), node in zip(runs, nodes, strict=True):
             if node.state or not node.replay:  # a replay may have been for another handler
                 found[event_id].append(replace(node, state=node.state or "SKIPPED"))
         return found

@@ -15,7 +15,6 @@ from celery import Celery
 from bridge.events import Event
 from bridge.operations.history import History
 from bridge.operations.task_states import EventNode, TaskNode, TaskStates
-from bridge.redis import attempt, is_wrong_type
 from bridge.storage import MAX_INDEXED, Storage, stream_position
 
 #: Most events of one trace, and most events shown that one event caused: a page cannot show more.
@@ -68,9 +67,6 @@ class Tracer:
     """
 
     def __init__(self, app: Celery, storage: Storage) -> None:
-        self._client = storage.client
-        self._settings = storage.settings
-        self._keys = storage.keys
         self._history = History(storage)
         self._task_states = TaskStates(app, storage)
 
@@ -108,22 +104,13 @@ class Tracer:
 
     def _all_consequences(self, event_ids: Sequence[str], above: Sequence[str]) -> list[tuple[list[str], int]]:
         """Return for each event the first ones that it caused, including those *above*, and the number of others."""
-
-        def read() -> list[Any]:
-            with self._client.pipeline(transaction=False) as pipe:
-                for event_id in event_ids:
-                    pipe.zrange(self._keys.consequences(event_id), 0, _MAX_CONSEQUENCES - 1)
-                    pipe.zcard(self._keys.consequences(event_id))
-                return [_unless_wrong_type(reply) for reply in pipe.execute(raise_on_error=False)]
-
-        replies = attempt(self._settings, "reading what events caused", read)
         below = dict(zip(above[1:], above, strict=False))
         found = []
-        for event_id, first, count in zip(event_ids, replies[::2], replies[1::2], strict=True):
-            shown = [child.decode() for child in first or ()]
+        consequences = self._history.consequences(event_ids, _MAX_CONSEQUENCES)
+        for event_id, (shown, count) in zip(event_ids, consequences, strict=True):
             if event_id in below and below[event_id] not in shown:
                 shown.append(below[event_id])
-            found.append((shown, max(0, (count or 0) - len(shown))))
+            found.append((shown, max(0, count - len(shown))))
         return found
 
     def _facts(self, roots: Sequence[str], above: Sequence[str]) -> dict[str, _Fact]:
@@ -155,7 +142,7 @@ class Tracer:
         children = _in_order(fact.children, facts)
         for child in children:
             if (node := self._node(child, facts, seen)) is not None:
-                by_task[_publisher(facts[child].event)].append(node)
+                by_task[publisher_of(facts[child].event)].append(node)
         tasks = [replace(task, events=tuple(by_task.pop(task.task_id, ()))) for task in fact.tasks]
         others = by_task.pop("", [])
         tasks += [
@@ -183,16 +170,7 @@ def _in_order(event_ids: Sequence[str], facts: Mapping[str, _Fact]) -> list[str]
     return sorted(read, key=lambda event_id: stream_position(facts[event_id].entry_id))
 
 
-def _unless_wrong_type(reply: Any) -> Any:
-    """Return a reply, or None if the key of an index has another type."""
-    if is_wrong_type(reply):
-        return None
-    if isinstance(reply, Exception):
-        raise reply
-    return reply
-
-
-def _publisher(event: Event | None) -> str:
+def publisher_of(event: Event | None) -> str:
     """Return the id of the task that published an event; empty if no task did."""
     task_id = (event.metadata or {}).get("taskId") if event else None
     return task_id if isinstance(task_id, str) and len(task_id) <= _MAX_TASK_ID else ""

@@ -10,18 +10,18 @@ from typing import Any
 import click
 
 from bridge.cli import output
-from bridge.cli.commands.replay import new_name, perform, replay_options
+from bridge.cli.commands.replay import ReplayCommand, new_name, replay_options
 from bridge.cli.connect import open_bus
 from bridge.cli.options import (
     all_option,
     event_filters,
     filters_as_given,
-    force_option,
     glob,
     handler_named,
     json_option,
     options,
     selection_of,
+    yes_option,
 )
 from bridge.cli.table import Column, Styled, on_terminal
 from bridge.handlers import registry
@@ -118,7 +118,9 @@ def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
 def retry(ctx: click.Context, /, everything: bool, name: str | None, **given: Any) -> None:
     """Retry dead letters: each is sent to the handler that failed, and deleted from the list.
 
-    A task that fails again becomes a new dead letter. Dead letters without a complete event, and those whose handler no
+    A task that fails again becomes a new dead letter. What the tasks publish are new events, which run their handlers.
+    The command shows which tasks would run, and asks for confirmation; --yes skips that, and is required where there is
+    no terminal. Dead letters without a complete event, and those whose handler no
     longer exists, cannot be retried and stay in the list.
 
     \b
@@ -126,36 +128,38 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **given: An
       celery -A APP bus dead retry --id 1795534238046-3
       celery -A APP bus dead retry --handler tasks.dreams.analyse --since 2h --dry-run
     """
-    how = {key: given.pop(key) for key in ("rate", "dry_run", "as_json")}
+    how = {key: given.pop(key) for key in ("rate", "dry_run", "yes", "as_json")}
     filters = {"from": "dead letters"} | filters_as_given(given, everything)
     with open_bus(ctx.obj.app) as storage:
         if given["handler"] is not None:
             handler_named(given["handler"])
         source = DeadLetterSource(storage, selection_of(given), registry)
         name = name or new_name()
-        perform(Replay(storage, source, name, filters), name, **how)
+        replay = Replay(storage, source, name, filters)
+        words = ("Retry", "dead letter", "retried")
+        ReplayCommand(ctx.obj.app, storage, replay, name, *words).perform(**how)
 
 
 @dead.command()
 @dead_letter_filters
 @all_option
-@force_option
+@yes_option
 @json_option
 @click.pass_context
-def purge(ctx: click.Context, /, everything: bool, force: bool, as_json: bool, **given: Any) -> None:
+def purge(ctx: click.Context, /, everything: bool, yes: bool, as_json: bool, **given: Any) -> None:
     """Delete dead letters permanently.
 
     \b
     Example:
       celery -A APP bus dead purge --reason json --until 7d
-      celery -A APP bus dead purge --all --force
+      celery -A APP bus dead purge --all --yes
     """
     filters_as_given(given, everything)
     with open_bus(ctx.obj.app) as storage:
         dead_letters = storage.dead_letters
         ids = [dead_letter.dead_letter_id for dead_letter in dead_letters.select(selection_of(given))]
         if ids:
-            output.ask(f"Permanently delete {len(ids)} dead letters of group {storage.settings.group}?", force=force)
+            output.ask(f"Permanently delete {len(ids)} dead letters of group {storage.settings.group}?", yes=yes)
         purged = sum(dead_letters.drop(ids[at : at + _PURGE_LETTERS]) for at in range(0, len(ids), _PURGE_LETTERS))
     if as_json:
         output.as_json({"purged": purged})

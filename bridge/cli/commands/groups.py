@@ -8,7 +8,7 @@ import click
 
 from bridge.cli import output
 from bridge.cli.connect import open_bus
-from bridge.cli.options import duration, force_option, json_option
+from bridge.cli.options import duration, json_option, yes_option
 from bridge.cli.table import Cell, Column, Styled
 from bridge.operations import Groups
 from bridge.storage import GroupStatus, Storage, read_status
@@ -91,15 +91,16 @@ def _row(group: GroupStatus, event_ttl_s: int | None, own: str) -> list[Cell]:
 
 @groups.command(short_help="Delete a group with everything that is stored for it.")
 @click.argument("name")
-@force_option
+@click.option("--force", is_flag=True, help="Delete it although a subscriber of the group is alive.")
+@yes_option
 @json_option
 @click.pass_context
-def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None:
+def delete(ctx: click.Context, /, name: str, force: bool, yes: bool, as_json: bool) -> None:
     """Delete the group of an application that is no longer used, with everything that the bridge stores for it.
 
     This deletes its dead letters, too, and the list of its tasks in flight: tasks that are queued still run, but a lost
     one is not sent again. Events stay in the journal. The command refuses while a subscriber of the group is alive,
-    because that would recreate the group at the oldest event; --force deletes it anyway and does not ask.
+    because that would recreate the group at the oldest event; --force deletes it anyway.
 
     \b
     Example:
@@ -116,7 +117,7 @@ def delete(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> None
         held = all_groups.holdings(name)
         what = f"{held.pending} pending entries, {held.dead_letters} dead letters, {held.in_flight} tasks in flight"
         whose = "group" if name != storage.settings.group else "this application's own group"
-        output.ask(f"Permanently delete {whose} {name} with its {what} and its replays?", force=force)
+        output.ask(f"Permanently delete {whose} {name} with its {what} and its replays?", yes=yes)
         all_groups.delete(name)
     if as_json:
         output.as_json({"deleted": name} | asdict(held))

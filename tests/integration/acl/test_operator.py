@@ -75,14 +75,14 @@ def operate(restricted_redis: RestrictedRedis, user: str) -> None:
     assert "boom" in say("dead list")
     dead_letter = Storage(restricted_redis.admin, restricted_redis.settings()).dead_letters.latest(1)[0].dead_letter_id
     assert "boom" in say(f"dead show {dead_letter}")
-    assert "1 " in say("dead retry --reason payload")
-    assert "2 " in say("replay --all --name r")
-    assert say("replay --all --name r")
-    assert "deleted" in say("groups delete old-shop --force")
-    assert "there is no group nobody" in say("groups delete nobody --force", expect=1)
+    assert "1 " in say("dead retry --reason payload --yes")
+    assert "2 " in say("replay --all --name r --yes")
+    assert say("replay --all --name r --yes")
+    assert "deleted" in say("groups delete old-shop --force --yes")
+    assert "there is no group nobody" in say("groups delete nobody --yes", expect=1)
     tail(restricted_redis, user)
     flower(restricted_redis, user)
-    assert say("dead purge --all --force")
+    assert say("dead purge --all --yes")
 
 
 def tail(restricted_redis: RestrictedRedis, user: str) -> None:

@@ -71,7 +71,7 @@ def test_a_replay_at_a_terminal_has_a_bar(
     """A replay shows a progress bar while it runs, and then its result."""
     for number in range(16):
         bus.publish("dream.created", id=f"e{number}")
-    replay = terminal("bus", "replay", "--all", "--name", "r", "--rate", "20")
+    replay = terminal("bus", "replay", "--all", "--name", "r", "--rate", "20", "--yes")
     replay.shows("replay r")
     replay.shows("%")
     replay.shows("so far")

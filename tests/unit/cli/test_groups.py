@@ -86,7 +86,7 @@ def test_a_group_goes_with_everything_of_its_own(
     for other in others:
         leave_all(client, old, other)
     before = set(client.keys(f"*{settings.channel_prefix}*"))
-    said = invoke("groups", "delete", "old.shop", "--force").stdout
+    said = invoke("groups", "delete", "old.shop", "--force", "--yes").stdout
     assert said == "group old.shop deleted: 2 pending entries, 1 dead letters, 3 tasks in flight\n"
     gone = before - set(client.keys(f"*{settings.channel_prefix}*"))
     parked = {
@@ -111,15 +111,15 @@ def test_it_asks_and_says_what_goes(invoke: Invoke, old: Keys, client: Redis) ->
 def test_a_group_in_use_is_refused(invoke: Invoke, old: Keys, start_subscriber: StartSubscriber, client: Redis) -> None:
     """A group that a subscriber is reading cannot be deleted; another one can, with --force."""
     start_subscriber()
-    assert "stop its workers" in invoke("groups", "delete", "tests", expect=1).stderr
-    invoke("groups", "delete", "old.shop", "--force")
+    assert "stop its workers" in invoke("groups", "delete", "tests", "--yes", expect=1).stderr
+    invoke("groups", "delete", "old.shop", "--force", "--yes")
     assert [group["name"] for group in client.xinfo_groups(old.journal)] == [b"tests"]
 
 
 def test_what_is_left_of_a_group_can_be_deleted(invoke: Invoke, old: Keys, client: Redis) -> None:
     """If the journal was deleted, the rest of a group can still be deleted."""
     client.delete(old.journal)
-    assert "1 dead letters" in invoke("groups", "delete", "old.shop", "--force").stdout
+    assert "1 dead letters" in invoke("groups", "delete", "old.shop", "--yes").stdout
     assert not client.exists(old.dead("old.shop"))
 
 

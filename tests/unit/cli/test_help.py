@@ -28,7 +28,7 @@ REDIS_COMMANDS = [
     "dead purge --all",
     "replay --all",
     "groups list",
-    "groups delete x --force",
+    "groups delete x --yes",
 ]
 
 

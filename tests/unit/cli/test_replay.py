@@ -7,8 +7,13 @@ import json
 import pytest
 
 from bridge import Event, EventBus
+from bridge.handlers.handler import task_id_for
+from bridge.operations.replay import Replay
+from bridge.operations.replay_sources import JournalSource
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.entries import EntryFilter
+from bridge.storage.in_flight import Ended
+from bridge.storage.storage import Storage
 from tests.support.apps import Invoke
 from tests.support.replays import Replays
 
@@ -62,7 +67,7 @@ def test_a_redis_that_is_away_is_named(invoke: Invoke, command: str, monkeypatch
 def test_other_filters_under_one_name_are_refused(invoke: Invoke, bus: EventBus) -> None:
     """The name of a replay belongs to its first filters, with times as they were written."""
     bus.publish("dream.created", id="e")
-    invoke("replay", "--since", "1h", "--name", "r")
+    invoke("replay", "--since", "1h", "--name", "r", "--yes")
     assert "is already finished" in invoke("replay", "--since", "1h", "--name", "r").output
     assert (
         'was started with {"from": "journal", "since": "1h"}'
@@ -78,17 +83,20 @@ def test_a_dry_run_shows_and_counts(invoke: Invoke, replays: Replays, bus: Event
     output = invoke("replay", "--handler", "t.exact", "--dry-run").stdout
     assert output.splitlines()[0] == "dream.created  e0  t.exact"
     assert "25 would be replayed, the first 20 are shown" in output
+    assert "25 tasks would run: t.exact 25" in output
     assert "e20" not in output
     replays.park(1)
     replays.letters.add(DeadLetter.of_message("json", "", "channel", b"\x1b[2J{"))
     output = invoke("dead", "retry", "--all", "--dry-run").output
-    assert "1 would be replayed" in output
-    assert "1 cannot be replayed: event: not JSON" in output
-    rows = [json.loads(line) for line in invoke("dead", "retry", "--all", "--dry-run", "--json").stdout.splitlines()]
-    assert [(row["id"], row["handler"], bool(row["problem"])) for row in rows] == [
-        ("n1", "t.exact", False),
-        ("", "", True),
+    assert "1 would be retried" in output
+    assert "1 cannot be retried: event: not JSON" in output
+    result = invoke("dead", "retry", "--all", "--dry-run", "--json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["id"], row["handler"], bool(row["problem"]), row["tasks"]) for row in rows] == [
+        ("n1", "t.exact", False, [{"handler": "t.exact", "succeeded": False}]),
+        ("", "", True, []),
     ]
+    assert "1 task would run: t.exact 1" in result.stderr
     assert not replays.ids()
     assert replays.letters.size().count == 2
 
@@ -114,15 +122,51 @@ def test_dead_letters_are_listed_and_shown(invoke: Invoke, replays: Replays) -> 
     assert (row["reason"], row["raw"], row["size"]) == ("json", "\\xff\x1b[2J", 5)
 
 
-def test_dead_letters_are_removed_with_force(invoke: Invoke, replays: Replays) -> None:
-    """Exactly the selected dead letters are removed; without a terminal to confirm on, --force is required."""
+def test_nothing_runs_again_unasked(invoke: Invoke, replays: Replays, bus: EventBus) -> None:
+    """Without a terminal and without --yes a replay and a retry change nothing, and show what they would do."""
+    bus.publish("dream.created", id="e")
+    replays.park(1)
+    Storage(replays.client, replays.settings).ledger.end(task_id_for("tests", "e", "t.exact"), Ended("", "celery", 1))
+    refused = invoke("replay", "--all", "--name", "r", input="y\n", expect=2)
+    for text in (
+        "1 task would run: t.exact 1",
+        "1 had succeeded before and would run again: all of them",
+        "what they publish are new events",
+        "Replay 1 event? There is no terminal for the answer; use --yes to proceed without it.",
+    ):
+        assert text in refused.stderr
+    assert not refused.stdout
+    refused = invoke("dead", "retry", "--all", "--json", expect=2)
+    assert "1 task would run: t.exact 1" in refused.stderr
+    assert "Retry 1 dead letter? There is no terminal" in refused.stderr
+    assert (refused.stdout, replays.ids(), replays.letters.size().count) == ("", [], 1)
+    assert "1 retried" in invoke("dead", "retry", "--all", "-y").stdout
+    assert "1 replayed" in invoke("replay", "--id", "e", "--yes").stdout
+    assert replays.ids() == ["n1", "e"]
+
+
+def test_a_replay_is_confirmed_once(invoke: Invoke, replays: Replays, bus: EventBus) -> None:
+    """A replay that is resumed by its name, or finished, is not confirmed again."""
+    for number in range(3):
+        bus.publish("dream.created", id=f"e{number}")
+    filters = {"from": "journal", "type": "dream.*"}
+    storage = Storage(replays.client, replays.settings)
+    replay = Replay(storage, JournalSource(storage, EntryFilter(event_type="dream.*")), "r", filters)
+    assert next(replay.run(10)).replayed == 1
+    for _ in range(2):
+        assert "3 replayed" in invoke("replay", "--type", "dream.*", "--name", "r").stdout
+    assert replays.ids() == ["e0", "e1", "e2"]
+
+
+def test_dead_letters_are_removed_with_yes(invoke: Invoke, replays: Replays) -> None:
+    """Exactly the selected dead letters are removed; without a terminal to confirm on, --yes is required."""
     for number in range(250):
         replays.park(number)
     replays.park(250, reason="payload")
     output = invoke("dead", "purge", "--reason", "failure", input="y\n", expect=2).output
     assert "Permanently delete 250 dead letters of group tests?" in output
-    assert "use --force to proceed without it" in output
+    assert "use --yes to proceed without it" in output
     assert replays.letters.size().count == 251
-    assert "250 deleted" in invoke("dead", "purge", "--reason", "failure", "--force").output
+    assert "250 deleted" in invoke("dead", "purge", "--reason", "failure", "--yes").output
     assert [letter.reason for letter in replays.letters.select(EntryFilter())] == ["payload"]
     assert "0 deleted" in invoke("dead", "purge", "--reason", "failure").output

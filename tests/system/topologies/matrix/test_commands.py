@@ -88,8 +88,8 @@ def test_what_failed_is_given_once_more(
     eventually(lambda: waiting.tasks() == {"t.exact dream.created a": 1}, "it is dispatched")
     (letter,) = rows(invoke("dead", "list", "--json"))
     assert (letter["reason"], letter["event_id"]) == ("failure", "n7")
-    assert "1 replayed" in invoke("dead", "retry", "--all").output
-    assert "1 replayed" in invoke("replay", "--id", "a").output
+    assert "1 retried" in invoke("dead", "retry", "--all", "--yes").output
+    assert "1 replayed" in invoke("replay", "--id", "a", "--yes").output
     expected = {"t.exact dream.created a": 2, "t.exact dream.created n7": 1}
     eventually(lambda: waiting.tasks() == expected, "both are dispatched again")
     assert invoke("dead", "list", "--json").stdout == ""
