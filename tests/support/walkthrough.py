@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from tests.support.waiting import eventually
 
@@ -78,21 +78,19 @@ class Walkthrough:
 
     Arguments:
         folder: Where the files are saved and the commands run.
-        environment: Variables of the reader's shell in addition to those of this process.
+        environment: Variables of the reader's shell.
         columns: Width of the reader's terminal.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str], columns: int = 120) -> None:
-        self._folder = folder
-        self._environment = {**os.environ, "TERM": "dumb", **environment}
+        self.folder = folder
+        self._environment = {**environment, "TERM": "dumb"}
         self._columns = columns
         self._servers: list[_Run] = []
         self._ids: dict[str, str] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
+    def end(self) -> None:
+        """Interrupt what is still running."""
         for run in reversed(self._servers):
             run.interrupt()
 
@@ -106,10 +104,23 @@ class Walkthrough:
             if block.language == "console":
                 for command in commands_of(block.text):
                     self.run(command)
-            elif named := _FILE.match(block.text):
-                name, continued = named.groups()
-                with (self._folder / name).open("a" if continued else "w") as file:
-                    file.write(block.text)
+            else:
+                self._save(block)
+
+    def save_files(self, page: str) -> None:
+        """Save the files of *page* without running its commands."""
+        for block in blocks_of(page):
+            self._save(block)
+
+    def type(self, line: str, *output: str) -> None:
+        """Run a command that is not on a page, and that prints *output*."""
+        self.run(Command(line, list(output)))
+
+    def _save(self, block: Block) -> None:
+        if named := _FILE.match(block.text):
+            name, continued = named.groups()
+            with (self.folder / name).open("a" if continued else "w") as file:
+                file.write(block.text)
 
     def run(self, command: Command) -> None:
         """Run a command and compare its output. A server goes on running until the end of the walk.
@@ -145,7 +156,7 @@ class Walkthrough:
         return "" if matches else f"{line} printed\n{run.text}\nand not\n{expected}"
 
     def _start(self, line: str) -> _Run:
-        return _Run(line, self._folder, self._environment, self._columns)
+        return _Run(line, self.folder, self._environment, self._columns)
 
     def printed(self) -> str:
         """Return what the servers of the page have printed so far."""

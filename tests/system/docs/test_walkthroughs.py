@@ -1,0 +1,84 @@
+"""README and guides, followed word for word in an empty folder, with the built wheel alone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.ports import free_port
+from tests.support.processes import stops_worker
+from tests.support.requirements import program
+from tests.support.waiting import eventually
+from tests.support.walkthrough import Walkthrough
+from tests.support.wheel import Environment
+
+Walk = Callable[..., Walkthrough]
+
+
+class Page(NamedTuple):
+    """One page, and what its handlers print, in any order: the effect that the reader is to see."""
+
+    path: str
+    effects: tuple[str, ...]
+
+
+PAGES = [
+    Page("README.md", ("charging 12.5 for o-1", "shipping o-1")),
+    Page("docs/quickstart.md", ("charging 12.5 for o-1", "shipping o-1")),
+]
+
+
+@pytest.fixture
+def walk(installed: Environment, tmp_path: Path) -> Iterator[Walk]:
+    """Start to follow a page in an empty folder, with an own address for the Redis of the application."""
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    pip = tmp_path / "bin" / "pip"  # what pip would install is there: a test of the package looks at that
+    pip.parent.mkdir()
+    pip.write_text('#!/bin/sh\n[ "$1" = install ]\n')
+    pip.chmod(0o755)
+    started: list[Walkthrough] = []
+
+    def start() -> Walkthrough:
+        url = f"redis://localhost:{free_port()}/0"
+        environment = installed.variables(REDIS_URL=url, PYTHONWARNINGS="ignore")
+        path = f"{pip.parent}:{environment['PATH']}"
+        started.append(Walkthrough(folder, environment | {"PATH": path}))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+@stops_worker
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+def test_a_reader_sees_what_a_page_promises(page: Page, walk: Walk) -> None:
+    """Each command of the page succeeds and prints what is on the page, and each handler has its effect."""
+    reader = walk()
+    reader.follow((ROOT / page.path).read_text())
+    for effect in page.effects:
+        eventually(lambda effect=effect: effect in reader.printed(), f"{effect!r} in {reader.printed()}")
+
+
+@stops_worker
+def test_the_publisher_and_the_further_handlers_of_the_readme(walk: Walk, tmp_path: Path) -> None:
+    """The Node program of README.md publishes an event, and the handlers that are added to ``shop.py`` run, too."""
+    node, npm = program("node"), program("npm")
+    reader = walk()
+    reader.save_files((ROOT / "README.md").read_text())
+    reader.type("celery -A shop bus dev --no-flower", "the worker is ready")
+    installing = [npm, "install", "--no-fund", "--no-audit", "redis@5"]
+    done = subprocess.run(installing, cwd=reader.folder, capture_output=True, text=True, timeout=50, check=False)
+    if done.returncode:
+        pytest.skip(f"the npm registry cannot be reached: {done.stderr[-200:]}")
+    assert shutil.which("node") == node
+    reader.type("node publisher.mjs")
+    for effect in ("charging 5.0 for o-2", "shipping o-2", "mail about o-2", "order.paid of chain"):
+        eventually(lambda effect=effect: effect in reader.printed(), f"{effect!r} in {reader.printed()}")
