@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from pydantic import BaseModel
 
@@ -25,7 +26,35 @@ from bridge import Event, EventTask, get_bus, on_event
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "test:")
 RUNS = f"{PREFIX}runs"
 
-app = Celery("endings")
+#: Set while ``__call__`` of the application's task class runs a handler.
+in_context: ContextVar[bool] = ContextVar("in_context", default=False)
+
+
+def failing(self: Task[Any, Any], *args: Any) -> None:
+    """Fail, as a hook that Celery calls after the handler has returned or failed."""
+    raise RuntimeError("in a hook")
+
+
+class ApplicationTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
+    """The task class of the application: a context, as Flask has it, with hooks that fail."""
+
+    abstract = True
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        token = in_context.set(True)
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            in_context.reset(token)
+
+    on_success = on_failure = on_retry = after_return = failing
+
+
+app = Celery("endings", task_cls=ApplicationTask)
 app.conf.update(
     broker_url=os.environ.get("REDIS_URL"),
     result_backend=os.environ.get("TEST_RESULTS") or os.environ.get("REDIS_URL"),
@@ -56,17 +85,7 @@ class Failing(EventTask):
 
     abstract = True
 
-    def on_success(self, *args: Any) -> None:
-        raise RuntimeError("in on_success")
-
-    def on_failure(self, *args: Any) -> None:
-        raise RuntimeError("in on_failure")
-
-    def on_retry(self, *args: Any) -> None:
-        raise RuntimeError("in on_retry")
-
-    def after_return(self, *args: Any) -> None:
-        raise RuntimeError("in after_return")
+    on_success = on_failure = on_retry = after_return = failing
 
 
 class Aborting(EventTask):
@@ -112,7 +131,8 @@ class Unspeakable(Exception):
 
 
 def run(event: Event) -> None:
-    get_bus().client.rpush(RUNS, event.type)
+    expected = event.type.endswith(".application")
+    get_bus().client.rpush(RUNS, event.type if in_context.get() == expected else f"{event.type} in a wrong context")
 
 
 def raising(error: Callable[[], BaseException]) -> Callable[[Event], None]:
@@ -219,15 +239,16 @@ LIMITED: dict[str, tuple[Callable[..., object], dict[str, Any], int, str | None]
     "hard": (too_long, {"time_limit": 1}, 1, "failure"),
     "killed": (killed, {"reject_on_worker_lost": False}, 1, "worker_lost"),
 }
-HOOKS: dict[str, type[EventTask]] = {
+HOOKS: dict[str, type[EventTask] | None] = {
     "none": EventTask,
     "silent": Silent,
     "failing": Failing,
     "aborting": Aborting,
     "annotated": EventTask,
+    "application": None,
 }
 #: A pool replaces each process that it kills, which takes a while. So there are few of these.
-LIMITED_HOOKS = ("none", "aborting")
+LIMITED_HOOKS = ("none", "aborting", "application")
 app.conf.task_annotations = {
     f"annotated.{way}": {name: lambda *args: None for name in ("on_failure", "on_success", "on_retry", "after_return")}
     for way in WAYS
