@@ -264,7 +264,8 @@ class Event(BaseModel, Generic[PayloadT]):
         than 200 characters. Its metadata records the cause as ``causationId`` and the length of the chain as ``hops``.
 
         Arguments:
-            type, payload: Of the new event.
+            type: Of the new event.
+            payload: Of the new event.
             fields: Any other field of :class:`Event`. They take precedence, except for causationId and hops.
         """
         return caused_by(self.cause, type, payload, **fields)
