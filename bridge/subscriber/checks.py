@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from celery import Celery, Task
 from kombu.exceptions import OperationalError
@@ -21,6 +21,7 @@ from bridge.bus import Admission
 from bridge.config import BridgeSettings, hidden_address
 from bridge.errors import InvalidEvent
 from bridge.events import is_literal
+from bridge.handlers import EventTask
 from bridge.redis import connect, servers_of
 
 #: The first Redis with XAUTOCLAIM.
@@ -74,7 +75,7 @@ def check_settings(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[.
         findings += _redis_transport(options, tasks)
     elif driver == "amqp":
         findings += _amqp_transport(options)
-    return [*findings, *_acknowledgement(tasks)]
+    return [*findings, *_task_class(cast("Any", app).Task), *_acknowledgement(tasks)]
 
 
 def refused_handlers(settings: BridgeSettings, patterns: Mapping[str, Iterable[str]]) -> list[Finding]:
@@ -255,6 +256,18 @@ def _amqp_transport(options: Mapping[str, Any]) -> Iterator[Finding]:
         # The bridge itself always uses publisher confirms, see ``bridge.broker``.
         problem = "off: messages that tasks send, or that Celery sends to retry them, can be lost"
         yield Finding("broker_transport_options['confirm_publish']", problem, "set it to True")
+
+
+def _task_class(task_class: type[Any]) -> Iterator[Finding]:
+    """Check the class that all tasks of the application have, those of handlers included."""
+    if issubclass(task_class, EventTask):
+        problem = "an EventTask: all tasks that are no handlers fail, also Celery's own such as celery.chord_unlock"
+        yield Finding("task_cls", problem, "derive it from celery.Task; handlers get the rest from @on_event")
+        return
+    for name in ("Request", "Strategy"):
+        if getattr(task_class, name) != getattr(Task, name):
+            problem = "not used for handlers, which end by that of the bridge when their process is killed"
+            yield Finding(f"{name} of task_cls", problem, "use hooks of the task or Celery's signals for handlers")
 
 
 def _acknowledgement(tasks: Sequence[Task[..., Any]]) -> Iterator[Finding]:

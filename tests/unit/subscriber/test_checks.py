@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from redis import Redis
 
-from bridge import BridgeSettings
+from bridge import BridgeSettings, EventTask
 from bridge.subscriber import checks
 from bridge.subscriber.checks import Finding
 from bridge.testing.redis_server import RedisServer
@@ -119,6 +119,22 @@ def test_an_old_server(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     with Redis.from_url(server.url) as client:
         assert found["version of the bus"].problem.startswith(client.info()["redis_version"])
     assert "99.0" in found["version of the bus"].advice
+
+
+MESSAGES = {"Request": "a:b", "Strategy": "a:b"}
+TASK_CLASSES: dict[str, tuple[type[Any], set[str]]] = {
+    "ordinary": (type("Mine", (Task,), {"acks_late": False}), set()),
+    "messages": (type("Mine", (Task,), MESSAGES), {f"{name} of task_cls" for name in MESSAGES}),
+    "handlers": (type("Mine", (EventTask,), {}), {"task_cls"}),
+}
+
+
+@pytest.mark.parametrize(("task_class", "settings"), TASK_CLASSES.values(), ids=TASK_CLASSES)
+def test_task_class_of_the_application(serve: Serve, task_class: type[Any], settings: set[str]) -> None:
+    """What handlers do not take from it, and what other tasks cannot have, is reported."""
+    app = Celery("tests", broker=(server := serve(*SAFE)).url, set_as_current=False, task_cls=task_class)
+    app.conf.broker_transport_options = GOOD_OPTIONS
+    assert set(check(server.url, app, tasks_of(app))) == settings
 
 
 #: Commands a user has no permission for, and the settings that are unknown then.
