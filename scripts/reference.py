@@ -88,8 +88,10 @@ def settings_page() -> str:
         "The precedence is: an argument of `BridgeSettings.load()`, the environment, the Celery configuration "
         "(`celeryconfig.py` or `app.conf`), the default. Below each setting are its type, its default, its name in the "
         "environment, and its name in the configuration. An unknown `BRIDGE_*` or `bridge_*` name is an error that "
-        "suggests the correct one; variables that Kubernetes sets for a Service named `bridge...` are ignored. In the "
-        "environment, objects and arrays are written as JSON.\n\n"
+        'suggests the correct one. In the settings of Django, with `namespace="CELERY"`, a setting is spelled '
+        "`BRIDGE_CHANNEL_PREFIX` or `CELERY_BRIDGE_CHANNEL_PREFIX`; if both are there, the latter wins. Variables that "
+        "Kubernetes sets for a Service named `bridge...` are ignored. In the environment, objects and arrays are "
+        "written as JSON.\n\n"
     )
     comments = _comments()
     schema = BridgeSettings.model_json_schema()["properties"]

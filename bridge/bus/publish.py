@@ -49,6 +49,12 @@ def _settings_of(app: Celery) -> BridgeSettings:
     if hidden := hidden_address(app, settings.url, settings.redacted_url):
         extra = log_fields(Action.STARTUP_CHECK_FAILED, setting=hidden.setting)
         log.warning("%s: %s; %s", *hidden, extra=extra)
+    if app.conf.task_always_eager:
+        text = (
+            "task_always_eager is on: tasks run where they are called, but publish_event() calls no handler. Events go "
+            "to the bus, and subscribers of other processes dispatch them; in a test, call the handler with an event"
+        )
+        log.warning(text, extra=log_fields(Action.STARTUP_CHECK_FAILED, setting="task_always_eager"))
     return settings
 
 

@@ -14,9 +14,13 @@ CONF_PREFIX = "bridge_"
 
 
 def bridge_names(app: Celery) -> dict[str, Any]:
-    """Return the ``bridge_*`` settings of the configuration; with a namespace they are spelled ``CELERY_BRIDGE_*``."""
+    """Return the ``bridge_*`` settings of the configuration.
+
+    With a namespace, as in the settings of Django, ``CELERY_BRIDGE_*`` takes precedence over ``BRIDGE_*``.
+    """
     namespace = f"{app.namespace}_".lower() if app.namespace else ""  # type: ignore[attr-defined]  # not in the stubs
-    spelt = {name: str(name).lower().removeprefix(namespace) for name in app.conf}
+    keys = sorted(app.conf, key=lambda key: str(key).lower().startswith(namespace))  # the last one wins
+    spelt = {key: str(key).lower().removeprefix(namespace) for key in keys}
     return {name: app.conf[key] for key, name in spelt.items() if name.startswith(CONF_PREFIX)}
 
 

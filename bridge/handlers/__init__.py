@@ -8,12 +8,13 @@ from bridge.handlers.decorator import SEND_OPTIONS, check_send_options, on_event
 from bridge.handlers.delivery import SENT_HEADER
 from bridge.handlers.effects import effect_transaction
 from bridge.handlers.ends import detail_of
-from bridge.handlers.handler import Handler, Registry, registry, task_id_for
+from bridge.handlers.handler import IMPORT_ADVICE, Handler, Registry, registry, task_id_for
 from bridge.handlers.leases import wait_for_ends
 from bridge.handlers.progress import note_stopping, share_progress
 from bridge.handlers.task import EventTask, describe, end_revoked
 
 __all__ = [
+    "IMPORT_ADVICE",
     "SEND_OPTIONS",
     "SENT_HEADER",
     "EventTask",

@@ -14,6 +14,12 @@ from bridge.errors import InvalidHandler
 from bridge.events import Event, compile_pattern
 from bridge.handlers.declaration import is_same
 
+#: What to do if an application has no handlers.
+IMPORT_ADVICE = (
+    "import the modules with @on_event: set imports, or call app.autodiscover_tasks(), which finds modules named "
+    "tasks, or those named events with related_name='events'"
+)
+
 
 @dataclass(frozen=True)
 class Handler:

@@ -56,6 +56,6 @@ def handler_class(base: type[Any]) -> type[EventTask]:
         raise InvalidHandler(f"{set_by!r} has serializer={base.serializer!r}, which {WHY_NO_PICKLE}")
     if issubclass(base, EventTask):
         return base
-    # The application may have a class of its own for messages in workers, but a handler needs that of the bridge.
+    # The application may have its own classes for messages in workers, but handlers need those of the bridge.
     attributes: dict[str, Any] = {"abstract": True, "Strategy": Task.Strategy}
     return type("EventTask", (EventTask, base), attributes)

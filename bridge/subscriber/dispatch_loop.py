@@ -6,6 +6,7 @@ import logging
 import threading
 
 from bridge.errors import JournalAhead, JournalLost
+from bridge.handlers import IMPORT_ADVICE
 from bridge.redis import BackOff
 from bridge.storage import Storage
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
@@ -16,7 +17,7 @@ from bridge.telemetry import Action, Counters, Liveness, log_fields
 
 log = logging.getLogger(__name__)
 
-_NO_HANDLERS = "no handlers are registered: import their modules, by imports or app.autodiscover_tasks()"
+_NO_HANDLERS = f"no handlers are registered: {IMPORT_ADVICE}"
 #: Longest wait, at the stop, until other subscribers know that they hand over entries to another one, if there is one.
 _WITHDRAW_S = 2.0
 

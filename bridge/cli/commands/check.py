@@ -19,7 +19,7 @@ from bridge.cli.connect import Unreachable, errors_as_cli_messages, load, open_s
 from bridge.cli.options import json_option
 from bridge.cli.table import Styled
 from bridge.config import BridgeSettings
-from bridge.handlers import registry
+from bridge.handlers import IMPORT_ADVICE, registry
 from bridge.operations import routes_of
 from bridge.operations.acl import (
     ROLES,
@@ -179,9 +179,7 @@ def _subscribers(storage: Storage) -> list[Finding]:
 def _workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
     """Find handlers that no live worker has registered, and queues that no live worker consumes."""
     if not list(registry):
-        yield Finding(
-            "handlers", "none registered", "import their modules: set imports, or call app.autodiscover_tasks()"
-        )
+        yield Finding("handlers", "none registered", IMPORT_ADVICE)
         return
     try:
         registered: dict[str, list[str]] = app.control.inspect(timeout=_WORKERS_S).registered() or {}

@@ -16,7 +16,7 @@ from bridge.cli.table import Cell, Column, Styled, on_terminal
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent, did_you_mean
 from bridge.events import check_type, is_literal
-from bridge.handlers import registry
+from bridge.handlers import IMPORT_ADVICE, registry
 from bridge.operations import HandlerRoute, routes_for, routes_of
 
 _COLUMNS: list[Column | str] = [
@@ -90,9 +90,6 @@ def _short(value: Any) -> str:
 
 def _nothing(match: str | None) -> str:
     if match is None:
-        return (
-            "there is no handler. Import the modules with @on_event: set imports in the configuration, or call "
-            "app.autodiscover_tasks()"
-        )
+        return f"there is no handler: {IMPORT_ADVICE}"
     literal = [pattern for handler in registry for pattern in handler.patterns if is_literal(pattern)]
     return "; ".join(filter(None, [f"no handler matches {match}", did_you_mean(match, literal)]))

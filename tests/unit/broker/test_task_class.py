@@ -40,7 +40,7 @@ class Tenant(Task):  # type: ignore[type-arg]
 def test_messages_are_those_of_the_task_class(
     app: Celery, settings: BridgeSettings, queues: Queues, task_cls: Any, stamped: bool
 ) -> None:
-    """Its attributes are in the message; with an ``apply_async`` of its own, Celery makes each message."""
+    """Its attributes are in the message; if it has its own ``apply_async``, Celery makes each message."""
     app.task_cls = task_cls  # type: ignore[attr-defined]  # not in the stubs
     app.finalize()
     outbox = Outbox(app, settings)

@@ -175,3 +175,11 @@ thread.join()
     assert output.stdout == "shop"
     with Redis.from_url(server.url) as client:
         assert client.xlen(Keys(prefix).journal) == 1
+
+
+def test_eager_tasks(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """With task_always_eager, one log line of the process says that published events call no handler here."""
+    current_app.conf.task_always_eager = True
+    for _ in range(2):
+        publish_event("a.b")
+    assert len([line for line in caplog.messages if "publish_event() calls no handler" in line]) == 1

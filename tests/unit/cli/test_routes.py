@@ -115,7 +115,7 @@ def test_what_matches_nothing_is_guessed(invoke: Invoke) -> None:
 def test_without_handlers_it_says_what_to_import(invoke: Invoke, only: Callable[..., None]) -> None:
     """Without handlers the status is 1, and the error suggests importing their modules."""
     only()
-    assert "Import the modules with @on_event" in invoke("routes", expect=1).stderr
+    assert "import the modules with @on_event: set imports" in invoke("routes", expect=1).stderr
 
 
 def test_a_route_that_cannot_work_is_shown(invoke: Invoke, app: Celery) -> None:

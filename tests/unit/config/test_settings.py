@@ -251,10 +251,17 @@ def test_client_name_suits_redis() -> None:
 
 
 def test_a_namespaced_configuration_is_read_and_checked() -> None:
-    """With a namespace, as in Django projects, names are read as CELERY_BRIDGE_*, and misspelt ones are refused."""
+    """With a namespace, as in Django projects, names are read as CELERY_BRIDGE_*, rather than as BRIDGE_*."""
     app = Celery("shop", set_as_current=False)
     app.config_from_object({"CELERY_BRIDGE_GROUP": "mine", "CELERY_TASK_ACKS_LATE": True}, namespace="CELERY")
     assert load(app).group == "mine"
+    for both in (
+        {"CELERY_BRIDGE_GROUP": "mine", "bridge_group": "no"},
+        {"BRIDGE_GROUP": "no", "celery_bridge_group": "mine"},
+    ):
+        app = Celery("shop", set_as_current=False)
+        app.config_from_object(both, namespace="CELERY")
+        assert load(app).group == "mine"
     app = Celery("shop", set_as_current=False)
     app.config_from_object({"CELERY_BRIDGE_GRUOP": "mine"}, namespace="CELERY")
     with pytest.raises(SettingsError, match="did you mean bridge_group"):
