@@ -11,7 +11,7 @@ from bridge.bus.causation import PROPAGATOR, current_event, handling, install_pr
 from bridge.bus.listener import Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
 from bridge.bus.local import LocalBus, Publication
 from bridge.bus.publish import get_bus, per_bus, publish_event
-from bridge.bus.run_state import run_state
+from bridge.bus.run_state import RunState, run_state
 from bridge.bus.running import current_request, install_tracking
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "LocalBus",
     "Publication",
     "ReceivedBatch",
+    "RunState",
     "current_event",
     "current_request",
     "get_bus",

@@ -5,18 +5,28 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import islice
 from typing import Any, Self
 
 from bridge.bus.admission import Admission
+from bridge.bus.causation import inherited_trace
 from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.bus.local import LocalBus, LocalHandler, Publication, as_event
 from bridge.config import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent
-from bridge.events import TYPESCRIPT_BUS_SOURCE, EncodedEvent, Event, Keyring
+from bridge.events import (
+    TRACEPARENT,
+    TYPESCRIPT_BUS_SOURCE,
+    EncodedEvent,
+    Event,
+    Keyring,
+    TraceContext,
+    with_context,
+)
 from bridge.redis import attempt, connect, is_wrong_type
 from bridge.storage import AppendResult, Storage, new_attempt
-from bridge.telemetry import Action, Counters, log_fields
+from bridge.telemetry import Action, Counters, Span, continuing, log_fields, publish_span
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +60,7 @@ class EventBus:
         )
         self.client = connect(self.settings)
         self.storage = Storage(self.client, self.settings)
+        self._traced = self.settings.tracing != "off"
         self._log_conflicts = log_conflicts
         self._admission = Admission(self.settings)
         self._keyring = Keyring(self.settings.signing_keys, self.settings.channel_prefix)
@@ -92,7 +103,9 @@ class EventBus:
             BusUnavailable: Redis did not accept the event, after bounded retries. Publishing it again is safe.
             NotReplicated: Redis has the event, but fewer than ``wait_replicas`` replicas do.
         """
-        return self._publish([as_event(event, payload, fields)])[0]
+        event = as_event(event, payload, fields)
+        with self._span(event) as span:
+            return self._publish([event], span)[0]
 
     def publish_many(self, events: Iterable[Event]) -> list[Publication]:
         """Publish many events, ``batch_size`` of them per round trip.
@@ -103,8 +116,10 @@ class EventBus:
         """
         remaining = iter(events)
         publications: list[Publication] = []
-        while batch := list(islice(remaining, self.settings.batch_size)):
-            publications += self._publish(batch)
+        with self._span(None) as span:
+            while batch := list(islice(remaining, self.settings.batch_size)):
+                publications += self._publish(batch, span)
+            span.set({"messaging.batch.message_count": len(publications)})
         return publications
 
     def get_event(self, event_id: str) -> Event | None:
@@ -145,8 +160,12 @@ class EventBus:
             self._listen()
         return unsubscribe
 
-    def _publish(self, events: Sequence[Event]) -> list[Publication]:
-        encoded = [self._encode(event) for event in events]
+    def _span(self, event: Event | None) -> AbstractContextManager[Span]:
+        return publish_span(event) if self._traced else nullcontext(Span())
+
+    def _publish(self, events: Sequence[Event], span: Span) -> list[Publication]:
+        trace = (span.context or inherited_trace()) if self._traced else None
+        encoded = [self._encode(event, trace) for event in events]
         # Remembered before they are sent, so that the listening thread recognises the broadcasts of this process.
         new = [self._local.remember(one.event.id) for one in encoded]
         try:
@@ -168,7 +187,7 @@ class EventBus:
             log.warning(text, event.id, event.type, extra=extra)
         return Publication(one.event, duplicate=result != "appended", conflict=result == "conflict")
 
-    def _encode(self, event: Event) -> EncodedEvent:
+    def _encode(self, event: Event, trace: TraceContext | None) -> EncodedEvent:
         self._admission.check(event)
         if event.source == TYPESCRIPT_BUS_SOURCE:
             text = f"subscribers of the TypeScript bus ignore events from {TYPESCRIPT_BUS_SOURCE!r}; use another source"
@@ -177,6 +196,13 @@ class EventBus:
             raise HopLimitExceeded(event.type, event.hops, self.settings.max_hops)
         if event.source is None:
             event = event.model_copy(update={"source": self.settings.source})
+        if trace is not None and (event.metadata or {}).get(TRACEPARENT) is None:  # the caller's own one stays
+            traced = event.model_copy(update={"metadata": with_context(event.metadata, trace)})
+            with suppress(InvalidEvent):  # an event may be small enough only without the context
+                return self._signed(traced)
+        return self._signed(event)
+
+    def _signed(self, event: Event) -> EncodedEvent:
         return EncodedEvent.of(event, self._keyring.encode(event, max_bytes=self.settings.max_event_bytes))
 
     def _send(self, encoded: Sequence[EncodedEvent], new: list[bool]) -> list[AppendResult]:
@@ -218,6 +244,7 @@ class EventBus:
     def _on_received(self, batch: ReceivedBatch) -> None:
         for received in batch.events:
             if self._local.remember(received.id):
-                self._local.deliver(received.event, received.data)
+                with continuing(received.trace if self._traced else None):
+                    self._local.deliver(received.event, received.data)
         if batch.subscribed:
             self._subscribed.set()

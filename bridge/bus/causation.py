@@ -21,7 +21,7 @@ from celery.signals import before_task_publish
 
 from bridge.bus.run_state import run_state
 from bridge.bus.running import Origin, origin
-from bridge.events import Cause, Event
+from bridge.events import Cause, Event, TraceContext, parent_of
 from bridge.telemetry import Action, LogThrottle, log_fields
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,12 @@ def handling(event: Event[Any]) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def inherited_trace() -> TraceContext | None:
+    """Return the trace that what a handler publishes continues if its process is not traced itself."""
+    event = current_event()
+    return None if event is None else parent_of(event.metadata)
 
 
 def current_cause() -> Cause | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from celery.exceptions import Retry
@@ -51,6 +52,7 @@ class RunState:
         began_s: When the handler's lease was taken, by the monotonic clock; None before, and in other tasks.
         has_effect_transaction: Whether this run has entered its effect transaction.
         retry: What Celery has sent as the retry of this run; None before.
+        announced: Type and fields of the worker event about its end, if the bridge has sent one.
     """
 
     event: Event[Any] | None = None
@@ -58,6 +60,7 @@ class RunState:
     began_s: float | None = None
     has_effect_transaction: bool = False
     retry: Retry | None = None
+    announced: tuple[str, Mapping[str, Any]] = ("", MappingProxyType({}))
 
 
 def run_state(request: Any) -> RunState:

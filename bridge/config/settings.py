@@ -132,6 +132,9 @@ class BridgeSettings(BaseSettings):
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     #: Interface on which they are served. They need no password: serve them to this host or a private network only.
     metrics_host: str = "127.0.0.1"
+    #: ``auto``: where OpenTelemetry is in use, publishing and handlers have spans and events carry the trace context;
+    #: task messages always pass it on. ``off``: neither.
+    tracing: Literal["auto", "off"] = "auto"
     #: Format of the log lines of workers and of ``bus subscribe``: text, or one JSON object per line.
     log_format: Literal["text", "json"] = "text"
     #: Paths of the values that logs, Flower, commands and dead letters show as ``[redacted]``:

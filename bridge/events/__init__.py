@@ -10,7 +10,8 @@ from bridge.events.event import TYPESCRIPT_BUS_SOURCE, Cause, Event, caused_by
 from bridge.events.patterns import Patterns, compile_pattern, escape_glob, example_of, is_literal
 from bridge.events.redaction import NO_REDACTION, REDACTED, Redaction, redaction_of
 from bridge.events.signing import CLOCK_SKEW_S, Keyring, SigningKeys, is_signed, unsigned
-from bridge.events.validation import ID_PATTERN, SIGNATURE, check_type
+from bridge.events.trace_context import TRACEPARENT, TRACESTATE, TraceContext, parent_of, trace_context_of, with_context
+from bridge.events.validation import ID_PATTERN, SIGNATURE, check_type, hops_of, replay_of
 from bridge.events.wire import MAX_DEPTH
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "NO_REDACTION",
     "REDACTED",
     "SIGNATURE",
+    "TRACEPARENT",
+    "TRACESTATE",
     "TYPESCRIPT_BUS_SOURCE",
     "Cause",
     "EncodedEvent",
@@ -28,16 +31,22 @@ __all__ = [
     "Patterns",
     "Redaction",
     "SigningKeys",
+    "TraceContext",
     "caused_by",
     "check_type",
     "compile_pattern",
     "escape_glob",
     "example_of",
     "fingerprint",
+    "hops_of",
     "is_literal",
     "is_signed",
     "now_ms",
+    "parent_of",
     "redaction_of",
+    "replay_of",
+    "trace_context_of",
     "unsigned",
     "wire",
+    "with_context",
 ]

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from bridge.errors import InvalidEvent
 from bridge.events import wire
 from bridge.events.event import STORED_START, Event
+from bridge.events.trace_context import TRACEPARENT, parent_of
 from bridge.events.validation import check_id, check_type, hops_of, in_short, is_plain, replay_of
 
 
@@ -23,13 +24,24 @@ class EncodedEvent:
     Arguments:
         id, type: Of the event.
         metadata: Of the event. ``replay`` is the name of the replay that published it again, if any; ``hops`` as in
-            :class:`Event`.
+            :class:`Event`; ``trace`` is the trace context that its tasks continue, if any.
         data: Its JSON, as it is stored and sent.
         event: The whole event, if it has been decoded.
         fingerprint: Of the bytes that were received, if *data* differs from them.
     """
 
-    __slots__ = ("_event", "_fingerprint", "data", "hops", "id", "replay", "signer", "type")
+    __slots__ = (
+        "_event",
+        "_fingerprint",
+        "data",
+        "has_invalid_trace",
+        "hops",
+        "id",
+        "replay",
+        "signer",
+        "trace",
+        "type",
+    )
 
     def __init__(
         self,
@@ -43,6 +55,10 @@ class EncodedEvent:
         self.id = id
         self.type = type
         self.replay, self.hops = (replay_of(metadata), hops_of(metadata)) if metadata else (None, 0)
+        traced = metadata is not None and metadata.get(TRACEPARENT) is not None
+        self.trace = parent_of(metadata) if traced else None
+        #: Whether it has a trace context that is ignored because it is malformed.
+        self.has_invalid_trace = traced and self.trace is None and self.replay is None
         #: Id of the key that has signed it, if that was verified.
         self.signer = ""
         self.data = data

@@ -156,12 +156,11 @@ class Run:
                 self._give_back("it waited for the bus too long to keep its time limits")
                 raise Ignore
             return
-        if begun.result in ("ended", "superseded"):
-            self._settled = True
-            self._announce("task-deduplicated")
-        elif begun.result == "running":
-            self._settled = True
+        self._settled = begun.result in ("ended", "superseded", "running")
+        if begun.result == "running":
             self._redelivery.after(begun.left_ms / 1000)
+        elif self._settled:
+            self._announce("task-deduplicated")
         elif begun.result == "stale":
             detail = "its message was sent more than dedup_ttl_s ago: it is no longer known whether the task has run"
             self._end_in_dead_letter("stale_message", detail)
@@ -281,6 +280,7 @@ class Run:
 
     def _announce(self, event_type: str, **fields: Any) -> None:
         """Send a custom worker event; Flower shows it as the state of the task."""
+        self._state.announced = event_type, fields
         try:
             self._task.send_event(event_type, retry=False, **fields)
         except Exception as error:  # noqa: BLE001  # of any broker client; a worker event must not fail the task

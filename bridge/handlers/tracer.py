@@ -17,6 +17,8 @@ from bridge.errors import HandlerAborted
 from bridge.handlers.ends import detail_of, traceback_of
 from bridge.handlers.handler_task import HandlerTask
 from bridge.handlers.interrupts import ends_worker, is_ordinary
+from bridge.handlers.leases import get_leases
+from bridge.handlers.process_span import tracing
 from bridge.handlers.run import Run
 
 #: Celery's function that runs a task: its arguments are the id, arguments, keyword arguments and request of the task.
@@ -32,7 +34,8 @@ def execute(task: HandlerTask, request: Context, event: Any) -> Any:
     runs = _run.get()
     if runs is not None:
         runs.append(run)
-    return run.execute()
+    with tracing(task, request, event, get_leases().settings):
+        return run.execute()
 
 
 def settling(task: HandlerTask, trace: Tracer) -> Tracer:

@@ -1,4 +1,4 @@
-"""What the bridge reports about itself: log actions, counters, liveness of its threads, errors without secrets.
+"""What the bridge reports about itself: log actions, counters, spans, liveness of its threads, errors without secrets.
 
 Counters and liveness belong to one process and start at zero. What must survive a crash is counted in Redis, by the
 scripts of ``storage``.
@@ -9,6 +9,8 @@ from bridge.telemetry.counters import Counters, Delays
 from bridge.telemetry.error_redaction import redact_worker_logs, redacting_errors
 from bridge.telemetry.liveness import Liveness
 from bridge.telemetry.logs import Action, LogThrottle, log_fields
+from bridge.telemetry.span import Span, is_opentelemetry
+from bridge.telemetry.tracing import continuing, process_span, publish_span
 
 __all__ = [
     "Action",
@@ -16,8 +18,13 @@ __all__ = [
     "Delays",
     "Liveness",
     "LogThrottle",
+    "Span",
+    "continuing",
+    "is_opentelemetry",
     "json_logs",
     "log_fields",
+    "process_span",
+    "publish_span",
     "redact_worker_logs",
     "redacting_errors",
 ]

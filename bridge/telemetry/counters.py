@@ -3,7 +3,8 @@
 =============  ====================================================================================================
 events (type)  intake: ``received``, ``duplicate`` (in the journal already, as what this bridge publishes itself),
                ``appended``, ``caught_up``, ``stale``, ``invalid``, ``rate_limited``
-               dispatch: ``dispatched``, ``handed_over``, ``no_handler``, ``replayed``, ``dead_lettered``, ``lost``
+               dispatch: ``dispatched``, ``handed_over``, ``no_handler``, ``invalid_trace``, ``replayed``,
+               ``dead_lettered``, ``lost``
                maintenance: ``trimmed``, ``redispatched``
 others         ``dispatch_backpressure`` (batches that waited for a full queue), ``journal_lost``,
                ``entries_claimed`` and ``consumers_removed`` (of dead consumers), ``subscription_gaps``,
@@ -46,6 +47,27 @@ class Delays:
         self.sum_ms += max(0, ms) * times
 
 
+class TypeLabels:
+    """Event types as the labels of a metrics or tracing system, which must not become endlessly many.
+
+    Arguments:
+        known: Types that always have a separate label.
+    """
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self._known = frozenset(known)
+        self._types: set[str] = set()
+
+    def label(self, event_type: str) -> str:
+        """Return the type itself, or :data:`OTHER_TYPES` if too many others have had a separate label."""
+        if not event_type or event_type in self._known or event_type in self._types:
+            return event_type
+        if len(self._types) >= _MAX_TYPES or len(event_type) > _MAX_TYPE_CHARS:
+            return OTHER_TYPES
+        self._types.add(event_type)
+        return event_type
+
+
 class Counters:
     """Named counters. Safe for several threads.
 
@@ -56,15 +78,14 @@ class Counters:
     def __init__(self, known_types: Iterable[str] = ()) -> None:
         self._lock = threading.Lock()
         self._values: Counter[tuple[str, str]] = Counter()
-        self._known = frozenset(known_types)
-        self._types: set[str] = set()
+        self._labels = TypeLabels(known_types)
         self._delays = Delays()
 
     def add(self, name: str, amount: int = 1, event_type: str = "") -> None:
         """Increase the counter *name* by *amount*; a counter of events has an *event_type*."""
         if amount:
             with self._lock:
-                self._values[name, self._label(event_type)] += amount
+                self._values[name, self._labels.label(event_type)] += amount
 
     def add_each(self, name: str, event_types: Iterable[str]) -> None:
         """Increase the counter *name* by one for each event, given by its type."""
@@ -93,11 +114,3 @@ class Counters:
         """Return a copy of the delays that :meth:`dispatched_after` recorded."""
         with self._lock:
             return Delays(self._delays.counts, self._delays.sum_ms)
-
-    def _label(self, event_type: str) -> str:
-        if not event_type or event_type in self._known or event_type in self._types:
-            return event_type
-        if len(self._types) >= _MAX_TYPES or len(event_type) > _MAX_TYPE_CHARS:
-            return OTHER_TYPES
-        self._types.add(event_type)
-        return event_type

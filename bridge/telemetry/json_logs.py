@@ -19,6 +19,7 @@ from celery._state import get_current_task
 from celery.utils.log import ColorFormatter, get_multiprocessing_logger
 
 from bridge.events import Event
+from bridge.telemetry.tracing import current_ids
 
 
 class _Context:
@@ -108,11 +109,11 @@ def _fixed(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _context(record: logging.LogRecord) -> dict[str, Any]:
-    """Return the task and the event that are being handled, unless the line itself names others."""
-    found: dict[str, Any] = {}
+    """Return the trace, the task and the event that are being handled, unless the line itself names others."""
+    found: dict[str, Any] = {name: value for name, value in current_ids().items() if not hasattr(record, name)}
     data = getattr(record, "data", None)
     if _of_celery(record) and isinstance(data, dict) and {"id", "name"} <= data.keys():
-        return {"task_id": data["id"], "task_name": data["name"]}
+        return found | {"task_id": data["id"], "task_name": data["name"]}
     task = get_current_task()
     if task is not None and task.request.id and not hasattr(record, "task_id"):
         found |= {"task_id": task.request.id, "task_name": task.name}

@@ -106,6 +106,11 @@ class Action(StrEnum):
     NO_HANDLERS = "no_handlers", "A subscriber has no handlers, so it leaves the events in the journal."
     OUTAGE = "outage", "Redis, the broker or a thread of the subscriber failed. It is retried until it works."
     OUTAGE_OVER = "outage_over", "The outage is over."
+    PUBLISHING_IS_WRAPPED = (
+        "publishing_is_wrapped",
+        "Another tool has wrapped Celery's apply_async() or send_task(), or receives the publish signals: dispatch is "
+        "slower, and at least once. One line in each process.",
+    )
     PUBLISHING_TASK_UNKNOWN = (
         "publishing_task_unknown",
         "A thread that belongs to no known task has published an event, which has no cause. One line in each process.",
@@ -164,6 +169,11 @@ class Action(StrEnum):
     THREAD_FAILED = (
         "thread_failed",
         "A thread of the subscriber failed with an unexpected error and restarts. Report it as a bug.",
+    )
+    TRACING_FAILED = (
+        "tracing_failed",
+        "OpenTelemetry raised an error, so spans or trace contexts may be missing. One line in each process for each "
+        "class of error.",
     )
     UNKNOWN_HANDLER = (
         "unknown_handler",
