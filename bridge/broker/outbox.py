@@ -2,12 +2,14 @@
 
 If the broker is Redis, a message is *stamped*: its bytes are those that kombu would push. The dispatch transaction
 pushes them if the bus is on the same Redis; otherwise the outbox does. For any other broker, kombu publishes a message
-that was rendered once per route and filled in. Celery makes and sends each message itself if something listens to its
-publish signals, if sent-events are on, or if the message depends on user code that gets the event.
+that was rendered once per route and filled in. Celery makes and sends each message itself if something intercepts it,
+see :mod:`~bridge.broker.interception`, if sent-events are on, or if it depends on user code that gets the event.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,20 +17,24 @@ from typing import Any, cast
 
 from celery import Celery, Task
 from celery.app.routes import MapRoute
-from celery.signals import after_task_publish, before_task_publish
 
 from bridge.broker import connection as broker
+from bridge.broker import interception
 from bridge.broker.messages import Message, Refused, Route, by_queue
 from bridge.broker.producer import BrokerProducer
 from bridge.broker.templates import delivery_tags, queue_reached, render, sent_now
-from bridge.bus import PROPAGATOR
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidHandler, SettingsError
 from bridge.events import EncodedEvent, Event, compile_pattern, example_of
 from bridge.handlers import SEND_OPTIONS, EventTask, Handler, check_send_options, task_id_for
+from bridge.telemetry import Action, LogThrottle, log_fields
+
+log = logging.getLogger(__name__)
 
 #: Event types are few. A program that invents new ones endlessly must not fill the memory.
 _MAX_ROUTES = 10_000
+
+_throttle = LogThrottle(math.inf)  # once in each process
 
 
 class Outbox:
@@ -36,7 +42,7 @@ class Outbox:
 
     Arguments:
         app: The Celery application whose tasks and broker these are.
-        settings: ``group``, from which task ids are derived, and ``routes``, which choose queues by event type.
+        settings: ``group``, from which task ids are derived; ``routes``, which choose queues by type; ``tracing``.
         rabbitmq_timeout_s: See :class:`BrokerProducer`.
 
     Raises:
@@ -47,6 +53,7 @@ class Outbox:
         connection = app.connection_for_write()
         self._app = app
         self._group = settings.group
+        self._traced = settings.tracing != "off"
         self._rule_patterns = tuple(settings.routes)
         self._rules = [(compile_pattern(pattern), options) for pattern, options in settings.routes.items()]
         self._routes: dict[tuple[str, str], Route] = {}
@@ -70,6 +77,8 @@ class Outbox:
         Raises:
             Exception: User code, a route or an option of the handler fails for this event.
         """
+        if not self._traced:
+            event.trace = None
         route = self._routes.get((handler.task_name, event.type)) or self._route(handler, event)
         task_id, template = task_id_for(self._group, event.id, handler.task_name, event.replay), route.template
         if template is None or retries:
@@ -106,10 +115,9 @@ class Outbox:
         return found - {""}
 
     def refresh(self) -> None:
-        """Take the time of the next messages; forget the routes if Celery's configuration or signals have changed."""
+        """Take the time of the next messages; forget the routes if Celery's configuration or an interceptor changes."""
         self._sent = sent_now().encode()
-        listening = (len(before_task_publish.receivers), len(after_task_publish.receivers))
-        made_for = (self._app.conf.changes, listening, tuple(self._router.routes))
+        made_for = (self._app.conf.changes, interception.state(), tuple(self._router.routes))
         if made_for != self._made_for:
             self._made_for = (dict(made_for[0] or {}), *made_for[1:])
             self._routes.clear()
@@ -147,7 +155,7 @@ class Outbox:
         task = cast("EventTask", self._app.tasks[handler.task_name])
         chosen = next((options for pattern, options in self._rules if pattern.fullmatch(event.type)), {})
         options = {**chosen, **handler.send_options}
-        if self._only_celery_may_send() or self._differs_by_event(task):
+        if self._only_celery_may_send(task) or self._differs_by_event(task):
             # If the queue is unknown or a router fails, only this handler must fail, not the whole batch later.
             routed = self._router.route(dict(options), task.name, [event.event.to_dict()], {}, task)
             queue = queue_reached(routed.get("queue"), routed.get("exchange"), routed.get("routing_key"))
@@ -162,17 +170,24 @@ class Outbox:
 
     def _differs_by_event(self, task: EventTask) -> bool:
         """Whether the message depends on user code that gets the event."""
-        classes = [one for one in type(task).__mro__ if one not in (EventTask, Task)]
-        overridden = any(name in vars(one) for one in classes for name in ("apply_async", "shadow_name"))
+        overridden = type(task).shadow_name is not Task.shadow_name
         return overridden or not all(isinstance(route, MapRoute) for route in self._router.routes)
 
     @property
     def _router(self) -> Any:  # Celery's stubs know neither its routes nor task instances
         return self._app.amqp.router
 
-    def _only_celery_may_send(self) -> bool:
-        others = any(key[0] != PROPAGATOR for key, *_ in before_task_publish.receivers or ())
-        return bool(others or after_task_publish.receivers or self._app.conf.task_send_sent_event)
+    def _only_celery_may_send(self, task: EventTask) -> bool:
+        found = interception.interceptors(self._app, task)
+        if found and _throttle.allow(names := ", ".join(sorted(set(found)))):
+            extra = log_fields(Action.PUBLISHING_IS_WRAPPED, handler=task.name)
+            text = (
+                "Celery makes each task message of %s separately, because %s may change it or must be called for it: "
+                "dispatch is about ten times slower, and at least once also where bus and broker are one Redis. To "
+                "avoid that, switch this integration off in processes that run a subscriber"
+            )
+            log.warning(text, task.name, names, extra=extra)
+        return bool(found or self._app.conf.task_send_sent_event)
 
 
 def _check_routes(settings: BridgeSettings) -> None:

@@ -26,8 +26,9 @@ from kombu.utils import json
 
 from bridge.broker.declarations import DELAYS
 from bridge.broker.stamp import Stamp
-from bridge.events import EncodedEvent, now_ms
+from bridge.events import TRACEPARENT, TRACESTATE, EncodedEvent, now_ms
 from bridge.handlers import SENT_HEADER, EventTask, describe
+from bridge.telemetry import continuing
 
 _EXAMPLE = EncodedEvent("-", "example", None, b"{}")
 
@@ -42,8 +43,9 @@ class Template:
         embed: What Celery adds to the arguments of the task in the body.
         serializer: Name of kombu's serializer.
         timestamps: Headers that are times, and how many seconds after the sending they are.
-        queue_key: The Redis list that is the queue; empty if there is no stamp.
-        stamp: The text that kombu pushes to this list; None if messages have to go through kombu.
+        queue_key: The Redis list that is the queue; empty if there are no stamps.
+        stamps: The text that kombu pushes to this list, by the number of headers with the trace context of the event:
+            0, 1 or 2. Empty if messages have to go through kombu.
         delayed_to: The queue to which RabbitMQ moves the message at its ``eta``; None: it goes there at once.
     """
 
@@ -54,7 +56,7 @@ class Template:
     serializer: str
     timestamps: Mapping[str, float]
     queue_key: str = ""
-    stamp: Stamp | None = None
+    stamps: tuple[Stamp, ...] = ()
     delayed_to: Queue | None = None
 
     @property
@@ -77,25 +79,28 @@ class Template:
         headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr, SENT_HEADER: sent_now()}
         if self.timestamps:
             headers |= self._times()
+        if event.trace:
+            headers |= event.trace.headers
         content_type, encoding, body = content
         own = {"content_type": content_type, "content_encoding": encoding, "correlation_id": task_id}
         return {**self.publish, **own, "body": body, "headers": headers, "argsrepr": argsrepr}
 
     def stamped(self, event: EncodedEvent, task_id: bytes, tag: bytes, sent: bytes) -> bytes:
-        """Return what kombu would push for an event; empty if there is no stamp.
+        """Return what kombu would push for an event; empty if there are no stamps.
 
         Arguments:
             tag: The delivery tag, which no other message may have.
             sent: Value of :data:`SENT_HEADER`.
         """
-        if self.stamp is None:
+        if not self.stamps:
             return b""
         body = self._json(event)
         if compression := self.publish.get("compression"):
             body = compress(body, compression)[0]
         times = tuple(time.encode() for time in self._times().values()) if self.timestamps else ()
         own = (task_id, describe(event).encode(), tag, b2a_base64(body, newline=False), sent)
-        return self.stamp.fill(*(own + times))
+        trace = event.trace.in_json if event.trace else ()
+        return self.stamps[len(trace)].fill(*(own + trace + times))
 
     def _json(self, event: EncodedEvent) -> bytes:
         return b"[[%b], {}, %b]" % (event.data, self.embed)
@@ -126,7 +131,10 @@ def render(
         Exception: Celery refuses the options, or does not know the queue.
     """
     recorder = _Recorder(app.connection_for_write(), auto_declare=False)
-    task.apply_async(({},), task_id="-", argsrepr="-", producer=recorder, add_to_parent=False, **options)
+    # OpenTelemetry's receivers ignore a message without an id. This one is not sent, so it must not have a span.
+    headers = {**(options.get("headers") or {}), "id": None}
+    own = {"task_id": "-", "argsrepr": "-", "producer": recorder, "add_to_parent": False, "headers": headers}
+    task.apply_async(({},), **{**options, **own})
     body, publish = recorder.recorded
     headers, serializer = publish.pop("headers"), publish.pop("serializer")
     ahead = {"eta": options.get("countdown"), "expires": options.get("expires", task.expires)}
@@ -143,7 +151,7 @@ def render(
     embed = json.dumps(body[2]).encode() if serializer == "json" else body[2]
     publish |= {"retry": False, "retry_policy": None}
     template = Template(app, headers, publish, embed, serializer, timestamps, delayed_to=queue if delayed else None)
-    return template if offline is None else _with_stamp(template, offline), queue, priority
+    return template if offline is None else _with_stamps(template, offline), queue, priority
 
 
 def queue_reached(queue: Any, exchange: Any, routing_key: str | None) -> Any:
@@ -157,8 +165,8 @@ def queue_reached(queue: Any, exchange: Any, routing_key: str | None) -> Any:
     return queue if known else None
 
 
-def _with_stamp(template: Template, offline: Connection) -> Template:
-    """Add the stamp if a message goes to exactly one list: bindings of a named exchange, in Redis, may change."""
+def _with_stamps(template: Template, offline: Connection) -> Template:
+    """Add the stamps if a message goes to exactly one list: bindings of a named exchange, in Redis, may change."""
     queues, publish = template.publish["declare"] or (), template.publish
     expiring = any(queue.expires or "x-expires" in (queue.queue_arguments or {}) for queue in queues)
     if publish["exchange"] or expiring or template.serializer != "json":
@@ -173,22 +181,28 @@ def _with_stamp(template: Template, offline: Connection) -> Template:
         channel.close()
     message = json.loads(text)
     headers, properties = message["headers"], message["properties"]
+    in_order = (TRACEPARENT, TRACESTATE)
 
-    def example(task_id: str, argsrepr: str, tag: str, body: str, sent: str, *times: str) -> bytes:
+    def example(task_id: str, argsrepr: str, tag: str, body: str, sent: str, *further: str) -> bytes:
         message["body"], properties["delivery_tag"] = body, tag
         headers.update({"id": task_id, "root_id": task_id, "argsrepr": argsrepr, SENT_HEADER: sent})
-        headers.update(zip(template.timestamps, times, strict=True))
+        names = (*in_order[: len(further) - len(template.timestamps)], *template.timestamps)
+        headers.update(zip(names, further, strict=True))
         properties.update({"correlation_id": task_id, "argsrepr": argsrepr})
         return json.dumps(message).encode()
 
-    return replace(template, queue_key=key, stamp=Stamp.from_example(example, 5 + len(template.timestamps)))
+    places = 5 + len(template.timestamps)
+    stamps = tuple(Stamp.from_example(example, places + traced) for traced in range(len(in_order) + 1))
+    return replace(template, queue_key=key, stamps=stamps)
 
 
 def send_by_celery(producer: Producer, task: EventTask, event: EncodedEvent, options: Mapping[str, Any]) -> None:
     """Make a message with Celery and send it."""
-    headers = {**(options.get("headers") or {}), SENT_HEADER: sent_now()}
+    trace = event.trace.headers if event.trace else {}
+    headers = {**(options.get("headers") or {}), SENT_HEADER: sent_now(), **trace}
     own = {"argsrepr": describe(event), "producer": producer, "retry": False, "add_to_parent": False}
-    task.apply_async((event.event.to_dict(),), **{**options, **own, "headers": headers})
+    with continuing(event.trace):
+        task.apply_async((event.event.to_dict(),), **{**options, **own, "headers": headers})
 
 
 def sent_now() -> str:

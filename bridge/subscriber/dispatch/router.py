@@ -124,6 +124,8 @@ class Router:
             dead_letter = DeadLetter.of_message(error.reason, str(error), "journal", entry.data)
             batch.dead_letters.append((entry.entry_id, dead_letter))
             return []
+        if encoded.has_invalid_trace:
+            batch.counts.append((entry.entry_id, "invalid_trace", encoded.type))
         messages = []
         for handler in self._handlers(entry, encoded, batch):
             reason = "predicate_failed"

@@ -36,6 +36,7 @@ OUTCOMES = {
     "dispatched": "Task messages; an event with two handlers counts twice.",
     "handed_over": "Handed over to a subscriber of the group that has handlers which this one lacks.",
     "no_handler": "No handler in this application matches.",
+    "invalid_trace": "Dispatched without their trace context, because it is malformed.",
     "replayed": "Dispatched again by a replay.",
     "redispatched": "Task messages that were sent again, because their tasks had not ended in time.",
     "dead_lettered": "Dead letters of this subscriber. bridge_dead_letters_written_total includes those of tasks.",
