@@ -44,7 +44,7 @@ def constraints(which: str) -> Iterator[str]:
             yield f"{name}=={version}"
     tools = {name for name, _ in bounds(extras["test"])}
     pins = (ROOT / "constraints.txt").read_text().splitlines()
-    yield from (pin for pin in pins if pin.partition("==")[0] in tools)
+    yield from (pin for pin in pins if pin.partition("==")[0].lower() in tools)
 
 
 if __name__ == "__main__":

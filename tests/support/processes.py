@@ -48,12 +48,14 @@ class Processes:
         self.environment = environment
         self._running: list[subprocess.Popen[bytes] | Forked] = []
 
-    def start(self, *command: str, name: str = "process", **environment: str) -> subprocess.Popen[bytes]:
-        """Start a command in the project's folder."""
+    def start(
+        self, *command: str, name: str = "process", cwd: Path = ROOT, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a command, by default in the project's folder."""
         with (self.directory / f"{name}.log").open("ab") as output:
             process = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=cwd,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=os.environ | self.environment | environment,
