@@ -3,6 +3,7 @@
 Reading changes nothing. A replay stores its position in Redis, so an interrupted one resumes where it stopped.
 """
 
+from bridge.operations.examples import NoExample, example_payload, misfits, models_of
 from bridge.operations.groups import Groups
 from bridge.operations.history import Header, History
 from bridge.operations.impact import Impact, ImpactReader
@@ -22,6 +23,7 @@ __all__ = [
     "Impact",
     "ImpactReader",
     "JournalSource",
+    "NoExample",
     "Progress",
     "Replay",
     "ReplayItem",
@@ -30,7 +32,10 @@ __all__ = [
     "TaskStates",
     "Trace",
     "Tracer",
+    "example_payload",
     "further",
+    "misfits",
+    "models_of",
     "routes_for",
     "routes_of",
 ]

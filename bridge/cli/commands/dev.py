@@ -7,13 +7,12 @@ import json
 import shlex
 import socket
 import sys
-from typing import Any, cast
 
 import click
 from celery import Celery
-from pydantic import BaseModel
 
 from bridge.cli import output
+from bridge.cli.application import app_name, no_handlers_text
 from bridge.cli.commands.tail import until_interrupted
 from bridge.cli.connect import errors_as_cli_messages, load, open_storage
 from bridge.cli.dev_redis import DevRedis, redis_for
@@ -21,9 +20,9 @@ from bridge.cli.follow import Follower
 from bridge.cli.processes import Children
 from bridge.cli.table import Styled
 from bridge.config import BridgeSettings
-from bridge.events import Event, is_literal
-from bridge.handlers import EventTask, registry
-from bridge.operations import routes_of
+from bridge.events import example_of, is_literal
+from bridge.handlers import registry
+from bridge.operations import NoExample, example_payload, models_of, routes_of
 from bridge.storage import PresenceStore
 
 #: All addresses that the application might use are set to the one Redis.
@@ -61,6 +60,8 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
     """
     app = ctx.obj.app
     name = app_name(app)
+    if name is None:
+        raise click.UsageError("name the application: celery -A MODULE bus dev")
     load(app)
     with (
         until_interrupted(),
@@ -88,24 +89,6 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
 
 #: Suppresses the warning about a worker that runs as root, which is common in a container.
 _QUIET = {"PYTHONWARNINGS": "ignore:You're running the worker with superuser privileges"}
-
-
-def app_name(app: Celery) -> str:
-    """Return the name of *app* for ``-A``, ``module:attribute``.
-
-    Raises:
-        click.UsageError: No module contains it, so no other process can import it.
-    """
-    places = [
-        f"{module}:{attribute}"
-        for module, content in list(sys.modules.items())
-        if module.partition(".")[0] not in ("celery", "__main__")
-        for attribute, value in list(getattr(content, "__dict__", {}).items())
-        if value is app
-    ]
-    if not places:
-        raise click.UsageError("name the application: celery -A MODULE bus dev")
-    return min(places, key=lambda place: (place.count("."), len(place)))
 
 
 class _Watch:
@@ -140,26 +123,22 @@ def _queues(app: Celery, settings: BridgeSettings) -> list[str]:
 
 
 def _print_example(app: Celery, name: str, redis: DevRedis) -> None:
-    handlers = [(handler, pattern) for handler in registry for pattern in handler.patterns]
-    handler, event_type = next((pair for pair in handlers if is_literal(pair[1])), (None, "dream.created"))
-    task = cast("EventTask", app.tasks[handler.task_name]) if handler else None
-    payload = json.dumps(_example_for(task.event_model)) if task else "{}"
+    types = [pattern for handler in registry for pattern in handler.patterns]
+    types.sort(key=lambda pattern: not is_literal(pattern))
     where = "" if redis.is_of_application else f"BRIDGE_REDIS_URL={redis.url} "
-    command = shlex.join(["celery", "-A", name, "bus", "publish", event_type, payload])
-    output.note("To publish an event, run in another terminal:")
-    output.note(f"  {where}{command}")
+    command = f"{where}{shlex.join(['celery', '-A', name, 'bus', 'publish'])}"
+    if types:
+        event_type = example_of(types[0])
+        try:
+            payload = shlex.quote(json.dumps(example_payload(models_of(app, event_type), event_type)))
+            output.note("To publish an event, run in another terminal:")
+        except NoExample as error:
+            payload = "JSON"
+            output.note(f"To publish an event, run in another terminal, with a payload in place of JSON ({error}):")
+        output.note(f"  {command} {event_type} {payload}")
+    else:
+        output.note(no_handlers_text())
     output.note("Ctrl-C stops everything. Events:")
-
-
-def _example_for(model: type[Event[Any]]) -> dict[str, Any]:
-    """Return a payload that is probably valid for a handler."""
-    (kind,) = model.__pydantic_generic_metadata__["args"] or (None,)
-    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-        return {}
-    values = {"string": "text", "integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
-    schema = kind.model_json_schema()
-    fields = {name: schema["properties"][name] for name in schema.get("required", ())}
-    return {name: values.get(field.get("type")) for name, field in fields.items()}
 
 
 def _title(text: str) -> Styled:

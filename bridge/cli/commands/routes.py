@@ -10,13 +10,13 @@ import click
 from celery import Celery
 
 from bridge.cli import output
+from bridge.cli.application import no_handlers_text
 from bridge.cli.connect import errors_as_cli_messages, load
 from bridge.cli.options import json_option
 from bridge.cli.table import Cell, Column, Styled, on_terminal
 from bridge.config import BridgeSettings
-from bridge.errors import InvalidEvent, did_you_mean
-from bridge.events import check_type, is_literal
-from bridge.handlers import IMPORT_ADVICE, registry
+from bridge.errors import InvalidEvent
+from bridge.events import check_type
 from bridge.operations import HandlerRoute, routes_for, routes_of
 
 _COLUMNS: list[Column | str] = [
@@ -51,7 +51,7 @@ def routes(ctx: click.Context, /, match: str | None, as_json: bool) -> None:
     if found and not as_json:
         output.table(_COLUMNS, _rows(found))
     if not found:
-        raise click.ClickException(_nothing(match))
+        raise click.ClickException(no_handlers_text(match))
     if any(route.problem for route in found):
         raise click.ClickException("some of these tasks cannot be sent; OPTIONS shows why")
 
@@ -86,10 +86,3 @@ def _options(route: HandlerRoute) -> Iterator[str]:
 
 def _short(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _nothing(match: str | None) -> str:
-    if match is None:
-        return f"there is no handler: {IMPORT_ADVICE}"
-    literal = [pattern for handler in registry for pattern in handler.patterns if is_literal(pattern)]
-    return "; ".join(filter(None, [f"no handler matches {match}", did_you_mean(match, literal)]))
