@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
+
+from pydantic import BaseModel, Field
 
 from bridge import Event, EventTask, on_event
 from bridge.handlers.handler import Handler, registry
@@ -60,6 +63,18 @@ class Picky(EventTask):
 
 @on_event("*", name="t.picky", base=Picky)
 def picky(event: Event) -> None: ...
+
+
+class Order(BaseModel):
+    """A payload that has to be validated."""
+
+    order_id: str
+    lines: list[str] = Field(min_length=1)
+    total: Decimal = Field(gt=0)
+
+
+@on_event("order.placed", name="t.typed")
+def typed(event: Event[Order]) -> None: ...
 
 
 #: Handlers by task name; each test registers those that it needs.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, EventBus
+from bridge.handlers.handler import registry
 from bridge.storage.keys import Keys
 from tests.support.apps import Invoke
 
@@ -113,6 +115,85 @@ def test_a_bad_line_stops_no_other(invoke: Invoke, client: Redis, settings: Brid
     assert [event["payload"] for event in journal(client, settings)] == [1, 4, 6, 8]
     assert [line.partition(":")[0] for line in result.stderr.splitlines()[:-1]] == [f"line {number}" for number in bad]
     assert result.stderr.splitlines()[-1] == "4 published, not published: 4"
+
+
+# Handlers of the application
+
+
+VALID = '{"order_id": "o", "lines": ["a"], "total": 1}'
+
+
+@pytest.fixture
+def typed(invoke: Invoke, register_handlers: Callable[..., None]) -> Invoke:
+    """Run ``bus ...`` with a handler of order.placed that validates its payload as well."""
+    register_handlers("t.typed")
+    return invoke
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ordre.placed", VALID), "no handler matches ordre.placed; did you mean order.placed?"),
+        (("order.placed", "{}"), "t.typed does not accept it: payload.order_id: Field required"),
+        (("order.placed",), "t.typed does not accept it: payload: Input should be"),
+    ],
+)
+def test_what_no_handler_would_take(
+    typed: Invoke, client: Redis, settings: BridgeSettings, arguments: tuple[str, ...], says: str
+) -> None:
+    """A type without handlers and a payload that a handler does not accept cause a warning; --strict refuses both."""
+    result = typed("publish", *arguments)
+    assert result.stderr.startswith("warning: ")
+    assert says in result.stderr
+    assert [event["id"] for event in journal(client, settings)] == [result.stdout.strip()]
+    refused = typed("publish", *arguments, "--strict", expect=1)
+    assert (refused.stdout, len(journal(client, settings))) == ("", 1)
+    assert "nothing was published: " in refused.stderr
+    assert says in refused.stderr
+
+
+def test_what_a_handler_takes_is_published_silently(typed: Invoke, client: Redis, settings: BridgeSettings) -> None:
+    """A payload that its handlers accept is published without a warning, with and without --strict."""
+    for strict in ([], ["--strict"]):
+        assert typed("publish", "order.placed", VALID, *strict).stderr == ""
+    assert len(journal(client, settings)) == 2
+
+
+def test_an_application_without_handlers(typed: Invoke) -> None:
+    """Without any handler, the warning says how handlers are imported."""
+    registry.clear()
+    assert "there is no handler. Import the modules with @on_event" in typed("publish", "order.placed").stderr
+
+
+def test_lines_that_no_handler_would_accept(typed: Invoke, client: Redis, settings: BridgeSettings) -> None:
+    """The first such line is reported with its problem, and their number; --strict publishes all other lines."""
+    lines = "\n".join([VALID, "{}", VALID, "[]", "3"])
+    result = typed("publish", "order.placed", "-", input=lines)
+    assert result.stderr.splitlines() == [
+        "warning: line 2: t.typed does not accept it: payload.order_id: Field required",
+        "warning: t.typed does not accept 3 of them",
+        "5 published",
+    ]
+    refused = typed("publish", "order.placed", "-", "--strict", input=lines, expect=1)
+    assert [line.partition(": t.typed")[0] for line in refused.stderr.splitlines()] == [
+        *("line 2", "line 4", "line 5"),
+        "2 published, not published: 3",
+    ]
+    assert [event["payload"] for event in journal(client, settings)[5:]] == [json.loads(VALID)] * 2
+    other = typed("publish", "ordre.placed", "-", "--strict", input=lines, expect=1)
+    assert (other.stdout, len(journal(client, settings))) == ("", 7)
+
+
+def test_an_example(typed: Invoke, client: Redis, settings: BridgeSettings) -> None:
+    """--example publishes a payload that the handlers accept, and prints it; an unknown type has no example."""
+    result = typed("publish", "--example", "order.placed", "--strict")
+    (event,) = journal(client, settings)
+    assert event["id"] == result.stdout.strip()
+    assert event["payload"] == json.loads(result.stderr.removeprefix("payload: "))
+    assert event["payload"] == {"order_id": "text", "lines": ["text"], "total": 1}
+    assert "did you mean order.placed?" in typed("publish", "--example", "ordre.placed", expect=1).stderr
+    assert "give one of the two" in typed("publish", "--example", "order.placed", "{}", expect=2).stderr
+    assert len(journal(client, settings)) == 1
 
 
 # get
