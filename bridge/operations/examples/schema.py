@@ -53,7 +53,7 @@ class Sampler:
         """Return the value of the current choices.
 
         Raises:
-            NoValue: There is none.
+            NoValue: No value can be made.
         """
         self._places = 0
         return self._value(self._schema, (), ())
