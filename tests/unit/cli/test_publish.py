@@ -162,7 +162,7 @@ def test_what_a_handler_takes_is_published_silently(typed: Invoke, client: Redis
 def test_an_application_without_handlers(typed: Invoke) -> None:
     """Without any handler, the warning says how handlers are imported."""
     registry.clear()
-    assert "there is no handler. Import the modules with @on_event" in typed("publish", "order.placed").stderr
+    assert "there is no handler: import the modules with @on_event" in typed("publish", "order.placed").stderr
 
 
 def test_lines_that_no_handler_would_accept(typed: Invoke, client: Redis, settings: BridgeSettings) -> None:
