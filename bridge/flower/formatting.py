@@ -7,7 +7,7 @@ from typing import Any
 
 from flower.utils.template import format_duration
 
-from bridge.events import Event
+from bridge.events import Event, trace_context_of
 
 #: CSS classes of the badges; for states that Flower knows, those of its task pages.
 _BADGES = {
@@ -64,3 +64,9 @@ def cause(event: Event) -> str:
     """Return the id of the event that caused this one; empty if the event does not name one."""
     causation = (event.metadata or {}).get("causationId")
     return causation if isinstance(causation, str) else ""
+
+
+def trace_id(event: Event) -> str:
+    """Return the id of the trace in which an event was published; empty without one."""
+    trace = trace_context_of(event.metadata)
+    return trace.trace_id if trace else ""

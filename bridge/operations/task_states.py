@@ -66,6 +66,7 @@ class EventNode:
         tasks: Its tasks in this application.
         events: Events that it caused, except those that these tasks published.
         hidden: How many further events that it caused are not shown, see :func:`further`.
+        trace_id: The trace of OpenTelemetry, or of another program, in which it was published; empty without one.
     """
 
     event_id: str
@@ -75,6 +76,7 @@ class EventNode:
     tasks: tuple[TaskNode, ...] = ()
     events: tuple[EventNode, ...] = ()
     hidden: int = 0
+    trace_id: str = ""
 
 
 class TaskStates:

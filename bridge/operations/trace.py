@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import Celery
 
-from bridge.events import Event
+from bridge.events import Event, trace_context_of
 from bridge.operations.history import History
 from bridge.operations.task_states import EventNode, TaskNode, TaskStates
 from bridge.storage import MAX_INDEXED, Storage, stream_position
@@ -149,6 +149,7 @@ class Tracer:
             replace(task, events=tuple(by_task[task.task_id])) for task in self._task_states.of_unknown_tasks(by_task)
         ]
         event = fact.event
+        trace = trace_context_of(event.metadata) if event else None
         return EventNode(
             event_id,
             event.type if event else "",
@@ -157,6 +158,7 @@ class Tracer:
             tuple(tasks),
             tuple(others),
             fact.hidden + len(fact.children) - len(children),
+            trace.trace_id if trace else "",
         )
 
 

@@ -34,7 +34,8 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
     """Show an event with its tasks, the events that these published, their tasks, and so on.
 
     ID is the id of any event of the chain, or a correlation id. For each task the command shows its state, the duration
-    of its last run and its queue.
+    of its last run and its queue. An event that belongs to a trace of OpenTelemetry shows the id of the trace, once for
+    each part of the tree.
 
     \b
     WAITING   its event has not been dispatched yet
@@ -59,24 +60,27 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
         output.as_json(asdict(found))
         return
     for root in found.roots:
-        for parts in _event(root, "", "", any_id):
+        for parts in _event(root, "", "", any_id, ""):
             output.line(*parts)
     if found.hidden:
         output.line(Styled(f"{further(found.hidden)} more events start this chain, not shown", "dim"))
 
 
-def _event(node: EventNode, branch: str, indent: str, requested_id: str) -> Iterator[list[Cell]]:
+def _event(node: EventNode, branch: str, indent: str, requested_id: str, above: str) -> Iterator[list[Cell]]:
+    """Yield the lines of an event and of what it caused; *above* is the id of the trace of the event that caused it."""
     kind = Styled(node.event_type, "bold") if node.event_type else Styled("(expired event)", "dim")
     when = output.ago(node.at_ms) if node.at_ms and on_terminal() else output.moment(node.at_ms)
     about = [text for text in (node.source, when) if text]
     if node.event_type and not node.tasks:
         about.append("no handlers")
+    if node.trace_id not in ("", above):
+        about.append(f"trace {node.trace_id}")
     here = Styled("  <- this event" if node.event_id == requested_id else "", "bold cyan")
     yield [Styled(branch, "dim"), kind, "  ", node.event_id, Styled("  ".join(["", *about]), "dim"), here]
-    yield from _below([*node.tasks, *node.events], node.hidden, indent, requested_id)
+    yield from _below([*node.tasks, *node.events], node.hidden, indent, requested_id, node.trace_id)
 
 
-def _task(node: TaskNode, branch: str, indent: str, requested_id: str) -> Iterator[list[Cell]]:
+def _task(node: TaskNode, branch: str, indent: str, requested_id: str, above: str) -> Iterator[list[Cell]]:
     name = node.handler or f"task {node.task_id} (unknown handler)"
     runtime = "" if node.runtime_s is None else f"{node.runtime_s:.3f} s"
     about = [text for text in (runtime, node.queue, node.replay and f"replay {node.replay}") if text]
@@ -90,16 +94,18 @@ def _task(node: TaskNode, branch: str, indent: str, requested_id: str) -> Iterat
         Styled("  ".join(["", *about]), "dim"),
         Styled(f"  {detail}{dead_letter}" if detail else "", "red"),
     ]
-    yield from _below(node.events, 0, indent, requested_id)
+    yield from _below(node.events, 0, indent, requested_id, above)
 
 
-def _below(nodes: Sequence[EventNode | TaskNode], hidden: int, indent: str, requested_id: str) -> Iterator[list[Cell]]:
+def _below(
+    nodes: Sequence[EventNode | TaskNode], hidden: int, indent: str, requested_id: str, above: str
+) -> Iterator[list[Cell]]:
     for number, node in enumerate(nodes, 1):
         last = number == len(nodes) and not hidden
         branch, deeper = indent + ("└─ " if last else "├─ "), indent + ("   " if last else "│  ")
         if isinstance(node, EventNode):
-            yield from _event(node, branch, deeper, requested_id)
+            yield from _event(node, branch, deeper, requested_id, above)
         else:
-            yield from _task(node, branch, deeper, requested_id)
+            yield from _task(node, branch, deeper, requested_id, above)
     if hidden:
         yield [Styled(f"{indent}└─ {further(hidden)} more, not shown", "dim")]

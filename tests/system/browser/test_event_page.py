@@ -8,6 +8,7 @@ from redis import Redis
 
 from bridge.storage.keys import Keys
 from tests.support.flower import QUICK, Browser, Flower, Site
+from tests.support.spans import TRACE_ID, TRACEPARENT
 from tests.support.waiting import eventually
 
 TREE = "#bridge-tree"
@@ -17,13 +18,15 @@ SCRIPT = "</code><script>document.title='owned'</script><img src=x onerror=\"doc
 
 def test_an_event_with_what_it_caused(site: Site, flower: Flower, browser: Browser, name: str) -> None:
     """Fields and payload are shown; the tree links to the events it caused and to Flower's pages of its tasks."""
-    site.bus.publish("bound.created", {"text": "Träume", "n": [1, 2]}, id=name, source="front-end")
+    traced = {"traceparent": TRACEPARENT}
+    site.bus.publish("bound.created", {"text": "Träume", "n": [1, 2]}, id=name, source="front-end", metadata=traced)
     browser.open(f"{flower.url}/event/{name}?{QUICK}")
     tree = browser.shows(TREE, "bound.created", "this event", "tests.app.bound", "bound.step", "tests.app.step")
     browser.shows(TREE, "SUCCESS\ntests.app.step")
     assert "queue celery" in tree
     assert json.loads(browser.text("#bridge-payload")) == {"text": "Träume", "n": [1, 2]}
     assert "front-end" in browser.text(".detail-list")
+    assert browser.text("#bridge-trace") == TRACE_ID
     browser.click(f"{TREE} a[href^='/event/']:not([href$='{name}'])")
     browser.shows(".detail-list", "bound.step", "Caused by", name)
     assert "tests.app.bound" in browser.text(TREE), "the whole chain is shown for each of its events"

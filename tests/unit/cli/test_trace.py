@@ -16,6 +16,7 @@ from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from tests.support.apps import Invoke
 from tests.support.cli import invoker, on_bus
+from tests.support.spans import SPAN_ID, TRACE_ID, TRACEPARENT
 from tests.support.trees import shape
 
 HERE = "tests.chains"
@@ -45,6 +46,18 @@ def test_an_unknown_id(trace: Invoke, unknown: str) -> None:
         assert "no event or chain with id" in result.stderr
         assert result.stderr.count("\n") == 1
         assert "\x1b" not in result.stderr
+
+
+def test_ids_of_traces(trace: Invoke, bus: EventBus) -> None:
+    """An event shows the id of its trace of OpenTelemetry, unless that is the trace of the event that caused it."""
+    first = bus.publish("a.b", id="first", metadata={"traceparent": TRACEPARENT}).event
+    other = TRACE_ID[::-1]
+    for name, parent in (("same", TRACEPARENT), ("other", f"00-{other}-{SPAN_ID}-00"), ("bad", "00-\x1b[2J")):
+        bus.publish(first.child("a.c", id=name, metadata={"traceparent": parent}))
+    found = [re.findall(r"trace (\w+)", line) for line in trace("first").stdout.splitlines()]
+    assert found == [[TRACE_ID], [], [other], []]
+    (tree,) = json.loads(trace("first", "--json").stdout)["roots"]
+    assert [tree["trace_id"], *(event["trace_id"] for event in tree["events"])] == [TRACE_ID, TRACE_ID, other, ""]
 
 
 def test_states_without_a_worker(
