@@ -1,4 +1,4 @@
-"""An application that is traced by OpenTelemetry; its spans go to the file TEST_SPANS. Workers run it.
+"""An application that is traced by OpenTelemetry, or Sentry. Its spans go to the file TEST_SPANS. Workers run it.
 
 As a program, ``python -m tests.traced REQUESTS``, it is a web server that publishes an event in each request.
 """
@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import sentry_sdk
 from celery import Celery
 from celery.signals import worker_process_init
 from opentelemetry import trace
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from pydantic import BaseModel
+from sentry_sdk.integrations.celery import CeleryIntegration
 
 import bridge
 from bridge import Event, get_bus, on_event, publish_event
@@ -59,12 +62,22 @@ def ship(event: Event) -> None:
 @on_event("order.shipped")
 def thank(event: Event) -> None:
     span = trace.get_current_span().get_span_context()
-    get_bus().client.rpush(f"{PREFIX}thanked", f"{event.payload['order']} {span.trace_flags:d}")
+    get_bus().client.rpush(f"{PREFIX}thanked", "sampled" if span.trace_flags.sampled else "not sampled")
 
 
 @on_event("order.refused")
 def refuse(event: Event) -> None:
     raise ValueError(f"cannot be delivered to {event.payload['address']}")
+
+
+class Sized(BaseModel):
+    """A payload."""
+
+    size: int
+
+
+@on_event("order.sized")
+def weigh(event: Event[Sized]) -> None: ...
 
 
 def main(requests: int) -> None:
@@ -75,7 +88,9 @@ def main(requests: int) -> None:
             publish_event("order.placed", {"order": order})
 
 
-if SET_UP == "pool":
+if os.environ.get("TEST_SENTRY"):
+    sentry_sdk.init(integrations=[CeleryIntegration()], default_integrations=False, traces_sample_rate=1.0)
+elif SET_UP == "pool":
     worker_process_init.connect(set_up, weak=False)
 elif SET_UP == "main" and __name__ != "__main__":
     set_up()

@@ -13,6 +13,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from celery.exceptions import TaskPredicate
+
 from bridge.events import Event, TraceContext, parent_of, trace_context_of
 from bridge.telemetry.counters import TypeLabels
 from bridge.telemetry.span import Span, harmless
@@ -56,6 +58,8 @@ def process_span(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> It
         **_attributes_of(fields.get("id"), event_type, fields.get("correlationId")),
         **attributes,
     }
+    # OpenTelemetry's instrumentation of Celery later replaces it by the id of the task.
+    attributes["bridge.event_id"] = attributes["messaging.message.id"]
     creation, celerys = trace_context_of(metadata), None
     with harmless():
         celerys = otel.celerys_span()
@@ -64,7 +68,12 @@ def process_span(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> It
         span.set(attributes)
         with harmless():
             otel.link(celerys, creation)
-        yield span
+        try:
+            yield span
+        except BaseException as error:
+            if not isinstance(error, TaskPredicate):  # the instrumentation records the error itself
+                span.set({"error.type": type(error).__qualname__})
+            raise
         return
     ambient = None
     with harmless():
@@ -76,7 +85,9 @@ def process_span(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> It
 
 def continuing(trace: TraceContext | None) -> AbstractContextManager[None]:
     """Return a context manager in which spans of the program continue *trace*."""
-    otel = _otel() if trace is not None else None
+    # Also without an SDK of the whole program: its parts, such as an instrumentation, may have others.
+    api = sys.modules.get("opentelemetry.trace") if trace is not None else None
+    otel = None if api is None else _imported()
     continued: AbstractContextManager[None] = nullcontext() if otel is None else otel.continued(trace)
     return continued
 
@@ -117,13 +128,27 @@ def _short(value: Any) -> str:
 
 def _otel() -> ModuleType | None:
     """Return the module that uses OpenTelemetry; None if the program does not use it."""
-    return _imported() if "opentelemetry.trace" in sys.modules else None
+    api = sys.modules.get("opentelemetry.trace")
+    if api is not None:
+        with harmless():
+            return _imported() if _is_in_use(api) else None
+    return None
+
+
+def _is_in_use(api: ModuleType) -> bool:
+    """Return whether there is an SDK or, without one, at least a trace to continue.
+
+    The import alone means nothing: redis-py imports OpenTelemetry wherever it is installed.
+    """
+    if not isinstance(api.get_tracer_provider(), api.ProxyTracerProvider):
+        return True
+    return bool(api.get_current_span().get_span_context().is_valid)
 
 
 @cache
 def _imported() -> ModuleType | None:
     with harmless():
-        from bridge.telemetry import otel  # noqa: PLC0415  # optional, and only for programs that have loaded it
+        from bridge.telemetry import otel  # noqa: PLC0415  # it is optional
 
         return otel
     return None

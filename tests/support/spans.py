@@ -21,13 +21,14 @@ TRACE_ID, SPAN_ID = TRACEPARENT.split("-")[1:3]
 
 @contextmanager
 def recorded_spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    """Record the bridge's spans of this process during the block. The provider of a process can be set only once."""
+    """Record the spans of this process during the block. A program can set its provider only once."""
     from bridge.telemetry import otel, tracing
     from bridge.telemetry.counters import TypeLabels
 
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with monkeypatch.context() as patched:
+        patched.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
         patched.setattr(otel, "_tracer", provider.get_tracer("bridge"))
         patched.setattr(tracing, "_labels", TypeLabels())
         yield exporter

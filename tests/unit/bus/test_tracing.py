@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ from bridge.telemetry import LogThrottle, otel
 from bridge.telemetry import span as span_module
 from bridge.testing.redis_server import RedisServer
 from tests.support.outside import SIGNED, Outside
-from tests.support.spans import SPAN_ID, TRACEPARENT, recorded_spans
+from tests.support.spans import SPAN_ID, TRACE_ID, TRACEPARENT, recorded_spans
 from tests.support.waiting import eventually
 
 
@@ -139,12 +141,12 @@ class Broken:
 
 
 def test_errors_of_tracing_stop_nothing(
-    bus: EventBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bus: EventBus, spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If OpenTelemetry fails, events are published without a context, and one line is logged."""
-    monkeypatch.setattr(otel, "_tracer", Broken())
-    monkeypatch.setattr(span_module, "_throttle", LogThrottle(1e9))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patched:
+        patched.setattr(otel, "_tracer", Broken())
+        patched.setattr(span_module, "_throttle", LogThrottle(1e9))
         publications = [bus.publish("a.b"), *bus.publish_many([Event(type="a.b"), Event(type="a.c")])]
     assert [one.event.metadata for one in publications] == [None] * 3
     assert [getattr(one, "action", "") for one in caplog.records] == ["tracing_failed"]
@@ -189,3 +191,23 @@ def test_spans_are_named_by_few_types(bus: EventBus, spans: InMemorySpanExporter
     assert last.attributes is not None
     assert last.attributes["messaging.destination.name"] == "invented.t129"
     assert last.attributes["messaging.destination.template"] == "(other)"
+
+
+def test_a_program_without_opentelemetry_does_not_get_it(settings: BridgeSettings) -> None:
+    """Nothing of the bridge imports OpenTelemetry where there is no SDK, though redis-py imports it if it is there."""
+    program = (
+        "import sys, bridge.worker, bridge.cli\n"
+        "with bridge.EventBus(redis_url=sys.argv[1], channel_prefix=sys.argv[2]) as bus:\n"
+        "    event = bus.publish('a.b', metadata={'traceparent': sys.argv[3]}).event\n"
+        "print(event.metadata, 'bridge.telemetry.otel' in sys.modules)"
+    )
+    arguments = [settings.url, settings.channel_prefix, TRACEPARENT]
+    result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert result.stdout == f"{ {'traceparent': TRACEPARENT} } False\n"
+
+
+def test_a_trace_is_continued_without_an_sdk(bus: EventBus) -> None:
+    """A program that only passes traces on, because it has no SDK, passes them on to the events that it publishes."""
+    parent = trace.SpanContext(int(TRACE_ID, 16), int(SPAN_ID, 16), is_remote=True, trace_flags=trace.TraceFlags(1))
+    with trace.use_span(trace.NonRecordingSpan(parent)):
+        assert bus.publish("a.b").event.metadata == {"traceparent": TRACEPARENT}

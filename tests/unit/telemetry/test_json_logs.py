@@ -18,6 +18,7 @@ from bridge import Event, install
 from bridge.bus.causation import current_event, handling
 from bridge.telemetry import json_logs
 from bridge.telemetry.logs import Action, log_fields
+from tests.support.spans import SPAN_ID, TRACE_ID
 
 SECRET = "s3cret-payload"
 
@@ -95,6 +96,20 @@ def test_a_line_written_in_a_handler_names_its_event(line: Callable[..., dict[st
     assert (written["event_id"], written["event_type"]) == ("e1", "a.b")
     assert (other["event_id"], "event_type" in other) == ("e2", False)
     assert SECRET not in str(written)
+
+
+def test_a_line_written_in_a_span_has_its_ids(line: Callable[..., dict[str, Any]]) -> None:
+    """Lines that are logged within a span of OpenTelemetry, Celery's own ones, too, have the ids of trace and span."""
+    from opentelemetry import trace
+
+    ids = {"trace_id": TRACE_ID, "span_id": SPAN_ID}
+    span = trace.NonRecordingSpan(trace.SpanContext(int(TRACE_ID, 16), int(SPAN_ID, 16), is_remote=False))
+    with trace.use_span(span):
+        data = {"id": "t1", "name": "tasks.x"}
+        for written in (line("x"), line("x", name="celery.app.trace", extra={"data": data})):
+            assert ids.items() <= written.items()
+        assert line("x", extra={"trace_id": "of the user"})["trace_id"] == "of the user"
+    assert not ids.keys() & line("x").keys()
 
 
 def test_celerys_own_lines_name_the_task_and_not_its_arguments(line: Callable[..., dict[str, Any]]) -> None:
