@@ -20,7 +20,9 @@ def app_name(app: Celery) -> str | None:
         for attribute, value in list(getattr(content, "__dict__", {}).items())
         if value is app
     ]
-    return min(places, key=lambda place: (place.count("."), len(place)), default=None)
+    place = min(places, key=lambda place: (place.count("."), len(place)), default=None)
+    module, _, attribute = (place or "").partition(":")
+    return module if attribute in ("app", "celery") else place  # which Celery looks for
 
 
 def no_handlers_text(event_type: str | None = None) -> str:

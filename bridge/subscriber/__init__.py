@@ -12,8 +12,10 @@ acknowledged. Another one claims them after ``claim_idle_s``.
 """
 
 from bridge.subscriber.agreement import disagreements
-from bridge.subscriber.checks import Finding, check_clock, check_settings, refused_handlers, server_of
+from bridge.subscriber.checks import check_clock, check_settings, refused_handlers
+from bridge.subscriber.finding import Finding
 from bridge.subscriber.journal_checks import check_journal_ids, check_prefixes
+from bridge.subscriber.server_checks import server_of
 from bridge.subscriber.subscriber import Subscriber, consumer_name
 
 __all__ = [

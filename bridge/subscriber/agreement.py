@@ -10,7 +10,7 @@ from typing import Any
 
 from bridge.config import BridgeSettings
 from bridge.storage import GroupSettings
-from bridge.subscriber.checks import Finding
+from bridge.subscriber.finding import Finding
 
 _REFUSED = "an event that one of them accepts becomes a dead letter of the other"
 #: What follows if two groups have different values. Those that are not here may differ.
@@ -47,7 +47,8 @@ def _compared(own_name: str, own: GroupSettings, name: str, other: GroupSettings
         for setting, value in own.values.items():
             if other.values.get(setting, value) != value:
                 problem = f"{_text(value)} here, {_text(other.values[setting])} in the subscribers of group {name}"
-                yield Finding(f"bridge_{setting}", problem, "use one configuration, and restart the subscribers")
+                advice = "use one configuration, and restart the subscribers"
+                yield Finding(f"bridge_{setting}", problem, advice, level="warn")  # a new version may be on its way
         return
     for setting, consequence in _CONSEQUENCES.items():
         ours, theirs = own.values[setting], other.values.get(setting, own.values[setting])

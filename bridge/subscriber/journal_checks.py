@@ -9,7 +9,7 @@ from redis import Redis
 from bridge.config import BridgeSettings
 from bridge.redis import servers_of
 from bridge.storage import MAX_AHEAD_MS, Keys, Storage, read_status
-from bridge.subscriber.checks import Finding
+from bridge.subscriber.finding import Finding
 
 #: Names that Redis inspects in one step of a scan.
 _SCAN_COUNT = 5000
@@ -29,7 +29,7 @@ def check_journal_ids(storage: Storage) -> list[Finding]:
     advice = (
         "start a worker, or bus subscribe, which repairs it; check the clock of the server, and who can write to it"
     )
-    return [Finding(f"ids of {storage.keys.journal}", problem, advice)]
+    return [Finding(f"ids of {storage.keys.journal}", problem, advice, level="warn")]
 
 
 def check_prefixes(client: Redis, settings: BridgeSettings) -> list[Finding]:

@@ -20,10 +20,11 @@ from bridge.handlers import Registry, registry
 from bridge.redis import connect
 from bridge.storage import Storage
 from bridge.subscriber.agreement import disagreements
-from bridge.subscriber.checks import Finding, check_settings, refused_handlers
+from bridge.subscriber.checks import check_settings, refused_handlers
 from bridge.subscriber.dead_letter_writer import DeadLetterWriter
 from bridge.subscriber.dispatch.dispatcher import Dispatcher
 from bridge.subscriber.dispatch_loop import DispatchLoop
+from bridge.subscriber.finding import Finding
 from bridge.subscriber.intake.catch_up import CatchUp
 from bridge.subscriber.intake.intake import Intake
 from bridge.subscriber.intake.writer import JournalWriter

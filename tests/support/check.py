@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
 
 from click.testing import Result
 
@@ -19,20 +18,27 @@ CHECKS = [
     "ids of the journal",
     "prefixes of other buses on this Redis",
     "accepted types",
-    "handlers and their workers",
+    "handlers",
+    "workers and queues",
 ]
-#: The module of the command.
-COMMAND = import_module("bridge.cli.commands.check")
+#: The checks that need no worker.
+BEFORE_START = [name for name in CHECKS if name not in ("subscribers of group tests", "workers and queues")]
+_LABELS = ("FAIL  ", "warn  ")
 
 
 def wrong(result: Result) -> list[tuple[str, str]]:
     """Return the problems as pairs of subject and reason, and assert that each has advice."""
+    return [(about, problem) for _, about, problem in levelled(result)]
+
+
+def levelled(result: Result) -> list[tuple[str, str, str]]:
+    """Return the problems as :func:`wrong` does, each with its level in front."""
     lines = result.stdout.splitlines()
-    failed = [number for number, line in enumerate(lines) if line.startswith("FAIL  ")]
-    assert all(re.match(r"      -> \S", lines[number + 1]) for number in failed)
-    assert all(line.startswith(("ok    ", "FAIL  ", "      -> ")) for line in lines)
-    parts = [lines[number].removeprefix("FAIL  ").partition(": ") for number in failed]
-    return [(about, problem) for about, _, problem in parts]
+    found = [number for number, line in enumerate(lines) if line.startswith(_LABELS)]
+    assert all(re.match(r"      -> \S", lines[number + 1]) for number in found)
+    assert all(line.startswith(("ok    ", *_LABELS, "      -> ", "         ")) for line in lines)
+    parts = [(lines[number][:4], *lines[number][6:].partition(": ")) for number in found]
+    return [(level, about, problem) for level, about, _, problem in parts]
 
 
 def passed(result: Result) -> list[str]:

@@ -19,7 +19,7 @@ from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
 from tests.support.apps import Invoke
-from tests.support.check import CHECKS, COMMAND, passed, wrong
+from tests.support.check import CHECKS, passed, wrong
 from tests.support.cli import invoker, on_bus
 from tests.support.processes import Processes
 from tests.support.terminal import OpenTerminal
@@ -56,7 +56,7 @@ def app(user_app: Celery, url: str) -> Celery:
 def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run ``bus check ...`` in this process."""
     on_bus(settings, monkeypatch)
-    monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # for the tests without workers
+    monkeypatch.setattr("bridge.cli.checks._WORKERS_S", 0.1)  # for the tests without workers
     return invoker(app, "check")
 
 
@@ -67,7 +67,7 @@ def worker(
     """Start a worker on that Redis and wait until it is ready."""
 
     def run(queues: str) -> Any:
-        monkeypatch.setattr(COMMAND, "_WORKERS_S", 1.0)
+        monkeypatch.setattr("bridge.cli.checks._WORKERS_S", 1.0)
         command = ["worker", "-n", "w1@test", "-c", "1", "-l", "INFO", "-Q", queues]
         running = processes.celery(*command, app=HERE, name="w1", REDIS_URL=url)
         eventually(lambda: "w1@test ready" in processes.log("w1"), "the worker is ready", 30)
@@ -90,7 +90,7 @@ def test_all_is_well(check: Invoke, worker: Callable[..., Any], url: str, termin
     running = worker("celery,plain")
     assert check().stdout.splitlines() == [f"ok    {text}" for text in [f"bus at {url}", *CHECKS[1:]]]
     rows = [json.loads(line) for line in check("--json").stdout.splitlines()]
-    assert rows == [{"check": text, "ok": True, "findings": []} for text in [f"bus at {url}", *CHECKS[1:]]]
+    assert rows == [{"check": text, "level": "ok", "findings": []} for text in [f"bus at {url}", *CHECKS[1:]]]
     assert check("--ready").stdout == f"ok    subscribers on {socket.gethostname()}\n"
     assert (at_terminal := terminal("bus", "check", "--ready", app=HERE, REDIS_URL=url)).wait() == 0
     assert "\x1b[32mok    \x1b[0msubscribers on" in at_terminal.text

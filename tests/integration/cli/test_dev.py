@@ -53,7 +53,7 @@ def test_everything_runs_and_goes_together(terminal: OpenTerminal) -> None:
     dev = terminal("bus", "dev", app="bridge", columns=200, **here)
     dev.shows("Ctrl-C stops everything")
     dev.shows("the worker is ready")
-    assert "bridge.celery:app, queues celery, index" in plain(dev)
+    assert "bridge.celery, queues celery, index" in plain(dev)
     run_as_told(dev, **here)
     dev.shows("dream.ready")  # published by a task in another queue
     (flower,) = re.findall(r"http://127\.0\.0\.1:\d+", dev.text)
@@ -135,5 +135,5 @@ def test_a_redis_that_is_down_is_named(terminal: OpenTerminal) -> None:
 
 def test_the_application_is_found_again() -> None:
     """The name for ``-A`` is found from the module that contains the application."""
-    assert app_name(example_app) == "bridge.celery:app"
+    assert app_name(example_app) == "bridge.celery"
     assert app_name(Celery("nowhere", set_as_current=False)) is None

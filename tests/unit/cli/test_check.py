@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from bridge.storage.storage import Storage
 from bridge.subscriber import checks
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import Invoke, StartSubscriber
-from tests.support.check import CHECKS, COMMAND, passed, wrong
+from tests.support.check import BEFORE_START, CHECKS, levelled, passed, wrong
 from tests.support.cli import invoker, on_bus
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
@@ -56,7 +57,7 @@ def app(user_app: Celery, url: str) -> Celery:
 def check(app: Celery, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run ``bus check ...`` in this process."""
     on_bus(settings, monkeypatch)
-    monkeypatch.setattr(COMMAND, "_WORKERS_S", 0.1)  # for the tests without workers
+    monkeypatch.setattr("bridge.cli.checks._WORKERS_S", 0.1)  # for the tests without workers
     return invoker(app, "check")
 
 
@@ -100,7 +101,8 @@ def test_a_user_who_may_nearly_nothing(check: Invoke, admin: Redis, url: str, mo
         rows = [json.loads(line) for line in check("--json", expect=3).stdout.splitlines()]
         assert [row["check"] for row in rows[1:]] == CHECKS[1 : ends_at + 1]
         assert f"no permissions to run the '{missing}' command" in rows[-1]["findings"][0]["problem"]
-        assert all(set(finding) == {"setting", "problem", "advice"} for row in rows for finding in row["findings"])
+        names = {"setting", "problem", "advice", "command", "level"}
+        assert all(set(finding) == names for row in rows for finding in row["findings"])
         admin.execute_command("ACL SETUSER shop +client|setname")
     assert re.search(r"'(script\|load|evalsha)'", rows[1]["findings"][0]["problem"])  # which verify the others
 
@@ -113,6 +115,40 @@ def test_a_bus_that_forgets(check: Invoke, admin: Redis) -> None:
     ((first, why), (second, _)) = rest(check(expect=1))
     assert (first, second) == ("appendonly of the bus", "maxmemory-policy of the bus")
     assert why.startswith("no: ")
+
+
+def test_before_the_first_start(check: Invoke, app: Celery, admin: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first worker, a Redis without persistence causes a warning, with a command to paste: no error."""
+    monkeypatch.setattr(sys.modules[__name__], "shop", app, raising=False)
+    app.conf.broker_transport_options = {"socket_timeout": 10.0}
+    assert [text.partition(" at ")[0] for text in passed(check("--before-start"))] == ["bus", *BEFORE_START[1:]]
+    admin.config_set("appendonly", "no")
+    app.conf.broker_transport_options = {}
+    result = check("--before-start")
+    timeout = "broker_transport_options['socket_timeout']"
+    assert [row[:2] for row in levelled(result)] == [("warn", "appendonly of the bus"), ("warn", timeout)]
+    commands = [line.strip() for line in result.stdout.splitlines() if line.startswith("         ")]
+    port = admin.connection_pool.connection_kwargs["port"]
+    assert commands[0] == f"redis-cli -p {port} CONFIG SET appendonly yes"
+    exec(commands[1], {"app": app})
+    admin.execute_command(*commands[0].split()[3:])
+    assert levelled(check("--before-start")) == []
+    rows = [json.loads(line) for line in check("--json", expect=1).stdout.splitlines()]
+    assert [finding["command"] for row in rows for finding in row["findings"]] == [
+        f"celery -A {__name__}:shop worker"
+    ] * 2
+
+
+def test_what_must_be_corrected_before_the_first_start(check: Invoke, app: Celery, admin: Redis) -> None:
+    """A problem that loses events, or a handler that cannot run, ends with status 1 even before the first start."""
+    admin.config_set("maxmemory", 100_000_000)
+    admin.config_set("maxmemory-policy", "allkeys-lru")
+    registry.clear()
+    rows = [json.loads(line) for line in check("--before-start", "--json", expect=1).stdout.splitlines()]
+    failed = [finding["setting"] for row in rows for finding in row["findings"] if finding["level"] == "fail"]
+    assert failed == ["maxmemory-policy of the bus", "handlers"]
+    assert {row["check"] for row in rows if row["level"] == "fail"} == {BEFORE_START[4], "handlers"}
+    assert "give one of the two" in check("--before-start", "--ready", expect=2).stderr
 
 
 @pytest.mark.parametrize(("off_s", "says"), [(60, "ahead of"), (-60, "behind"), (3, ""), (-3, "")])
@@ -157,7 +193,7 @@ def test_a_bus_that_is_lost_meanwhile(check: Invoke, proxy: Proxy, monkeypatch: 
     proxy.cut_after(b"$4\r\nTIME\r\n", 0)
     monkeypatch.setenv("REDIS_URL", proxy.url)
     *_, last = [json.loads(line) for line in check("--json", expect=3).stdout.splitlines()]
-    assert (last["check"], last["ok"]) == ("permissions of the bus user", False)
+    assert (last["check"], last["level"]) == ("permissions of the bus user", "fail")
     assert "does not answer" in last["findings"][0]["problem"]
 
 
@@ -202,8 +238,14 @@ def test_readiness_of_this_host(check: Invoke, admin: Redis, app: Celery, settin
     presences.report(Presence("two", here, problems=["cannot", "will not"]))
     assert wrong(check("--ready", expect=1)) == [("two", "cannot; will not")]
     (row,) = [json.loads(line) for line in check("--ready", "--json", expect=1).stdout.splitlines()]
-    finding = {"setting": "two", "problem": "cannot; will not", "advice": "see bus check"}
-    assert row == {"check": f"subscribers on {here}", "ok": False, "findings": [finding]}
+    finding = {
+        "setting": "two",
+        "problem": "cannot; will not",
+        "advice": "see bus check",
+        "command": "",
+        "level": "fail",
+    }
+    assert row == {"check": f"subscribers on {here}", "level": "fail", "findings": [finding]}
 
 
 def test_readiness_is_cheap(check: Invoke, admin: Redis, settings: BridgeSettings) -> None:

@@ -17,7 +17,7 @@ from redis import Redis
 
 from bridge import BridgeSettings, EventTask
 from bridge.subscriber import checks
-from bridge.subscriber.checks import Finding
+from bridge.subscriber.finding import Finding
 from bridge.testing.redis_server import RedisServer
 from tests.handlers import HANDLERS
 from tests.support.apps import StartSubscriber
@@ -60,7 +60,8 @@ def check(bus: str, app: Celery | str | None = None, tasks: Sequence[Any] = ()) 
     app = app if isinstance(app, Celery) else make_app(app or bus)
     found = checks.check_settings(BridgeSettings.load(redis_url=bus), app, tasks)
     for finding in found:
-        assert str(finding) == f"{finding.setting}: {finding.problem}; {finding.advice}"
+        command = f": {finding.command}" if finding.command else ""
+        assert str(finding) == f"{finding.setting}: {finding.problem}; {finding.advice}{command}"
         assert finding.advice
     named = {finding.setting: finding for finding in found}
     assert len(named) == len(found), "each setting is named once"
@@ -113,7 +114,7 @@ def test_bus_and_broker_are_told_apart(serve: Serve) -> None:
 def test_an_old_server(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A version below the required minimum is reported; this test requires one that does not exist yet."""
     server = serve(*SAFE)
-    monkeypatch.setattr(checks, "_MIN_VERSION", (99, 0))
+    monkeypatch.setattr("bridge.subscriber.server_checks._MIN_VERSION", (99, 0))
     found = check(server.url)
     assert set(found) == {"version of the bus"}
     with Redis.from_url(server.url) as client:
