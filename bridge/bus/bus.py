@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import islice
 from typing import Any, Self
@@ -15,16 +15,8 @@ from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.bus.local import LocalBus, LocalHandler, Publication, as_event
 from bridge.config import BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent
-from bridge.events import (
-    TRACEPARENT,
-    TYPESCRIPT_BUS_SOURCE,
-    EncodedEvent,
-    Event,
-    Keyring,
-    TraceContext,
-    with_context,
-)
-from bridge.redis import attempt, connect, is_wrong_type
+from bridge.events import TRACEPARENT, EncodedEvent, Event, Keyring, TraceContext, with_context
+from bridge.redis import attempt, connect
 from bridge.storage import AppendResult, Storage, new_attempt
 from bridge.telemetry import Action, Counters, Span, continuing, log_fields, publish_span
 
@@ -91,8 +83,8 @@ class EventBus:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def publish(self, event: Event | str, payload: Any = None, **fields: Any) -> Publication:
-        """Publish an event, given as an :class:`Event` or as its type, payload and further fields.
+    def publish(self, event: Event | Mapping[str, Any] | str, payload: Any = None, **fields: Any) -> Publication:
+        """Publish an event, given as an :class:`Event`, as a mapping of its fields, or as its type, payload and fields.
 
         When this returns, the event is stored once, in its key and in the journal (``enable_persistence``), and was
         broadcast (``enable_pubsub``). An event whose id was published before is a duplicate; nothing is done for it.
@@ -107,7 +99,7 @@ class EventBus:
         with self._span(event) as span:
             return self._publish([event], span)[0]
 
-    def publish_many(self, events: Iterable[Event]) -> list[Publication]:
+    def publish_many(self, events: Iterable[Event | Mapping[str, Any]]) -> list[Publication]:
         """Publish many events, ``batch_size`` of them per round trip.
 
         Raises:
@@ -118,25 +110,26 @@ class EventBus:
         publications: list[Publication] = []
         with self._span(None) as span:
             while batch := list(islice(remaining, self.settings.batch_size)):
-                publications += self._publish(batch, span)
+                publications += self._publish([as_event(event) for event in batch], span)
             span.set({"messaging.batch.message_count": len(publications)})
         return publications
 
     def get_event(self, event_id: str) -> Event | None:
         """Return the event with this id, from Redis or else from the memory of this process; None if it is unknown.
 
+        If another event was published under the id, it was refused as a conflict, and is not returned, even if its
+        publisher has written it to the event key.
+
         Raises:
-            InvalidEvent: The key of this id does not hold a valid event, or the event lacks a required signature.
+            InvalidEvent: The key of this id does not hold a valid event, or holds another event than the one that was
+                handled, which is no longer retained (``id_conflict``), or the event lacks a required signature.
             BusUnavailable: Redis did not answer, and this process does not remember the event.
         """
         local = self._local.get_event(event_id)
+        lookup = self.storage.event_lookup
         try:
-            data = attempt(self.settings, f"looking up event {event_id}", lambda: self.storage.event_keys.get(event_id))
-        except BusUnavailable as error:
-            if is_wrong_type(error.__cause__):
-                raise InvalidEvent(
-                    "wrong_key_type", "", f"the key of event {event_id} does not hold a string"
-                ) from error
+            data = attempt(self.settings, f"looking up event {event_id}", lambda: lookup.get(event_id))
+        except BusUnavailable:
             if local is None:
                 raise
             return local
@@ -189,9 +182,6 @@ class EventBus:
 
     def _encode(self, event: Event, trace: TraceContext | None) -> EncodedEvent:
         self._admission.check(event)
-        if event.source == TYPESCRIPT_BUS_SOURCE:
-            text = f"subscribers of the TypeScript bus ignore events from {TYPESCRIPT_BUS_SOURCE!r}; use another source"
-            raise InvalidEvent("source", "source", text)
         if event.hops > self.settings.max_hops:
             raise HopLimitExceeded(event.type, event.hops, self.settings.max_hops)
         if event.source is None:

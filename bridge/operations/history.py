@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from redis.exceptions import ResponseError
 
 from bridge.errors import InvalidEvent
 from bridge.events import Event
 from bridge.redis import attempt, is_wrong_type
-from bridge.storage import Storage, entries_by_id, script, stream_position
+from bridge.storage import Mark, Storage, script, stream_position
 
 #: Events read in one round trip; each may have a megabyte.
 _AT_ONCE = 50
-#: The end of the mark of an event; the mark of an event that exceeded a rate limit has no entry id.
-_ENTRY_ID = re.compile(rb":(\d+-\d+)\Z")
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,8 @@ class History:
         self._client = storage.client
         self._settings = storage.settings
         self._keys = storage.keys
-        self._event_keys = storage.event_keys
+        self._journal = storage.journal
+        self._lookup = storage.event_lookup
         self._headers = script(storage.client, "headers")
 
     def newest(self, count: int, before: str = "+") -> list[Header]:
@@ -77,28 +75,19 @@ class History:
         """Return an event from its key or else from the journal; None if neither has it.
 
         Raises:
-            InvalidEvent: The stored value is not a valid event.
+            InvalidEvent: The stored value is not a valid event, or another event that has taken the key since.
             BusUnavailable: Redis does not answer, after bounded retries.
         """
-        data = self.read([event_id]).get(event_id)
+        data: bytes | None = self._attempt(lambda: self._lookup.get(event_id))
         return None if data is None else Event.decode(data, max_bytes=len(data))
 
     def read(self, event_ids: Sequence[str]) -> dict[str, bytes]:
-        """Return these events as JSON from their keys or else from the journal, by id. The JSON may be invalid.
+        """Return these events as JSON, by id, see :meth:`EventLookup.read`.
 
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
         """
-        found: dict[str, bytes] = self._attempt(lambda: self._event_keys.get_many(event_ids))
-        entry_ids = self.entry_ids([event_id for event_id in event_ids if event_id not in found])
-        if entry_ids:
-            journal, wanted = self._keys.journal, list(entry_ids.values())
-            entries = self._attempt(lambda: entries_by_id(self._client, journal, wanted))
-            for event_id, entry_id in entry_ids.items():
-                fields = entries.get(entry_id, {})
-                # A new journal may give an entry id again, so the entry must be that event's.
-                if fields.get(b"id") == event_id.encode() and b"event" in fields:
-                    found[event_id] = fields[b"event"]
+        found: dict[str, bytes] = self._attempt(lambda: self._lookup.read(event_ids))
         return found
 
     def events(self, event_ids: Sequence[str]) -> dict[str, Event]:
@@ -121,13 +110,8 @@ class History:
         Raises:
             BusUnavailable: Redis does not answer, after bounded retries.
         """
-        keys = [self._keys.seen(event_id) for event_id in event_ids]
-        marks = cast("list[bytes | None]", self._attempt(lambda: self._client.mget(keys)) if keys else [])
-        return {
-            event_id: entry[1].decode()
-            for event_id, mark in zip(event_ids, marks, strict=True)
-            if mark is not None and (entry := _ENTRY_ID.search(mark))
-        }
+        marks: dict[str, Mark] = self._attempt(lambda: self._journal.marks(event_ids))
+        return {event_id: mark.entry_id for event_id, mark in marks.items() if mark.entry_id}
 
     def undispatched(self, entry_ids: Sequence[str]) -> set[str]:
         """Return the journal entries that the group has not dispatched yet.

@@ -16,10 +16,10 @@ leaves an entry that is read again, or a task whose lease expires; ``subscriber.
 """
 
 from bridge.storage.dead_letter import DeadLetter, dead_letter_fields
-from bridge.storage.entries import Entry, EntryFilter, HandOver, entries_by_id, stream_position
+from bridge.storage.entries import Entry, EntryFilter, HandOver, stream_position
 from bridge.storage.group_settings import GroupSettings
 from bridge.storage.in_flight import Delivery, Ended, InFlightTask, LedgerEntry, Overdue, RunStart, TaskStatus
-from bridge.storage.journal import MAX_INDEXED, RATE_WINDOW_S, AppendResult, group_errors, new_attempt
+from bridge.storage.journal import MAX_INDEXED, RATE_WINDOW_S, AppendResult, Mark, group_errors, new_attempt
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.journal_repair import MAX_AHEAD_MS
 from bridge.storage.keys import Keys
@@ -59,6 +59,7 @@ __all__ = [
     "Keys",
     "Ledger",
     "LedgerEntry",
+    "Mark",
     "Overdue",
     "Presence",
     "PresenceStore",
@@ -66,7 +67,6 @@ __all__ = [
     "Storage",
     "TaskStatus",
     "dead_letter_fields",
-    "entries_by_id",
     "group_errors",
     "handler_differences",
     "handler_labels",

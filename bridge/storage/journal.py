@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -37,6 +37,22 @@ RATE_WINDOW_S = 10
 
 AppendResult = Literal["appended", "repeated", "conflict", "limited"]
 _RESULTS: dict[int, AppendResult] = {1: "appended", 0: "repeated", -1: "conflict", -2: "limited"}
+
+
+class Mark(NamedTuple):
+    """What is remembered of an event: its digest, and its journal entry, which may have been removed.
+
+    An event that was refused because of its source's rate has no entry: its *entry_id* is empty.
+    """
+
+    digest: str
+    entry_id: str
+
+    @classmethod
+    def of(cls, mark: bytes) -> Mark:
+        """Return the content of a key ``seen``, see :meth:`Keys.seen`."""
+        entry = _MARKED_ENTRY.search(mark)
+        return cls(mark.partition(b":")[0].decode(errors="replace"), entry[1].decode() if entry else "")
 
 
 class Journal:
@@ -183,13 +199,12 @@ class Journal:
                 found.append(event_id)
         return found
 
-    def digests(self, event_ids: Sequence[str]) -> dict[str, str]:
-        """Return the digests of the events that the journal took under these ids, as far as Redis remembers."""
+    def marks(self, event_ids: Sequence[str]) -> dict[str, Mark]:
+        """Return what Redis remembers of the events that the journal took under these ids."""
         if not event_ids:
             return {}
         marks = cast("list[bytes | None]", self._client.mget([self._keys.seen(event_id) for event_id in event_ids]))
-        rows = zip(event_ids, marks, strict=True)
-        return {event_id: mark.partition(b":")[0].decode(errors="replace") for event_id, mark in rows if mark}
+        return {event_id: Mark.of(mark) for event_id, mark in zip(event_ids, marks, strict=True) if mark}
 
     def known(self, broadcasts: Sequence[tuple[str, str, bytes]]) -> list[bool]:
         """Return for each broadcast, given by event id, type and data, whether exactly that event is in the journal.

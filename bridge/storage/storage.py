@@ -9,6 +9,7 @@ from redis import Redis
 from bridge.config import BridgeSettings
 from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.event_keys import EventKeys
+from bridge.storage.event_lookup import EventLookup
 from bridge.storage.group_settings import GroupSettingsStore
 from bridge.storage.journal import Journal
 from bridge.storage.journal_consumer import JournalConsumer
@@ -45,6 +46,11 @@ class Storage:
     def journal(self) -> Journal:
         """The stream of every event."""
         return Journal(self.client, self.settings, self.keys, self.event_keys)
+
+    @cached_property
+    def event_lookup(self) -> EventLookup:
+        """The events by their ids."""
+        return EventLookup(self.client, self.keys, self.event_keys, self.journal)
 
     @cached_property
     def journal_repair(self) -> JournalRepair:

@@ -88,9 +88,10 @@ _INTAKE = _Needs(
 )
 _RUNNING = _Needs(
     ("start_run", "renew", "release", "end", "write_dead_letter", "write_dead_letter, of a task"),
-    {"done": "exists set watch", "lease": "del", "inflight": "zrem", "inflight_tasks": "hdel", "event": "get"},
+    {"done": "exists set watch", "lease": "del", "inflight": "zrem", "inflight_tasks": "hdel"},
     "multi exec unwatch",
 )
+_LOOKING_UP = _Needs(keys={"event": "get", "seen": "mget", "journal": "xrange"})  # get_event()
 _OPERATING = (
     _Needs(  # status, check
         ("backlog",), {**_STATUS, "subscribers": "hgetall", "group_settings": "hgetall"}, "time info config|get"
@@ -122,7 +123,7 @@ _OPERATING = (
 _NEEDS: Mapping[Role, tuple[_Needs, ...]] = {
     "publisher": _PUBLISHING,
     "subscriber": (*_SUBSCRIBING, _INTAKE),
-    "worker": (_RUNNING, *_PUBLISHING),
+    "worker": (_RUNNING, _LOOKING_UP, *_PUBLISHING),
     "operator": _OPERATING,
 }
 

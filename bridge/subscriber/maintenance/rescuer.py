@@ -151,12 +151,13 @@ class Rescuer:
         """
         entries = self._journal.entries([task.in_flight.entry_id for task in overdue])
         missing = [task.in_flight.event_id for task in overdue if task.in_flight.entry_id not in entries]
-        kept, digests = self._event_keys.get_many(missing), self._journal.digests(missing)
+        kept, marks = self._event_keys.get_many(missing), self._journal.marks(missing)
         events: dict[str, EncodedEvent] = {}
         for task in overdue:
             entry_id, event_id = task.in_flight.entry_id, task.in_flight.event_id
             event = self._event(entries.get(entry_id) or Entry(entry_id.encode(), kept.get(event_id)))
-            if event is None or (entry_id not in entries and digests.get(event_id, "") not in ("", event.event.digest)):
+            mark = marks.get(event_id)
+            if event is None or (entry_id not in entries and mark and mark.digest != event.event.digest):
                 continue
             handler = self._registry.get(task.in_flight.handler)
             # A task of a replay has another id than the task of the event in the key.

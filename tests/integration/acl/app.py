@@ -41,6 +41,7 @@ def total(numbers: list[int]) -> int:
 @on_event("work.published")
 def publishes(event: Event) -> None:
     assert get_bus().get_event(event.id)
+    assert get_bus().get_event("work.long"), "its key holds something else, so it is read from the journal"
     publish_event("work.told")
     causes = (event, Event(type="work.published", id="work.other"))
     get_bus().publish_many([cause.child("work.told") for cause in causes])

@@ -64,8 +64,9 @@ def environment(restricted_redis: RestrictedRedis, user: str = "") -> dict[str, 
 def work(restricted_redis: RestrictedRedis, user: str, processes: Processes, *arguments: str) -> None:
     """Run a worker until all tasks have ended, and inspect it."""
     command = ["worker", "-n", "w1@test", "-c", "2", "-l", "INFO", *arguments]
-    worker = processes.celery(*command, app=APP, name="w1", **environment(restricted_redis, user))
     keys, admin = Keys(restricted_redis.prefix), restricted_redis.admin
+    admin.set(keys.event("work.long"), "another one", ex=60)
+    worker = processes.celery(*command, app=APP, name="w1", **environment(restricted_redis, user))
     letters = Storage(admin, restricted_redis.settings()).dead_letters
     eventually(
         lambda: [letter.event_type for letter in letters.latest(9)] == ["work.retried"],

@@ -140,6 +140,8 @@ def test_something_else_at_the_keys_of_a_trace(bus: EventBus, client: Redis, tra
     client.delete(keys.event("last"))
     client.rpush(keys.event("last"), "a list")
     client.set(keys.event("more"), b"\xff{")
+    assert trees(tracer, "last") == [("other.first", [("other.last", [("other.more", [])])])], "the journal has both"
+    client.delete(keys.seen("more"))
     assert trees(tracer, "last") == [("other.first", [("other.last", [("(more)", [])])])]
 
 
