@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from bridge.bus.admission import Admission
 from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
-from bridge.events import TYPESCRIPT_BUS_SOURCE, EncodedEvent, is_signed
+from bridge.events import EncodedEvent, Event, is_signed
 from bridge.redis import BackOff
 from bridge.storage import Storage
 from bridge.telemetry import Action, Counters, Liveness, log_fields
@@ -196,21 +196,21 @@ class ChannelListener:
 def restore_sources(storage: Storage, events: Sequence[EncodedEvent], admission: Admission) -> list[EncodedEvent]:
     """Return *events*, those of the TypeScript bus with the real source from their event keys.
 
-    That bus writes its own name as the source of every broadcast and keeps the real one in the event key. It sends key
-    and broadcast on two connections, so the key may not exist yet: then the source stays as it is. A signed event is
-    replaced by the copy in its key, which has its own signature. The copies are about as large as the broadcasts: a key
-    that is much larger holds something else, and is not read.
+    That bus writes its own name as the source of every broadcast and keeps the real one, if there is one, in the event
+    key. It sends key and broadcast on two connections, so the key may not exist yet: then the event has no source. A
+    signed event is replaced by the copy in its key, which has its own signature. The copies are about as large as the
+    broadcasts: a key that is much larger holds something else, and is not read.
     """
-    hidden = [one for one in events if one.event.source == TYPESCRIPT_BUS_SOURCE]
+    hidden = [one for one in events if one.hides_source]
     if not hidden:
         return list(events)
     try:
         names = [storage.keys.event(one.id) for one in hidden]
-        replies = storage.event_keys.read_prefixes(names, [2 * len(one.data) + _MORE_BYTES for one in hidden])
+        replies = storage.event_keys.read_prefixes(names, [2 * one.received_bytes + _MORE_BYTES for one in hidden])
     except RedisError:
         return list(events)  # better an event without its source than no event
     values = {one.id: value for one, (value, _) in zip(hidden, replies, strict=True)}
-    return [_restored(one, values[one.id], admission) if one.id in values else one for one in events]
+    return [_restored(one, values[one.id], admission) if one.hides_source else one for one in events]
 
 
 def _restored(broadcast: EncodedEvent, value: Any, admission: Admission) -> EncodedEvent:
@@ -222,14 +222,19 @@ def _restored(broadcast: EncodedEvent, value: Any, admission: Admission) -> Enco
     except InvalidEvent:
         return broadcast
     event = broadcast.event
-    if not kept.event.source:
+    if kept.event.source is None or not _is_copy(kept.event, event):
         return broadcast
     if is_signed(event):
-        same = is_signed(kept.event) and (kept.id, kept.event.digest) == (event.id, event.digest)
-        if not same:
+        if not (is_signed(kept.event) and kept.event.digest == event.digest):
             return broadcast
         restored = EncodedEvent.of(kept.event, kept.data, broadcast.fingerprint)
         restored.signer = kept.signer
         return restored
     event = event.model_copy(update={"source": kept.event.source})
-    return EncodedEvent.of(event, event.encode(), broadcast.fingerprint)
+    restored = EncodedEvent.of(event, None, broadcast.fingerprint)
+    restored.repaired = broadcast.repaired or kept.repaired
+    return restored
+
+
+def _is_copy(one: Event, other: Event) -> bool:
+    return (one.id, one.type, one.payload) == (other.id, other.type, other.payload)

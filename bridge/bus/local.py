@@ -6,8 +6,9 @@ import logging
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from bridge.errors import InvalidEvent
@@ -17,6 +18,7 @@ from bridge.telemetry import Action, log_fields, redacting_errors
 log = logging.getLogger(__name__)
 
 LocalHandler = Callable[[Event], object]
+_NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class LocalBus:
 
         return unsubscribe
 
-    def publish(self, event: Event | str, payload: Any = None, **fields: Any) -> Publication:
-        """Publish an event, given as an :class:`Event` or as its type, payload and further fields.
+    def publish(self, event: Event | Mapping[str, Any] | str, payload: Any = None, **fields: Any) -> Publication:
+        """Publish an event, given as an :class:`Event`, as a mapping of its fields, or as its type, payload and fields.
 
         Handlers are called in this thread before the method returns. If one raises an error, it is logged and the
         others are still called.
@@ -142,14 +144,21 @@ class LocalBus:
                 log.exception("Local handler %s failed for event %s (%s)", name, event.id, event.type, extra=extra)
 
 
-def as_event(event: Event | str, payload: Any, fields: dict[str, Any]) -> Event:
+def as_event(
+    event: Event | Mapping[str, Any] | str, payload: Any = None, fields: Mapping[str, Any] = _NO_FIELDS
+) -> Event:
     """Return the event that the arguments of ``publish`` describe.
 
     Raises:
-        InvalidEvent: An event is given together with a payload or fields, or a field is invalid.
+        InvalidEvent: An event is given together with a payload or fields, a field is invalid, or it is no event.
     """
     if isinstance(event, str):
         return Event(type=event, payload=payload, **fields)
     if payload is not None or fields:
-        raise InvalidEvent("event", "", "publish() takes either an Event alone, or a type with payload and fields")
-    return event
+        raise InvalidEvent("event", "", "publish() takes either an event alone, or a type with payload and fields")
+    if isinstance(event, Event):
+        return event
+    if isinstance(event, Mapping):
+        return Event.model_validate(dict(event))
+    text = f"publish() takes an Event, a mapping with at least a type, or a type, not {type(event).__name__}"
+    raise InvalidEvent("event", "", text)

@@ -4,9 +4,11 @@ Any part may use it. Nothing here does I/O, so there is nothing that a crash cou
 """
 
 from bridge.events import wire
+from bridge.events.cause import Cause
 from bridge.events.clock import now_ms
+from bridge.events.dialects import TYPESCRIPT_BUS_SOURCE
 from bridge.events.encoded import EncodedEvent, fingerprint
-from bridge.events.event import TYPESCRIPT_BUS_SOURCE, Cause, Event, caused_by
+from bridge.events.event import Event, caused_by
 from bridge.events.patterns import Patterns, compile_pattern, escape_glob, example_of, is_literal
 from bridge.events.redaction import NO_REDACTION, REDACTED, Redaction, redaction_of
 from bridge.events.signing import CLOCK_SKEW_S, Keyring, SigningKeys, is_signed, unsigned

@@ -25,22 +25,14 @@ class EncodedEvent:
         id, type: Of the event.
         metadata: Of the event. ``replay`` is the name of the replay that published it again, if any; ``hops`` as in
             :class:`Event`; ``trace`` is the trace context that its tasks continue, if any.
-        data: Its JSON, as it is stored and sent.
+        data: Its JSON, as it is stored and sent; None: it is encoded when it is needed.
         event: The whole event, if it has been decoded.
         fingerprint: Of the bytes that were received, if *data* differs from them.
     """
 
     __slots__ = (
-        "_event",
-        "_fingerprint",
-        "data",
-        "has_invalid_trace",
-        "hops",
-        "id",
-        "replay",
-        "signer",
-        "trace",
-        "type",
+        *("_data", "_event", "_fingerprint", "has_invalid_trace", "hides_source", "hops", "id"),
+        *("received_bytes", "repaired", "replay", "signer", "trace", "type"),
     )
 
     def __init__(
@@ -48,7 +40,7 @@ class EncodedEvent:
         id: str,
         type: str,
         metadata: dict[str, Any] | None,
-        data: bytes,
+        data: bytes | None,
         event: Event | None = None,
         fingerprint: str = "",
     ) -> None:
@@ -61,13 +53,19 @@ class EncodedEvent:
         self.has_invalid_trace = traced and self.trace is None and self.replay is None
         #: Id of the key that has signed it, if that was verified.
         self.signer = ""
-        self.data = data
+        #: Whether its real source may be in its event key: the broadcast of the TypeScript bus has a marker instead.
+        self.hides_source = False
+        #: Size of what was received, if its source was hidden or its text repaired.
+        self.received_bytes = 0
+        #: Whether half a surrogate pair was replaced in it.
+        self.repaired = False
+        self._data = data
         self._event = event
         self._fingerprint = fingerprint
 
     @classmethod
-    def of(cls, event: Event, data: bytes, fingerprint: str = "") -> Self:
-        """Return *event* with its JSON, *data*."""
+    def of(cls, event: Event, data: bytes | None, fingerprint: str = "") -> Self:
+        """Return *event* with its JSON, *data*; None: it is encoded when it is needed."""
         return cls(event.id, event.type, event.metadata, data, event, fingerprint)
 
     @classmethod
@@ -78,14 +76,17 @@ class EncodedEvent:
             InvalidEvent: As :meth:`Event.decode`.
         """
         try:
-            event, kept = Event.receive(data, max_bytes=max_bytes, channel_type=channel_type)
+            event, kept, hides_source, repaired = Event.receive(data, max_bytes=max_bytes, channel_type=channel_type)
         except Exception:
             raise
         except BaseException as error:
             _raise_unless_panic(error)
             raise InvalidEvent("json", "", "the parser failed with an internal error") from error
         as_it_came = "" if kept is data else fingerprint(event.type, data)
-        return cls(event.id, event.type, event.metadata, kept, event, as_it_came)
+        received = cls(event.id, event.type, event.metadata, kept, event, as_it_came)
+        if hides_source or repaired:
+            received.hides_source, received.repaired, received.received_bytes = hides_source, repaired, len(data)
+        return received
 
     @classmethod
     def read(cls, data: bytes) -> Self:
@@ -105,11 +106,19 @@ class EncodedEvent:
             _raise_unless_panic(error)
             fields = None
         usual = type(fields) is dict and is_plain(fields) and data.startswith(STORED_START)
+        usual = usual and "specversion" not in fields  # as CloudEvents have
         if usual and not wire.is_suspicious(data):
             check_id(fields["id"])
             check_type(fields["type"])
             return cls(fields["id"], fields["type"], fields.get("metadata"), data)
         return cls.receive(data, max_bytes=len(data))
+
+    @property
+    def data(self) -> bytes:
+        """Its JSON, as it is stored and sent."""
+        if self._data is None:
+            self._data = self.event.encode()
+        return self._data
 
     @property
     def event(self) -> Event:

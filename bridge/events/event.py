@@ -1,8 +1,8 @@
 """The event: one frozen value, its wire format, and how one event follows from another.
 
 The wire format is fixed, since other programs use it: one JSON object with ``id``, ``type``, ``payload``,
-``timestamp`` (ms since the epoch), and optionally ``source``, ``metadata``, ``correlationId``. ``eventId`` and
-``eventType`` are read as ``id`` and ``type``. Unknown fields are preserved.
+``timestamp`` (ms since the epoch), and optionally ``source``, ``metadata``, ``correlationId``. What other programs
+write instead is translated, see ``dialects.py``. Unknown fields are preserved.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Self
 
@@ -19,15 +18,22 @@ from typing_extensions import TypeVar
 
 from bridge.errors import InvalidEvent
 from bridge.events import wire
+from bridge.events.cause import Cause
 from bridge.events.clock import moment_of, now_ms
-from bridge.events.validation import SIGNATURE, check_id, check_type, hops_of, in_short, is_plain, replay_of
+from bridge.events.dialects import TYPESCRIPT_BUS_SOURCE, names_no_type, received, renamed, translated
+from bridge.events.validation import (
+    SIGNATURE,
+    check_id,
+    check_type,
+    hops_of,
+    in_short,
+    is_plain,
+    is_signature,
+    replay_of,
+)
 
 PayloadT = TypeVar("PayloadT", default=Any)
 
-#: The existing TypeScript bus drops every message with this source, so the bridge must not publish one.
-TYPESCRIPT_BUS_SOURCE = "RedisEventBus"
-
-_ALIASES = {"eventId": "id", "eventType": "type", "correlation_id": "correlationId"}
 _ORDER = ("id", "type", "payload", "timestamp", "source", "metadata", "correlationId")
 #: How the JSON of a stored event begins. Events of other programs are encoded again if theirs does not.
 STORED_START = b'{"id":"'
@@ -35,19 +41,11 @@ _PLAIN = frozenset(_ORDER)
 #: Longest id of a cause or chain that is indexed or passed on; other programs choose it.
 _MAX_CAUSE_LENGTH = 200
 _set = object.__setattr__
+#: An event of another program; its JSON, or None if it must be encoded again; whether its source was hidden by the
+#: marker of the TypeScript bus; and whether half a surrogate pair was replaced in it.
+Received = tuple["Event[Any]", bytes | None, bool, bool]
 #: Validation context of data from ``wire.loads``, which consists of plain JSON types already.
 _FROM_WIRE = {"from_wire": True}
-
-
-@dataclass(frozen=True)
-class Cause:
-    """The cause of an event: what the event that follows from it needs to know. Sent in headers of Celery messages."""
-
-    event_id: str  #: Empty if only the hops are known; the correlation id then as well.
-    correlation_id: str
-    hops: int
-    #: Id of the handler task that publishes the consequence; empty outside a task.
-    task_id: str = ""
 
 
 class Event(BaseModel, Generic[PayloadT]):
@@ -84,11 +82,11 @@ class Event(BaseModel, Generic[PayloadT]):
             data = data.to_dict() | {"timestamp": data.timestamp}  # an unknown time stays unknown
         if not isinstance(data, dict):
             raise InvalidEvent("not_object", "", f"an event is a JSON object, not {type(data).__name__}")
-        fields = _renamed(data)
         if info.context is _FROM_WIRE:
+            fields = translated(data)
             fields.setdefault("timestamp", None)  # the time is unknown, and now would be wrong
         else:
-            fields = {name: wire.jsonable(value, name) for name, value in fields.items()}
+            fields = translated({name: wire.jsonable(value, name) for name, value in data.items()})
         try:
             event = build(fields)
         except ValidationError as error:
@@ -109,43 +107,40 @@ class Event(BaseModel, Generic[PayloadT]):
             channel_type: The type that the channel names, if it was received on one. Used if the event has no type.
 
         Raises:
-            InvalidEvent: With the reason; among others ``no_id``, and ``channel_mismatch`` when message and channel
-                disagree: else a publisher with permission for one channel could publish events of any type.
+            InvalidEvent: With the reason; among others ``no_id``, ``no_type``, and ``channel_mismatch`` when message
+                and channel disagree: else a publisher with permission for one channel could publish events of any type.
         """
-        return cls._decode(data, max_bytes, channel_type)[0]
+        return cls.receive(data, max_bytes=max_bytes, channel_type=channel_type)[0]
 
     @classmethod
-    def receive(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> tuple[Event, bytes]:
-        """Decode as :meth:`decode`; return also the JSON to pass on: *data* itself, if its form is the usual one.
+    def receive(cls, data: bytes, *, max_bytes: int, channel_type: str | None = None) -> Received:
+        """Decode as :meth:`decode`; return also what intake needs to know.
 
         Raises:
             InvalidEvent: As :meth:`decode`.
         """
-        event, as_it_came = cls._decode(data, max_bytes, channel_type)
-        return event, data if as_it_came else event.encode()
-
-    @classmethod
-    def _decode(cls, data: bytes, max_bytes: int, channel_type: str | None) -> tuple[Event, bool]:
-        """Return the event, and whether *data* can be passed on as it is."""
-        fields = wire.loads(data, max_bytes)
+        repaired = False
+        try:
+            fields = wire.loads(data, max_bytes)
+        except InvalidEvent as error:
+            if error.reason != "surrogate":
+                raise
+            fields, repaired = wire.repaired(data), True
+            if isinstance(fields, dict) and is_signature(fields.get(SIGNATURE)):
+                raise
         if not isinstance(fields, dict):
             raise InvalidEvent("not_object", "", f"an event is a JSON object, not {type(fields).__name__}")
         event: Event | None = cls._plain(fields)
-        as_it_came = event is not None and data.startswith(STORED_START)
-        as_it_came |= SIGNATURE in fields and is_plain(fields)  # another encoding would invalidate it
+        hides_source = fields.get("source") == TYPESCRIPT_BUS_SOURCE
+        as_it_came = event is not None and data.startswith(STORED_START) and not (hides_source or repaired)
         if event is None:
-            fields = _renamed(fields)
-            if fields.get("id") is None:
-                raise InvalidEvent("no_id", "id", "missing")
-            if type(fields["id"]) is int:
-                fields["id"] = str(fields["id"])
-            if fields.get("type") is None and channel_type is not None:
-                fields["type"] = channel_type
-            event = cls.model_validate(fields, context=_FROM_WIRE)
-        if channel_type is not None and event.type != channel_type:
+            event = cls.model_validate(received(fields, channel_type), context=_FROM_WIRE)
+        if channel_type is not None and event.type != channel_type and not names_no_type(channel_type, fields):
             text = f"{event.type!r} was received on the channel of {channel_type[:80]!r}"
             raise InvalidEvent("channel_mismatch", "type", text)
-        return event, as_it_came
+        # Another encoding would invalidate a signature.
+        as_it_came |= SIGNATURE in fields and is_signature(fields[SIGNATURE]) and is_plain(fields)
+        return event, data if as_it_came else None, hides_source, repaired
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Event[PayloadT]:
@@ -168,7 +163,7 @@ class Event(BaseModel, Generic[PayloadT]):
             "type": fields["type"],
             "payload": get("payload"),
             "timestamp": fields["timestamp"],
-            "source": get("source"),
+            "source": None if (source := get("source")) == TYPESCRIPT_BUS_SOURCE else source,
             "metadata": get("metadata"),
             "correlation_id": get("correlationId"),
         }
@@ -282,18 +277,10 @@ class Event(BaseModel, Generic[PayloadT]):
 def caused_by(cause: Cause | None, type: str, payload: Any = None, **fields: Any) -> Event:
     """Return a new event that *cause* caused; without a cause it starts a chain."""
     if cause is not None:
-        fields = _renamed(fields)
+        fields = renamed(fields)
         fields.setdefault("correlationId", cause.correlation_id or None)
         chain = {"causationId": cause.event_id, "hops": cause.hops + 1, "taskId": cause.task_id}
         chain = {name: value for name, value in chain.items() if value != ""}
         # The chain takes precedence: a caller that passes on the parent's metadata must not disable the hop limit.
         fields["metadata"] = (fields.get("metadata") or {}) | chain
     return Event(type=type, payload=payload, **fields)
-
-
-def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
-    renamed = dict(fields)  # a null counts as missing, so its alias is used, before and after a round trip
-    for alias, name in _ALIASES.items():
-        if alias in renamed and renamed.get(name) is None:
-            renamed[name] = renamed.pop(alias)
-    return renamed

@@ -17,19 +17,17 @@ from pydantic import BeforeValidator, SecretStr
 
 from bridge.errors import InvalidEvent
 from bridge.events.event import Event
-from bridge.events.validation import SIGNATURE, is_plain
+from bridge.events.validation import KEY_ID_PATTERN, MAX_KEY_ID, SIGNATURE, is_plain, is_signature
 
 #: How far the clock of a publisher may be ahead of this one.
 CLOCK_SKEW_S = 300
 #: A shorter secret would be weaker than HMAC-SHA256.
 _MIN_SECRET_BYTES = 32
-_MAX_KEY_ID = 64
-_KEY_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{_MAX_KEY_ID}}}")
+_KEY_ID = re.compile(KEY_ID_PATTERN)
 _START = b',"signature":"'
 #: From there to the end, without white space, so that there is only one way to write it.
 _FIELD = re.compile(rb'%b(%b):([0-9a-f]{64})"\}' % (_START, _KEY_ID.pattern.encode()))
-_GIVEN = re.compile(rf"{_KEY_ID.pattern}:[0-9a-f]{{64}}")
-_MAX_FIELD_BYTES = len(_START) + _MAX_KEY_ID + len(':"}') + 64
+_MAX_FIELD_BYTES = len(_START) + MAX_KEY_ID + len(':"}') + 64
 
 
 class Keyring:
@@ -107,8 +105,7 @@ class Keyring:
 
 def is_signed(event: Event[Any]) -> bool:
     """Return whether *event* has a signature, valid or not."""
-    given = (event.__pydantic_extra__ or {}).get(SIGNATURE)
-    return isinstance(given, str) and _GIVEN.fullmatch(given) is not None
+    return is_signature((event.__pydantic_extra__ or {}).get(SIGNATURE))
 
 
 def unsigned(event: Event[Any]) -> Event[Any]:
@@ -132,7 +129,7 @@ def _usable(keys: Any) -> dict[str, SecretStr]:
     for number, (key_id, secret) in enumerate(keys.items(), start=1):
         text = secret.get_secret_value() if isinstance(secret, SecretStr) else secret
         if not isinstance(key_id, str) or not _KEY_ID.fullmatch(key_id):
-            raise ValueError(f"the id of key {number} is not 1 to {_MAX_KEY_ID} of A-Z a-z 0-9 . _ -")
+            raise ValueError(f"the id of key {number} is not 1 to {MAX_KEY_ID} of A-Z a-z 0-9 . _ -")
         if not isinstance(text, str) or len(text.encode()) < _MIN_SECRET_BYTES:
             how = "create one with: openssl rand -hex 32"
             raise ValueError(f"the secret of key {number} must be a string of {_MIN_SECRET_BYTES} bytes or more; {how}")

@@ -13,8 +13,14 @@ ID_PATTERN = r"[A-Za-z0-9._:@+-]{1,200}"
 _ID = re.compile(ID_PATTERN)
 _TYPE = re.compile(r"[A-Za-z0-9_-]+(?:[.:/][A-Za-z0-9_-]+)*")
 _MAX_TYPE_LENGTH = 200
+#: What JavaScript makes of a missing type, where it is a part of a text such as the name of a channel.
+NO_TYPE = frozenset({"undefined", "null"})
 #: Field with the signature of an event, see signing.py; also the reason of events that are rejected for it.
 SIGNATURE = "signature"
+#: Ids of the keys that sign events.
+MAX_KEY_ID = 64
+KEY_ID_PATTERN = rf"[A-Za-z0-9._-]{{1,{MAX_KEY_ID}}}"
+_SIGNATURE = re.compile(rf"{KEY_ID_PATTERN}:[0-9a-f]{{64}}")
 
 
 def in_short(event_type: str, event_id: str) -> str:
@@ -33,6 +39,11 @@ def hops_of(metadata: dict[str, Any] | None) -> int:
     """Return the number of hops in the metadata of an event; 0 if there is no valid number."""
     hops = metadata.get("hops") if metadata else None
     return hops if type(hops) is int and hops > 0 else 0
+
+
+def is_signature(value: Any) -> bool:
+    """Return whether *value* has the form of a signature, see signing.py. Other programs may use the name otherwise."""
+    return isinstance(value, str) and _SIGNATURE.fullmatch(value) is not None
 
 
 def is_plain(fields: dict[str, Any]) -> bool:
@@ -57,11 +68,8 @@ def check_id(event_id: str) -> None:
 @lru_cache(maxsize=10_000)  # types are few, events are many
 def check_type(event_type: str) -> None:
     """Raise :class:`InvalidEvent` unless *event_type* is valid."""
+    if event_type in NO_TYPE:
+        text = f"{event_type!r} is what JavaScript writes for a missing type; set it where the event is published"
+        raise InvalidEvent("no_type", "type", text)
     if len(event_type) > _MAX_TYPE_LENGTH or not _TYPE.fullmatch(event_type):
         raise InvalidEvent("type", "type", f"{event_type[:80]!r} is not words of A-Z a-z 0-9 _ - joined by . : /")
-    if RESERVED_TYPES.match(event_type):
-        raise InvalidEvent("type", "type", f"{event_type!r} is reserved for the bridge's own keys")
-
-
-#: Event types whose channels would look like keys of the bridge with the same prefix.
-RESERVED_TYPES = re.compile(r"(?:event|seen|dead|parked|inflight|done|heartbeat):|journal\Z|heartbeat\Z")

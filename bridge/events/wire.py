@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -22,14 +23,17 @@ from bridge.errors import InvalidEvent
 MAX_DEPTH = 64
 _UNDERSCORE, _BACKSLASH, _BRACKET = b"_\\["
 
-#: Integers beyond signed 64 bits become floats, or raise errors, in other languages.
-MIN_INT, MAX_INT = -(2**63), 2**63 - 1
+#: JavaScript writes whole numbers below this one in digits, and larger ones with an exponent, as floats.
+MAX_INT = 10**21
+_MAX_DIGITS = len(f"-{MAX_INT}")
 
 #: Celery's JSON encodes datetimes and other types as objects with exactly these names. A worker discards a message with
 #: an unknown one, and a known one would reach the handler as another type.
 _CELERY_NAMES = {"__type__", "__value__"}
 
 _CONTAINERS = (dict, list)
+#: Half a surrogate pair in decoded text: the decoder has joined the whole ones.
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def jsonable(value: Any, field: str, depth: int = 2) -> Any:
@@ -115,6 +119,15 @@ def loads(data: bytes, max_bytes: int) -> Any:
     return value
 
 
+def repaired(data: bytes) -> Any:
+    """Decode JSON that :func:`loads` rejects for half a surrogate pair only, with U+FFFD in its place.
+
+    JavaScript cuts text between the halves of a pair: half an emoji must not cost the whole event.
+    """
+    text = _encoder.encode(_parsed(data.decode()))
+    return _parsed(_HALF_PAIR.sub("\ufffd", text))
+
+
 def _parsed(text: str) -> Any:
     try:
         if text[0] == "{":
@@ -161,8 +174,8 @@ def _check_names(fields: dict[str, Any], field: str) -> None:
 
 
 def _checked_int(value: int, field: str) -> int:
-    if not MIN_INT <= value <= MAX_INT:
-        raise InvalidEvent("integer_range", field, "is larger than 64 bits; send it as a string")
+    if not -MAX_INT <= value <= MAX_INT:
+        raise InvalidEvent("integer_range", field, "an integer beyond 1e21; send it as a string")
     return int(value)
 
 
@@ -187,8 +200,8 @@ def _checked_name(name: Any, field: str) -> str:
 
 
 def _parse_int(text: str) -> int:
-    if len(text) > 20:  # int() of thousands of digits is slow, or raises a bare ValueError
-        raise InvalidEvent("integer_range", "", f"an integer of {len(text)} digits is larger than 64 bits")
+    if len(text) > _MAX_DIGITS:  # int() of thousands of digits is slow, or raises a bare ValueError
+        raise InvalidEvent("integer_range", "", f"an integer of {len(text)} digits is beyond 1e21; send it as a string")
     return _checked_int(int(text), "")
 
 

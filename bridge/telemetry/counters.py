@@ -2,7 +2,7 @@
 
 =============  ====================================================================================================
 events (type)  intake: ``received``, ``duplicate`` (in the journal already, as what this bridge publishes itself),
-               ``appended``, ``caught_up``, ``stale``, ``invalid``, ``rate_limited``
+               ``appended``, ``caught_up``, ``repaired``, ``stale``, ``invalid``, ``rate_limited``
                dispatch: ``dispatched``, ``handed_over``, ``no_handler``, ``invalid_trace``, ``replayed``,
                ``dead_lettered``, ``lost``
                maintenance: ``trimmed``, ``redispatched``

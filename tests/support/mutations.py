@@ -7,14 +7,16 @@ import re
 from typing import Any
 
 from bridge import Event
+from tests.support.outside import as_typescript_broadcasts
 
 #: Valid events for the mutator to break; it never makes an id that begins with "next".
 CORPUS: list[dict[str, Any]] = [
     {"id": "m-1", "payload": {"text": "s\u00fc\u00df\U0001f319", "n": [1, -2.5e3, None]}, "vendor": [1]},
-    {"id": "m-2", "source": "RedisEventBus", "metadata": {"hops": 15, "causationId": "m-1"}},
+    {"id": "m-2", "metadata": {"hops": 15, "causationId": "m-1"}},
     {"id": "m-3", "type": "Security.ThreatDetected", "payload": {"a": {"b": {"c": []}}}, "correlationId": "c-1"},
 ]
-VALID = [Event(**{"type": "dream.created", "timestamp": 1_760_000_000_000} | fields).encode() for fields in CORPUS]
+_EVENTS = [Event(**{"type": "dream.created", "timestamp": 1_760_000_000_000} | fields) for fields in CORPUS]
+VALID = [_EVENTS[0].encode(), as_typescript_broadcasts(_EVENTS[1]).encode(), _EVENTS[2].encode()]
 VALID += [b'{"eventId":7,"eventType":"a.b","payload":"\\ud83d\\ude00\\u0000"}']
 CHANNELS = [b"dream.created"] * 8 + [b"Security.ThreatDetected", b"a.b"] * 3
 CHANNELS += [b"", b"\xff\xfe", b"a\0b", b"\r\n", b"*", "\u00fc".encode(), b"event:m-1", b"dream.created" * 8000]
@@ -22,9 +24,8 @@ CHANNELS += [b"", b"\xff\xfe", b"a\0b", b"\r\n", b"*", "\u00fc".encode(), b"even
 TOKEN = re.compile(rb'"[^"]*"|-?[\d.]+|null|true')
 #: Replacements for a value or a name.
 TOKENS = b'null -0 1.5 [] {} "a.b" "m-2" "id" "type" "metadata" "timestamp" "eventId" "correlation_id"'.split()
-TOKENS += (
-    rb'NaN 1e400 9223372036854775808 "\ud800" {"hops":17} {"__type__":"date","__value__":1} "RedisEventBus"'.split()
-)
+TOKENS += rb'NaN 1e400 9223372036854775808 1000000000000000000001 "\ud800" "RedisEventBus"'.split()
+TOKENS += rb'{"hops":17} {"__type__":"date","__value__":1}'.split()
 #: Insertions at any position.
 PIECES = [*rb'{ [ , " \ 7 x'.split(), b"[" * 70, b" ", b"\0", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc3\xa9"]
 ACCIDENTS = ["flip", "delete", "insert", "duplicate", "truncate", "swap", "splice", "token"]

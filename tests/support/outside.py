@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 from bridge import BridgeSettings, Event
+from bridge.events.dialects import TYPESCRIPT_BUS_SOURCE
 from bridge.events.signing import Keyring
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.keys import Keys
@@ -25,6 +26,11 @@ SIGNED: dict[str, Any] = {"signing_keys": SECRETS, "require_signature": ["billin
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def as_typescript_broadcasts(event: Event) -> Event:
+    """Return *event* with the marker that the TypeScript bus writes in place of the source of every broadcast."""
+    return event.model_copy(update={"source": TYPESCRIPT_BUS_SOURCE})
 
 
 class Outside:

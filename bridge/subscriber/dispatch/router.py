@@ -124,8 +124,9 @@ class Router:
             dead_letter = DeadLetter.of_message(error.reason, str(error), "journal", entry.data)
             batch.dead_letters.append((entry.entry_id, dead_letter))
             return []
-        if encoded.has_invalid_trace:
-            batch.counts.append((entry.entry_id, "invalid_trace", encoded.type))
+        if encoded.has_invalid_trace or encoded.repaired:
+            name = "repaired" if encoded.repaired else "invalid_trace"
+            batch.counts.append((entry.entry_id, name, encoded.type))
         messages = []
         for handler in self._handlers(entry, encoded, batch):
             reason = "predicate_failed"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +13,10 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError
 
-from bridge.bus import InvalidMessage
+from bridge.bus import Admission, InvalidMessage
 from bridge.config import BATCH_BYTES
-from bridge.events import EncodedEvent
+from bridge.errors import InvalidEvent
+from bridge.events import ID_PATTERN, EncodedEvent
 from bridge.redis import BackOff
 from bridge.storage import RATE_WINDOW_S, AppendResult, DeadLetter, Storage
 from bridge.subscriber.dead_letter_writer import RATE_LIMIT, DeadLetterWriter
@@ -25,6 +28,10 @@ T = TypeVar("T")
 
 #: Longest name of a channel or key that a dead letter records; the names may have any length.
 _ORIGIN_CHARS = 500
+#: Id of an event at the beginning of its JSON.
+ID_FIRST = re.compile(rb'\{\s*"(?:id|eventId)"\s*:\s*"(%b)"' % ID_PATTERN.encode())
+#: Longest id whose key is read when its event was rejected.
+_MAX_ID_CHARS = 200
 #: Longest name of a source that an error shows.
 _SOURCE_CHARS = 100
 
@@ -35,7 +42,7 @@ class JournalWriter:
     Arguments:
         storage: The journal.
         dead_letters: Writes those of rejected events and messages.
-        counters: Raises ``appended`` or ``caught_up``, and ``duplicate``.
+        counters: Raises ``appended`` or ``caught_up``, ``duplicate`` and ``repaired``.
         liveness: Gets a ``tick`` of the calling thread with every attempt.
     """
 
@@ -44,6 +51,8 @@ class JournalWriter:
     ) -> None:
         self._journal = storage.journal
         self._keys = storage.keys
+        self._event_keys = storage.event_keys
+        self._admission = Admission(storage.settings)
         self._settings = storage.settings
         self._dead_letters = dead_letters
         self._counters = counters
@@ -82,10 +91,48 @@ class JournalWriter:
             error, origin = message.error, message.origin[:_ORIGIN_CHARS]
             dead_letters.append(DeadLetter.of_message(error.reason, str(error), origin, message.data))
         self._dead_letters.write_rejected(dead_letters, remember=not live)
+        if live and invalid:
+            self._skip_copies(invalid)
         for name, counted in (("appended" if live else "caught_up", "appended"), ("duplicate", "repeated")):
             rows = zip(accepted, results, strict=True)
             self._counters.add_each(name, [one.type for one, result in rows if result == counted])
+        rows = zip(accepted, results, strict=True)
+        self._counters.add_each("repaired", [one.type for one, result in rows if one.repaired and result == "appended"])
         return Counter(results)
+
+    def _skip_copies(self, rejected: Sequence[InvalidMessage]) -> None:
+        """Let no scan report the key of a message that was rejected on its channel, if the key has the same problem.
+
+        One dead letter is enough for an event that is in its key and was broadcast. If its publisher writes the key
+        later than this, there are two.
+        """
+        reasons = {self._keys.event(self._id_of(one.data)).encode(): one.error.reason for one in rejected}
+        keys = self._event_keys.sizes_to_read(list(reasons))
+        values = self._event_keys.read_prefixes([name for name, _ in keys])
+        skipped = []
+        for (name, size), (value, ttl_ms) in zip(keys, values, strict=True):
+            if size and isinstance(value, bytes) and isinstance(ttl_ms, int):
+                try:
+                    self._admission.receive(value)
+                except InvalidEvent as error:
+                    if error.reason == reasons[name]:
+                        skipped.append((name, size, ttl_ms))
+        self._event_keys.skip(skipped)
+
+    def _id_of(self, data: bytes) -> str:
+        """Return the id under which the publisher of a rejected message may have stored its event.
+
+        JavaScript makes ``undefined`` of an id that is missing, and ``null`` of null.
+        """
+        if found := ID_FIRST.match(data):
+            return found[1].decode()
+        try:
+            fields = json.loads(data) if len(data) <= self._settings.max_event_bytes else None
+        except (ValueError, RecursionError):
+            fields = None
+        event_id = fields.get("id", "undefined") if isinstance(fields, dict) else "undefined"
+        usable = isinstance(event_id, str) and len(event_id) <= _MAX_ID_CHARS and event_id.isprintable()
+        return str(event_id) if usable else "null"
 
     def retry(self, do: Callable[[], T], stop: threading.Event) -> T | None:
         """Repeat *do* until it succeeds, since a message on a channel is not sent again; None if stopped before."""

@@ -31,6 +31,7 @@ OUTCOMES = {
     "appended": "Received, and new to the journal.",
     "caught_up": "Not received, but found in their keys, by the scan after a start or a gap.",
     "stale": "Skipped: the event is older than bridge_event_ttl_s, or of unknown age, and its key lives longer.",
+    "repaired": "Accepted with half a surrogate pair in their text, such as half an emoji; U+FFFD stands in its place.",
     "invalid": "Messages that are not valid events, or were rejected; each became a dead letter.",
     "rate_limited": "Over bridge_max_events_per_s_per_source; each became a dead letter.",
     "dispatched": "Task messages; an event with two handlers counts twice.",

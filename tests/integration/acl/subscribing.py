@@ -10,13 +10,13 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from bridge import BridgeSettings, Event, EventBus
-from bridge.events.event import TYPESCRIPT_BUS_SOURCE
 from bridge.handlers.handler import task_id_for
 from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
 from bridge.storage.presence import Presence
 from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
+from tests.support.outside import as_typescript_broadcasts
 from tests.support.ports import free_port
 from tests.support.queues import Queues
 from tests.support.restricted_redis import RestrictedRedis
@@ -73,9 +73,9 @@ def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> Non
     try:
         assert subscriber.ready.wait(20)
         for number in range(4):
-            event = Event(type="dream.created", id=f"new-{number}", source=TYPESCRIPT_BUS_SOURCE, payload={"no": 1})
+            event = Event(type="dream.created", id=f"new-{number}", payload={"no": 1})
             admin.set(keys.event(event.id), event.encode(), ex=60)
-            admin.publish(keys.channel(event.type), event.encode())
+            admin.publish(keys.channel(event.type), as_typescript_broadcasts(event).encode())
         for cause in (Event(type="dream.created", id="new-2"), event):
             caused = cause.child("dream.told", {"yes": 1, "name": "of a shadow"})
             admin.publish(keys.channel("dream.told"), caused.encode())

@@ -12,7 +12,6 @@ from flower.utils.broker import Redis as FlowersBroker
 
 from bridge import Event, EventBus
 from bridge.cli.follow import Follower
-from bridge.events.event import TYPESCRIPT_BUS_SOURCE
 from bridge.flower import actions
 from bridge.flower.data import EventData
 from bridge.handlers.handler import task_id_for
@@ -21,6 +20,7 @@ from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
+from tests.support.outside import as_typescript_broadcasts
 from tests.support.restricted_redis import RestrictedRedis
 from tests.support.waiting import calls, eventually
 
@@ -88,7 +88,7 @@ def operate(restricted_redis: RestrictedRedis, user: str) -> None:
 def tail(restricted_redis: RestrictedRedis, user: str) -> None:
     """Receive an event whose source is in its key, and the follower's own heartbeat."""
     keys, settings = Keys(restricted_redis.prefix), restricted_redis.settings(user, heartbeat_interval_s=0.2)
-    event = Event(type="dream.created", id="heard", source=TYPESCRIPT_BUS_SOURCE).encode()
+    event = as_typescript_broadcasts(Event(type="dream.created", id="heard")).encode()
     restricted_redis.admin.set(keys.event("heard"), event, ex=60)
     deadline_s = time.monotonic() + 20
     heard = published = 0

@@ -64,7 +64,7 @@ def test_publish_takes_fields_or_an_event(bus: LocalBus) -> None:
 @pytest.mark.parametrize("extra", [{"payload": 1}, {"source": "s"}], ids=["payload", "field"])
 def test_an_event_takes_nothing_beside_it(bus: LocalBus, extra: dict[str, object]) -> None:
     """Fields in addition to an event would be lost, so they are refused."""
-    with pytest.raises(InvalidEvent, match="an Event alone"):
+    with pytest.raises(InvalidEvent, match="an event alone"):
         bus.publish(Event(type="a"), **extra)
 
 

@@ -14,6 +14,7 @@ from bridge import BridgeSettings, Event, EventBus
 from bridge.errors import InvalidEvent
 from bridge.events.encoded import EncodedEvent
 from bridge.events.event import _FROM_WIRE
+from bridge.events.validation import NO_TYPE
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from tests.support.apps import StartSubscriber
@@ -24,7 +25,7 @@ from tests.support.waiting import eventually
 LIMIT = 1024 * 1024
 
 IDS = st.from_regex(r"[A-Za-z0-9._:@+-]{1,20}", fullmatch=True)
-TYPES = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}){0,2}", fullmatch=True).filter(lambda name: name != "journal")
+TYPES = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}){0,2}", fullmatch=True).filter(lambda name: name not in NO_TYPE)
 METADATA = st.none() | st.dictionaries(TEXT, JSON, max_size=3)
 METADATA |= st.fixed_dictionaries({"hops": JSON, "replay": JSON | st.fixed_dictionaries({"name": TEXT})})
 FIELDS = st.fixed_dictionaries(
@@ -135,7 +136,13 @@ ODD: dict[str, bytes] = {
     "unusable id": b'{"id":"a b","type":"a","timestamp":1}',
     "empty id": b'{"id":"","type":"a","timestamp":1}',
     "unusable type": b'{"id":"i","type":"a..b","timestamp":1}',
-    "reserved type": b'{"id":"i","type":"journal","timestamp":1}',
+    "type of no event": b'{"id":"i","type":"undefined","timestamp":1}',
+    "type like a key of the bridge": b'{"id":"i","type":"journal","timestamp":1}',
+    "marker of the TypeScript bus": b'{"id":"i","type":"a","timestamp":1,"source":"RedisEventBus"}',
+    "CloudEvent": b'{"id":"i","type":"a","specversion":"1.0","source":"s","data":1,"time":"2026-01-02T03:04:05Z"}',
+    "CloudEvent with a timestamp": b'{"id":"i","type":"a","timestamp":1,"specversion":"1.0","data":1}',
+    "CloudEvent with binary data": b'{"id":"i","type":"a","timestamp":1,"specversion":"1.0","data_base64":"AA=="}',
+    "integer of JavaScript": b'{"id":"i","type":"a","timestamp":1,"payload":999999999999999999999}',
     "not JSON": b"{'id':1}",
     "more after it": b'{"id":"i","type":"a","timestamp":1}x',
     "cut off": b'{"id":"i","type":"a","timest',
@@ -178,7 +185,7 @@ def test_odd_entries(data: bytes) -> None:
 
 
 #: Values that no bus and no subscriber appends. Reading the journal does not check numbers.
-NUMBERS = {"integer_range": b"9223372036854775808", "non_finite": b"1e999"}
+NUMBERS = {"integer_range": b"1000000000000000000001", "non_finite": b"1e999"}
 CONTAINERS = {
     "reserved": b'{"__type__":"x","__value__":1}',
     "reserved, escaped": b'{"\\u005f_type__":"x","__value__":1}',

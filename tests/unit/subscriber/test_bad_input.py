@@ -240,6 +240,7 @@ def test_counters_have_fixed_names(outcome: Outcome) -> None:
         "appended",
         "caught_up",
         "duplicate",
+        "repaired",
         "invalid",
         "no_handler",
         "dispatched",

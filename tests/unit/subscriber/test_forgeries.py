@@ -10,12 +10,11 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeError, BridgeSettings, Event, EventBus, InvalidEvent
-from bridge.events.event import TYPESCRIPT_BUS_SOURCE
 from bridge.events.signing import Keyring
 from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
 from tests.support.apps import StartSubscriber
-from tests.support.outside import SECRETS, SIGNED, Outside, now_ms
+from tests.support.outside import SECRETS, SIGNED, Outside, as_typescript_broadcasts, now_ms
 from tests.support.queues import Queues
 from tests.support.replays import FAST, Replays, last
 from tests.support.waiting import eventually
@@ -96,6 +95,9 @@ def test_a_key_that_is_overwritten_after_dispatch(
         eventually(lambda: outside.reasons() == ["signature"], "the forgery is refused")
         eventually(lambda: queues.length() == 3, "the other event is sent again")
         assert payloads(queues) == ["real"] * 3
+        with pytest.raises(InvalidEvent, match="holds another event"):
+            bus.get_event("id1")
+        outside.client.delete(outside.keys.seen("id1"))
         with pytest.raises(InvalidEvent, match="signature"):
             bus.get_event("id1")
         outside.keep("id1", outside.signed("id3"))
@@ -259,7 +261,8 @@ def test_the_two_copies_of_the_typescript_bus(
     register_handlers("t.plain")
     start_subscriber(**SIGNED)
     kept, at_ms = outside.signed("id1", source="billing-service"), now_ms()
-    heard = outside.signed("id1", source=TYPESCRIPT_BUS_SOURCE, timestamp=at_ms)
+    broadcast = as_typescript_broadcasts(Event(id="id1", type="billing.paid", payload=1, timestamp=at_ms))
+    heard = outside.keyring.encode(broadcast)
     outside.keep("id1", outside.unsigned("id1", source="somebody") if forged else kept)
     outside.say(heard)
     eventually(lambda: queues.length() == 1, "the event is queued")

@@ -11,13 +11,13 @@ from bridge import BridgeSettings, Event, EventBus, SettingsError
 from bridge.bus.admission import Admission
 from bridge.bus.listener import ChannelListener, ReceivedBatch, restore_sources
 from bridge.events import EncodedEvent
-from bridge.events.event import TYPESCRIPT_BUS_SOURCE
 from bridge.redis.client import connect
 from bridge.storage import Storage
 from bridge.storage.keys import Keys
 from bridge.storage.lua import script_text
 from bridge.telemetry.counters import Counters
 from tests.support.apps import StartSubscriber
+from tests.support.outside import as_typescript_broadcasts
 from tests.support.proxy import Proxy
 from tests.support.queues import Queues
 from tests.support.waiting import eventually
@@ -53,7 +53,8 @@ BAD_MESSAGES = {
     "not_object": b"[1]",
     "encoding": b"\xff\xfe",
     "non_finite": b'{"id":"x","type":"a.b","payload":NaN}',
-    "surrogate": rb'{"id":"x","type":"a.b","payload":"\ud800"}',
+    "no_type": b'{"id":"x","type":"undefined"}',
+    "surrogate": rb'{"id":"x","type":"a.b","payload":"\ud800","signature":"k:%b"}' % (b"0" * 64),
     "integer_range": b'{"id":"x","type":"a.b","payload":1180591620717411303424}',
     "no_id": b'{"type":"a.b"}',
     "id": b'{"id":"a b","type":"a.b"}',
@@ -228,8 +229,8 @@ def test_a_group_whose_creation_is_not_confirmed(
 def test_a_small_broadcast_does_not_make_the_bridge_read_large_keys(client: Redis, settings: BridgeSettings) -> None:
     """A key is read for the real source as far as it may be the event of the broadcast, and no further."""
     storage, admission = Storage(client, settings), Admission(settings)
-    event = Event(type="a.b", id="e1", source=TYPESCRIPT_BUS_SOURCE, payload="p")
-    broadcast = EncodedEvent.of(event, event.encode())
+    event = Event(type="a.b", id="e1", payload="p")
+    broadcast = EncodedEvent.receive(as_typescript_broadcasts(event).encode(), max_bytes=1024)
     kept = event.model_copy(update={"source": "real " + "x" * 150})
     client.set(storage.keys.event("e1"), kept.encode(), ex=60)
     (restored,) = restore_sources(storage, [broadcast], admission)
