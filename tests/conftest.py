@@ -232,7 +232,9 @@ def user_app(server: RedisServer, prefix: str) -> Iterator[Celery]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="one Redis in place of two kinds, few examples of models")
+    parser.addoption(
+        "--quick", action="store_true", help="one kind of Redis, few examples of models, no thorough tests"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -33,4 +33,4 @@ def group_of(nodeid: str) -> str:
             return "browser"
         case "deploy" | "package" | "topologies" if file not in _SEPARATE:
             return file
-    return file if file in ("test_architecture", "test_bad_input") else nodeid
+    return file if file in ("test_architecture", "test_bad_input", "test_error_replies") else nodeid

@@ -45,6 +45,6 @@ def repeatable(do: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def run_model(make: Callable[[], RuleBasedStateMachine]) -> None:
+def run_model(make: Callable[[], RuleBasedStateMachine], sequences: int) -> None:
     """Try many sequences of the machine's rules; the shortest failing sequence that was found is printed."""
-    run_state_machine_as_test(make, settings=settings(_SETTINGS, max_examples=int(_EXAMPLES or examples(100))))
+    run_state_machine_as_test(make, settings=settings(_SETTINGS, max_examples=int(_EXAMPLES or examples(sequences))))

@@ -19,13 +19,18 @@ from tests.support.scrape import Listen, RoundTrips
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--quick``, run the tests on one kind of Redis only."""
+    """With ``--quick``, run the tests on one kind of Redis only, and without those that are marked as thorough."""
     if not config.getoption("quick"):
         return
-    first = "system" if binary_on_path() else "wheel"
-    others = [item for item in items if _redis_kind(item) not in ("", first)]
+    kinds = ("", _main_kind())
+    others = [item for item in items if _redis_kind(item) not in kinds or item.get_closest_marker("thorough")]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
+
+
+def _main_kind() -> str:
+    """Return the kind of Redis that every test runs on."""
+    return "system" if binary_on_path() else "wheel"
 
 
 def _redis_kind(item: pytest.Item) -> str:
@@ -40,6 +45,12 @@ def each_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A server like ``server``, of each kind in turn."""
     with RedisServer(redis_binary(request.param)) as running:
         yield running
+
+
+@pytest.fixture
+def sequences(request: pytest.FixtureRequest) -> int:
+    """How many sequences of calls a model tries: on other kinds of Redis a fifth, because the scripts are the same."""
+    return 100 if _redis_kind(request.node) == _main_kind() else 20
 
 
 @pytest.fixture

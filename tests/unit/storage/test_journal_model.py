@@ -199,6 +199,7 @@ class JournalMachine(WritingMachine):
         assert self.client.xgroup_destroy(self.keys.journal, name) == (self.groups.pop(name, None) is not None)
 
 
-def test_the_journal_is_as_its_model(each_server: RedisServer) -> None:
+@pytest.mark.timeout(240)
+def test_the_journal_is_as_its_model(each_server: RedisServer, sequences: int) -> None:
     """For any order of calls, repeated or not, with faults in between, the journal behaves like its model."""
-    run_model(lambda: JournalMachine(each_server.url))
+    run_model(lambda: JournalMachine(each_server.url), sequences)

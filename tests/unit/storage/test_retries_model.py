@@ -175,6 +175,6 @@ class TaskMachine(RuleBasedStateMachine):
             self.ledger.acknowledge_sent([], [task.in_flight.entry("t")])
 
 
-def test_the_tries_of_a_task_are_as_their_model(each_server: RedisServer) -> None:
+def test_the_tries_of_a_task_are_as_their_model(each_server: RedisServer, sequences: int) -> None:
     """Whatever is delivered, lost, killed or repeated: one run at a time, each try once, and the task can go on."""
-    run_model(lambda: TaskMachine(each_server.url))
+    run_model(lambda: TaskMachine(each_server.url), sequences)
