@@ -27,7 +27,8 @@ dev: install ## The same, then keep running, with Flower on port 5555
 # share a server run in one process, and start first. They import the same modules hundreds of times, so Python may keep
 # what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST := $(BIN)/python -m pytest -n 6
+WORKERS := 6
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 QUICK := --quick
 
 unit: install ## Run the tests of one part each, in less than a minute; QUICK= runs all of their examples
@@ -49,7 +50,7 @@ lowest newest:
 	$(PYTHON) -m venv .venv/$@
 	$(PYTHON) scripts/versions.py $@ >.venv/$@/constraints.txt
 	.venv/$@/bin/python -m pip install --quiet --disable-pip-version-check -c .venv/$@/constraints.txt -e '.[test]'
-	.venv/$@/bin/python -m pytest -n 6 --quick tests/unit tests/integration/cli tests/integration/test_worker.py
+	.venv/$@/bin/python -m pytest -n $(WORKERS) --quick tests/unit tests/integration/cli tests/integration/test_worker.py
 
 SEED ?= $(shell date +%s)
 MINUTES ?= 30
