@@ -1,11 +1,32 @@
-"""The Celery application of ``celery -A bridge``; wiring only. Your own application needs ``bridge.install(app)``."""
+"""The example application of ``celery -A bridge``; wiring only. Your own application needs ``bridge.install(app)``.
+
+It is configured by the celeryconfig.py of the current folder.
+"""
 
 from __future__ import annotations
 
+import click
 from celery import Celery
+from celery.utils.imports import import_from_cwd
 
 from bridge.worker import install
 
+_CONFIG = "celeryconfig"
+_MISSING = (
+    "celery -A bridge runs the example application, which needs a celeryconfig.py in the current folder, and there is "
+    "none. For your own application, shop.py with app = Celery('shop', broker='redis://localhost:6379/0') and "
+    "bridge.install(app), run celery -A shop"
+)
+
+try:
+    import_from_cwd(_CONFIG)
+except ModuleNotFoundError as error:
+    if error.name != _CONFIG:
+        raise
+    if click.get_current_context(silent=True) is None:
+        raise ModuleNotFoundError(_MISSING, name=_CONFIG) from None
+    raise SystemExit(_MISSING) from None  # of any other error, the command prints the whole traceback
+
 app = Celery("bridge")
-app.config_from_object("celeryconfig")
+app.config_from_object(_CONFIG)
 install(app)

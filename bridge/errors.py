@@ -4,6 +4,7 @@
 
     BridgeError
     ├── SettingsError       a setting is unknown, missing or contradicts another
+    │   └── AddressMissing  nothing says where the bus is
     ├── InvalidHandler      a use of @on_event cannot work
     ├── HandlerAborted      a handler has raised an exception that is not an ``Exception``
     ├── InvalidEvent        an event violates the wire format or a limit
@@ -29,6 +30,10 @@ class BridgeError(Exception):
 
 class SettingsError(BridgeError):
     """A setting is unknown, missing or contradicts another one."""
+
+
+class AddressMissing(SettingsError):
+    """Neither a setting nor the broker of the application says where the bus is."""
 
 
 class InvalidHandler(BridgeError, TypeError):

@@ -5,8 +5,18 @@ event. Its caller sends messages that were not confirmed again, with the same ta
 message, but cannot lose one.
 """
 
-from bridge.broker.connection import endpoints, probe, probe_connection, service_of
+from bridge.broker.connection import probe, probe_connection
 from bridge.broker.messages import Message, Refused, by_queue
 from bridge.broker.outbox import Outbox
+from bridge.broker.worker_queues import excluded_queues, take_queues
 
-__all__ = ["Message", "Outbox", "Refused", "by_queue", "endpoints", "probe", "probe_connection", "service_of"]
+__all__ = [
+    "Message",
+    "Outbox",
+    "Refused",
+    "by_queue",
+    "excluded_queues",
+    "probe",
+    "probe_connection",
+    "take_queues",
+]

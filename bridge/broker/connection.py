@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
-from kombu.transport import redis as kombu_redis
 from redis import Redis
 from redis.exceptions import RedisError
 
 from bridge.broker import confirms
-from bridge.config import Address
+from bridge.config import REDIS_TRANSPORT, Address, endpoints, is_redis, service_of
 
-#: For a broker on Redis. Without these, kombu waits without limit for a broker that does not answer.
-_REDIS_BROKER_TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0, "socket_keepalive": True}
 #: For probes, which only check that the broker answers.
 _PROBE_TIMEOUT_S = 1.0
 _PROBE_TIMEOUTS = {
@@ -31,7 +27,7 @@ _PROBE_TIMEOUTS = {
 
 def connect(app: Celery) -> Connection:
     """Return a connection for sending; it connects when it is first used."""
-    return _connection(app, _REDIS_BROKER_TIMEOUTS | app.conf.broker_transport_options)
+    return _connection(app, REDIS_TRANSPORT | app.conf.broker_transport_options)
 
 
 def probe_connection(app: Celery) -> Connection:
@@ -83,11 +79,6 @@ def is_rabbitmq(broker: Connection) -> bool:
     return isinstance(broker.transport, pyamqp.Transport)
 
 
-def is_redis(broker: Connection) -> bool:
-    """Whether the queues of *broker* are lists of one Redis server, which Sentinels may watch."""
-    return type(broker.transport) in (kombu_redis.Transport, kombu_redis.SentinelTransport)
-
-
 def _connection(app: Celery, redis_options: Mapping[str, Any], **options: Any) -> Connection:
     connection = app.connection_for_write(**options)
     if connection.transport.driver_type == "redis":
@@ -112,24 +103,9 @@ def is_redis_at(broker: Connection, url: str) -> bool:
     bus, service = Address.parse(url), service_of(broker)
     kind = "server" if service is None else "sentinel"
     database = int(str(broker.virtual_host or "0").strip("/") or 0)
-    of_broker = (kind, service or "", endpoints(broker), database, broker.userid or None, bool(broker.ssl))
+    of_broker = (kind, service or "", set(endpoints(broker)), database, broker.userid or None, bool(broker.ssl))
     login = (bus.options.get("db", 0), bus.options.get("username"))
     return of_broker == (bus.kind, bus.service, set(bus.hosts), *login, bus.secure)
-
-
-def service_of(broker: Connection) -> str | None:
-    """Return the name of the service that the Sentinels of *broker* watch; None if it has no Sentinels."""
-    if not isinstance(broker.transport, kombu_redis.SentinelTransport):
-        return None
-    return str((broker.transport_options or {}).get("master_name", ""))
-
-
-def endpoints(broker: Connection) -> set[tuple[str, int]]:
-    """Return host and port of each server or Sentinel in the address of *broker*."""
-    default_port = int(broker.transport.default_port or 0)
-    parts = [urlsplit(url) for url in broker.alt]
-    alternatives = {(part.hostname or "127.0.0.1", part.port or default_port) for part in parts}
-    return alternatives or {(broker.hostname or "127.0.0.1", broker.port or default_port)}
 
 
 def is_outage(error: BaseException, connection: Any) -> bool:

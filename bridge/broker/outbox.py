@@ -23,7 +23,7 @@ from bridge.broker import interception
 from bridge.broker.messages import Message, Refused, Route, by_queue
 from bridge.broker.producer import BrokerProducer
 from bridge.broker.templates import delivery_tags, queue_reached, render, sent_now
-from bridge.config import BridgeSettings
+from bridge.config import BridgeSettings, is_redis
 from bridge.errors import InvalidHandler, SettingsError
 from bridge.events import EncodedEvent, Event, compile_pattern, example_of
 from bridge.handlers import SEND_OPTIONS, EventTask, Handler, check_send_options, task_id_for
@@ -61,7 +61,7 @@ class Outbox:
         self._producer = BrokerProducer(app, rabbitmq_timeout_s)
         #: Whether bus and broker are the same database of the same Redis.
         self.one_redis = broker.is_redis_at(connection, settings.url)
-        self._stamps = broker.is_redis(connection)
+        self._stamps = is_redis(connection)
         self._tags = delivery_tags()
         #: When the messages of a batch are sent. To read the clock for each of them would cost too much.
         self._sent = sent_now().encode()

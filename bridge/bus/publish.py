@@ -16,7 +16,8 @@ from bridge.bus.bus import EventBus
 from bridge.bus.causation import cause_at, next_event_id, other_event_id_for
 from bridge.bus.local import Publication
 from bridge.bus.running import Origin, origin
-from bridge.config import BridgeSettings, hidden_address
+from bridge.config import BridgeSettings, hidden_address, is_fallback
+from bridge.errors import AddressMissing
 from bridge.events import caused_by
 from bridge.telemetry import Action, log_fields
 
@@ -33,7 +34,8 @@ def get_bus() -> EventBus:
     """Return this process's bus for the current Celery application. The first call creates it.
 
     Raises:
-        SettingsError: A setting is unknown or invalid.
+        SettingsError: A setting is unknown or invalid, or nothing says where the bus is: neither an application that
+            this process has imported, nor the environment.
     """
     app = app_or_default()
     with _lock:
@@ -44,7 +46,16 @@ def get_bus() -> EventBus:
 
 
 def _settings_of(app: Celery) -> BridgeSettings:
-    settings = BridgeSettings.load(app)
+    try:
+        settings = BridgeSettings.load(app)
+    except AddressMissing:
+        if not is_fallback(app):
+            raise
+        raise AddressMissing(
+            "this process has no Celery application that says where the bus is: import the module that makes yours and "
+            "calls bridge.install(app), before you publish; or set BRIDGE_REDIS_URL or REDIS_URL in the environment, "
+            "for example to redis://localhost:6379/0"
+        ) from None
     # Subscribers report this too, but not of a program that only publishes, perhaps to a server that nobody reads.
     if hidden := hidden_address(app, settings.url, settings.redacted_url):
         extra = log_fields(Action.STARTUP_CHECK_FAILED, setting=hidden.setting)
@@ -98,6 +109,7 @@ def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fi
         HopLimitExceeded: The chain is longer than ``max_hops``.
         BusUnavailable: Redis did not accept the event, after bounded retries. Publishing it again is safe.
         NotReplicated: Redis has the event, but fewer than ``wait_replicas`` replicas do.
+        SettingsError: As :func:`get_bus`.
     """
     found = origin()
     if id is not None:

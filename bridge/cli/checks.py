@@ -25,7 +25,7 @@ from bridge.operations.acl import (
     user_of,
 )
 from bridge.storage import Storage, handler_differences, read_status
-from bridge.subscriber import Finding
+from bridge.subscriber import Finding, missing_broker
 
 #: How long to wait for the replies of the workers.
 _WORKERS_S = 1.0
@@ -47,17 +47,19 @@ def check_broker(app: Celery, settings: BridgeSettings, role: Role) -> list[Find
     Raises:
         Unreachable: It does not answer, or refuses the login.
     """
+    missing = missing_broker(app, settings)
     try:
         probe(app)
         with probe_connection(app) as connection:
             if connection.transport.driver_type != "redis":
-                return []
+                return [missing] if missing else []
             grants = broker_grants(role, BrokerKeys(app, connection, queues_of(app, settings)))
             channel: Any = connection.default_channel
             client = Redis(connection_pool=channel.pool)
             return _missing(f"{user_of(client)} of the broker", missing_grants(client, grants), role)
     except Exception as error:
-        raise Unreachable(str(error) or type(error).__name__) from error
+        problem = f"{missing.setting} is {missing.problem}: " if missing else ""
+        raise Unreachable(f"{problem}{str(error) or type(error).__name__}") from error
 
 
 def _missing(user: str, refused: Sequence[str], role: Role) -> list[Finding]:

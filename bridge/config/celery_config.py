@@ -11,6 +11,9 @@ from kombu.serialization import registry  # type: ignore[attr-defined]  # not in
 from bridge.errors import SettingsError
 
 CONF_PREFIX = "bridge_"
+#: Where :func:`remember_installed` keeps the settings: Celery passes its configuration on to processes that it does not
+#: fork, and shows no name with an underscore in front.
+_INSTALLED = "_bridge_installed"
 
 
 def bridge_names(app: Celery) -> dict[str, Any]:
@@ -22,6 +25,29 @@ def bridge_names(app: Celery) -> dict[str, Any]:
     keys = sorted(app.conf, key=lambda key: str(key).lower().startswith(namespace))  # the last one wins
     spelt = {key: str(key).lower().removeprefix(namespace) for key in keys}
     return {name: app.conf[key] for key, name in spelt.items() if name.startswith(CONF_PREFIX)}
+
+
+def remember_installed(app: Celery, settings: Mapping[str, Any]) -> None:
+    """Remember the arguments of ``install()``, also if the configuration is read later, or read again."""
+
+    def remember(source: Any, **_: Any) -> None:
+        source[_INSTALLED] = dict(settings)
+
+    remember(app.conf)
+    app.on_after_configure.connect(remember, weak=False, dispatch_uid=_INSTALLED)
+
+
+def installed_settings(app: Celery) -> dict[str, Any] | None:
+    """Return the arguments of ``install()``; None if the bridge is not installed in *app*."""
+    if _INSTALLED not in app.conf:  # get() would load the configuration, which may not be complete yet
+        return None
+    found: dict[str, Any] = app.conf[_INSTALLED]
+    return found
+
+
+def is_fallback(app: Celery) -> bool:
+    """Whether *app* is the application that Celery makes for a process that has none."""
+    return app.main == "default" and not app.set_as_current  # type: ignore[attr-defined]  # not in the stubs
 
 
 def refuse_shared_prefix(channel_prefix: str, app: Celery) -> None:

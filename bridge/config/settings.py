@@ -1,8 +1,9 @@
 """All settings of the bridge. Nothing else reads them from the environment or from Celery's configuration.
 
-Precedence: explicit argument, then environment (``BRIDGE_REDIS_URL``, ..., and ``REDIS_URL``), then ``bridge_*``
-names in the Celery configuration, then the default. A misspelt ``BRIDGE_*`` or ``bridge_*`` name is an error. Variables
-that Kubernetes sets for a Service whose name begins with ``bridge`` are ignored.
+Precedence: explicit argument, then ``BRIDGE_*`` in the environment, then an argument of ``install()``, then
+``REDIS_URL``, then ``bridge_*`` names in the Celery configuration, then the default. The default of the address is
+the broker of the application, if that is Redis; a program without an application has a default address. A misspelt name
+is an error. Variables that Kubernetes sets for a Service whose name begins with ``bridge`` are ignored.
 """
 
 from __future__ import annotations
@@ -149,17 +150,18 @@ class BridgeSettings(BaseSettings):
         """Read the settings for *app*, or for a program without Celery.
 
         Arguments:
-            app: Supplies ``bridge_*`` names by its configuration, and the default of ``group`` and ``source`` by its
-                name.
+            app: Supplies the arguments of ``install()`` and ``bridge_*`` names, the default of ``group`` and ``source``
+                by its name, and that of the address by its broker.
             explicit: Settings that take precedence over all others, by their names here.
 
         Raises:
-            SettingsError: A name is unknown (the text proposes the right one) or a value is invalid.
+            SettingsError: A name is unknown (the text proposes the right one), a value is invalid, or *app* does not
+                tell where the bus is: then it is :class:`AddressMissing`.
         """
         refuse_unknown_names(app, explicit, cls.model_fields)
         if ADDRESS_PARTS & explicit.keys():
             explicit.setdefault("redis_url", None)  # an explicit host takes precedence over REDIS_URL
-        token = below_environment.set(values_below_environment(app))
+        token = below_environment.set(values_below_environment(app, explicit))
         try:
             settings = cls(**explicit)
         except EnvUnreadable as error:

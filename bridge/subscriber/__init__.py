@@ -12,7 +12,7 @@ acknowledged. Another one claims them after ``claim_idle_s``.
 """
 
 from bridge.subscriber.agreement import disagreements
-from bridge.subscriber.checks import check_clock, check_settings, refused_handlers
+from bridge.subscriber.checks import check_clock, check_settings, missing_broker, refused_handlers
 from bridge.subscriber.finding import Finding
 from bridge.subscriber.journal_checks import check_journal_ids, check_prefixes
 from bridge.subscriber.server_checks import server_of
@@ -27,6 +27,7 @@ __all__ = [
     "check_settings",
     "consumer_name",
     "disagreements",
+    "missing_broker",
     "refused_handlers",
     "server_of",
 ]

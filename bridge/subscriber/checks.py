@@ -11,7 +11,7 @@ from redis import Redis
 
 from bridge.broker import probe_connection
 from bridge.bus import Admission
-from bridge.config import BridgeSettings, hidden_address
+from bridge.config import BridgeSettings, has_broker, hidden_address
 from bridge.errors import InvalidEvent
 from bridge.events import is_literal
 from bridge.handlers import EventTask
@@ -47,6 +47,15 @@ def check_settings(settings: BridgeSettings, app: Celery, tasks: Sequence[Task[.
     elif driver == "amqp":
         findings += _amqp_transport(options)
     return [*findings, *_task_class(cast("Any", app).Task), *_acknowledgement(tasks)]
+
+
+def missing_broker(app: Celery, settings: BridgeSettings) -> Finding | None:
+    """Report that *app* has no broker. Celery then tries to reach RabbitMQ on this machine."""
+    if has_broker(app):
+        return None
+    problem = "not set, so Celery uses RabbitMQ on this machine, amqp://guest@localhost"
+    advice = f"set it, for example to the Redis of the bus, {settings.redacted_url}, for exactly-once dispatch"
+    return Finding("broker_url", problem, advice, level="warn")
 
 
 def refused_handlers(settings: BridgeSettings, patterns: Mapping[str, Iterable[str]]) -> list[Finding]:

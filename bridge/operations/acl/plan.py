@@ -11,8 +11,8 @@ from celery import Celery
 from celery.backends.redis import RedisBackend
 from redis import Redis
 
-from bridge.broker import endpoints, probe_connection, service_of
-from bridge.config import BridgeSettings
+from bridge.broker import probe_connection
+from bridge.config import BridgeSettings, endpoints, service_of
 from bridge.operations import routes_of
 from bridge.operations.acl.bus import Role, bus_grants, sentinel_grants
 from bridge.operations.acl.celery import BrokerKeys, broker_grants, result_grants

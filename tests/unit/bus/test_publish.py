@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from bridge.bus import per_bus
 from bridge.bus.causation import event_id_for
 from bridge.storage.keys import Keys
 from bridge.testing.redis_server import RedisServer
+from tests.support import ROOT
 
 Run = Callable[..., Any]
 
@@ -89,9 +92,10 @@ def test_what_is_made_for_a_bus_is_made_once(run: Run) -> None:
         results = set(pool.map(lambda _: per_bus(make), range(100)))
     assert results == set(made) == {per_bus(make)}
     assert len(made) == 1
+    url = get_bus().settings.url
     with Celery("other", set_as_current=False) as other, setup_default_app(other):
         other.set_current()
-        other.conf.bridge_redis_url = get_bus().settings.url
+        other.conf.bridge_redis_url = url
         assert per_bus(make) is not made[0]
 
 
@@ -183,3 +187,43 @@ def test_eager_tasks(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         publish_event("a.b")
     assert len([line for line in caplog.messages if "publish_event() calls no handler" in line]) == 1
+
+
+def test_a_process_without_an_application(server: RedisServer, prefix: str, tmp_path: Path) -> None:
+    """Without an application and an address, the error says what to do; an application that is imported later is used.
+
+    Also by threads, for which Celery keeps the application that it makes for a process without one.
+    """
+    code = f"""
+        import os, sys, threading
+        from bridge import SettingsError, get_bus, publish_event
+        sys.path = [path for path in sys.path if path not in ("", {str(ROOT)!r})]  # to the configuration of the example
+        try:
+            publish_event("a.b")
+        except SettingsError as error:
+            print(error)
+        os.environ["BRIDGE_REDIS_URL"] = "redis://env/1"
+        print(get_bus().settings.url)
+        del os.environ["BRIDGE_REDIS_URL"]
+        from celery import Celery
+        import bridge
+        app = Celery("shop", broker={server.url!r})
+        bridge.install(app, channel_prefix={prefix!r})
+        print(publish_event("a.b").duplicate)
+        thread = threading.Thread(target=lambda: print(get_bus().settings.group))
+        thread.start()
+        thread.join()
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    problem, *others = done.stdout.splitlines()
+    assert "import the module that makes yours and calls bridge.install(app)" in problem
+    assert others == ["redis://env/1", "False", "shop"]

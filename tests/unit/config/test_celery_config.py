@@ -27,7 +27,7 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("conf", SETTINGS, ids=lambda conf: " ".join(f"{key}={conf[key]}" for key in conf))
 def test_settings_with_pickle_are_refused(conf: dict[str, Any]) -> None:
     """The error names the setting and a safe value, and no settings are loaded."""
-    app = Celery("pickled", set_as_current=False)
+    app = Celery("pickled", broker="redis://", set_as_current=False)
     app.conf.update(conf)
     (name,) = conf
     with pytest.raises(SettingsError, match=rf"{name} allows pickle.*Set {name} = \[?'json'"):
@@ -36,7 +36,7 @@ def test_settings_with_pickle_are_refused(conf: dict[str, Any]) -> None:
 
 def test_other_serializers_are_accepted() -> None:
     """Serializers that cannot execute code are accepted, and so are settings without a value."""
-    app = Celery("plain", set_as_current=False)
+    app = Celery("plain", broker="redis://", set_as_current=False)
     app.conf.update(accept_content=["json", "yaml", "msgpack"], result_accept_content=None, task_serializer="yaml")
     assert BridgeSettings.load(app).group == "plain"
 

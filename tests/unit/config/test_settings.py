@@ -27,7 +27,7 @@ def _no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def app_with(name: str | None = "shop", **conf: Any) -> Celery:
-    app = Celery(name, set_as_current=False)
+    app = Celery(name, broker="redis://broker/5", set_as_current=False)
     app.conf.update(conf)
     return app
 
@@ -57,7 +57,7 @@ HOST, URL = {"redis_host": "arg"}, {"redis_url": "redis://arg/1"}
 ENV, OWN_ENV = {"REDIS_URL": "redis://env/2"}, {"BRIDGE_REDIS_URL": "redis://own/3"}
 CONF = {"bridge_redis_url": "redis://conf/4"}
 ADDRESSES: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, Any], str]] = {
-    "default": ({}, {}, {}, "redis://localhost:6379/0"),
+    "broker": ({}, {}, {}, "redis://broker:6379/5"),
     "REDIS_URL": ({}, ENV, {}, "redis://env/2"),
     "BRIDGE_REDIS_URL wins over REDIS_URL": ({}, ENV | OWN_ENV, {}, "redis://own/3"),
     "configuration": ({}, {}, CONF, "redis://conf/4"),
@@ -138,7 +138,7 @@ def test_unlike_names_list_all() -> None:
     """If no name is similar, the error lists the known ones; names without our prefix are ignored."""
     with pytest.raises(SettingsError, match=r"known are .*batch_size, .*, wait_replicas_ms\."):
         load(qqqqqq=1)
-    assert load(app_with(broker_url="memory://", bridges="x")).group == "shop"
+    assert load(app_with(broker_url="redis://", bridges="x")).group == "shop"
 
 
 @pytest.mark.parametrize(
@@ -252,14 +252,14 @@ def test_client_name_suits_redis() -> None:
 
 def test_a_namespaced_configuration_is_read_and_checked() -> None:
     """With a namespace, as in Django projects, names are read as CELERY_BRIDGE_*, rather than as BRIDGE_*."""
-    app = Celery("shop", set_as_current=False)
+    app = Celery("shop", broker="redis://", set_as_current=False)
     app.config_from_object({"CELERY_BRIDGE_GROUP": "mine", "CELERY_TASK_ACKS_LATE": True}, namespace="CELERY")
     assert load(app).group == "mine"
     for both in (
         {"CELERY_BRIDGE_GROUP": "mine", "bridge_group": "no"},
         {"BRIDGE_GROUP": "no", "celery_bridge_group": "mine"},
     ):
-        app = Celery("shop", set_as_current=False)
+        app = Celery("shop", broker="redis://", set_as_current=False)
         app.config_from_object(both, namespace="CELERY")
         assert load(app).group == "mine"
     app = Celery("shop", set_as_current=False)

@@ -59,7 +59,7 @@ def test_the_main_process_has_no_progress(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_worker_that_stops_without_a_signal() -> None:
     """`celery control shutdown` sends no signal: the worker counts as stopping since its steps close, or before."""
-    with make_app("memory://", "t:") as app:
+    with make_app("redis://", "t:") as app:
         worker = SimpleNamespace(app=app, steps=[])
         step = SubscriberStep(worker, no_subscriber=True)
         assert step.include(worker)
