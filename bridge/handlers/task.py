@@ -94,7 +94,7 @@ class EventTask(Task):  # type: ignore[type-arg]  # generic in the stubs only
                 drop it.
         """
         request = self.request
-        if throw and not request.called_directly:
+        if throw and not (request.called_directly or request.is_eager):  # these have no lease
             mark_retry(request, get_leases().token_of(str(request.id)))
         try:
             sent = super().retry(args, kwargs, exc, False, **options)
