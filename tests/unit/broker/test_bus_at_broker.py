@@ -1,4 +1,4 @@
-"""The bus at the address of Celery's broker: kombu's forms of an address of Redis, and brokers that are none."""
+"""The bus at the address of Celery's broker: the forms that kombu has for an address of Redis, and other brokers."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_bus_at_the_socket_of_the_broker(broker: str, url: str) -> None:
 
 @pytest.mark.parametrize(("broker", "conf", "kind", "text"), REFUSED.values(), ids=list(REFUSED))
 def test_no_bus_at_the_broker(broker: Any, conf: dict[str, Any], kind: type[SettingsError], text: str) -> None:
-    """The error says why the bus is not there and what to set, without a password; with an address there is none."""
+    """The error says why the bus is not there and what to set, without a password. An address in the settings is used."""
     app = app_at(broker, conf)
     with pytest.raises(SettingsError, match=text) as caught:
         BridgeSettings.load(app)
