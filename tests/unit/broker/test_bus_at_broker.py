@@ -108,7 +108,7 @@ def test_a_bus_at_the_socket_of_the_broker(broker: str, url: str) -> None:
 
 @pytest.mark.parametrize(("broker", "conf", "kind", "text"), REFUSED.values(), ids=list(REFUSED))
 def test_no_bus_at_the_broker(broker: Any, conf: dict[str, Any], kind: type[SettingsError], text: str) -> None:
-    """The error says why the bus is not there and what to set, without a password. An address in the settings is used."""
+    """The error says why the bus is not there and what to set, without a password. An address is used."""
     app = app_at(broker, conf)
     with pytest.raises(SettingsError, match=text) as caught:
         BridgeSettings.load(app)
