@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Task
+from celery.local import Proxy
 from kombu.compression import get_encoder
 from kombu.entity import maybe_delivery_mode
 
@@ -83,6 +84,11 @@ def on_event(
         raise InvalidHandler(f"@on_event: where={where!r} must be a function of the event")
 
     def register(function: Callable[..., Any]) -> EventTask:
+        if isinstance(function, Task | Proxy):  # Celery's decorators return a proxy of the task
+            raise InvalidHandler(
+                "@on_event was given a task; remove the other decorator: @on_event makes the task, and takes its options "
+                "and one or more event types"
+            )
         if not inspect.isfunction(inspect.unwrap(function)):
             raise InvalidHandler(f"{function!r} must be a function, whose name becomes the name of its task")
         send_options = {name: options[name] for name in options if name in SEND_OPTIONS}

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from celery import Celery, Task, _state, current_app, current_task
+from celery import Celery, Task, _state, current_app, current_task, shared_task
 from celery.app.trace import build_tracer
 from celery.contrib.testing.app import setup_default_app
 
@@ -242,3 +242,18 @@ def test_task_class_with_pickle() -> None:
         pytest.raises(InvalidHandler, match=r"Pickling'> has serializer='pickle', which allows anyone"),
     ):
         app.finalize()
+
+
+DECORATORS = {
+    "shared": lambda app, function: shared_task(name="c.other")(function),
+    "lazy": lambda app, function: app.task(name="c.other")(function),
+    "not lazy": lambda app, function: app.task(name="c.other", lazy=False)(function),
+    "twice": lambda app, function: on_event("a.c", name="c.other")(function),
+}
+
+
+@pytest.mark.parametrize("decorate", DECORATORS.values(), ids=DECORATORS)
+def test_a_task_is_no_handler(decorate: Any) -> None:
+    """A second decorator is refused: one of both would make an ordinary task, which cannot run an event."""
+    with application() as app, pytest.raises(InvalidHandler, match="was given a task; remove the other decorator"):
+        on_event("a.b")(decorate(app, context))
