@@ -86,8 +86,8 @@ def on_event(
     def register(function: Callable[..., Any]) -> EventTask:
         if isinstance(function, Task | Proxy):  # Celery's decorators return a proxy of the task
             raise InvalidHandler(
-                "@on_event was given a task; remove the other decorator: @on_event makes the task, and takes its options "
-                "and one or more event types"
+                "@on_event was given a task; remove the other decorator: @on_event makes the task, with all options "
+                "of a task, for one or more event types"
             )
         if not inspect.isfunction(inspect.unwrap(function)):
             raise InvalidHandler(f"{function!r} must be a function, whose name becomes the name of its task")
