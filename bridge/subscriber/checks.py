@@ -124,7 +124,7 @@ def _task_class(task_class: type[Any]) -> Iterator[Finding]:
         return
     for name in ("Request", "Strategy"):
         if getattr(task_class, name) != getattr(Task, name):
-            problem = "not used for handlers, which end by that of the bridge when their process is killed"
+            problem = "not used by handlers, because the bridge's own one ends a task whose process is killed"
             yield Finding(f"{name} of task_cls", problem, "use hooks of the task or Celery's signals for handlers")
 
 
