@@ -28,7 +28,7 @@ from bridge.config import (
 )
 from bridge.errors import SettingsError
 from bridge.handlers import IMPORT_ADVICE, end_revoked, note_stopping, registry, share_progress, wait_for_ends
-from bridge.subscriber import Subscriber, consumer_name, missing_broker
+from bridge.subscriber import Subscriber, WorkerReporter, consumer_name, missing_broker
 from bridge.telemetry import Action, json_logs, log_fields, redact_worker_logs
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def install(app: Celery, **settings: Any) -> None:
         # Celery's current application is thread-local. Without a default application, publish_event() in another thread
         # of a web server would use one without these settings.
         app.set_default()
-    app.steps["worker"].add(SubscriberStep)
+    app.steps["worker"].update((SubscriberStep, QueueReportStep))
     options = app.user_options["worker"]
     if not any(option.name == "no_subscriber" for option in options):
         options.add(
@@ -191,3 +191,14 @@ class SubscriberStep(bootsteps.StartStopStep):
     def info(self, worker: Any) -> dict[str, Any]:  # type: ignore[override]  # None in the stubs
         """Return the section of ``celery inspect stats``."""
         return {"bridge": self.obj.info()} if self.obj else {}
+
+
+class QueueReportStep(bootsteps.StartStopStep):
+    """Reports which queues a worker takes tasks from. Like the subscriber, it has a thread, so it requires the pool."""
+
+    label = "Bridge queue report"
+    requires = ("celery.worker.components:Pool", "celery.worker.components:Beat")
+
+    def create(self, worker: Any) -> WorkerReporter:  # type: ignore[override]  # None in the stubs, but Celery keeps the service
+        """Return the service that :class:`StartStopStep` starts and stops."""
+        return WorkerReporter(worker.app, BridgeSettings.load(worker.app), consumer_name(worker.hostname), worker)

@@ -5,15 +5,19 @@ event. Its caller sends messages that were not confirmed again, with the same ta
 message, but cannot lose one.
 """
 
-from bridge.broker.connection import probe, probe_connection
+from bridge.broker.connection import broker_id, probe, probe_connection
 from bridge.broker.messages import Message, Refused, by_queue
 from bridge.broker.outbox import Outbox
+from bridge.broker.queue_probe import QueueLoad, QueueProbe
 from bridge.broker.worker_queues import excluded_queues, take_queues
 
 __all__ = [
     "Message",
     "Outbox",
+    "QueueLoad",
+    "QueueProbe",
     "Refused",
+    "broker_id",
     "by_queue",
     "excluded_queues",
     "probe",

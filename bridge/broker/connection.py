@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from typing import Any
 
 from celery import Celery
@@ -106,6 +107,17 @@ def is_redis_at(broker: Connection, url: str) -> bool:
     of_broker = (kind, service or "", set(endpoints(broker)), database, broker.userid or None, bool(broker.ssl))
     login = (bus.options.get("db", 0), bus.options.get("username"))
     return of_broker == (bus.kind, bus.service, set(bus.hosts), *login, bus.secure)
+
+
+def broker_id(app: Celery) -> str:
+    """Return a name of the broker of an application, without credentials. Applications with the same address share it.
+
+    A server that has several addresses, such as a name and a number, has several of these names.
+    """
+    broker = app.connection_for_read()
+    database = str(broker.virtual_host or "0").strip("/") or "0"
+    place = (broker.transport.driver_type, service_of(broker), sorted(endpoints(broker)), database)
+    return blake2b(repr(place).encode(), digest_size=8).hexdigest()
 
 
 def is_outage(error: BaseException, connection: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -101,6 +102,25 @@ def check_handlers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
         if route.problem:
             advice = "correct its options, or bridge_routes"
             yield Finding(f"handler {route.handler}", f"its tasks cannot be sent: {route.problem}", advice)
+
+
+def check_queues(storage: Storage) -> Iterator[Finding]:
+    """Find queues in which messages wait and that none leaves, as the subscribers of the group have measured them.
+
+    Raises:
+        RedisError: Redis does not answer.
+    """
+    group = read_status(storage).group(storage.settings.group)
+    for queue in () if group is None else group.queues or ():
+        command = f"{_START} -Q {shlex.quote(queue.name)}"
+        waiting = f"{queue.messages} message{' waits' if queue.messages == 1 else 's wait'}"
+        if queue.problem == "no_consumer":
+            problem = f"{waiting}, and no worker takes tasks from it"
+            yield Finding(f"queue {queue.name}", problem, "start one, or add the queue to the -Q of another", command)
+        elif queue.problem == "stalled":
+            problem = f"{waiting}, and none has left it for {queue.stalled_s:.0f} s"
+            advice = "its workers are busy with long tasks, or hang: see celery inspect active, or start another one"
+            yield Finding(f"queue {queue.name}", problem, advice, command)
 
 
 def check_workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:

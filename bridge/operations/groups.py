@@ -112,6 +112,9 @@ class Groups:
             keys.leader(name),
             keys.starts(name),
             keys.subscribers(name),
+            keys.workers(name),
+            keys.queue_leader(name),
+            keys.queue_sample(name),
         ]
 
     def _patterns(self, name: str) -> list[str]:

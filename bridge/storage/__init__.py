@@ -6,6 +6,8 @@ event keys     ``{prefix}event:{id}``, shared with the other programs of the bus
 ledger         tasks that were sent and have not ended; done marks and leases. Its states: see ``ledger.py``
 dead letters   a size-limited stream of what could not be processed, with the reason
 presence       which subscribers are running
+workers        which queues the workers take tasks from
+queue samples  the queues of each group as they were measured last
 settings       what the other groups need to know of each group
 =============  =======================================================================================================
 
@@ -34,9 +36,11 @@ from bridge.storage.presence import (
     handler_labels,
     read_presences,
 )
+from bridge.storage.queue_sample import QueueHistory, QueueProblem, QueueRecord, QueueSample, QueueStatus
 from bridge.storage.server_time import server_ms
 from bridge.storage.status import BusStatus, GroupStatus, read_status
 from bridge.storage.storage import Storage
+from bridge.storage.waiting_tasks import QueueTasks, find_waiting_tasks
 
 __all__ = [
     "HEARTBEAT_INTERVAL_S",
@@ -63,10 +67,17 @@ __all__ = [
     "Overdue",
     "Presence",
     "PresenceStore",
+    "QueueHistory",
+    "QueueProblem",
+    "QueueRecord",
+    "QueueSample",
+    "QueueStatus",
+    "QueueTasks",
     "RunStart",
     "Storage",
     "TaskStatus",
     "dead_letter_fields",
+    "find_waiting_tasks",
     "group_errors",
     "handler_differences",
     "handler_labels",

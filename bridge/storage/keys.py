@@ -172,3 +172,15 @@ class Keys:
     def subscribers(self, group: str) -> str:
         """Hash: name of a live subscriber to its last report, see :class:`~bridge.storage.Presence`."""
         return self._own(f"subscribers:{group}")
+
+    def workers(self, group: str) -> str:
+        """Hash: name of a live worker to the queues that it takes tasks from, see ``workers.py``."""
+        return self._own(f"workers:{group}")
+
+    def queue_leader(self, group: str) -> str:
+        """String with a TTL: the consumer that measures the queues of this group."""
+        return self._own(f"queue-leader:{group}")
+
+    def queue_sample(self, group: str) -> str:
+        """String with a TTL: the queues of this group as they were measured last, see ``queue_sample.py``."""
+        return self._own(f"queue-sample:{group}")

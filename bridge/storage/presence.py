@@ -48,6 +48,8 @@ class Presence:
         gap_ms: When it may last have missed events on the channels, ms since the epoch; 0: never.
         metrics: Address of its metrics; empty when it has none.
         handlers: Name of each of its handlers to the patterns; empty if it has none, or is of an earlier version.
+        reports_queues: Whether its process reports the queues that it takes tasks from, if it is a worker. Earlier
+            versions do not.
         stopped: Whether it has stopped as it should, and this is its last report.
         seen_s: Age of the report; filled in by :meth:`PresenceStore.all`.
     """
@@ -60,6 +62,7 @@ class Presence:
     gap_ms: int = 0
     metrics: str = ""
     handlers: dict[str, list[str]] = field(default_factory=dict)
+    reports_queues: bool = False
     stopped: bool = False
     seen_s: float = 0.0
 

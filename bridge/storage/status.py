@@ -10,6 +10,7 @@ from typing import Any
 from bridge.storage.entries import stream_position
 from bridge.storage.lua import script
 from bridge.storage.presence import Presence, read_presences
+from bridge.storage.queue_sample import QueueStatus, read_sample, shown_queues
 from bridge.storage.storage import Storage
 from bridge.telemetry import Delays
 
@@ -33,6 +34,7 @@ class GroupStatus:
         dead_letters_written, dead_letters_evicted: How many were ever written, and evicted.
         starts: How long after their events the first runs of tasks started.
         subscribers: Those that are running, or died recently.
+        queues: The queues of its tasks, by name; None if no subscriber has measured them lately.
     """
 
     name: str
@@ -48,6 +50,7 @@ class GroupStatus:
     dead_letters_evicted: int
     starts: Delays
     subscribers: tuple[Presence, ...]
+    queues: tuple[QueueStatus, ...] | None
 
     @property
     def alive(self) -> int:
@@ -101,6 +104,7 @@ def read_status(storage: Storage) -> BusStatus:
             pipe.hmget(keys.dead_size(group), ["written", "dropped"])
             pipe.hgetall(keys.starts(group))
             pipe.hgetall(keys.subscribers(group))
+            pipe.get(keys.queue_sample(group))
         replies = iter(pipe.execute())
     groups = sorted((_group(row, replies, int(now_ms)) for row in rows), key=lambda group: group.name)
     return BusStatus(int(now_ms), entries, _ms(first), _ms(last), tuple(groups))
@@ -108,7 +112,7 @@ def read_status(storage: Storage) -> BusStatus:
 
 def _group(row: Sequence[Any], replies: Iterator[Any], now_ms: int) -> GroupStatus:
     name, last, pending, undelivered, exact, oldest = row
-    consumers, in_flight, overdue, dead_letters, (written, dropped), starts, subscribers = islice(replies, 7)
+    consumers, in_flight, overdue, dead_letters, (written, dropped), starts, subscribers, sample = islice(replies, 8)
     return GroupStatus(
         name=name.decode(),
         backlog=undelivered + pending,
@@ -123,6 +127,7 @@ def _group(row: Sequence[Any], replies: Iterator[Any], now_ms: int) -> GroupStat
         dead_letters_evicted=int(dropped or 0),
         starts=_delays(starts),
         subscribers=tuple(one for one in read_presences(subscribers, now_ms) if not one.stopped),
+        queues=shown_queues(read_sample(sample), now_ms),
     )
 
 

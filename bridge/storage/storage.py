@@ -17,6 +17,8 @@ from bridge.storage.journal_repair import JournalRepair
 from bridge.storage.keys import Keys
 from bridge.storage.ledger import Ledger
 from bridge.storage.presence import PresenceStore
+from bridge.storage.queue_sample import QueueSamples
+from bridge.storage.workers import Workers
 
 
 class Storage:
@@ -80,3 +82,13 @@ class Storage:
     def group_settings(self) -> GroupSettingsStore:
         """The settings of all groups."""
         return GroupSettingsStore(self.client, self.keys)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """The queues that the workers of the group take tasks from."""
+        return Workers(self.client, self.settings.group, self.keys)
+
+    @cached_property
+    def queue_samples(self) -> QueueSamples:
+        """The queues of the group as they were measured last."""
+        return QueueSamples(self.client, self.settings.group, self.keys)

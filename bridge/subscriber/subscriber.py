@@ -33,6 +33,7 @@ from bridge.subscriber.maintenance.maintenance import Maintenance
 from bridge.subscriber.maintenance.rescuer import Rescuer
 from bridge.subscriber.members import Members
 from bridge.subscriber.monitoring.health import Health
+from bridge.subscriber.monitoring.queue_monitor import QueueMonitor
 from bridge.subscriber.monitoring.reporter import PresenceReporter
 from bridge.subscriber.service import Service
 from bridge.telemetry import Action, Counters, Liveness, log_fields
@@ -117,7 +118,8 @@ class Subscriber:
         health = Health(app, settings, liveness, self._catch_up.caught_up, self._dispatch, self._dead_letters)
         self._monitoring = PresenceReporter(settings, self.counters, liveness, health, members)
 
-        loops = {"bridge-dispatch": self._dispatch.run}
+        queues = QueueMonitor(app, storage, handlers, members)
+        loops = {"bridge-dispatch": self._dispatch.run, "bridge-queues": queues.run}
         if settings.enable_pubsub:
             loops |= {"bridge-listen": intake.run, "bridge-catch-up": self._catch_up.run}
         self._services = [

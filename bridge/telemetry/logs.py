@@ -115,6 +115,18 @@ class Action(StrEnum):
         "publishing_task_unknown",
         "A thread that belongs to no known task has published an event, which has no cause. One line in each process.",
     )
+    QUEUE_MOVES_AGAIN = (
+        "queue_moves_again",
+        "The problem of queue_without_consumer or queue_stalled is over: messages leave the queue, or it is empty.",
+    )
+    QUEUE_STALLED = (
+        "queue_stalled",
+        "Messages have waited in a queue for five minutes and none has left it, though workers take tasks from it.",
+    )
+    QUEUE_WITHOUT_CONSUMER = (
+        "queue_without_consumer",
+        "Messages have waited in a queue for a minute, and no worker takes tasks from it.",
+    )
     REPLAY_REQUESTED = "replay_requested", "A user requested a retry or a replay on the Events pages of Flower."
     REPLAY_SOURCE_TRIMMED = (
         "replay_source_trimmed",

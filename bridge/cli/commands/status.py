@@ -12,7 +12,7 @@ from bridge.cli import output
 from bridge.cli.connect import open_bus
 from bridge.cli.options import json_option
 from bridge.cli.table import Cell, Column, Styled
-from bridge.storage import BusStatus, GroupStatus, Presence, handler_differences, read_status
+from bridge.storage import BusStatus, GroupStatus, Presence, QueueStatus, handler_differences, read_status
 from bridge.subscriber import server_of
 
 #: Settings of the server that are shown, by their names in CONFIG.
@@ -36,6 +36,12 @@ def status(ctx: click.Context, /, as_json: bool) -> None:
     DEAD       dead letters
 
     A subscriber without a heartbeat for six seconds is considered gone.
+
+    \b
+    QUEUE      queue of Celery's broker that tasks of the group are sent to
+    WAITING    messages in the queue; those that workers have fetched do not count
+    OLDEST     for how long the next message has waited
+    CONSUMERS  workers that take tasks from the queue; ? if unknown
 
     \b
     Example:
@@ -64,6 +70,7 @@ def status(ctx: click.Context, /, as_json: bool) -> None:
         _groups(bus, own)
         output.line()
         _subscribers(bus)
+        _queues(bus)
         for group in bus.groups:
             if missing := handler_differences(group.subscribers):
                 text = f"the subscribers of group {group.name} have different handlers ({len(missing)}), see bus check"
@@ -112,6 +119,35 @@ def _subscriber_row(bus: BusStatus, group: GroupStatus, subscriber: Presence) ->
     return [subscriber.name, group.name, _state(subscriber), pending, rate, gap]
 
 
+def _queues(bus: BusStatus) -> None:
+    rows = [_queue_row(group, queue) for group in bus.groups for queue in group.queues or ()]
+    if rows:
+        output.line()
+        numbers = [Column(name, right=True) for name in ("WAITING", "OLDEST", "CONSUMERS")]
+        output.table([Column("QUEUE", whole=True), "GROUP", *numbers, "STATE"], rows)
+
+
+def _queue_row(group: GroupStatus, queue: QueueStatus) -> list[Cell]:
+    idle = queue.messages == 0
+    oldest = "-" if idle or queue.oldest_s is None else _span(queue.oldest_s)
+    waiting, consumers = ("?" if number is None else str(number) for number in (queue.messages, queue.consumers))
+    alone = Styled(consumers, "yellow" if queue.consumers == 0 else "")
+    return [queue.name, group.name, waiting, oldest, alone, _queue_state(queue)]
+
+
+def _queue_state(queue: QueueStatus) -> Cell:
+    full = ["full: dispatch waits"] if queue.full else []
+    if queue.consumers == 0:
+        return Styled("; ".join(["no worker takes from it", *full]), "bold red" if queue.messages else "yellow")
+    if queue.problem == "stalled":
+        return Styled("; ".join([f"nothing has left it for {_span(queue.stalled_s or 0)}", *full]), "bold red")
+    if full:
+        return Styled(full[0], "yellow")
+    if queue.messages is None:
+        return Styled("not measured", "dim")
+    return Styled("moves" if queue.messages else "empty", "green")
+
+
 def _state(subscriber: Presence) -> Cell:
     if not subscriber.alive:
         return Styled(f"gone: last heartbeat {_span(subscriber.seen_s)} ago", "bold red")
@@ -133,7 +169,7 @@ def _json(bus: BusStatus, server: Mapping[str, str], own: str) -> dict[str, Any]
         fields = asdict(group)
         del fields["starts"]  # a histogram, for monitoring
         for shown, subscriber in zip(fields["subscribers"], group.subscribers, strict=True):
-            del shown["stopped"]  # those are not listed
+            del shown["stopped"], shown["reports_queues"]  # those that have stopped are not listed
             shown |= {"alive": subscriber.alive, "ready": subscriber.ready}
         fields |= {"dispatched_per_s": group.dispatched_per_s, "alive": group.alive}
         groups.append(fields | {"handler_differences": handler_differences(group.subscribers)})

@@ -32,6 +32,7 @@ _STATUS = {
     "any_dead_size": "hmget",
     "any_starts": "hgetall",
     "any_subscribers": "hgetall",
+    "any_queue_sample": "get",
 }
 
 
@@ -79,6 +80,20 @@ _SUBSCRIBING = (
         {**_STATUS, "subscribers": "hgetall", "group_settings": "hgetall"},
         "time info",
     ),
+    _Needs(  # queues
+        ("elect, for the queues",),
+        {
+            "queue_sample": "get set",
+            "inflight": "zrange",
+            "inflight_tasks": "hrandfield hmget",
+            "queue_watermarks": "hmget",
+            "any_workers": "hgetall",
+            "workers": "hdel",
+            "group_settings": "hgetall",
+            "subscribers": "hgetall",
+        },
+        "time",
+    ),
 )
 _INTAKE = _Needs(
     ("append", "write_dead_letter"),
@@ -92,6 +107,7 @@ _RUNNING = _Needs(
     "multi exec unwatch",
 )
 _LOOKING_UP = _Needs(keys={"event": "get", "seen": "mget", "journal": "xrange"})  # get_event()
+_REPORTING_QUEUES = _Needs(("report_worker",), {"workers": "hdel"})
 _OPERATING = (
     _Needs(  # status, check
         ("backlog",), {**_STATUS, "subscribers": "hgetall", "group_settings": "hgetall"}, "time info config|get"
@@ -123,7 +139,7 @@ _OPERATING = (
 _NEEDS: Mapping[Role, tuple[_Needs, ...]] = {
     "publisher": _PUBLISHING,
     "subscriber": (*_SUBSCRIBING, _INTAKE),
-    "worker": (_RUNNING, _LOOKING_UP, *_PUBLISHING),
+    "worker": (_RUNNING, _LOOKING_UP, _REPORTING_QUEUES, *_PUBLISHING),
     "operator": _OPERATING,
 }
 
@@ -131,7 +147,7 @@ _NEEDS: Mapping[Role, tuple[_Needs, ...]] = {
 _BY_ID = ("event", "seen", "consequences", "done", "lease")
 _OF_GROUP = (
     *("inflight", "inflight_tasks", "queue_watermarks", "fencing_token", "handed_over", "leader"),
-    *("dead", "dead_size", "starts", "subscribers"),
+    *("dead", "dead_size", "starts", "subscribers", "workers", "queue_leader", "queue_sample"),
 )
 _OF_GROUP_BY_ID = ("replay", "replays", "dead_letter_dedup", "skipped")
 

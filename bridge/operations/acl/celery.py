@@ -106,7 +106,7 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
     bindings, tasks = keys.bindings, keys.tasks
     binding = "sadd smembers" if keys.exchanges else "sadd"
     if role == "subscriber":
-        return [Grant(frozenset(keyless | {"info"})), *granted(("lpush llen", tasks), (binding, bindings))]
+        return [Grant(frozenset(keyless | {"info"})), *granted(("lpush llen lindex", tasks), (binding, bindings))]
     # kombu: every process that consumes messages, replies or worker events also restores messages that were not
     # acknowledged in time.
     taking = [
@@ -132,7 +132,7 @@ def broker_grants(role: Role, keys: BrokerKeys, *, subscriber: bool = True) -> l
         Grant(frozenset(keyless | ({"info"} if subscriber else set()))),
         *granted(
             *taking,
-            ("lpush brpop", tasks),
+            ("lpush brpop lindex" if subscriber else "lpush brpop", tasks),
             ("lpush", keys.replies),
             ("smembers", bindings),
             ("del llen", [*keys.orders, *keys.listeners]),  # and replies, whose names have the same ending as orders

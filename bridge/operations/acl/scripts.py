@@ -25,6 +25,7 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "create_group": {"journal": "xgroup|create", "journal_start": "del", "fencing_token": "incrby"},
     "drop": {"dead": "xrange xdel", "dead_size": "hmget hincrby"},
     "elect": {"leader": "get set del"},
+    "elect, for the queues": {"queue_leader": "get set del"},
     "end": {"done": "set", "lease": "del", "inflight": "zrem", "inflight_tasks": "hdel"},
     "find_overdue": {
         "inflight": "zrangebyscore zrem",
@@ -65,6 +66,7 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "group_settings": "hset hsetnx",
         "fencing_token": "incrby",
     },
+    "report_worker": {"workers": "hset pexpire"},
     "set_aside": {
         "journal": "exists xinfo|groups xgroup|create xsetid",
         "journals": "rename xinfo|stream",

@@ -1,27 +1,32 @@
-"""Leader election: of the subscribers of a group, one does its maintenance."""
+"""Leader election: of the subscribers of a group, one does its maintenance, and one measures its queues."""
 
 from __future__ import annotations
 
-from bridge.storage import Storage, script
+from redis import Redis
 
-#: Rounds of maintenance that a leader may miss before another subscriber is elected.
+from bridge.storage import script
+
+#: Rounds that a leader may miss before another subscriber is elected.
 _TERM_ROUNDS = 3
 
 
 class Leader:
     """One candidate for the leadership of a group. The first one is elected, until it resigns or its term expires.
 
-    Maintenance is safe to repeat. Two leaders at a time, as after a long freeze of one process, only do needless work.
+    What a leader does is safe to repeat. Two leaders at a time, as after a long freeze of one process, only do needless
+    work.
 
     Arguments:
-        storage: The key with the name of the leader; the settings have the ``maintenance_interval_s``.
+        client: Connected to the bus.
+        key: The key with the name of the leader.
         consumer: Name of the candidate.
+        interval_s: How often the leader does its work.
     """
 
-    def __init__(self, storage: Storage, consumer: str) -> None:
-        self._elect = script(storage.client, "elect")
-        self._key = storage.keys.leader(storage.settings.group)
-        self._term_ms = int(_TERM_ROUNDS * storage.settings.maintenance_interval_s * 1000)
+    def __init__(self, client: Redis, key: str, consumer: str, interval_s: float) -> None:
+        self._elect = script(client, "elect")
+        self._key = key
+        self._term_ms = int(_TERM_ROUNDS * interval_s * 1000)
         self._consumer = consumer
 
     def elected(self) -> bool:

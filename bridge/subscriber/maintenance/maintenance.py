@@ -52,7 +52,8 @@ class Maintenance:
         members: Members,
     ) -> None:
         settings = storage.settings
-        self._leader = Leader(storage, members.name)
+        key, interval_s = storage.keys.leader(settings.group), settings.maintenance_interval_s
+        self._leader = Leader(storage.client, key, members.name, interval_s)
         self._members = members
         self._group = settings.group
         self._journal = storage.journal
@@ -63,7 +64,7 @@ class Maintenance:
         self._counters = counters
         self._consumer = storage.consumer(members.name)
         self._claim_idle_ms = int(settings.claim_idle_s * 1000)
-        self._interval_s = settings.maintenance_interval_s
+        self._interval_s = interval_s
         self._due_at = 0.0
         self._journal_repair = storage.journal_repair
         self._throttle = LogThrottle()  # a publisher can cause a repair at any rate

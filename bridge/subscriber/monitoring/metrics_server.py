@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from bridge.config import BridgeSettings
 from bridge.errors import SettingsError
-from bridge.storage import GroupStatus, read_status
+from bridge.storage import GroupStatus, QueueStatus, read_status
 from bridge.subscriber.monitoring.health import Health
 from bridge.telemetry import Counters, Delays
 
@@ -209,11 +209,38 @@ def _of_groups(groups: Iterable[GroupStatus]) -> Iterator[Metric]:
             for group in groups:
                 family.add_metric([group.name], value(group))
             yield family
+    yield from _of_queues(groups)
     text = "Time from the journal entry of an event to the first start of its task, for each task. Do not add these up."
     starts = HistogramMetricFamily("bridge_task_start_delay_seconds", text, labels=["group"])
     for group in groups:
         _add(starts, [group.name], group.starts)
     yield starts
+
+
+def _of_queues(groups: Iterable[GroupStatus]) -> Iterator[Metric]:
+    gauges: dict[str, tuple[str, Callable[[QueueStatus], float | None]]] = {
+        "bridge_queue_messages": ("Messages that wait in a queue.", lambda q: q.messages),
+        "bridge_queue_oldest_seconds": (
+            "For how long the next message of a queue has waited; 0 if none waits.",
+            lambda q: q.oldest_s,
+        ),
+        "bridge_queue_consumers": ("Workers that take tasks from a queue.", lambda q: q.consumers),
+        "bridge_queue_stalled_seconds": (
+            "For how long messages have waited in a queue while none left it; 0 if none waits.",
+            lambda q: q.stalled_s,
+        ),
+    }
+    for name, (text, value) in gauges.items():
+        family = GaugeMetricFamily(
+            name,
+            f"{text} Missing if unknown. Every subscriber of a bus reports the same value: do not add them up.",
+            labels=["group", "queue"],
+        )
+        for group in groups:
+            for queue in group.queues or ():
+                if (number := value(queue)) is not None:
+                    family.add_metric([group.name, queue.name], number)
+        yield family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -70,7 +70,8 @@ class PresenceReporter:
 
     def _run(self) -> None:
         # The first report is early: the others must know the handlers of this subscriber, and its health takes a while.
-        presence = Presence(self._members.name, socket.gethostname(), ["starting"], handlers=self._members.handlers)
+        name, handlers = self._members.name, self._members.handlers
+        presence = Presence(name, socket.gethostname(), ["starting"], handlers=handlers, reports_queues=True)
         first = True
         while not self._stop.is_set():
             reported = self._report(presence, first=first)
@@ -106,6 +107,7 @@ class PresenceReporter:
             gap_ms,
             self._metrics_server.url if self._metrics_server else "",
             self._members.handlers,
+            reports_queues=True,
         )
 
     def _rate(self) -> float:

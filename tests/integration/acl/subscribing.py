@@ -14,6 +14,7 @@ from bridge.handlers.handler import task_id_for
 from bridge.storage.in_flight import InFlightTask
 from bridge.storage.keys import Keys
 from bridge.storage.presence import Presence
+from bridge.storage.queue_sample import QueueSample
 from bridge.storage.storage import Storage
 from bridge.subscriber.subscriber import Subscriber
 from tests.support.outside import as_typescript_broadcasts
@@ -39,7 +40,8 @@ NOT_GRANTED = {"config|get", "config"}
 def prepare(restricted_redis: RestrictedRedis) -> None:
     """Leave work for a subscriber: entries of a crashed consumer, overdue and ended tasks, an old key, full indexes.
 
-    And what it has to forget: a queue that is used no more, and the retention of an operator whose time is over.
+    And what it has to forget: a queue that is used no more, a dead worker, and the retention of an operator whose time
+    is over.
     """
     keys, settings = Keys(restricted_redis.prefix), restricted_redis.settings()
     restricted_redis.admin.xadd(keys.journal, {"id": "ancient", "type": "a.b", "event": "{}"}, id="1-1")
@@ -57,6 +59,7 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
         restricted_redis.admin.set(keys.event("stale"), Event(type="a.b", id="stale", timestamp=1).encode())
         restricted_redis.admin.hset(keys.queue_watermarks("tests"), "old 0 started", 1)
         restricted_redis.admin.hset(keys.group_settings, "retained:tests", "1 1 1")
+        restricted_redis.admin.hset(keys.workers("tests"), "dead", "1 {}")
         for cause, count in (("new-2", 1001), ("new-3", 60)):
             members = {f"c{number}": 1 for number in range(count)}
             restricted_redis.admin.zadd(keys.consequences(cause), members)
@@ -65,7 +68,8 @@ def prepare(restricted_redis: RestrictedRedis) -> None:
 def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> None:
     """Run a subscriber through all that it does, while other programs publish."""
     keys, port = Keys(restricted_redis.prefix), free_port()
-    settings = restricted_redis.settings(user, metrics_port=port, event_ttl_s=3600, **SOON)
+    routes = {"dream.urgent": {"priority": 6}}
+    settings = restricted_redis.settings(user, metrics_port=port, event_ttl_s=3600, routes=routes, **SOON)
     queues = Queues(admin, restricted_redis.prefix)
     with restricted_redis.as_user(user):
         subscriber = Subscriber(restricted_redis.app, settings, "one")
@@ -80,6 +84,8 @@ def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> Non
             caused = cause.child("dream.told", {"yes": 1, "name": "of a shadow"})
             admin.publish(keys.channel("dream.told"), caused.encode())
         admin.publish(keys.channel("dream.told"), b"no event")
+        urgent = Event(type="dream.urgent", payload={"yes": 1})
+        admin.publish(keys.channel(urgent.type), urgent.encode())
         for task in ("t.exact dream.created new-0", "t.chosen dream.told", "t.picky dream.told"):
             eventually(lambda: any(one.startswith(task) for one in queues.tasks()), task)  # noqa: B023  # called now
         eventually(
@@ -96,6 +102,9 @@ def subscribe(restricted_redis: RestrictedRedis, user: str, admin: Redis) -> Non
         )
         eventually(lambda: not admin.hexists(keys.queue_watermarks("tests"), "old 0 started"), "a queue is forgotten")
         eventually(lambda: not admin.hexists(keys.group_settings, "retained:tests"), "a retention is forgotten")
+        eventually(lambda: not admin.hexists(keys.workers("tests"), "dead"), "a dead worker is forgotten")
+        samples = Storage(admin, settings).queue_samples
+        eventually(lambda: priorities(samples.read()[1]) == 2, "the queue is measured, with both priorities")
         so_far = calls(admin)["publish"]
         eventually(lambda: calls(admin)["publish"] > so_far, "without events, it publishes a heartbeat to itself")
         eventually(lambda: subscriber.info()["warnings"], "it has checked the settings of the server")
@@ -131,6 +140,11 @@ def can_append(admin: Redis, keys: Keys) -> bool:
     with suppress(ResponseError):
         return bool(admin.xadd(keys.journal, {"event": "another one"}))
     return False
+
+
+def priorities(sample: QueueSample | None) -> int:
+    """Return for how many priorities messages wait in a queue."""
+    return max((len(record.history.heads) for record in sample.queues), default=0) if sample else 0
 
 
 def ended(restricted_redis: RestrictedRedis) -> bool:

@@ -19,6 +19,7 @@ import yaml
 from tests.support import ROOT
 from tests.support.apps import StartSubscriber
 from tests.support.requirements import program
+from tests.support.waiting import eventually
 
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
@@ -29,7 +30,7 @@ CASES = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
 #: Labels that Prometheus adds when it scrapes, and that histograms add to their buckets.
 LABELS_OF_OTHERS = {"job", "instance", "le"}
 #: Metrics with the same value at every subscriber of a bus. Each one counts its own lost dead letters.
-OF_GROUPS = re.compile(r"bridge_(backlog|pending|tasks?|dead_letters(?!_lost)|subscribers)\w*")
+OF_GROUPS = re.compile(r"bridge_(backlog|pending|tasks?|queue|dead_letters(?!_lost)|subscribers)\w*")
 #: Words before a parenthesis that contains labels and not an expression.
 _LABEL_LISTS = re.compile(r"\b(?:by|on|group_left|without|ignoring) \(([^)]*)\)")
 
@@ -74,8 +75,13 @@ def exported(start_subscriber: StartSubscriber, register_handlers: Callable[...,
         port = probe.getsockname()[1]
     subscriber = start_subscriber(metrics_port=port)
     subscriber.counters.add("dispatched", event_type="dream.created")  # without a count, there is no sample
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
+
+    def scraped() -> str:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            return answer.read().decode()
+
+    eventually(lambda: "bridge_queue_messages{" in scraped(), "the queues are measured", 10)
+    lines = scraped().splitlines()
     found: dict[str, set[str]] = {}
     for line in lines:
         if sample := re.match(r"(\w+)(?:\{(.*)\})? ", line):

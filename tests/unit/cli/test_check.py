@@ -19,6 +19,7 @@ from bridge import BridgeSettings, EventBus
 from bridge.handlers.handler import registry
 from bridge.storage.keys import Keys
 from bridge.storage.presence import Presence
+from bridge.storage.queue_sample import QueueHistory, QueueRecord, QueueSample, QueueStatus
 from bridge.storage.storage import Storage
 from bridge.subscriber import checks
 from bridge.testing.redis_server import RedisServer
@@ -221,6 +222,25 @@ def test_subscribers(
     assert wrong(check(expect=1))[0] == ("two", "cannot; will not")
     presences.leave(Presence("two"))
     assert wrong(check(expect=1)) == [("workers", "none replied")]
+
+
+def test_queues_that_do_not_move(check: Invoke, admin: Redis, settings: BridgeSettings) -> None:
+    """Queues in which messages wait, and that nobody takes from or that do not move, are reported."""
+    storage, now_ms = Storage(admin, settings), int(admin.time()[0]) * 1000
+    admin.xgroup_create(storage.keys.journal, "tests", mkstream=True)
+    queues = (
+        QueueStatus("idle", 0, 0.0, 0, 0.0),
+        QueueStatus("nobody", 6, 65.0, 0, 60.0, problem="no_consumer"),
+        QueueStatus("stalled", 1, 400.0, 2, 390.0, problem="stalled"),
+    )
+    records = tuple(QueueRecord(queue, QueueHistory()) for queue in queues)
+    storage.queue_samples.write(QueueSample(now_ms, records))
+    result = check(expect=1)
+    assert [one for one in wrong(result) if one[0].startswith("queue ")] == [
+        ("queue nobody", "6 messages wait, and no worker takes tasks from it"),
+        ("queue stalled", "1 message waits, and none has left it for 390 s"),
+    ]
+    assert "worker -Q nobody\n" in result.stdout
 
 
 def test_readiness_of_this_host(check: Invoke, admin: Redis, app: Celery, settings: BridgeSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from redis import Redis
 from bridge import BridgeSettings, Event, EventBus
 from bridge.storage.keys import Keys
 from bridge.storage.presence import Presence
+from bridge.storage.queue_sample import QueueHistory, QueueRecord, QueueSample, QueueStatus
 from bridge.storage.storage import Storage
 from bridge.subscriber.monitoring import health
 from bridge.subscriber.monitoring import reporter as monitoring
@@ -28,6 +30,7 @@ SUBSCRIBER = {
 GROUP = {
     "name", "backlog", "exact", "oldest_s", "pending", "last_ms", "in_flight", "overdue", "dead_letters",
     "dead_letters_written", "dead_letters_evicted", "subscribers", "dispatched_per_s", "alive", "handler_differences",
+    "queues",
 }  # fmt: skip
 
 
@@ -201,3 +204,38 @@ def test_a_bus_that_is_cut(invoke: Invoke, proxy: Proxy, monkeypatch: pytest.Mon
         assert time.monotonic() - begun_s < 5
         proxy.heal()
     assert told(invoke)["groups"] == []
+
+
+def measured(storage: Storage, *queues: QueueStatus, age_s: int = 0) -> None:
+    """Make what a subscriber has measured."""
+    at_ms = (int(storage.client.time()[0]) - age_s) * 1000
+    storage.queue_samples.write(QueueSample(at_ms, tuple(QueueRecord(queue, QueueHistory()) for queue in queues)))
+
+
+#: What is known of a queue, and its row in the table: waiting, oldest, consumers and state.
+QUEUES = {
+    "nobody": (QueueStatus("nobody", 6, 65.0, 0, 60.0, problem="no_consumer"), "6 65.0 s 0 no worker takes from it"),
+    "unused": (QueueStatus("unused", 0, 0.0, 0, 0.0), "0 - 0 no worker takes from it"),
+    "stalled": (
+        QueueStatus("stalled", 9, 400.0, 2, 390.0, full=True, problem="stalled"),
+        "9 7 min 2 nothing has left it for 6 min; full: dispatch waits",
+    ),
+    "full": (QueueStatus("full", 9, 1.0, 2, 0.0, full=True), "9 1.0 s 2 full: dispatch waits"),
+    "busy": (QueueStatus("busy", 1_000_000, 7300.0, 2, 0.0), "1000000 2 h 2 moves"),
+    "old": (QueueStatus("old", 3, None, None, 4.0), "3 - ? moves"),
+    "idle": (QueueStatus("idle", 0, 0.0, 2, 0.0), "0 - 2 empty"),
+    "other": (QueueStatus("other", consumers=1), "? - 1 not measured"),
+}
+
+
+def test_queues(invoke: Invoke, busy: None, client: Redis, settings: BridgeSettings) -> None:
+    """Each queue has a row with what is known of it; without a recent measurement there is no table."""
+    storage = Storage(client, settings)
+    assert [group["queues"] for group in told(invoke)["groups"]] == [None, None]
+    measured(storage, *(status for status, _ in QUEUES.values()))
+    rows = {row[0]: row[1:] for row in table(invoke("status").stdout, "QUEUE")}
+    assert rows == {name: ["tests", *text.split()] for name, (_, text) in QUEUES.items()}
+    (shown,) = [group["queues"] for group in told(invoke)["groups"] if group["name"] == "tests"]
+    assert shown == [asdict(status) for status, _ in QUEUES.values()]
+    measured(storage, QUEUES["busy"][0], age_s=60)
+    assert "QUEUE" not in invoke("status").stdout

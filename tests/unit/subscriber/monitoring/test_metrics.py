@@ -278,9 +278,10 @@ def test_labels_are_few(
     start_subscriber(metrics_port=port)
     bus.publish("dream.created", id="an-id-of-an-event")
     eventually(lambda: scrape().events("dispatched"), "the event is dispatched", 5)
+    eventually(lambda: scrape().value("bridge_queue_messages") is not None, "the queues are measured", 10)
     page = scrape()
     assert all(family.name.startswith("bridge_") and len(family.documentation) > 5 for family in page.families)
     labels = {label for sample in page.samples for label in sample.labels}
-    assert labels == {"group", "consumer", "version", "outcome", "type", "le"}
+    assert labels == {"group", "consumer", "version", "outcome", "type", "le", "queue"}
     assert "an-id-of-an-event" not in page.text
     assert all(outcome in page.text for outcome in OUTCOMES)
