@@ -74,12 +74,13 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
         return json.load(answer)
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("framework", PROJECTS)
 def test_a_request_publishes_an_event_and_its_handlers_run(processes: Processes, port: int, framework: str) -> None:
     """An order is posted; the handlers use configuration and database of the framework, as one sees in the order."""
     project, folder = PROJECTS[framework], FOLDER / f"{framework}_project"
     if project.prepare:
-        assert processes.start(sys.executable, *project.prepare, name="prepare", cwd=folder).wait(30) == 0
+        assert processes.start(sys.executable, *project.prepare, name="prepare", cwd=folder).wait(60) == 0
     celery = ("-m", "celery", "-A", project.app, "worker", "-c", "2", "-l", "INFO", "--without-mingle")
     worker = processes.start(sys.executable, *celery, name="worker", cwd=folder)
     processes.start(sys.executable, *project.server, str(port), name="server", cwd=folder)
@@ -89,8 +90,8 @@ def test_a_request_publishes_an_event_and_its_handlers_run(processes: Processes,
         with suppress(urllib.error.URLError):  # the server is not ready yet
             return ask(orders, {"total": 5})
 
-    order_id = eventually(posted, "the server accepts an order")["id"]
+    order_id = eventually(posted, "the server accepts an order", 40)["id"]
     expected = {"id": order_id, "total": 5} | project.effects
-    eventually(lambda: ask(f"{orders}{order_id}/") == expected, f"the order is {expected}")
+    eventually(lambda: ask(f"{orders}{order_id}/") == expected, f"the order is {expected}", 40)
     assert worker.poll() is None
     assert "dead letter" not in processes.log("worker")
