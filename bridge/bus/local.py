@@ -150,7 +150,7 @@ def as_event(
     """Return the event that the arguments of ``publish`` describe.
 
     Raises:
-        InvalidEvent: An event is given together with a payload or fields, a field is invalid, or it is no event.
+        InvalidEvent: An event is given together with a payload or fields, a field is invalid, or it is something else.
     """
     if isinstance(event, str):
         return Event(type=event, payload=payload, **fields)

@@ -4,7 +4,7 @@
 ``eventId``, ``eventType``,              ``id``, ``type``, ``correlationId``
 ``correlation_id``
 the source ``RedisEventBus``             no source: the TypeScript bus writes this marker in place of the real one
-the type ``undefined`` or ``null``       no type: so JavaScript ends the name of a channel when there is none
+the type ``undefined`` or ``null``       no type: what JavaScript writes for a missing type, also in channels
 a CloudEvent (``specversion``, no        an event: ``data`` is the payload, ``time`` the timestamp; the ids of the
 ``payload``)                             chain and of the trace move to ``correlationId`` and ``metadata``
 =======================================  ==============================================================================

@@ -49,8 +49,8 @@ class EventLookup:
         """Return one event as :meth:`read`; None if it is unknown or has expired.
 
         Raises:
-            InvalidEvent: The event has expired, and its key holds another one (``id_conflict``) or no string at all
-                (``wrong_key_type``).
+            InvalidEvent: The event has expired, and its key holds another one (``id_conflict``) or another type of
+                value (``wrong_key_type``).
             RedisError: Redis does not answer.
         """
         found = self._read([event_id])

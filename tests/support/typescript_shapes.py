@@ -72,7 +72,7 @@ def stringified(value: Any) -> bytes:
 
 
 def row(name: str, /, _outcome: Arrives | Refused | None = None, **fields: Any) -> Shape:
-    """Return a shape with an id of its own, unless it has one; without an outcome it arrives unchanged."""
+    """Return a shape with a separate id, unless it has one; without an outcome it arrives unchanged."""
     given = {"id": "s-" + re.sub(r"[^a-z0-9]+", "-", name.lower())} | fields
     return Shape(name, given, _outcome or Arrives())
 
@@ -222,9 +222,9 @@ def fields() -> Iterator[Shape]:
     yield row("no timestamp", type="a.b", payload=1, source="s")
     yield row("ts", type="a.b", payload=1, ts=AT, source="s")
     yield row("object as timestamp", Refused("timestamp"), type="a.b", payload=1, timestamp={})
-    yield row("signature of its own", type="a.b", payload=1, signature="0xabc", timestamp=AT, source="s")
+    yield row("other signature", type="a.b", payload=1, signature="0xabc", timestamp=AT, source="s")
     yield row("names of the bridge", type="a.b", payload=1, metadata={"replay": True, "taskId": "t"}, timestamp=AT)
-    yield row("hops of its own", Refused("hop_limit"), type="a.b", payload=1, timestamp=AT, metadata={"hops": 17})
+    yield row("hops", Refused("hop_limit"), type="a.b", payload=1, timestamp=AT, metadata={"hops": 17})
     for number, name in enumerate(("YWJj/ZGVm==", "order#12", "a b")):
         yield row(f"id {number}", Refused("id"), id=name, type="a.b", payload=1, timestamp=AT)
 

@@ -83,7 +83,7 @@ CLOUDEVENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("attributes", "expected"), CLOUDEVENTS.values(), ids=list(CLOUDEVENTS))
 def test_cloudevents(attributes: dict[str, Any], expected: dict[str, Any]) -> None:
-    """CloudEvents are mapped, with each form of data and time; an event that has a payload is none."""
+    """CloudEvents are mapped, with each form of data and time; an event that has a payload is not one."""
     fields = decode({"specversion": "1.0", "id": "i", "type": "a.b"} | attributes).to_dict()
     assert fields | expected == fields
     if "payload" not in attributes:
@@ -96,7 +96,7 @@ def test_cloudevents(attributes: dict[str, Any], expected: dict[str, Any]) -> No
     ids=["binary data", "signed"],
 )
 def test_cloudevents_that_cannot_be_mapped(attributes: dict[str, Any], field: str) -> None:
-    """Binary data, and a signature that mapping would invalidate, are refused with a reason of their own."""
+    """Binary data, and a signature that mapping would invalidate, are refused with a separate reason."""
     with pytest.raises(InvalidEvent) as caught:
         decode({"specversion": "1.0", "id": "i", "type": "a.b"} | attributes)
     assert (caught.value.reason, caught.value.field) == ("cloudevent", field)

@@ -120,7 +120,7 @@ def scan_again(client: Redis, settings: BridgeSettings) -> None:
 
 
 def test_keys_alone(register_handlers, start_subscriber: StartSubscriber, bus: TypeScriptBus, queues: Queues) -> None:
-    """Shapes that were published while no subscriber ran are found in their keys, and arrive likewise."""
+    """Shapes that were published while no subscriber ran are found in their keys, and arrive in the same way."""
     register_handlers("t.all")
     for shape in ARRIVING:
         bus.keep(shape)
