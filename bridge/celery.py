@@ -5,9 +5,11 @@ It is configured by the celeryconfig.py of the current folder.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import click
 from celery import Celery
-from celery.utils.imports import import_from_cwd
+from celery.utils.imports import cwd_in_path
 
 from bridge.worker import install
 
@@ -18,14 +20,11 @@ _MISSING = (
     "bridge.install(app), run celery -A shop"
 )
 
-try:
-    import_from_cwd(_CONFIG)
-except ModuleNotFoundError as error:
-    if error.name != _CONFIG:
-        raise
-    if click.get_current_context(silent=True) is None:
-        raise ModuleNotFoundError(_MISSING, name=_CONFIG) from None
-    raise SystemExit(_MISSING) from None  # of any other error, the command prints the whole traceback
+with cwd_in_path():
+    if find_spec(_CONFIG) is None:
+        if click.get_current_context(silent=True) is None:
+            raise ModuleNotFoundError(_MISSING, name=_CONFIG)
+        raise SystemExit(_MISSING)  # of any other error, the command would print a traceback or hide it
 
 app = Celery("bridge")
 app.config_from_object(_CONFIG)

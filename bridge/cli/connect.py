@@ -40,9 +40,18 @@ def load(app: Celery) -> BridgeSettings:
         click.ClickException: A handler or a setting is invalid.
     """
     with errors_as_cli_messages():
-        app.loader.import_default_modules()
-        app.finalize()
+        import_handlers(app)
         return BridgeSettings.load(app)
+
+
+def import_handlers(app: Celery) -> None:
+    """Import the modules of *app*, as its workers do.
+
+    Raises:
+        BridgeError: A handler is invalid.
+    """
+    app.loader.import_default_modules()
+    app.finalize()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tests.support import ROOT
 def test_the_bridge_starts_after_the_pool_whatever_the_hash_seed() -> None:
     """Celery orders its steps with sets; the subscriber's threads never start before the pool has forked."""
     program = (
-        "import bridge; from celery import Celery; app = Celery('seeds', broker='memory://'); bridge.install(app);"
+        "import bridge; from celery import Celery; app = Celery('seeds', broker='redis://'); bridge.install(app);"
         "worker = app.WorkController(hostname='w@h', pool_cls='prefork');"
         "print([step.label or step.name for step in worker.steps])"
     )

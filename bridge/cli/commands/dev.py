@@ -7,26 +7,32 @@ import json
 import shlex
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import click
 from celery import Celery
 
+from bridge.broker import Outbox
 from bridge.cli import output
 from bridge.cli.application import app_name, no_handlers_text
 from bridge.cli.commands.tail import until_interrupted
-from bridge.cli.connect import errors_as_cli_messages, load, open_storage
+from bridge.cli.connect import errors_as_cli_messages, import_handlers, open_storage
 from bridge.cli.dev_redis import DevRedis, redis_for
 from bridge.cli.follow import Follower
 from bridge.cli.processes import Children
 from bridge.cli.table import Styled
 from bridge.config import BridgeSettings
+from bridge.errors import AddressMissing
 from bridge.events import example_of, is_literal
 from bridge.handlers import registry
-from bridge.operations import NoExample, example_payload, models_of, routes_of
+from bridge.operations import NoExample, example_payload, models_of
 from bridge.storage import PresenceStore
 
 #: All addresses that the application might use are set to the one Redis.
 _ADDRESSES = ("REDIS_URL", "BRIDGE_REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+#: The Redis for an application without an address of the bus.
+_USUAL_URL = "redis://localhost:6379/0"
 _LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
 
 
@@ -62,13 +68,7 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
     name = app_name(app)
     if name is None:
         raise click.UsageError("name the application: celery -A MODULE bus dev")
-    load(app)
-    with (
-        until_interrupted(),
-        errors_as_cli_messages(),
-        redis_for(BridgeSettings.load(app)) as redis,
-        Children() as children,
-    ):
+    with until_interrupted(), errors_as_cli_messages(), _redis(app) as redis, Children() as children:
         output.note(_title("redis"), redis.description)
         settings = BridgeSettings.load(app, redis_url=redis.url)
         environment = dict.fromkeys(_ADDRESSES, redis.url)
@@ -85,6 +85,18 @@ def dev(ctx: click.Context, /, concurrency: int, loglevel: str, flower_port: int
                 output.note(_title("flower"), f"http://127.0.0.1:{port}")
             _print_example(app, name, redis)
             Follower(storage, (), as_json=False).follow(tick=_Watch(children, storage.presence).tick)
+
+
+@contextmanager
+def _redis(app: Celery) -> Iterator[DevRedis]:
+    """Yield a Redis for *app*, which need not say where the bus is: all its processes get the address from here."""
+    import_handlers(app)
+    try:
+        settings, has_address = BridgeSettings.load(app), True
+    except AddressMissing:
+        settings, has_address = BridgeSettings.load(app, redis_url=_USUAL_URL), False
+    with redis_for(settings) as redis:
+        yield redis._replace(is_of_application=redis.is_of_application and has_address)
 
 
 #: Suppresses the warning about a worker that runs as root, which is common in a container.
@@ -118,8 +130,8 @@ class _Watch:
 
 
 def _queues(app: Celery, settings: BridgeSettings) -> list[str]:
-    of_handlers = {route.queue for route in routes_of(app, settings) if route.queue}
-    return sorted(of_handlers | set(app.amqp.queues))
+    with closing(Outbox(app, settings)) as outbox:
+        return sorted(outbox.queues(registry) | set(app.amqp.queues))
 
 
 def _print_example(app: Celery, name: str, redis: DevRedis) -> None:
