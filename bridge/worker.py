@@ -194,11 +194,12 @@ class SubscriberStep(bootsteps.StartStopStep):
 
 
 class QueueReportStep(bootsteps.StartStopStep):
-    """Reports which queues a worker takes tasks from. Like the subscriber, it has a thread, so it requires the pool."""
+    """Reports which queues a worker takes tasks from. Like the subscriber, it has a thread, so it starts after it."""
 
     label = "Bridge queue report"
-    requires = ("celery.worker.components:Pool", "celery.worker.components:Beat")
+    requires = (SubscriberStep,)
 
     def create(self, worker: Any) -> WorkerReporter:  # type: ignore[override]  # None in the stubs, but Celery keeps the service
         """Return the service that :class:`StartStopStep` starts and stops."""
-        return WorkerReporter(worker.app, BridgeSettings.load(worker.app), consumer_name(worker.hostname), worker)
+        app, name = worker.app, consumer_name(worker.hostname)
+        return WorkerReporter(app, BridgeSettings.load(app), name, worker, registry)

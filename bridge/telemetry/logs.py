@@ -119,6 +119,10 @@ class Action(StrEnum):
         "queue_moves_again",
         "The problem of queue_without_consumer or queue_stalled is over: messages leave the queue, or it is empty.",
     )
+    QUEUE_NOT_TAKEN = (
+        "queue_not_taken",
+        "At the start of a worker: handlers are sent to a queue that no worker is known to take tasks from.",
+    )
     QUEUE_STALLED = (
         "queue_stalled",
         "Messages have waited in a queue for five minutes and none has left it, though workers take tasks from it.",
