@@ -9,7 +9,7 @@ from celery import Celery
 from redis import Redis
 
 import bridge
-from bridge import Event, EventTask, on_event
+from bridge import Event, EventTask, on_event, publish_event
 
 PREFIX = os.environ.get("BRIDGE_CHANNEL_PREFIX", "test:")
 
@@ -45,6 +45,18 @@ def retried(self: EventTask, event: Event) -> None:
     wait_until_told(event)
     if not self.request.retries:
         raise self.retry(countdown=0)
+
+
+@on_event("publishing.created", name="publishing")
+def publishing(event: Event) -> None:
+    """Publish while the bus hangs, and note how long that took."""
+    wait_until_told(event)
+    began = time.monotonic()
+    try:
+        publish_event("published", id="published")
+    finally:
+        with Redis.from_url(os.environ["CELERY_BROKER_URL"]) as elsewhere:
+            elsewhere.rpush(f"{PREFIX}took", time.monotonic() - began)
 
 
 for _limit, _options in LIMITS.items():

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from bridge.bus.admission import Admission
 from bridge.bus.causation import inherited_trace
 from bridge.bus.listener import ChannelListener, ReceivedBatch
 from bridge.bus.local import LocalBus, LocalHandler, Publication, as_event
-from bridge.config import BridgeSettings
+from bridge.bus.running import runs_tasks
+from bridge.config import BATCH_BYTES, BridgeSettings
 from bridge.errors import BridgeError, BusUnavailable, HopLimitExceeded, InvalidEvent
 from bridge.events import TRACEPARENT, EncodedEvent, Event, Keyring, TraceContext, with_context
 from bridge.redis import attempt, connect
@@ -22,6 +24,9 @@ from bridge.telemetry import Action, Counters, Span, continuing, log_fields, pub
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+_UNCONFIRMED = "It may have been published; publishing it again under the same id is safe."
 #: How long subscribe() waits for Redis to confirm, and close() for the listening thread, in seconds.
 _LISTENER_WAIT_S = 5.0
 
@@ -65,9 +70,9 @@ class EventBus:
         """Check that Redis answers. Optional: the first publication connects as well.
 
         Raises:
-            BusUnavailable: Redis did not answer, after bounded retries.
+            BusUnavailable: Redis did not answer within ``publish_timeout_s``.
         """
-        attempt(self.settings, "connecting", self.client.ping)
+        self._attempt("connecting", self.client.ping)
         return self
 
     def close(self) -> None:
@@ -92,7 +97,8 @@ class EventBus:
         Raises:
             InvalidEvent: The event violates the wire format or a limit.
             HopLimitExceeded: The event is more than ``max_hops`` publications away from the start of its chain.
-            BusUnavailable: Redis did not accept the event, after bounded retries. Publishing it again is safe.
+            BusUnavailable: Redis did not confirm the event within ``publish_timeout_s``. It may have been published;
+                publishing it again under the same id is safe.
             NotReplicated: Redis has the event, but fewer than ``wait_replicas`` replicas do.
         """
         event = as_event(event, payload, fields)
@@ -100,11 +106,12 @@ class EventBus:
             return self._publish([event], span)[0]
 
     def publish_many(self, events: Iterable[Event | Mapping[str, Any]]) -> list[Publication]:
-        """Publish many events, ``batch_size`` of them per round trip.
+        """Publish many events, ``batch_size`` of them per round trip, or fewer if they are large.
 
         Raises:
             InvalidEvent, HopLimitExceeded: One event is invalid. Its batch was not written, but earlier ones were.
-            BusUnavailable: Some events may have been published. Publishing all of them again is safe.
+            BusUnavailable: Redis did not confirm one round trip within ``publish_timeout_s``. Some events may have been
+                published. Publishing all of them again is safe.
         """
         remaining = iter(events)
         publications: list[Publication] = []
@@ -128,7 +135,7 @@ class EventBus:
         local = self._local.get_event(event_id)
         lookup = self.storage.event_lookup
         try:
-            data = attempt(self.settings, f"looking up event {event_id}", lambda: lookup.get(event_id))
+            data = self._attempt(f"looking up event {event_id}", lambda: lookup.get(event_id))
         except BusUnavailable:
             if local is None:
                 raise
@@ -159,6 +166,11 @@ class EventBus:
     def _publish(self, events: Sequence[Event], span: Span) -> list[Publication]:
         trace = (span.context or inherited_trace()) if self._traced else None
         encoded = [self._encode(event, trace) for event in events]
+        if len(encoded) == 1:
+            return self._publish_encoded(encoded)
+        return [one for part in _parts(encoded) for one in self._publish_encoded(part)]
+
+    def _publish_encoded(self, encoded: Sequence[EncodedEvent]) -> list[Publication]:
         # Remembered before they are sent, so that the listening thread recognises the broadcasts of this process.
         new = [self._local.remember(one.event.id) for one in encoded]
         try:
@@ -196,18 +208,23 @@ class EventBus:
         return EncodedEvent.of(event, self._keyring.encode(event, max_bytes=self.settings.max_event_bytes))
 
     def _send(self, encoded: Sequence[EncodedEvent], new: list[bool]) -> list[AppendResult]:
-        settings = self.settings
         first = encoded[0]
         what = (
             f"publishing event {first.id} ({first.type})" if len(encoded) == 1 else f"publishing {len(encoded)} events"
         )
-        if settings.enable_persistence:
+        if self.settings.enable_persistence:
             tokens = [new_attempt() for _ in encoded]
-            broadcast = settings.enable_pubsub
-            return attempt(settings, what, lambda: self.storage.journal.publish(encoded, tokens, broadcast=broadcast))
-        if settings.enable_pubsub:
-            attempt(settings, what, lambda: self._broadcast(encoded, new))
+            broadcast = self.settings.enable_pubsub
+            do = partial(self.storage.journal.publish, encoded, tokens, broadcast=broadcast)
+            return self._attempt(what, do, _UNCONFIRMED)
+        if self.settings.enable_pubsub:
+            self._attempt(what, lambda: self._broadcast(encoded, new), _UNCONFIRMED)
         return ["appended" if is_new else "repeated" for is_new in new]
+
+    def _attempt(self, what: str, do: Callable[[], T], unconfirmed: str = "") -> T:
+        settings = self.settings
+        limit_s = settings.task_publish_timeout_s if runs_tasks() else settings.publish_timeout_s
+        return attempt(settings, what, do, limit_s=limit_s, unconfirmed=unconfirmed)
 
     def _broadcast(self, encoded: Sequence[EncodedEvent], new: list[bool]) -> None:
         with self.client.pipeline(transaction=False) as pipe:
@@ -238,3 +255,13 @@ class EventBus:
                     self._local.deliver(received.event, received.data)
         if batch.subscribed:
             self._subscribed.set()
+
+
+def _parts(encoded: Sequence[EncodedEvent]) -> Iterator[Sequence[EncodedEvent]]:
+    """Yield the events in parts of about BATCH_BYTES: each has the same time to reach the server."""
+    start = size = 0
+    for end, one in enumerate(encoded, 1):
+        size += len(one.data)
+        if size >= BATCH_BYTES or end == len(encoded):
+            yield encoded[start:end]
+            start, size = end, 0

@@ -56,6 +56,11 @@ def origin() -> Origin:
     return Origin(candidates=tuple(running or [_last]))  # or a thread that has outlived its task
 
 
+def runs_tasks() -> bool:
+    """Whether a task is running in this process."""
+    return bool(_running)
+
+
 def current_request() -> Any:
     """Return the request of the task that the running code belongs to; None outside a worker's task."""
     return origin().request

@@ -50,8 +50,12 @@ class BridgeSettings(BaseSettings):
     redis_password: SecretStr | None = None
     #: How long a command may take before the connection is considered dead. Blocking reads use up to 2 s of it.
     socket_timeout_s: float = Field(default=10.0, ge=5)
-    #: Attempts to publish or look up, including the first, before :class:`BusUnavailable` is raised.
-    publish_attempts: int = Field(default=4, ge=1)
+    #: How long publishing or looking up an event may take, retries included, before :class:`BusUnavailable` is raised.
+    #: :meth:`EventBus.publish_many` may take as long for each of its round trips.
+    publish_timeout_s: float = Field(default=5.0, gt=0)
+    #: The same inside a task. It is longer, because a task fails if it cannot publish, and a restart or failover of
+    #: Redis may take that long.
+    task_publish_timeout_s: float = Field(default=60.0, gt=0)
 
     #: Prefix of the channels, ``{prefix}{type}``, and of the keys, for example ``{prefix}event:{id}``. On one Redis, no
     #: prefix may begin with another one: the bus ``shop:`` would receive the events of ``shop:eu:``.
@@ -207,10 +211,10 @@ class BridgeSettings(BaseSettings):
             raise ValueError(
                 "signature_max_age_s must be at least 300 s below dedup_ttl_s, or old events could be accepted again"
             )
-        if self.wait_replicas_ms >= self.socket_timeout_s * 1000:
-            raise ValueError(
-                "wait_replicas_ms must be shorter than socket_timeout_s, after which the connection is closed"
-            )
+        limits = ("socket_timeout_s", "publish_timeout_s", "task_publish_timeout_s")
+        shortest = min(limits, key=lambda name: float(getattr(self, name)))
+        if self.wait_replicas and self.wait_replicas_ms >= getattr(self, shortest) * 1000:
+            raise ValueError(f"wait_replicas_ms must be shorter than {shortest}, after which the connection is closed")
         return self
 
     @property

@@ -30,6 +30,8 @@ _SOURCES = 5000
 _CHUNK, _PAGE = 20, 50
 #: How long a command may take while a user waits for the page.
 _TIMEOUT_S = 2.5
+#: How long it is repeated if Redis is unavailable: pages refresh anyway.
+_RETRY_S = 0.5
 
 #: The filters above the list, each with its condition on the states of the tasks of an event.
 BY_STATE: dict[str, Callable[[set[str]], bool]] = {
@@ -69,7 +71,7 @@ class EventData:
     def __init__(self, app: Celery, *, max_events: int = NEWEST, max_read_bytes: int = 16 * 1024 * 1024) -> None:
         settings = BridgeSettings.load(app)
         self._max_events, self._max_read_bytes = max_events, max_read_bytes
-        self.settings = settings.model_copy(update={"publish_attempts": 1})
+        self.settings = settings.model_copy(update={"publish_timeout_s": _RETRY_S})
         self.storage = Storage(connect(self.settings, _TIMEOUT_S), self.settings)
         self.dead_letters = DeadLetterList(self.storage, max_read_bytes)
         self._history = History(self.storage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,39 +12,57 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
 from bridge.config import BridgeSettings
 from bridge.errors import BusUnavailable
+from bridge.redis import deadline
 from bridge.redis.error_codes import heals_by_waiting
 from bridge.redis.error_hints import describe_error, hint_for
 from bridge.telemetry import Action, Counters, log_fields
 
 T = TypeVar("T")
 
+_LOST_REPLY = (RedisConnectionError, RedisTimeoutError)
 #: Between the attempts of one publication, for which a caller waits.
 _publish_backoff = ExponentialWithJitterBackoff(cap=1.0, base=0.05)
 #: Between the attempts of a loop that never gives up.
 _loop_backoff = ExponentialWithJitterBackoff(cap=5.0, base=0.1)
 
 
-def attempt(settings: BridgeSettings, what: str, do: Callable[[], T]) -> T:
-    """Run *do*, which must be safe to repeat, with a limited number of retries and back-off if waiting may help.
+def attempt(
+    settings: BridgeSettings, what: str, do: Callable[[], T], *, limit_s: float | None = None, unconfirmed: str = ""
+) -> T:
+    """Run *do*, which must be safe to repeat, and repeat it with back-off if waiting may help.
 
     Arguments:
-        settings: ``publish_attempts`` limits the attempts.
+        settings: After ``publish_timeout_s`` no further attempt starts. The last one takes as long as it needs, within
+            ``socket_timeout_s`` for each part of a reply.
         what: What is attempted, for the error text.
         do: Sends commands to Redis.
+        limit_s: End after this time instead, with all that *do* waits for, connects, sends and receives.
+        unconfirmed: What to say if a reply may have been lost, so that Redis may have done what was attempted.
 
     Raises:
         BusUnavailable: No attempt succeeded. The text names the cause and what to check.
     """
-    retry = Retry(_publish_backoff, settings.publish_attempts - 1, (RedisError,))
+    ends_at_s = time.monotonic() + (settings.publish_timeout_s if limit_s is None else limit_s)
+    token = None if limit_s is None else deadline.ends_at_s.set(ends_at_s)
+    failures = 0
     try:
-        return retry.call_with_retry(do, lambda _: None, is_retryable=heals_by_waiting)
-    except RedisError as error:
-        text = f"{what} failed: Redis at {settings.redacted_url}: {describe_error(error)}. {_advice(error)}"
-        raise BusUnavailable(text) from error
+        while True:
+            try:
+                return do()
+            except RedisError as error:
+                failures += 1
+                pause_s = _publish_backoff.compute(min(failures, 16))
+                if not heals_by_waiting(error) or time.monotonic() + pause_s >= ends_at_s:
+                    lost = unconfirmed and isinstance(error, _LOST_REPLY) and heals_by_waiting(error)
+                    text = f"{what} failed: Redis at {settings.redacted_url}: {describe_error(error)}. {_advice(error)}"
+                    raise BusUnavailable(f"{text} {unconfirmed}" if lost else text) from error
+            time.sleep(pause_s)
+    finally:
+        if token is not None:
+            deadline.ends_at_s.reset(token)
 
 
 class BackOff:

@@ -1,9 +1,4 @@
-"""Connections that follow the primary, the server that holds the bridge's own keys.
-
-Sentinels and Redis Clusters promote a replica when a primary dies. So each connection asks where the primary is when it
-connects. If a server replies that it is not the primary, the connection is closed, and its user gets a lost connection:
-every loop survives this, and every write is safe to repeat after it.
-"""
+"""Where the primary is, the server that holds the bridge's own keys: Sentinels and Redis Clusters know it."""
 
 from __future__ import annotations
 
@@ -12,66 +7,23 @@ from typing import Any
 
 from redis import Redis, RedisCluster
 from redis.cluster import ClusterNode
-from redis.connection import BlockingConnectionPool, Connection, SSLConnection
-from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisClusterException, RedisError, ResponseError
+from redis.connection import ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.sentinel import Sentinel
+from redis.exceptions import RedisClusterException, RedisError
 
 from bridge.config import Address
+from bridge.redis.connection import LimitedPool, Place, limited
 from bridge.redis.error_hints import describe_error
 
-#: Errors of a server that does not hold the keys, or no longer does. A MovedError is an AskError.
-_ELSEWHERE = (ReadOnlyError, AskError, ClusterDownError)
-#: Start of the error of a server with ``min-replicas-to-write`` whose replicas already follow another primary.
-_NO_REPLICAS = "NOREPLICAS"
 
-Place = tuple[str, int]
-
-
-class _FollowingConnection(Connection):
-    """A connection to the place that *locate* returns whenever it connects."""
-
-    def __init__(self, locate: Callable[[], Place], **options: Any) -> None:
-        self._locate = locate
-        super().__init__(**options)  # type: ignore[no-untyped-call]  # mypy exempts redis-py, but not through super()
-
-    def connect(self) -> None:
-        if self._sock is None:  # is_connected exists since redis-py 8
-            self.host, self.port = self._locate()
-        super().connect()  # type: ignore[no-untyped-call]
-
-    def read_response(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super().read_response(*args, **options)
-        except ResponseError as error:
-            if not isinstance(error, _ELSEWHERE) and not str(error).startswith(_NO_REPLICAS):
-                raise
-            self.disconnect()  # type: ignore[no-untyped-call]
-            raise RedisConnectionError(f"not the primary of these keys: {describe_error(error)}") from error
-
-
-class _FollowingTlsConnection(_FollowingConnection, SSLConnection):
-    """The same over TLS: what :class:`_FollowingConnection` calls on its base class is that of SSLConnection here."""
-
-
-def pool(address: Address, locate: Callable[[], Place] | None, **options: Any) -> BlockingConnectionPool:
+def pool(address: Address, locate: Callable[[], Place] | None, **options: Any) -> LimitedPool:
     """Return a bounded pool of connections.
 
     Arguments:
         locate: Is called whenever one of them connects, and returns where to. None: they connect to the address.
         options: Options of pool and connections, as in redis-py. Those of the address take precedence.
     """
-    options |= address.options
-    if locate is not None:
-        options["connection_class"] = _FollowingTlsConnection if address.secure else _FollowingConnection
-        options["locate"] = locate
-    return BlockingConnectionPool(**options)
-
-
-def _of_client(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options of connections as options of redis-py's clients, which choose the class of connections."""
-    given = {name: value for name, value in options.items() if name != "connection_class"}
-    return given | {"ssl": True} if "connection_class" in options else given
+    return LimitedPool(**limited(options | address.options, locate))  # type: ignore[no-untyped-call]
 
 
 def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
@@ -80,12 +32,11 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
     Arguments:
         options: Options of the connections to Sentinels.
     """
-    given = options | _of_client(address.sentinel_options)
-    sentinel = Sentinel(list(address.hosts), sentinel_kwargs=given)
-    known = list(zip(address.hosts, sentinel.sentinels, strict=True))
+    given = limited(options | address.sentinel_options)
+    known = [(place, Redis.from_pool(ConnectionPool(host=place[0], port=place[1], **given))) for place in address.hosts]
 
     def locate() -> Place:
-        # Not discover_master(): its error shows redis-py's clients, but not the reply of the last Sentinel.
+        # Not redis-py's Sentinel: its error shows its clients, but not the reply of the last Sentinel.
         problems = []
         for place, client in list(known):
             try:
@@ -96,7 +47,7 @@ def by_sentinel(address: Address, **options: Any) -> Callable[[], Place]:
             state = states.get(address.service)
             if state is None:
                 problems.append(f"{place[0]}:{place[1]} does not watch the service {address.service}")
-            elif not sentinel.check_master_state(state, address.service):
+            elif not state["is_master"] or state["is_sdown"] or state["is_odown"]:
                 problems.append(f"{place[0]}:{place[1]} considers it dead")
             else:
                 known[:] = sorted(
@@ -135,12 +86,14 @@ class Cluster:
             RedisConnectionError: No node answers, or they are not in cluster mode.
         """
         if self._client is None:
-            nodes = [ClusterNode(host, port) for host, port in self._address.hosts]
+            *others, (host, port) = self._address.hosts
             try:
                 self._client = RedisCluster(
-                    startup_nodes=nodes,
+                    startup_nodes=[ClusterNode(*place) for place in others],
+                    # With a URL, redis-py uses the class of connections that it is given.
+                    url=f"redis://[{host}]:{port}" if ":" in host else f"redis://{host}:{port}",
                     require_full_coverage=False,  # a dead primary must not block the slots of the others
-                    **self._options | _of_client(self._address.options),
+                    **limited(self._options | self._address.options),
                 )
             except RedisClusterException as error:
                 raise _reason(error) from error

@@ -137,7 +137,7 @@ def test_redis_killed_under_load_loses_no_published_event(
     register_handlers("t.all")
     subscriber = start_subscriber(app=make_app(own_server.url, prefix), redis_url=own_server.url)
     published: list[str] = []
-    with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_attempts=50) as bus:
+    with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_timeout_s=60) as bus:
 
         def publish() -> None:
             for number in range(300):

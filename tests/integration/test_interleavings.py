@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from redis import Redis
-from redis.backoff import NoBackoff
+from redis.backoff import AbstractBackoff
 
 from bridge import BridgeSettings
 from bridge.handlers import leases
@@ -54,7 +55,6 @@ class Model:
         patch.setattr(leases, "secrets", SimpleNamespace(token_hex=_token))
         patch.setattr(leases.Leases, "_start_renewing", lambda _: None)
         patch.setattr(leases.time, "sleep", lambda _: None)
-        patch.setattr(retry, "_publish_backoff", NoBackoff())
 
     def replace(self, name: str, old: str, new: str) -> None:
         """Change the text of a script."""
@@ -64,7 +64,8 @@ class Model:
     def explore(self, scenario: Scenario) -> Explored:
         """Follow every course of a scenario."""
         build, faults, attempts, *bounds = scenario
-        settings = BridgeSettings.load(redis_url=self._url, channel_prefix="m:", group="g", publish_attempts=attempts)
+        self.patch.setattr(retry, "_publish_backoff", _Attempts(attempts))
+        settings = BridgeSettings.load(redis_url=self._url, channel_prefix="m:", group="g", publish_timeout_s=3600)
         names = {self._admin.script_load(text): name for name, text in self._texts.items()}
 
         def make() -> Site:
@@ -73,6 +74,16 @@ class Model:
             return site
 
         return explore(make, faults + MORE_FAULTS)
+
+
+class _Attempts(AbstractBackoff):
+    """Allows so many attempts: the pause after the last one would take longer than the limit."""
+
+    def __init__(self, attempts: int) -> None:
+        self._attempts = attempts
+
+    def compute(self, failures: int) -> float:
+        return 0.0 if failures < self._attempts else math.inf
 
 
 def _scripts() -> list[str]:

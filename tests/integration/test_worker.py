@@ -136,7 +136,7 @@ def test_tasks_wait_for_a_bus_that_is_away(processes: Processes, own_server: Red
         eventually(lambda: broker.llen(f"broker:{prefix}celery") == 2, "both messages are queued")
     subscriber.kill()
     own_server.kill()
-    processes.worker("w1", "--no-subscriber", **environment, BRIDGE_PUBLISH_ATTEMPTS="1")
+    processes.worker("w1", "--no-subscriber", **environment, BRIDGE_PUBLISH_TIMEOUT_S="0.1")
     # More often than a task may be retried: waiting for the bus does not count as a retry.
     received = "Task tests.app.early["
     eventually(lambda: processes.log("w1").count(received) > 4, "the early one is repeatedly sent again", 50)

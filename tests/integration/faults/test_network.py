@@ -218,7 +218,7 @@ def test_a_frozen_redis(
     # When Redis resumes, it delivers entries to the subscriber that has left; they are claimed from it.
     quick = {"redis_url": own_server.url, "claim_idle_s": 1, "maintenance_interval_s": 0.2}
     staying, leaving = start_subscriber("staying", **quick), start_subscriber("leaving", **quick)
-    with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_attempts=1) as bus:
+    with EventBus(redis_url=own_server.url, channel_prefix=prefix, publish_timeout_s=1) as bus:
         publish(bus, "before")
         dispatched(queues, "before")
         os.kill(own_server.pid, signal.SIGSTOP)
@@ -226,7 +226,7 @@ def test_a_frozen_redis(
             began = time.monotonic()
             with pytest.raises(BusUnavailable, match="imeout"):
                 bus.publish("a.b", id="during")
-            assert time.monotonic() - began < bus.settings.socket_timeout_s + 2
+            assert time.monotonic() - began < 1.5
             began = time.monotonic()
             leaving.stop()
             assert time.monotonic() - began < 10
@@ -283,7 +283,7 @@ def test_a_failover(
     with RedisServer() as replica, Proxy(own_server.port) as address, Redis.from_url(replica.url) as admin:
         admin.replicaof("127.0.0.1", str(own_server.port))
         subscriber = start_subscriber(redis_url=address.url)
-        with EventBus(redis_url=address.url, channel_prefix=prefix, publish_attempts=50) as bus:
+        with EventBus(redis_url=address.url, channel_prefix=prefix, publish_timeout_s=60) as bus:
             publish(bus, *(f"before{number}" for number in range(50)))
             eventually(lambda: bus.client.wait(1, 1000) == 1, "the replica has them", 30)
             publishing = threading.Thread(target=lambda: publish(bus, *(f"during{number}" for number in range(50))))

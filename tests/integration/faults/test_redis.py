@@ -140,7 +140,7 @@ def test_dispatch_goes_on_while_the_bus_is_full(
 ) -> None:
     """A bus without free memory refuses publications, and the entries in its journal are still dispatched once."""
     register_handlers("t.all")
-    with EventBus(redis_url=each_own_server.url, channel_prefix=prefix, publish_attempts=1) as bus:
+    with EventBus(redis_url=each_own_server.url, channel_prefix=prefix, publish_timeout_s=1) as bus:
         admin = bus.client
         publish(bus, *(f"n{number}" for number in range(200)))
         admin.xgroup_create(Keys(prefix).journal, "tests", id="0")
@@ -257,7 +257,7 @@ def test_a_disk_that_is_full(
     register_handlers("t.all")
     with RedisServer(binary, ["--appendonly", "yes", "--appendfsync", "everysec"]) as server:
         subscriber = start_subscriber(redis_url=server.url)
-        with EventBus(redis_url=server.url, channel_prefix=prefix, publish_attempts=1) as bus:
+        with EventBus(redis_url=server.url, channel_prefix=prefix, publish_timeout_s=1) as bus:
             publish(bus, "before")
             dispatched(queues, "before")
             process = psutil.Process(server.pid)

@@ -77,7 +77,7 @@ def test_waiting_for_the_bus_uses_up_no_deliveries(
 ) -> None:
     """RabbitMQ drops a message after some deliveries; one that waits for the bus is delivered as often as it needs."""
     rabbit.limit_deliveries(1)
-    environment = {"BRIDGE_REDIS_URL": own_server.url, "TEST_QUORUM": "1", "BRIDGE_PUBLISH_ATTEMPTS": "1"}
+    environment = {"BRIDGE_REDIS_URL": own_server.url, "TEST_QUORUM": "1", "BRIDGE_PUBLISH_TIMEOUT_S": "0.1"}
     subscriber = rabbit_processes.celery("bus", "subscribe", name="subscriber", **environment)
     with EventBus(redis_url=own_server.url, channel_prefix=prefix) as bus:
         bus.publish("dream.made", id="x")

@@ -24,7 +24,7 @@ class Load:
     def __init__(self, event_type: str, name: str = "e", **settings: Any) -> None:
         self._type = event_type
         self._name = name
-        self._bus = EventBus(publish_attempts=1, **settings)
+        self._bus = EventBus(publish_timeout_s=2, **settings)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         #: The ids of accepted events, and the times at which they were accepted.

@@ -141,7 +141,7 @@ def test_the_servers_behind_sentinels_and_the_sentinels(
         nodes.provide_scripts()
         sentinels.grant(found["sentinels"])
         login = f"redis+sentinel://shop:s3cret@{servers.hosts}/bus?sentinel_username=shop&sentinel_password=s3cret"
-        settings = BridgeSettings.load(redis_url=login, channel_prefix=prefix, publish_attempts=1)
+        settings = BridgeSettings.load(redis_url=login, channel_prefix=prefix, publish_timeout_s=1)
         with EventBus(settings) as bus:
             assert not bus.publish("dream.created").duplicate
         assert nodes.refusals() | sentinels.refusals() == set()

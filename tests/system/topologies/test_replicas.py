@@ -70,5 +70,5 @@ def test_more_replicas_than_there_are(bus: EventBus) -> None:
 
 def test_waiting_ends_before_the_connection_is_given_up() -> None:
     """A wait that is longer than the socket timeout is refused at the start."""
-    with pytest.raises(SettingsError, match="wait_replicas_ms must be shorter than socket_timeout_s"):
+    with pytest.raises(SettingsError, match="wait_replicas_ms must be shorter than publish_timeout_s"):
         BridgeSettings.load(wait_replicas=1, wait_replicas_ms=10_000, socket_timeout_s=10)

@@ -148,7 +148,7 @@ def test_unlike_names_list_all() -> None:
         *[("block_ms", value) for value in (0, 2001)],
         *[("redis_port", value) for value in (0, 65536)],
         *[("group_start", value) for value in ("now", "")],
-        *[("socket_timeout_s", 1), ("publish_attempts", 0), ("claim_idle_s", 0), ("event_ttl_s", 0)],
+        *[("socket_timeout_s", 1), ("publish_timeout_s", 0), ("claim_idle_s", 0), ("event_ttl_s", 0)],
         *[("max_hops", 0), ("max_event_bytes", 0), ("local_event_cache_size", -1), ("dedup_ttl_s", -1)],
         *[("channel_prefix", value) for value in ("", "a{b}", "a b", "a\n", None)],
         *[("group", value) for value in ("", "a:b", "a b", "{a}", "a\n", "ä", "a" * 101)],

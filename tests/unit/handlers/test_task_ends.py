@@ -38,7 +38,7 @@ def bus(server: RedisServer, prefix: str) -> Iterator[EventBus]:
     with make_app(server.url, prefix) as app, setup_default_app(app):
         app.set_current()
         app.conf.update(bridge_redis_url=server.url, bridge_channel_prefix=prefix, bridge_group="tests")
-        app.conf.update(bridge_lease_s=0.6, bridge_publish_attempts=1)
+        app.conf.update(bridge_lease_s=0.6, bridge_publish_timeout_s=0.1)
         with get_bus() as connected:
             yield connected
 
@@ -109,7 +109,7 @@ def test_a_renewal_that_is_refused_holds_up_no_other(
 
 def test_a_lease_that_cannot_be_released_is_released_later(own_server: RedisServer, prefix: str) -> None:
     """If Redis is unavailable when a task is retried, no copy of the earlier message starts when Redis is back."""
-    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
+    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_timeout_s": 0.1, "lease_s": 0.6}
     with EventBus(**explicit) as bus:
         leases = Leases(bus)
         assert leases.begin("t1", idempotent=True).result == "started"
@@ -132,7 +132,7 @@ def test_a_lease_that_cannot_be_released_is_released_later(own_server: RedisServ
 
 def test_an_end_that_cannot_be_recorded_is_waited_for(own_server: RedisServer, prefix: str) -> None:
     """While Redis is unavailable, the end of a task keeps its run and its lease; no copy runs before it is recorded."""
-    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1, "lease_s": 0.6}
+    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_timeout_s": 0.1, "lease_s": 0.6}
     with EventBus(**explicit) as bus, ThreadPoolExecutor() as pool:
         leases = Leases(bus)
         assert leases.begin("t1", idempotent=True).result == "started"
@@ -164,7 +164,7 @@ def test_a_worker_that_stops_does_not_wait_for_ever(
 ) -> None:
     """A minute after the signal to stop, an end that cannot be recorded is given up with an error in the log."""
     monkeypatch.setattr("bridge.handlers.leases.stopping_for_s", lambda: 61.0)
-    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_attempts": 1}
+    explicit = {"redis_url": own_server.url, "channel_prefix": prefix, "publish_timeout_s": 0.1}
     with EventBus(**explicit) as bus:
         leases = Leases(bus)
         assert leases.begin("t1", idempotent=True).result == "started"

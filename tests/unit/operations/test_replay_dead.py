@@ -133,7 +133,7 @@ def test_replays_at_once_move_each_letter_once(replays: Replays, server: RedisSe
 def test_a_full_redis_loses_no_letter(own_server: RedisServer, settings: BridgeSettings) -> None:
     """While Redis refuses the entry, the dead letter is kept; afterwards the same replay resumes."""
     with Redis.from_url(own_server.url) as client:
-        bench = Replays(client, settings.model_copy(update={"publish_attempts": 1}))
+        bench = Replays(client, settings.model_copy(update={"publish_timeout_s": 0.1}))
         bench.park(0)
         bench.park(1)
         steps = bench.dead().run(1000)
