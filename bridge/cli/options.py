@@ -100,7 +100,7 @@ event_filters = options(
     ),
     click.option("--until", type=moment, metavar="TIME", help="End time (exclusive), in the same format as --since."),
     click.option("--type", type=glob, help="Event type or glob, e.g. 'dream.*'."),
-    click.option("--id", multiple=True, help="Event id; can be repeated."),
+    click.option("--id", multiple=True, help="Event id, or its beginning; can be repeated."),
     click.option("--handler", help="Task name of a handler, e.g. tasks.dreams.analyse."),
 )
 

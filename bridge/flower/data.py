@@ -6,6 +6,7 @@ Everything is read from Redis, and bounded: the list contains the newest events 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 from celery import Celery
 
 from bridge.config import BridgeSettings
-from bridge.errors import InvalidEvent
+from bridge.errors import BridgeError, InvalidEvent
 from bridge.events import Event, compile_pattern, is_literal, now_ms
 from bridge.flower.dead_letters import DeadLetterList
 from bridge.flower.listing import Listing, page_of
 from bridge.handlers import registry
-from bridge.operations import Header, History, TaskNode, TaskStates, Trace, Tracer
+from bridge.operations import Header, History, TaskNode, TaskStates, Trace, Tracer, full_id
 from bridge.redis import connect
 from bridge.storage import Storage, stream_position
 
@@ -28,6 +29,8 @@ NEWEST, NEWEST_BY_STATE = 1000, 500
 _SOURCES = 5000
 #: Events per round trip when their sources are read, and journal entries per round trip when only their fields are.
 _CHUNK, _PAGE = 20, 50
+#: Longest search for an id of which only the beginning is given.
+_SEARCH_S = 5.0
 #: How long a command may take while a user waits for the page.
 _TIMEOUT_S = 2.5
 #: How long it is repeated if Redis is unavailable: pages refresh anyway.
@@ -54,6 +57,10 @@ class Page:
     event: Event | None
     trace: Trace | None
     handlers: tuple[str, ...] = ()
+
+
+class SearchTooLong(BridgeError):
+    """The search for an id takes too long for a page."""
 
 
 class EventData:
@@ -169,6 +176,21 @@ class EventData:
         handlers = registry.matching(event.type) if event is not None else ()
         event = event and self.settings.redaction.event(event)
         return Page(event, trace, tuple(handler.task_name for handler in handlers))
+
+    def full_id(self, start: str) -> str | None:
+        """Return the only id of an event or a chain that begins with *start*; None if there is none.
+
+        Raises:
+            AmbiguousId: There are several.
+            SearchTooLong: The search takes too long for a page.
+        """
+        deadline_s = time.monotonic() + _SEARCH_S
+
+        def step(_: int) -> None:
+            if time.monotonic() > deadline_s:
+                raise SearchTooLong(f"The search took more than {_SEARCH_S:g} s. bus trace {start} has no such limit.")
+
+        return full_id(self.storage, start, step)
 
     def trace(self, any_id: str) -> Trace | None:
         """Return the chain of an event id or a correlation id; None if it is unknown."""

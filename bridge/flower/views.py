@@ -19,9 +19,10 @@ from tornado import web
 from bridge.errors import BridgeError
 from bridge.flower import actions
 from bridge.flower import formatting as shown
-from bridge.flower.data import BY_STATE, EventData
+from bridge.flower.data import BY_STATE, EventData, SearchTooLong
 from bridge.flower.listing import Listing
 from bridge.flower.tree import lines
+from bridge.operations import AmbiguousId
 
 T = TypeVar("T")
 
@@ -194,15 +195,31 @@ class EventView(EventsHandler):
     @web.authenticated
     async def get(self, event_id: str) -> None:
         kind, message = self.take_message()
-        values: dict[str, Any] = {"event_id": event_id, "kind": kind, "message": message}
+        values: dict[str, Any] = {"event_id": event_id, "kind": kind, "message": message, "page": None, "lines": ()}
+        values |= {"problem": "", "unknown": "", "candidates": {}}
         try:
             page = await self.run_in_thread(lambda data: data.page(event_id))
+            if page is None:
+                await self._find(event_id, values)
+                return
         except (Unavailable, BridgeError) as error:
-            self.show("bridge_event.html", 503, page=None, lines=(), problem=str(error), **values)
+            self.show("bridge_event.html", 503, **values | {"problem": str(error)})
             return
-        if page is None:
-            raise web.HTTPError(404, f"Unknown event '{event_id}'")
-        self.show("bridge_event.html", page=page, lines=lines(page.trace), problem="", **values)
+        self.show("bridge_event.html", **values | {"page": page, "lines": lines(page.trace)})
+
+    async def _find(self, start: str, values: dict[str, Any]) -> None:
+        """Redirect to the page of the only event whose id begins with *start*, or show why there is none."""
+        try:
+            full_id = await self.run_in_thread(lambda data: data.full_id(start))
+        except AmbiguousId as error:
+            unknown = f"Several ids begin with {start}{', for example' if error.more else ''}:"
+            self.show("bridge_event.html", 300, **values | {"unknown": unknown, "candidates": error.candidates})
+        except SearchTooLong as error:
+            self.show("bridge_event.html", 503, **values | {"unknown": str(error)})
+        else:
+            if full_id is None:
+                raise web.HTTPError(404, f"Unknown event '{start}'")
+            self.redirect(self.reverse_url("bridge-event", full_id))
 
 
 class TreeView(EventsHandler):

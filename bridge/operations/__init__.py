@@ -6,6 +6,7 @@ Reading changes nothing. A replay stores its position in Redis, so an interrupte
 from bridge.operations.examples import NoExample, example_payload, misfits, models_of
 from bridge.operations.groups import Groups
 from bridge.operations.history import Header, History
+from bridge.operations.ids import AmbiguousId, full_id, only_id
 from bridge.operations.impact import Impact, ImpactReader
 from bridge.operations.replay import Progress, Replay
 from bridge.operations.replay_sources import DeadLetterSource, JournalSource, ReplayItem, Source
@@ -14,6 +15,7 @@ from bridge.operations.task_states import EventNode, TaskNode, TaskStates
 from bridge.operations.trace import Trace, Tracer, further
 
 __all__ = [
+    "AmbiguousId",
     "DeadLetterSource",
     "EventNode",
     "Groups",
@@ -33,9 +35,11 @@ __all__ = [
     "Trace",
     "Tracer",
     "example_payload",
+    "full_id",
     "further",
     "misfits",
     "models_of",
+    "only_id",
     "routes_for",
     "routes_of",
 ]

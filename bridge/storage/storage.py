@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 from redis import Redis
@@ -11,6 +12,7 @@ from bridge.storage.dead_letters import DeadLetters
 from bridge.storage.event_keys import EventKeys
 from bridge.storage.event_lookup import EventLookup
 from bridge.storage.group_settings import GroupSettingsStore
+from bridge.storage.id_scan import ids_starting_with
 from bridge.storage.journal import Journal
 from bridge.storage.journal_consumer import JournalConsumer
 from bridge.storage.journal_repair import JournalRepair
@@ -58,6 +60,10 @@ class Storage:
     def journal_repair(self) -> JournalRepair:
         """What makes the ids of the journal times again."""
         return JournalRepair(self.client, self.keys)
+
+    def ids_starting_with(self, start: str) -> Iterator[tuple[int, set[str]]]:
+        """Yield the ids of events and chains that begin with *start*; see :func:`id_scan.ids_starting_with`."""
+        return ids_starting_with(self.client, self.keys, start)
 
     def consumer(self, name: str) -> JournalConsumer:
         """Return the journal as the consumer of this name reads it for the group."""

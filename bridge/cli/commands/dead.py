@@ -12,6 +12,7 @@ import click
 from bridge.cli import output
 from bridge.cli.commands.replay import ReplayCommand, new_name, replay_options
 from bridge.cli.connect import open_bus
+from bridge.cli.ids import full_dead_letter_ids
 from bridge.cli.options import (
     all_option,
     event_filters,
@@ -40,7 +41,7 @@ dead_letter_filters = options(
 def dead() -> None:
     """List, inspect, retry and purge dead letters: events and tasks that could not be processed.
 
-    --id accepts ids of dead letters and of events.
+    Ids are those of dead letters or of their events; the beginning of an id is enough if no other id begins like it.
 
     \b
     Example:
@@ -65,6 +66,7 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **given: Any) -> Non
     """
     with open_bus(ctx.obj.app) as storage:
         dead_letters = storage.dead_letters
+        given["id"] = full_dead_letter_ids(storage, given["id"])
         found = [
             dead_letter.redacted_by(storage.settings.redaction)
             for dead_letter in islice(dead_letters.select(selection_of(given), newest_first=True), limit)
@@ -95,6 +97,7 @@ def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
     """
     with open_bus(ctx.obj.app) as storage:
         dead_letters = storage.dead_letters
+        ids = full_dead_letter_ids(storage, ids)
         found = [
             dead_letter.redacted_by(storage.settings.redaction)
             for dead_letter in dead_letters.select(EntryFilter(ids=frozenset(ids)))
@@ -133,6 +136,8 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **given: An
     with open_bus(ctx.obj.app) as storage:
         if given["handler"] is not None:
             handler_named(given["handler"])
+        if given["id"]:
+            given["id"] = filters["id"] = full_dead_letter_ids(storage, given["id"])
         source = DeadLetterSource(storage, selection_of(given), registry)
         name = name or new_name()
         replay = Replay(storage, source, name, filters)
@@ -157,6 +162,7 @@ def purge(ctx: click.Context, /, everything: bool, yes: bool, as_json: bool, **g
     filters_as_given(given, everything)
     with open_bus(ctx.obj.app) as storage:
         dead_letters = storage.dead_letters
+        given["id"] = full_dead_letter_ids(storage, given["id"])
         ids = [dead_letter.dead_letter_id for dead_letter in dead_letters.select(selection_of(given))]
         if ids:
             output.ask(f"Permanently delete {len(ids)} dead letters of group {storage.settings.group}?", yes=yes)

@@ -6,6 +6,7 @@ import click
 
 from bridge.cli import output
 from bridge.cli.connect import open_bus
+from bridge.cli.ids import look_up
 from bridge.cli.options import json_option
 from bridge.operations import History
 
@@ -17,16 +18,17 @@ from bridge.operations import History
 def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
     """Show an event.
 
-    The event is read from its key or, if that has expired, from the journal; values that bridge_redact_paths names are
-    redacted. In a pipe and with --json the output is one line.
+    The beginning of its id is enough if no other id begins like it. The event is read from its key or, if that has
+    expired, from the journal; values that bridge_redact_paths names are redacted. In a pipe and with --json the output
+    is one line.
 
     \b
     Example:
       celery -A APP bus get 975c7603-5f0c-4b53-a1a4-0b7a5a1d6a2e
-      celery -A APP bus get d1 | jq .payload
+      celery -A APP bus get 975c | jq .payload
     """
     with open_bus(ctx.obj.app) as storage:
-        settings, event = storage.settings, History(storage).event(event_id)
+        settings, event = storage.settings, look_up(storage, event_id, History(storage).event)
         if event is None:
             raise click.ClickException(
                 f"no event with id {event_id} under {settings.channel_prefix} at {settings.redacted_url}. Events are "

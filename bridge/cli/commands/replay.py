@@ -15,6 +15,7 @@ from celery import Celery
 
 from bridge.cli import output
 from bridge.cli.connect import Unreachable, open_bus
+from bridge.cli.ids import full_event_ids
 from bridge.cli.options import (
     all_option,
     event_filters,
@@ -70,6 +71,8 @@ def replay(ctx: click.Context, /, everything: bool, name: str | None, **given: A
     how = {key: given.pop(key) for key in ("rate", "dry_run", "yes", "as_json")}
     filters = {"from": "journal"} | filters_as_given(given, everything)
     with open_bus(ctx.obj.app) as storage:
+        if given["id"]:
+            given["id"] = filters["id"] = full_event_ids(storage, given["id"])
         handler = None if given["handler"] is None else handler_named(given["handler"])
         selection = selection_of(given | {"handler": None})  # the handler to run, not a filter
         source = (

@@ -9,6 +9,7 @@ import click
 
 from bridge.cli import output
 from bridge.cli.connect import open_bus
+from bridge.cli.ids import look_up
 from bridge.cli.options import json_option
 from bridge.cli.table import Cell, Styled, on_terminal
 from bridge.operations import EventNode, TaskNode, Tracer, further
@@ -33,9 +34,9 @@ _DETAIL_CHARS = 200
 def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
     """Show an event with its tasks, the events that these published, their tasks, and so on.
 
-    ID is the id of any event of the chain, or a correlation id. For each task the command shows its state, the duration
-    of its last run and its queue. An event that belongs to a trace of OpenTelemetry shows the id of the trace, once for
-    each part of the tree.
+    ID is the id of any event of the chain, or a correlation id, or the beginning of one. For each task the command
+    shows its state, the duration of its last run and its queue. An event that belongs to a trace of OpenTelemetry shows
+    the id of the trace, once for each part of the tree.
 
     \b
     WAITING   its event has not been dispatched yet
@@ -53,14 +54,14 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
       celery -A APP bus trace order-1234 --json
     """
     with open_bus(ctx.obj.app) as storage:
-        found = Tracer(ctx.obj.app, storage).trace(any_id)
+        found = look_up(storage, any_id, Tracer(ctx.obj.app, storage).trace)
     if found is None:
         raise click.ClickException(f"no event or chain with id {output.printable(any_id)} is retained")
     if as_json:
         output.as_json(asdict(found))
         return
     for root in found.roots:
-        for parts in _event(root, "", "", any_id, ""):
+        for parts in _event(root, "", "", found.requested_id, ""):
             output.line(*parts)
     if found.hidden:
         output.line(Styled(f"{further(found.hidden)} more events start this chain, not shown", "dim"))

@@ -12,6 +12,7 @@
             STARTED: 'task-state-started',
             RETRY: 'text-bg-warning'
         },
+        MAYBE_AN_ID = /^[A-Za-z0-9._:@+-]{1,200}$/,
         MOST_TASKS = 5,
         ROUNDS_AT_REST = 3,
         parameters = new URLSearchParams(window.location.search);
@@ -195,7 +196,8 @@
             search: '<span class="visually-hidden">Search ' + what + '</span>',
             searchPlaceholder: what === 'events' ? 'id, source, or type as in dream.*' : 'id, type, reason, handler or detail',
             emptyTable: what === 'events' ? 'The journal is empty.' : 'There are no dead letters.',
-            zeroRecords: 'No ' + what + ' match your search.'
+            zeroRecords: 'No ' + what + ' match your search.' + (what === 'events' ?
+                ' Enter looks for an id that begins like this among older events.' : '')
         };
     }
 
@@ -218,6 +220,25 @@
         });
         var query = parameters.toString();
         window.history.replaceState(null, '', window.location.pathname + (query ? '?' + query : ''));
+    }
+
+    // Enter opens the only event in the list or, since the list has the newest ones only, the one whose id begins so.
+    function openOnEnter(page, table) {
+        var asked = null;
+        $('#bridge-table_filter input').on('keydown', function (event) {
+            if (event.key === 'Enter') {
+                asked = this.value.trim();
+                table.search(asked).draw();
+            }
+        });
+        table.on('draw', function () {
+            var rows = table.rows().data(),
+                id = rows.length ? rows[0].id : asked;
+            if (asked !== null && asked === table.search() && rows.length < 2 && MAYBE_AN_ID.test(id)) {
+                window.location = addressed(page.dataset.eventUrl, id);
+            }
+            asked = null;
+        });
     }
 
     function showList(page) {
@@ -270,6 +291,9 @@
                 },
                 columns: dead ? deadColumns(page) : eventColumns(page)
             });
+        if (!dead) {
+            openOnEnter(page, table);
+        }
         pressed(state);
         $('.task-state-filter').on('click', function () {
             state = this.dataset.state;

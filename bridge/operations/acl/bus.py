@@ -126,7 +126,7 @@ _OPERATING = (
             "dead": "xrange xrevrange xlen",
             "dead_size": "hmget",
         },
-        "",
+        "scan",  # for the beginning of an id
         {"all_events": "psubscribe", "heartbeat": "subscribe publish"},
     ),
     _Needs(("drop", "replay"), {"replay": "hgetall hsetnx pexpire"}, "multi exec"),  # dead, replay

@@ -70,6 +70,7 @@ def operate(restricted_redis: RestrictedRedis, user: str) -> None:
     assert "ok    permissions of the bus user" in say("check --role operator", expect=1)  # no worker is running
     assert "dream.told" in say("trace first")
     assert "first" in say("get first")
+    assert "first" in say("get fir")  # found by a scan
     restricted_redis.admin.delete(Keys(restricted_redis.prefix).event("first"))
     assert "first" in say("get first")  # from the journal
     assert "boom" in say("dead list")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from selenium.webdriver.common.keys import Keys
 
+from bridge import Event
+from bridge.flower.data import NEWEST
 from tests.support.flower import QUICK, Browser, Flower, Site
 from tests.support.waiting import eventually
 
@@ -52,6 +55,21 @@ def test_the_list_keeps_up(site: Site, flower: Flower, browser: Browser, name: s
     site.bus.publish("dream.created", id=f"{name}.late")
     browser.shows(ROWS, f"{name}.late", "SUCCESS")
     assert browser.text("#bridge-status").startswith("Updated")
+
+
+def test_enter_opens_an_event_that_the_list_does_not_have(
+    site: Site, flower: Flower, browser: Browser, name: str
+) -> None:
+    """Enter opens the page of the only event whose id begins like the search, and lists several."""
+    for event_id in (f"{name}-one", f"{name}-other"):
+        site.bus.publish("nobody.listens", id=event_id)
+    site.bus.publish_many([Event(type="nobody.listens") for _ in range(NEWEST)])
+    listed(browser, flower, "search=")
+    browser.type("#bridge-table_filter input", f"{name}-on" + Keys.ENTER)
+    eventually(lambda: browser.run("location.pathname") == f"/event/{name}-one", "the page of the event is open")
+    browser.open(f"{flower.url}/event/{name}-o")
+    browser.shows(".alert-warning", "Several ids begin with", f"{name}-one", f"{name}-other", "nobody.listens")
+    assert flower.ask(f"/event/{name}-x").status == 404
 
 
 def test_search(site: Site, flower: Flower, browser: Browser, name: str) -> None:
