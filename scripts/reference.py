@@ -33,6 +33,7 @@ from bridge.telemetry.logs import Action, Fields
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 #: Defaults that are computed from other values; the class has a placeholder.
 COMPUTED = {
+    "redis_url": "address of the broker, if that is Redis",
     "group": "name of the Celery application",
     "source": "name of the Celery application",
     "dedup_ttl_s": "`event_ttl_s` + 3600",
@@ -85,9 +86,16 @@ def settings_page() -> str:
     """Return the page of the settings."""
     text = (
         "# Settings\n\n"
-        "The precedence is: an argument of `BridgeSettings.load()`, the environment, the Celery configuration "
-        "(`celeryconfig.py` or `app.conf`), the default. Below each setting are its type, its default, its name in the "
-        "environment, and its name in the configuration. An unknown `BRIDGE_*` or `bridge_*` name is an error that "
+        "A setting is read from the first of these that has it:\n\n"
+        "1. an argument of `BridgeSettings.load()` or `EventBus()`\n"
+        "2. `BRIDGE_*` in the environment\n"
+        '3. an argument of `bridge.install()`: `bridge.install(app, channel_prefix="shop:")`\n'
+        "4. `REDIS_URL` in the environment, for the address only\n"
+        "5. `bridge_*` in the Celery configuration (`celeryconfig.py` or `app.conf`)\n"
+        "6. the default; that of the address is the broker, of the group and the source the name of the application\n\n"
+        "So the environment can change what the code of a program sets, and `bus dev` can give it another Redis.\n\n"
+        "Below each setting are its type, its default, its name in the environment, and its name in the configuration. "
+        "As an argument it has the name of the heading. An unknown name is an error that "
         'suggests the correct one. In the settings of Django, with `namespace="CELERY"`, a setting is spelled '
         "`BRIDGE_CHANNEL_PREFIX` or `CELERY_BRIDGE_CHANNEL_PREFIX`; if both are there, the latter wins. Variables that "
         "Kubernetes sets for a Service named `bridge...` are ignored. In the environment, objects and arrays are "

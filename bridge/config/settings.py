@@ -43,7 +43,9 @@ class BridgeSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     #: The bus, e.g. ``rediss://user:secret@redis.internal:6380/0``, ``redis+sentinel://host1,host2,host3/service`` or
-    #: ``redis+cluster://host1,host2,host3``. Takes precedence over the three parts below.
+    #: ``redis+cluster://host1,host2,host3``. Takes precedence over the three parts below. If no address is set, it is
+    #: that of the broker of the Celery application, if the broker is Redis, and otherwise an error; a program without
+    #: an application then uses ``redis://localhost:6379/0`` for ``EventBus()``.
     redis_url: SecretStr | None = None
     redis_host: str = "localhost"
     redis_port: int = Field(default=6379, ge=1, le=65535)
