@@ -15,11 +15,12 @@ from celery.app import app_or_default
 from bridge.bus.bus import EventBus
 from bridge.bus.causation import cause_at, next_event_id, other_event_id_for
 from bridge.bus.local import Publication
+from bridge.bus.run_state import run_state
 from bridge.bus.running import Origin, origin
 from bridge.config import BridgeSettings, hidden_address, is_fallback
 from bridge.errors import AddressMissing
 from bridge.events import caused_by
-from bridge.telemetry import Action, log_fields
+from bridge.telemetry import Action, continuing, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ def publish_event(type: str, payload: Any = None, *, id: str | None = None, **fi
 
 
 def _publish(found: Origin, type: str, payload: Any, fields: dict[str, Any]) -> Publication:
-    return get_bus().publish(caused_by(cause_at(found), type, payload, **fields))
+    event = caused_by(cause_at(found), type, payload, **fields)
+    with continuing(None if found.request is None else run_state(found.request).trace):
+        return get_bus().publish(event)
 
 
 def _forget_parents_buses() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery.exceptions import Retry
 
-from bridge.events import Event
+from bridge.events import Event, TraceContext
 
 #: Attribute of the request. A task that calls itself as a function gets a copy of its request, with the same state.
 _ATTRIBUTE = "bridge_run"
@@ -52,6 +52,7 @@ class RunState:
         began_s: When the handler's lease was taken, by the monotonic clock; None before, and in other tasks.
         has_effect_transaction: Whether this run has entered its effect transaction.
         retry: What Celery has sent as the retry of this run; None before.
+        trace: The span of this run, for what other threads of the task publish; None without one.
         announced: Type and fields of the worker event about its end, if the bridge has sent one.
     """
 
@@ -60,6 +61,7 @@ class RunState:
     began_s: float | None = None
     has_effect_transaction: bool = False
     retry: Retry | None = None
+    trace: TraceContext | None = None
     announced: tuple[str, Mapping[str, Any]] = ("", MappingProxyType({}))
 
 

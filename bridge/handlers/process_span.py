@@ -36,6 +36,7 @@ def tracing(task: HandlerTask, request: Context, event: Any, settings: BridgeSet
         "bridge.replay": replay_of(metadata),
     }
     with nullcontext(Span()) if settings.tracing == "off" else process_span(fields, known) as span:
+        run_state(request).trace = span.context
         try:
             yield
         except BaseException as error:

@@ -109,10 +109,11 @@ def current() -> TraceContext | None:
 
 @contextmanager
 def continued(parent: TraceContext) -> Iterator[None]:
-    """Make the span that *parent* names the current one within the block."""
+    """Make the span that *parent* names the current one within the block, unless there is one."""
     token = None
     with harmless():
-        token = contexts.attach(_context_of(parent))
+        if not trace.get_current_span().get_span_context().is_valid:
+            token = contexts.attach(_context_of(parent))
     try:
         yield
     finally:

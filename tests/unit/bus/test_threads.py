@@ -20,6 +20,7 @@ from bridge.bus import causation, install_tracking, running
 from bridge.telemetry import LogThrottle
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import make_app
+from tests.support.spans import TRACE_ID, TRACEPARENT, recorded_spans
 
 EVENT = Event(type="a.b", id="e1", correlation_id="c1", metadata={"hops": 3})
 NAMES = ["x", "y", "z"]
@@ -127,6 +128,22 @@ def test_equal_events_of_threads_are_all_published(app: Celery) -> None:
     for _ in range(2):
         run(app, publish_nine)
     assert len(published(app)) == 9
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_trace_goes_on_in_threads(
+    app: Celery, pool: ThreadPoolExecutor, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the threads of a handler publish belongs to the span of its run."""
+    event = EVENT.model_copy(update={"metadata": {"traceparent": TRACEPARENT}})
+    with recorded_spans(monkeypatch) as exporter:
+        run(app, lambda event: way(pool, lambda name: publish_event("a.x", {"name": name}), NAMES), event=event)
+    *publications, process = exporter.get_finished_spans()
+    assert (process.name, len(publications)) == ("process a.b", 3)
+    assert process.context is not None
+    assert f"{process.context.trace_id:032x}" == TRACE_ID
+    parents = [span.parent for span in publications]
+    assert {parent and parent.span_id for parent in parents} == {process.context.span_id}
 
 
 @pytest.mark.parametrize("way", WAYS)
