@@ -12,13 +12,22 @@ from bridge.events.event import Event, caused_by
 from bridge.events.patterns import Patterns, compile_pattern, escape_glob, example_of, is_literal
 from bridge.events.redaction import NO_REDACTION, REDACTED, Redaction, redaction_of
 from bridge.events.signing import CLOCK_SKEW_S, Keyring, SigningKeys, is_signed, unsigned
-from bridge.events.trace_context import TRACEPARENT, TRACESTATE, TraceContext, parent_of, trace_context_of, with_context
+from bridge.events.trace_context import (
+    INVALID_TRACE,
+    TRACEPARENT,
+    TRACESTATE,
+    TraceContext,
+    parent_of,
+    trace_context_of,
+    with_context,
+)
 from bridge.events.validation import ID_PATTERN, SIGNATURE, check_type, hops_of, replay_of
 from bridge.events.wire import MAX_DEPTH
 
 __all__ = [
     "CLOCK_SKEW_S",
     "ID_PATTERN",
+    "INVALID_TRACE",
     "MAX_DEPTH",
     "NO_REDACTION",
     "REDACTED",

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from bridge.errors import InvalidEvent
 from bridge.events import wire
 from bridge.events.event import STORED_START, Event
-from bridge.events.trace_context import TRACEPARENT, parent_of
+from bridge.events.trace_context import INVALID_TRACE, TRACEPARENT, TraceContext, trace_context_of
 from bridge.events.validation import check_id, check_type, hops_of, in_short, is_plain, replay_of
 
 
@@ -24,14 +24,15 @@ class EncodedEvent:
     Arguments:
         id, type: Of the event.
         metadata: Of the event. ``replay`` is the name of the replay that published it again, if any; ``hops`` as in
-            :class:`Event`; ``trace`` is the trace context that its tasks continue, if any.
+            :class:`Event`; ``trace`` is the trace context that its tasks continue, if any. It is
+            :data:`INVALID_TRACE` if that is malformed, and None for a replay, which begins another trace.
         data: Its JSON, as it is stored and sent; None: it is encoded when it is needed.
         event: The whole event, if it has been decoded.
         fingerprint: Of the bytes that were received, if *data* differs from them.
     """
 
     __slots__ = (
-        *("_data", "_event", "_fingerprint", "has_invalid_trace", "hides_source", "hops", "id"),
+        *("_data", "_event", "_fingerprint", "hides_source", "hops", "id"),
         *("received_bytes", "repaired", "replay", "signer", "trace", "type"),
     )
 
@@ -46,11 +47,13 @@ class EncodedEvent:
     ) -> None:
         self.id = id
         self.type = type
-        self.replay, self.hops = (replay_of(metadata), hops_of(metadata)) if metadata else (None, 0)
-        traced = metadata is not None and metadata.get(TRACEPARENT) is not None
-        self.trace = parent_of(metadata) if traced else None
-        #: Whether it has a trace context that is ignored because it is malformed.
-        self.has_invalid_trace = traced and self.trace is None and self.replay is None
+        self.replay: str | None = None
+        self.hops = 0
+        self.trace: TraceContext | None = None
+        if metadata:
+            self.replay, self.hops = replay_of(metadata), hops_of(metadata)
+            if self.replay is None and metadata.get(TRACEPARENT) is not None:
+                self.trace = trace_context_of(metadata) or INVALID_TRACE
         #: Id of the key that has signed it, if that was verified.
         self.signer = ""
         #: Whether its real source may be in its event key: the broadcast of the TypeScript bus has a marker instead.

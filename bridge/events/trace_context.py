@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from bridge.events.validation import replay_of
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
-#: ``version-trace-span-flags``; later versions of the standard may append more. Zeros and the version ff are invalid.
-_PARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[!-~]*)?")
+#: ``version-trace-span-flags``. Zeros are invalid.
+_PARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+#: Later versions of the standard may append more. There will be no version ff.
+_LATER = re.compile(r"(?!00|ff)[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]*)?")
 #: Printable ASCII. The standard requires that programs pass on 512 characters, and no more.
 _STATE = re.compile(r"[ -~]{1,512}")
-#: The longest ``traceparent`` that is read: of the version that is known, and something for later ones.
-_MAX_PARENT_CHARS = 200
+#: Length of a ``traceparent`` of this version, and of the longest one that is read.
+_PARENT_CHARS, _MAX_PARENT_CHARS = 55, 200
 
 
 class TraceContext(NamedTuple):
@@ -38,16 +40,20 @@ class TraceContext(NamedTuple):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of a message, without an empty one."""
-        state = {TRACESTATE: self.tracestate} if self.tracestate else {}
-        return {TRACEPARENT: self.traceparent} | state
+        """The headers of a message, without empty ones."""
+        values = {TRACEPARENT: self.traceparent, TRACESTATE: self.tracestate}
+        return {name: value for name, value in values.items() if value}
 
     @property
     def in_json(self) -> tuple[bytes, ...]:
         """The values of :attr:`headers`, as they are within the quotes of a JSON text."""
         if not self.tracestate:
-            return (self.traceparent.encode(),)
+            return (self.traceparent.encode(),) if self.traceparent else ()
         return self.traceparent.encode(), self.tracestate.replace("\\", "\\\\").replace('"', '\\"').encode()
+
+
+#: Stands for a context that is ignored because it is malformed.
+INVALID_TRACE = TraceContext("")
 
 
 def trace_context_of(metadata: Any) -> TraceContext | None:
@@ -58,13 +64,12 @@ def trace_context_of(metadata: Any) -> TraceContext | None:
     parent = metadata.get(TRACEPARENT) if isinstance(metadata, dict) else None
     if not isinstance(parent, str) or len(parent) > _MAX_PARENT_CHARS:
         return None
-    found = _PARENT.fullmatch(parent)
-    if found is None or (found[1] == "00" and found[5]):
+    if _LATER.fullmatch(parent):
+        parent = f"00{parent[2:_PARENT_CHARS]}"  # what the bridge understands of it, and so can pass on
+    if not _PARENT.fullmatch(parent):
         return None
     state = metadata.get(TRACESTATE)
-    usable = isinstance(state, str) and _STATE.fullmatch(state)
-    # Of a later version the bridge understands, and so passes on, only what version 00 has.
-    return TraceContext(f"00-{found[2]}-{found[3]}-{found[4]}", state if usable else "")
+    return TraceContext(parent, state if isinstance(state, str) and _STATE.fullmatch(state) else "")
 
 
 def parent_of(metadata: Any) -> TraceContext | None:
