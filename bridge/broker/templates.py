@@ -99,7 +99,9 @@ class Template:
             body = compress(body, compression)[0]
         times = tuple(time.encode() for time in self._times().values()) if self.timestamps else ()
         own = (task_id, describe(event).encode(), tag, b2a_base64(body, newline=False), sent)
-        trace = event.trace.in_json if event.trace else ()
+        if event.trace is None:
+            return self.stamps[0].fill(*(own + times))
+        trace = event.trace.in_json
         return self.stamps[len(trace)].fill(*(own + trace + times))
 
     def _json(self, event: EncodedEvent) -> bytes:

@@ -64,10 +64,10 @@ def trace_context_of(metadata: Any) -> TraceContext | None:
     parent = metadata.get(TRACEPARENT) if isinstance(metadata, dict) else None
     if not isinstance(parent, str) or len(parent) > _MAX_PARENT_CHARS:
         return None
-    if _LATER.fullmatch(parent):
-        parent = f"00{parent[2:_PARENT_CHARS]}"  # what the bridge understands of it, and so can pass on
     if not _PARENT.fullmatch(parent):
-        return None
+        later, parent = parent, f"00{parent[2:_PARENT_CHARS]}"  # what the bridge understands of it, and can pass on
+        if not (_LATER.fullmatch(later) and _PARENT.fullmatch(parent)):
+            return None
     state = metadata.get(TRACESTATE)
     return TraceContext(parent, state if isinstance(state, str) and _STATE.fullmatch(state) else "")
 
