@@ -124,7 +124,7 @@ def test_an_event_that_has_no_room_for_a_context_has_none(
 
 def test_a_publication_that_fails(own_server: RedisServer, spans: InMemorySpanExporter) -> None:
     """The span of a publication that failed has the class and the text of the error."""
-    with EventBus(redis_url=own_server.url, publish_attempts=1, socket_timeout_s=5) as bus:
+    with EventBus(redis_url=own_server.url, publish_timeout_s=0.2) as bus:
         own_server.kill()
         with pytest.raises(BusUnavailable):
             bus.publish("a.b")
