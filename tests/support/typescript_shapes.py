@@ -60,6 +60,12 @@ class Shape:
         """The broadcast, in which a marker takes the place of the source."""
         return stringified(self.fields | {"source": "RedisEventBus"})
 
+    def arrived(self, **changes: Any) -> dict[str, Any]:
+        """Return the fields of the event that handlers get, with further *changes*."""
+        assert isinstance(self.outcome, Arrives)
+        fields = self.fields | self.outcome.changes | changes
+        return {name: value for name, value in fields.items() if value is not None} | {"payload": fields["payload"]}
+
 
 def _in_a_name(value: Any) -> str:
     return "null" if value is None else str(value)
@@ -254,3 +260,5 @@ SHAPES = [
     *(*envelopes(), *sourceless(), *typeless(), *idless(), *types(), *numbers(), *texts(), *fields(), *limits()),
     *cloudevents(),
 ]
+ARRIVING = [shape for shape in SHAPES if isinstance(shape.outcome, Arrives)]
+REFUSED = [shape for shape in SHAPES if isinstance(shape.outcome, Refused)]

@@ -24,19 +24,8 @@ from bridge.telemetry import Counters, Liveness
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
 from tests.support.queues import Queues
-from tests.support.typescript_shapes import SHAPES, Arrives, Refused, Shape
+from tests.support.typescript_shapes import ARRIVING, REFUSED, SHAPES, Refused, Shape
 from tests.support.waiting import eventually
-
-ARRIVING = [shape for shape in SHAPES if isinstance(shape.outcome, Arrives)]
-REFUSED = [shape for shape in SHAPES if isinstance(shape.outcome, Refused)]
-
-
-def expected(shape: Shape, **changes: Any) -> dict[str, Any]:
-    """Return the fields of the event that handlers get."""
-    assert isinstance(shape.outcome, Arrives)
-    fields = shape.fields | shape.outcome.changes | changes
-    optional = {name: value for name, value in fields.items() if value is not None}
-    return optional | {"payload": fields["payload"]}
 
 
 def handled(queues: Queues) -> dict[str, dict[str, Any]]:
@@ -95,7 +84,7 @@ def test_the_shapes_of_the_typescript_bus(
     scan_again(client, settings)
     events = handled(queues)
     for shape in ARRIVING:
-        assert events.get(expected(shape)["id"]) == expected(shape), shape.name
+        assert events.get(shape.arrived()["id"]) == shape.arrived(), shape.name
     assert repr(events["s-number-the-largest-in-digits"]["payload"]["amount"]) == "999999999999999934464"
     assert len(events) == len(ARRIVING)
     found = sorted((one.reason, one.size) for one in letters_of(client, settings))
@@ -129,8 +118,8 @@ def test_keys_alone(register_handlers, start_subscriber: StartSubscriber, bus: T
     events = handled(queues)
     for shape in ARRIVING:
         if not isinstance(shape.fields.get("source"), dict):  # which is invalid in the key
-            source = shape.fields.get("source") if shape.id == "undefined" else expected(shape).get("source")
-            assert events.get(expected(shape)["id"]) == expected(shape, source=source), shape.name
+            source = shape.fields.get("source") if shape.id == "undefined" else shape.arrived().get("source")
+            assert events.get(shape.arrived()["id"]) == shape.arrived(source=source), shape.name
 
 
 def test_broadcasts_before_their_keys(
@@ -145,4 +134,4 @@ def test_broadcasts_before_their_keys(
     events = handled(queues)
     assert b"RedisEventBus" not in bus.store.xrange(bus.keys.journal).__repr__().encode()
     for shape in ARRIVING:
-        assert events.get(expected(shape)["id"]) == expected(shape, source=None), shape.name
+        assert events.get(shape.arrived()["id"]) == shape.arrived(source=None), shape.name

@@ -21,6 +21,7 @@ from bridge.subscriber.intake import catch_up
 from bridge.testing.redis_server import RedisServer
 from tests.support.apps import StartSubscriber
 from tests.support.servers.clusters import ClusterServers
+from tests.support.typescript_shapes import ARRIVING, REFUSED, SHAPES
 from tests.support.waiting import eventually
 from tests.system.topologies.sites import RedisWaiting, Site, Waiting
 
@@ -117,6 +118,32 @@ def test_a_key_that_somebody_else_wrote_is_replaced(everywhere: RedisCluster, bu
     event = bus.publish("dream.created", id=apart).event
     assert everywhere.get(key) == event.encode()
     assert 0 < everywhere.pttl(key) <= bus.settings.event_ttl_ms
+
+
+def test_the_events_of_the_typescript_bus(
+    register_handlers,
+    start_subscriber: StartSubscriber,
+    everywhere: RedisCluster,
+    settings: BridgeSettings,
+    client: Redis,
+    bus: EventBus,
+) -> None:
+    """Its events arrive with the sources in their keys, which are on all servers; an overwritten key is noticed."""
+    register_handlers("t.all")
+    start_subscriber()
+    keys = Keys(settings.channel_prefix)
+    for shape in SHAPES:
+        everywhere.set(keys.event(shape.id), shape.kept, ex=3600)
+        everywhere.publish(keys.channel(shape.type), shape.broadcast)
+    letters = Storage(client, settings).dead_letters
+    eventually(lambda: client.xlen(keys.journal) >= len(ARRIVING), "those that arrive are appended")
+    eventually(lambda: len(letters.latest(999)) >= len(REFUSED), "the others are dead letters")
+    events = [Event.decode(fields[b"event"], max_bytes=10_000) for _, fields in client.xrange(keys.journal)]
+    by_id = {event.id: event for event in events}
+    assert [by_id[shape.arrived()["id"]].to_dict() for shape in ARRIVING] == [shape.arrived() for shape in ARRIVING]
+    assert sorted(one.reason for one in letters.latest(999)) == sorted(shape.outcome.reason for shape in REFUSED)
+    everywhere.set(keys.event("event-123"), Event(type="a.b", id="event-123").encode(), ex=3600)
+    assert bus.get_event("event-123") == by_id["event-123"]
 
 
 def test_a_lost_reply_publishes_once(everywhere: RedisCluster, settings: BridgeSettings, client: Redis) -> None:
