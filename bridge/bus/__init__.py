@@ -8,13 +8,14 @@ is lost if no program is subscribed; the intake of a subscriber then finds the e
 from bridge.bus.admission import Admission
 from bridge.bus.bus import EventBus
 from bridge.bus.causation import PROPAGATOR, current_event, handling, install_propagation
-from bridge.bus.listener import Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
+from bridge.bus.listener import MORE_BYTES, Broadcast, ChannelListener, InvalidMessage, ReceivedBatch
 from bridge.bus.local import LocalBus, Publication
 from bridge.bus.publish import get_bus, per_bus, publish_event
 from bridge.bus.run_state import RunState, run_state
 from bridge.bus.running import current_request, install_tracking
 
 __all__ = [
+    "MORE_BYTES",
     "PROPAGATOR",
     "Admission",
     "Broadcast",

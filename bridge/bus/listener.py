@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _IDLE_WAIT_S = 0.2
 _MISSED_HEARTBEATS = 3
 #: How much longer the copy of an event in its key may be than twice its broadcast: the real source may be long.
-_MORE_BYTES = 4096
+MORE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def restore_sources(storage: Storage, events: Sequence[EncodedEvent], admission:
         return list(events)
     try:
         names = [storage.keys.event(one.id) for one in hidden]
-        replies = storage.event_keys.read_prefixes(names, [2 * one.received_bytes + _MORE_BYTES for one in hidden])
+        replies = storage.event_keys.read_prefixes(names, [2 * one.received_bytes + MORE_BYTES for one in hidden])
     except RedisError:
         return list(events)  # better an event without its source than no event
     values = {one.id: value for one, (value, _) in zip(hidden, replies, strict=True)}

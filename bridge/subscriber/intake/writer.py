@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError
 
-from bridge.bus import Admission, InvalidMessage
+from bridge.bus import MORE_BYTES, Admission, InvalidMessage
 from bridge.config import BATCH_BYTES
 from bridge.errors import InvalidEvent
 from bridge.events import ID_PATTERN, EncodedEvent
@@ -91,31 +91,32 @@ class JournalWriter:
             error, origin = message.error, message.origin[:_ORIGIN_CHARS]
             dead_letters.append(DeadLetter.of_message(error.reason, str(error), origin, message.data))
         self._dead_letters.write_rejected(dead_letters, remember=not live)
-        if live and invalid:
-            self._skip_copies(invalid)
         for name, counted in (("appended" if live else "caught_up", "appended"), ("duplicate", "repeated")):
             rows = zip(accepted, results, strict=True)
             self._counters.add_each(name, [one.type for one, result in rows if result == counted])
         rows = zip(accepted, results, strict=True)
         self._counters.add_each("repaired", [one.type for one, result in rows if one.repaired and result == "appended"])
+        if live and invalid:
+            self._skip_copies(invalid)
         return Counter(results)
 
     def _skip_copies(self, rejected: Sequence[InvalidMessage]) -> None:
         """Let no scan report the key of a message that was rejected on its channel, if the key has the same problem.
 
         One dead letter is enough for an event that is in its key and was broadcast. If its publisher writes the key
-        later than this, there are two.
+        later than this, there are two. A small message must not make this read a large key.
         """
-        reasons = {self._keys.event(self._id_of(one.data)).encode(): one.error.reason for one in rejected}
-        keys = self._event_keys.sizes_to_read(list(reasons))
+        messages = {self._keys.event(self._id_of(one.data)).encode(): one for one in rejected}
+        keys = self._event_keys.sizes_to_read(list(messages))
+        keys = [(name, size) for name, size in keys if 0 < size <= 2 * len(messages[name].data) + MORE_BYTES]
         values = self._event_keys.read_prefixes([name for name, _ in keys])
         skipped = []
         for (name, size), (value, ttl_ms) in zip(keys, values, strict=True):
-            if size and isinstance(value, bytes) and isinstance(ttl_ms, int):
+            if isinstance(value, bytes) and isinstance(ttl_ms, int):
                 try:
                     self._admission.receive(value)
                 except InvalidEvent as error:
-                    if error.reason == reasons[name]:
+                    if error.reason == messages[name].error.reason:
                         skipped.append((name, size, ttl_ms))
         self._event_keys.skip(skipped)
 
