@@ -14,6 +14,8 @@ from bridge.storage import QueueHistory, QueueProblem, QueueRecord, QueueStatus,
 
 #: How long a worker may still start tasks after it was last known to take from the queue.
 _GRACE_MS = 10_000
+#: How much clocks of hosts may differ.
+_CLOCK_SKEW_MS = 10_000
 #: How long a queue is measured after its last use, if it is empty, and if messages wait in it.
 _KEEP_EMPTY_MS, _KEEP_FILLED_MS = 60_000, 600_000
 
@@ -122,8 +124,8 @@ def _oldest_ms(before: QueueHistory, found: Measurement, moved_ms: int, now_ms: 
         since_ms = load.since_ms
         if since_ms is None or since_ms <= now_ms:
             return since_ms
-        if not load.delayed:
-            return None  # the clock of the sender is ahead
+        if not load.delayed:  # sent since the server's clock was read, or by a clock that is ahead
+            return now_ms if since_ms - now_ms < _CLOCK_SKEW_MS else None
         return since_ms if listed_ms is None else listed_ms  # tasks behind it may be due
     remembered = before.oldest_ms if before.moved_ms == moved_ms else None
     return min((known for known in (remembered, listed_ms) if known is not None), default=None)

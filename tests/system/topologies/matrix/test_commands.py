@@ -67,6 +67,14 @@ def test_the_state_is_told(invoke: Invoke, start_subscriber: StartSubscriber, bu
     (group,) = status["groups"]
     assert (group["name"], group["backlog"], group["in_flight"]) == ("tests", 0, 1)
     assert [row["name"] for row in rows(invoke("groups", "list", "--json"))] == ["tests"]
+
+    def celery() -> dict[str, Any]:
+        (measured,) = rows(invoke("status", "--json"))[0]["groups"]
+        return next((queue for queue in measured["queues"] or () if queue["name"] == "celery"), {})
+
+    queue = eventually(lambda: (found := celery()).get("messages") and found, "its queue is measured", 15)
+    assert (queue["messages"], queue["consumers"], queue["problem"]) == (1, 0, "")
+    assert 0 <= queue["oldest_s"] < 30
     checked = invoke("check", expect=1).stdout  # no worker is running, and no server here is durable
     for what in ("bus at", "permissions of the bus user", "clock", "broker"):
         assert f"ok    {what}" in checked, checked

@@ -112,6 +112,7 @@ def test_tasks_that_are_not_due() -> None:
 
 def test_a_clock_that_is_ahead() -> None:
     """A message that was sent in the future, by the clock of its sender, waits; its age is unknown."""
+    assert Watched().measure(load=waiting(since_ms=START_MS + 14_000)).oldest_s == 0.0
     queue = Watched()
     status = queue.measure(90, load=waiting(since_ms=START_MS + 86_400_000))
     assert (status.oldest_s, status.problem) == (None, "no_consumer")
