@@ -14,6 +14,7 @@ import signal
 import subprocess
 import termios
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ _SERVERS = re.compile(r"celery .*(?:worker|flower|bus (?:dev|tail|subscribe))\b|
 _VIEWS = re.compile(
     r"celery .*bus (?:trace|status|check|get|routes|groups|dead (?:list|show))\b|redis-cli .*(?:GET|TTL) "
 )
+_PATIENCE_S = 20
 _BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", re.M | re.S)
 _FILE = re.compile(r"(?:#|//) (\S+\.\w+)(, continued)?\n")
 _ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b\d{13}-\d+\b"
@@ -36,7 +38,8 @@ _VARIES = {
     "time": (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z"),
     "clock": (r"\d\d:\d\d:\d\d(?:[.,]\d+)?", r"\d\d:\d\d:\d\d(?:[.,]\d+)?"),
     "age": (r"\b\d+s\b", r"\d+s"),
-    "seconds": (r"\d+\.\d+ s\b", r"\d+\.\d+ s\b"),
+    "seconds": (r"\d+\.\d+ ?s\b", r"\d+\.\d+ ?s"),
+    "rate": (r"\d+\.\d+/s", r"\d+\.\d+/s"),
     "port": (r"(?<=//127\.0\.0\.1:)\d+|(?<=//localhost:)\d+", r"\d+"),
     "host": (r"(?<=@)[\w.-]+(?=:\d)", r"[\w.-]+"),
     "process": (r"(?<=:)\d+:[0-9a-f]{6}\b", r"\d+:[0-9a-f]{6}"),
@@ -87,12 +90,14 @@ class Walkthrough:
         self._environment = {**environment, "TERM": "dumb"}
         self._columns = columns
         self._servers: list[_Run] = []
+        self._running: dict[str, _Run] = {}
         self._ids: dict[str, str] = {}
 
     def end(self) -> None:
         """Interrupt what is still running."""
-        for run in reversed(self._servers):
-            run.interrupt()
+        while self._running:
+            self._running.popitem()[1].interrupt()
+        self._servers.clear()
 
     def follow(self, page: str) -> None:
         """Do everything that *page* shows, from top to bottom.
@@ -100,6 +105,7 @@ class Walkthrough:
         Raises:
             AssertionError: A command failed or printed something else.
         """
+        self._ids.clear()
         for block in blocks_of(page):
             if block.language == "console":
                 for command in commands_of(block.text):
@@ -123,14 +129,16 @@ class Walkthrough:
                 file.write(block.text)
 
     def run(self, command: Command) -> None:
-        """Run a command and compare its output. A server goes on running until the end of the walk.
+        """Run a command and compare its output. A server goes on running until it is started again, or to the end.
 
         Raises:
             AssertionError: It failed, or printed something else.
         """
         line = re.sub(_ID, lambda found: self._ids.get(found[0], found[0]), command.line)
         if _SERVERS.search(line):
-            server = self._start(line)
+            if line in self._running:  # as a reader does after a change of the code
+                self._running.pop(line).interrupt()
+            server = self._running[line] = self._start(line)
             self._servers.append(server)
             with_what = "\n".join(command.output)
             eventually(
@@ -140,7 +148,10 @@ class Walkthrough:
             )
             assert not server.ended, f"{line} ended:\n{server.text}"
         elif _VIEWS.search(line):
-            eventually(lambda: not self._problem_of(line, command.output), f"{line} prints what is on the page")
+            deadline = time.monotonic() + _PATIENCE_S
+            while (problem := self._problem_of(line, command.output)) and time.monotonic() < deadline:
+                continue  # each attempt takes a second
+            assert not problem, problem
         else:
             problem = self._problem_of(line, command.output)
             assert not problem, problem

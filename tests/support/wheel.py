@@ -72,15 +72,19 @@ class Environment:
         return _run(command, cwd, self.variables(**variables))
 
 
-def install(wheel: Path, path: Path, extras: Iterable[str] = ()) -> Environment:
-    """Create a virtual environment at *path* and install *wheel* in it, with what it and its *extras* require."""
+def install(wheel: Path, path: Path, extras: Iterable[str] = (), *others: str) -> Environment:
+    """Create a virtual environment at *path* and install *wheel* in it, with what it and its *extras* require.
+
+    Arguments:
+        others: Names of further packages to install.
+    """
     venv.create(path, with_pip=False)
     environment = Environment(path)
     pip = [sys.executable, "-m", "pip", "--python", environment.python]
     options = ["--quiet", "--no-index", "--no-deps", "--no-compile"]
     _run([*pip, "install", *options, wheel], cwd=path)
     (ours,) = metadata.distributions(path=[str(environment.packages)])
-    for name in required(needs(ours.requires or [], extras)):
+    for name in required([*needs(ours.requires or [], extras), *map(Requirement, others)]):
         _link(metadata.distribution(name), environment)
     _run([*pip, "check"], cwd=path)
     return environment

@@ -16,7 +16,7 @@ from tests.support.processes import stops_worker
 from tests.support.requirements import program
 from tests.support.waiting import eventually
 from tests.support.walkthrough import Walkthrough
-from tests.support.wheel import Environment
+from tests.support.wheel import Environment, install
 
 Walk = Callable[..., Walkthrough]
 
@@ -34,22 +34,27 @@ PAGES = [
 ]
 
 
+@pytest.fixture(scope="session")
+def for_readers(built_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """What ``pip install`` installs on the pages: the wheel, its extras, and pytest."""
+    environment = install(built_wheel, tmp_path_factory.mktemp("readers"), ["flower", "server"], "pytest")
+    pip = environment.path / "bin" / "pip"  # everything is there; tests of the package look at what it requires
+    pip.write_text('#!/bin/sh\n[ "$1" = install ]\n')
+    pip.chmod(0o755)
+    return environment
+
+
 @pytest.fixture
-def walk(installed: Environment, tmp_path: Path) -> Iterator[Walk]:
+def walk(for_readers: Environment, tmp_path: Path) -> Iterator[Walk]:
     """Start to follow a page in an empty folder, with an own address for the Redis of the application."""
     folder = tmp_path / "reader"
     folder.mkdir()
-    pip = tmp_path / "bin" / "pip"  # what pip would install is there: a test of the package looks at that
-    pip.parent.mkdir()
-    pip.write_text('#!/bin/sh\n[ "$1" = install ]\n')
-    pip.chmod(0o755)
     started: list[Walkthrough] = []
 
     def start() -> Walkthrough:
         url = f"redis://localhost:{free_port()}/0"
-        environment = installed.variables(REDIS_URL=url, PYTHONWARNINGS="ignore")
-        path = f"{pip.parent}:{environment['PATH']}"
-        started.append(Walkthrough(folder, environment | {"PATH": path}))
+        environment = for_readers.variables(REDIS_URL=url, CELERY_BROKER_URL=url, PYTHONWARNINGS="ignore")
+        started.append(Walkthrough(folder, environment))
         return started[-1]
 
     yield start
@@ -65,6 +70,27 @@ def test_a_reader_sees_what_a_page_promises(page: Page, walk: Walk) -> None:
     reader.follow((ROOT / page.path).read_text())
     for effect in page.effects:
         eventually(lambda effect=effect: effect in reader.printed(), f"{effect!r} in {reader.printed()}")
+
+
+#: The pages of the tutorial, and what handlers print in each.
+TUTORIAL = {
+    "1-handlers.md": ("reserving 1 of", "charging", "receipt for", "audit: order.paid of chain"),
+    "2-failures.md": ("no answer from payments.example", "charging", "receipt for"),
+    "3-effects.md": ("signal 9", "receipt for"),
+    "4-testing.md": (),
+    "5-running.md": ("reserving 1 of",),
+}
+
+
+@pytest.mark.timeout(300)
+def test_a_reader_builds_the_shop_of_the_tutorial(walk: Walk) -> None:
+    """The five parts, one after the other in one folder: each command prints what is on the page."""
+    reader = walk()
+    for name, effects in TUTORIAL.items():
+        reader.follow((ROOT / "docs" / "tutorial" / name).read_text())
+        for effect in effects:
+            eventually(lambda effect=effect: effect in reader.printed(), f"{effect!r} in {reader.printed()}")
+        reader.end()
 
 
 @stops_worker
