@@ -180,6 +180,11 @@ def commands_page() -> str:
         "terminal the output has tables, colours and progress bars, in a pipe plain lines; with `--json` it is one "
         "JSON object per line.\n"
     )
+    text += (
+        "\nTo complete commands and options with the Tab key, put this line into `~/.bashrc`; for zsh write `zsh_source` "
+        "into `~/.zshrc`:\n\n"
+        '```sh\neval "$(_CELERY_COMPLETE=bash_source celery)"\n```\n'
+    )
     text += "\n" + _help_text(inspect.cleandoc(bus.epilog or "").replace("bus COMMAND --help shows examples.", ""))
     for heading, commands in COMMANDS.items():
         text += f"\n## {heading}\n\n"

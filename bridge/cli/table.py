@@ -27,6 +27,7 @@ class Column:
         right: Whether it is aligned to the right, as numbers are.
         whole: Whether its cells stay in one piece on a narrow terminal: ids, which are copied.
         crop: Whether its cells are cut there rather than folded: texts whose beginning is enough.
+        dotted: Whether its cells are cut there at the left: names of handlers, which differ in their last parts.
         spare: Whether it is left out there if not all columns fit.
     """
 
@@ -35,6 +36,7 @@ class Column:
     right: bool = False
     whole: bool = False
     crop: bool = False
+    dotted: bool = False
     spare: bool = False
 
 

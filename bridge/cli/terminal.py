@@ -8,8 +8,9 @@ from functools import cache
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.highlighter import JSONHighlighter
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,8 @@ from bridge.cli.table import Column, Styled, on_terminal
 _CELL_CHARS = 160
 #: Width that a column needs at most to be useful, and the gap between two columns.
 _ROOM_CHARS, _GAP_CHARS = 24, 2
+#: Least width of a name that is cut.
+_LEAST_CHARS = 12
 
 #: The consoles of the progress bars on the screen; all other output must go through them.
 _bars: list[Console] = []
@@ -49,8 +52,22 @@ def table(columns: Sequence[Column], rows: Iterable[Iterable[Styled]]) -> None:
             row[at].truncate(_CELL_CHARS, overflow="ellipsis")
             if columns[at].crop:
                 row[at].no_wrap, row[at].overflow = True, "ellipsis"
-        grid.add_row(*(row[at] for at in shown))
+        grid.add_row(*(_Dotted(row[at]) if columns[at].dotted else row[at] for at in shown))
     console.print(grid)
+
+
+class _Dotted:
+    """A name that is cut at the left if it does not fit."""
+
+    def __init__(self, name: Text) -> None:
+        self._name = name
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(len(self._name), _LEAST_CHARS), len(self._name))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        excess = len(self._name) - options.max_width
+        yield Text("…", self._name.style) + self._name[excess + 1 :] if excess > 0 else self._name
 
 
 def _shown(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> list[int]:

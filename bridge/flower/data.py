@@ -178,7 +178,7 @@ class EventData:
         return Page(event, trace, tuple(handler.task_name for handler in handlers))
 
     def full_id(self, start: str) -> str | None:
-        """Return the only id of an event or a chain that begins with *start*; None if there is none.
+        """Return the only id of an event or a chain that begins with *start*; None if no id does.
 
         Raises:
             AmbiguousId: There are several.

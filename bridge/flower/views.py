@@ -208,7 +208,7 @@ class EventView(EventsHandler):
         self.show("bridge_event.html", **values | {"page": page, "lines": lines(page.trace)})
 
     async def _find(self, start: str, values: dict[str, Any]) -> None:
-        """Redirect to the page of the only event whose id begins with *start*, or show why there is none."""
+        """Redirect to the page of the only event whose id begins with *start*, or show why there is no such event."""
         try:
             full_id = await self.run_in_thread(lambda data: data.full_id(start))
         except AmbiguousId as error:

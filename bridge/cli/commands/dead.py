@@ -26,7 +26,7 @@ from bridge.cli.options import (
 )
 from bridge.cli.table import Column, Styled, on_terminal
 from bridge.handlers import registry
-from bridge.operations import DeadLetterSource, Replay
+from bridge.operations import DeadLetterSource, EventNode, Replay, TaskNode, Trace, Tracer
 from bridge.storage import DeadLetter, EntryFilter
 
 #: Dead letters purged in one step; the server reads each of them.
@@ -102,14 +102,16 @@ def show(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool) -> None:
             dead_letter.redacted_by(storage.settings.redaction)
             for dead_letter in dead_letters.select(EntryFilter(ids=frozenset(ids)))
         ]
-    missing = set(ids) - {one for dead_letter in found for one in (dead_letter.dead_letter_id, dead_letter.event_id)}
+        shown = {one for dead_letter in found for one in (dead_letter.dead_letter_id, dead_letter.event_id)}
+        tracer = Tracer(ctx.obj.app, storage)
+        missing = {one: _of_chain(tracer.trace(one)) for one in sorted(set(ids) - shown)}
     for dead_letter in found:
         if as_json:
             output.as_json(_plain(dead_letter))
         else:
             _show(dead_letter)
     if missing:
-        raise click.ClickException(f"no dead letter has the id {', '.join(sorted(missing))}; see bus dead list")
+        raise click.ClickException("\n".join(_not_found(one, of_chain) for one, of_chain in missing.items()))
 
 
 @dead.command(short_help="Retry dead letters.")
@@ -173,6 +175,25 @@ def purge(ctx: click.Context, /, everything: bool, yes: bool, as_json: bool, **g
         output.line(f"{purged} deleted")
 
 
+def _of_chain(trace: Trace | None) -> list[str]:
+    """Return the ids of the dead letters of a chain."""
+    found: list[str] = []
+    nodes: list[EventNode | TaskNode] = list(trace.roots) if trace else []
+    while nodes:
+        node = nodes.pop()
+        nodes += node.events
+        if isinstance(node, EventNode):
+            nodes += node.tasks
+        elif node.dead_letter_id:
+            found.append(node.dead_letter_id)
+    return sorted(found)
+
+
+def _not_found(any_id: str, of_chain: list[str]) -> str:
+    advice = f"its chain has bus dead show {' '.join(of_chain)}" if of_chain else "see bus dead list"
+    return f"no dead letter has the id {any_id}; {advice}"
+
+
 def _plain(dead_letter: DeadLetter) -> dict[str, Any]:
     plain = asdict(dead_letter) | {"raw": dead_letter.raw.decode(errors="backslashreplace")}
     if not dead_letter.redacted:
@@ -190,7 +211,7 @@ def _table(dead_letters: Sequence[DeadLetter]) -> None:
             Column("REASON", "red"),
             Column("TYPE", crop=True),
             Column("EVENT", crop=True, spare=True),
-            Column("HANDLER", crop=True),
+            Column("HANDLER", dotted=True),
             Column("DETAIL", crop=True),
         ],
         (

@@ -56,7 +56,8 @@ def trace(ctx: click.Context, /, any_id: str, as_json: bool) -> None:
     with open_bus(ctx.obj.app) as storage:
         found = look_up(storage, any_id, Tracer(ctx.obj.app, storage).trace)
     if found is None:
-        raise click.ClickException(f"no event or chain with id {output.printable(any_id)} is retained")
+        kept = f"kept for {storage.settings.event_ttl_s / 3600:g} h"
+        raise click.ClickException(f"no event or chain with id {output.printable(any_id)} ({kept})")
     if as_json:
         output.as_json(asdict(found))
         return

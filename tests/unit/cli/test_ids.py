@@ -8,7 +8,9 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
+from bridge.handlers.handler import task_id_for
 from bridge.storage.dead_letter import DeadLetter
+from bridge.storage.in_flight import Ended
 from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from tests.support.apps import Invoke
@@ -104,3 +106,18 @@ def test_the_beginning_of_the_id_of_a_dead_letter(invoke: Invoke, client: Redis,
     assert invoke("dead", "purge", "--id", "100c3", "--yes").stdout == "1 deleted\n"
     assert [one.event_id for one in dead_letters.latest(2)] == [IDS[1]]
     assert "no dead letter has the id 100c3" in invoke("dead", "show", "100c3", expect=1).stderr
+
+
+def test_the_id_of_a_chain_is_not_that_of_a_dead_letter(
+    invoke: Invoke, bus: EventBus, client: Redis, settings: BridgeSettings
+) -> None:
+    """For another id of the chain, dead show names the dead letters of that chain."""
+    storage = Storage(client, settings)
+    bus.publish("billing.started", id="first")
+    failed = bus.publish("dream.created", id="failed", metadata={"causationId": "first"}).event
+    task_id = task_id_for(settings.group, "failed", "t.exact")
+    dead_letter = DeadLetter.of_event("failure", "boom", failed, failed.encode(), "t.exact", task_id)
+    storage.dead_letters.end_task_with(dead_letter, Ended())
+    (stored,) = storage.dead_letters.latest(1)
+    says = f"no dead letter has the id first; its chain has bus dead show {stored.dead_letter_id}"
+    assert says in invoke("dead", "show", "first", expect=1).stderr

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from io import StringIO
 
 import click
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
-from bridge.cli import output
+from bridge.cli import output, terminal
 from bridge.cli.table import Column, Styled
 
 HOSTILE = "[red]x[/red]\x1b[2J\x07"
@@ -53,3 +55,23 @@ def test_moments(ms: int, text: str) -> None:
 def test_ages(age_s: int, text: str) -> None:
     """Ages have one unit; a time in the future is shown as now."""
     assert output.ago(int((time.time() - age_s) * 1000)) == text
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"), [(80, "…handlers.reserve_stock"), (160, "shop.orders.handlers.reserve_stock")]
+)
+def test_names_of_handlers_are_cut_at_the_left(monkeypatch: pytest.MonkeyPatch, width: int, shown: str) -> None:
+    """On a narrow terminal the end of a dotted name stays, since handlers differ there."""
+    stream = StringIO()
+    monkeypatch.setattr(terminal, "_new_console", lambda _: Console(width=width, file=stream))
+    columns = [Column("ID", whole=True), Column("TYPE", crop=True), Column("HANDLER", dotted=True), Column("DETAIL")]
+    row = (
+        "1795534238046-3",
+        "order.placed",
+        "shop.orders.handlers.reserve_stock",
+        "payload.lines: Field required " * 2,
+    )
+    terminal.table(columns, [[Styled(text, "") for text in row]])
+    line = stream.getvalue().splitlines()[1]
+    assert f"  {shown}  " in line
+    assert "1795534238046-3  order.placed" in line

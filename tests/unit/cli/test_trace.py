@@ -44,6 +44,7 @@ def test_an_unknown_id(trace: Invoke, unknown: str) -> None:
         result = trace(*arguments, expect=1)
         assert result.stdout == ""
         assert "no event or chain with id" in result.stderr
+        assert result.stderr.endswith(" (kept for 24 h)\n")
         assert result.stderr.count("\n") == 1
         assert "\x1b" not in result.stderr
 
