@@ -181,8 +181,8 @@ def commands_page() -> str:
         "JSON object per line.\n"
     )
     text += (
-        "\nTo complete commands and options with the Tab key, put this line into `~/.bashrc`; for zsh write `zsh_source` "
-        "into `~/.zshrc`:\n\n"
+        "\nTo complete commands and options with the Tab key, put this line into `~/.bashrc`; for zsh write "
+        "`zsh_source` into `~/.zshrc`:\n\n"
         '```sh\neval "$(_CELERY_COMPLETE=bash_source celery)"\n```\n'
     )
     text += "\n" + _help_text(inspect.cleandoc(bus.epilog or "").replace("bus COMMAND --help shows examples.", ""))

@@ -57,7 +57,7 @@ def table(columns: Sequence[Column], rows: Iterable[Iterable[Styled]]) -> None:
 
 
 class _Dotted:
-    """A name that is cut at the left if it does not fit."""
+    """A name that is cut at the left if it is wider than its column."""
 
     def __init__(self, name: Text) -> None:
         self._name = name

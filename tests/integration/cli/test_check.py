@@ -112,4 +112,4 @@ def test_handlers_and_queues_without_a_worker(check: Invoke, worker: Callable[..
     assert re.match(
         r"no live worker has registered it, so its tasks would be rejected \(.*tests/handlers.py:", wrong(result)[0][1]
     )
-    assert "      -> start one with -Q plain, or add it to task_queues" in result.stdout
+    assert "      -> start one, or add it to task_queues\n         celery -A APP worker -Q plain\n" in result.stdout

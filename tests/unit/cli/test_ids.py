@@ -58,7 +58,7 @@ def test_the_beginning_of_several_ids(invoke: Invoke) -> None:
 
 @pytest.mark.usefixtures("events")
 def test_the_beginning_of_the_id_of_a_chain(invoke: Invoke) -> None:
-    """trace finds a chain by the beginning of its correlation id, which is no event for get."""
+    """trace finds a chain by the beginning of its correlation id, which get does not find."""
     assert "follower" in invoke("trace", "order-12").stdout
     assert "no event with id order-12" in invoke("get", "order-12", expect=1).stderr
 
