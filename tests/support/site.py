@@ -65,8 +65,8 @@ class Site:
     def wait_for_request(self) -> None:
         """Wait until a worker requests the next message; the request blocks for up to a second."""
         with self.client.monitor() as monitor:
-            request = f"BRPOP broker:{self.prefix}celery "
-            next(one for one in monitor.listen() if one["command"].startswith(request))
+            requests = (one["command"].split() for one in monitor.listen())
+            next(words for words in requests if words[:1] == ["BRPOP"] and f"broker:{self.prefix}celery" in words)
 
     def taken(self) -> list[dict[str, Any]]:
         """Return the messages that workers have taken and not acknowledged."""
