@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev unit integration system test lowest newest chaos orders bench lint docs clean
+.PHONY: help install demo dev unit integration system test lowest newest chaos orders bench lint package docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,14 @@ lint: install ## Check style, types and the wording of texts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/prose.py
+	git ls-files -z | xargs -0 $(BIN)/codespell
+
+package: install ## Build the sdist and the wheel in dist/, check them, and install them in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python -m pytest tests/system/package
 
 docs: install ## Write the generated parts of docs/, and build the site in site/
 	$(BIN)/python scripts/reference.py
