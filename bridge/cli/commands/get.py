@@ -30,9 +30,10 @@ def get(ctx: click.Context, /, event_id: str, as_json: bool) -> None:
     with open_bus(ctx.obj.app) as storage:
         settings, event = storage.settings, look_up(storage, event_id, History(storage).event)
         if event is None:
+            shown = output.printable(event_id)
             raise click.ClickException(
-                f"no event with id {event_id} under {settings.channel_prefix} at {settings.redacted_url}. Events are "
-                f"retained for {settings.event_ttl_s / 3600:g} h (bridge_event_ttl_s); bus dead list --id {event_id} "
+                f"no event with id {shown} under {settings.channel_prefix} at {settings.redacted_url}. Events are "
+                f"retained for {settings.event_ttl_s / 3600:g} h (bridge_event_ttl_s); bus dead list --id {shown} "
                 "shows whether it became a dead letter"
             )
     fields = settings.redaction.fields(event.to_dict())

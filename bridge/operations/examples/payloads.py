@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -92,7 +93,8 @@ def example_payload(models: Models, event_type: str) -> Any:
 def _example(handler: str, model: type[Event[Any]], event_type: str) -> Any:
     why = "its model has no JSON schema"
     with suppress(PydanticUserError):
-        schema = model.model_json_schema()
+        with warnings.catch_warnings(action="ignore"):  # of defaults that JSON cannot hold, and which nobody needs here
+            schema = model.model_json_schema()
         payload_schema = {name: value for name, value in schema["properties"]["payload"].items() if name != "default"}
         sampler = Sampler(payload_schema, schema.get("$defs", {}))
         why = "its model contains itself, or needs more than an example can have"

@@ -111,6 +111,11 @@ class Checked(BaseModel):
         return self
 
 
+class Defaulted(BaseModel):
+    size: int
+    when: datetime = Field(default=object())  # not JSON
+
+
 A = Annotated
 KINDS: dict[str, Any] = {
     "decimal": A[Decimal, Field(gt=0, max_digits=6, decimal_places=2)],
@@ -139,6 +144,7 @@ KINDS: dict[str, Any] = {
     "named tuple": Point,
     "aliases": Renamed,
     "validators": Checked,
+    "defaults": Defaulted,
     "anything": tuple[Any, p.JsonValue],
 }
 
