@@ -13,7 +13,7 @@ from bridge.events.validation import replay_of
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 #: ``version-trace-span-flags``. Zeros are invalid.
-_PARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_is_parent = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 #: Later versions of the standard may append more. There will be no version ff.
 _LATER = re.compile(r"(?!00|ff)[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]*)?")
 #: Printable ASCII. The standard requires that programs pass on 512 characters, and no more.
@@ -61,15 +61,16 @@ def trace_context_of(metadata: Any) -> TraceContext | None:
 
     A malformed or too long ``tracestate`` is left out, as the standard demands.
     """
-    parent = metadata.get(TRACEPARENT) if isinstance(metadata, dict) else None
-    if not isinstance(parent, str) or len(parent) > _MAX_PARENT_CHARS:
+    parent = metadata.get(TRACEPARENT) if type(metadata) is dict else None
+    if type(parent) is not str:
         return None
-    if not _PARENT.fullmatch(parent):
-        later, parent = parent, f"00{parent[2:_PARENT_CHARS]}"  # what the bridge understands of it, and can pass on
-        if not (_LATER.fullmatch(later) and _PARENT.fullmatch(parent)):
+    if not _is_parent(parent):
+        # Of a later version the bridge understands, and can pass on, what this one has.
+        later, parent = parent, f"00{parent[2:_PARENT_CHARS]}"
+        if not (len(later) <= _MAX_PARENT_CHARS and _LATER.fullmatch(later) and _is_parent(parent)):
             return None
     state = metadata.get(TRACESTATE)
-    return TraceContext(parent, state if isinstance(state, str) and _STATE.fullmatch(state) else "")
+    return TraceContext(parent, state if type(state) is str and _STATE.fullmatch(state) else "")
 
 
 def parent_of(metadata: Any) -> TraceContext | None:
