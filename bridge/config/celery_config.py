@@ -50,14 +50,20 @@ def is_fallback(app: Celery) -> bool:
     return app.main == "default" and not app.set_as_current  # type: ignore[attr-defined]  # not in the stubs
 
 
+#: How the names of Celery's channels begin, after the ``global_keyprefix`` in the setting: those of broadcasts to
+#: workers, and of results.
+_CHANNELS = {"broker_transport_options": "/", "result_backend_transport_options": "celery-task-meta-"}
+
+
 def refuse_shared_prefix(channel_prefix: str, app: Celery) -> None:
     """Raise :class:`SettingsError` if the messages of *app* would be received as events."""
-    for name in ("broker_transport_options", "result_backend_transport_options"):
+    for name, own in _CHANNELS.items():
         shared = str((app.conf[name] or {}).get("global_keyprefix") or "")
-        if shared.startswith(channel_prefix):
+        if f"{shared}{own}".startswith(channel_prefix):
+            where = f", or another {name}['global_keyprefix']" if shared else ""
             raise SettingsError(
-                f"{name}['global_keyprefix'] is {shared!r}, below the channel prefix {channel_prefix!r}: "
-                "Celery's own messages would be received as events; choose another value for one of them"
+                f"Celery's own channels {shared}{own}... begin with the channel prefix {channel_prefix!r}: Celery's "
+                f"own messages would be received as events; choose another channel_prefix{where}"
             )
 
 

@@ -53,7 +53,7 @@ def site(rabbit_processes: Processes, settings: BridgeSettings, client: Redis, r
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_events_become_effects_and_every_task_ends(site: Site, bus: EventBus, kind: str) -> None:
     """External events, retries, countdowns, expiry, routes and failures work as they do with Redis."""
-    site.worker("w1", "-Q", "celery,elsewhere", TEST_QUORUM="1" if kind == "quorum" else "")
+    site.worker("w1", TEST_QUORUM="1" if kind == "quorum" else "")
     foreign = Event(type="dream.created", id="foreign", payload={"dreamId": 1}, source="shop")
     site.client.set(f"{site.prefix}event:foreign", foreign.encode(), ex=3600)
     site.client.publish(f"{site.prefix}dream.created", foreign.encode())

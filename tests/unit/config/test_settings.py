@@ -268,10 +268,20 @@ def test_a_namespaced_configuration_is_read_and_checked() -> None:
         load(app)
 
 
-def test_a_prefix_shared_with_celery_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("prefix", "conf"),
+    [
+        ("dreamnet:events:", {"broker_transport_options": {"global_keyprefix": "dreamnet:events:celery:"}}),
+        ("shop:", {"result_backend_transport_options": {"global_keyprefix": "shop:"}}),
+        ("celery", {}),
+        ("/", {}),
+    ],
+)
+def test_a_prefix_shared_with_celery_is_refused(prefix: str, conf: dict[str, Any]) -> None:
     """A channel prefix that includes Celery's own channels is refused, because they would be received as events."""
     with pytest.raises(SettingsError, match="would be received as events"):
-        load(app_with(broker_transport_options={"global_keyprefix": "dreamnet:events:celery:"}))
+        load(app_with(**conf), channel_prefix=prefix)
+    assert load(app_with(**conf), channel_prefix="celery:events:").channel_prefix == "celery:events:"
 
 
 @pytest.mark.parametrize("namespace", [None, "CELERY"])
