@@ -6,7 +6,8 @@ import atexit
 import gc
 import logging
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import click
@@ -106,6 +107,17 @@ def _wants_json_logs(app: Celery) -> bool:
         return False  # reported by what cannot work without settings
 
 
+@contextmanager
+def _no_traceback() -> Iterator[None]:
+    """Have the command ``celery worker`` print the text of a :class:`SettingsError`, and no traceback."""
+    try:
+        yield
+    except SettingsError as error:
+        if click.get_current_context(silent=True) is None:
+            raise  # the worker is part of another program
+        raise click.ClickException(str(error)) from error
+
+
 #: Most handlers that the banner of a worker shows.
 _MAX_SHOWN = 30
 
@@ -124,12 +136,8 @@ class SubscriberStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, no_subscriber: bool = False, **options: Any) -> None:
         share_progress()  # this step is created before the pool, in a worker without a subscriber, too
         self._has_subscriber = not no_subscriber
-        try:
+        with _no_traceback():
             self._prepare(worker)
-        except SettingsError as error:
-            if click.get_current_context(silent=True) is None:
-                raise  # the worker is part of another program
-            raise click.ClickException(str(error)) from error  # the command prints this text, and no traceback
         atexit.register(wait_for_ends)  # Celery sends no signal when it ends by a cold shutdown
         super().__init__(worker, **options)
 
@@ -182,7 +190,10 @@ class SubscriberStep(bootsteps.StartStopStep):
 
     def create(self, worker: Any) -> Subscriber | None:  # type: ignore[override]  # None in the stubs, but Celery keeps the service
         """Return the service that :class:`StartStopStep` starts and stops, if there is one."""
-        return Subscriber(worker.app, self._settings, consumer_name(worker.hostname)) if self._has_subscriber else None
+        if not self._has_subscriber:
+            return None
+        with _no_traceback():
+            return Subscriber(worker.app, self._settings, consumer_name(worker.hostname))
 
     def close(self, worker: Any) -> None:
         """Note that the worker stops: `celery control shutdown` sends it no signal."""

@@ -70,9 +70,10 @@ from celery.__main__ import main
 main()
 """
 SHOP = """
+import os
 from celery import Celery
 import bridge
-app = Celery("shop")
+app = Celery(os.environ.get("NAME", "shop"))
 bridge.install(app)
 """
 
@@ -126,8 +127,12 @@ def test_an_error_in_the_configuration_of_the_example_application(elsewhere: Pat
     [
         ({}, "Error: the bus has no address, and application shop has no broker: set broker_url"),
         ({"REDIS_URL": "redis://127.0.0.1:1", "BRIDGE_BATCH_SIZE": "x"}, "Error: batch_size: Input should be a valid"),
+        (
+            {"CELERY_BROKER_URL": "redis://127.0.0.1:1", "NAME": "__main__"},
+            "Error: this Celery application has no name",
+        ),
     ],
-    ids=["no address", "invalid setting"],
+    ids=["no address", "invalid setting", "no name"],
 )
 def test_settings_that_end_a_worker(elsewhere: Path, environment: dict[str, str], text: str) -> None:
     """The worker ends with one line that says what to set."""

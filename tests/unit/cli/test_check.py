@@ -180,6 +180,15 @@ def test_a_broker_that_is_away(check: Invoke, app: Celery, proxy: Proxy, address
     assert "s3cret" not in result.output
 
 
+def test_no_broker(check: Invoke, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a broker, the check says that Celery uses RabbitMQ on this machine, and what to set."""
+    app.conf.broker_url = None
+    app.conf.broker_port = 1  # where nothing listens
+    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
+    text = "broker_url is not set, so Celery uses RabbitMQ on this machine"
+    assert text in dict(wrong(check(expect=3)))["broker"]
+
+
 def test_a_bus_that_is_away(check: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unavailable bus is an error of one line with status 3, with and without --ready."""
     monkeypatch.setenv("REDIS_URL", "redis://:s3cret@127.0.0.1:1/0")
