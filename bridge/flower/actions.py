@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ from bridge.errors import BridgeError
 from bridge.flower.data import EventData
 from bridge.flower.tree import find
 from bridge.handlers import registry
-from bridge.operations import DeadLetterSource, JournalSource, Replay, ReplayItem, Source
+from bridge.operations import DeadLetterSource, ImpactReader, JournalSource, Replay, ReplayItem
 from bridge.storage import EntryFilter, stream_position
 from bridge.telemetry import Action, log_fields
 
@@ -20,6 +20,83 @@ log = logging.getLogger(__name__)
 
 #: Events per second; each action replays one.
 _RATE = 100.0
+#: How long what follows is counted while a user waits for the page.
+_COUNTING_S = 2.0
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What an action would do.
+
+    Arguments:
+        tasks: The handlers that would run, and whether each had succeeded before.
+        sentences: What would run and what would follow, see :class:`Impact`.
+    """
+
+    event_id: str
+    event_type: str
+    tasks: dict[str, bool]
+    sentences: list[str]
+
+
+@dataclass(frozen=True)
+class _OneEvent:
+    """A replay of one event or dead letter.
+
+    Arguments:
+        gone: Why there is nothing to replay, if there is not.
+    """
+
+    replay: Replay
+    name: str
+    gone: str
+
+    def item(self) -> ReplayItem:
+        """Return what would be replayed.
+
+        Raises:
+            BridgeError: It cannot be replayed; the text says why.
+        """
+        found = next(self.replay.remaining(), None)
+        if found is None:
+            raise BridgeError(self.gone)
+        if found.event is None:
+            raise BridgeError(f"it cannot be replayed: {found.problem}")
+        return found
+
+    def preview(self, data: EventData) -> Preview:
+        """Return what would happen, without changing anything."""
+        reader = ImpactReader(data.app, data.storage, _COUNTING_S)
+        ((item, tasks),) = reader.read([self.item()])
+        return Preview(item.event_id, item.event_type, tasks, reader.impact.sentences())
+
+    def run(self, who: str) -> ReplayItem:
+        """Replay it; return what was replayed.
+
+        Raises:
+            BridgeError: It cannot be replayed, or no longer.
+        """
+        found, replayed = self.item(), 0
+        for progress in self.replay.run(_RATE):
+            replayed = progress.replayed
+        if not replayed:
+            raise BridgeError(self.gone)
+        extra = log_fields(
+            Action.REPLAY_REQUESTED, event_id=found.event_id, event_type=found.event_type, handler=found.handler
+        )
+        text = "Replay %s requested in Flower by %s: event %s to %s"
+        log.info(text, self.name, who, found.event_id, found.handler or "all handlers", extra=extra)
+        return found
+
+
+def preview_retry(data: EventData, dead_letter_id: str) -> Preview:
+    """Return what the retry of a dead letter would do.
+
+    Raises:
+        BridgeError: It cannot be retried; the text says why.
+        BusUnavailable: Redis does not answer.
+    """
+    return _retry(data, dead_letter_id).preview(data)
 
 
 def retry(data: EventData, dead_letter_id: str, who: str) -> str:
@@ -32,13 +109,33 @@ def retry(data: EventData, dead_letter_id: str, who: str) -> str:
         BridgeError: It cannot be replayed; the text says why.
         BusUnavailable: Redis does not answer.
     """
+    one = _retry(data, dead_letter_id)
+    done = one.run(who)
+    what = done.handler or "all handlers"
+    return f"Retried: event {done.event_id} was sent to {what} again, as replay {one.name}."
+
+
+def _retry(data: EventData, dead_letter_id: str) -> _OneEvent:
     at_ms, _ = stream_position(dead_letter_id)
     selection = EntryFilter(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({dead_letter_id}))
     source = DeadLetterSource(data.storage, selection, registry)
     gone = "this dead letter no longer exists: it was retried, purged or evicted"
-    done, name = _replay(data, source, {"from": "dead letters", "id": [dead_letter_id]}, gone, who)
-    what = done.handler or "all handlers"
-    return f"Retried: event {done.event_id} was sent to {what} again, as replay {name}."
+    name = _new_name()
+    filters = {"from": "dead letters", "id": [dead_letter_id]}
+    return _OneEvent(Replay(data.storage, source, name, filters), name, gone)
+
+
+def preview_replay(data: EventData, event_id: str, handler_name: str) -> Preview:
+    """Return what a replay of an event would do.
+
+    Arguments:
+        handler_name: Name of the only handler to run; empty: all that match.
+
+    Raises:
+        BridgeError: It cannot be replayed; the text says why.
+        BusUnavailable: Redis does not answer.
+    """
+    return _replay(data, event_id, handler_name).preview(data)
 
 
 def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
@@ -52,6 +149,12 @@ def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
         BridgeError: It cannot be replayed; the text says why.
         BusUnavailable: Redis does not answer.
     """
+    one = _replay(data, event_id, handler_name)
+    done = one.run(who)
+    return f"Replayed: event {done.event_id} was sent to {handler_name or 'all handlers'} again, as replay {one.name}."
+
+
+def _replay(data: EventData, event_id: str, handler_name: str) -> _OneEvent:
     trace = data.trace(event_id)
     node = find(trace, event_id) if trace else None
     gone = f"event {event_id} is no longer in the journal, so it cannot be replayed"
@@ -68,27 +171,9 @@ def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
         filters["handler"] = handler_name
     else:
         raise BridgeError(f"this application has no handler {handler_name[:120]!r} for {node.event_type}")
-    done, name = _replay(data, source, filters, gone, who)
-    return f"Replayed: event {done.event_id} was sent to {handler_name or 'all handlers'} again, as replay {name}."
+    name = _new_name()
+    return _OneEvent(Replay(data.storage, source, name, filters), name, gone)
 
 
-def _replay(data: EventData, source: Source, filters: Mapping[str, Any], gone: str, who: str) -> tuple[ReplayItem, str]:
-    """Replay the one event of *source*; return it, and the name of the replay."""
-    name = f"flower-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    replay = Replay(data.storage, source, name, filters)
-    found = next(replay.remaining(), None)
-    if found is None:
-        raise BridgeError(gone)
-    if found.event is None:
-        raise BridgeError(f"it cannot be replayed: {found.problem}")
-    replayed = 0
-    for progress in replay.run(_RATE):
-        replayed = progress.replayed
-    if not replayed:
-        raise BridgeError(gone)
-    extra = log_fields(
-        Action.REPLAY_REQUESTED, event_id=found.event_id, event_type=found.event_type, handler=found.handler
-    )
-    whom = found.handler or "all handlers"
-    log.info("Replay %s requested in Flower by %s: event %s to %s", name, who, found.event_id, whom, extra=extra)
-    return found, name
+def _new_name() -> str:
+    return f"flower-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"

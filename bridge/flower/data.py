@@ -79,6 +79,7 @@ class EventData:
         settings = BridgeSettings.load(app)
         self._max_events, self._max_read_bytes = max_events, max_read_bytes
         self.settings = settings.model_copy(update={"publish_timeout_s": _RETRY_S})
+        self.app = app
         self.storage = Storage(connect(self.settings, _TIMEOUT_S), self.settings)
         self.dead_letters = DeadLetterList(self.storage, max_read_bytes)
         self._history = History(self.storage)

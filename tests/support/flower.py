@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -59,11 +58,8 @@ class Flower:
             connection.close()
 
     def press(self, path: str, **form: str) -> Answer:
-        """POST a form with the XSRF token of a page."""
-        page = self.ask("/events/dead")
-        cookies = re.findall(r"(_xsrf=[^;]+)", page.headers.get("Set-Cookie", ""))
-        token = re.search(r'name="_xsrf" value="([^"]+)"', page.body)
-        return self.ask(path, form | {"_xsrf": token[1] if token else ""}, Cookie="; ".join(cookies))
+        """POST a form with an XSRF token that belongs to its cookie."""
+        return self.ask(path, form | {"_xsrf": "abcd"}, Cookie="_xsrf=abcd")
 
     def is_up(self) -> bool:
         try:

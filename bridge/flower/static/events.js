@@ -151,7 +151,7 @@
                         '">cannot be retried</span>';
                 }
                 return '<button class="btn btn-sm btn-outline-danger bridge-retry" type="submit" form="bridge-retry"' +
-                    ' formaction="' + escaped(addressed(page.dataset.retryUrl, data)) + '">Retry</button>';
+                    ' formaction="' + escaped(addressed(page.dataset.retryUrl, data)) + '">Retry…</button>';
             }});
         }
         return columns;

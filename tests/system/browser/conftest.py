@@ -24,7 +24,7 @@ def site(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
         missing("flower")
     prefix = f"test:{uuid.uuid4().hex[:12]}:"
     processes = Processes(tmp_path_factory.mktemp("site"), environment_on(server, prefix))
-    processes.worker("w1")
+    processes.worker("w1", "-Q", "celery")  # without -Q, it would take all queues of its handlers
     settings = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
     with EventBus(settings=settings) as bus, Redis.from_url(server.url) as client:
         yield Site(processes, bus, client, settings)

@@ -52,6 +52,8 @@ def test_a_failed_task_is_retried(site: Site, flower: Flower, browser: Browser, 
     browser.shows(TREE, "FAILURE", "failure: RuntimeError: as intended", "Retry")
     client.set(cause, 1)
     browser.click(f"{TREE} .bridge-retry")
+    browser.shows("#bridge-confirm", "1 task would run: tests.app.fixable 1", "not succeeded")
+    browser.click("#bridge-yes")
     browser.shows(".alert-success", f"Retried: event {name} was sent to tests.app.fixable again")
     browser.shows(TREE, "SUCCESS", "replay flower-")
     assert not browser.all(f"{TREE} .bridge-retry")
@@ -73,9 +75,16 @@ def test_an_event_is_replayed(site: Site, flower: Flower, browser: Browser, name
     (option,) = [one for one in browser.all(".bridge-replay option") if one.text == "tests.app.glob"]
     option.click()
     browser.click("#bridge-replay")
+    browser.shows("#bridge-confirm", "1 had succeeded before and would run again", "tests.app.glob succeeded")
+    browser.click("#bridge-no")
+    browser.shows(TREE, "SUCCESS\ntests.app.plain")
+    assert ran("glob") == 1
+    browser.run("history.back()")
+    browser.click("#bridge-yes")
     browser.shows(".alert-success", f"Replayed: event {name} was sent to tests.app.glob again")
     eventually(lambda: ran("glob") == 2, "the chosen handler runs again")
     browser.click("#bridge-replay")
+    browser.click("#bridge-yes")
     browser.shows(".alert-success", f"Replayed: event {name} was sent to all handlers again")
     eventually(lambda: (ran("plain"), ran("glob")) == (2, 3), "both handlers run again")
     browser.shows(TREE, "replay flower-")
@@ -90,6 +99,7 @@ def test_a_dead_letter_is_retried_from_the_list(site: Site, flower: Flower, brow
     first = site.letter_of(name)
     browser.open(f"{flower.url}/events/dead?search={name}&{QUICK}")
     browser.click("#bridge-table .bridge-retry")
+    browser.click("#bridge-yes")
     browser.shows(".alert-success", f"Retried: event {name} was sent to tests.app.failing again")
     assert browser.run("location.pathname") == "/events/dead"
     assert f"in Flower by 127.0.0.1: event {name} to tests.app.failing" in site.processes.log("flower")

@@ -118,7 +118,7 @@ def test_dead_letters_are_listed(site: Site, flower: Flower, browser: Browser, n
     browser.type("#bridge-table_filter input", name)
     no_event, misfit = sorted(rows(browser, 2), key=lambda text: "typed" in text)
     assert "cannot be retried" in no_event
-    assert misfit.endswith("Retry")
+    assert misfit.endswith("Retry…")
     browser.click("a[href='/events']")
     browser.shows("#bridge-dead-letters", "")
     browser.click("a[href='/events/dead']")

@@ -55,11 +55,16 @@ def test_the_pages_say_that_redis_is_away(
     assert browser.text("#bridge-down") == ""
 
 
-def test_a_button_says_that_redis_is_away(far: Flower, way: Proxy, browser: Browser, name: str) -> None:
-    """If Redis fails during an action, the page reports that the result is unknown."""
-    browser.open(f"{far.url}/events/dead")
+def test_a_button_says_that_redis_is_away(site: Site, far: Flower, way: Proxy, browser: Browser, name: str) -> None:
+    """If Redis fails before an action is confirmed, or during it, the page reports this."""
+    site.bus.publish("dream.created", id=name)
+    browser.open(f"{far.url}/event/{name}?autorefresh=0")
+    browser.shows("#bridge-tree", "SUCCESS\ntests.app.plain")
+    browser.click("#bridge-replay")
+    browser.shows("#bridge-confirm", "tests.app.plain")
     way.refuse()
-    browser.run("document.getElementById('bridge-retry').setAttribute('action', '/events/dead/1-1/retry')")
-    browser.run("document.getElementById('bridge-retry').submit()")
+    assert far.ask(f"/event/{name}/replay").status == 503
+    browser.click("#bridge-yes")
     browser.shows(".alert-danger", "It is unknown whether this was done")
+    browser.complaints()  # of the page with status 503
     way.heal()

@@ -69,7 +69,8 @@ def test_a_flower_that_does_not_fit_is_left_alone(
     """For another version or structure of Flower, one warning gives the reason, and nothing is changed."""
     pages, settings = unused
     before = list(pages), dict(settings)
-    monkeypatch.delitem(sys.modules, "bridge.flower.views", raising=False)
+    for module in ("views", "buttons", "base"):
+        monkeypatch.delitem(sys.modules, f"bridge.flower.{module}", raising=False)
     monkeypatch.setattr(name, value)
     assert not add_pages()
     assert (pages, settings) == before
