@@ -9,7 +9,7 @@ from bridge.operations.history import Header, History
 from bridge.operations.ids import AmbiguousId, full_id, only_id
 from bridge.operations.impact import Impact, ImpactReader
 from bridge.operations.replay import Progress, Replay
-from bridge.operations.replay_sources import DeadLetterSource, JournalSource, ReplayItem, Source
+from bridge.operations.replay_sources import DeadLetterSource, JournalSource, ReplayItem
 from bridge.operations.routes import HandlerRoute, routes_for, routes_of
 from bridge.operations.task_states import EventNode, TaskNode, TaskStates
 from bridge.operations.trace import Trace, Tracer, further
@@ -29,7 +29,6 @@ __all__ = [
     "Progress",
     "Replay",
     "ReplayItem",
-    "Source",
     "TaskNode",
     "TaskStates",
     "Trace",
