@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from celery import Celery
@@ -21,9 +21,10 @@ SOON = Limits(alone_s=0.5, still_s=300.0)
 
 
 @pytest.fixture
-def queue(app: Celery, settings: BridgeSettings, client: Redis) -> Callable[[str], QueueStatus]:
+def queue(app: Celery, settings: BridgeSettings, client: Redis) -> Iterator[Callable[[str], QueueStatus]]:
     """Measure the queues of the application of the workers; return what all subscribers report of one."""
-    return measure_queues(app, Storage(client, settings), SOON)
+    with measure_queues(app, Storage(client, settings), SOON) as measured:
+        yield measured
 
 
 def test_workers_that_come_and_go(processes: Processes, bus: EventBus, queue: Callable[[str], QueueStatus]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from celery import Celery
 
@@ -14,8 +15,9 @@ from bridge.subscriber.monitoring.queue_states import Limits
 from tests.handlers import HANDLERS
 
 
-def measure_queues(app: Celery, storage: Storage, limits: Limits) -> Callable[[str], QueueStatus]:
-    """Return a function that measures the queues of a group, and returns what all subscribers report of one of them."""
+@contextmanager
+def measure_queues(app: Celery, storage: Storage, limits: Limits) -> Iterator[Callable[[str], QueueStatus]]:
+    """Yield a function that measures the queues of a group, and returns what all subscribers report of one of them."""
     app.finalize()
     registry = Registry()
     registry.add(HANDLERS["t.exact"])  # its tasks are sent to the queue celery
@@ -27,4 +29,5 @@ def measure_queues(app: Celery, storage: Storage, limits: Limits) -> Callable[[s
         queues = {} if group is None else {one.name: one for one in group.queues or ()}
         return queues.get(name, QueueStatus(name))
 
-    return measured
+    yield measured
+    monitor.close()
