@@ -21,6 +21,7 @@ from bridge.storage.keys import Keys
 from bridge.storage.storage import Storage
 from tests.support.apps import StartSubscriber
 from tests.support.cli import invoker, on_bus
+from tests.support.outside import SECRETS, Outside, now_ms
 from tests.support.queues import Queues
 from tests.support.replays import FAST, Replays, last
 from tests.support.typescript_shapes import stringified
@@ -149,6 +150,29 @@ def test_what_no_way_lets_in(site: Site, way: Callable[[Site, list[dict[str, Any
     letters = eventually(lambda: len(found := site.letters.latest(99)) >= len(refused) and found, "all are refused")
     assert sorted(letter.reason for letter in letters) == sorted(reason for _, reason in refused)
     assert site.queues.length() == 0
+
+
+#: Forms that cannot be signed, and the reasons of their dead letters.
+NOT_SIGNED = {"half a pair": "surrogate", "ISO 8601": "signature", "CloudEvent": "cloudevent"}
+
+
+def test_signed_events(site: Site, outside: Outside) -> None:
+    """With a required signature, each form means the same, or is refused if it cannot be signed."""
+    site.start(signing_keys=SECRETS, require_signature=["*"])
+    at_ms = now_ms()  # older signatures are refused
+    for name, (fields, _) in FORMS.items():
+        event = written(name, {"timestamp": at_ms} | fields)
+        outside.say(outside.sign(stringified(event).decode()), event["type"])
+    eventually(lambda: site.queues.length() == len(FORMS) - len(NOT_SIGNED), "those that are signed are dispatched")
+    letters = eventually(
+        lambda: len(found := site.letters.latest(9)) == len(NOT_SIGNED) and found, "others are refused"
+    )
+    assert sorted(letter.reason for letter in letters) == sorted(NOT_SIGNED.values())
+    events = site.events()
+    for name in FORMS.keys() - NOT_SIGNED.keys():
+        event = events[handled(name)["id"]]
+        assert event.pop("signature").startswith("new:")
+        assert event == handled(name) | {"timestamp": at_ms}, name
 
 
 @pytest.mark.parametrize("kind", ["EventBus", "LocalBus"])
