@@ -17,6 +17,8 @@ from bridge.errors import BridgeError, BusUnavailable, SettingsError
 from bridge.redis import connect, describe_error, hint_for
 from bridge.storage import Storage
 
+#: Where the address of the bus may be set, if not in the environment.
+_OTHERS = "bridge_redis_url, bridge.install() or broker_url"
 #: Longest wait for a server to accept a connection, and then for its first reply.
 _TIMEOUT_S = 1.5
 
@@ -117,4 +119,4 @@ def _source() -> str:
     """Return the name of the variable or setting that the address of the bus comes from."""
     names = ("BRIDGE_REDIS_URL", "REDIS_URL", "BRIDGE_REDIS_HOST", "BRIDGE_REDIS_PORT", "BRIDGE_REDIS_PASSWORD")
     given = bridge_variables() | {"REDIS_URL"}
-    return next((name for name in names if name in given and os.environ.get(name)), "REDIS_URL or bridge_redis_url")
+    return next((name for name in names if name in given and os.environ.get(name)), _OTHERS)

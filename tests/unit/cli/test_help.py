@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import click
 import pytest
+from celery import Celery
 from redis import Redis
 
 from bridge.cli import COMMANDS, bus
@@ -83,6 +84,15 @@ def test_a_server_that_is_down_is_named_soon(invoke: Invoke, command: str, monke
     assert output.endswith("Check that it is running, and the address in REDIS_URL.\n")
     assert output.count("\n") == 1
     assert "s3cret" not in output
+
+
+def test_a_broker_as_the_bus_that_is_down(invoke: Invoke, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the address is not from the environment, the advice names where else it may be set, as in the broker."""
+    monkeypatch.delenv("REDIS_URL")
+    app.conf.broker_url = "redis://:s3cret@127.0.0.1:1/0"
+    output = invoke("status", expect=3).output
+    assert output.startswith("Error: Redis at redis://127.0.0.1:1/0 does not answer: ")
+    assert output.endswith("the address in bridge_redis_url, bridge.install() or broker_url.\n")
 
 
 def test_a_server_that_hangs_is_named_soon(invoke: Invoke, proxy, monkeypatch: pytest.MonkeyPatch) -> None:
