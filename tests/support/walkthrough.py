@@ -30,7 +30,7 @@ _VIEWS = re.compile(
 )
 _PATIENCE_S = 20
 _BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", re.M | re.S)
-_FILE = re.compile(r"(?:#|//) (\S+\.\w+)(, continued)?\n")
+_FILE = re.compile(r"(?:<\?php\n)?(?:#|//) (\S+\.\w+)(, continued)?\n")
 _ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b\d{13}-\d+\b"
 #: What differs from run to run, and what may stand in its place.
 _VARIES = {
@@ -119,8 +119,8 @@ class Walkthrough:
             self._save(block)
 
     def type(self, line: str, *output: str) -> None:
-        """Run a command that is not on a page, and that prints *output*."""
-        self.run(Command(line, list(output)))
+        """Run a command that is not on a page; a server is ready when it has printed *output*."""
+        self.run(Command(line, list(output) or ["..."]))
 
     def _save(self, block: Block) -> None:
         if named := _FILE.match(block.text):
@@ -169,8 +169,12 @@ class Walkthrough:
     def _start(self, line: str) -> _Run:
         return _Run(line, self.folder, self._environment, self._columns)
 
-    def printed(self) -> str:
-        """Return what the servers of the page have printed so far."""
+    def sees(self, *texts: str) -> None:
+        """Wait until the servers that are running have printed all of *texts*, the effects of handlers."""
+        for text in texts:
+            eventually(lambda text=text: text in self._printed(), f"{text!r} in {self._printed()}")
+
+    def _printed(self) -> str:
         return "\n".join(run.text for run in self._servers)
 
     def _matches(self, expected: list[str], actual: list[str], *, whole: bool) -> bool:

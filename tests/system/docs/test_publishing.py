@@ -17,7 +17,7 @@ from bridge.storage.keys import Keys
 from tests.support import ROOT
 from tests.support.apps import make_app
 
-PAGE = (ROOT / "docs" / "publishing.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "publishing.md").read_text()
 
 
 def block_with(text: str) -> str:
@@ -29,7 +29,7 @@ def block_with(text: str) -> str:
 def run(block: str) -> dict[str, Any]:
     """Run a block; return the names that it defines."""
     names: dict[str, Any] = {"__name__": "page"}
-    exec(compile(block, "docs/publishing.md", "exec", dont_inherit=True), names)
+    exec(compile(block, "docs/guides/publishing.md", "exec", dont_inherit=True), names)
     return names
 
 

@@ -1,4 +1,4 @@
-"""The adapters of docs/typescript.md: each makes an event of an envelope that the bus refuses."""
+"""The adapters of docs/guides/typescript.md: each makes an event of an envelope that the bus refuses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EVENTS: dict[str, dict[str, Any]] = {
 def test_the_adapters_of_the_page(tmp_path: Path) -> None:
     """What each adapter returns is an event with the right fields; without it, the envelope is refused."""
     node = program("node")
-    code, _ = re.findall(r"```ts\n(.*?)```", (ROOT / "docs" / "typescript.md").read_text(), re.DOTALL)
+    code, _ = re.findall(r"```ts\n(.*?)```", (ROOT / "docs" / "guides" / "typescript.md").read_text(), re.DOTALL)
     (tmp_path / "adapters.mjs").write_text(code)  # it contains no types, which Node would have to remove
     calls = [f"adapters.{name}({json.dumps(envelope)})" for name, envelope in ENVELOPES.items()]
     script = f'import * as adapters from "./adapters.mjs"; console.log(JSON.stringify([{", ".join(calls)}]))'
@@ -55,5 +55,5 @@ def test_the_adapters_of_the_page(tmp_path: Path) -> None:
 
 def test_the_page_counts_the_shapes() -> None:
     """The page states how many shapes are tested."""
-    (count,) = re.findall(r"A test publishes (\d+) shapes", (ROOT / "docs" / "typescript.md").read_text())
+    (count,) = re.findall(r"A test publishes (\d+) shapes", (ROOT / "docs" / "guides" / "typescript.md").read_text())
     assert int(count) == len(SHAPES)
