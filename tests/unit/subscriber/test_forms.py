@@ -41,7 +41,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"data": None, "time": None, "payload": [1], "timestamp": 1_767_323_045_000},
     ),
 }
-#: Form to the fields of an event that no way lets in, and the reason.
+#: Form to the fields of an event that is refused on every way in, and the reason.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no type": ({"type": None}, "no_type"),
     "undefined": ({"type": "undefined"}, "no_type"),
@@ -143,8 +143,8 @@ def test_each_form_means_the_same(site: Site, way: Callable[[Site, list[dict[str
 
 @pytest.mark.parametrize("way", [broadcast, key, entry], ids=lambda way: way.__name__)
 def test_what_no_way_lets_in(site: Site, way: Callable[[Site, list[dict[str, Any]]], None]) -> None:
-    """What is no event has one dead letter with its reason, and no task."""
-    # Numbers were checked before they were appended, so dispatch does not check them once more.
+    """Each has one dead letter with its reason, and no task."""
+    # Numbers were checked before they were appended, so dispatch does not check them again.
     refused = [row for name, row in REFUSED.items() if way is not entry or name != "a larger integer"]
     way(site, [written(str(number), fields) for number, (fields, _) in enumerate(refused)])
     letters = eventually(lambda: len(found := site.letters.latest(99)) >= len(refused) and found, "all are refused")
@@ -220,7 +220,7 @@ def test_looking_up(client: Redis, settings: BridgeSettings, app: Celery, monkey
 
 
 def test_the_command_line(site: Site, settings: BridgeSettings, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bus publish takes the types and numbers of JavaScript, and refuses what no way lets in."""
+    """bus publish takes the types and numbers of JavaScript, and refuses what every other way refuses."""
     on_bus(settings, monkeypatch)
     publish = invoker(app, "publish")
     publish("heartbeat", "[999999999999999934464]", "--id", "i")
