@@ -41,8 +41,8 @@ def install(app: Celery, **settings: Any) -> None:
     The handlers are those of ``@on_event``. A worker takes tasks from their queues, too, unless its own are chosen with
     ``-Q`` or ``task_queues``. Calling this again without settings, or with the same ones, changes nothing.
 
-    If the broker is Redis, the options of its connections that kombu leaves out are set, see
-    :data:`~bridge.config.REDIS_TRANSPORT`, and it is the bus, too, unless a setting gives another address.
+    If the broker is Redis, it is the bus, too, unless a setting gives another address. Its connections get the options
+    ``socket_timeout``, ``socket_connect_timeout`` and ``socket_keepalive``, each unless the application sets it.
 
     Arguments:
         settings: Settings of the bridge, by the names in :class:`BridgeSettings`: ``redis_url="redis://localhost/1"``.
