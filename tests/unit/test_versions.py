@@ -41,6 +41,16 @@ def test_the_lowest_versions_are_the_bounds() -> None:
         assert lowest[requirement.name] == bound
 
 
+@pytest.mark.parametrize(
+    ("row", "name"), [("Celery", "celery"), ("kombu", "kombu"), ("redis-py", "redis"), ("Flower", "flower")]
+)
+def test_the_support_policy_states_the_bounds(row: str, name: str) -> None:
+    """docs/support.md names the lowest version that pyproject.toml allows."""
+    (requirement,) = (one for one in OTHERS if one.name == name)
+    (bound,) = (one.version for one in requirement.specifier if one.operator == ">=")
+    assert f"\n| {row} | {bound} " in (ROOT / "docs/support.md").read_text()
+
+
 #: A distribution with extras, as after ``pip install``, and what the code reads from the metadata of a distribution.
 _INSTALLED = re.compile(r"pip install ['\"]?([a-z-]*bridge[a-z-]*)\[(\w+)]")
 _METADATA = re.compile(r"\b(?:version|distribution|metadata)\(\"([a-z-]*bridge[a-z-]*)\"\)")
