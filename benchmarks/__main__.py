@@ -32,6 +32,7 @@ SPEED: dict[str, Row] = {
     "bridge, any other broker: portable path": lambda server: ours.dispatch(server, 60_000, broker="any other"),
     "bridge, broker in another Redis": lambda server: ours.dispatch(server, 100_000, broker="another Redis"),
     "bridge, broker in the Redis of the bus": lambda server: ours.dispatch(server, 200_000),
+    "bridge, the same, in the default configuration": lambda server: ours.dispatch(server, 100_000, listens=True),
     "redis-benchmark LPUSH, 1 client, 500 per round trip": lambda server: peers.redis_benchmark(
         server, _MESSAGE_BYTES, 500, 1
     ),

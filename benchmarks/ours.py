@@ -65,14 +65,24 @@ def publish_many(server: RedisServer, count: int) -> float:
 
 
 def dispatch(
-    server: RedisServer, count: int, *, size: int = 200, handlers: int = 1, broker: str = "the same Redis"
+    server: RedisServer,
+    count: int,
+    *,
+    size: int = 200,
+    handlers: int = 1,
+    broker: str = "the same Redis",
+    listens: bool = False,
 ) -> float:
-    """A backlog from journal to queue by one subscriber: events per second."""
+    """A backlog from journal to queue by one subscriber: events per second.
+
+    Arguments:
+        listens: Whether it also listens to broadcasts, as by default: then it scans the event keys when it starts.
+    """
     fill(server.url, count, size)
     database, transport = BROKERS[broker]
     url = server.url.replace("/0", database)
     environment = {"BENCH_BROKER_URL": url, "BENCH_TRANSPORT": transport}
-    environment |= {"BENCH_HANDLERS": str(handlers), "BENCH_PUBSUB": "0"}
+    environment |= {"BENCH_HANDLERS": str(handlers), "BENCH_PUBSUB": "1" if listens else "0"}
     with Redis.from_url(url) as client, processes(server.url, SUBSCRIBE, **environment):
         return rate(client, count * handlers) / handlers
 
