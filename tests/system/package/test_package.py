@@ -31,11 +31,11 @@ install(app)
 def reserve(event: Event) -> None:
     Path("reserved").write_text(event.payload["order"])
 """
-#: Imports all modules that need no extra, and prints where the package is.
+#: Imports all modules that need neither an extra nor the configuration of the example application, and prints where the package is.
 IMPORT_ALL = """
 import pkgutil, bridge
 for found in pkgutil.walk_packages(bridge.__path__, "bridge."):
-    if not found.name.startswith("bridge.flower."):
+    if not found.name.startswith(("bridge.flower.", "bridge.celery")):
         __import__(found.name)
 print(bridge.__file__, bridge.__version__)
 """
