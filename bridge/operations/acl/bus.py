@@ -107,7 +107,7 @@ _RUNNING = _Needs(
     "multi exec unwatch",
 )
 _LOOKING_UP = _Needs(keys={"event": "get", "seen": "mget", "journal": "xrange"})  # get_event()
-_REPORTING_QUEUES = _Needs(("report_worker",), {"workers": "hdel"})
+_REPORTING_QUEUES = _Needs(("report_worker",), {"workers": "hdel hgetall"}, "time")
 _OPERATING = (
     _Needs(  # status, check
         ("backlog",), {**_STATUS, "subscribers": "hgetall", "group_settings": "hgetall"}, "time info config|get"
