@@ -82,7 +82,7 @@ FAST: dict[str, Any] = {
     "maintenance_interval_s": 0.2,
     "redispatch_after_s": 1.0,
     "lease_s": 3.0,
-    "publish_timeout_s": 0.5,
+    "publish_timeout_s": 30.0,
 }
 
 
