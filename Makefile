@@ -82,5 +82,8 @@ docs: install ## Write the generated parts of docs/, and build the site in site/
 	$(BIN)/python scripts/reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+screenshots: install ## Take the pictures of Flower in docs/images/ again, with Chromium
+	$(BIN)/python scripts/screenshots.py
+
 clean: ## Remove .venv, caches and build results
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site

@@ -25,6 +25,7 @@ from bridge.cli import COMMANDS, bus
 from bridge.config import settings
 from bridge.config.settings import BridgeSettings
 from bridge.storage import Storage
+from bridge.storage.keys import Keys
 from bridge.subscriber.monitoring import metrics_server as exporter
 from bridge.subscriber.monitoring.metrics_server import OUTCOMES
 from bridge.telemetry.counters import Counters
@@ -57,7 +58,8 @@ def files() -> dict[str, str]:
     """Return the current content of every generated file, by its path below docs/."""
     made = {"reference/settings.md": settings_page(), "reference/commands.md": commands_page()}
     return made | {
-        name: filled((DOCS / name).read_text("utf-8")) for name in ("reference/metrics.md", "reference/logs.md")
+        f"reference/{name}.md": filled((DOCS / f"reference/{name}.md").read_text("utf-8"))
+        for name in ("keys", "logs", "metrics")
     }
 
 
@@ -293,7 +295,32 @@ def _fields_table() -> str:
     return table(["field", "meaning"], [[f"`{name}`", prose(get_args(hint)[1])] for name, hint in hints.items()])
 
 
+# Redis keys
+
+
+#: Parts of a key's docstring that lead to the code.
+_NOT_FOR_USERS = re.compile(r",? see [`:]\S+?`+(?=[.,]|$)|Fields: see ``[\w.]+``\.?|Value: .*")
+
+
+def _keys_table() -> str:
+    """Return the keys that carry the prefix in braces, from the docstrings: "Kind of value: meaning"."""
+    rows = []
+    for name, made in vars(Keys).items():
+        function = getattr(made, "func", getattr(made, "fget", None)) or made
+        if name.startswith("_") or not callable(function) or "_own(" not in inspect.getsource(function):
+            continue
+        wanted = [argument for argument in inspect.signature(function).parameters if argument != "self"]
+        key = function(Keys("P"), *(f"<{argument.replace('_', ' ')}>" for argument in wanted if argument != "signer"))
+        key = re.sub(r"rate:\w+", "rate:<hash of the source>", key)
+        meaning = str(inspect.getdoc(function)).partition("\n\n")[0].replace("\n", " ")
+        meaning = _NOT_FOR_USERS.sub("", meaning).strip()
+        kind, _, rest = meaning.partition(": ")
+        rows.append([f"`{key}`", prose(kind) if rest else "Channel", prose(rest or meaning)])
+    return table(["key", "value", "meaning"], rows)
+
+
 BLOCKS = {
+    "keys": _keys_table,
     "metrics": _metrics_table,
     "outcomes": _outcomes_table,
     "actions": _actions_table,

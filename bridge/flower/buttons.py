@@ -59,7 +59,7 @@ class ActionView(EventsHandler):
         self.redirect(self._page(event_id), status=303)
 
     def text_argument(self, name: str) -> str:
-        """Return an argument of the request as it was sent; empty if there is none."""
+        """Return an argument of the request as it was sent; empty if it was not sent."""
         return str(self.get_argument(name, "", escape=False))
 
     def _fields(self) -> dict[str, str]:

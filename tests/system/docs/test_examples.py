@@ -20,7 +20,7 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_the_result_of_its_pages(name: str, tmp_path: Path) -> None:
-    """Whoever follows the pages has the files of the example."""
+    """A reader who follows the pages has the files of the example."""
     pages, others = EXAMPLES[name]
     reader = Walkthrough(tmp_path, {})
     for page in pages:

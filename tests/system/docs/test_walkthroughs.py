@@ -107,7 +107,9 @@ def test_the_publisher_and_the_further_handlers_of_the_readme(walk: Walk) -> Non
     reader.save_files((ROOT / "README.md").read_text())
     reader.type("celery -A shop bus dev --no-flower", "the worker is ready")
     reader.type("node publisher.mjs")
-    reader.sees("charging 5.0 for o-2", "shipping o-2", "mail about o-2", "order.paid of chain")
+    reader.sees(
+        "charging 5.0 for o-2", "shipping o-2", "mail about order.placed of chain", "mail about order.paid of chain"
+    )
 
 
 @stops_worker
