@@ -86,7 +86,7 @@ MISUSES: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "set not closed": (("a[b",), {}, r"cannot match any event: .* not closed with '\]'"),
     "type with a space": (("a b",), {}, r"@on_event\('a b'\) cannot match any event: .* not words of"),
     "long type": (("x" * 201,), {}, "cannot match any event"),
-    "reserved type": (("journal",), {}, "cannot match any event: .* reserved"),
+    "missing type": (("undefined",), {}, "cannot match any event: .* JavaScript writes for a missing type"),
     "misspelt option": (("a",), {"quue": "q"}, r"no option 'quue'; did you mean 'queue'\?"),
     "unlike option": (("a",), {"zzzzzz": 1}, "no option 'zzzzzz'; it is not an option of a Celery task"),
     "our own attribute": (("a",), {"event_model": Event}, "no option 'event_model'"),
@@ -266,7 +266,7 @@ def test_eager_retry() -> None:
 def test_typed_call() -> None:
     """``Event[Model]`` receives the payload as the model; an invalid payload never reaches the function."""
 
-    @on_event("a", name="t.typed")
+    @on_event("a", name="t.typed_call")
     def typed(event: Event[Dream]) -> int:
         return event.payload.dream_id + 1
 

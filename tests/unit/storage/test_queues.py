@@ -95,7 +95,7 @@ def test_tasks_that_wait(storage: Storage, client: Redis) -> None:
     assert found["delayed"] == QueueTasks(now_ms - 40_000, 0, in_flight=True)
     assert found["routed"] == QueueTasks()
     assert found["busy"].oldest_ms == now_ms - 1000
-    assert abs(found["busy"].started_ms - now_ms) < 10_000
+    assert now_ms <= found["busy"].started_ms < now_ms + 120_000  # the server's clock, on a busy machine
 
 
 def test_no_tasks(storage: Storage) -> None:
