@@ -157,7 +157,7 @@ def test_every_metric_has_a_line_on_when_to_act() -> None:
 
 
 def test_the_runbook_has_the_alerts_and_no_others() -> None:
-    """The runbook has one section for each alert, in the order of the rules, which first says whether anything is lost."""
+    """The runbook has a section for each alert, in the order of the rules, that first says whether anything is lost."""
     groups: Any = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
     alerts = [rule["alert"] for group in groups for rule in group["rules"]]
     sections = re.findall(r"^## (\w+)\n\n(.*)", PAGES["docs/operate/runbook.md"], re.M)
