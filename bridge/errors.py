@@ -1,4 +1,4 @@
-"""All errors that the bridge raises.
+"""The errors that the bridge raises in programs. Those of its commands and pages are defined where they are raised.
 
 ::
 
