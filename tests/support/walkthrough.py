@@ -23,7 +23,9 @@ from typing import NamedTuple
 from tests.support.waiting import eventually
 
 #: Commands that run until they are interrupted. They are ready when the output on the page has appeared.
-_SERVERS = re.compile(r"celery .*(?:worker|flower|bus (?:dev|tail|subscribe))\b|uvicorn |flask run|manage.py runserver")
+_SERVERS = re.compile(
+    r"celery .*(?:worker|flower|bus (?:dev|tail|subscribe))\b|uvicorn |flask run|manage.py runserver|python loop.py"
+)
 #: Commands that only show something. A reader who is too early repeats them.
 _VIEWS = re.compile(
     r"celery .*bus (?:trace|status|check|get|routes|groups|dead (?:list|show))\b|redis-cli .*(?:GET|TTL) "

@@ -99,6 +99,38 @@ def npm_install(folder: Path, *packages: str) -> None:
         pytest.skip(f"the npm registry cannot be reached: {done.stderr[-200:]}")
 
 
+#: The guides about handlers, and what these print.
+GUIDES = {
+    "payloads.md": ("booking 12.50 EUR for o-1", "booking 12.50 CHF for o-3"),
+    "retries.md": ("entering invoice 2026-17",),
+    "routing.md": ("rendering sales", "counting report.requested"),
+    "replay.md": ("12 points for Ada", "24 points for Ada", "thanking Ada"),
+    "migrate.md": ("the loop sends a mail about o-1", "the bridge sends a mail about o-2"),
+}
+#: The application that these pages assume.
+SHOP = """
+import bridge
+from celery import Celery
+
+app = Celery("shop", broker="redis://localhost:6379/0", include=["orders", "invoices", "reports", "points", "mailer"])
+bridge.install(app)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_reader_follows_the_guides_about_handlers(walk: Walk) -> None:
+    """One application has the modules of all these pages: each command prints what is on its page."""
+    reader = walk()
+    (reader.folder / "shop.py").write_text(SHOP)
+    pages = {name: (ROOT / "docs" / "guides" / name).read_text() for name in GUIDES}
+    for page in pages.values():
+        reader.save_files(page)
+    reader.type("celery -A shop bus dev --no-flower", "the worker is ready")
+    for name, effects in GUIDES.items():
+        reader.follow(pages[name])
+        reader.sees(*effects)
+
+
 @stops_worker
 def test_the_publisher_and_the_further_handlers_of_the_readme(walk: Walk) -> None:
     """The Node program of README.md publishes an event, and the handlers that are added to ``shop.py`` run, too."""
