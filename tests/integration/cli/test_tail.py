@@ -121,7 +121,7 @@ def test_a_lost_connection_is_said(tail, processes: Processes, bus: EventBus, pr
 
 def test_it_ends_when_nobody_reads(shell) -> None:
     """If a reader such as ``| head`` closes the pipe, the command exits at once, even if no further event arrives."""
-    run = shell("bus publish a.b 1 --id e >/dev/null; bus tail --since 1h | head -n 1; echo ${PIPESTATUS[0]}")
+    run = shell("bus publish a.b 1 --id e >/dev/null 2>&1; bus tail --since 1h | head -n 1; echo ${PIPESTATUS[0]}")
     line, status = run.stdout.splitlines()
     assert line.split()[1:] == ["a.b", "e", "1"]
     assert status == "0"
