@@ -125,8 +125,8 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **given: An
 
     A task that fails again becomes a new dead letter. What the tasks publish are new events, which run their handlers.
     The command shows which tasks would run, and asks for confirmation; --yes skips that, and is required where there is
-    no terminal. Dead letters without a complete event, and those whose handler no
-    longer exists, cannot be retried and stay in the list.
+    no terminal. Dead letters without a complete event, and those whose handler no longer exists, cannot be retried and
+    stay in the list.
 
     \b
     Example:
@@ -138,8 +138,7 @@ def retry(ctx: click.Context, /, everything: bool, name: str | None, **given: An
     with open_bus(ctx.obj.app) as storage:
         if given["handler"] is not None:
             handler_named(given["handler"])
-        if given["id"]:
-            given["id"] = filters["id"] = full_dead_letter_ids(storage, given["id"])
+        given["id"] = full_dead_letter_ids(storage, given["id"])
         source = DeadLetterSource(storage, selection_of(given), registry)
         name = name or new_name()
         replay = Replay(storage, source, name, filters)

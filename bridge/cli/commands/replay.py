@@ -72,7 +72,7 @@ def replay(ctx: click.Context, /, everything: bool, name: str | None, **given: A
     filters = {"from": "journal"} | filters_as_given(given, everything)
     with open_bus(ctx.obj.app) as storage:
         if given["id"]:
-            given["id"] = filters["id"] = full_event_ids(storage, given["id"])
+            given["id"] = full_event_ids(storage, given["id"])
         handler = None if given["handler"] is None else handler_named(given["handler"])
         selection = selection_of(given | {"handler": None})  # the handler to run, not a filter
         source = (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, Event, EventBus
 from bridge.handlers.handler import task_id_for
+from bridge.operations.replay import Replay
 from bridge.storage.dead_letter import DeadLetter
 from bridge.storage.in_flight import Ended
 from bridge.storage.keys import Keys
@@ -106,6 +108,30 @@ def test_the_beginning_of_the_id_of_a_dead_letter(invoke: Invoke, client: Redis,
     assert invoke("dead", "purge", "--id", "100c3", "--yes").stdout == "1 deleted\n"
     assert [one.event_id for one in dead_letters.latest(2)] == [IDS[1]]
     assert "no dead letter has the id 100c3" in invoke("dead", "show", "100c3", expect=1).stderr
+
+
+def test_a_replay_is_resumed_with_the_beginning_of_an_id(
+    invoke: Invoke, client: Redis, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that started a retry resumes it, although the dead letters that it has retried are gone."""
+    dead_letters = Storage(client, settings).dead_letters
+    for event_id in IDS[:2]:
+        event = Event(type="dream.created", id=event_id)
+        dead_letters.add(DeadLetter.of_event("failure", "boom", event, event.encode(), "t.exact", event_id))
+    command = ["dead", "retry", "--id", "100c3", "--id", "100cf", "--name", "n", "--rate", "1", "--yes"]
+    take, steps = Replay._take, iter([Replay._take])
+
+    def interrupted(self: Replay, *given: Any) -> Any:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return take(self, *given)
+
+    monkeypatch.setattr(Replay, "_take", interrupted)
+    assert "--name n resumes it" in invoke(*command, expect=130).stderr
+    assert [one.event_id for one in dead_letters.latest(2)] == [IDS[1]]
+    monkeypatch.setattr(Replay, "_take", take)
+    assert "2 retried" in invoke(*command).stdout
+    assert dead_letters.latest(1) == []
 
 
 def test_the_id_of_a_chain_is_not_that_of_a_dead_letter(
