@@ -1,4 +1,4 @@
-"""Texts that match a regular expression."""
+"""Texts for a regular expression."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ _CATEGORIES = {"DIGIT": r"\d", "NOT_DIGIT": r"\D", "SPACE": r"\s", "NOT_SPACE": 
 
 
 def matching(pattern: str) -> Iterator[str]:
-    """Yield texts that a regular expression finds; none if it is one of those for which that is hard.
+    """Yield texts that a regular expression probably finds; none if it is one of those for which that is hard.
 
-    The parser is the one of :mod:`re`, which is not a public module: if it is missing, nothing is found.
+    Whether it does find them is for the model to check: its engine takes linear time, and that of :mod:`re` may take
+    for ever. The parser is the one of :mod:`re`, which is not a public module: if it is missing, nothing is found.
     """
     with suppress(re.error, ImportError, AttributeError, RecursionError, _Hard):
         parts = list(import_module("re._parser").parse(pattern))
+        texts: list[str] = []
         for more in _MORE:
             text = _text(parts, more)
-            if re.search(pattern, text):
+            if text not in texts:
+                texts.append(text)
                 yield text
 
 
@@ -61,7 +64,7 @@ def _part(kind: str, about: Any, more: int) -> str:
                 raise _Hard
             times: int = min(least + more, int(most))
             return _text(parts, more) * times
-        case "AT" | "ASSERT" | "ASSERT_NOT":  # they have no width; whether they hold is tested at the end
+        case "AT" | "ASSERT" | "ASSERT_NOT":  # they have no width, and may not hold
             return ""
     raise _Hard
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +19,8 @@ from bridge.operations.examples.schema import NoValue, Path, Sampler
 
 #: Most values that are proposed to a model.
 _MOST_TRIES = 200
+#: How long values are proposed: validators are user code, and may be slow.
+_LONGEST_S = 5.0
 
 #: Models of events by the name of a handler's task.
 Models = Mapping[str, type[Event[Any]]]
@@ -91,8 +94,8 @@ def example_payload(models: Models, event_type: str) -> Any:
 
 
 def _example(handler: str, model: type[Event[Any]], event_type: str) -> Any:
-    why = "its model has no JSON schema"
-    with suppress(PydanticUserError):
+    late_at_s = time.monotonic() + _LONGEST_S
+    try:
         with warnings.catch_warnings(action="ignore"):  # of defaults that JSON cannot hold, and which nobody needs here
             schema = model.model_json_schema()
         payload_schema = {name: value for name, value in schema["properties"]["payload"].items() if name != "default"}
@@ -106,8 +109,12 @@ def _example(handler: str, model: type[Event[Any]], event_type: str) -> Any:
                     return payload
                 why = problems[0][1]
                 rejected = [sampler.reject(place) for place, _ in problems]
-                if not any(rejected):
+                if not any(rejected) or time.monotonic() > late_at_s:
                     break
+    except PydanticUserError:
+        why = "its model has no JSON schema"
+    except Exception as error:  # noqa: BLE001  # a schema may contain, and its making may do, what the user wants
+        why = f"its JSON schema cannot be used: {detail_of(error)}"
     advice = "give its model an example, Field(examples=[...]) or json_schema_extra"
     raise NoExample(f"no payload was found that {handler} accepts ({why}); {advice}")
 

@@ -116,6 +116,15 @@ class Defaulted(BaseModel):
     when: datetime = Field(default=object())  # not JSON
 
 
+class Foreign(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"$ref": "#/components/schemas/Elsewhere"})
+    size: int
+
+
+class Broken(BaseModel):
+    size: int = Field(json_schema_extra={"examples": None})
+
+
 A = Annotated
 KINDS: dict[str, Any] = {
     "decimal": A[Decimal, Field(gt=0, max_digits=6, decimal_places=2)],
@@ -191,6 +200,9 @@ def test_an_example_is_what_a_reader_expects(kind: Any, payload: Any) -> None:
         (Callable[[], int], "no JSON schema"),
         (A[Decimal, p.Strict()], "instance of Decimal"),
         (A[str, p.AfterValidator(lambda _: 1 / 0)], "ZeroDivisionError"),
+        (A[str, Field(pattern=r"^(\w+\s?)*\b!$")], "match pattern"),  # the module re would search for ever
+        (Foreign, "cannot be used: KeyError"),
+        (Broken, "cannot be used: TypeError"),
     ],
 )
 def test_a_model_without_an_example(kind: Any, why: str) -> None:
@@ -198,6 +210,21 @@ def test_a_model_without_an_example(kind: Any, why: str) -> None:
     with pytest.raises(NoExample, match=why) as found:
         example_payload({"handler": Event[kind]}, "a.b")
     assert "Field(examples=[...])" in str(found.value)
+
+
+def test_slow_validators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search for an example ends after a while, since a validator may take as long as it wants."""
+    clock = iter(range(100))
+    monkeypatch.setattr("bridge.operations.examples.payloads.time.monotonic", lambda: next(clock))
+    asked: list[int] = []
+
+    def slow(value: int) -> int:
+        asked.append(value)
+        raise ValueError("no")
+
+    with pytest.raises(NoExample, match="no"):
+        example_payload({"handler": Event[A[Literal[tuple(range(40))], p.AfterValidator(slow)]]}, "a.b")
+    assert len(asked) == 6
 
 
 class Price(BaseModel):
