@@ -9,7 +9,7 @@ servers too, see storage/event_keys.py.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -17,6 +17,7 @@ from redis.connection import BlockingConnectionPool
 from redis.retry import Retry
 
 from bridge.config import BridgeSettings
+from bridge.redis.connection import LimitedPool
 from bridge.redis.topology import Cluster, by_sentinel, pool
 
 _CONNECT_TIMEOUT_S = 3.0
@@ -72,7 +73,7 @@ class _OwnKeysClient(Redis):
 
 def drop_idle_connections(client: Redis) -> None:
     """Close the connections that are not in use: new ones ask where the primary is."""
-    client.connection_pool.disconnect(inuse_connections=False)
+    cast("LimitedPool", client.connection_pool).disconnect_idle()
 
 
 def cluster_of(client: Redis) -> Cluster | None:

@@ -8,6 +8,8 @@ every loop survives this, and every write is safe to repeat after it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty
 from typing import Any
 
 from redis.connection import (
@@ -103,6 +105,17 @@ class LimitedPool(BlockingConnectionPool):
     @timeout.setter
     def timeout(self, timeout_s: float | None) -> None:
         self._timeout_s = timeout_s
+
+    def disconnect_idle(self) -> None:
+        """Close the connections that are not in use; the method of redis-py cannot do that before 7.0."""
+        places = []
+        with suppress(Empty):
+            while True:
+                places.append(self.pool.get_nowait())  # so that no other thread uses the connection meanwhile
+        for connection in reversed(places):
+            if connection is not None:  # no connection was made here yet
+                connection.disconnect()
+            self.pool.put_nowait(connection)
 
 
 def limited(options: dict[str, Any], locate: Callable[[], Place] | None = None) -> dict[str, Any]:
