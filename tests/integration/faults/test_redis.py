@@ -205,7 +205,7 @@ def test_a_primary_that_becomes_a_replica(harmed: Subscriber, bus: EventBus, adm
 def test_a_server_that_pauses(harmed: Subscriber, own_server: RedisServer, prefix: str, queues: Queues) -> None:
     """A pause that is longer than the socket timeout causes timeouts and retries; the event is in the journal once."""
     with (
-        EventBus(redis_url=own_server.url, channel_prefix=prefix, socket_timeout_s=5) as bus,
+        EventBus(redis_url=own_server.url, channel_prefix=prefix, socket_timeout_s=5, publish_timeout_s=30) as bus,
         Redis.from_url(own_server.url) as admin,
     ):
         bus.publish("a.b", id="before")
