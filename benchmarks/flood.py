@@ -42,7 +42,7 @@ def hostile(number: int) -> tuple[str, bytes]:
         (_VALID, event + b'"payload":NaN}'),
         (_VALID, event + b'"payload":' + b"9" * 400 + b"}"),
         (_VALID, event + b'"payload":' + b"[" * 2000 + n),
-        (_VALID, event + rb'"payload":"\ud800"}'),
+        (_VALID, rb'{"id":"\ud800%b","type":"dream.created"}' % n),
         (_VALID, b"\xff\xfe" + n),
         (_VALID, b'{"type":"dream.created","payload":%b}' % n),
         (_VALID, b'{"id":"a b %b","type":"dream.created"}' % n),
