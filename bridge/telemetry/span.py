@@ -40,6 +40,11 @@ def harmless() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001  # tracing must not stop what it traces
-        if _throttle.allow(type(error).__name__):
-            extra = log_fields(Action.TRACING_FAILED, reason=type(error).__name__)
-            log.warning("OpenTelemetry has failed, so spans or trace contexts may be missing: %r", error, extra=extra)
+        log_failure(error)
+
+
+def log_failure(error: Exception) -> None:
+    """Log an error of OpenTelemetry, the first of its kind."""
+    if _throttle.allow(type(error).__name__):
+        extra = log_fields(Action.TRACING_FAILED, reason=type(error).__name__)
+        log.warning("OpenTelemetry has failed, so spans or trace contexts may be missing: %r", error, extra=extra)
