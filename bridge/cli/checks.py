@@ -152,5 +152,5 @@ def check_workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
         yield Finding(", ".join(unknown), "did not reply with its queues", "check again when it is less busy")
         return
     for queue in sorted({route.queue for route in routes_of(app, settings)} - taken - {""}):
-        command = f"{_START} -Q {queue}"
+        command = f"{_START} -Q {shlex.quote(queue)}"
         yield Finding(f"queue {queue}", "no live worker consumes it", "start one, or add it to task_queues", command)

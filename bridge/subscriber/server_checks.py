@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,17 +113,21 @@ def server_of(client: Redis, name: str, holds: str = "events") -> Server:
 
 
 def _cli_of(client: Redis) -> str:
-    """Return the start of a command for a server, without its user and password."""
-    at: dict[str, Any] = client.connection_pool.connection_kwargs
+    """Return the start of a command for a server that has just answered, without its user and password."""
+    pool: Any = client.connection_pool
+    at = pool.get_connection()  # the pool itself does not know what the primary is that Sentinels name
+    pool.release(at)
     words = ["redis-cli"]
-    if at.get("path"):
-        return shlex.join([*words, "-s", str(at["path"])])
-    if at.get("host") not in (None, "localhost", "127.0.0.1"):
-        words += ["-h", str(at["host"])]
-    if at.get("port") not in (None, 6379):
-        words += ["-p", str(at["port"])]
-    if issubclass(client.connection_pool.connection_class, SSLConnection):
-        words.append("--tls")
+    if path := getattr(at, "path", None):
+        return shlex.join([*words, "-s", path])
+    if at.host not in ("localhost", "127.0.0.1"):
+        words += ["-h", at.host]
+    if at.port != 6379:
+        words += ["-p", str(at.port)]
+    if isinstance(at, SSLConnection):
+        files: dict[str, Any] = {"--cacert": at.ca_certs, "--cert": at.certfile, "--key": at.keyfile}
+        words += ["--tls", *(word for option, file in files.items() if file for word in (option, str(file)))]
+        words += ["--insecure"] if at.cert_reqs == ssl.CERT_NONE else []
     return shlex.join(words)
 
 
