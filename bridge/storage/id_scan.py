@@ -8,7 +8,6 @@ from typing import cast
 from redis import Redis
 
 from bridge.events import escape_glob
-from bridge.redis import servers_of
 from bridge.storage.keys import Keys
 
 #: Names that Redis looks at in one step. It serves nobody else for that long: less than a millisecond.
@@ -18,22 +17,20 @@ _SCAN_COUNT = 500
 def ids_starting_with(client: Redis, keys: Keys, start: str) -> Iterator[tuple[int, set[str]]]:
     """Yield for each step of a scan the number of keys so far, and ids of events and chains that begin with *start*.
 
-    They come from the marks, which outlive the events by an hour, and from the index of what events caused.
+    They come from the marks, which outlive the events by an hour, and from the index of what events caused. In a
+    cluster all of these have one hash tag, and so are on the server that *client* talks to.
 
     Raises:
-        RedisError: A server does not answer.
+        RedisError: Redis does not answer.
     """
     begins = [keys.seen(start), keys.consequences(start)]
     ends = [len(one) - len(start) for one in begins]
     own = keys.seen("").partition("}")[0] + "}"
-    looked_at = 0
-    for _, server in servers_of(client):
-        cursor: int | None = None
-        while cursor != 0:
-            cursor, page = server.scan(
-                cursor or 0, match=f"{escape_glob(own)}*:{escape_glob(start)}*", count=_SCAN_COUNT
-            )
-            names = [name.decode(errors="backslashreplace") for name in cast("list[bytes]", page)]
-            looked_at += _SCAN_COUNT
-            found = zip(begins, ends, strict=True)
-            yield looked_at, {name[end:] for one, end in found for name in names if name.startswith(one)}
+    match, looked_at = f"{escape_glob(own)}*:{escape_glob(start)}*", 0
+    cursor: int | None = None
+    while cursor != 0:
+        cursor, page = client.scan(cursor or 0, match=match, count=_SCAN_COUNT)
+        names = [name.decode(errors="backslashreplace") for name in cast("list[bytes]", page)]
+        looked_at += _SCAN_COUNT
+        found = zip(begins, ends, strict=True)
+        yield looked_at, {name[end:] for one, end in found for name in names if name.startswith(one)}
