@@ -24,16 +24,15 @@ class EncodedEvent:
     Arguments:
         id, type: Of the event.
         metadata: Of the event. ``replay`` is the name of the replay that published it again, if any; ``hops`` as in
-            :class:`Event`; ``trace`` is the trace context that its tasks continue, if any. It is
-            :data:`INVALID_TRACE` if that is malformed, and None for a replay, which begins another trace.
+            :class:`Event`.
         data: Its JSON, as it is stored and sent; None: it is encoded when it is needed.
         event: The whole event, if it has been decoded.
         fingerprint: Of the bytes that were received, if *data* differs from them.
     """
 
     __slots__ = (
-        *("_data", "_event", "_fingerprint", "hides_source", "hops", "id"),
-        *("received_bytes", "repaired", "replay", "signer", "trace", "type"),
+        *("_data", "_event", "_fingerprint", "_trace", "_traced_by", "hides_source", "hops", "id"),
+        *("received_bytes", "repaired", "replay", "signer", "type"),
     )
 
     def __init__(
@@ -49,11 +48,13 @@ class EncodedEvent:
         self.type = type
         self.replay: str | None = None
         self.hops = 0
-        self.trace: TraceContext | None = None
+        self._trace: TraceContext | None = None
+        #: Metadata with a trace context that has not been read yet.
+        self._traced_by: dict[str, Any] | None = None
         if metadata:
             self.replay, self.hops = replay_of(metadata), hops_of(metadata)
-            if self.replay is None and metadata.get(TRACEPARENT) is not None:
-                self.trace = trace_context_of(metadata) or INVALID_TRACE
+            if TRACEPARENT in metadata and self.replay is None:
+                self._traced_by = metadata
         #: Id of the key that has signed it, if that was verified.
         self.signer = ""
         #: Whether its real source may be in its event key: the broadcast of the TypeScript bus has a marker instead.
@@ -122,6 +123,23 @@ class EncodedEvent:
         if self._data is None:
             self._data = self.event.encode()
         return self._data
+
+    @property
+    def trace(self) -> TraceContext | None:
+        """The trace context that its tasks continue; None without one.
+
+        It is :data:`INVALID_TRACE` if it is malformed, and None for a replay, which begins another trace. It is read
+        when it is needed: intake does not need it.
+        """
+        if (metadata := self._traced_by) is not None:
+            self._traced_by = None
+            if metadata[TRACEPARENT] is not None:
+                self._trace = trace_context_of(metadata) or INVALID_TRACE
+        return self._trace
+
+    def end_trace(self) -> None:
+        """Let its tasks continue no trace."""
+        self._trace = self._traced_by = None
 
     @property
     def event(self) -> Event:

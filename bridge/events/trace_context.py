@@ -16,8 +16,8 @@ TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 _is_parent = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 #: Later versions of the standard may append more. There will be no version ff.
 _LATER = re.compile(r"(?!00|ff)[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]*)?")
-#: Printable ASCII. The standard requires that programs pass on 512 characters, and no more.
-_STATE = re.compile(r"[ -~]{1,512}")
+#: Longest ``tracestate``: the standard requires that programs pass on so many characters, and no more.
+_MAX_STATE_CHARS = 512
 #: Length of a ``traceparent`` of this version, and of the longest one that is read.
 _PARENT_CHARS, _MAX_PARENT_CHARS = 55, 200
 
@@ -70,7 +70,10 @@ def trace_context_of(metadata: Any) -> TraceContext | None:
         if not (len(later) <= _MAX_PARENT_CHARS and _LATER.fullmatch(later) and _is_parent(parent)):
             return None
     state = metadata.get(TRACESTATE)
-    return TraceContext(parent, state if type(state) is str and _STATE.fullmatch(state) else "")
+    if state is None:
+        return TraceContext(parent)
+    usable = type(state) is str and len(state) <= _MAX_STATE_CHARS and state.isascii() and state.isprintable()
+    return TraceContext(parent, state if usable else "")
 
 
 def parent_of(metadata: Any) -> TraceContext | None:
