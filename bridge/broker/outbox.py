@@ -78,7 +78,7 @@ class Outbox:
             Exception: User code, a route or an option of the handler fails for this event.
         """
         if not self._traced:
-            event.end_trace()
+            event.traced_by = None
         route = self._routes.get((handler.task_name, event.type)) or self._route(handler, event)
         task_id, template = task_id_for(self._group, event.id, handler.task_name, event.replay), route.template
         if template is None or retries:

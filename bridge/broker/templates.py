@@ -79,8 +79,8 @@ class Template:
         headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr, SENT_HEADER: sent_now()}
         if self.timestamps:
             headers |= self._times()
-        if event.trace:
-            headers |= event.trace.headers
+        if trace := event.trace:
+            headers |= trace.headers
         content_type, encoding, body = content
         own = {"content_type": content_type, "content_encoding": encoding, "correlation_id": task_id}
         return {**self.publish, **own, "body": body, "headers": headers, "argsrepr": argsrepr}
@@ -99,10 +99,8 @@ class Template:
             body = compress(body, compression)[0]
         times = tuple(time.encode() for time in self._times().values()) if self.timestamps else ()
         own = (task_id, describe(event).encode(), tag, b2a_base64(body, newline=False), sent)
-        if event.trace is None:
-            return self.stamps[0].fill(*(own + times))
-        trace = event.trace.in_json
-        return self.stamps[len(trace)].fill(*(own + trace + times))
+        trace = () if event.traced_by is None else event.trace_headers
+        return self.stamps[len(trace)].fill(*own, *trace, *times)
 
     def _json(self, event: EncodedEvent) -> bytes:
         return b"[[%b], {}, %b]" % (event.data, self.embed)
@@ -200,10 +198,10 @@ def _with_stamps(template: Template, offline: Connection) -> Template:
 
 def send_by_celery(producer: Producer, task: EventTask, event: EncodedEvent, options: Mapping[str, Any]) -> None:
     """Make a message with Celery and send it."""
-    trace = event.trace.headers if event.trace else {}
-    headers = {**(options.get("headers") or {}), SENT_HEADER: sent_now(), **trace}
+    trace = event.trace
+    headers = {**(options.get("headers") or {}), SENT_HEADER: sent_now(), **(trace.headers if trace else {})}
     own = {"argsrepr": describe(event), "producer": producer, "retry": False, "add_to_parent": False}
-    with continuing(event.trace):
+    with continuing(trace):
         task.apply_async((event.event.to_dict(),), **{**options, **own, "headers": headers})
 
 

@@ -13,7 +13,6 @@ from bridge.events.patterns import Patterns, compile_pattern, escape_glob, examp
 from bridge.events.redaction import NO_REDACTION, REDACTED, Redaction, redaction_of
 from bridge.events.signing import CLOCK_SKEW_S, Keyring, SigningKeys, is_signed, unsigned
 from bridge.events.trace_context import (
-    INVALID_TRACE,
     TRACEPARENT,
     TRACESTATE,
     TraceContext,
@@ -27,7 +26,6 @@ from bridge.events.wire import MAX_DEPTH
 __all__ = [
     "CLOCK_SKEW_S",
     "ID_PATTERN",
-    "INVALID_TRACE",
     "MAX_DEPTH",
     "NO_REDACTION",
     "REDACTED",

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from bridge.errors import InvalidEvent
 from bridge.events import wire
 from bridge.events.event import STORED_START, Event
-from bridge.events.trace_context import INVALID_TRACE, TRACEPARENT, TraceContext, trace_context_of
+from bridge.events.trace_context import TRACEPARENT, TraceContext, headers_in_json, trace_context_of
 from bridge.events.validation import check_id, check_type, hops_of, in_short, is_plain, replay_of
 
 
@@ -24,15 +24,16 @@ class EncodedEvent:
     Arguments:
         id, type: Of the event.
         metadata: Of the event. ``replay`` is the name of the replay that published it again, if any; ``hops`` as in
-            :class:`Event`.
+            :class:`Event`. It becomes ``traced_by`` if it has a trace context, valid or not, that tasks continue: those
+            of a replay begin another trace.
         data: Its JSON, as it is stored and sent; None: it is encoded when it is needed.
         event: The whole event, if it has been decoded.
         fingerprint: Of the bytes that were received, if *data* differs from them.
     """
 
     __slots__ = (
-        *("_data", "_event", "_fingerprint", "_trace", "_traced_by", "hides_source", "hops", "id"),
-        *("received_bytes", "repaired", "replay", "signer", "type"),
+        *("_data", "_event", "_fingerprint", "_trace_headers", "hides_source", "hops", "id"),
+        *("received_bytes", "repaired", "replay", "signer", "traced_by", "type"),
     )
 
     def __init__(
@@ -48,13 +49,12 @@ class EncodedEvent:
         self.type = type
         self.replay: str | None = None
         self.hops = 0
-        self._trace: TraceContext | None = None
-        #: Metadata with a trace context that has not been read yet.
-        self._traced_by: dict[str, Any] | None = None
+        self.traced_by: dict[str, Any] | None = None
+        self._trace_headers: tuple[bytes, ...] | None = None
         if metadata:
             self.replay, self.hops = replay_of(metadata), hops_of(metadata)
-            if TRACEPARENT in metadata and self.replay is None:
-                self._traced_by = metadata
+            if metadata.get(TRACEPARENT) is not None and self.replay is None:
+                self.traced_by = metadata
         #: Id of the key that has signed it, if that was verified.
         self.signer = ""
         #: Whether its real source may be in its event key: the broadcast of the TypeScript bus has a marker instead.
@@ -126,20 +126,15 @@ class EncodedEvent:
 
     @property
     def trace(self) -> TraceContext | None:
-        """The trace context that its tasks continue; None without one.
+        """The trace context that its tasks continue; None if it has none or a malformed one."""
+        return trace_context_of(self.traced_by)
 
-        It is :data:`INVALID_TRACE` if it is malformed, and None for a replay, which begins another trace. It is read
-        when it is needed: intake does not need it.
-        """
-        if (metadata := self._traced_by) is not None:
-            self._traced_by = None
-            if metadata[TRACEPARENT] is not None:
-                self._trace = trace_context_of(metadata) or INVALID_TRACE
-        return self._trace
-
-    def end_trace(self) -> None:
-        """Let its tasks continue no trace."""
-        self._trace = self._traced_by = None
+    @property
+    def trace_headers(self) -> tuple[bytes, ...]:
+        """The headers of :attr:`trace`, see :func:`headers_in_json`. Only dispatch needs them."""
+        if self._trace_headers is None:
+            self._trace_headers = headers_in_json(self.traced_by or {})
+        return self._trace_headers
 
     @property
     def event(self) -> Event:

@@ -44,36 +44,45 @@ class TraceContext(NamedTuple):
         values = {TRACEPARENT: self.traceparent, TRACESTATE: self.tracestate}
         return {name: value for name, value in values.items() if value}
 
-    @property
-    def in_json(self) -> tuple[bytes, ...]:
-        """The values of :attr:`headers`, as they are within the quotes of a JSON text."""
-        if not self.tracestate:
-            return (self.traceparent.encode(),) if self.traceparent else ()
-        return self.traceparent.encode(), self.tracestate.replace("\\", "\\\\").replace('"', '\\"').encode()
-
-
-#: Stands for a context that is ignored because it is malformed.
-INVALID_TRACE = TraceContext("")
-
 
 def trace_context_of(metadata: Any) -> TraceContext | None:
     """Return the trace context in the metadata of an event; None without one, or if it is malformed.
 
     A malformed or too long ``tracestate`` is left out, as the standard demands.
     """
-    parent = metadata.get(TRACEPARENT) if type(metadata) is dict else None
+    parent = _parent_in(metadata) if type(metadata) is dict else ""
+    return TraceContext(parent, _state_in(metadata)) if parent else None
+
+
+def headers_in_json(metadata: dict[str, Any]) -> tuple[bytes, ...]:
+    """Return the values of :attr:`TraceContext.headers`, as they are within the quotes of a JSON text.
+
+    Nothing if there is no context, or a malformed one. This takes half as long as to make a :class:`TraceContext`.
+    """
+    parent = _parent_in(metadata)
+    if not parent:
+        return ()
+    state = _state_in(metadata)
+    return (parent.encode(), state.replace("\\", "\\\\").replace('"', '\\"').encode()) if state else (parent.encode(),)
+
+
+def _parent_in(metadata: dict[str, Any]) -> str:
+    parent = metadata.get(TRACEPARENT)
     if type(parent) is not str:
-        return None
-    if not _is_parent(parent):
-        # Of a later version the bridge understands, and can pass on, what this one has.
-        later, parent = parent, f"00{parent[2:_PARENT_CHARS]}"
-        if not (len(later) <= _MAX_PARENT_CHARS and _LATER.fullmatch(later) and _is_parent(parent)):
-            return None
+        return ""
+    if _is_parent(parent):
+        return parent
+    # Of a later version the bridge understands, and can pass on, what this one has.
+    known = f"00{parent[2:_PARENT_CHARS]}"
+    usable = len(parent) <= _MAX_PARENT_CHARS and _LATER.fullmatch(parent) and _is_parent(known)
+    return known if usable else ""
+
+
+def _state_in(metadata: dict[str, Any]) -> str:
     state = metadata.get(TRACESTATE)
-    if state is None:
-        return TraceContext(parent)
-    usable = type(state) is str and len(state) <= _MAX_STATE_CHARS and state.isascii() and state.isprintable()
-    return TraceContext(parent, state if usable else "")
+    if type(state) is str and len(state) <= _MAX_STATE_CHARS and state.isascii() and state.isprintable():
+        return state
+    return ""
 
 
 def parent_of(metadata: Any) -> TraceContext | None:

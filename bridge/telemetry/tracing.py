@@ -86,7 +86,7 @@ def process_span(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> It
 def continuing(trace: TraceContext | None) -> AbstractContextManager[None]:
     """Return a context manager in which spans of the program continue *trace*, unless a span is current."""
     # Also without an SDK of the whole program: its parts, such as an instrumentation, may have others.
-    api = sys.modules.get("opentelemetry.trace") if trace is not None and trace.traceparent else None
+    api = sys.modules.get("opentelemetry.trace") if trace is not None else None
     otel = None if api is None else _imported()
     continued: AbstractContextManager[None] = nullcontext() if otel is None else otel.continued(trace)
     return continued

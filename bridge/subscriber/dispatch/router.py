@@ -9,7 +9,7 @@ from bridge.broker import Message, Outbox, Refused
 from bridge.bus import Admission
 from bridge.config import BridgeSettings
 from bridge.errors import InvalidEvent
-from bridge.events import INVALID_TRACE, EncodedEvent
+from bridge.events import EncodedEvent
 from bridge.handlers import Handler, Registry, detail_of, task_id_for
 from bridge.storage import DeadLetter, Entry, HandOver
 from bridge.subscriber.members import Members
@@ -124,7 +124,7 @@ class Router:
             dead_letter = DeadLetter.of_message(error.reason, str(error), "journal", entry.data)
             batch.dead_letters.append((entry.entry_id, dead_letter))
             return []
-        if encoded.trace is INVALID_TRACE or encoded.repaired:
+        if encoded.repaired or (encoded.traced_by is not None and not encoded.trace_headers):
             name = "repaired" if encoded.repaired else "invalid_trace"
             batch.counts.append((entry.entry_id, name, encoded.type))
         messages = []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from bridge import Event
-from bridge.events import INVALID_TRACE, EncodedEvent, TraceContext, trace_context_of, with_context
+from bridge.events import EncodedEvent, TraceContext, trace_context_of, with_context
 from tests.support.spans import SPAN_ID, TRACE_ID, TRACEPARENT
 
 IDS = TRACEPARENT[3:-3]
@@ -57,15 +58,15 @@ def test_malformed_contexts_are_ignored(parent: Any) -> None:
     """Whatever does not have the form of the standard is no context; the event itself is valid."""
     assert trace_context_of({"traceparent": parent}) is None
     event = EncodedEvent.read(Event(type="a.b", metadata={"traceparent": parent}).encode())
-    assert event.trace is INVALID_TRACE
-    assert (event.trace.headers, event.trace.in_json) == ({}, ())
+    assert event.traced_by is not None
+    assert (event.trace, event.trace_headers) == (None, ())
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"traceparent": None}, {"tracestate": "a=b"}, {"hops": 1}])
 def test_no_context(metadata: dict[str, Any] | None) -> None:
     """An event without a context is not counted as one with a malformed context."""
     event = EncodedEvent.read(Event(type="a.b", metadata=metadata).encode())
-    assert event.trace is None
+    assert event.traced_by is event.trace is None
 
 
 @pytest.mark.parametrize("metadata", ["text", 7, [TRACEPARENT]])
@@ -91,7 +92,10 @@ def test_a_malformed_state_is_left_out(state: Any, kept: bool) -> None:
     """A state that is malformed or longer than 512 characters is left out, and the trace goes on."""
     context = trace_context_of({"traceparent": TRACEPARENT, "tracestate": state})
     assert context == TraceContext(TRACEPARENT, state if kept else "")
-    assert len(context.in_json) == len(context.headers) == 1 + kept
+    event = EncodedEvent.read(Event(type="a.b", metadata={"traceparent": TRACEPARENT, "tracestate": state}).encode())
+    assert event.trace == context
+    in_json = [json.loads(b'"%b"' % value) for value in event.trace_headers]
+    assert in_json == list(context.headers.values()) == [TRACEPARENT, *([state] if kept else [])]
 
 
 def test_a_new_context_replaces_the_state_of_another_one() -> None:
