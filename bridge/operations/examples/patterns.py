@@ -21,7 +21,7 @@ def matching(pattern: str) -> Iterator[str]:
     """Yield texts that a regular expression probably finds; none if it is one of those for which that is hard.
 
     Whether it does find them is for the model to check: its engine takes linear time, and that of :mod:`re` may take
-    for ever. The parser is the one of :mod:`re`, which is not a public module: if it is missing, nothing is found.
+    forever. The parser is the one of :mod:`re`, which is not a public module: if it is missing, nothing is found.
     """
     with suppress(re.error, ImportError, AttributeError, RecursionError, _Hard):
         parts = list(import_module("re._parser").parse(pattern))

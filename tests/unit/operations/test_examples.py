@@ -200,7 +200,7 @@ def test_an_example_is_what_a_reader_expects(kind: Any, payload: Any) -> None:
         (Callable[[], int], "no JSON schema"),
         (A[Decimal, p.Strict()], "instance of Decimal"),
         (A[str, p.AfterValidator(lambda _: 1 / 0)], "ZeroDivisionError"),
-        (A[str, Field(pattern=r"^(\w+\s?)*\b!$")], "match pattern"),  # the module re would search for ever
+        (A[str, Field(pattern=r"^(\w+\s?)*\b!$")], "match pattern"),  # the module re would search forever
         (Foreign, "cannot be used: KeyError"),
         (Broken, "cannot be used: TypeError"),
     ],
