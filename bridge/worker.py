@@ -12,7 +12,14 @@ from typing import Any
 
 import click
 from celery import Celery, _state, bootsteps
-from celery.signals import celeryd_init, task_revoked, worker_process_shutdown, worker_shutdown, worker_shutting_down
+from celery.signals import (
+    celeryd_init,
+    task_revoked,
+    task_unknown,
+    worker_process_shutdown,
+    worker_shutdown,
+    worker_shutting_down,
+)
 from pydantic import SecretStr
 
 from bridge.broker import Outbox, excluded_queues, take_queues
@@ -28,7 +35,15 @@ from bridge.config import (
     set_transport_defaults,
 )
 from bridge.errors import SettingsError
-from bridge.handlers import IMPORT_ADVICE, end_revoked, note_stopping, registry, share_progress, wait_for_ends
+from bridge.handlers import (
+    IMPORT_ADVICE,
+    SENT_HEADER,
+    end_revoked,
+    note_stopping,
+    registry,
+    share_progress,
+    wait_for_ends,
+)
 from bridge.subscriber import Subscriber, WorkerReporter, consumer_name, missing_broker
 from bridge.telemetry import Action, json_logs, log_fields, redact_worker_logs
 
@@ -67,6 +82,7 @@ def install(app: Celery, **settings: Any) -> None:
     install_tracking()
     json_logs.install(app, _wants_json_logs, current_event)
     task_revoked.connect(end_revoked, weak=False, dispatch_uid="bridge.end_revoked")
+    task_unknown.connect(_report_discarded, weak=False, dispatch_uid="bridge.report_discarded")
     worker_shutting_down.connect(note_stopping, weak=False, dispatch_uid="bridge.note_stopping")
     for process_ends in (worker_shutdown, worker_process_shutdown):
         process_ends.connect(wait_for_ends, weak=False, dispatch_uid="bridge.wait_for_ends")
@@ -93,6 +109,18 @@ def install(app: Celery, **settings: Any) -> None:
                 help="Run tasks only, without a subscriber; other processes dispatch the events of the bus.",
             )
         )
+
+
+def _report_discarded(message: Any, name: str, id: str, **_: Any) -> None:
+    if SENT_HEADER not in message.headers:
+        return  # not a task of a handler
+    queue = message.delivery_info.get("routing_key")
+    text = (
+        "Task %s was discarded, because this worker takes tasks from queue %s and does not have handler %s. The task "
+        "is sent again after redispatch_after_s. If the handler is of another application, give each application a "
+        "separate queue with task_default_queue; otherwise update this worker"
+    )
+    log.warning(text, id, queue, name, extra=log_fields(Action.TASK_DISCARDED, task_id=id, handler=name, queue=queue))
 
 
 def _note_excluded(instance: Any, options: dict[str, Any], **_: Any) -> None:

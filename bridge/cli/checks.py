@@ -32,7 +32,7 @@ from bridge.subscriber import Finding, missing_broker
 _WORKERS_S = 1.0
 #: How often a worker that has replied once is asked for its queues: without its reply they would be reported as unused.
 _TRIES = 2
-#: Most handlers that a finding names.
+#: Most handlers or workers that a finding names.
 _MAX_NAMED = 10
 _START = "celery -A APP worker"
 
@@ -104,12 +104,21 @@ def check_handlers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
             yield Finding(f"handler {route.handler}", f"its tasks cannot be sent: {route.problem}", advice)
 
 
-def check_queues(storage: Storage) -> Iterator[Finding]:
-    """Find queues in which messages wait and that none leaves, as the subscribers of the group have measured them.
+def check_workers_and_queues(app: Celery, storage: Storage) -> Iterator[Finding]:
+    """Find what keeps tasks from running: of each queue, only that its messages wait if they do.
 
     Raises:
         RedisError: Redis does not answer.
+        Unreachable: The broker does not answer.
     """
+    waiting = list(_waiting_queues(storage))
+    yield from waiting
+    reported = {finding.setting for finding in waiting}
+    yield from (finding for finding in _workers(app, storage.settings) if finding.setting not in reported)
+
+
+def _waiting_queues(storage: Storage) -> Iterator[Finding]:
+    """Find queues in which messages wait and that none leaves, as the subscribers of the group have measured them."""
     group = read_status(storage).group(storage.settings.group)
     for queue in () if group is None else group.queues or ():
         command = f"{_START} -Q {shlex.quote(queue.name)}"
@@ -123,12 +132,8 @@ def check_queues(storage: Storage) -> Iterator[Finding]:
             yield Finding(f"queue {queue.name}", problem, advice, command)
 
 
-def check_workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
-    """Find handlers that no live worker has registered, and queues that no live worker consumes.
-
-    Raises:
-        Unreachable: The broker does not answer.
-    """
+def _workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
+    """Find handlers that no live worker has registered, and queues that none consumes, or that a wrong one does."""
     if not registry.names:
         return
     try:
@@ -142,8 +147,10 @@ def check_workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
     if not registered:
         yield Finding("workers", "none replied", "start one", _START)
         return
-    known = {text.split(" ")[0] for texts in registered.values() for text in texts}
-    taken = {queue["name"] for some in queues.values() for queue in some}
+    has = {worker: {text.split(" ")[0] for text in texts} for worker, texts in registered.items()}
+    takes = {worker: {queue["name"] for queue in some} for worker, some in queues.items()}
+    known: set[str] = set().union(*has.values())
+    taken: set[str] = set().union(*takes.values())
     for handler in registry:
         if handler.task_name not in known:
             problem = f"no live worker has registered it, so its tasks would be rejected ({handler.defined_at})"
@@ -151,6 +158,37 @@ def check_workers(app: Celery, settings: BridgeSettings) -> Iterator[Finding]:
     if unknown := sorted(registered.keys() - queues.keys()):
         yield Finding(", ".join(unknown), "did not reply with its queues", "check again when it is less busy")
         return
-    for queue in sorted({route.queue for route in routes_of(app, settings)} - taken - {""}):
+    routes = [(route.queue, route.handler) for route in routes_of(app, settings) if route.queue]
+    yield from _wrong_workers([one for one in routes if one[1] in known], has, takes, settings)
+    for queue in sorted({queue for queue, _ in routes} - taken):
         command = f"{_START} -Q {shlex.quote(queue)}"
         yield Finding(f"queue {queue}", "no live worker consumes it", "start one, or add it to task_queues", command)
+
+
+def _wrong_workers(
+    routes: Sequence[tuple[str, str]], has: dict[str, set[str]], takes: dict[str, set[str]], settings: BridgeSettings
+) -> Iterator[Finding]:
+    """Find workers that take tasks from the queue of a handler that they do not have: Celery discards these tasks.
+
+    Arguments:
+        routes: Queues and the handlers that are sent to them.
+        has: The names of the tasks of each worker.
+        takes: The queues of each worker.
+    """
+    for queue in sorted({queue for queue, _ in routes}):
+        handlers = {handler for name, handler in routes if name == queue}
+        lacking = {worker: handlers - has[worker] for worker, queues in sorted(takes.items()) if queue in queues}
+        if lacking := {worker: missing for worker, missing in lacking.items() if missing}:
+            handlers = set().union(*lacking.values())
+            problem = (
+                f"tasks of {_some(sorted(handlers))} are discarded by {_some(list(lacking))}, which take from it "
+                f"without having these handlers; they are sent again after {settings.redispatch_after_s:.0f} s"
+            )
+            advice = "give each application a separate queue, or wait if a new version is being deployed"
+            command = f'app.conf.task_default_queue = "{settings.group}"'
+            yield Finding(f"workers of queue {queue}", problem, advice, command)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more

@@ -162,6 +162,11 @@ class Action(StrEnum):
         "task_already_running",
         "A duplicate of a task message was received while the task runs elsewhere. It is retried later.",
     )
+    TASK_DISCARDED = (
+        "task_discarded",
+        "A worker took a task whose handler it does not have, so Celery discarded its message: two applications share "
+        "a queue, or the worker runs an older version. The task is sent again after `redispatch_after_s`.",
+    )
     TASK_END_NOT_RECORDED = (
         "task_end_not_recorded",
         "A task ended, but its end cannot be recorded in Redis yet. Its message is acknowledged when it is.",

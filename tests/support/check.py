@@ -19,10 +19,9 @@ CHECKS = [
     "prefixes of other buses on this Redis",
     "accepted types",
     "handlers",
-    "waiting tasks",
     "workers and queues",
 ]
-NEED_WORKERS = ("subscribers of group tests", "waiting tasks", "workers and queues")
+NEED_WORKERS = ("subscribers of group tests", "workers and queues")
 #: The checks that need no worker.
 BEFORE_START = [name for name in CHECKS if name not in NEED_WORKERS]
 _LABELS = ("FAIL  ", "warn  ")

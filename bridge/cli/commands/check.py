@@ -101,8 +101,7 @@ def _steps(app: Celery, storage: Storage, role: Role, before_start: bool) -> Ste
     yield "accepted types", lambda: refused_handlers(settings, registry.patterns)
     yield "handlers", lambda: checks.check_handlers(app, settings)
     if not before_start:
-        yield "waiting tasks", lambda: checks.check_queues(storage)
-        yield "workers and queues", lambda: checks.check_workers(app, settings)
+        yield "workers and queues", lambda: checks.check_workers_and_queues(app, storage)
 
 
 def _readiness(storage: Storage) -> Steps:

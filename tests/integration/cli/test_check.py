@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from celery import Celery
 from redis import Redis
 
 from bridge import BridgeSettings
+from bridge.handlers.delivery import SENT_HEADER
 from bridge.handlers.handler import registry
 from bridge.storage.storage import Storage
 from bridge.testing.redis_server import RedisServer
@@ -26,6 +28,15 @@ from tests.support.terminal import OpenTerminal
 from tests.support.waiting import eventually
 
 HERE = "tests.chains"
+#: An application with its own group and no handlers, on the same Redis.
+OTHER = """
+import os
+from celery import Celery
+import bridge
+app = Celery("other", broker=os.environ["REDIS_URL"])
+app.conf.broker_transport_options = {"global_keyprefix": "broker:" + os.environ["BRIDGE_CHANNEL_PREFIX"]}
+bridge.install(app)
+"""
 
 
 @pytest.fixture
@@ -113,3 +124,23 @@ def test_handlers_and_queues_without_a_worker(check: Invoke, worker: Callable[..
         r"no live worker has registered it, so its tasks would be rejected \(.*tests/handlers.py:", wrong(result)[0][1]
     )
     assert "      -> start one, or add it to task_queues\n         celery -A APP worker -Q plain\n" in result.stdout
+
+
+def test_a_worker_of_another_application_takes_from_the_same_queue(
+    check: Invoke, worker: Callable[..., Any], app: Celery, processes: Processes, url: str, tmp_path: Path
+) -> None:
+    """A worker that takes tasks from a queue and does not have their handlers is reported, and logs what it loses."""
+    worker("plain")
+    (tmp_path / "other.py").write_text(OTHER)
+    command = ["worker", "-n", "other@test", "-P", "solo", "--without-mingle"]
+    processes.celery(*command, app="other", name="other", REDIS_URL=url, PYTHONPATH=str(tmp_path))
+    eventually(lambda: app.control.ping(["other@test"], timeout=0.5), "the other worker replies", 30)
+    result = check(expect=1)
+    assert [about for about, _ in wrong(result)] == ["workers of queue celery"]
+    assert wrong(result)[0][1].startswith(f"tasks of {HERE}.flight, {HERE}.hotel, ")
+    assert "are discarded by other@test" in wrong(result)[0][1]
+    assert 'app.conf.task_default_queue = "tests"' in result.stdout
+
+    app.send_task(f"{HERE}.trip", task_id="t-1", queue="celery", headers={SENT_HEADER: "1"})
+    lost = "Task t-1 was discarded, because this worker takes tasks from queue celery and does not have handler"
+    eventually(lambda: f"{lost} {HERE}.trip" in processes.log("other"), "the loss is logged")
