@@ -44,7 +44,8 @@ def publish(
     id of each event.
 
     A type that no handler of this application takes, and a payload that the models of its handlers do not accept, are
-    published with a warning, since they may be meant for other applications; with --strict they are not published.
+    published with a warning, since they may be meant for other applications; with --strict they are not published. The
+    validators of the models run here, too.
 
     --example makes the payload from the models of the handlers: from their examples, or else from their types. It is
     printed on standard error.
