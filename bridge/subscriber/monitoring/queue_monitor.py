@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -122,18 +123,19 @@ class QueueMonitor:
             load, listed = loads.get(name), tasks.get(name, QueueTasks())
             full = load is not None and self._max_length is not None and load.messages >= self._max_length
             needed = name in routed or listed.in_flight
-            found.append(Measurement(name, load, listed, takers.count(name), old, needed, full))
+            found.append(Measurement(name, load, listed, takers[name], old, needed, full))
         return found
 
-    def _takers(self) -> list[str]:
-        """Return the names of queues, each once for every worker that takes from it.
+    def _takers(self) -> Counter[str]:
+        """Return how many workers take from each queue.
 
         Workers of other groups count if their broker has the same address. Their messages may be in the same queue.
         """
         groups = sorted({self._group, *self._storage.group_settings.all()})
         here = broker_id(self._app)
         workers = self._storage.workers.alive(groups)
-        return [queue for one in workers if self._group == one.group or here == one.broker for queue in one.queues]
+        near = [one for one in workers if self._group == one.group or here == one.broker]
+        return Counter(queue for one in near for queue in one.queues)
 
     def _routed_queues(self) -> set[str]:
         handlers = frozenset(self._registry.names)
