@@ -173,6 +173,7 @@ def test_threads_of_several_tasks(app: Celery, caplog: pytest.LogCaptureFixture)
         both.wait()
 
     deep = Event(type="a.b", metadata={"hops": 9})
+    app.finalize()  # not by two threads, each of which adds a task
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(run, app, handler, f"task-{number}", event) for number, event in enumerate((EVENT, deep))]
         for one in runs:
