@@ -164,7 +164,7 @@ def _admit(admin: Redis, broker_url: str, settings: BridgeSettings) -> None:
         app.conf.result_backend = broker_url
         app.conf.result_backend_transport_options = {"global_keyprefix": f"broker:{settings.channel_prefix}"}
         with broker.probe_connection(app) as connection:
-            keys = BrokerKeys(app, connection, {"celery"})
+            keys = BrokerKeys(app, connection, {"celery", "elsewhere", "routed"})
         grants = granted(("rpush", [exact(effects_of(settings.channel_prefix))]))
         for role in ROLES:
             for group in (settings.group, OTHER_GROUP):
