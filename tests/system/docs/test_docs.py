@@ -137,6 +137,14 @@ def test_wrong_commands_are_found(text: str, problem: str) -> None:
     assert bool(problem) == bool(problem_of(words))
 
 
+def test_the_readme_is_short() -> None:
+    """README.md has at most 150 lines, and no section twice."""
+    text = (ROOT / "README.md").read_text()
+    headings = re.findall(r"^#+ .*", text, re.M)
+    assert len(text.splitlines()) <= 150
+    assert len(headings) == len(set(headings)) > 5
+
+
 def test_named_settings_exist() -> None:
     """Each ``BRIDGE_*`` and ``bridge_*`` name on a page is a setting or, as these have the same prefix, a metric."""
     settings = set(BridgeSettings.model_fields)
