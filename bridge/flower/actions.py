@@ -76,6 +76,9 @@ class _OneEvent:
         Raises:
             BridgeError: It cannot be replayed, or no longer.
         """
+        progress = self.replay.progress()
+        if progress is not None and progress.finished:
+            raise BridgeError(f"it was replayed already, as {self.name}: the button was pressed twice")
         found, replayed = self.item(), 0
         for progress in self.replay.run(_RATE):
             replayed = progress.replayed
@@ -96,31 +99,31 @@ def preview_retry(data: EventData, dead_letter_id: str) -> Preview:
         BridgeError: It cannot be retried; the text says why.
         BusUnavailable: Redis does not answer.
     """
-    return _retry(data, dead_letter_id).preview(data)
+    return _retry(data, dead_letter_id, new_name()).preview(data)
 
 
-def retry(data: EventData, dead_letter_id: str, who: str) -> str:
+def retry(data: EventData, dead_letter_id: str, who: str, name: str) -> str:
     """Run the handler of a dead letter again; return a message for the user.
 
     Arguments:
         who: The user, for the log.
+        name: Name of the replay; the same one twice is the same replay.
 
     Raises:
         BridgeError: It cannot be replayed; the text says why.
         BusUnavailable: Redis does not answer.
     """
-    one = _retry(data, dead_letter_id)
+    one = _retry(data, dead_letter_id, name)
     done = one.run(who)
     what = done.handler or "all handlers"
     return f"Retried: event {done.event_id} was sent to {what} again, as replay {one.name}."
 
 
-def _retry(data: EventData, dead_letter_id: str) -> _OneEvent:
+def _retry(data: EventData, dead_letter_id: str, name: str) -> _OneEvent:
     at_ms, _ = stream_position(dead_letter_id)
     selection = EntryFilter(since_ms=at_ms, until_ms=at_ms + 1, ids=frozenset({dead_letter_id}))
     source = DeadLetterSource(data.storage, selection, registry)
     gone = "this dead letter no longer exists: it was retried, purged or evicted"
-    name = _new_name()
     filters = {"from": "dead letters", "id": [dead_letter_id]}
     return _OneEvent(Replay(data.storage, source, name, filters), name, gone)
 
@@ -135,26 +138,27 @@ def preview_replay(data: EventData, event_id: str, handler_name: str) -> Preview
         BridgeError: It cannot be replayed; the text says why.
         BusUnavailable: Redis does not answer.
     """
-    return _replay(data, event_id, handler_name).preview(data)
+    return _replay(data, event_id, handler_name, new_name()).preview(data)
 
 
-def replay(data: EventData, event_id: str, handler_name: str, who: str) -> str:
+def replay(data: EventData, event_id: str, handler_name: str, who: str, name: str) -> str:
     """Run the handlers of an event in the journal again; return a message for the user.
 
     Arguments:
         handler_name: Name of the only handler to run; empty: all that match.
         who: The user, for the log.
+        name: Name of the replay; the same one twice is the same replay.
 
     Raises:
         BridgeError: It cannot be replayed; the text says why.
         BusUnavailable: Redis does not answer.
     """
-    one = _replay(data, event_id, handler_name)
+    one = _replay(data, event_id, handler_name, name)
     done = one.run(who)
     return f"Replayed: event {done.event_id} was sent to {handler_name or 'all handlers'} again, as replay {one.name}."
 
 
-def _replay(data: EventData, event_id: str, handler_name: str) -> _OneEvent:
+def _replay(data: EventData, event_id: str, handler_name: str, name: str) -> _OneEvent:
     trace = data.trace(event_id)
     node = find(trace, event_id) if trace else None
     gone = f"event {event_id} is no longer in the journal, so it cannot be replayed"
@@ -171,9 +175,9 @@ def _replay(data: EventData, event_id: str, handler_name: str) -> _OneEvent:
         filters["handler"] = handler_name
     else:
         raise BridgeError(f"this application has no handler {handler_name[:120]!r} for {node.event_type}")
-    name = _new_name()
     return _OneEvent(Replay(data.storage, source, name, filters), name, gone)
 
 
-def _new_name() -> str:
+def new_name() -> str:
+    """Return a name for a replay that nobody has used."""
     return f"flower-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"

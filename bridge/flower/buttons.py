@@ -31,6 +31,11 @@ class ActionView(EventsHandler):
             return b64decode(login).decode().partition(":")[0]
         return str(self.request.remote_ip)
 
+    @property
+    def replay_name(self) -> str:
+        """Name of the replay, from the form that asked."""
+        return self.text_argument("name") or actions.new_name()
+
     async def ask(self, verb: str, what: str, preview: Callable[[EventData], Preview], event_id: str = "") -> None:
         """Show what the action would do, with a button to do it.
 
@@ -63,8 +68,9 @@ class ActionView(EventsHandler):
         return str(self.get_argument(name, "", escape=False))
 
     def _fields(self) -> dict[str, str]:
-        """Return the arguments that the form of the question passes on."""
-        return {name: value for name in ("event", "handler") if (value := self.text_argument(name))}
+        """Return the fields of the form. With the name of the replay, a button that is pressed twice acts once."""
+        passed_on = {name: value for name in ("event", "handler") if (value := self.text_argument(name))}
+        return passed_on | {"name": actions.new_name()}
 
     def _page(self, event_id: str) -> str:
         return str(self.reverse_url("bridge-event", event_id) if event_id else self.reverse_url("bridge-dead"))
@@ -84,8 +90,8 @@ class RetryView(ActionView):
 
     @web.authenticated
     async def post(self, dead_letter_id: str) -> None:
-        who = self.who
-        await self.act(lambda data: actions.retry(data, dead_letter_id, who), self.text_argument("event"))
+        who, name = self.who, self.replay_name
+        await self.act(lambda data: actions.retry(data, dead_letter_id, who, name), self.text_argument("event"))
 
 
 class ReplayView(ActionView):
@@ -98,5 +104,5 @@ class ReplayView(ActionView):
 
     @web.authenticated
     async def post(self, event_id: str) -> None:
-        handler, who = self.text_argument("handler"), self.who
-        await self.act(lambda data: actions.replay(data, event_id, handler, who), event_id)
+        handler, who, name = self.text_argument("handler"), self.who, self.replay_name
+        await self.act(lambda data: actions.replay(data, event_id, handler, who, name), event_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from redis import Redis
 
@@ -91,6 +92,17 @@ def test_an_event_is_replayed(site: Site, flower: Flower, browser: Browser, name
     browser.open(f"{flower.url}/events?search={name}&{QUICK}")
     browser.shows("#bridge-table", "SUCCESS")
     eventually(lambda: len(browser.texts("#bridge-table tbody tr")) == 1, "there is one row")
+
+
+def test_a_button_that_is_pressed_twice_acts_once(site: Site, flower: Flower, name: str) -> None:
+    """The form that asks has the name of its replay, which is run once."""
+    site.bus.publish("dream.created", id=name)
+    question = eventually(lambda: flower.ask(f"/event/{name}/replay"), "the page that asks")
+    (replay,) = re.findall(r'name="name" value="(flower-[^"]+)"', question.body)
+    for _ in range(2):
+        assert flower.press(f"/event/{name}/replay", name=replay).status == 303
+    entries = site.client.xrange(Keys(site.settings.channel_prefix).journal)
+    assert sum(name.encode() in b"".join(fields.values()) for _, fields in entries) == 2  # the event and its replay
 
 
 def test_a_dead_letter_is_retried_from_the_list(site: Site, flower: Flower, browser: Browser, name: str) -> None:
