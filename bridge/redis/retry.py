@@ -47,13 +47,16 @@ def attempt(
     """
     ends_at_s = time.monotonic() + (settings.publish_timeout_s if limit_s is None else limit_s)
     token = None if limit_s is None else deadline.ends_at_s.set(ends_at_s)
-    failures = 0
+    failures, before = 0, None
     try:
         while True:
             try:
                 return do()
-            except RedisError as error:
-                failures += 1
+            except RedisError as caught:
+                # An attempt that the limit has cut short does not say what is wrong, but the one before it does.
+                cut_short = isinstance(caught, RedisTimeoutError) and time.monotonic() >= ends_at_s
+                error = before if cut_short and before is not None else caught
+                failures, before = failures + 1, error
                 pause_s = _publish_backoff.compute(min(failures, 16))
                 if not heals_by_waiting(error) or time.monotonic() + pause_s >= ends_at_s:
                     lost = unconfirmed and isinstance(error, _LOST_REPLY) and heals_by_waiting(error)

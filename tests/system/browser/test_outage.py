@@ -58,8 +58,9 @@ def test_the_pages_say_that_redis_is_away(
 def test_a_button_says_that_redis_is_away(site: Site, far: Flower, way: Proxy, browser: Browser, name: str) -> None:
     """If Redis fails before an action is confirmed, or during it, the page reports this."""
     site.bus.publish("dream.created", id=name)
-    browser.open(f"{far.url}/event/{name}?autorefresh=0")
+    browser.open(f"{far.url}/event/{name}?{QUICK}")
     browser.shows("#bridge-tree", "SUCCESS\ntests.app.plain")
+    browser.open(f"{far.url}/event/{name}?autorefresh=0")
     browser.click("#bridge-replay")
     browser.shows("#bridge-confirm", "tests.app.plain")
     way.refuse()
