@@ -44,13 +44,15 @@ test: install ## Run all tests
 	$(PYTEST)
 
 # The tests that notice other versions of the dependencies. constraints.txt has the versions of the other targets.
+NOTICING := $(addprefix tests/unit/,broker bus cli config handlers redis storage)
+NOTICING += tests/integration/test_worker.py tests/integration/acl/test_publisher.py
 lowest: ## Run the tests of parts, commands and workers with the lowest versions that pyproject.toml allows
 newest: ## Run them with the newest versions that pyproject.toml allows
 lowest newest:
 	$(PYTHON) -m venv .venv/$@
 	$(PYTHON) scripts/versions.py $@ >.venv/$@/constraints.txt
 	.venv/$@/bin/python -m pip install --quiet --disable-pip-version-check -c .venv/$@/constraints.txt -e '.[test]'
-	.venv/$@/bin/python -m pytest -n $(WORKERS) --quick tests/unit tests/integration/cli tests/integration/test_worker.py
+	.venv/$@/bin/python -m pytest -n $(WORKERS) --quick $(NOTICING)
 
 SEED ?= $(shell date +%s)
 MINUTES ?= 30

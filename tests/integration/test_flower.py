@@ -82,7 +82,7 @@ def flower(processes: Processes) -> Flower:
     port = free_port()
     listen = [f"--port={port}", "--address=127.0.0.1"]
     processes.celery("flower", *listen, name="flower", FLOWER_UNAUTHENTICATED_API="true")
-    processes.worker("w1")
+    processes.worker("w1", "-Q", "celery")  # not the queue "elsewhere"
     running = Flower(port)
     eventually(lambda: running.json("/api/workers?status=true").get(WORKER), "Flower knows the worker", 30)
     return running

@@ -43,7 +43,7 @@ _QUEUES, _NAME = 4, 300
 #: and least seconds, in which everything that may be forgotten is forgotten.
 _BEFORE, _WINDOW = (25, 3.5), (8, 1.0)
 #: What may be more in the second window without being a leak: keys of a kind, and bytes.
-_SLACK = {"keys": 30, "bytes": 20_000}
+_SLACK = {"keys": 60, "bytes": 40_000}
 
 
 class Load:

@@ -112,7 +112,7 @@ def flower(restricted_redis: RestrictedRedis, user: str) -> None:
         assert data.events("", "", 0, 50).rows
         assert data.dead_letters.page("", 0, 50).rows
         assert data.page("first")
-        assert "Retried" in actions.retry(data, data.storage.dead_letters.latest(1)[0].dead_letter_id, "me")
+        assert "Retried" in actions.retry(data, data.storage.dead_letters.latest(1)[0].dead_letter_id, "me", "again")
         data.storage.client.close()
         broker = FlowersBroker(
             restricted_redis.url(user), broker_options=restricted_redis.app.conf.broker_transport_options

@@ -242,9 +242,9 @@ def test_a_large_message_that_dribbles(
 ) -> None:
     """A message of 5 MB that takes longer than any heartbeat is read completely, on the same connection."""
     register_handlers("t.all")
-    subscriber = start_subscriber(redis_url=proxy.url, heartbeat_interval_s=0.3, max_event_bytes=6_000_000)
+    subscriber = start_subscriber(redis_url=proxy.url, heartbeat_interval_s=0.5, max_event_bytes=6_000_000)
     event = Event(type="a.b", id="large", payload="x" * 5_000_000)
-    proxy.dribble(64_000, 0.03)
+    proxy.dribble(64_000, 0.05)
     client.publish(f"{prefix}a.b", event.encode())  # without a key, so this connection is the only source
     eventually(lambda: proxy.done["dribbled"] > 70, "the transfer is slow")
     dispatched(queues, "large")

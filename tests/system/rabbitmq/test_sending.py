@@ -81,7 +81,7 @@ def test_sent_means_confirmed(
     assert rabbit.length() == 500
     assert outbox._producer._confirmed == set()
     outbox.close()
-    assert took_s < 2, "500 messages, without waiting for each of them"
+    assert took_s < 5, "500 messages, without waiting for each of them"
 
 
 @pytest.mark.parametrize("lost", ["queue", "binding"])
