@@ -78,7 +78,7 @@ ERRORS = {
     **{text: _NOT_OF_KEYS if prefix == "WRONGTYPE" else _TIMES for prefix, text in (*HEALING, *PERMANENT)},
     **dict.fromkeys(_LOST, _OF_GROUP),
 }
-TIMEOUT_S = 150.0
+TIMEOUT_S = 60.0
 FAST: dict[str, Any] = {
     "block_ms": 50,
     "heartbeat_interval_s": 0.5,
@@ -272,10 +272,18 @@ def outcomes(
     for name in ("t.all", "t.chosen", "t.own"):
         registry.add(HANDLERS[name])
     with ThreadPoolExecutor(len(selected)) as pool:
-        yield {error: pool.submit(Bus(server, error).run) for error in selected}
+        yield {error: pool.submit(_outcome_of, server, error) for error in selected}
     registry.clear()
     for handler in before:
         registry.add(handler)
+
+
+def _outcome_of(server: RedisServer, error: str) -> Outcome:
+    """Run one bus; on a machine so busy that it is not done in time, once more."""
+    try:
+        return Bus(server, error).run()
+    except pytest.fail.Exception:
+        return Bus(server, error).run()
 
 
 @pytest.mark.parametrize("error", list(rows()))
