@@ -279,7 +279,7 @@ def outcomes(
 
 
 def _outcome_of(server: RedisServer, error: str) -> Outcome:
-    """Run one bus; on a machine so busy that it is not done in time, once more."""
+    """Run one bus; on a machine so busy that it is not done in time, run it again."""
     try:
         return Bus(server, error).run()
     except pytest.fail.Exception:
