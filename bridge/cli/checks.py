@@ -26,7 +26,7 @@ from bridge.operations.acl import (
     user_of,
 )
 from bridge.storage import Storage, handler_differences, read_status
-from bridge.subscriber import Finding, missing_broker
+from bridge.subscriber import Finding, first_of, missing_broker
 
 #: How long to wait for the replies of the workers.
 _WORKERS_S = 1.0
@@ -180,15 +180,11 @@ def _wrong_workers(
         lacking = {worker: handlers - has[worker] for worker, queues in sorted(takes.items()) if queue in queues}
         if lacking := {worker: missing for worker, missing in lacking.items() if missing}:
             handlers = set().union(*lacking.values())
+            discarded, workers = (first_of(names, _MAX_NAMED) for names in (sorted(handlers), list(lacking)))
             problem = (
-                f"tasks of {_some(sorted(handlers))} are discarded by {_some(list(lacking))}, which take from it "
+                f"tasks of {discarded} are discarded by {workers}, which take from it "
                 f"without having these handlers; they are sent again after {settings.redispatch_after_s:.0f} s"
             )
             advice = "give each application a separate queue, or wait if a new version is being deployed"
             command = f'app.conf.task_default_queue = "{settings.group}"'
             yield Finding(f"workers of queue {queue}", problem, advice, command)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more

@@ -13,7 +13,7 @@ acknowledged. Another one claims them after ``claim_idle_s``.
 
 from bridge.subscriber.agreement import disagreements
 from bridge.subscriber.checks import check_clock, check_settings, missing_broker, refused_handlers
-from bridge.subscriber.finding import Finding
+from bridge.subscriber.finding import Finding, first_of
 from bridge.subscriber.journal_checks import check_journal_ids, check_prefixes
 from bridge.subscriber.monitoring.worker_reporter import WorkerReporter
 from bridge.subscriber.server_checks import server_of
@@ -29,6 +29,7 @@ __all__ = [
     "check_settings",
     "consumer_name",
     "disagreements",
+    "first_of",
     "missing_broker",
     "refused_handlers",
     "server_of",

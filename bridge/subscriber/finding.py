@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,3 +30,9 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.setting}: {self.problem}; {self.advice}" + (f": {self.command}" if self.command else "")
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """Return the first names for a text, at most as many as *most*, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

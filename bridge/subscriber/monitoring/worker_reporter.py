@@ -20,6 +20,7 @@ from bridge.config import BridgeSettings
 from bridge.handlers import Handler
 from bridge.redis import connect
 from bridge.storage import HEARTBEAT_INTERVAL_S, Storage
+from bridge.subscriber.finding import first_of
 from bridge.telemetry import Action, log_fields
 
 log = logging.getLogger(__name__)
@@ -97,14 +98,13 @@ class WorkerReporter:
                 for queue in outbox.queues([handler]) - own - known:
                     senders.setdefault(queue, []).append(handler.task_name)
         for queue, names in sorted(senders.items()):
-            more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
             extra = log_fields(Action.QUEUE_NOT_TAKEN, group=self._settings.group, queue=queue)
             text = (
                 "No worker is known to take tasks from queue %s, where those of %s wait. Start one with -Q %s, or add "
                 "the queue to task_queues or to the -Q of this one: -Q %s"
             )
             together = ",".join(sorted(own | {queue}))
-            log.warning(text, queue, ", ".join(names[:_MAX_NAMED]) + more, queue, together, extra=extra)
+            log.warning(text, queue, first_of(names, _MAX_NAMED), queue, together, extra=extra)
 
 
 def _queues_taken(worker: Any) -> list[str]:
