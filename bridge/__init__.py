@@ -51,6 +51,6 @@ else:
         """Return ``__version__``. The metadata of the distribution is read only when a program asks for it."""
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib.metadata import version  # noqa: PLC0415
+        from importlib.metadata import version  # noqa: PLC0415  # few programs need it
 
         return version("celery-event-bridge")
