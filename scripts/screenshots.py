@@ -11,13 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
 
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # tests/
@@ -25,29 +23,17 @@ sys.path.insert(0, str(ROOT))  # tests/
 from bridge import BridgeSettings, EventBus  # noqa: E402
 from bridge.storage.status import read_status  # noqa: E402
 from bridge.testing import RedisServer  # noqa: E402
+from tests.support.flower import Flower, headless_chrome  # noqa: E402
 from tests.support.ports import free_port  # noqa: E402
+from tests.support.requirements import program  # noqa: E402
+from tests.support.waiting import eventually  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 SHOP = ROOT / "examples" / "shop"
 WIDTH = 1280
+_PATIENCE_S = 60
 CUSTOMERS = ("Ada", "Grace", "Edsger", "Barbara", "Tony", "Niklaus")
 ORDER = {"customer": "Ada", "total": "12.50", "lines": [{"sku": "book", "quantity": 1}]}
-
-
-def wait_until(check: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not check():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"not within a minute: {what}")
-        time.sleep(0.1)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
 
 
 @contextmanager
@@ -83,7 +69,7 @@ def finished(bus: EventBus) -> bool:
 def shoot(browser: Chrome, url: str, name: str, height: int) -> None:
     browser.set_window_size(WIDTH, height)
     browser.get(url)
-    wait_until(lambda: browser.execute_script("return document.readyState") == "complete", f"{url} is loaded")
+    eventually(lambda: browser.execute_script("return document.readyState") == "complete", f"{url} is loaded")
     time.sleep(1)  # the page fetches its rows
     browser.save_screenshot(str(IMAGES / name))
 
@@ -99,13 +85,10 @@ def main() -> None:
             running(directory, redis.url, "flower", "--address=127.0.0.1", f"--port={port}"),
             EventBus(settings=settings) as bus,
         ):
-            wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), "Flower answers")
+            eventually(Flower(port).is_up, "Flower answers", _PATIENCE_S)
             last = publish(bus)
-            wait_until(lambda: finished(bus), "all tasks have ended")
-            options = ChromeOptions()
-            for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
-                options.add_argument(argument)
-            with Chrome(options=options, service=Service(shutil.which("chromedriver"))) as browser:
+            eventually(lambda: finished(bus), "all tasks have ended", _PATIENCE_S)
+            with headless_chrome(program("chromedriver"), "--hide-scrollbars") as browser:
                 shoot(browser, f"http://127.0.0.1:{port}/events", "flower-events.png", 760)
                 shoot(browser, f"http://127.0.0.1:{port}/event/{last}", "flower-event.png", 680)
                 shoot(browser, f"http://127.0.0.1:{port}/events/dead", "flower-dead.png", 620)

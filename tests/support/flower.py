@@ -11,7 +11,8 @@ from urllib.parse import urlencode
 
 from redis import Redis
 from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver import Chrome
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -93,6 +94,15 @@ class Site:
         """Wait for the dead letter of an event; return its id."""
         latest = lambda: [one.dead_letter_id for one in self.letters.latest(1000) if one.event_id == event_id]  # noqa: E731
         return str(eventually(latest, f"{event_id} has a dead letter")[0])
+
+
+def headless_chrome(driver: str, *arguments: str) -> Chrome:
+    """Start a browser without a window; *driver* is the path of chromedriver."""
+    options = ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *arguments):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return Chrome(options=options, service=Service(driver))
 
 
 class Browser:

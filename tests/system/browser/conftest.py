@@ -8,12 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from redis import Redis
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
 
 from bridge import BridgeSettings, EventBus
 from bridge.testing.redis_server import RedisServer
-from tests.support.flower import Browser, Flower, Site
+from tests.support.flower import Browser, Flower, Site, headless_chrome
 from tests.support.processes import Processes, environment_on
 from tests.support.requirements import missing, program
 
@@ -40,11 +38,7 @@ def flower(site: Site) -> Flower:
 def chromium() -> Iterator[Browser]:
     program("chromium")
     driver = program("chromedriver")
-    options = ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with Chrome(options=options, service=Service(driver)) as started:
+    with headless_chrome(driver) as started:
         yield Browser(started)
 
 
