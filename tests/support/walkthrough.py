@@ -8,46 +8,40 @@ number of lines. Ids, times, hosts and ports of the page stand for others, each 
 from __future__ import annotations
 
 import os
-import pty
 import re
 import signal
 import subprocess
-import termios
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.terminal import Pty
 from tests.support.waiting import eventually
 
 #: Commands that run until they are interrupted. They are ready when the output on the page has appeared.
-_SERVERS = re.compile(
-    r"celery .*(?:worker|flower|bus (?:dev|tail|subscribe))\b|uvicorn |flask run|manage.py runserver|python loop.py"
-)
+_SERVERS = re.compile(r"celery .*(?:worker|flower|bus (?:dev|tail|subscribe))\b|python loop.py")
 #: Commands that only show something. A reader who is too early repeats them.
-_VIEWS = re.compile(
-    r"celery .*bus (?:trace|status|check|get|routes|groups|dead (?:list|show))\b|redis-cli .*(?:GET|TTL) "
-)
+_VIEWS = re.compile(r"celery .*bus (?:trace|status|check|get|routes|groups|dead (?:list|show))\b")
+#: For how long, in seconds.
 _PATIENCE_S = 20
 _BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", re.M | re.S)
 _FILE = re.compile(r"(?:<\?php\n)?(?:#|//) (\S+\.\w+)(, continued)?\n")
 _ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b\d{13}-\d+\b"
-#: What differs from run to run, and what may stand in its place.
+#: What differs from run to run: anything of the same form may stand in its place.
 _VARIES = {
-    "id": (_ID, _ID),
-    "time": (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z"),
-    "clock": (r"\d\d:\d\d:\d\d(?:[.,]\d+)?", r"\d\d:\d\d:\d\d(?:[.,]\d+)?"),
-    "age": (r"\b\d+s\b", r"\d+s"),
-    "seconds": (r"\d+\.\d+ ?s\b", r"\d+\.\d+ ?s"),
-    "rate": (r"\d+\.\d+/s", r"\d+\.\d+/s"),
-    "port": (r"(?<=//127\.0\.0\.1:)\d+|(?<=//localhost:)\d+", r"\d+"),
-    "host": (r"(?<=@)[\w.-]+(?=:\d)", r"[\w.-]+"),
-    "process": (r"(?<=:)\d+:[0-9a-f]{6}\b", r"\d+:[0-9a-f]{6}"),
-    "space": (r" {2,}", r" +"),
+    "id": _ID,
+    "time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z",
+    "clock": r"\d\d:\d\d:\d\d(?:[.,]\d+)?",
+    "age": r"\b\d+s\b",
+    "seconds": r"\d+\.\d+ ?s\b",
+    "rate": r"\d+\.\d+/s",
+    "port": r"(?<=//127\.0\.0\.1:)\d+|(?<=//localhost:)\d+",
+    "host": r"(?<=@)[\w.-]+(?=:\d)",
+    "process": r"(?<=:)\d+:[0-9a-f]{6}\b",
+    "space": r" {2,}",
 }
-_VARYING = re.compile("|".join(f"(?P<{name}>{found})" for name, (found, _) in _VARIES.items()))
+_VARYING = re.compile("|".join(f"(?P<{name}>{form})" for name, form in _VARIES.items()))
 _ESCAPES = re.compile(r"\x1b(?:\[[\d;?]*[A-Za-z]|\][^\x07]*\x07)")
 
 
@@ -69,6 +63,11 @@ def blocks_of(page: str) -> Iterator[Block]:
     """Yield the code blocks of a page, without their indentation."""
     for indent, language, text in _BLOCK.findall(page):
         yield Block(language, re.sub(rf"^{indent}", "", text, flags=re.M))
+
+
+def texts_of(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page that are in one language."""
+    return [text for found, text in blocks_of(page) if found == language]
 
 
 def commands_of(text: str) -> Iterator[Command]:
@@ -199,7 +198,7 @@ class Walkthrough:
             kind, text = str(varying.lastgroup), varying[0]
             known = next((name for name, documented in groups.items() if documented == text), None)
             if kind != "id":
-                parts.append(f"(?:{_VARIES[kind][1]})")
+                parts.append(f"(?:{_VARIES[kind]})")
             elif text in self._ids:
                 parts.append(re.escape(self._ids[text]))
             elif known:
@@ -216,30 +215,15 @@ class _Run:
     """A command that runs in a terminal."""
 
     def __init__(self, line: str, folder: Path, environment: Mapping[str, str], columns: int) -> None:
-        self._master, slave = pty.openpty()
-        termios.tcsetwinsize(slave, (50, columns))
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", line],
-            cwd=folder,
-            env=dict(environment),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self._written = b""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        with suppress(OSError):  # the other end is closed
-            while data := os.read(self._master, 65536):
-                self._written += data
+        self._pty = Pty(50, columns)
+        ends = dict.fromkeys(("stdin", "stdout", "stderr"), self._pty.slave)
+        command = ["/bin/sh", "-c", line]
+        self._process = subprocess.Popen(command, cwd=folder, env=dict(environment), start_new_session=True, **ends)
+        self._pty.started()
 
     @property
     def text(self) -> str:
-        return _ESCAPES.sub("", self._written.decode(errors="replace")).replace("\r\n", "\n")
+        return _ESCAPES.sub("", self._pty.text).replace("\r\n", "\n")
 
     @property
     def lines(self) -> list[str]:
@@ -255,7 +239,7 @@ class _Run:
         except subprocess.TimeoutExpired:
             self.interrupt()
             raise
-        self._reader.join(5)
+        self._pty.close()
         return status
 
     def interrupt(self) -> None:
@@ -267,6 +251,4 @@ class _Run:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
-        self._reader.join(5)
-        with suppress(OSError):
-            os.close(self._master)
+        self._pty.close()

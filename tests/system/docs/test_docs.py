@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from bridge.config.settings import BridgeSettings
 from bridge.telemetry.logs import Action
 from scripts import reference
 from tests.support import ROOT, sources
+from tests.support.walkthrough import texts_of
 
 DOCS = ROOT / "docs"
 TESTS = sources.names_of_tests()
@@ -39,11 +39,10 @@ MADE = set((ROOT / ".gitignore").read_text().splitlines())
 
 def code_of(text: str) -> Iterator[str]:
     """Yield the code on a page: spans, and lines of shell blocks."""
-    blocks = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```", re.M | re.S)
-    for _, language, block in blocks.findall(text):
-        if language == "sh":
-            yield from textwrap.dedent(block).splitlines()
-    yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", blocks.sub("", text)))
+    for block in texts_of(text, "sh"):
+        yield from block.splitlines()
+    others = re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
+    yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", others))
 
 
 def bus_commands(text: str) -> Iterator[list[str]]:
@@ -197,8 +196,8 @@ def test_each_reason_of_a_dead_letter_has_a_row() -> None:
 def test_snippets_are_yaml() -> None:
     """Each YAML block on a page is valid."""
     for text in PAGES.values():
-        for block in re.findall(r"^ *```yaml\n(.*?)^ *```", text, re.M | re.S):
-            assert yaml.safe_load(textwrap.dedent(block))
+        for block in texts_of(text, "yaml"):
+            assert yaml.safe_load(block)
 
 
 @pytest.mark.parametrize("name", PAGES)

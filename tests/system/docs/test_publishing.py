@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,13 +15,14 @@ from bridge import BridgeSettings
 from bridge.storage.keys import Keys
 from tests.support import ROOT
 from tests.support.apps import make_app
+from tests.support.walkthrough import texts_of
 
 PAGE = (ROOT / "docs" / "guides" / "publishing.md").read_text()
 
 
 def block_with(text: str) -> str:
     """Return the only block of Python on the page that contains a text."""
-    (block,) = (found for found in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S) if text in found)
+    (block,) = (found for found in texts_of(PAGE, "python") if text in found)
     return block
 
 

@@ -14,6 +14,7 @@ from bridge import Event, InvalidEvent
 from tests.support import ROOT
 from tests.support.requirements import program
 from tests.support.typescript_shapes import SHAPES
+from tests.support.walkthrough import texts_of
 
 ENVELOPES: dict[str, dict[str, Any]] = {
     "fromNerve": {
@@ -39,7 +40,7 @@ EVENTS: dict[str, dict[str, Any]] = {
 def test_the_adapters_of_the_page(tmp_path: Path) -> None:
     """What each adapter returns is an event with the right fields; without it, the envelope is refused."""
     node = program("node")
-    code, _ = re.findall(r"```ts\n(.*?)```", (ROOT / "docs" / "guides" / "typescript.md").read_text(), re.DOTALL)
+    code, _ = texts_of((ROOT / "docs" / "guides" / "typescript.md").read_text(), "ts")
     (tmp_path / "adapters.mjs").write_text(code)  # it contains no types, which Node would have to remove
     calls = [f"adapters.{name}({json.dumps(envelope)})" for name, envelope in ENVELOPES.items()]
     script = f'import * as adapters from "./adapters.mjs"; console.log(JSON.stringify([{", ".join(calls)}]))'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tests.support.outside import SECRETS, Outside
 from tests.support.queues import Queues
 from tests.support.requirements import program
 from tests.support.waiting import eventually
+from tests.support.walkthrough import texts_of
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_the_typescript_example_is_heard(
 ) -> None:
     """A subscriber accepts the event of the example, and rejects it if it is signed with another secret."""
     node = program("node")
-    (code,) = re.findall(r"```ts\n(.*?)```", (ROOT / "docs" / "explanation" / "signing.md").read_text(), re.S)
+    (code,) = texts_of((ROOT / "docs" / "explanation" / "signing.md").read_text(), "ts")
     script = tmp_path / "publish.mjs"
     script.write_text(code)  # it contains no types, which Node would have to remove
     register_handlers("t.exact")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import traceback
 from typing import Any
 
@@ -15,9 +14,10 @@ from bridge.errors import InvalidEvent, SettingsError
 from bridge.events.encoded import EncodedEvent
 from bridge.events.signing import Keyring, is_signed, unsigned
 from tests.support import ROOT
+from tests.support.walkthrough import texts_of
 
 PAGE = (ROOT / "docs" / "explanation" / "signing.md").read_text()
-VECTORS: dict[str, Any] = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.S)[0])
+VECTORS: dict[str, Any] = json.loads(texts_of(PAGE, "json")[0])
 KEYS = {key_id: SecretStr(secret) for key_id, secret in VECTORS["keys"].items()}
 KEYRING = Keyring(KEYS, VECTORS["prefix"])
 SECRET = "a secret of 32 bytes or some more"
