@@ -211,6 +211,7 @@ def test_a_worker_whose_broker_comes_and_goes(
         own_server.start()
         eventually(lambda name=f"glob n{number}": site.effects()[name] == 1, "its task has run", 30)
         eventually(lambda: not broker.exists(f"broker:{prefix}unacked"), "its message is acknowledged")
+        broker.ping()  # with the reply to this, the worker has the one to its acknowledgement
         own_server.kill()
     assert site.processes.log("w1").count("Subscriber w1@test") == 1
     broker.close()

@@ -190,7 +190,8 @@ def test_a_subscriber_without_handlers_reads_nothing(
     caplog.set_level(logging.WARNING, "bridge")
     handlers, presence = Registry(), Storage(client, settings).presence
     subscriber = start_subscriber("bare", handlers=handlers, ready=False)
-    client.publish(f"{prefix}dream.created", Event(type="dream.created", id="heard").encode())
+    heard = Event(type="dream.created", id="heard").encode()
+    eventually(lambda: client.publish(f"{prefix}dream.created", heard), "it is subscribed")
     bus.publish("dream.created", id="published")
     eventually(lambda: client.xlen(Keys(prefix).journal) == 2, "both events are in the journal")
     problems = lambda: [text for one in presence.all() for text in one.problems]  # noqa: E731
