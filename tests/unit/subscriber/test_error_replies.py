@@ -78,7 +78,7 @@ ERRORS = {
 TIMEOUT_S = 60.0
 FAST: dict[str, Any] = {
     "block_ms": 50,
-    "heartbeat_interval_s": 0.5,
+    "heartbeat_interval_s": 2.0,  # or a busy process misses three of them, and in the gap broadcasts that are in no key
     "maintenance_interval_s": 0.2,
     "redispatch_after_s": 1.0,
     "lease_s": 3.0,
@@ -256,18 +256,10 @@ def outcomes(
     for name in ("t.all", "t.chosen", "t.own"):
         registry.add(HANDLERS[name])
     with ThreadPoolExecutor(len(selected)) as pool:
-        yield {error: pool.submit(_outcome_of, server, error) for error in selected}
+        yield {error: pool.submit(Bus(server, error).run) for error in selected}
     registry.clear()
     for handler in before:
         registry.add(handler)
-
-
-def _outcome_of(server: RedisServer, error: str) -> Outcome:
-    """Run a bus, and again if it is not done in time: a busy machine may miss broadcasts that are in no key."""
-    try:
-        return Bus(server, error).run()
-    except pytest.fail.Exception:
-        return Bus(server, error).run()
 
 
 @pytest.mark.parametrize("error", list(rows()))
