@@ -168,7 +168,8 @@ def test_a_task_is_left_and_the_others_are_redispatched(
     client.xdel(keys.journal, *(entry_id for entry_id, _ in client.xrange(keys.journal, count=lost)))
     client.delete(*(keys.event(f"n{number}") for number in range(lost)))
     overdue = {task_id_for("tests", f"n{number}", "t.exact"): number for number in range(lost)}
-    assert client.zadd(keys.inflight("tests"), overdue, xx=True, ch=True) == lost
+    overdue |= {task_id_for("tests", f"p{number}", "t.own"): lost + number for number in range(waiting)}
+    assert client.zadd(keys.inflight("tests"), overdue, xx=True, ch=True) == lost + waiting
     client.set(keys.dead("tests"), "no stream")
     second = start_subscriber("two", **hasty)
     eventually(lambda: queues.length("own") == waiting, "the others are sent again")
