@@ -111,9 +111,12 @@ def test_a_subscriber_joins_and_leaves_under_load(
         return Counter(row["consumer"].decode() for row in consumers)
 
     eventually(lambda: waiting().keys() <= {"new0", "new1", "new2"}, "the rest waits for those that have stopped", 20)
-    assert client.hlen(Keys(prefix).handed_over("tests")) == sum(waiting().values())
-    # With another broker, what was being sent when handlers changed is sent again, with the same task ids.
-    assert set(queued().values()) <= ({1} if broker.url == settings.url else {1, 2})
+    noted, pending = client.hlen(Keys(prefix).handed_over("tests")), sum(waiting().values())
+    # With another broker, two steps acknowledge an entry and forget that it was handed over. If handlers change between
+    # them, its note stays until it is trimmed. What was being sent then is sent again, with the same task ids.
+    one_redis = broker.url == settings.url
+    assert noted == pending if one_redis else noted >= pending
+    assert set(queued().values()) <= ({1} if one_redis else {1, 2})
 
 
 def test_a_replay_for_one_handler_finds_it(
