@@ -266,7 +266,7 @@ def test_no_file_descriptors_left(
     started(processes, "poor")
     with EventBus(redis_url=own_server.url, channel_prefix=prefix) as own_bus:
         publish(own_bus, ["before"])
-        eventually(lambda: queues.length() == 1, "it dispatches")
+        all_dispatched(own_bus.client, queues, prefix, ["before"])  # and acknowledged, or it would be sent again
         _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
         process.rlimit(psutil.RLIMIT_NOFILE, (3, hard))
         own_bus.client.client_kill_filter(_type="normal", skipme=True)
