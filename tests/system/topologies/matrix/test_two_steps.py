@@ -138,8 +138,9 @@ def test_the_events_of_the_typescript_bus(
     letters = Storage(client, settings).dead_letters
     eventually(lambda: client.xlen(keys.journal) >= len(ARRIVING), "those that arrive are appended")
     reasons = {shape.outcome.reason for shape in REFUSED}
-    # Where key and broadcast differ, and a scan finds the key first, each has a dead letter.
-    eventually(lambda: {one.reason for one in letters.latest(999)} == reasons, "the others are dead letters")
+    # Where a key is invalid, but not its broadcast, and a scan finds the key first, it has a dead letter too.
+    found = lambda: {one.reason for one in letters.latest(999)} - {"source"}  # noqa: E731
+    eventually(lambda: found() == reasons, "the others are dead letters")
     events = [Event.decode(fields[b"event"], max_bytes=10_000) for _, fields in client.xrange(keys.journal)]
     by_id = {event.id: event for event in events}
     assert [by_id[shape.arrived()["id"]].to_dict() for shape in ARRIVING] == [shape.arrived() for shape in ARRIVING]
