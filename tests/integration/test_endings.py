@@ -65,8 +65,8 @@ def test_each_handler_runs_once_and_ends_at_once(
         letters = Counter((one.event_type, one.reason) for one in storage.dead_letters.latest(1000))
         assert runs == Counter({name: runs for name, (runs, _) in expected.items() if runs})
         assert letters == Counter({(name, reason): 1 for name, (_, reason) in expected.items() if reason})
-        with suppress(pytest.fail.Exception):
-            eventually(lambda: not unacknowledged(client, prefix), "all messages are acknowledged")
+        with suppress(pytest.fail.Exception):  # Celery waits 10 s for the result of a process that has died
+            eventually(lambda: not unacknowledged(client, prefix), "all messages are acknowledged", 45)
         assert unacknowledged(client, prefix) == []
         if environment:
             assert "Connection refused" in processes.log("w1")
