@@ -10,11 +10,11 @@ import pytest
 from redis import Redis
 
 from bridge import BridgeSettings, EventBus
-from bridge.storage.keys import Keys
 from bridge.testing.redis_server import RedisServer
 from tests.support.flower import Browser, Flower, Site, headless_chrome
 from tests.support.processes import Processes, environment_on
 from tests.support.requirements import missing, program
+from tests.support.subscribers import subscribers
 from tests.support.waiting import eventually
 
 
@@ -27,8 +27,7 @@ def site(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     processes.worker("w1", "-Q", "celery")  # without -Q, it would take all queues of its handlers
     settings = BridgeSettings.load(redis_url=server.url, channel_prefix=prefix, group="tests")
     with EventBus(settings=settings) as bus, Redis.from_url(server.url) as client:
-        heartbeat = Keys(prefix).heartbeat
-        eventually(lambda: client.pubsub_numsub(heartbeat)[0][1], "the worker is subscribed", 40)
+        eventually(lambda: subscribers(client, prefix) == 1, "the worker is subscribed", 40)
         yield Site(processes, bus, client, settings)
     processes.end()
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from redis.exceptions import ResponseError
 
 from bridge import Event, EventBus
 from bridge.storage.keys import Keys
@@ -20,6 +19,7 @@ from bridge.testing.redis_server import RedisServer
 from tests.support.outside import as_typescript_broadcasts
 from tests.support.processes import STOP_S, Processes, stops_worker
 from tests.support.requirements import program
+from tests.support.subscribers import subscribers
 from tests.support.waiting import eventually
 
 SCRIPT = str(Path(__file__).parent / "redis_event_bus.mjs")
@@ -66,17 +66,6 @@ def start_listener(processes: Processes, prefix: str, pattern: str, count: int) 
         return [json.loads(line) for line in processes.log("listener").split("\n")[1:] if line]
 
     return heard
-
-
-def subscribers(client: Redis, prefix: str) -> int:
-    """Return the number of subscribers that are subscribed and read the journal."""
-    keys = Keys(prefix)
-    try:
-        consumers = len(client.xinfo_consumers(keys.journal, "tests"))
-    except ResponseError:  # no journal or no group yet
-        return 0
-    ((_, listening),) = client.pubsub_numsub(keys.heartbeat)
-    return min(consumers, listening)
 
 
 def effects(client: Redis, prefix: str, count: int) -> Callable[[], Counter[str]]:

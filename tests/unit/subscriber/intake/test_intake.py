@@ -29,7 +29,10 @@ def test_killed_subscriptions_lose_nothing(
     """Events written to key and channel all arrive once while the subscription is cut repeatedly."""
     register_handlers("t.all")
     subscriber = start_subscriber()
-    gaps = lambda: subscriber.info().get("subscription_gaps", 0)  # noqa: E731
+
+    def gaps() -> int:
+        return subscriber.info().get("subscription_gaps", 0)
+
     for number in range(600):
         event = Event(type="a.b", id=f"n{number}")
         with client.pipeline(transaction=False) as pipe:
